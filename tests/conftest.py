@@ -1,0 +1,20 @@
+"""Strict settings for every test: implicit rank promotion, warnings and legacy PRNG keys are errors."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test, and only for it."""
+    with jax.enable_x64(True):
+        yield
