@@ -1,0 +1,197 @@
+"""What surrounds the compiled loop: progress, probes, checkpoints, resume, divergence as a result."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from experiments import checkpoint, rundir
+from experiments.train import Program
+
+
+class Session(NamedTuple):
+    """Where a run keeps its files and shows its progress; ``Session()`` keeps and shows nothing."""
+
+    path: pathlib.Path | None = None
+    progress: Callable[[int, str, float], None] = lambda steps, name, loss: None
+    sinks: tuple[Callable[[dict[str, Any]], None], ...] = ()
+    devices: int = 1
+    checkpoint_seconds: float = 20.0
+
+
+def train_runs(
+    program: Program,
+    data: Any,
+    learning_rates: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    chunks: int,
+    name: str,
+    session: Session | None = None,
+) -> dict[str, np.ndarray]:
+    """Trains every (learning rate, seed) pair; finished pairs are loaded, an interrupted one continues.
+
+    Args:
+        program: compiled for one run, or for all of them at once (padded to its ``runs``).
+        data: the program's data.
+        learning_rates: one per run.
+        seeds: one per run.
+        chunks: calls of ``advance``; the probe runs before the first and after each.
+        name: of this group of runs, unique within the session; names its files.
+        session: files, progress, sinks.
+
+    Returns:
+        name of a measurement -> float array (runs, chunks + 1). ``batch_loss`` is the mean training loss of the
+        chunk that ends there (nan at 0). From the chunk in which a loss was not finite on, every value is nan.
+    """
+    session = session or Session()
+    count = len(learning_rates)
+    if len(seeds) != count:
+        raise ValueError(f"{count} learning rates but {len(seeds)} seeds: give one seed per run")
+    units = [list(range(count))] if program.runs else [[run] for run in range(count)]
+    pieces = []
+    for unit in units:
+        label = name if program.runs else f"{name}-{unit[0]:03d}"
+        rows = [(float(learning_rates[run]), int(seeds[run])) for run in unit]
+        pieces.append(_train_unit(program, data, rows, chunks, label, session))
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.ndarray]:
+    finished = session.path and rundir.load_point(session.path, label)
+    if finished:
+        session.progress(len(rows) * chunks * program.steps, label, np.nan)
+        return finished
+    rates, seeds = _arguments(program, rows)
+    state = program.start(rates, seeds, data)
+    state, values = program.measure(state, rates, data)
+    records = {key: np.full((len(rows), chunks + 1), np.nan) for key in ("batch_loss", *values)}
+    alive = np.ones(len(rows), bool)
+    done = 0
+    folder = session.path / "checkpoints" / label if session.path else None
+    saved = folder and checkpoint.restore(folder, (state, records, alive))
+    if saved:
+        done, (state, records, alive) = saved
+        records, alive = jax.tree.map(np.array, (records, alive))
+        session.progress(len(rows) * done * program.steps, label, np.nan)
+    else:
+        _record(records, 0, alive, values, np.full(len(rows), np.nan))
+    if session.path:
+        rundir.keep_metrics(session.path, lambda row: row["run"] != label or row["chunk"] <= done)
+    last_save = time.monotonic()
+    for chunk in range(done + 1, chunks + 1):
+        if not alive.any():  # nothing left to train: every record from here on is nan already
+            session.progress(len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
+            break
+        state, losses = program.advance(state, rates, seeds, data)
+        state, values = program.measure(state, rates, data)
+        losses = np.asarray(losses, np.float64).reshape(-1, program.steps)[: len(rows)]
+        alive &= np.isfinite(losses).all(axis=1)
+        _record(records, chunk, alive, values, losses.mean(axis=1))
+        _report(session, records, chunk, program.steps, label, rows)
+        if session.path and time.monotonic() - last_save > session.checkpoint_seconds:
+            checkpoint.save(folder, chunk, (state, records, alive))
+            last_save = time.monotonic()
+    if session.path:
+        rundir.save_point(session.path, label, records)
+        checkpoint.drop(folder)
+    return records
+
+
+def _arguments(program: Program, rows) -> tuple[Any, Any]:
+    if program.runs is None:
+        return np.float32(rows[0][0]), np.uint32(rows[0][1])
+    padded = rows + [rows[-1]] * (program.runs - len(rows))
+    rates, seeds = zip(*padded)
+    return np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
+
+
+def _record(records, chunk, alive, values, batch_loss) -> None:
+    runs = len(alive)
+    columns = {
+        key: np.asarray(value, np.float64).reshape(-1)[:runs] for key, value in values.items()
+    }
+    for key, column in {**columns, "batch_loss": batch_loss}.items():
+        records[key][:, chunk] = np.where(alive, column, np.nan)
+
+
+def _report(session, records, chunk, steps, label, rows) -> None:
+    losses = records["batch_loss"][:, chunk]
+    best = np.min(losses, initial=np.inf, where=np.isfinite(losses))
+    session.progress(len(rows) * steps, label, float(best))
+    if not (session.path or session.sinks):
+        return
+    lines = [
+        {"run": label, "chunk": chunk, "step": chunk * steps, "learning_rate": rate, "seed": seed}
+        | {key: _number(column[run, chunk]) for key, column in records.items()}
+        for run, (rate, seed) in enumerate(rows)
+    ]
+    if session.path:
+        rundir.append_metrics(session.path, lines)
+    for sink in session.sinks:
+        for line in lines:
+            sink(line)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float], None]]:
+    """A progress bar with step rate, loss and time left; plain lines when not a terminal."""
+    console = rich.console.Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _plain_progress(total_steps, title)
+        return
+    columns = (
+        rich.progress.TextColumn("[bold]{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[rate]} steps/s  loss {task.fields[loss]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total_steps, rate="-", loss="-")
+        start, trained = time.monotonic(), 0
+
+        def report(steps: int, name: str, loss: float) -> None:
+            nonlocal trained
+            trained += steps if np.isfinite(loss) else 0
+            rate = trained / max(time.monotonic() - start, 1e-9)
+            bar.update(
+                task, advance=steps, description=name, rate=f"{rate:.0f}", loss=f"{loss:.3g}"
+            )
+
+        yield report
+
+
+def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
+    start = last = time.monotonic()
+    done = 0
+
+    def report(steps: int, name: str, loss: float) -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if now - last < every and done < total_steps:
+            return
+        last = now
+        rate = done / max(now - start, 1e-9)
+        left = (total_steps - done) / max(rate, 1e-9)
+        print(
+            f"{title}: {done}/{total_steps} steps, {rate:.0f}/s, {left:.0f} s left, {name}, loss {loss:.3g}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report

@@ -1,0 +1,242 @@
+"""The compiled training loop: everything about a run but its learning rate and its seed, compiled once.
+
+A `Program` trains one run at a time, or many at once (vmapped over a leading run axis, sharded over
+devices). Learning rate and seed are arguments, so that a sweep compiles once per shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+# Streams of random numbers of one seed; a step's batch is fold_in(stream, step), so any step can be replayed.
+INIT, BATCHES, PROBE = range(3)
+
+
+class State(NamedTuple):
+    """What a run carries from step to step."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    carry: Any  # of the probe, for instance the start vector of the next Lanczos
+
+
+class Probe(NamedTuple):
+    """A measurement between chunks of training.
+
+    ``start(params, key, data) -> carry``; ``measure(params, carry, learning_rate, data) -> (carry, {name: scalar})``.
+    """
+
+    start: Callable
+    measure: Callable
+
+
+class Program(NamedTuple):
+    """Compiled functions of one shape; with ``runs`` set, every argument has a leading run axis.
+
+    ``start(learning_rate, seed, data) -> State``; ``advance(state, learning_rate, seed, data) -> (state, losses)``
+    where losses has one entry per step; ``measure(state, learning_rate, data) -> (state, {name: scalar})``.
+    """
+
+    start: Callable
+    advance: Callable
+    measure: Callable
+    steps: int
+    runs: int | None
+    compile_seconds: float
+
+
+def stream(seed: jax.Array, name: int) -> jax.Array:
+    """The key of one named stream of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), name)
+
+
+def draw_batch(seed: jax.Array, step: jax.Array, train: Any, batch_size: int | None) -> Any:
+    """The minibatch of one step: uniform with replacement, a function of (seed, step) alone; None is full batch."""
+    if batch_size is None:
+        return train
+    size = jax.tree.leaves(train)[0].shape[0]
+    key = jax.random.fold_in(stream(seed, BATCHES), step)
+    rows = jax.random.randint(key, (batch_size,), 0, size)
+    return jax.tree.map(lambda leaf: leaf[rows], train)
+
+
+def training_step(
+    loss: Callable, optimizer: Callable, batch_size: int | None, constrain: Callable = lambda b: b
+) -> Callable:
+    """One step of training as a pure function ``(state, learning_rate, seed, data) -> (state, loss)``.
+
+    Args:
+        loss: ``(params, batch) -> scalar``.
+        optimizer: ``learning_rate -> optax.GradientTransformation``; the rate may be traced.
+        batch_size: examples per step, or None for the full batch.
+        constrain: places the batch on devices.
+    """
+
+    def step(state: State, learning_rate: jax.Array, seed: jax.Array, data: Any):
+        batch = constrain(draw_batch(seed, state.step, data["train"], batch_size))
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
+        updates, opt_state = optimizer(learning_rate).update(
+            gradient, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        return State(params, opt_state, state.step + 1, state.carry), value
+
+    return step
+
+
+def contains_convolution(function: Callable, *arguments: Any) -> bool:
+    """Whether the jaxpr of ``function(*arguments)`` has a convolution, at any depth."""
+
+    def search(jaxpr: Any) -> bool:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                return True
+            for value in equation.params.values():
+                for inner in value if isinstance(value, list | tuple) else [value]:
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns") and search(inner):
+                        return True
+        return False
+
+    return search(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def compile_program(
+    init: Callable,
+    loss: Callable,
+    optimizer: Callable,
+    data: Any,
+    *,
+    steps: int,
+    batch_size: int | None,
+    probe: Probe,
+    runs: int | None = None,
+    devices: int = 1,
+) -> Program:
+    """Compiles one training program ahead of time, so that nothing can compile later.
+
+    Args:
+        init: ``key -> params``.
+        loss: ``(params, batch) -> scalar``.
+        optimizer: ``learning_rate -> optax.GradientTransformation``.
+        data: {"train": batch, ...}, pytree of arrays with a leading example axis.
+        steps: training steps per call of ``advance``.
+        batch_size: examples per step; None for the full batch.
+        probe: what is measured between calls.
+        runs: how many runs one call trains (a multiple of ``devices``); None for one run without a run axis.
+        devices: shards the runs, or without ``runs`` the batch of one run, over this many devices.
+
+    Raises:
+        ValueError: fewer devices are there, or they do not divide the runs or the batch.
+    """
+    _check_devices(runs, batch_size, devices)
+    mesh = jax.make_mesh((devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("devices"))
+    by_run = everywhere if runs is None else split
+    shard_batch = devices > 1 and runs is None
+    constrain = (
+        (lambda batch: jax.lax.with_sharding_constraint(batch, split))
+        if shard_batch
+        else lambda batch: batch
+    )
+    step = training_step(loss, optimizer, batch_size, constrain)
+
+    def start(learning_rate, seed, data):
+        params = init(stream(seed, INIT))
+        carry = probe.start(params, stream(seed, PROBE), data)
+        zero = jnp.zeros((), jnp.int32)
+        return State(params, optimizer(learning_rate).init(params), zero, carry)
+
+    def advance(state, learning_rate, seed, data):
+        return jax.lax.scan(
+            lambda state, _: step(state, learning_rate, seed, data), state, length=steps
+        )
+
+    def measure(state, learning_rate, data):
+        carry, values = probe.measure(state.params, state.carry, learning_rate, data)
+        return state._replace(carry=carry), values
+
+    rate, seed = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.uint32)
+    # XLA's CPU backend runs a convolution inside a compiled loop about 50 times slower: step it there.
+    stepped = jax.default_backend() == "cpu" and contains_convolution(
+        lambda r, s, d: step(start(r, s, d), r, s, d), rate, seed, data
+    )
+    if stepped:
+        advance = step
+    if runs is not None:
+        start, measure, advance = (
+            jax.vmap(start, (0, 0, None)),
+            jax.vmap(measure, (0, 0, None)),
+            jax.vmap(advance, (0, 0, 0, None)),
+        )
+        rate, seed = jnp.zeros((runs,), jnp.float32), jnp.zeros((runs,), jnp.uint32)
+
+    begin = time.perf_counter()
+    compiled_start = _compile(start, (by_run, by_run, everywhere), by_run, rate, seed, data)
+    state = jax.eval_shape(start, rate, seed, data)
+    compiled_advance = _compile(
+        advance,
+        (by_run, by_run, by_run, everywhere),
+        by_run,
+        *(state, rate, seed, data),
+        donate_argnums=0,
+    )
+    compiled_measure = _compile(
+        measure, (by_run, by_run, everywhere), by_run, state, rate, data, donate_argnums=0
+    )
+    return Program(
+        compiled_start,
+        functools.partial(_advance_by_steps, compiled_advance, steps)
+        if stepped
+        else compiled_advance,
+        compiled_measure,
+        steps,
+        runs,
+        time.perf_counter() - begin,
+    )
+
+
+def _compile(function, in_shardings, out_shardings, *arguments, donate_argnums=()):
+    jitted = jax.jit(
+        function,
+        in_shardings=in_shardings,
+        out_shardings=out_shardings,
+        donate_argnums=donate_argnums,
+    )
+    return jitted.lower(*arguments).compile()
+
+
+def _advance_by_steps(step, steps, state, learning_rate, seed, data):
+    losses = []
+    for _ in range(steps):
+        state, loss = step(state, learning_rate, seed, data)
+        losses.append(loss)
+    return state, np.stack(jax.device_get(losses), axis=-1)
+
+
+def _check_devices(runs: int | None, batch_size: int | None, devices: int) -> None:
+    there = len(jax.devices())
+    if not 1 <= devices <= there:
+        raise ValueError(
+            f"devices is {devices}, but there are {there}; ask for 1 to {there} "
+            "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual ones)"
+        )
+    if runs is not None and runs % devices:
+        raise ValueError(
+            f"{runs} runs cannot be split over {devices} devices: pad them to a multiple"
+        )
+    if runs is None and batch_size is not None and batch_size % devices:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be split over {devices} devices: make it a multiple"
+        )
