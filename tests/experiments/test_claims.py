@@ -1,0 +1,184 @@
+"""Claims: the words of a criterion and its test agree, controls read the other way, JSON keeps everything."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from experiments import claims
+from experiments.claims import Claim
+
+TEXTS = ("P1", "Noci et al. 2024, Fig. 1", "the optimum does not move")
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def meets(measured, criterion):
+    """The criterion read by its words alone, as a reader would."""
+    if found := re.fullmatch(r"([<>])= (\S+)", criterion):
+        sign, bound = found.groups()
+        return measured <= float(bound) if sign == "<" else measured >= float(bound)
+    if found := re.fullmatch(r"in \[(\S+), (\S+)\]", criterion):
+        return float(found[1]) <= measured <= float(found[2])
+    target, tolerance = map(float, criterion.split(" ± "))
+    return target - tolerance <= measured <= target + tolerance
+
+
+@given(measured=finite, low=finite, width=st.floats(0, 1e6), control=st.booleans())
+def test_the_words_of_a_criterion_are_its_test(measured, low, width, control):
+    for claim in (
+        claims.at_most(*TEXTS, measured, low, control=control),
+        claims.at_least(*TEXTS, measured, low, control=control),
+        claims.within(*TEXTS, measured, low, low + width, control=control),
+        claims.near(*TEXTS, measured, low, width, control=control),
+    ):
+        assert claim.passed == (meets(measured, claim.criterion) != control)
+
+
+@given(bound=finite)
+def test_a_value_that_equals_the_bound_passes_and_the_next_one_fails(bound):
+    assert claims.at_most(*TEXTS, bound, bound).passed
+    above = math.nextafter(bound, math.inf)
+    claim = claims.at_most(*TEXTS, above, bound)
+    assert not claim.passed
+    assert claims.value_text(claim) != claims.value_text(
+        claims.at_most(*TEXTS, bound, bound)
+    ) or float(claims.value_text(claim)) != float(claim.criterion.removeprefix("<= "))
+
+
+@pytest.mark.parametrize("measured", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("control", [False, True])
+def test_what_is_not_finite_decides_nothing(measured, control):
+    for claim in (
+        claims.at_most(*TEXTS, measured, 1, control=control),
+        claims.at_least(*TEXTS, measured, 1, control=control),
+        claims.within(*TEXTS, measured, 0, 1, control=control),
+    ):
+        assert not claim.passed
+        assert claims.verdict(claim) == "NOT MEASURED"
+
+
+def test_four_verdicts():
+    words = {
+        (measured, control): claims.verdict(claims.at_most(*TEXTS, measured, 1, control=control))
+        for measured in (0, 2)
+        for control in (False, True)
+    }
+    assert words == {
+        (0, False): "holds",
+        (2, False): "FAILS",
+        (2, True): "fails, as it must",
+        (0, True): "CONTROL HOLDS",
+    }
+
+
+def test_words_can_be_claimed_too():
+    claim = claims.equals(*TEXTS, "kernel regime", "feature learning", control=True)
+    assert claim.passed
+    assert claim.criterion == "is feature learning"
+    assert claims.value_text(claim) == "kernel regime"
+    assert not claims.equals(*TEXTS, "kernel regime", "feature learning").passed
+
+
+def test_criteria_that_decide_nothing_are_refused():
+    with pytest.raises(ValueError, match="low 2 is larger than high 1"):
+        claims.within(*TEXTS, 0, 2, 1)
+    with pytest.raises(ValueError, match="tolerance is -1"):
+        claims.near(*TEXTS, 0, 2, -1)
+    for bound in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="no finite bound"):
+            claims.at_most(*TEXTS, 0, bound)
+
+
+EXAMPLES = [
+    claims.at_most("P1 mup", "paper A", "moves by little", 0.0625, 0.5, interval=(0.01, 0.11)),
+    claims.at_least("P1 ntk", "paper A", "moves a lot", 0.25, 1.5),
+    claims.at_most("P1 standard", "paper A", "does not transfer", 1.93, 0.5, control=True),
+    claims.near("P6 hidden", "paper B", "slope of hidden layers", math.nan, 0, 0.15),
+    claims.at_least("P7", "paper B", "grows", math.inf, 1, interval=(1.0, math.inf)),
+    claims.equals("regime", "paper C", "the regime", "nan-free", "nan-free"),
+]
+
+
+def test_json_keeps_every_field_and_is_strict_json():
+    text = claims.to_json(EXAMPLES)
+    rows = json.loads(text, parse_constant=pytest.fail)
+    assert rows[0]["verdict"] == "holds"
+    again = claims.from_json(text)
+    assert [c._replace(measured=0) for c in again] == [c._replace(measured=0) for c in EXAMPLES]
+    assert claims.differences(EXAMPLES, again) == []
+    assert math.isnan(again[3].measured)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting"),
+        ("{}", "expected a list of claims, found dict"),
+        ('[{"name": "P1"}]', "entry 0 is not a claim: .*P1"),
+        ("[3]", "entry 0 is not a claim: 3"),
+        (claims.to_json(EXAMPLES).replace("true", "1", 1), "entry 0 is not a claim"),
+        (claims.to_json(EXAMPLES).replace("0.0625", "null"), "entry 0 is not a claim"),
+    ],
+)
+def test_json_that_holds_no_claims_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        claims.from_json(text)
+
+
+def test_differences_name_the_claim_and_both_values():
+    now = [
+        EXAMPLES[0]._replace(measured=0.7, passed=False),
+        *EXAMPLES[2:],
+        EXAMPLES[1]._replace(name="new"),
+    ]
+    found = claims.differences(EXAMPLES, now)
+    assert found == [
+        "P1 ntk is recorded but no longer computed",
+        "new is computed but was not recorded",
+        "P1 mup: recorded 0.0625, computed 0.7",
+        "P1 mup: recorded as 'holds', computed as 'FAILS'",
+    ]
+    assert (
+        claims.differences(EXAMPLES[:1], [EXAMPLES[0]._replace(measured=0.0625 * (1 + 1e-8))]) == []
+    )
+    other = claims.at_most("P1 mup", "paper A", "moves by little", 0.0625, 0.4)
+    assert "criterion was <= 0.5, now <= 0.4" in claims.differences(EXAMPLES[:1], [other])[0]
+
+
+def test_the_summary_counts_claims_and_controls_apart():
+    assert claims.summary(EXAMPLES) == "2 of 5 claims hold; 1 of 1 controls fail, as they must"
+    assert claims.summary([]) == "no claims"
+
+
+def test_the_plain_table_says_everything_in_lines():
+    file = io.StringIO()
+    claims.print_table(EXAMPLES, "A study", file)
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert "holds              P1 mup       0.0625 [0.01, 0.11]  (<= 0.5)" in text
+    assert "fails, as it must  P1 standard  1.93  (control: must fail <= 0.5)" in text
+    for claim in EXAMPLES:
+        assert claim.statement in text
+    assert text.splitlines()[-1] == claims.summary(EXAMPLES)
+
+
+@pytest.mark.parametrize("width", [50, 100, 160])
+def test_the_terminal_table_cuts_no_verdict(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(claims.rich_table(EXAMPLES, "A study"))
+    text = re.sub(r"[^A-Za-z]", "", console.file.getvalue())
+    assert "…" not in console.file.getvalue()
+    assert "FAILS" in text
+
+
+def test_markup_in_a_statement_is_shown_as_it_is():
+    claim = Claim("P[1]", "[bold]", "lies in [0, 1]", 0.5, "in [0, 1]", True)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(claims.rich_table([claim]))
+    assert "[bold]" in console.file.getvalue()
+    assert "P[1]" in console.file.getvalue()
