@@ -1,0 +1,365 @@
+"""abc-parametrizations around an unchanged model: what to multiply, how to initialise, how fast to learn.
+
+A parameter of growth m (its fan relative to the base width) is used as m^-a w, initialised at its standard
+deviation at the base width times m^-b, and learns at eta m^-c. At the base width every factor is one and the
+network is the plain Flax network, bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from html import escape
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from limits import optimizers
+from limits.exponents import (
+    DEPTH_RULES,
+    Exponents,
+    Rule,
+    branch_multiplier,
+    depth_alpha,
+    named_rule,
+)
+from limits.optimizers import multiply
+from ntk import family as families
+from ntk.family import ParamAxes, named_leaves
+
+
+class Factors(NamedTuple):
+    """What is done to one parameter: all Python floats, all one at the base width and depth."""
+
+    multiplier: float
+    init: float
+    sgd: float
+    adam: float
+    gradient: float
+
+
+class Row(NamedTuple):
+    """One parameter in a summary."""
+
+    parameter: str
+    role: str
+    shape: tuple
+    init_std: float
+    multiplier: float
+    lr_sgd: float
+    lr_adam: float
+
+
+class Summary(NamedTuple):
+    """A table of all parameters, for the terminal (str) and the notebook (HTML)."""
+
+    title: str
+    rows: list[Row]
+
+    def __str__(self):
+        cells = [Row._fields, *(self._cells(row) for row in self.rows)]
+        lengths = [max(len(line[k]) for line in cells) for k in range(len(Row._fields))]
+        lines = ["  ".join(map(str.ljust, line, lengths)).rstrip() for line in cells]
+        return "\n".join([self.title, *lines])
+
+    def _repr_html_(self):
+        head = "".join(f"<th>{field}</th>" for field in Row._fields)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in self._cells(row)) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><caption>{escape(self.title)}</caption><tr>{head}</tr>{body}</table>"
+
+    def _cells(self, row):
+        return [f"{x:.4g}" if isinstance(x, float) else str(x) for x in row]
+
+
+class Parametrized(NamedTuple):
+    """A network at one width under a rule: pure functions, and the trees of factors that they apply.
+
+    Attributes:
+        init: `init(key) -> params`, the model's own initialisation times `init_scale`.
+        apply: `apply(params, *inputs, **kwargs)`, the model at params times `multiplier`; keywords as in
+            `ntk.family.Network`.
+        state: `state(key)`, what the model keeps besides parameters ({} for most), for `apply(..., state=)`.
+        optimizer: `optimizer(factory, learning_rate, *, kind=None, **kwargs)`, an optax transformation: the
+            factory's, with a factor on each parameter's learning rate. `learning_rate` is a float, a traced
+            scalar or a schedule; `kwargs` go to the factory; `kind` is "sgd" or "adam" for a factory that
+            is not known. Weight decay does not inherit the factor; Adam's eps follows the gradient.
+        summary: `summary()`, one row per parameter; prints in a terminal and in a notebook.
+        lr_scale: `lr_scale(kind)`, the tree of learning-rate factors of "sgd" or "adam": the D of the
+            scaled Hessian D^(1/2) H D^(1/2).
+        axes: tree of ParamAxes at (base width, 4 base width, width).
+        multiplier: tree of forward multipliers m^-a.
+        init_scale: tree of factors on the model's own initialisation.
+        rule: the Rule.
+        width, base_width: as given.
+    """
+
+    init: Callable
+    apply: Callable
+    state: Callable
+    optimizer: Callable
+    summary: Callable
+    lr_scale: Callable
+    axes: Any
+    multiplier: Any
+    init_scale: Any
+    rule: Rule
+    width: int
+    base_width: int
+
+
+def parametrize(
+    family,
+    rule,
+    *,
+    width,
+    base_width,
+    example=None,
+    roles=None,
+    depth_rule=None,
+    depth=None,
+    base_depth=None,
+    branch=None,
+    branch_last=None,
+) -> Parametrized:
+    """A family at one width under an abc-parametrization, with no change to the model.
+
+    The exponents are statements about the network at width m n_0 relative to base width n_0. They hold
+    whatever initializer the model uses: how its standard deviation scales by itself is measured between the
+    base width and four times that, and corrected. "standard" therefore changes nothing in a model of LeCun,
+    He or fan-in initializers, and adds the missing m^(-1/2) to a constant standard deviation.
+
+    Two things stay with the model: attention logits divided by the head size instead of its square root, and
+    a tied readout (role "tied": trained as the embedding it is; the model divides its logits by m for mup and
+    mean_field, by sqrt(m) for ntk).
+
+    Args:
+        family: a function of the width, see `ntk.family`.
+        rule: "standard", "ntk", "mup", "mean_field", or a Rule.
+        width: the width n.
+        base_width: the width n_0 at which the hyper-parameters were tuned.
+        example: input (or tuple of inputs) of a linen model.
+        roles: roles of parameters that names and shapes cannot tell, see `ntk.family.width_axes`.
+        depth_rule: "sqrt", "1/L" or "completep" for residual networks; needs the next three arguments.
+        depth: number of residual branches of this family.
+        base_depth: number of residual branches at which the hyper-parameters were tuned.
+        branch: pattern of the paths of all parameters inside residual branches, `"block_*"`.
+        branch_last: pattern of the parameters (kernel and bias) of the last linear layer of each branch,
+            `"block_*/out/*"`: the branch multiplier is applied to them. None if the model itself multiplies
+            its branches by `branch_multiplier(depth_rule, depth, base_depth)`.
+
+    Returns:
+        Parametrized(init, apply, optimizer, summary, ...).
+
+    Raises:
+        ValueError: an unknown rule; a family that is ambiguous, does not grow or reads out with no parameter
+            of role "output"; an initializer whose scale follows no power of the fans.
+
+    Source: Yang & Hu (2021), Tensor Programs IV; Yang et al. (2022), Tensor Programs V.
+    """
+    rule = named_rule(rule)
+    widths = (base_width, 4 * base_width, width)
+    axes = families.width_axes(family, example, widths=widths, roles=roles)
+    named = named_leaves(axes, is_leaf=_is_axes)
+    _check_readout(family, example, widths, named)
+    net = families.network(family, width, example)
+    own = _own_scales(family, example, widths, named)
+    depths = _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named)
+    factors = {name: _factors(rule, leaf, own[name], *depths[name]) for name, leaf in named.items()}
+    column = {
+        field: {n: getattr(f, field) for n, f in factors.items()} for field in Factors._fields
+    }
+
+    def tree(field):
+        return jax.tree.unflatten(
+            jax.tree.structure(axes, is_leaf=_is_axes), column[field].values()
+        )
+
+    def lr_scale(kind):
+        if kind not in ("sgd", "adam"):
+            raise ValueError(f'kind is {kind!r}; allowed are "sgd" and "adam"')
+        return tree(kind)
+
+    def optimizer(factory, learning_rate, *, kind=None, **kwargs):
+        kind = optimizers.optimizer_kind(factory, kind)
+        gradient = column["gradient"] if kind == "adam" else None
+        inner = factory(learning_rate, **kwargs)
+        return optimizers.scale_per_leaf(inner, column[kind], gradient)
+
+    def init(key):
+        return multiply(net.init(key), column["init"])
+
+    return Parametrized(
+        init=init,
+        apply=lambda params, *inputs, **kwargs: net.apply(
+            multiply(params, column["multiplier"]), *inputs, **kwargs
+        ),
+        state=lambda key: families.initial_state(family, width, example, key),
+        optimizer=optimizer,
+        summary=lambda: _summary(rule, width, base_width, named, factors, init),
+        lr_scale=lr_scale,
+        axes=axes,
+        multiplier=tree("multiplier"),
+        init_scale=tree("init"),
+        rule=rule,
+        width=width,
+        base_width=base_width,
+    )
+
+
+def _is_axes(leaf):
+    return isinstance(leaf, ParamAxes)
+
+
+def _growth(axes, index=-1):
+    """(m, m_out): growth of the fan that a, b and the first part of c go with, and of the fan-out."""
+    m_in, m_out = (now / base for now, base in zip(axes.fans(index), axes.fans(0), strict=True))
+    return {
+        "hidden": (m_in, m_out),
+        "output": (m_in, 1.0),
+        "input": (m_out, 1.0),
+        "tied": (m_out, 1.0),
+        "scalar": (1.0, 1.0),
+    }[axes.role]
+
+
+def _factors(rule, axes, own, multiplier, sgd, adam, gradient):
+    """Factors of one parameter: those of its role at this width, times those of its depth."""
+    rows = {"hidden": rule.hidden, "output": rule.output, "scalar": Exponents()}
+    e = rows.get(axes.role, rule.input)
+    m, m_out = _growth(axes)
+    init = m**-e.b / own
+    return Factors(
+        multiplier=multiplier * m**-e.a,
+        init=1.0 if math.isclose(init, 1.0, rel_tol=1e-9) else init,
+        sgd=sgd * m**-e.sgd * m_out**-e.sgd_out,
+        adam=adam * m**-e.adam,
+        gradient=gradient * m**e.gradient * m_out**e.gradient_out,
+    )
+
+
+def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
+    """{name: (multiplier, sgd, adam, gradient)}: for x + beta branch(x) with beta = m_L^-alpha."""
+    if depth_rule is None:
+        given = [depth, base_depth, branch, branch_last]
+        if any(value is not None for value in given):
+            raise ValueError(
+                f"depth, base_depth, branch, branch_last = {given} have no effect without a depth_rule: {', '.join(DEPTH_RULES)}"
+            )
+        return dict.fromkeys(named, (1.0, 1.0, 1.0, 1.0))
+    if None in (depth, base_depth, branch):
+        raise ValueError(
+            f"depth_rule={depth_rule!r} needs depth, base_depth and branch (the pattern of the parameters "
+            f"inside residual branches, such as 'block_*'); got {depth}, {base_depth}, {branch!r}"
+        )
+    beta = branch_multiplier(depth_rule, depth, base_depth)
+    m, alpha = depth / base_depth, depth_alpha(depth_rule)
+    for pattern in filter(None, (branch, branch_last)):
+        if not any(families.match(name, [pattern]) for name in named):
+            raise ValueError(f"{pattern!r} matches no parameter; there are {list(named)}")
+    factors = {}
+    for name in named:
+        last = branch_last is not None and families.match(name, [branch_last])
+        inside = last or families.match(name, [branch])
+        scales = (m ** (2 * alpha - 1), m ** (alpha - 1), m**alpha) if inside else (1.0, 1.0, 1.0)
+        factors[name] = (beta if last else 1.0, *scales)
+    return factors
+
+
+def _check_readout(family, example, widths, named):
+    """Refuse outputs of fixed size that no "output" parameter computes: a tied or hidden readout."""
+    if example is None or any(axes.role in ("output", "tied") for axes in named.values()):
+        return
+    inputs = families.example_inputs(example)
+
+    def outputs(width, key):
+        net = families.network(family, width, example)
+        state = families.initial_state(family, width, example, key)
+        return net.apply(net.init(key), *inputs, **({"state": state} if state else {}))
+
+    shapes = [
+        jax.tree.map(jnp.shape, jax.eval_shape(lambda key, w=w: outputs(w, key), jax.random.key(0)))
+        for w in widths[:2]
+    ]
+    if shapes[0] == shapes[1]:
+        raise ValueError(
+            'the outputs do not grow with the width, yet no parameter has the role "output". If an embedding '
+            'is also the readout, say so with roles={"embed/embedding": "tied"}; otherwise name the readout: '
+            f'roles={{path: "output"}}. Parameters: {list(named)}'
+        )
+
+
+def _own_scales(family, example, widths, named):
+    """{name: RMS of the model's own initialisation at the last width over that at the first}.
+
+    Measured between the first two widths and matched to the laws that initializers follow, so that the
+    ratio at the last width is exact.
+    """
+    if widths[-1] == widths[0]:
+        return dict.fromkeys(named, 1.0)
+    base, probe = (_rms(families.network(family, width, example).init) for width in widths[:2])
+    scales = {}
+    for name, axes in named.items():
+        law = _own_law(name, axes, widths, base[name], probe[name])
+        scales[name] = _laws(axes, widths, -1)[law]
+    return scales
+
+
+_KEYS = 4
+
+
+def _rms(init):
+    """{name: RMS over entries and a few keys}."""
+    draws = [named_leaves(init(jax.random.key(seed))) for seed in range(_KEYS)]
+    return {
+        name: math.sqrt(sum(float(jnp.mean(jnp.square(draw[name]))) for draw in draws) / _KEYS)
+        for name in draws[0]
+    }
+
+
+def _laws(axes, widths, index):
+    """How an initializer may scale, as ratios of the standard deviation to that at the first width."""
+    (in_0, out_0), (in_1, out_1) = axes.fans(0), axes.fans(index)
+    fans = {
+        "fan_in": in_1 / in_0,
+        "fan_out": out_1 / out_0,
+        "width": widths[index] / widths[0],
+        "fan_avg": (in_1 + out_1) / (in_0 + out_0),
+    }
+    laws = {"constant": 1.0}
+    return laws | {(f, p): m**-p for p in (1 / 2, 1) for f, m in fans.items()}
+
+
+def _own_law(name, axes, widths, base, probe):
+    """The first law within the error of measurement; a half power is a factor two from the next."""
+    if base == probe == 0:
+        return "constant"
+    entries = [_KEYS * math.prod(axes.shapes[k]) for k in (0, 1)]
+    error = math.sqrt(sum(0.5 / max(n, 1) for n in entries))
+    tolerance = min(0.3, 0.02 + 4 * error)
+    for law, ratio in _laws(axes, widths, 1).items():
+        if base > 0 and probe > 0 and abs(math.log(probe / base / ratio)) < tolerance:
+            return law
+    raise ValueError(
+        f"the initial standard deviation of {name} goes from {base:.3g} at width {widths[0]} to {probe:.3g} at "
+        f"{widths[1]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out or their mean. Use a constant or a "
+        "variance-scaling initializer (LeCun, He, Glorot), or give the parameter's fans in `roles`"
+    )
+
+
+def _summary(rule, width, base_width, named, factors, init):
+    deviations = jax.jit(lambda key: jax.tree.map(jnp.std, init(key)))(jax.random.key(0))
+    rows = [
+        Row(
+            parameter=name,
+            role=named[name].role,
+            shape=named[name].shapes[-1],
+            init_std=float(std),
+            multiplier=factors[name].multiplier,
+            lr_sgd=factors[name].sgd,
+            lr_adam=factors[name].adam,
+        )
+        for name, std in named_leaves(deviations).items()
+    ]
+    return Summary(f"{rule.name} at width {width} (base width {base_width})", rows)

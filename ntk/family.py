@@ -1,0 +1,368 @@
+"""A family of networks indexed by its width, and the parameter axes that go to infinity with it.
+
+A family is a function of the width that returns one of
+
+- a linen module: `lambda width: MLP(width)`;
+- an NNX factory, called with the keyword `rngs`: `lambda width: lambda rngs: MLP(width, rngs=rngs)`;
+- a pair of plain functions `(init, apply)`, with `init(key) -> params`.
+
+A family may change the size of its parameters with the width, not their number. Parameters are named by
+their path in the tree, `hidden_0/kernel`.
+"""
+
+import math
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ROLES = ("input", "hidden", "output", "scalar", "tied")
+_VECTORS = {"bias", "scale", "b"}
+_KERNELS = {"kernel", "w", "W", "weight"}
+_SPLIT_HEADS = {"query", "key", "value", "qkv"}
+
+
+class Network(NamedTuple):
+    """A family at one width.
+
+    Attributes:
+        init: `init(key) -> params`; for linen the "params" collection, for NNX the nnx.Param variables as
+            nested dicts of arrays. It is the model's own initialisation, to the bit.
+        apply: `apply(params, *inputs, **kwargs)`; keywords go to the model (`method`, `rngs`, `mutable` of
+            linen included). A model that keeps more than parameters (batch statistics, random counts) takes
+            that as `state=initial_state(...)`; with `mutable=["batch_stats"]` (linen) or `mutable=True`
+            (NNX) it returns `(outputs, new_state)`.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+class ParamAxes(NamedTuple):
+    """What the axes of one parameter do as the width grows.
+
+    Attributes:
+        shapes: the shape at each of the widths compared.
+        infinite: axes whose size depends on the width.
+        fan_in: axes that a unit sums over. Several axes may form one fan (attention heads, convolutions).
+        fan_out: axes of the units computed.
+        role: "hidden" if both fans grow, "input" if only the fan-out does (first layers, embeddings, biases,
+            norm gains), "output" if only the fan-in does, "scalar" if none; "tied" is an embedding that the
+            model also reads out with, which no shape can tell.
+    """
+
+    shapes: tuple
+    infinite: tuple
+    fan_in: tuple
+    fan_out: tuple
+    role: str
+
+    def fans(self, index=-1):
+        """(fan_in, fan_out) as numbers, at the width of that index."""
+        shape = self.shapes[index]
+        return math.prod(shape[k] for k in self.fan_in), math.prod(shape[k] for k in self.fan_out)
+
+
+def network(family, width, example=None) -> Network:
+    """The family at one width, as a pair of pure functions.
+
+    Args:
+        family: a function of the width, see the module's first lines.
+        width: a positive integer.
+        example: what a linen model is called with at initialisation: one array (or jax.ShapeDtypeStruct), or
+            a tuple of several inputs. NNX and plain pairs do not need it.
+
+    Raises:
+        ValueError: the family is none of the three kinds, or a linen family comes without an example.
+    """
+    return _split(family, width, example)[0]
+
+
+def initial_state(family, width, example, key) -> dict:
+    """Whatever the model keeps besides parameters, as nested dicts: {} for most models.
+
+    Linen: all collections but "params", for instance {"batch_stats": ...}. NNX: all variables but nnx.Param.
+    """
+    return _split(family, width, example)[1](key)
+
+
+def _split(family, width, example):
+    if not callable(family):
+        raise ValueError(f"family is {family!r}; it must be a function of the width")
+    if width != int(width) or width < 1:
+        raise ValueError(f"width is {width!r}; it must be a positive integer")
+    model = family(int(width))
+    if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
+        return Network(*model), lambda key: {}
+    from flax import linen, nnx
+
+    if isinstance(model, linen.Module):
+        return _from_linen(model, example)
+    if callable(model) and not isinstance(model, nnx.Module):
+        return _from_nnx(model)
+    raise ValueError(
+        f"family({width}) returned {type(model).__name__}; it must return a linen module, a pair (init, apply), "
+        "or, for NNX, a function of rngs: family = lambda width: lambda rngs: MyModel(width, rngs=rngs)"
+    )
+
+
+def _from_linen(module, example):
+    from flax import errors
+
+    if example is None:
+        raise ValueError("a linen family needs `example`: one input array, or a tuple of inputs")
+    examples = example_inputs(example)
+
+    def init(key):
+        return module.init(key, *examples).get("params", {})
+
+    def state(key):
+        return {
+            name: value for name, value in module.init(key, *examples).items() if name != "params"
+        }
+
+    def apply(params, *inputs, state=None, **kwargs):
+        try:
+            return module.apply({"params": params, **(state or {})}, *inputs, **kwargs)
+        except (errors.ScopeCollectionNotFound, errors.ModifyScopeVariableError) as error:
+            raise ValueError(
+                f"{type(module).__name__} keeps more than parameters: pass state=ntk.initial_state(...) to apply, "
+                f'and mutable=["batch_stats"] where it is updated ({str(error).splitlines()[0]})'
+            ) from error
+
+    return Network(init, apply), state
+
+
+def _from_nnx(factory):
+    from flax import nnx
+
+    def build(key):
+        model = factory(rngs=nnx.Rngs(key))
+        if not isinstance(model, nnx.Module):
+            raise ValueError(
+                f"an NNX family must give an nnx.Module when called with rngs; got {type(model).__name__}"
+            )
+        return model
+
+    graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
+    kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+
+    def state(key):
+        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
+
+    def apply(params, *inputs, state=None, mutable=False, **kwargs):
+        if kept and not state:
+            raise ValueError(
+                f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply, "
+                "and mutable=True where it is updated"
+            )
+        model = nnx.merge(graph, params, state or {})
+        outputs = model(*inputs, **kwargs)
+        if not mutable:
+            return outputs
+        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+
+    return Network(init, apply), state
+
+
+def example_inputs(example) -> tuple:
+    """The example as a tuple of inputs, zeros where it is only a shape."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, inputs
+    )
+
+
+def path_name(path) -> str:
+    """`hidden_0/kernel` of a key path; the same for a dict, an nnx.State and a boxed linen parameter."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree, is_leaf=None) -> dict[str, Any]:
+    """The leaves of a tree by their path names, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def match(name, patterns):
+    """The first of the patterns that fits the name (`*` stands for anything, slashes too), or None."""
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def width_axes(family, example=None, *, widths=(64, 256), roles=None):
+    """Which axes of each parameter go to infinity with the width, as fan-in and fan-out roles.
+
+    Only shapes are computed (`jax.eval_shape`), no array is allocated. Axes are read off shapes and the
+    names that Flax gives: `kernel` is (..., in, out), with the heads of `query`, `key`, `value` in the
+    fan-out and those of `out` in the fan-in; `bias` and `scale` are vectors; a stack of layers (nn.scan,
+    nnx.vmap) has a leading axis in neither fan. Other matrices are read as (in, out).
+
+    Args:
+        family: a function of the width, see `network`.
+        example: see `network`.
+        widths: two or more widths to compare.
+        roles: what names and shapes cannot tell, {pattern of the path: role or (fan_in, fan_out) axes};
+            `{"embed/embedding": "tied"}`, `{"*/mix": ((0,), (1, 2))}`. "scalar" leaves a parameter alone.
+
+    Returns:
+        A tree like the parameters with ParamAxes as leaves (itself a tuple: map over it with
+        `is_leaf=lambda x: isinstance(x, ParamAxes)`).
+
+    Raises:
+        ValueError: the trees differ between widths, nothing grows, or a parameter is ambiguous.
+    """
+    roles = dict(roles or {})
+    if len(set(widths)) < 2:
+        raise ValueError(
+            f"widths are {widths}; axes show by comparing at least two different widths"
+        )
+    key = jax.random.key(0)
+    trees = [jax.eval_shape(network(family, width, example).init, key) for width in widths]
+    shapes = _compare([named_leaves(tree) for tree in trees], widths)
+    _check_patterns(roles, shapes)
+    stacked = _stacked(shapes)
+    axes = [_param_axes(name, shapes, stacked, roles) for name in shapes]
+    return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
+
+
+def _compare(leaves, widths):
+    """{name: (shape at each width)}, after the checks that the trees are the same and grow."""
+    first, width = leaves[0], widths[0]
+    for other, at in zip(leaves[1:], widths[1:], strict=True):
+        differ = set(first) ^ set(other)
+        differ |= {name for name in first if name in other and first[name].ndim != other[name].ndim}
+        if differ:
+            raise ValueError(
+                f"the family's parameters differ between widths {width} and {at}: {sorted(differ)}. "
+                "The width may change their sizes, not their number: keep the depth fixed within a family"
+            )
+    shapes = {name: tuple(tree[name].shape for tree in leaves) for name in first}
+    if all(len(set(sizes)) == 1 for sizes in shapes.values()):
+        raise ValueError(
+            f"no parameter of the family grows between the widths {tuple(widths)}: "
+            f"does it use its width? Shapes: { {name: sizes[0] for name, sizes in shapes.items()} }"
+        )
+    return shapes
+
+
+def _check_patterns(roles, shapes):
+    for pattern, role in roles.items():
+        if not any(fnmatchcase(name, pattern) for name in shapes):
+            raise ValueError(f"roles: {pattern!r} matches no parameter; there are {list(shapes)}")
+        if isinstance(role, str) and role not in ROLES:
+            raise ValueError(f"roles: {role!r} for {pattern!r} is none of {ROLES}")
+
+
+def _stacked(shapes):
+    """Names of the parameters whose first axis counts layers.
+
+    A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
+    has an axis too many.
+    """
+    scopes = {}
+    for name in shapes:
+        parts = name.split("/")
+        for end in range(len(parts)):
+            scopes.setdefault("/".join(parts[:end]), []).append(name)
+    stacked = set()
+    for names in scopes.values():
+        first = {shape[:1] for name in names for shape in shapes[name]}
+        if len(first) == 1 and any(len(shapes[name][0]) > _vector_rank(name) for name in names):
+            stacked.update(names)
+    return stacked
+
+
+def _vector_rank(name):
+    """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
+    *scope, leaf = name.split("/")
+    if leaf not in _VECTORS:
+        return math.inf
+    return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
+
+
+def _param_axes(name, shapes, stacked, roles):
+    sizes = shapes[name]
+    infinite = tuple(k for k, along in enumerate(zip(*sizes, strict=True)) if len(set(along)) > 1)
+    axes = tuple(range(name in stacked, len(sizes[0])))
+    pattern = match(name, roles)
+    given = roles[pattern] if pattern is not None else None
+    if isinstance(given, str):
+        fans = _fans_of_role(name, given, axes, infinite)
+        return ParamAxes(sizes, infinite, *fans, given)
+    fan_in, fan_out = (
+        _check_fans(name, given, axes) if given else _read(name, shapes, axes, infinite)
+    )
+    grows = (not set(fan_in).isdisjoint(infinite), not set(fan_out).isdisjoint(infinite))
+    role = {(0, 0): "scalar", (0, 1): "input", (1, 0): "output", (1, 1): "hidden"}[grows]
+    return ParamAxes(sizes, infinite, fan_in, fan_out, role)
+
+
+def _fans_of_role(name, role, axes, infinite):
+    """Fans of a parameter whose role the user names: the growing axes are on the side that the role says."""
+    finite = tuple(k for k in axes if k not in infinite)
+    needed = {"hidden": 2, "scalar": 0}.get(role, 1)
+    if len(infinite) < needed:
+        raise ValueError(
+            f"roles: {name} has {len(infinite)} axes that grow with the width; {role!r} needs at least {needed}"
+        )
+    if role == "hidden":
+        return tuple(k for k in axes if k != infinite[-1]), infinite[-1:]
+    return (infinite, finite) if role == "output" else (finite, infinite)
+
+
+def _check_fans(name, given, axes):
+    fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
+    if set(fan_in) & set(fan_out) or not set(fan_in + fan_out) <= set(range(axes[-1] + 1)):
+        raise ValueError(f"roles: {given} for {name} are not two disjoint groups of its axes")
+    return fan_in, fan_out
+
+
+def _read(name, shapes, axes, infinite):
+    """(fan_in, fan_out) by the conventions of Flax."""
+    *scope, leaf = name.split("/")
+    if leaf in _VECTORS:
+        return (), axes
+    if len(axes) == 1 and infinite and not _is_bias(name, shapes):
+        raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
+    last = (axes[:-1], axes[-1:])
+    if len(axes) <= 2 or not set(infinite) - {axes[-1]}:
+        return ((), axes) if len(axes) < 2 else last
+    bias = shapes.get("/".join([*scope, "bias"]))
+    features = len(bias[0]) - axes[0] if bias else 1
+    if features > 1:
+        return axes[:-features], axes[-features:]
+    if scope and scope[-1] in _SPLIT_HEADS:
+        return axes[:1], axes[1:]
+    known = leaf in _KERNELS and (not set(infinite) & set(axes[:-2]) or bias or "out" in scope[-1:])
+    if not known:
+        raise _ambiguous(
+            name, shapes, "its axes may be split into fan-in and fan-out in several ways"
+        )
+    return last
+
+
+def _is_bias(name, shapes):
+    """Whether a vector of any name stands beside one matrix with as many columns."""
+    scope = name.rpartition("/")[0]
+    siblings = [other for other in shapes if other.rpartition("/")[0] == scope and other != name]
+    return any(
+        len(shapes[other][0]) >= 2
+        and all(
+            shape[-1] == own[-1] for shape, own in zip(shapes[other], shapes[name], strict=True)
+        )
+        for other in siblings
+    )
+
+
+def _ambiguous(name, shapes, why):
+    return ValueError(
+        f"{name} of shapes {list(shapes[name])} is ambiguous: {why}. Say which it is with "
+        f"roles={{{name!r}: role}}, a role of {ROLES} or a pair (fan_in axes, fan_out axes)"
+    )
