@@ -1,0 +1,307 @@
+"""Neural collapse: NC1-NC4, class-distance normalised variance, generalised collapse, per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metrics.estimate import Estimate, concrete
+from metrics.geometry import (
+    FRAMES,
+    Duality,
+    Frame,
+    frame_geometry,
+    matmul,
+    one_vs_rest_distance,
+    self_duality,
+    squared_distances,
+)
+from metrics.scatter import (
+    Centers,
+    WithinClass,
+    check_center,
+    check_counts,
+    class_centers,
+    class_means,
+    feature_rows,
+    within_class,
+)
+
+
+class Collapse(NamedTuple):
+    """All collapse numbers of one layer. Errors are standard errors over samples (see `neural_collapse`)."""
+
+    nc1: Estimate  # tr(Sigma_W Sigma_B^+) / K
+    quotient: Estimate  # tr Sigma_W / tr Sigma_B
+    cdnv: Estimate  # mean over pairs of (Var_i + Var_j) / (2 |mu_i - mu_j|^2)
+    nc2: Frame  # of the class means
+    nc2_weights: Frame | None  # of the classifier rows
+    nc3: Duality | None
+    offset: jax.Array | None  # spread over k of the logits W mu_G + b of the global mean
+    nc4: (
+        Estimate | None
+    )  # share of samples where the nearest class mean is the network's prediction
+    ncc_accuracy: Estimate  # share of samples where the nearest class mean is the label's
+    rank: jax.Array  # of the centred means, at most K - 1
+
+
+def neural_collapse(
+    features: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    *,
+    weights: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    predictions: jax.Array | None = None,
+    frame: str = "simplex",
+    center: str = "classes",
+    rtol: float | None = None,
+) -> Collapse:
+    """NC1-NC4 and class-distance normalised variance of one layer's features.
+
+    Exact for the samples given. The standard errors say how far the same numbers would move on
+    another sample of the same size, class means held fixed: valid near collapse (NC1 << 1), where
+    the means' own share is smaller by a factor NC1; too small far from it.
+
+    Pure and compiled once per shape; may be called inside jit, scan and vmap (over seeds). There,
+    labels cannot be looked at, and a class without samples makes the numbers NaN. Data that do not
+    fit in memory: `class_means`, `merge_means`, `class_centers`, `within_class`, `collapse_report`.
+
+    Args:
+        features: (N, ...), flattened to (N, d); float32 at least is used inside.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        num_classes: K.
+        weights: (K, d) rows of the classifier (a Flax kernel transposed), for NC2-NC4.
+        bias: (K,) of the classifier.
+        predictions: (N,) integers, the network's classes, for NC4 of a layer without classifier.
+        frame: 'simplex' (means centred, cosines -1/(K-1): cross-entropy, or MSE with bias) or
+            'orthogonal' (means as they are, cosines 0: MSE without bias).
+        center: global mean as the mean of class means ('classes') or of all samples ('samples');
+            the same when classes are balanced.
+        rtol: singular values of the centred means below rtol times the largest count as zero
+            (default 1e-5 in float32, 1e-12 in float64).
+
+    Returns:
+        Collapse.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, labels outside -1..K-1, a class without samples.
+
+    Source: Papyan, Han & Donoho 2020 (NC1-NC4); Galanti, Gyorgy & Hutter 2022 (CDNV).
+    """
+    _check(features, labels, num_classes, weights, bias, predictions, frame, center)
+    return _neural_collapse(
+        features, labels, num_classes, weights, bias, predictions, frame, center, rtol
+    )
+
+
+@partial(jax.jit, static_argnames=("num_classes", "frame", "center", "rtol"))
+def _neural_collapse(h, y, num_classes, weights, bias, predictions, frame, center, rtol):
+    means = class_means(h, y, num_classes)
+    centers = class_centers(means, center=center, rtol=rtol)
+    within = within_class(centers, h, y, weights=weights, bias=bias, predictions=predictions)
+    has_predictions = weights is not None or predictions is not None
+    report = collapse_report(centers, within, weights=weights, bias=bias, frame=frame)
+    return report if has_predictions else report._replace(nc4=None)
+
+
+def collapse_by_layer(
+    features: Mapping[str, jax.Array], labels: jax.Array, num_classes: int, **options
+) -> dict[str, Collapse]:
+    """`neural_collapse` of every entry of a dict of features, as a model's features=True returns.
+
+    Args:
+        features: layer name -> (N, ...).
+        labels: (N,) integers.
+        num_classes: K.
+        **options: of `neural_collapse`; weights and bias belong to one layer, so give predictions.
+
+    Returns:
+        layer name -> Collapse.
+
+    Raises:
+        ValueError: as `neural_collapse`, naming the layer; weights or bias were given.
+    """
+    for name in ("weights", "bias"):
+        if name in options:
+            raise ValueError(
+                f"{name} belong to one layer: give predictions here, and call neural_collapse on "
+                "that layer with its weights"
+            )
+    collapse = {}
+    for name, h in features.items():
+        try:
+            collapse[name] = neural_collapse(h, labels, num_classes, **options)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+    return collapse
+
+
+def collapse_report(
+    centers: Centers,
+    within: WithinClass,
+    *,
+    weights: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    frame: str = "simplex",
+) -> Collapse:
+    """The numbers, from the two passes.
+
+    Args:
+        centers: of the whole data set.
+        within: summed over the same data.
+        weights: (K, d), or None.
+        bias: (K,), or None.
+        frame: 'simplex' or 'orthogonal', see `neural_collapse`.
+
+    Returns:
+        Collapse; nc4 is meaningful where `within_class` was given weights or predictions.
+
+    Raises:
+        ValueError: frame is unknown.
+    """
+    means = centers.mean
+    centered = means - centers.global_mean[None]
+    vectors = centered if frame == "simplex" else means
+    num_classes = means.shape[0]
+    total = jnp.sum(within.count)
+    between = jnp.sum(centered**2) / num_classes
+    distances = squared_distances(centered)
+    inverse = jnp.where(jnp.eye(num_classes, dtype=bool), 0, 1 / distances)
+    per_class = jnp.sum(inverse, axis=1) / (num_classes * (num_classes - 1))
+    spread = (within.distance, within.distance_squared)
+    rows = None if weights is None else weights.astype(means.dtype)
+    return Collapse(
+        nc1=_weighted(within.count, within.whitened, within.whitened_squared, 1 / total),
+        quotient=_weighted(within.count, *spread, 1 / (total * between)),
+        cdnv=_weighted(within.count, *spread, per_class / within.count),
+        nc2=frame_geometry(vectors, frame=frame),
+        nc2_weights=None if rows is None else frame_geometry(rows, frame=frame),
+        nc3=None if rows is None else self_duality(rows, vectors, frame=frame),
+        offset=None if rows is None else _offset(rows, bias, centers.global_mean),
+        nc4=_share(within.nearest_is_prediction, total),
+        ncc_accuracy=_share(within.nearest_is_label, total),
+        rank=centers.rank,
+    )
+
+
+def _weighted(count, total, squares, scale):
+    """scale * total summed over classes, with the standard error of independent samples in each."""
+    mean = total / count
+    variance = jnp.maximum(squares / count - mean**2, 0) * count / jnp.maximum(count - 1, 1)
+    return Estimate(
+        jnp.sum(total * scale), jnp.sqrt(jnp.sum(jnp.asarray(scale) ** 2 * count * variance))
+    )
+
+
+def _share(hits, total):
+    share = jnp.sum(hits) / total
+    return Estimate(share, jnp.sqrt(share * (1 - share) / total))
+
+
+class Generalized(NamedTuple):
+    """Generalised collapse for many classes (K > d + 1 allowed), on features of unit norm."""
+
+    gnc1: Estimate  # NC1 of the normalised features
+    gnc2: Estimate  # smallest one-vs-rest distance of the normalised rows, and how much lower it may be
+    gnc3: jax.Array  # mean over k of 1 - cos(w_k, mean of class k)
+    ncc_accuracy: Estimate
+
+
+@partial(jax.jit, static_argnames=("num_classes", "num_steps"))
+def _generalized(features, labels, num_classes, weights, num_steps):
+    h = feature_rows(features)
+    h = h / jnp.linalg.norm(h, axis=1, keepdims=True)
+    centers = class_centers(class_means(h, labels, num_classes))
+    report = collapse_report(centers, within_class(centers, h, labels))
+    rows = weights.astype(h.dtype)
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    distance = one_vs_rest_distance(rows, num_steps=num_steps)
+    nearest = jnp.argmin(distance.value)
+    gnc2 = Estimate(
+        distance.value[nearest], distance.value[nearest] - jnp.min(distance.value - distance.error)
+    )
+    angle = self_duality(rows, centers.mean, frame="orthogonal").angle
+    return Generalized(report.nc1, gnc2, angle, report.ncc_accuracy)
+
+
+def generalized_collapse(
+    features: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    *,
+    weights: jax.Array,
+    num_steps: int = 300,
+) -> Generalized:
+    """Generalised neural collapse (GNC1-GNC3 and nearest-centre accuracy) for many classes.
+
+    Args:
+        features: (N, ...), normalised inside.
+        labels: (N,) integers 0..K-1, -1 for padding.
+        num_classes: K.
+        weights: (K, d) classifier rows, normalised inside.
+        num_steps: of `one_vs_rest_distance`.
+
+    Returns:
+        Generalized.
+
+    Raises:
+        ValueError: as `neural_collapse`.
+
+    Source: Jiang, Zhou, Wang et al. 2023, generalized neural collapse for a large number of classes.
+    """
+    _check(features, labels, num_classes, weights, None, None, "simplex", "classes")
+    return _generalized(features, labels, num_classes, weights, num_steps)
+
+
+def _offset(rows, bias, global_mean):
+    return jnp.std(matmul(rows, global_mean) + (0 if bias is None else bias.astype(rows.dtype)))
+
+
+def _check(features, labels, num_classes, weights, bias, predictions, frame, center):
+    if frame not in FRAMES:
+        raise ValueError(f"frame is {frame!r}; it must be one of {FRAMES}")
+    check_center(center)
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; collapse needs at least 2")
+    shape = jnp.shape(features)
+    if len(shape) < 2 or not jnp.issubdtype(jnp.result_type(features), jnp.floating):
+        raise ValueError(
+            f"features are {jnp.result_type(features)}{list(shape)}; they must be floating (N, ...)"
+        )
+    dim = int(np.prod(shape[1:]))
+    _check_integers("labels", labels, shape[0])
+    if predictions is not None:
+        if weights is not None:
+            raise ValueError("give weights or predictions, not both: NC4 has one network")
+        _check_integers("predictions", predictions, shape[0])
+    if weights is not None and jnp.shape(weights) != (num_classes, dim):
+        hint = "; transpose it" if jnp.shape(weights) == (dim, num_classes) else ""
+        raise ValueError(
+            f"weights has shape {jnp.shape(weights)}; it must be (num_classes, d) = "
+            f"({num_classes}, {dim}){hint}"
+        )
+    if bias is not None and (weights is None or jnp.shape(bias) != (num_classes,)):
+        raise ValueError(f"bias must be ({num_classes},) and come with weights")
+    values = concrete(labels)
+    if values is None:
+        return
+    if values.min() < -1 or values.max() >= num_classes:
+        raise ValueError(
+            f"labels run from {values.min()} to {values.max()}; they must be 0..{num_classes - 1}, "
+            "or -1 for a padded row"
+        )
+    check_counts(np.bincount(values[values >= 0], minlength=num_classes))
+
+
+def _check_integers(name, array, rows):
+    if jnp.shape(array) != (rows,) or not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+        raise ValueError(
+            f"{name} are {jnp.result_type(array)}{list(jnp.shape(array))}; they must be integers "
+            f"of shape ({rows},), one per row of features"
+        )

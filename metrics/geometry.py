@@ -1,0 +1,228 @@
+"""Geometry of K vectors: distance to an equiangular frame, self-duality, separation, uniformity."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metrics.estimate import Estimate
+
+FRAMES = ("simplex", "orthogonal")
+# Accelerators multiply float32 matrices in fewer bits unless asked.
+matmul = partial(jnp.matmul, precision="highest")
+
+
+class Frame(NamedTuple):
+    """How far K vectors are from the frame that collapse predicts; every number is 0 at collapse.
+
+    error: || G/||G||_F - T/||T||_F ||_F of the Gram matrix G and the frame's T.
+    general: the same with the vectors' own lengths l put into the frame, ||G - l l^T * C||_F / ||G||_F,
+        C its cosines: 0 for a frame of any lengths (imbalanced classes: a general orthogonal frame).
+    equinorm: standard deviation over mean of the lengths.
+    equiangularity: standard deviation over pairs of the cosines.
+    max_angle: mean over pairs of |cosine - the frame's|.
+    """
+
+    error: jax.Array
+    general: jax.Array
+    equinorm: jax.Array
+    equiangularity: jax.Array
+    max_angle: jax.Array
+
+
+class Duality(NamedTuple):
+    """How far classifier rows w_k are from the class means m_k; every number is 0 at collapse.
+
+    error: || W M^T/||.||_F - T/||T||_F ||_F, T the frame's Gram matrix.
+    distance: || W/||W||_F - M/||M||_F ||_F^2.
+    angle: mean over k of 1 - cos(w_k, m_k): 0 whatever the lengths.
+    uniformity: variance over k of <w_k, m_k>, over its squared mean.
+    """
+
+    error: jax.Array
+    distance: jax.Array
+    angle: jax.Array
+    uniformity: jax.Array
+
+
+def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
+    """NC2 of K vectors: equal norms, equal angles, distance to the predicted frame.
+
+    Args:
+        vectors: (K, d), class means (centred for 'simplex') or classifier rows.
+        frame: 'simplex' (equiangular tight frame, cosines -1/(K-1)) or 'orthogonal' (cosines 0).
+
+    Returns:
+        Frame.
+
+    Raises:
+        ValueError: frame is unknown, or vectors is not a matrix of two rows at least.
+
+    Source: Papyan, Han & Donoho 2020; the Gram form: Zhu et al. 2021; general orthogonal frames:
+    Dang et al. 2023.
+    """
+    _check(vectors, frame)
+    count = vectors.shape[0]
+    gram = matmul(vectors, vectors.T)
+    length = jnp.sqrt(jnp.diagonal(gram))
+    target = frame_gram(count, frame, gram.dtype)
+    cosine_target = target / target[0, 0]
+    outer = length[:, None] * length[None, :]
+    cosine = gram / jnp.where(outer > 0, outer, 1)
+    off = 1 - jnp.eye(count, dtype=gram.dtype)
+    pairs = count * (count - 1)
+    mean_cosine = jnp.sum(cosine * off) / pairs
+    return Frame(
+        error=gram_error(gram, target),
+        general=jnp.linalg.norm(gram - outer * cosine_target) / jnp.linalg.norm(gram),
+        equinorm=jnp.std(length) / jnp.mean(length),
+        equiangularity=jnp.sqrt(jnp.sum((cosine - mean_cosine) ** 2 * off) / pairs),
+        max_angle=jnp.sum(jnp.abs(cosine - cosine_target) * off) / pairs,
+    )
+
+
+def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex") -> Duality:
+    """NC3: classifier rows against class means.
+
+    Args:
+        rows: (K, d) of the classifier.
+        vectors: (K, d) class means, centred for 'simplex'.
+        frame: as in `frame_geometry`.
+
+    Returns:
+        Duality.
+
+    Raises:
+        ValueError: frame is unknown, or the shapes differ.
+
+    Source: Papyan, Han & Donoho 2020 (distance); Zhu et al. 2021 (error); Jiang et al. 2023 (angle).
+    """
+    _check(vectors, frame)
+    if rows.shape != vectors.shape:
+        raise ValueError(f"rows {rows.shape} and vectors {vectors.shape} must have one shape")
+    inner = jnp.sum(rows * vectors, axis=1)
+    norms = jnp.linalg.norm(rows, axis=1) * jnp.linalg.norm(vectors, axis=1)
+    difference = rows / jnp.linalg.norm(rows) - vectors / jnp.linalg.norm(vectors)
+    return Duality(
+        error=gram_error(matmul(rows, vectors.T), frame_gram(rows.shape[0], frame, rows.dtype)),
+        distance=jnp.sum(difference**2),
+        angle=jnp.mean(1 - inner / jnp.where(norms > 0, norms, 1)),
+        uniformity=jnp.var(inner) / jnp.mean(inner) ** 2,
+    )
+
+
+def gram_error(gram: jax.Array, target: jax.Array) -> jax.Array:
+    """|| G/||G||_F - T/||T||_F ||_F: distance to a frame up to scale, such as one of `metrics.frames`."""
+    return jnp.linalg.norm(gram / jnp.linalg.norm(gram) - target / jnp.linalg.norm(target))
+
+
+def frame_gram(count: int, frame: str, dtype=jnp.float32) -> jax.Array:
+    """Gram matrix of the frame up to scale: I - 11^T/K ('simplex') or I ('orthogonal')."""
+    identity = jnp.eye(count, dtype=dtype)
+    return identity - 1 / count if frame == "simplex" else identity
+
+
+def squared_distances(vectors: jax.Array) -> jax.Array:
+    """|v_i - v_j|^2 of all pairs (K, K), from differences of rows: close vectors stay exact."""
+
+    def row(v):
+        return jnp.sum((vectors - v[None]) ** 2, axis=1)
+
+    return jax.lax.map(row, vectors)
+
+
+def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
+    """Hyperspherical uniformity: mean pair energy of normalised vectors, and its spread over pairs.
+
+    Args:
+        vectors: (K, d), centred class means.
+        exponent: 0 for the logarithmic energy log(1/|u_i - u_j|); s for the Riesz energy
+            sign(s) |u_i - u_j|^-s.
+
+    Returns:
+        Estimate: mean over pairs; the second number is the standard deviation over pairs, which
+        is 0 for an equiangular frame.
+
+    Source: Liu et al. 2023, generalising neural collapse via hyperspherical uniformity.
+    """
+    unit = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    count = unit.shape[0]
+    off = 1 - jnp.eye(count, dtype=unit.dtype)
+    distance = jnp.sqrt(jnp.where(off > 0, squared_distances(unit), 1))
+    energy = -jnp.log(distance) if exponent == 0 else jnp.sign(exponent) * distance**-exponent
+    pairs = count * (count - 1)
+    mean = jnp.sum(energy * off) / pairs
+    return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
+
+
+def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimate:
+    """Distance of every vector to the convex hull of the others (generalised NC2: its minimum is maximal).
+
+    K/(K-1) for the unit simplex frame. Accelerated projected gradient with restarts on the hull's
+    weights; each step costs one K x K product and a sort.
+
+    Args:
+        vectors: (K, d), of unit norm for the generalised-collapse reading.
+        num_steps: gradient steps.
+
+    Returns:
+        Estimate: distances (K,) from above, and how much lower the true ones may be (duality gap).
+
+    Source: Jiang, Zhou, Wang et al. 2023, generalized neural collapse for a large number of classes.
+    """
+    count = vectors.shape[0]
+    gram = matmul(vectors, vectors.T)
+    rate = 1 / jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+    others = ~jnp.eye(count, dtype=bool)
+
+    def gradient(hull):  # row k: weights of the others' hull that approaches vector k
+        return matmul(hull, gram) - gram
+
+    def step(_, state):
+        hull, ahead, t = state
+        new = project_simplex(ahead - rate * gradient(ahead), others)
+        uphill = jnp.sum((ahead - new) * (new - hull), axis=1, keepdims=True) > 0
+        t = jnp.where(uphill, 1, t)
+        t_new = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
+        return new, new + (t - 1) / t_new * (new - hull), t_new
+
+    start = others / jnp.asarray(count - 1, gram.dtype)
+    ones = jnp.ones((count, 1), gram.dtype)
+    hull, _, _ = jax.lax.fori_loop(0, num_steps, step, (start, start, ones))
+    slope = gradient(hull)
+    gap = jnp.sum(slope * hull, axis=1) - jnp.min(jnp.where(others, slope, jnp.inf), axis=1)
+    square = jnp.sum((vectors - matmul(hull, vectors)) ** 2, axis=1)
+    lower = jnp.sqrt(jnp.maximum(square - 2 * jnp.maximum(gap, 0), 0))
+    return Estimate(jnp.sqrt(square), jnp.sqrt(square) - lower)
+
+
+def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Euclidean projection of each row onto the probability simplex over the allowed entries.
+
+    Args:
+        rows: (K, n).
+        allowed: (K, n) booleans; the other entries become 0.
+
+    Returns:
+        (K, n), rows adding up to 1.
+
+    Source: Held, Wolfe & Crowder 1974.
+    """
+    masked = jnp.where(allowed, rows, -jnp.inf)
+    ordered = -jnp.sort(-masked, axis=1)
+    finite = jnp.isfinite(ordered)
+    excess = jnp.cumsum(jnp.where(finite, ordered, 0), axis=1) - 1
+    position = jnp.arange(1, rows.shape[1] + 1, dtype=rows.dtype)[None]
+    used = jnp.sum(finite & (ordered * position > excess), axis=1, keepdims=True)
+    level = jnp.take_along_axis(excess, used - 1, axis=1) / used
+    return jnp.maximum(masked - level, 0)
+
+
+def _check(vectors, frame):
+    if frame not in FRAMES:
+        raise ValueError(f"frame is {frame!r}; it must be one of {FRAMES}")
+    if vectors.ndim != 2 or vectors.shape[0] < 2:
+        raise ValueError(f"vectors has shape {vectors.shape}; it must be (K, d) with K >= 2")
