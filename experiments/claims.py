@@ -171,7 +171,7 @@ def differences(
             continue
         old, new = before[name], now[name]
         if (old.criterion, old.control) != (new.criterion, new.control):
-            found.append(f"{name}: criterion was {_criterion(old)}, now {_criterion(new)}")
+            found.append(f"{name}: criterion was {criterion_text(old)}, now {criterion_text(new)}")
         if not _same(old.measured, new.measured, tolerance):
             found.append(f"{name}: recorded {old.measured}, computed {new.measured}")
         if old.passed != new.passed:
@@ -205,7 +205,7 @@ def rich_table(claims: Sequence[Claim], title: str = "") -> Table:
     for claim in claims:
         what = Text.assemble((claim.name, "bold"), f"  {claim.statement}  ", (claim.source, "dim"))
         outcome = Text(verdict(claim), style="green" if claim.passed else "bold red")
-        table.add_row(what, Text(value_text(claim)), Text(_criterion(claim)), outcome)
+        table.add_row(what, Text(value_text(claim)), Text(criterion_text(claim)), outcome)
     return table
 
 
@@ -214,7 +214,7 @@ def plain_table(claims: Sequence[Claim], title: str = "") -> str:
     names = max((len(claim.name) for claim in claims), default=0)
     lines = [title, "-" * len(title)] if title else []
     for claim in claims:
-        head = f"{verdict(claim):<17}  {claim.name:<{names}}  {value_text(claim)}  ({_criterion(claim)})"
+        head = f"{verdict(claim):<17}  {claim.name:<{names}}  {value_text(claim)}  ({criterion_text(claim)})"
         lines.append(head)
         body = f"{claim.statement} [{claim.source}]"
         lines += textwrap.wrap(body, 100, initial_indent=" " * 19, subsequent_indent=" " * 19)
@@ -242,7 +242,8 @@ def _number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def _criterion(claim: Claim) -> str:
+def criterion_text(claim: Claim) -> str:
+    """The criterion, with the word control where it must be missed."""
     return f"control: must fail {claim.criterion}" if claim.control else claim.criterion
 
 

@@ -1,0 +1,257 @@
+"""What all figures share: house style, colours, panels, curves with their seeds, labels at the ends of lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+INK, MUTED, FAINT = "#1a1a1a", "#5f6368", "#dadce0"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+RULES = {"mup": PALETTE[0], "ntk": PALETTE[1], "standard": PALETTE[3], "mean_field": PALETTE[2]}
+DASHED = (0, (4, 2))
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
+    "savefig.dpi": 200,
+    "figure.facecolor": "white",
+}
+
+
+def style():
+    """The house style as a context (``with style():``) or a decorator; matplotlib's settings come back after it."""
+    return matplotlib.rc_context(STYLE)
+
+
+@style()
+def figure(
+    titles: Sequence[str] = ("",),
+    *,
+    caption: str,
+    panel: tuple[float, float] = (3.2, 2.7),
+    columns: int = 4,
+    sharey: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure with one panel for each title, outside pyplot, so that nothing is shown or kept alive.
+
+    Args:
+        titles: one for each panel.
+        caption: what to look at; kept as the figure's label.
+        panel: width and height of a panel in inches; a lone panel is made wider.
+        columns: panels in a row.
+        sharey: one vertical scale for all.
+
+    Returns:
+        (figure, axes), the axes in the order of the titles.
+    """
+    count = len(titles)
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = max(columns * panel[0] + 0.8, 5.6), rows * panel[1] + 0.3 + 0.5 * (count == 1)
+    made = Figure(figsize=size, layout="constrained", label=caption)
+    axes = list(made.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    for ax, title in zip(axes, titles):
+        ax.set_title(title)
+    return made, axes[:count]
+
+
+def sequential(values: Iterable) -> dict:
+    """One colour for each ordered value (widths, layers): the last is the darkest, none too light to read."""
+    values = list(values)
+    places = np.linspace(0.85, 0.0, len(values)) if len(values) > 1 else [0.0]
+    return {value: matplotlib.colormaps["viridis"](place) for value, place in zip(values, places)}
+
+
+def rule_color(name: str, number: int) -> str:
+    """A parametrization has one colour in every figure; anything else takes the palette's ``number``."""
+    return RULES[name] if name in RULES else PALETTE[number % len(PALETTE)]
+
+
+def split(data: xr.DataArray, dim: str) -> list[tuple[str, xr.DataArray]]:
+    """(title, part) for each value of a dimension, or the whole under an empty title if it has no such dimension."""
+    if dim not in data.dims:
+        return [("", data)]
+    return [(str(value), data.sel({dim: value}, drop=True)) for value in data[dim].values]
+
+
+def pick(data: xr.DataArray, title: str, dim: str = "parametrization") -> xr.DataArray:
+    """The part that `split` gives this title."""
+    return dict(split(data, dim))[title]
+
+
+def median(data: xr.DataArray) -> xr.DataArray:
+    """The median over seeds, not finite where one of them diverged."""
+    return data.median("seed", skipna=False) if "seed" in data.dims else data
+
+
+def curve(
+    ax: Axes, line: xr.DataArray, dim: str, color, *, label: str = "", minimum: bool = False
+) -> None:
+    """Draws the median over seeds, a band from the smallest to the largest, and a cross before divergence."""
+    x, y = line[dim].values, median(line).values
+    finite = np.isfinite(y)
+    ax.plot(x[finite], y[finite], color=color, label=label or None)
+    if "seed" in line.dims:
+        ends = line.min("seed", skipna=False).values, line.max("seed", skipna=False).values
+        ax.fill_between(x, *ends, where=np.isfinite(ends[1]), color=color, alpha=0.15, linewidth=0)
+    if not finite.any():
+        return
+    if minimum:
+        lowest = int(np.nanargmin(np.where(finite, y, np.nan)))
+        ax.plot(
+            x[lowest],
+            y[lowest],
+            "o",
+            color=color,
+            markeredgecolor="white",
+            markersize=6.5,
+            zorder=5,
+        )
+    last = int(np.flatnonzero(finite)[-1])
+    if last + 1 < len(x):
+        ax.plot(x[last], y[last], "x", color=color, markersize=5, zorder=4)
+
+
+def intervals(
+    ax: Axes, line: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, color
+) -> None:
+    """Draws a bar from low to high at each point, nothing where they are not given."""
+    if low is not None and high is not None:
+        bars = np.maximum([line.values - low.values, high.values - line.values], 0)
+        (x,) = (line[dim].values for dim in line.dims)
+        ax.errorbar(x, line.values, bars, fmt="none", ecolor=color, elinewidth=1, capsize=2)
+
+
+def slope_line(x: np.ndarray, y: np.ndarray, slope: float) -> np.ndarray:
+    """The power law of a given slope through the geometric middle of the points."""
+    log_x, log_y = np.log(np.asarray(x, float)), np.log(np.where(y > 0, y, np.nan))
+    return np.exp(slope * (log_x - log_x.mean()) + np.nanmean(log_y))
+
+
+def log_ticks(axis) -> None:
+    """Plain numbers at 1, 2 and 5 where an axis spans less than two decades, powers of ten elsewhere.
+
+    Call it last, when the limits stand.
+    """
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if low > 0 and high / low < 100:
+        axis.set_major_locator(
+            LogLocator(10, subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 8))
+        )
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def width_ticks(ax: Axes, widths: np.ndarray) -> None:
+    """A logarithmic axis with a tick at each measured width, eight at most."""
+    kept = widths[:: -(-len(widths) // 8)]
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(kept))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def cell_ticks(axis, values: np.ndarray) -> None:
+    """Names the cells of a heat map, nine at most."""
+    every = -(-len(values) // 9)
+    texts = [value if isinstance(value, str) else f"{value:.3g}" for value in values.tolist()]
+    axis.set_ticks(range(0, len(values), every), texts[::every])
+    axis.set_minor_locator(NullLocator())
+
+
+def cell_values(ax: Axes, image: AxesImage, values: np.ma.MaskedArray) -> None:
+    """Writes its value into each cell of a small heat map, with as many digits as the range of colours needs."""
+    digits = int(
+        np.clip(2 - np.floor(np.log10(max(image.norm.vmax - image.norm.vmin, 1e-12))), 0, 4)
+    )
+    for (row, column), value in np.ma.ndenumerate(values):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        color = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else INK
+        ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
+
+
+def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:
+    """Names lines at their right ends, moved apart where the names would overlap; call it when the limits stand.
+
+    Args:
+        ax: the panel.
+        labels: (height of the line's end, text, colour) and optionally whether it is bold.
+    """
+    log = ax.get_yscale() == "log"
+    low, high = np.log(ax.get_ylim()) if log else ax.get_ylim()
+    ends = np.array([np.log(max(y, 1e-300)) if log else y for y, *_ in labels])
+    place = (np.nan_to_num(ends, nan=low, posinf=high, neginf=low) - low) / (high - low)
+    order = np.argsort(place)
+    apart = 13 / (
+        ax.figure.get_size_inches()[1] * 72 * 0.75
+    )  # a line of text in fractions of the panel
+    spread = np.clip(place[order], 0, 1)
+    for i in range(1, len(spread)):
+        spread[i] = max(spread[i], spread[i - 1] + apart)
+    spread -= max(0.0, spread[-1] - 1)
+    for i in range(len(spread) - 2, -1, -1):
+        spread[i] = min(spread[i], spread[i + 1] - apart)
+    for number, y in zip(order, spread):
+        _, text, color, *bold = labels[number]
+        weight = "bold" if any(bold) else "normal"
+        ax.annotate(
+            text, (1.02, y), xycoords="axes fraction", va="center", color=color, weight=weight
+        )
+
+
+def legend(ax: Axes, title: str = "") -> None:
+    """The names of the lines right of a panel, the last on top."""
+    handles, texts = ax.get_legend_handles_labels()
+    if texts:
+        ax.legend(
+            handles[::-1], texts[::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5)
+        )
+
+
+def signed(slope: float) -> str:
+    """A slope in two digits with its sign."""
+    text = f"{slope:+.2f}"
+    return "0" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def words(dim: str) -> str:
+    """The name of a dimension as words."""
+    return dim.replace("_", " ")
+
+
+def label_of(array: xr.DataArray, otherwise: str) -> str:
+    """The array's own long_name and units, as xarray keeps them, or else the given words."""
+    text = array.attrs.get("long_name", otherwise)
+    return f"{text} ({array.attrs['units']})" if "units" in array.attrs else text

@@ -1,0 +1,195 @@
+"""Reports finished runs from their files; it never trains.
+
+::
+
+    python -m experiments.report RUN_DIR [RUN_DIR ...] [--out PAGE.html] [--check]
+
+For each run directory: the claims, computed anew from data.nc and compared with claims.json, as a table in the
+terminal; figures/<name>.png and .pdf; report.html, one self-contained page. For several, also one page of all claims
+(claims.html beside the first run directory, or the file that --out names).
+
+Exit status: 0 when every run could be reported, whether or not its claims hold; 2 when one could not (the others are
+reported all the same); with --check, 1 when a claim fails or claims.json disagrees with data.nc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from experiments import claims, page, plotting, rundir
+
+MANIFEST_KEYS = (
+    *("study", "variant", "command", "started", "finished"),
+    *("seconds", "versions", "device", "devices", "git"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description="Report finished runs from their files: claims, figures, one page each. Never trains.",
+        epilog="Exit status: 0 reported, 1 a claim fails (with --check), 2 a run could not be reported.",
+    )
+    parser.add_argument("run_dirs", nargs="+", type=pathlib.Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=pathlib.Path, help="file for the page of all claims")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with status 1 when a claim fails"
+    )
+    options = parser.parse_args(argv)
+    reports, status = [], 0
+    for run_dir in options.run_dirs:
+        try:
+            reports.append((run_dir, report_run(run_dir)))
+        except (ValueError, OSError) as error:
+            print(f"report: {error}", file=sys.stderr)
+            status = 2
+    try:
+        if options.out is not None or len(reports) > 1:
+            write_summary(options.out or reports[0][0].resolve().parent / "claims.html", reports)
+    except OSError as error:
+        print(f"report: {error}", file=sys.stderr)
+        status = 2
+    failed = any(not claim.passed for _, report in reports for claim in report.claims)
+    if (
+        options.check
+        and status == 0
+        and (failed or any(report.differences for _, report in reports))
+    ):
+        return 1
+    return status
+
+
+def report_run(run_dir: pathlib.Path) -> page.Report:
+    """Reads one run directory, prints its claims, writes its figures and its page.
+
+    Raises:
+        ValueError: a file of the run is missing or damaged, or its study is not there any more.
+        OSError: the page or a figure cannot be written.
+    """
+    config, manifest, data, recorded = read_run(run_dir)
+    study = import_study(manifest["study"])
+    computed = _of_study(run_dir, study, "claims", data)
+    figures = _of_study(run_dir, study, "figures", data)
+    report = page.Report(
+        title=study.TITLE,
+        paper=study.PAPER,
+        claims=computed,
+        differences=claims.differences(recorded, computed),
+        pictures=[save_figure(run_dir, name, figure) for name, figure in figures.items()],
+        config=config,
+        manifest=manifest,
+    )
+    rundir.write_text(run_dir / "report.html", page.run_page(report))
+    claims.print_table(computed, f"{study.TITLE} ({study.PAPER})")
+    for sentence in report.differences:
+        print(f"claims.json does not agree with data.nc: {sentence}")
+    print(f"page: {run_dir / 'report.html'}\n")
+    return report
+
+
+def read_run(
+    run_dir: pathlib.Path,
+) -> tuple[dict[str, Any], dict[str, Any], xr.Dataset, list[claims.Claim]]:
+    """(config, manifest, data, recorded claims) of a finished run.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged.
+    """
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is not a directory; expected one that experiments.run made")
+    config, manifest = (_read_object(run_dir / name) for name in ("config.json", "manifest.json"))
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise ValueError(f"{run_dir / 'manifest.json'} lacks {', '.join(missing)}")
+    data = rundir.read_dataset(run_dir / "data.nc")
+    path = run_dir / "claims.json"
+    try:
+        recorded = claims.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); run the command of the run again"
+        ) from error
+    return config, manifest, data, recorded
+
+
+def import_study(name: str) -> ModuleType:
+    """The module of a study.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    module = f"experiments.studies.{name}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"no study {name!r}: there is no module {module}") from error
+
+
+def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Picture:
+    """Writes figures/<name>.png and .pdf, whose bytes depend on the figure alone."""
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = {}
+    with plotting.style():
+        for kind, metadata in (
+            ("png", {"Title": name}),
+            ("pdf", {"Title": name, "CreationDate": None}),
+        ):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, metadata=metadata)
+            drawn[kind] = content.getvalue()
+            (folder / f"{name}.{kind}").write_bytes(drawn[kind])
+    return page.Picture(name, str(figure.get_label()), drawn["png"], figure.get_size_inches()[0])
+
+
+def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page.Report]]) -> None:
+    """Writes the page of all claims, which links to each run's own page."""
+    path = path.resolve()
+    linked = [
+        (
+            pathlib.Path(
+                os.path.relpath(run_dir.resolve() / "report.html", path.parent)
+            ).as_posix(),
+            report,
+        )
+        for run_dir, report in reports
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rundir.write_text(path, page.summary_page(linked))
+    every = [claim for _, report in reports for claim in report.claims]
+    print(f"{claims.summary(every)}\npage: {path}")
+
+
+def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Dataset):
+    try:
+        return getattr(study, what)(data)
+    except Exception as error:  # data.nc of an older study can fail in any way
+        raise ValueError(
+            f"{run_dir / 'data.nc'}: {study.__name__} cannot make its {what} from it "
+            f"({type(error).__name__}: {error}); if the study has changed since, run it again"
+        ) from error
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    content = rundir.read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())
