@@ -1,0 +1,102 @@
+"""Elementary functions with a square-root branch point, for arrays and without infinite derivatives.
+
+Arc functions are polynomials around the branch point, so that compilers vectorise them: relative
+error about 2e-7 in single and 1e-14 in double precision. Where the true derivative is infinite
+(at correlation 1 and -1, at variance 0) the derivative here is zero, so that gradients of kernels
+stay finite at coincident points.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def root(x: Array) -> Array:
+    """sqrt(max(x, 0)) with derivative zero, not infinite, where x <= 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def polynomial(coefficients, x: Array) -> Array:
+    """sum_k coefficients[k] x^k by Horner's rule; coefficients are floats or arrays that broadcast."""
+    total = coefficients[-1] + jnp.zeros_like(x)
+    for c in coefficients[-2::-1]:
+        total = total * x + c
+    return total
+
+
+def _fit(function, upper, degree):
+    """Monomial coefficients of the Chebyshev interpolant on [0, upper]."""
+    interpolant = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0, upper])
+    power = interpolant.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
+    return tuple(float(c) for c in power.coef)
+
+
+def _arccos_over_root(w):
+    w = np.maximum(w, 1e-300)  # the limit at w = 0 is sqrt(2)
+    return 2 * np.arcsin(np.sqrt(w / 2)) / np.sqrt(w)
+
+
+def _arcsin_over_argument(y):
+    y = np.maximum(y, 1e-300)
+    return np.arcsin(np.sqrt(y)) / np.sqrt(y)
+
+
+# arccos(1 - w) = sqrt(w) P(w) on 0 <= w <= 1, and its integral w^{3/2} G(w), which is
+# sqrt(1 - x^2) - x arccos(x) at x = 1 - w; arcsin(z) = z Q(z^2) on 0 <= z <= 1/2.
+_ARCCOS = {4: _fit(_arccos_over_root, 1, 6), 8: _fit(_arccos_over_root, 1, 20)}
+_ARCCOS_INTEGRAL = {
+    size: tuple(c / (k + 1.5) for k, c in enumerate(p)) for size, p in _ARCCOS.items()
+}
+_ARCSIN = {4: _fit(_arcsin_over_argument, 0.25, 4), 8: _fit(_arcsin_over_argument, 0.25, 18)}
+
+
+def _size(x):
+    return 8 if jnp.result_type(x) == jnp.float64 else 4
+
+
+def half_space(rho: Array) -> tuple[Array, Array]:
+    """E[step(u) step(v)] and E[relu(u) relu(v)] at unit variances.
+
+    They are (pi - theta) / 2 pi and (sin theta + (pi - theta) cos theta) / 2 pi with
+    rho = cos theta, arranged so that nothing cancels at either end.
+
+    Source: Cho & Saul 2009, equations 3-6.
+    """
+    negative = rho < 0
+    x = jnp.where(negative, -rho, rho)
+    w = jnp.where(x < 1, 1 - x, 0)
+    scaled = root(w) / (2 * math.pi)
+    angle = scaled * polynomial(_ARCCOS[_size(rho)], w)
+    integral = scaled * w * polynomial(_ARCCOS_INTEGRAL[_size(rho)], w)
+    step = jnp.where(negative, angle, 0.5 - angle)
+    return step, integral + jnp.where(negative, 0, 0.5 * rho)
+
+
+def arccos(rho: Array) -> Array:
+    """arccos(rho) in [0, pi], with derivative zero, not infinite, at rho = 1 and -1."""
+    negative = rho < 0
+    x = jnp.where(negative, -rho, rho)
+    w = jnp.where(x < 1, 1 - x, 0)
+    angle = root(w) * polynomial(_ARCCOS[_size(rho)], w)
+    return jnp.where(negative, math.pi - angle, angle)
+
+
+def arcsin(x, gap):
+    """arcsin(x), given also gap = 1 - x^2, which decides the accuracy near |x| = 1."""
+    size = jnp.where(x < 0, -x, x)
+    outer = size > 0.5
+    y = jnp.where(outer, gap / (2 + 2 * size), x * x)
+    z = jnp.where(outer, root(y), size)
+    inner = z * polynomial(_ARCSIN[_size(x)], y)
+    value = jnp.where(outer, math.pi / 2 - 2 * inner, inner)
+    return jnp.where(x < 0, -value, value)
+
+
+def one_minus_square(rho):
+    """1 - rho^2, never negative."""
+    return jnp.where(rho < 1, 1 - rho, 0) * jnp.where(rho > -1, 1 + rho, 0)
