@@ -141,6 +141,11 @@ def value_text(claim: Claim) -> str:
     return text
 
 
+def criterion_text(claim: Claim) -> str:
+    """The criterion, with the word control where it must be missed."""
+    return f"control: must fail {claim.criterion}" if claim.control else claim.criterion
+
+
 def to_json(claims: Sequence[Claim]) -> str:
     """A JSON list of objects, one per claim; numbers that are not finite are written as strings."""
     rows = [{**claim._asdict(), "verdict": verdict(claim)} for claim in claims]
@@ -240,11 +245,6 @@ def _judge(
 def _number(value: float) -> str:
     """Every digit of a bound, so that the words and the test are the same; 3.0 as 3."""
     return repr(float(value)).removesuffix(".0")
-
-
-def criterion_text(claim: Claim) -> str:
-    """The criterion, with the word control where it must be missed."""
-    return f"control: must fail {claim.criterion}" if claim.control else claim.criterion
 
 
 def _same(a: float | str, b: float | str, tolerance: float) -> bool:

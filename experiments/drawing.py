@@ -165,6 +165,11 @@ def log_ticks(axis) -> None:
     Call it last, when the limits stand.
     """
     low, high = axis.get_view_interval()
+    if (
+        not 0 < low < high < np.inf
+    ):  # everything diverged: an empty panel, not an error when it is drawn
+        low, high = 0.1, 1.0
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
     axis.set_minor_formatter(NullFormatter())
     if low > 0 and high / low < 100:
         axis.set_major_locator(

@@ -183,12 +183,13 @@ def _claims(claims: Sequence[Claim]) -> str:
 
 
 def _row(claim: Claim) -> str:
+    criterion = criterion_text(claim).replace("<=", "≤").replace(">=", "≥")
     mark, kind = ("✓", "good") if claim.passed else ("✗", "bad")
     return (
         f"<tr><td><strong>{escape(claim.name)}</strong> {escape(claim.statement)}"
         f"<small>{escape(claim.source)}</small></td>"
         f'<td class=number data-label="measured">{escape(value_text(claim))}</td>'
-        f'<td class=number data-label="criterion">{escape(criterion_text(claim))}</td>'
+        f'<td class=number data-label="criterion">{escape(criterion)}</td>'
         f'<td><span class="verdict {kind}">{mark} {escape(verdict(claim))}</span></td></tr>'
     )
 

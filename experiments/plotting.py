@@ -84,9 +84,12 @@ def optimum_against_width(
         labels.append((line.values[-1], title, color))
     ax.set_yscale("log", base=2)
     drawing.width_ticks(ax, optimum["width"].values)
-    logs = np.log2(optimum.values[np.isfinite(optimum.values) & (optimum.values > 0)])
-    middle, reach = (logs.max() + logs.min()) / 2, (logs.max() - logs.min()) / 2
-    reach = max(reach + 0.6, 2)  # four octaves at least, so that a flat line looks flat
+    positive = np.isfinite(optimum.values) & (optimum.values > 0)
+    logs = np.log2(optimum.values[positive]) if positive.any() else np.zeros(1)
+    middle = (logs.max() + logs.min()) / 2
+    reach = max(
+        (logs.max() - logs.min()) / 2 + 0.6, 2
+    )  # four octaves at least, so that a flat line looks flat
     ax.set_ylim(2 ** (middle - reach), 2 ** (middle + reach))
     drawing.end_labels(ax, labels)
     ax.set(xlabel="width", ylabel="best learning rate")
@@ -332,7 +335,7 @@ def heat_map(
         bad="#c8c8c8"
     )
     shown = np.ma.masked_invalid(values.values)
-    low, high = float(shown.min()), float(shown.max())
+    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.0, 1.0)
     if center is not None:
         reach = max(high - center, center - low)
         low, high = center - reach, center + reach

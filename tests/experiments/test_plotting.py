@@ -1,0 +1,202 @@
+"""Figures: what is drawn is what was given; nothing leaks; every plot takes what a study has."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import drawing, plotting
+
+WIDTHS, RULES, RATES, STEPS = (
+    [64, 128, 256],
+    ["ntk", "mup"],
+    2.0 ** np.arange(-4, 1),
+    np.arange(0, 100, 5),
+)
+
+
+def array(values, **coords):
+    return xr.DataArray(np.asarray(values, float), dims=tuple(coords), coords=coords)
+
+
+def losses(seeds=2):
+    distance = np.abs(np.arange(5) - 2.0)
+    values = np.broadcast_to((1 + distance)[:, None], (2, 3, 5, seeds)).copy()
+    values[0, 2, 3:] = np.nan
+    return array(
+        values, parametrization=RULES, width=WIDTHS, learning_rate=RATES, seed=range(seeds)
+    )
+
+
+def every_figure():
+    slopes = array([[0.5, 0.0], [0.0, 0.0]], parametrization=RULES, layer=["hidden", "readout"])
+    change = array(
+        np.ones((2, 2, 3)), parametrization=RULES, layer=["hidden", "readout"], width=WIDTHS
+    )
+    optimum = array([[1, 2, 4], [1, 1, 1]], parametrization=RULES, width=WIDTHS)
+    curves = array(
+        np.exp(-STEPS / 50) * np.ones((2, 3, 1)), series=["a", "b"], seed=range(3), step=STEPS
+    )
+    sharpness = array(np.ones((2, 3, 20)), parametrization=RULES, width=WIDTHS, step=STEPS)
+    nc = array(np.exp(-STEPS / 50) * np.ones((2, 1)), layer=["first", "last"], step=STEPS)
+    density = array(np.exp(-(np.linspace(-3, 3, 50) ** 2)), eigenvalue=np.linspace(-3, 3, 50))
+    phase = array([[0, 0.2, 1], [0.1, 0.9, np.nan]], wd=[0, 1], fraction=[0.1, 0.5, 0.9])
+    points = array([4, 2, 1], width=WIDTHS)
+    return {
+        "loss": plotting.loss_curves(losses()),
+        "loss of one rule": plotting.loss_curves(losses().sel(parametrization="mup", seed=0)),
+        "optimum": plotting.optimum_against_width(optimum, optimum / 2, optimum * 2),
+        "sharpness": plotting.sharpness_over_training(sharpness, 0.5),
+        "coordinates": plotting.coordinate_check(change, slopes, slopes),
+        "spectrum": plotting.spectral_density(density, theory=density, outliers=[4.0, 5.0]),
+        "collapse": plotting.collapse_over_training(xr.Dataset({"nc1": nc, "nc2": nc, "nc3": nc})),
+        "dynamics": plotting.training_dynamics(curves, curves.isel(seed=0, drop=True)),
+        "phase": plotting.heat_map(phase, contour=0.5),
+        "two-sided phase": plotting.heat_map(phase, center=0.5),
+        "words": plotting.heat_map(
+            array(np.ones((2, 2)), rule=["a", "b"], optimizer=["sgd", "adam"])
+        ),
+        "scaling": plotting.scaling_law(
+            points, -1.0, 256.0, low=points / 2, high=points * 2, theory=-1.0
+        ),
+    }
+
+
+def test_every_figure_is_drawn_captioned_and_leaves_nothing_behind():
+    before = dict(matplotlib.rcParams)
+    for name, figure in every_figure().items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=50)
+        assert content.getvalue()[:4] == b"\x89PNG", name
+        assert len(figure.get_label()) > 40, name
+    assert dict(matplotlib.rcParams) == before
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    assert pyplot.get_fignums() == []
+
+
+def test_a_caption_can_be_replaced():
+    assert plotting.loss_curves(losses(), caption="Look here.").get_label() == "Look here."
+
+
+def test_loss_curves_have_a_panel_a_rule_a_line_a_width_and_a_cross_before_divergence():
+    figure = plotting.loss_curves(losses())
+    assert [ax.get_title(loc="left") for ax in figure.axes] == RULES
+    ntk, mup = figure.axes
+    for ax in (ntk, mup):
+        assert {line.get_label() for line in ax.lines} >= {"64", "128", "256"}
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        assert [float(dot.get_xdata()[0]) for dot in dots] == [RATES[2]] * 3
+    crosses = [line for line in ntk.lines if line.get_marker() == "x"]
+    assert [float(cross.get_xdata()[0]) for cross in crosses] == [RATES[2]]
+    assert not [line for line in mup.lines if line.get_marker() == "x"]
+    assert [text.get_text() for text in mup.get_legend().get_texts()] == ["256", "128", "64"]
+
+
+def test_a_run_that_blew_up_does_not_squash_the_others():
+    values = losses()
+    values[1, 0, 4] = 1e12
+    low, high = plotting.loss_curves(values).axes[0].get_ylim()
+    assert low < 1 < 3 < high < 100
+
+
+def test_what_diverged_altogether_is_still_a_figure():
+    curves = array(np.full((2, 20), np.nan), series=["a", "b"], step=STEPS)
+    optimum = array([np.nan, np.nan], width=WIDTHS[:2])
+    for figure in (
+        plotting.loss_curves(losses(1) * np.nan),
+        plotting.training_dynamics(curves),
+        plotting.collapse_over_training(xr.Dataset({"nc1": curves.rename(series="layer")})),
+        plotting.optimum_against_width(optimum),
+        plotting.heat_map(array(np.full((2, 2), np.nan), a=[0, 1], b=[0, 1])),
+    ):
+        figure.savefig(io.BytesIO(), format="png", dpi=50)
+
+
+def test_sharpness_is_scaled_by_the_rate_of_each_rule():
+    sharpness = array(np.ones((2, 3, 20)), parametrization=RULES, width=WIDTHS, step=STEPS)
+    rates = array([0.5, 4.0], parametrization=RULES)
+    axes = plotting.sharpness_over_training(sharpness, rates).axes
+    heights = [float(ax.lines[0].get_ydata()[0]) for ax in axes]
+    assert heights == [0.5, 4.0]
+    assert [float(ax.lines[-1].get_ydata()[0]) for ax in axes] == [2.0, 2.0]
+
+
+def test_coordinate_check_prints_slopes_and_marks_the_wrong_layer():
+    change = array(np.ones((2, 3)), layer=["hidden", "readout"], width=WIDTHS)
+    fitted, predicted = (
+        array([0.02, 0.5], layer=["hidden", "readout"]),
+        array([0, 0], layer=["hidden", "readout"]),
+    )
+    (ax,) = plotting.coordinate_check(change, fitted, predicted).axes
+    labels = {text.get_text(): text.get_weight() for text in ax.texts}
+    assert labels == {"hidden +0.02 (0)": "normal", "readout +0.50 (0)": "bold"}
+
+
+def test_optimum_intervals_are_drawn_and_a_flat_line_looks_flat():
+    optimum = array([1, 1.05, 1], width=WIDTHS)
+    (ax,) = plotting.optimum_against_width(optimum, optimum / 2, optimum * 3).axes
+    low, high = ax.get_ylim()
+    assert high / low >= 16
+    (bars,) = ax.containers
+    ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
+    np.testing.assert_allclose(ends, np.stack([optimum / 2, optimum * 3], axis=1))
+
+
+def test_cells_of_a_heat_map_lie_where_their_coordinates_say():
+    phase = array([[0, 0.25, 1], [0.5, 0.75, np.nan]], wd=[0, 1], fraction=[0.1, 0.5, 0.9])
+    figure = plotting.heat_map(phase)
+    ax = figure.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("fraction", "wd")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.1", "0.5", "0.9"]
+    written = {tuple(map(int, text.get_position())): text.get_text() for text in ax.texts}
+    assert written == {
+        (0, 0): "0.00",
+        (1, 0): "0.25",
+        (2, 0): "1.00",
+        (0, 1): "0.50",
+        (1, 1): "0.75",
+    }
+    assert "Grey cells" in figure.get_label()
+
+
+def test_the_predicted_slope_passes_through_the_middle_of_the_points():
+    x = np.array([1.0, 10.0, 100.0])
+    line = drawing.slope_line(x, 5 * x**-0.5, -0.5)
+    np.testing.assert_allclose(line, 5 * x**-0.5)
+    np.testing.assert_allclose(drawing.slope_line(x, 5 * x**-0.5, 0.0), 5 * 10**-0.5)
+
+
+def test_labels_at_the_ends_never_overlap():
+    _, (ax,) = plotting.figure(caption="c")
+    ax.set_ylim(0, 1)
+    drawing.end_labels(
+        ax, [(0.5, f"line {i}", "black") for i in range(6)] + [(np.nan, "diverged", "black")]
+    )
+    heights = sorted(text.xy[1] for text in ax.texts)
+    assert np.diff(heights).min() > 0.04
+    assert heights[0] >= -0.2
+    assert heights[-1] <= 1
+
+
+def test_wider_is_darker_and_a_rule_keeps_its_colour():
+    colors = drawing.sequential(WIDTHS)
+    brightness = [sum(colors[width][:3]) for width in WIDTHS]
+    assert brightness == sorted(brightness, reverse=True)
+    assert drawing.rule_color("mup", 5) == drawing.rule_color("mup", 0)
+    assert drawing.rule_color("other", 1) != drawing.rule_color("other", 2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"), [((0.011, 0.06), {0.02, 0.05}), ((0.9, 60), {1, 2, 5, 10, 20, 50})]
+)
+def test_a_short_log_axis_has_plain_numbers(limits, expected):
+    with plotting.style():
+        _, (ax,) = plotting.figure(caption="c")
+        ax.set(yscale="log", ylim=limits)
+        drawing.log_ticks(ax.yaxis)
+    low, high = limits
+    shown = {float(f"{tick:g}") for tick in ax.get_yticks() if low <= tick <= high}
+    assert shown >= expected
+    assert [text for text in ax.yaxis.get_ticklabels(minor=True) if text.get_text()] == []

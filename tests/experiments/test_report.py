@@ -1,0 +1,254 @@
+"""The report: from files only, with a tiny study; damaged files are one message and leave the others reported."""
+
+import html.parser
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import claims, page, plotting, report, rundir
+
+MANIFEST = {
+    "study": "tiny",
+    "variant": "smoke",
+    "command": ["python", "-m", "experiments.run", "--config=experiments/configs/tiny.py"],
+    "started": "2026-01-01T00:00:00+0000",
+    "finished": "2026-01-01T00:01:12+0000",
+    "seconds": 72.0,
+    "versions": {"jax": "0.10.2"},
+    "device": "cpu",
+    "devices": 2,
+    "git": "",
+}
+
+
+def study_claims(data):
+    gap = float(data["losses"].max() - data["losses"].min())
+    return [
+        claims.at_most("P1 <gap>", "Someone & Else 2020", "the losses lie close", gap, 1.0),
+        claims.at_most(
+            "P1 control", "Someone 2020", "shuffled losses lie close", 2.0, 1.0, control=True
+        ),
+    ]
+
+
+def study_figures(data):
+    return {"loss_curves": plotting.loss_curves(data["losses"])}
+
+
+@pytest.fixture(autouse=True)
+def study(monkeypatch):
+    """A study that nobody trains: the report must not need its run function."""
+    module = types.ModuleType("experiments.studies.tiny")
+    module.TITLE, module.PAPER = (
+        "A tiny study & its claims",
+        "Someone & Else 2020, arXiv 0000.00000",
+    )
+    module.claims, module.figures = study_claims, lambda data: {}
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def write_run(path, scale=0.5, recorded=None):
+    path.mkdir(parents=True)
+    losses = xr.DataArray(
+        scale * np.arange(6.0).reshape(2, 3) / 5 + 0.1,
+        dims=("width", "learning_rate"),
+        coords={"width": [64, 128], "learning_rate": [0.25, 0.5, 1.0]},
+    )
+    data = xr.Dataset({"losses": losses})
+    config = {"study": "tiny", "task": {"name": "digits", "data_dir": ""}, "widths": [64, 128]}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "manifest.json").write_text(json.dumps(MANIFEST))
+    (path / "claims.json").write_text(claims.to_json(recorded or study_claims(data)))
+    rundir.write_dataset(path / "data.nc", data)
+    return path
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects what a browser would fetch or run, the text it would show, and tags left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.tags, self.open, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_page(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert not reader.open
+    return reader, " ".join(" ".join(reader.text).split())
+
+
+def test_one_run_gives_a_table_figures_and_a_page_of_its_own(tmp_path, capsys, study):
+    study.figures = study_figures
+    run_dir = write_run(tmp_path / "a")
+    assert report.main([str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"holds +P1 <gap> +0\.5 +\(<= 1\)", out)
+    assert re.search(r"fails, as it must +P1 control +2 ", out)
+    assert "1 of 1 claims hold; 1 of 1 controls fail, as they must" in out
+    assert (run_dir / "figures" / "loss_curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (run_dir / "figures" / "loss_curves.pdf").read_bytes()[:4] == b"%PDF"
+    assert not (tmp_path / "claims.html").exists()
+    reader, text = read_page(run_dir / "report.html")
+    assert "script" not in reader.tags
+    assert all(address.startswith("data:") for address in reader.addresses)
+    for words in (
+        *("A tiny study & its claims", "P1 <gap>", "≤ 1", "fails, as it must", "smoke preset"),
+        *(
+            "2 x cpu",
+            "1 min 12 s",
+            "task.name digits",
+            "jax 0.10.2",
+            "--config=experiments/configs/tiny.py",
+        ),
+        "Look at the dots",
+    ):
+        assert words in text
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path, study):
+    study.figures = study_figures
+    run_dir = write_run(tmp_path / "a")
+    made = []
+    for _ in range(2):
+        assert report.main([str(run_dir)]) == 0
+        files = ("report.html", "figures/loss_curves.png", "figures/loss_curves.pdf")
+        made.append([(run_dir / file).read_bytes() for file in files])
+    assert made[0] == made[1]
+
+
+def test_several_runs_share_a_page_that_links_to_theirs(tmp_path, capsys):
+    runs = [str(write_run(tmp_path / name)) for name in "ab"]
+    assert report.main(runs) == 0
+    reader, text = read_page(tmp_path / "claims.html")
+    assert [address for address in reader.addresses if "html" in address] == [
+        "a/report.html",
+        "b/report.html",
+    ]
+    assert "2 of 2 claims hold; 2 of 2 controls fail, as they must" in text
+    assert "2 of 2 claims hold; 2 of 2 controls fail, as they must" in capsys.readouterr().out
+    assert report.main([runs[0], "--out", str(tmp_path / "pages" / "all.html")]) == 0
+    reader, _ = read_page(tmp_path / "pages" / "all.html")
+    assert "../a/report.html" in reader.addresses
+
+
+def test_claims_that_differ_from_the_recorded_ones_are_named(tmp_path, capsys):
+    fine = write_run(tmp_path / "a")
+    recorded = study_claims(rundir.read_dataset(fine / "data.nc"))
+    changed = [recorded[0]._replace(measured=0.25), recorded[1]]
+    run_dir = write_run(tmp_path / "b", recorded=changed)
+    assert report.main([str(run_dir)]) == 0
+    sentence = "P1 <gap>: recorded 0.25, computed 0.5"
+    assert sentence in capsys.readouterr().out
+    assert sentence in read_page(run_dir / "report.html")[1]
+    assert report.main([str(run_dir), "--check"]) == 1
+    assert report.main([str(fine), "--check"]) == 0
+
+
+def test_a_failing_claim_is_a_result_unless_asked_to_check(tmp_path):
+    run_dir = write_run(tmp_path / "a", scale=3.0)
+    assert report.main([str(run_dir)]) == 0
+    assert "✗ FAILS" in read_page(run_dir / "report.html")[1]
+    assert report.main([str(run_dir), "--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("data.nc", None, r"data\.nc is missing"),
+        ("data.nc", b"CDF\x02 cut", r"data\.nc cannot be read"),
+        ("claims.json", None, r"claims\.json cannot be read"),
+        (
+            "claims.json",
+            b'[{"name": "P1"}]',
+            r"claims\.json cannot be read \(entry 0 is not a claim",
+        ),
+        ("claims.json", b"\xff", r"claims\.json cannot be read"),
+        ("manifest.json", None, r"manifest\.json cannot be read"),
+        ("manifest.json", b"{", r"manifest\.json cannot be read"),
+        ("manifest.json", b"[]", r"manifest\.json holds a list"),
+        ("manifest.json", b'{"study": "tiny"}', r"manifest\.json lacks variant, command"),
+        ("manifest.json", json.dumps(MANIFEST | {"study": "gone"}).encode(), "no study 'gone'"),
+        ("config.json", b"nothing", r"config\.json cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_one_message_and_the_others_are_reported(
+    tmp_path, capsys, file, content, message
+):
+    broken, fine = write_run(tmp_path / "broken"), write_run(tmp_path / "fine")
+    if content is None:
+        (broken / file).unlink()
+    else:
+        (broken / file).write_bytes(content)
+    assert report.main([str(broken), str(fine), "--check"]) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err)
+    assert len(shown.err.splitlines()) == 1
+    assert str(broken) in shown.err or "gone" in shown.err
+    assert (fine / "report.html").exists()
+    assert not (broken / "report.html").exists()
+
+
+def test_data_of_an_older_study_is_explained(tmp_path, capsys, study):
+    run_dir = write_run(tmp_path / "a")
+    study.claims = lambda data: data["sharpness"]
+    assert report.main([str(run_dir)]) == 2
+    assert re.search(
+        r"data\.nc: .*tiny cannot make its claims from it \(KeyError", capsys.readouterr().err
+    )
+    assert report.main([str(tmp_path / "nothing")]) == 2
+    assert "is not a directory" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_one_message(tmp_path, capsys, monkeypatch):
+    run_dir = write_run(tmp_path / "a")
+
+    def full(path, text):
+        raise OSError(28, f"{path} could not be written (No space left on device)")
+
+    monkeypatch.setattr(rundir, "write_text", full)
+    assert report.main([str(run_dir)]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.42, "0.42 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.9, "60 s"),
+        (312, "5 min 12 s"),
+        (7380, "2 h 3 min"),
+    ],
+)
+def test_durations_in_words(seconds, words):
+    assert page.duration(seconds) == words
+
+
+def test_nested_keys_are_shown_as_on_the_command_line():
+    config = {"a": 1, "task": {"name": "digits", "more": {"x": [1, 2]}}, "none": {}}
+    assert page.flatten(config) == {
+        "a": 1,
+        "task.name": "digits",
+        "task.more.x": [1, 2],
+        "none": {},
+    }
