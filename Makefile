@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
+PRESET ?= cpu
+STUDY ?= $(patsubst experiments/configs/%.py,%,$(filter-out %/__init__.py,$(wildcard experiments/configs/*.py)))
+STUDIES = $(STUDY)
 BIN = $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 # neural-tangents without TensorFlow, which only its unused experimental part imports.
@@ -18,7 +21,8 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MAKE_VENV = $(PYTHON) -m venv $(VENV)
 endif
 
-.PHONY: install reproduce report test test-all test-newest lint format bench notebooks clean
+
+.PHONY: install reproduce test test-all test-newest lint format bench notebooks clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -30,8 +34,13 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) --no-deps $(REFERENCE)
 	@touch $@
 
+# Each study with its claims table, figures and page; of several studies, one table of all claims at the end.
 reproduce: install
-	$(BIN)/python -m experiments.reproduce $(STUDY) --runs $(RUNS)
+	@for study in $(STUDIES); do \
+	  $(BIN)/python -m experiments.run --config=experiments/configs/$$study.py:$(PRESET) \
+	    --workdir=$(RUNS)/$$study-$(PRESET) || exit $$?; \
+	done
+	@$(if $(word 2,$(STUDIES)),$(BIN)/python -m experiments.report $(foreach study,$(STUDIES),$(RUNS)/$(study)-$(PRESET)))
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
@@ -54,7 +63,13 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install
+# Peers go in an environment of their own; without --no-deps they pull a CUDA build of several GB.
+PEERS = mup pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv linear_operator jaxtyping wadler-lindig
+bench: VENV := .venv-bench
+bench:
+	$(MAKE) install VENV=$(VENV)
+	$(PIP) torch==2.13.0 einops tqdm matfree pandas seaborn
+	$(PIP) --no-deps $(PEERS)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 notebooks: install

@@ -133,7 +133,9 @@ def describe(row: Comparison) -> str:
     )
 
 
-def save(name: str, rows: list[Comparison], folder: str | os.PathLike | None = None) -> pathlib.Path:
+def save(
+    name: str, rows: list[Comparison], folder: str | os.PathLike | None = None
+) -> pathlib.Path:
     """Writes ``<folder>/<name>.json``: the machine, the versions, and every timing."""
     folder = pathlib.Path(folder) if folder else pathlib.Path(__file__).parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +156,9 @@ def main(name: str, tasks: dict[str, Callable[..., Comparison]]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", choices=sorted(tasks), default=sorted(tasks))
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", default=None, help="folder of the JSON (default: benchmarks/results)")
+    parser.add_argument(
+        "--out", default=None, help="folder of the JSON (default: benchmarks/results)"
+    )
     arguments = parser.parse_args()
     rows = []
     for task in tasks:

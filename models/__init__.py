@@ -1,1 +1,43 @@
-"""To be filled."""
+"""Flax (linen) architectures, each a function of its width; they contain no parametrization."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from models.convnet import CNN, ResNet
+from models.mlp import MLP, DeepLinear
+from models.transformer import Transformer, ViT
+
+__all__ = ["CNN", "MLP", "DeepLinear", "ResNet", "Transformer", "ViT", "family"]
+
+
+def family(name: str, **fields: Any) -> Callable:
+    """The architecture of that name as a function of its width: ``family("MLP", depth=2, outputs=10)(256)``.
+
+    Args:
+        name: one of MLP, DeepLinear, CNN, ResNet, Transformer, ViT.
+        **fields: the architecture's other fields.
+
+    Returns:
+        ``width -> linen module``.
+
+    Raises:
+        ValueError: unknown architecture or field.
+    """
+    architectures = {m.__name__: m for m in (MLP, DeepLinear, CNN, ResNet, Transformer, ViT)}
+    if name not in architectures:
+        near = difflib.get_close_matches(name, architectures, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown model {name!r}{hint}; there are: {', '.join(architectures)}")
+    known = [key for key in architectures[name].__dataclass_fields__ if key not in ("parent", "name")]
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"{name} has no field {field!r}; it has: {', '.join(known)}")
+    return functools.partial(_at_width, architectures[name], fields)
+
+
+def _at_width(architecture: Callable, fields: dict[str, Any], width: int) -> Any:
+    return architecture(width=width, **fields)

@@ -1,0 +1,78 @@
+"""Why do learning rates transfer? (Noci et al. 2024; Yang & Hu 2021)
+
+    make reproduce STUDY=learning_rate_transfer
+    python -m experiments.run --config=experiments/configs/learning_rate_transfer.py:cpu
+
+smoke: under a minute, too small for the claims to mean anything. cpu: the whole study on digits with a ReLU MLP.
+paper: the authors' ConvNet, ResNet and ViT on CIFAR-10 and a Transformer on text, for a GPU; choose the network
+with paper_convnet (also plain paper), paper_resnet, paper_vit, paper_transformer, and give --config.task.data_dir.
+"""
+
+import ml_collections
+
+PRESETS = (
+    "smoke",
+    "cpu",
+    "paper",
+    "paper_convnet",
+    "paper_resnet",
+    "paper_vit",
+    "paper_transformer",
+)
+
+
+def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
+    """The configuration of one preset.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+    config = ml_collections.ConfigDict()
+    config.study = "learning_rate_transfer"
+    config.task = {"name": "digits", "seed": 0, "num_train": 1500, "noise": 0.0}
+    config.model = {"name": "MLP", "depth": 2}
+    # Every rule is the plain Flax network at this width; larger widths are scaled from it.
+    config.base_width = 64
+    config.parametrizations = ("standard", "ntk", "mup")
+
+    config.sweep = {
+        "widths": (64, 128, 256, 512, 1024),
+        "optimizers": ("sgd", "adam"),
+        "loss": "cross_entropy",
+        # log2 of the first rate, of the last rate, and how many
+        "log2_rates": {"sgd": (-4.0, 6.0, 11), "adam": (-13.0, -3.0, 11)},
+        "seeds": (0, 1),
+        "batch_size": 64,
+        "steps": 200,
+        "chunk": 50,
+    }
+    config.trajectory = {
+        "widths": (64, 128, 256, 512, 1024),
+        "parametrizations": ("ntk", "mup"),
+        "loss": "squared_error",
+        "learning_rates": {"ntk": 0.5, "mup": 1.0},
+        "seeds": (0,),
+        "num_train": 512,
+        "steps": 300,
+        "chunk": 10,
+        "lanczos_steps": 6,
+    }
+    config.coordinates = {"widths": (64, 128, 256, 512, 1024), "seeds": (0, 1, 2, 3), "steps": 3}
+    if preset == "smoke":
+        _smoke(config)
+    elif preset.startswith("paper"):
+        _paper(config, preset.removeprefix("paper").removeprefix("_") or "convnet")
+    return config
+
+
+def _smoke(config):
+    config.task.num_train = 256
+    config.base_width = 16
+    config.sweep.widths = config.trajectory.widths = config.coordinates.widths = (16, 32, 64)
+    config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-11.0, -3.0, 5)}
+    config.sweep.steps, config.sweep.chunk = 20, 10
+    config.trajectory.num_train = 128
+    config.trajectory.steps, config.trajectory.chunk = 20, 10
+    config.coordinates.seeds = (0, 1)

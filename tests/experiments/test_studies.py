@@ -1,0 +1,189 @@
+"""Every study end to end: its smoke preset through the command line, the report, and kill -9 in the middle."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STUDIES = sorted(
+    p.stem for p in (ROOT / "experiments" / "configs").glob("*.py") if p.stem != "__init__"
+)
+SETTINGS = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
+
+
+def command(workdir, *options, config="learning_rate_transfer.py:smoke"):
+    return [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        f"--config={ROOT / 'experiments' / 'configs' / config}",
+        f"--workdir={workdir}",
+        *options,
+    ]
+
+
+def run(*arguments, **settings):
+    return subprocess.run(
+        arguments, capture_output=True, text=True, cwd=ROOT, env=SETTINGS | settings
+    )
+
+
+# One learning rate fewer and one width less than smoke: what is tested here is files, not claims.
+SMALL = (
+    "--config.sweep.widths=(16, 32)",
+    "--config.trajectory.widths=(16, 32)",
+    "--config.coordinates.widths=(16, 32, 64)",
+    "--config.parametrizations=('ntk', 'mup')",
+    "--config.sweep.optimizers=('sgd',)",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(*command(folder / "run", *SMALL))
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_smoke_runs_and_reports(study, tmp_path):
+    done = run(*command(tmp_path / "run", config=f"{study}.py:smoke"))
+    assert done.returncode == 0, done.stderr
+    claims = json.loads((tmp_path / "run" / "claims.json").read_text())
+    assert any(claim["control"] for claim in claims), "a study has a control that must fail"
+    assert any(not claim["control"] for claim in claims)
+    assert all(claim["criterion"] and claim["source"] for claim in claims)
+    assert (tmp_path / "run" / "data.nc").exists()
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    pictures = list((tmp_path / "run" / "figures").glob("*.png"))
+    assert pictures
+    assert {p.with_suffix(".pdf").name for p in pictures} == {
+        p.name for p in (tmp_path / "run" / "figures").glob("*.pdf")
+    }
+    assert "claims hold" in done.stdout
+
+
+def test_killed_and_run_again_equals_uninterrupted(finished, tmp_path):
+    """kill -9 while a point trains, with a checkpoint on disk: the same command ends in the same bytes."""
+    options = (*SMALL, "--checkpoint_seconds=0")
+    process = subprocess.Popen(
+        command(tmp_path / "run", *options), cwd=ROOT, env=SETTINGS, stderr=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "run" / "checkpoints"
+    points = tmp_path / "run" / "points"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        # The first trajectory is under way: every sweep point is finished, and a state is on disk.
+        if list(checkpoints.glob("trajectory*/1")) or list(points.glob("trajectory*")):
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "data.nc").exists()
+    before = {p.name: p.stat().st_mtime_ns for p in points.iterdir()}
+    done = run(*command(tmp_path / "run", *options))
+    assert done.returncode == 0, done.stderr
+    after = {p.name: p.stat().st_mtime_ns for p in points.iterdir()}
+    assert all(after[name] == stamp for name, stamp in before.items()), "a finished point ran again"
+    expected, _ = finished
+    assert (tmp_path / "run" / "data.nc").read_bytes() == (expected / "data.nc").read_bytes()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [
+        (row["run"], row["seed"], row["learning_rate"], row["chunk"])
+        for row in map(json.loads, lines)
+    ]
+    assert len(rows) == len(set(rows)), "a row of metrics is there twice"
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    path, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in (path / "points").iterdir()}
+    done = run(*command(path, *SMALL))
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in (path / "points").iterdir()} == before
+
+
+def test_runs_spread_over_devices_give_the_same_numbers(finished, tmp_path):
+    import numpy as np
+
+    from experiments import rundir
+
+    virtual = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}
+    options = (*SMALL, "--devices=5", "--config.trajectory.widths=(16,)")
+    done = run(*command(tmp_path / "run", *options), **virtual)
+    assert done.returncode == 0, done.stderr
+    one, five = (rundir.read_dataset(p / "data.nc") for p in (finished[0], tmp_path / "run"))
+    np.testing.assert_allclose(five.sweep_loss, one.sweep_loss, rtol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        (
+            "learning_rate_transfr.py:smoke",
+            (),
+            ("there is no configuration", "learning_rate_transfer"),
+        ),
+        ("learning_rate_transfer.py:smok", (), ("unknown preset 'smok'", "smoke")),
+        ("learning_rate_transfer.py:smoke", ("--config.tsak.name=x",), ("tsak", "task")),
+        ("learning_rate_transfer.py:smoke", ("--config.study=x",), ("unknown study 'x'",)),
+        (
+            "learning_rate_transfer.py:smoke",
+            ("--config.task.name=digit",),
+            ("unknown task", "digits"),
+        ),
+        (
+            "learning_rate_transfer.py:smoke",
+            ("--config.model.name=MLPP",),
+            ("unknown model 'MLPP'", "MLP"),
+        ),
+        (
+            "learning_rate_transfer.py:smoke",
+            ("--config.parametrizations=('mupp',)",),
+            ("'mupp'", "mup"),
+        ),
+        (
+            "learning_rate_transfer.py:smoke",
+            ("--config.sweep.optimizers=('adm',)",),
+            ("'adm'", "adam"),
+        ),
+        ("learning_rate_transfer.py:smoke", ("--devices=99",), ("devices is 99",)),
+        ("learning_rate_transfer.py:smoke", ("--confg=1",), ("confg",)),
+        (
+            "learning_rate_transfer.py:paper",
+            ("--config.task.data_dir=nowhere",),
+            ("cifar", "nowhere"),
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_status_2(config, options, words, tmp_path):
+    done = run(*command(tmp_path / "run", *options, config=config))
+    assert done.returncode == 2, done.stderr
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(messages) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_damaged_point_is_named_and_the_rest_stays_readable(finished, tmp_path):
+    import shutil
+
+    path = tmp_path / "run"
+    shutil.copytree(finished[0], path)
+    victim = sorted((path / "points").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    done = run(*command(path, *SMALL))
+    assert done.returncode == 2
+    assert victim.name in done.stderr
+    assert "delete it and run again" in done.stderr
+    report = run(sys.executable, "-m", "experiments.report", str(path))
+    assert report.returncode == 0, report.stderr
