@@ -1,0 +1,340 @@
+"""Contraction of Jacobians, whole or in per-layer factors, into the kernel ``J1 J2^T``.
+
+Shapes are written with the letters
+    n, m  examples of the first and second batch
+    t     output entries over which the kernel is averaged
+    g     output entries of which only the diagonal is kept
+    r, q  the other output entries of the first and second batch
+    b     groups of a layer (grouped convolutions, batched products)
+    s, u  positions where a layer reads (pixels, tokens)
+    c, f  what it reads and writes there: channels and features
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ntk import structured
+
+_BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
+_MIN_SYMMETRIC = 1 << 28  # multiplications below which splitting costs more than it saves
+_WRITE = 16  # multiplications that take as long as writing and reading one number
+
+
+class Factors(NamedTuple):
+    """Jacobian of one output of a batch of examples.
+
+    Attributes:
+        reads: for each layer floats (n, b, s, c), or row numbers (n, s) of a look-up.
+        writes: for each layer (n, t, g, r, b, s, f).
+        jacobians: for each other parameter (n, t, g, r, size).
+    """
+
+    reads: list[jax.Array]
+    writes: list[jax.Array]
+    jacobians: list[jax.Array]
+
+
+class OutputAxes(NamedTuple):
+    """Axes of one output by what becomes of them; ``example`` is the axis of the examples, or None."""
+
+    trace: tuple[int, ...]
+    diagonal: tuple[int, ...]
+    rest: tuple[int, ...]
+    example: int | None
+
+    @property
+    def single(self) -> bool:
+        """Whether the axis of the examples is traced or diagonal: examples meet only themselves."""
+        return self.example is not None and self.example not in self.rest
+
+    def of_example(self) -> list[tuple[int, ...]]:
+        """Traced, diagonal and other axes, as numbered in the output of one example."""
+        e = self.example
+        return [tuple(a - (e is not None and a > e) for a in axes if a != e) for axes in self[:3]]
+
+    @property
+    def example_order(self) -> tuple[int, ...]:
+        """The same in one row."""
+        return sum(self.of_example(), ())
+
+
+def output_axes(
+    shape1: tuple, shape2: tuple, trace: tuple, diagonal: tuple, example: int | None
+) -> OutputAxes:
+    """Sorts the axes of an output, and refuses those that do not fit its shapes.
+
+    Raises:
+        ValueError: an axis is out of range, both traced and diagonal, or differs in size.
+    """
+    ndim = len(shape1)
+    for axis in (*trace, *diagonal, *(() if example is None else (example,))):
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"axis {axis} is out of range for outputs of shape {tuple(shape1)}")
+    trace, diagonal = ({a % ndim for a in axes} for axes in (trace, diagonal))
+    if trace & diagonal:
+        raise ValueError(
+            f"axes {sorted(trace & diagonal)} are both in trace_axes and diagonal_axes"
+        )
+    for axis in trace | diagonal:
+        if shape1[axis] != shape2[axis]:
+            raise ValueError(
+                f"axis {axis} is traced or diagonal, and differs in size: outputs of x1 have shape "
+                f"{tuple(shape1)}, of x2 {tuple(shape2)}; take it out of trace_axes and diagonal_axes"
+            )
+    rest = tuple(a for a in range(ndim) if a not in trace | diagonal)
+    example = None if example is None else example % ndim
+    return OutputAxes(tuple(sorted(trace)), tuple(sorted(diagonal)), rest, example)
+
+
+class Network(NamedTuple):
+    """A network on a batch: ``example(params, arrays)`` is its list of outputs on one example.
+
+    Attributes:
+        example: function of parameters and of arrays without their axis of examples.
+        params: list of floating-point arrays.
+        arrays: list of inputs.
+        axes: axis of the examples in each input, None where all examples share it.
+    """
+
+    example: Callable
+    params: list[jax.Array]
+    arrays: list[jax.Array]
+    axes: tuple[int | None, ...]
+
+    def map(self, fun: Callable) -> Any:
+        """``fun(arrays)`` of every example, stacked along axis 0."""
+        if all(a is None for a in self.axes):
+            return jax.tree.map(lambda v: jnp.expand_dims(v, 0), fun(self.arrays))
+        return jax.vmap(fun, in_axes=(list(self.axes),))(self.arrays)
+
+
+def by_jacobians(
+    one: Network, two: Network | None, axes: Sequence[OutputAxes], use_layers: bool
+) -> list[jax.Array]:
+    """Kernel of every output by contraction of Jacobians; ``two`` None for the first with itself."""
+    factors = [
+        None
+        if net is None
+        else net.map(
+            lambda arrays, net=net: jacobian_factors(
+                net.example, net.params, arrays, axes, use_layers
+            )
+        )
+        for net in (one, two)
+    ]
+    kernels = []
+    for i, axis in enumerate(axes):
+        f1, f2 = factors[0][i], None if two is None else factors[1][i]
+        if axis.single:
+            f1, f2 = jax.tree.map(lambda v: jnp.expand_dims(v, 1), (f1, f2))
+            kernels.append(jax.vmap(contract)(f1, f2))
+        else:
+            kernels.append(contract(f1, f2))
+    return kernels
+
+
+def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -> list[jax.Array]:
+    """Kernel of every output by products with it, one for each entry of the second output."""
+    two = one if two is None else two
+
+    def entry(arrays1, arrays2, index):
+        outputs, pullback = jax.vjp(lambda p: two.example(p, arrays2), two.params)
+        basis = _basis(outputs[index], axes[index])
+
+        def column(cotangent):
+            cotangents = [jnp.zeros_like(y) for y in outputs]
+            cotangents[index] = cotangent
+            tangents = pullback(cotangents)
+            return jax.jvp(lambda p: one.example(p, arrays1), (one.params,), tangents)[1][index]
+
+        columns = jax.vmap(column)(basis.reshape(-1, *outputs[index].shape))
+        columns = columns.reshape(*basis.shape[:3], *columns.shape[1:])
+        order = axes[index].example_order
+        columns = columns.transpose(0, 1, 2, *(3 + a for a in order))
+        columns = columns.reshape(*basis.shape[:3], *basis.shape[:2], -1)
+        return jnp.einsum("tgqtgr->grq", columns)
+
+    kernels = []
+    for i, axis in enumerate(axes):
+        if axis.single:
+            both = Network(one.example, one.params, [*one.arrays, *two.arrays], one.axes + two.axes)
+            k = both.map(lambda a, i=i: entry(a[: len(one.arrays)], a[len(one.arrays) :], i))
+            kernels.append(k[:, :, None, :, None, :])
+        else:
+            k = one.map(lambda a, i=i: two.map(lambda b: entry(a, b, i)))
+            kernels.append(k.transpose(2, 0, 3, 1, 4))
+    return kernels
+
+
+def jacobian_factors(
+    fun: Callable, params: Sequence, x: Sequence, axes: Sequence[OutputAxes], use_layers: bool
+) -> list[Factors]:
+    """Jacobians of one example: ``fun(params, x)`` gives a list of arrays; Factors without n for each.
+
+    Args:
+        fun: function of a list of parameters and a list of other arrays.
+        params: floating-point arrays.
+        x: arrays.
+        axes: for each output.
+        use_layers: whether to look for layers; if not, every parameter gets its Jacobian.
+    """
+    count = len(params)
+    program = structured.flatten_program(
+        lambda *args: fun(list(args[:count]), list(args[count:])), *params, *x
+    )
+    layers = structured.find_layers(program, range(count)) if use_layers else []
+    used = {leaf for layer in layers for leaf in (layer.leaf, layer.bias)}
+    others = [i for i in range(count) if i not in used]
+
+    def perturbed(shifts, values):
+        args = [*params, *x]
+        for i, value in zip(others, values):
+            args[i] = value
+        return structured.run(program, layers, args, shifts)
+
+    shifts = [
+        jnp.zeros(s.shape, s.dtype) for s in (structured.written_shape(program, l) for l in layers)
+    ]
+    outputs, pullback, reads = jax.vjp(perturbed, shifts, [params[i] for i in others], has_aux=True)
+    factors = []
+    for index, axis in enumerate(axes):
+        writes, jacobians = _pull_back(pullback, outputs, index, axis)
+        lead = writes[0].shape[:3] if writes else jacobians[0].shape[:3] if jacobians else ()
+        writes = [structured.written_as_matrix(program, l, d) for l, d in zip(layers, writes)]
+        factors.append(Factors(reads, writes, [j.reshape(*lead, -1) for j in jacobians]))
+    return factors
+
+
+def _pull_back(pullback: Callable, outputs: list, index: int, axes: OutputAxes) -> tuple:
+    """Derivatives of all entries of one output, in the order (t, g, r)."""
+    basis = _basis(outputs[index], axes)
+    zeros = [jnp.zeros_like(o) for o in outputs]
+    pull = lambda ct: pullback([*zeros[:index], ct, *zeros[index + 1 :]])  # noqa: E731
+    rows = jax.vmap(pull)(basis.reshape(-1, *outputs[index].shape))
+    return jax.tree.map(lambda d: d.reshape(*basis.shape[:3], *d.shape[1:]), rows)
+
+
+def _basis(output: jax.Array, axes: OutputAxes) -> jax.Array:
+    """Unit vectors (t, g, r, *shape) of the output of one example."""
+    sizes = [math.prod(output.shape[a] for a in group) for group in axes.of_example()]
+    order = axes.example_order
+    basis = jnp.eye(output.size, dtype=output.dtype)
+    basis = basis.reshape(*sizes, *(output.shape[a] for a in order))
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return basis.transpose(0, 1, 2, *(3 + i for i in inverse))
+
+
+def contract(one: Factors, two: Factors | None) -> jax.Array:
+    """Kernel (g, n, r, m, q) between two batches; ``two`` None for the first with itself."""
+    if two is not None:
+        return _contract(one, two)
+    n = jax.tree.leaves(one)[0].shape[0]
+    cost = sum(min(_costs(a, d, a, d)) for a, d in zip(one.reads, one.writes))
+    cost += sum(n * j.size * j.shape[3] for j in one.jacobians)
+    if n < _BLOCKS or cost < _MIN_SYMMETRIC:
+        return _contract(one, one)
+    edges = [i * n // _BLOCKS for i in range(_BLOCKS + 1)]
+    upper = [
+        _contract(_rows(one, start, stop), _rows(one, start, n))
+        for start, stop in itertools.pairwise(edges)
+    ]
+    rows = []
+    for i in range(_BLOCKS):
+        mirrored = [
+            lax.slice_in_dim(upper[j], edges[i] - edges[j], edges[i + 1] - edges[j], axis=3)
+            for j in range(i)
+        ]
+        rows.append(
+            jnp.concatenate([b.transpose(0, 3, 4, 1, 2) for b in mirrored] + [upper[i]], axis=3)
+        )
+    return jnp.concatenate(rows, axis=1)
+
+
+def _rows(factors: Factors, start: int, stop: int) -> Factors:
+    return jax.tree.map(lambda v: v[start:stop], factors)
+
+
+def _contract(one: Factors, two: Factors) -> jax.Array:
+    terms = [
+        _contract_layer(*factors) for factors in zip(one.reads, one.writes, two.reads, two.writes)
+    ]
+    if one.jacobians:
+        j1, j2 = (jnp.concatenate(f.jacobians, axis=-1) for f in (one, two))
+        terms.append(dot("ntgrp,mtgqp->gnrmq", j1, j2))
+    return sum(terms[1:], terms[0])
+
+
+def _contract_layer(a1, d1, a2, d2) -> jax.Array:
+    by_gram, by_jacobian = _costs(a1, d1, a2, d2)
+    return (_by_gram if by_gram <= by_jacobian else _by_jacobian)(a1, d1, a2, d2)
+
+
+def _costs(a1, d1, a2, d2) -> tuple[float, float]:
+    """Multiplications of the two ways to contract a layer, memory traffic included."""
+    n, t, g, r, b, s, f = d1.shape
+    m, q, u = d2.shape[0], d2.shape[3], d2.shape[5]
+    c = a1.shape[-1] if a1.ndim == 4 else 1
+    pairs = n * m * s * u * b
+    by_gram = pairs * (c + _WRITE) + pairs * g * r * q * (t * f + _WRITE)
+    rows = b * t * g * (n * r * s + m * q * u)
+    entries = b * t * g * (n * r + m * q) * c * f
+    by_jacobian = rows * c * f + entries * _WRITE + n * m * g * r * q * (t * b * c * f + _WRITE)
+    return by_gram, by_jacobian if a1.ndim == 4 else math.inf
+
+
+def _by_gram(a1, d1, a2, d2) -> jax.Array:
+    """sum_bsu (a1 a2^T)[n, m, b, s, u] (d1 d2^T)[n, r, m, q, g, b, s, u]."""
+    if a1.ndim == 2:
+        same = (a1[:, :, None, None] == a2[None, None, :, :]) & (a1 >= 0)[:, :, None, None]
+        gram = jnp.expand_dims(same.astype(d1.dtype), 0)
+    else:
+        gram = dot("nbsc,mbuc->bnsmu", a1, a2)
+    if d1.shape[4] == d1.shape[5] == d2.shape[5] == 1:
+        return gram[:, :, :, :, :] * dot("ntgrbsf,mtgqbuf->gnrmq", d1, d2)
+    both = dot("ntgrbsf,mtgqbuf->gbnrsmqu", d1, d2)
+    return (both * gram[None, :, :, None, :, :, None, :]).sum((1, 4, 7))
+
+
+def _by_jacobian(a1, d1, a2, d2) -> jax.Array:
+    j1, j2 = (dot("nbsc,ntgrbsf->ngrtbcf", a, d) for a, d in ((a1, d1), (a2, d2)))
+    return dot("ngrtbcf,mgqtbcf->gnrmq", j1, j2)
+
+
+def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Accumulated in at least float32, and without the short products of some accelerators."""
+    dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+    return jnp.einsum(
+        subscripts, x, y, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
+    )
+
+
+def arrange(kernel: jax.Array, shape1: tuple, shape2: tuple, axes: OutputAxes) -> jax.Array:
+    """Brings a kernel (g, n, r, m, q) to pairs of output axes side by side, and averages.
+
+    Args:
+        kernel: see :func:`contract`; where the axis of the examples is traced or diagonal, it has
+            that axis in front, and n = m = 1.
+        shape1: shape of the output of the first batch.
+        shape2: shape of the output of the second.
+        axes: of the output.
+    """
+    e = axes.example
+    single = axes.single
+    rest = [a for a in axes.rest if a != e]
+    diagonal = [a for a in axes.diagonal if a != e]
+    first = [(e, 0)] * single + [(a, 0) for a in diagonal]
+    for k in (0, 1):
+        first += [(e, k)] * (e is not None and not single) + [(a, k) for a in rest]
+    kernel = kernel.reshape([(shape1, shape2)[k][a] for a, k in first])
+    kernel = kernel.transpose(sorted(range(len(first)), key=first.__getitem__))
+    if single and e in axes.trace:
+        kernel = kernel.sum(sorted(first).index((e, 0)))
+    return kernel / math.prod(shape1[a] for a in axes.trace)

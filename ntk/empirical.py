@@ -1,0 +1,410 @@
+"""Kernels of one finite network: empirical NTK, empirical NNGP, and products with the NTK.
+
+For a function ``f(params, x)`` the NTK is ``sum_w (d f(x1) / d w) (d f(x2) / d w)^T`` over all
+parameters w, and the NNGP is ``f(x1) f(x2)^T``. Any JAX function and any parameter pytree will do.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk import contraction
+
+PyTree = Any
+
+
+class NtkImplementation(enum.IntEnum):
+    """How the empirical NTK is computed; the result is the same, cost and memory are not.
+
+    Attributes:
+        AUTO: per weight the cheapest contraction: layers' factors where the weight enters once
+            through a known operation, and otherwise its Jacobian.
+        JACOBIAN_CONTRACTION: the Jacobian of every weight, contracted.
+        NTK_VECTOR_PRODUCTS: a product with the NTK for every output; no Jacobian is stored.
+        STRUCTURED_DERIVATIVES: the same as AUTO, under neural-tangents's name.
+    """
+
+    AUTO = 0
+    JACOBIAN_CONTRACTION = 1
+    NTK_VECTOR_PRODUCTS = 2
+    STRUCTURED_DERIVATIVES = 3
+
+
+def empirical_ntk(
+    apply: Callable,
+    params: PyTree,
+    x1: PyTree,
+    x2: PyTree | None = None,
+    *,
+    trace_axes: tuple[int, ...] = (),
+    diagonal_axes: tuple[int, ...] = (),
+    vmap_axes: Any = 0,
+    implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
+    **kwargs: Any,
+) -> PyTree:
+    """Empirical NTK between two batches whose examples do not interact.
+
+    Args:
+        apply: ``apply(params, x, **kwargs) -> outputs``; arrays or pytrees. Give the same function
+            object in every call: the compiled kernel is kept with it.
+        params: pytree of parameters; only floating-point leaves count.
+        x1: inputs, examples along axis 0.
+        x2: other inputs, None for x1 itself: half of the kernel is then computed and mirrored.
+        trace_axes: output axes (of ``apply``'s result, batch axis included) over which the kernel is
+            averaged: the trace over each pair of axes, divided by its size.
+        diagonal_axes: output axes of which only the diagonal is kept.
+        vmap_axes: axis of the examples in inputs and outputs; None where examples interact
+            (batch normalisation), at the cost of one backward pass over the batch per output entry.
+        implementation: see :class:`NtkImplementation`; also its name in lower case.
+        **kwargs: passed to apply; the tuple ``(a, b)`` gives a for x1 and b for x2.
+
+    Returns:
+        The kernel: every output axis appears twice, side by side; traced axes not at all, diagonal
+        axes once. So outputs (n1, k) and (n2, k) give (n1, n2, k, k). A pytree if apply returns one.
+
+    Raises:
+        ValueError: complex or missing inputs or parameters, an empty batch, axes out of range or
+            both traced and diagonal, shapes that differ along such an axis, unknown implementation.
+
+    Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720).
+    """
+    fn = empirical_ntk_fn(apply, trace_axes, diagonal_axes, vmap_axes, implementation)
+    return fn(x1, x2, params, **kwargs)
+
+
+def empirical_ntk_fn(
+    f: Callable,
+    trace_axes: tuple[int, ...] = (-1,),
+    diagonal_axes: tuple[int, ...] = (),
+    vmap_axes: Any = None,
+    implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
+) -> Callable[..., PyTree]:
+    """Returns ``ntk_fn(x1, x2, params, **kwargs)``, with neural-tangents's arguments and results.
+
+    Args:
+        f: ``f(params, x, **kwargs) -> outputs``; arrays or pytrees.
+        trace_axes: output axes over which the kernel is averaged.
+        diagonal_axes: output axes of which only the diagonal is kept.
+        vmap_axes: axis of the examples in inputs and outputs, or a triple (inputs, outputs, kwargs)
+            of axes or pytrees of axes. None: examples may interact, and every output entry costs a
+            backward pass over the whole batch. Give 0 wherever examples do not interact.
+        implementation: see :class:`NtkImplementation`.
+
+    Returns:
+        ``ntk_fn(x1, x2, params, **kwargs)``; x2 is None for x1. Parameters are its arguments, so it
+        compiles once per shape. Cross-terms between several outputs are left out.
+
+    Raises:
+        ValueError: see :func:`empirical_ntk`.
+    """
+    settings = _Settings(
+        _hashable(f), _as_axes(trace_axes), _as_axes(diagonal_axes), _implementation(implementation)
+    )
+
+    def ntk_fn(x1, x2, params, **kwargs):
+        _check_inputs(x1, x2, params)
+        kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
+        axes = _map_axes(vmap_axes, x1, kwargs1)
+        arrays1, static1 = _partition((x1, kwargs1))
+        if x2 is None:
+            return _ntk(settings, axes, static1, None, arrays1, None, params)
+        arrays2, static2 = _partition((x2, kwargs2))
+        return _ntk(settings, axes, static1, static2, arrays1, arrays2, params)
+
+    return ntk_fn
+
+
+def empirical_nngp_fn(
+    f: Callable, trace_axes: tuple[int, ...] = (-1,), diagonal_axes: tuple[int, ...] = ()
+) -> Callable[..., PyTree]:
+    """Returns ``nngp_fn(x1, x2, params, **kwargs)``: outer product of the network's outputs.
+
+    Args:
+        f: ``f(params, x, **kwargs) -> outputs``; arrays or pytrees.
+        trace_axes: output axes over which the kernel is averaged.
+        diagonal_axes: output axes of which only the diagonal is kept.
+
+    Raises:
+        ValueError: see :func:`empirical_ntk`.
+    """
+    trace_axes, diagonal_axes = _as_axes(trace_axes), _as_axes(diagonal_axes)
+
+    def nngp_fn(x1, x2, params, **kwargs):
+        _check_inputs(x1, x2, params)
+        kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
+        out1 = f(params, x1, **kwargs1)
+        out2 = out1 if x2 is None else f(params, x2, **kwargs2)
+
+        def outer(y1, y2):
+            axes = contraction.output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
+            order = axes.trace + axes.diagonal + axes.rest
+            sizes = [math.prod(y1.shape[a] for a in group) for group in axes[:2]]
+            rows, columns = (y.transpose(order).reshape(*sizes, -1) for y in (y1, y2))
+            kernel = contraction.dot("tgr,tgq->grq", rows, columns)
+            return contraction.arrange(kernel, y1.shape, y2.shape, axes)
+
+        return jax.tree.map(outer, out1, out2)
+
+    return nngp_fn
+
+
+def empirical_kernel_fn(
+    f: Callable,
+    trace_axes: tuple[int, ...] = (-1,),
+    diagonal_axes: tuple[int, ...] = (),
+    vmap_axes: Any = None,
+    implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
+) -> Callable[..., PyTree]:
+    """Returns ``kernel_fn(x1, x2, get, params, **kwargs)`` for NNGP and NTK by name.
+
+    Args:
+        f: ``f(params, x, **kwargs) -> outputs``; arrays or pytrees.
+        trace_axes: output axes over which the kernels are averaged.
+        diagonal_axes: output axes of which only the diagonal is kept.
+        vmap_axes: see :func:`empirical_ntk_fn`; of the NTK only.
+        implementation: see :class:`NtkImplementation`; of the NTK only.
+
+    Returns:
+        A function whose ``get`` is ``"nngp"``, ``"ntk"``, a tuple of these, or None for both; a
+        tuple gives an ``EmpiricalKernel`` named tuple.
+
+    Raises:
+        ValueError: see :func:`empirical_ntk`; unknown name in ``get``.
+    """
+    fns = {
+        "nngp": empirical_nngp_fn(f, trace_axes, diagonal_axes),
+        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
+    }
+
+    def kernel_fn(x1, x2, get, params, **kwargs):
+        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+        for name in names:
+            if name not in fns:
+                raise ValueError(f"get has {name!r}; there are 'nngp' and 'ntk'")
+        kernels = [fns[name](x1, x2, params, **kwargs) for name in names]
+        if isinstance(get, str):
+            return kernels[0]
+        bundle = namedtuple("EmpiricalKernel", names)
+        return jax.tree.map(lambda *k: bundle(*k), *kernels)
+
+    return kernel_fn
+
+
+def empirical_ntk_vp_fn(
+    f: Callable, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any
+) -> Callable[[PyTree], PyTree]:
+    """Returns ``ntk_vp(v) = NTK(x1, x2) v`` without the NTK: one backward and one forward pass.
+
+    Args:
+        f: ``f(params, x, **kwargs) -> outputs``.
+        x1: inputs of the kernel's rows.
+        x2: inputs of its columns; None for x1.
+        params: pytree of parameters.
+        **kwargs: passed to f; the tuple ``(a, b)`` gives a for x1 and b for x2.
+
+    Returns:
+        A function of a pytree shaped as ``f(params, x2)``, giving one shaped as ``f(params, x1)``.
+
+    Source: Novak et al. 2022 (arXiv 2206.08720), appendix L.
+    """
+    _check_inputs(x1, x2, params)
+    kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
+    floats, rebuild = _split_params(params)
+
+    def ntk_vp_fn(cotangents: PyTree) -> PyTree:
+        x2_ = x1 if x2 is None else x2
+        _, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
+        return jax.jvp(lambda p: f(rebuild(p), x1, **kwargs1), (floats,), pullback(cotangents))[1]
+
+    return ntk_vp_fn
+
+
+class _Settings(NamedTuple):
+    f: Callable
+    trace_axes: tuple[int, ...]
+    diagonal_axes: tuple[int, ...]
+    implementation: NtkImplementation
+
+
+class _MapAxes(NamedTuple):
+    """Axes of the examples: of each array of inputs and kwargs; of all or of each of the outputs."""
+
+    arrays: tuple[int | None, ...]
+    outputs: int | tuple[int | None, ...] | None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
+    """Compiled once per function, shapes and settings; everything that has values is an argument."""
+    floats, rebuild = _split_params(params)
+    static2, other = (static1, arrays1) if arrays2 is None else (static2, arrays2)
+    shapes1, shapes2 = (
+        jax.eval_shape(functools.partial(_outputs, settings.f, rebuild, s), floats, arrays)
+        for s, arrays in ((static1, arrays1), (static2, other))
+    )
+    leaves1, tree = jax.tree.flatten(shapes1)
+    leaves2 = jax.tree.leaves(shapes2)
+    examples = _broadcast(axes.outputs, len(leaves1))
+    output_axes = [
+        contraction.output_axes(
+            y1.shape, y2.shape, settings.trace_axes, settings.diagonal_axes, example
+        )
+        for y1, y2, example in zip(leaves1, leaves2, examples)
+    ]
+    for y in leaves1:
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            raise ValueError(f"f returns {y.dtype}; the NTK is of real floating-point outputs")
+    one, two = (
+        contraction.Network(
+            functools.partial(_example, settings.f, rebuild, s, axes.arrays, examples),
+            floats,
+            arrays,
+            axes.arrays,
+        )
+        for s, arrays in ((static1, arrays1), (static2, other))
+    )
+    two = None if arrays2 is None else two
+    if settings.implementation == NtkImplementation.NTK_VECTOR_PRODUCTS:
+        kernels = contraction.by_products(one, two, output_axes)
+    else:
+        use_layers = settings.implementation != NtkImplementation.JACOBIAN_CONTRACTION
+        kernels = contraction.by_jacobians(one, two, output_axes, use_layers)
+    return tree.unflatten(
+        contraction.arrange(k, y1.shape, y2.shape, a)
+        for k, y1, y2, a in zip(kernels, leaves1, leaves2, output_axes)
+    )
+
+
+def _outputs(f, rebuild, static, floats, arrays) -> PyTree:
+    x, kwargs = _combine(arrays, static)
+    return f(rebuild(floats), x, **kwargs)
+
+
+def _example(f, rebuild, static, in_axes, out_axes, floats, arrays) -> list[jax.Array]:
+    """The network on one example, given and returned without the axis of the examples."""
+    arrays = [v if a is None else jnp.expand_dims(v, a) for v, a in zip(arrays, in_axes)]
+    outputs = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))
+    return [y if e is None else jnp.squeeze(y, e) for y, e in zip(outputs, out_axes)]
+
+
+# Arguments in neural-tangents's conventions.
+
+
+def _map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> _MapAxes:
+    triple = isinstance(vmap_axes, tuple) and len(vmap_axes) == 3
+    x_axes, out_axes, kw_axes = vmap_axes if triple else (vmap_axes, vmap_axes, {})
+    kw_axes = {} if kw_axes is None else kw_axes
+    if isinstance(kw_axes, int):
+        kw_axes = dict.fromkeys(kwargs, kw_axes)
+    unknown = sorted(set(kw_axes) - set(kwargs))
+    if unknown:
+        raise ValueError(f"vmap_axes names {unknown}, which are not among {sorted(kwargs)}")
+    wanted = (x_axes, {name: kw_axes.get(name) for name in kwargs})
+    axes = jax.tree.broadcast(wanted, (x, kwargs), is_leaf=lambda a: a is None)
+    axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
+    values = jax.tree.leaves((x, kwargs))
+    arrays = tuple(
+        None if a is None else a % np.ndim(v) for a, v in zip(axes, values) if _is_array(v)
+    )
+    if out_axes is not None and not isinstance(out_axes, int):
+        out_axes = tuple(jax.tree.leaves(out_axes, is_leaf=lambda a: a is None))
+    if (out_axes is None) != all(a is None for a in arrays):
+        raise ValueError(
+            f"vmap_axes is {vmap_axes!r}: give axes to both inputs and outputs, or none"
+        )
+    return _MapAxes(arrays, out_axes)
+
+
+def _split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
+    """kwargs of the two batches: pairs are divided, and ``rng`` gives each batch its own key."""
+    first, second = {}, {}
+    for name, value in kwargs.items():
+        if isinstance(value, tuple) and len(value) == 2:
+            first[name], second[name] = value
+        elif name == "rng" and value is not None and x2 is not None:
+            first[name], second[name] = jax.random.split(value)
+        else:
+            first[name] = second[name] = value
+    return first, second
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def _partition(tree: PyTree) -> tuple[list, tuple]:
+    """Arrays, which are traced, and all else, which is static."""
+    leaves, treedef = jax.tree.flatten(tree)
+    arrays = [v for v in leaves if _is_array(v)]
+    return arrays, (treedef, tuple(None if _is_array(v) else (v,) for v in leaves))
+
+
+def _combine(arrays: list, static: tuple) -> PyTree:
+    treedef, rest = static
+    values = iter(arrays)
+    return treedef.unflatten([next(values) if r is None else r[0] for r in rest])
+
+
+def _split_params(params: PyTree) -> tuple[list, Callable[[list], PyTree]]:
+    """Floating-point leaves, and the function that puts others in their places."""
+    leaves, treedef = jax.tree.flatten(params)
+    is_float = [jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in leaves]
+
+    def rebuild(floats: list) -> PyTree:
+        values = iter(floats)
+        return treedef.unflatten([next(values) if d else v for v, d in zip(leaves, is_float)])
+
+    return [jnp.asarray(v) for v, d in zip(leaves, is_float) if d], rebuild
+
+
+def _broadcast(out_axes: Any, count: int) -> list[int | None]:
+    axes = list(out_axes) if isinstance(out_axes, tuple) else [out_axes] * count
+    if len(axes) != count:
+        raise ValueError(f"vmap_axes gives {len(axes)} output axes; f returns {count} arrays")
+    return axes
+
+
+def _as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(a) for a in np.atleast_1d(np.asarray(axes, int)))
+
+
+def _hashable(f: Callable) -> Callable:
+    """Compiled kernels are kept by function: one that has no hash is compiled for anew."""
+    try:
+        hash(f)
+    except TypeError:
+        return lambda *args, **kwargs: f(*args, **kwargs)
+    return f
+
+
+def _implementation(value: NtkImplementation | int | str) -> NtkImplementation:
+    names = [i.name.lower() for i in NtkImplementation]
+    if isinstance(value, str) and value.lower() in names:
+        return NtkImplementation[value.upper()]
+    if not isinstance(value, str) and value in list(NtkImplementation):
+        return NtkImplementation(value)
+    raise ValueError(f"implementation is {value!r}; there are {names} and 0 to 3")
+
+
+def _check_inputs(x1: PyTree, x2: PyTree | None, params: PyTree) -> None:
+    for name, tree in (("x1", x1), ("x2", x2), ("params", params)):
+        for leaf in jax.tree.leaves(tree):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                raise ValueError(f"{name} is complex; kernels are of real inputs and parameters")
+            if name != "params" and np.size(leaf) == 0:
+                raise ValueError(
+                    f"{name} has an array of shape {np.shape(leaf)}: the batch is empty"
+                )
+    if not jax.tree.leaves(x1):
+        raise ValueError("x1 has no arrays")
+    if not any(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in jax.tree.leaves(params)):
+        raise ValueError("params has no floating-point arrays to differentiate by")
