@@ -143,7 +143,7 @@ def within_class(
     num_classes = centers.count.size
     y = _valid(labels, num_classes)
     rows = None if weights is None else weights.astype(h.dtype)
-    offset = 0 if bias is None else bias.astype(h.dtype)[None]
+    offset = 0 if bias is None else bias.astype(h.dtype)[:, None]
     guess = jnp.full_like(y, -1) if predictions is None else predictions.astype(y.dtype)
     columns = jax.lax.platform_dependent(
         centers, rows, offset, h, y, guess, cpu=_residuals_blocked, default=_residuals
@@ -191,27 +191,30 @@ def _sums_scattered(values, y, num_classes):
 
 
 def _residuals(centers, rows, offset, h, y, guess):
-    """The columns of WithinClass for every sample (7, N)."""
+    """The columns of WithinClass for every sample (7, N).
+
+    Samples run along the last axis and sums are products with a vector: both let a CPU vectorise
+    what it would otherwise do entry by entry.
+    """
     num_classes, rank = centers.coordinates.shape
-    directions = centers.basis if rows is None else jnp.concatenate([centers.basis, rows.T], 1)
-    projected = matmul(h, directions)
-    z = projected[:, :rank] - matmul(centers.global_mean, centers.basis)[None]
+    basis = centers.basis.T
+    directions = basis if rows is None else jnp.concatenate([basis, rows])
+    projected = matmul(directions, h.T)
+    z = projected[:rank] - matmul(basis, centers.global_mean)[:, None]
     own = jnp.minimum(y, num_classes - 1)
-    distance = jnp.sum((h - centers.mean[own]) ** 2, axis=1)
-    residual = (z - centers.coordinates[own]) ** 2
-    whitened = jnp.sum(residual * centers.inverse[None], axis=1)
+    distance = matmul((h - centers.mean[own]) ** 2, jnp.ones(h.shape[1], h.dtype))
+    whitened = matmul(centers.inverse, (z - centers.coordinates[own].T) ** 2)
     # |h - mu_c|^2 up to a term common to all classes: the means differ only inside the basis.
-    score = matmul(z, centers.coordinates.T) - 0.5 * jnp.sum(centers.coordinates**2, 1)[None]
-    nearest = score == jnp.max(score, axis=1, keepdims=True)
-    classes = jnp.arange(num_classes)[None]
+    half_square = 0.5 * jnp.sum(centers.coordinates**2, axis=1)
+    score = matmul(centers.coordinates, z) - half_square[:, None]
+    nearest = score == jnp.max(score, axis=0, keepdims=True)
+    classes = jnp.arange(num_classes)[:, None]
     if rows is None:
-        predicted = guess[:, None] == classes
+        predicted = guess[None] == classes
     else:
-        logits = projected[:, rank:] + offset
-        predicted = logits == jnp.max(logits, axis=1, keepdims=True)
-    hits = [
-        jnp.any(nearest & c, axis=1).astype(h.dtype) for c in (y[:, None] == classes, predicted)
-    ]
+        logits = projected[rank:] + offset
+        predicted = logits == jnp.max(logits, axis=0, keepdims=True)
+    hits = [jnp.any(nearest & c, axis=0).astype(h.dtype) for c in (y[None] == classes, predicted)]
     ones = jnp.ones_like(distance)
     return jnp.stack([ones, distance, distance**2, whitened, whitened**2, *hits])
 
