@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metrics import operators
+from metrics import checks, operators
 
 
 class Sharpness(NamedTuple):
@@ -82,17 +82,17 @@ def sharpness(
 
     Source: Cohen et al. (2021), arXiv:2103.00065; Noci et al. (2024), arXiv:2402.17457.
     """
-    operators.check_params(params)
-    operators.check_loss(loss, params, batch)
+    checks.check_params(params)
+    checks.check_loss(loss, params, batch)
     product, data = operators.hessian(loss), batch
     if scale is not None:
-        operators.check_scale(scale, params)
+        checks.check_scale(scale, params)
         product, data = operators.scaled(product), (batch, scale)
     pairs = eigenpairs(
         product, params, data, k=k, num_steps=num_steps, start=start, which=which, unroll=unroll
     )
-    if operators.is_finite(pairs.value) is False:
-        operators.explain_non_finite(loss, params, batch)
+    if checks.is_finite(pairs.value) is False:
+        checks.explain_non_finite(loss, params, batch)
     return pairs
 
 
@@ -125,10 +125,10 @@ def eigenpairs(
     Raises:
         ValueError: as in `sharpness`, for k, num_steps, start, which and params.
     """
-    n = operators.check_params(params)
+    n = checks.check_params(params)
     if which not in ("largest", "smallest"):
         raise ValueError(f"which is {which!r}; it must be 'largest' or 'smallest'")
-    check_steps(num_steps, n)
+    checks.check_steps(num_steps, n)
     if not 1 <= k <= num_steps:
         raise ValueError(
             f"k is {k}; it must be between 1 and num_steps={num_steps}, since m Lanczos steps "
@@ -146,45 +146,42 @@ def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Kr
     level) is followed by a random vector orthogonal to it, so multiple eigenvalues are found too.
     """
     if unroll is None:
-        unroll = operators.steps_better(product, params, batch)
+        unroll = checks.steps_better(product, params, batch)
+    space, random = _first(params, key, vector, num_steps)
     if not unroll:
-        return _looped(product, params, batch, key, vector, num_steps)
-    space = _first(params, key, vector, num_steps)
+        return _looped(product, params, batch, random, space)
     for j in range(num_steps):
-        space = _next(product, params, batch, key, space, j)
+        space = _next(product, params, batch, random, space, j)
     return space
 
 
-def check_steps(num_steps: int, n: int) -> None:
-    """Refuses a number of Lanczos steps that is not positive or exceeds the dimension n."""
-    if not 1 <= num_steps <= n:
-        raise ValueError(
-            f"num_steps is {num_steps}; it must be between 1 and {n}, the number of parameters"
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("product", "num_steps"))
-def _looped(product, params, batch, key, vector, num_steps):
+@functools.partial(jax.jit, static_argnames=("product",))
+def _looped(product, params, batch, random, space):
     def body(j, space):
-        return _next(product, params, batch, key, space, j)
+        return _next(product, params, batch, random, space, j)
 
-    return jax.lax.fori_loop(0, num_steps, body, _first(params, key, vector, num_steps))
+    return jax.lax.fori_loop(0, space.basis.shape[0], body, space)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))
 def _first(params, key, vector, num_steps):
-    """An empty Krylov space that holds the unit start vector in its first row."""
-    random = _random(key, _flat(params)[0])
+    """An empty Krylov space with the unit start vector in its first row, and a random vector.
+
+    Apart from the loop, so that the generator is compiled once per shape and not per product.
+    """
+    like = _flat(params)[0]
+    random = jax.random.uniform(key, like.shape, like.dtype, -1, 1)
     start = random if vector is None else _flat(vector)[0]
-    norm = jnp.linalg.norm(start)
+    norm = _norm(start)
     usable = jnp.isfinite(norm) & (norm > 0)
-    start = jnp.where(usable, start / jnp.where(usable, norm, 1), random / jnp.linalg.norm(random))
+    start = jnp.where(usable, start / jnp.where(usable, norm, 1), random / _norm(random))
     basis = jnp.zeros((num_steps, start.size), start.dtype).at[0].set(start)
-    return Krylov(basis, jnp.zeros(num_steps, start.dtype), jnp.zeros(num_steps, start.dtype))
+    zeros = jnp.zeros(num_steps, start.dtype)
+    return Krylov(basis, zeros, zeros), random
 
 
 @functools.partial(jax.jit, static_argnames=("product",), donate_argnames=("space",))
-def _next(product, params, batch, key, space, j):
+def _next(product, params, batch, random, space, j):
     """Step j: multiply, orthogonalise against every earlier vector, and write row j + 1."""
     V, diagonal, off_diagonal = space
     unravel = _flat(params)[1]
@@ -192,29 +189,21 @@ def _next(product, params, batch, key, space, j):
     w = _flat(product(params, batch, unravel(v)))[0]
     alpha = w @ v
     # The three-term recurrence first: a single pass of classical Gram-Schmidt that has to remove
-    # large components loses orthogonality geometrically. Once they are gone, one pass suffices;
-    # another follows a cancellation (Parlett, section 6.9).
+    # large components loses orthogonality geometrically. Once they are gone one pass suffices;
+    # another follows a cancellation (Parlett, section 6.9) or a restart.
     w = w - alpha * v - off_diagonal[j - 1] * V[j - 1]
-    size = jnp.linalg.norm(w)
+    size = _norm(w)
     w = _orthogonal(V, w)
-    w = jax.lax.cond(jnp.linalg.norm(w) < 0.7 * size, lambda u: _orthogonal(V, u), lambda u: u, w)
-    beta = jnp.linalg.norm(w)
+    beta = _norm(w)
     diagonal = diagonal.at[j].set(alpha)
-
-    largest = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(off_diagonal))
-    last = j + 1 == V.shape[0]
+    largest = jnp.max(jnp.abs(diagonal) + off_diagonal)
     broken = beta <= 10 * jnp.finfo(w.dtype).eps * largest
-
-    def restart(_):
-        u = _orthogonal(V, _orthogonal(V, _random(jax.random.fold_in(key, j + 1), w)))
-        return u / jnp.linalg.norm(u)
-
-    def carry_on(u):
-        return u / jnp.where(beta > 0, beta, 1)
-
-    w = jax.lax.cond(broken & ~last, restart, carry_on, w)
-    beta = jnp.where(broken & ~last, 0, beta)
-    return Krylov(V.at[j + 1].set(w, mode="drop"), diagonal, off_diagonal.at[j].set(beta))
+    w = jnp.where(broken, jnp.roll(random, j + 1), w)
+    again = broken | (beta < 0.7 * size)
+    w = jax.lax.cond(again, lambda u: _orthogonal(V, u), lambda u: u, w)
+    beta = _norm(w)
+    V = V.at[j + 1].set(w / jnp.where(beta > 0, beta, 1), mode="drop")
+    return Krylov(V, diagonal, off_diagonal.at[j].set(jnp.where(broken, 0, beta)))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "which"))
@@ -237,12 +226,12 @@ def tridiagonal_eigh(space: Krylov) -> tuple[jax.Array, jax.Array]:
     return jnp.linalg.eigh(T, symmetrize_input=False)
 
 
+def _norm(w):
+    return jnp.sqrt(w @ w)
+
+
 def _orthogonal(V, w):
     return w - (V @ w) @ V
-
-
-def _random(key, like):
-    return jax.random.uniform(key, like.shape, like.dtype, -1, 1)
 
 
 def _flat(tree):

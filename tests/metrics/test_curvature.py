@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metrics import curvature, operators
+from metrics import checks, curvature, operators
 from metrics.curvature import eigenpairs, sharpness
 
 
@@ -214,9 +214,9 @@ def test_a_convolution_is_stepped_on_the_cpu():
         return jnp.mean(jax.lax.conv(x, kernel, (1, 1), "SAME") ** 2)
 
     kernel, x = jnp.ones((2, 1, 3, 3)), jnp.ones((2, 1, 5, 5))
-    assert operators.steps_better(operators.hessian(loss), kernel, x)
+    assert checks.steps_better(operators.hessian(loss), kernel, x)
     params, batch = network_problem()
-    assert not operators.steps_better(operators.hessian(network_loss), params, batch)
+    assert not checks.steps_better(operators.hessian(network_loss), params, batch)
     pairs = sharpness(loss, kernel, x, num_steps=5)
     looped = sharpness(loss, kernel, x, num_steps=5, unroll=False)
     np.testing.assert_allclose(pairs.value, looped.value, rtol=1e-5)

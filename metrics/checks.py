@@ -1,0 +1,130 @@
+"""What the curvature functions refuse, and the sentence that says what to do instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metrics.estimate import concrete
+
+
+def check_params(params: Any) -> int:
+    """Counts the parameters.
+
+    Raises:
+        ValueError: there is none, or one is not real floating point.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"parameter {_name(path)} has dtype {jnp.result_type(leaf)}; curvature needs real "
+                "floating-point parameters: leave counters and flags out of params"
+            )
+    n = sum(jnp.size(leaf) for _, leaf in leaves)
+    if n == 0:
+        raise ValueError("params holds no numbers; pass a pytree of float arrays")
+    return n
+
+
+def check_loss(loss: Callable, params: Any, batch: Any) -> None:
+    """Refuses a loss that is not one real number."""
+    out = jax.eval_shape(loss, params, batch)
+    if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out)
+        raise ValueError(
+            f"the loss returns {shapes}; it must return one real number: "
+            "take the mean over examples, and return nothing beside it"
+        )
+
+
+def check_scale(scale: Any, params: Any) -> None:
+    """Refuses factors that do not fit params, or (outside of a trace) are negative."""
+    try:
+        full = jax.tree.broadcast(scale, params)
+        jax.tree.map(
+            lambda d, p: jax.eval_shape(
+                functools.partial(jnp.broadcast_to, shape=jnp.shape(p)), jnp.asarray(d)
+            ),
+            full,
+            params,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "scale does not fit params; it must be a pytree like params, or a prefix of one, of "
+            f"numbers or of arrays that broadcast to the parameters: {error}"
+        ) from error
+    for path, factor in jax.tree_util.tree_leaves_with_path(scale):
+        if flag(jnp.all(jnp.asarray(factor) >= 0)) is False:
+            raise ValueError(
+                f"scale {_name(path)} is {factor}; learning-rate factors must be at least 0"
+            )
+
+
+def check_steps(num_steps: int, n: int) -> None:
+    """Refuses a number of Lanczos steps that is not positive or exceeds the dimension n."""
+    if not 1 <= num_steps <= n:
+        raise ValueError(
+            f"num_steps is {num_steps}; it must be between 1 and {n}, the number of parameters"
+        )
+
+
+def is_finite(tree: Any) -> bool | None:
+    """Whether every entry is finite; None inside a trace, where nobody can know."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return flag(functools.reduce(jnp.logical_and, checks))
+
+
+def explain_non_finite(loss: Callable, params: Any, batch: Any) -> None:
+    """Says why the curvature is not finite: a parameter, the loss (of which example), or neither.
+
+    Raises:
+        ValueError: always.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_finite(leaf) is False:
+            raise ValueError(f"parameter {_name(path)} is not finite: the run has diverged")
+    value = loss(params, batch)
+    if is_finite(value) is not False:
+        raise ValueError(
+            f"the loss is {value}, but its second derivative is not finite; a square root, norm or "
+            "division at 0 does this: add a small constant inside of it"
+        )
+    bad = _non_finite_examples(loss, params, batch)
+    where = f"; so it is on examples {bad[:10]} of the batch" if bad else ""
+    raise ValueError(f"the loss is {value}{where}: check the data and the learning rate")
+
+
+def _non_finite_examples(loss, params, batch) -> list[int]:
+    """Indices along the common leading axis, each example taken as a batch of one."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or sizes == {()}:
+        return []
+    one = jax.vmap(lambda x: loss(params, jax.tree.map(lambda leaf: leaf[None], x)))
+    try:
+        values = one(batch)
+    except (TypeError, ValueError):  # a loss that needs its whole batch
+        return []
+    return jnp.flatnonzero(~jnp.isfinite(values)).tolist()
+
+
+def steps_better(product: Callable, params: Any, batch: Any) -> bool:
+    """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
+    if jax.default_backend() != "cpu":
+        return False
+    traced = jax.jit(product).trace(params, batch, params)
+    return "conv_general_dilated" in str(traced.jaxpr)
+
+
+def flag(condition: Any) -> bool | None:
+    """The condition as a bool; None inside a trace."""
+    value = concrete(condition)
+    return None if value is None else bool(value)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the only one)"

@@ -1,0 +1,320 @@
+"""Spectral density, trace and diagonal of curvature operators, each with its standard error.
+
+Stochastic estimates take probes: random vectors, one matrix-vector product or one Lanczos run
+each. matfree (PyPI) has more of these for plain matrices (XTrace, XNysTrace, XDiag, Chebyshev
+and differentiable functions of matrices); use it where the matrix is a closure and fits a notebook.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from metrics import checks, curvature, operators
+from metrics.estimate import Estimate
+
+
+class Spectrum(NamedTuple):
+    """Quadrature nodes and weights of a spectral density, one row per probe; weights add up to 1."""
+
+    nodes: jax.Array  # (num_probes, num_steps): Ritz values
+    weights: jax.Array  # (num_probes, num_steps)
+    size: int  # n, the dimension of the operator
+
+
+def trace(
+    product: operators.Product,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    num_probes: int = 30,
+    method: Literal["hutchinson", "hutch++"] = "hutchinson",
+    unroll: bool | None = None,
+) -> Estimate:
+    """Trace of a curvature operator from matrix-vector products.
+
+    Args:
+        product: ``product(params, batch, vector)`` from `metrics.operators`.
+        params: pytree of float arrays, n entries.
+        batch: what the product needs.
+        key: PRNG key of the probes.
+        num_probes: products in all.
+        method: "hutchinson" averages z^T A z over signs z. "hutch++" spends a third of the products
+            on a basis Q of the range, a third on the exact trace there, and a third on the rest:
+            better where few eigenvalues carry the trace, as they do in trained networks. It stores
+            n x num_probes/3 numbers.
+        unroll: as in `metrics.curvature.sharpness`.
+
+    Returns:
+        Estimate(value, error). Hutchinson's variance is 2 (|A|_F^2 - |diag A|^2) per probe.
+
+    Raises:
+        ValueError: fewer than 2 probes (6 for Hutch++), or more than Hutch++ can use (3 n).
+
+    Source: Hutchinson (1989); Meyer, Musco, Musco & Woodruff (2021), arXiv:2010.09649.
+    """
+    n = checks.check_params(params)
+    if method not in ("hutchinson", "hutch++"):
+        raise ValueError(f"method is {method!r}; it must be 'hutchinson' or 'hutch++'")
+    _check_probes(num_probes, 6 if method == "hutch++" else 2)
+    if unroll is None:
+        unroll = checks.steps_better(product, params, batch)
+    if method == "hutchinson":
+        return _hutchinson(product, params, batch, key, num_probes, unroll)
+    if num_probes // 3 > n:
+        raise ValueError(f"num_probes is {num_probes}; Hutch++ can use at most 3 n = {3 * n}")
+    return _hutch_plus_plus(product, params, batch, key, num_probes, unroll)
+
+
+def diagonal(
+    product: operators.Product,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    num_probes: int = 30,
+    unroll: bool | None = None,
+) -> Estimate:
+    """Diagonal of a curvature operator: the mean of z * (A z) over random signs z.
+
+    Args:
+        product: as in `trace`.
+        params: as in `trace`.
+        batch: as in `trace`.
+        key: as in `trace`.
+        num_probes: products in all.
+        unroll: as in `trace`.
+
+    Returns:
+        Estimate of two pytrees like params. An entry's variance per probe is the sum of the squares
+        of its row's other entries.
+
+    Raises:
+        ValueError: fewer than 2 probes.
+
+    Source: Bekas, Kokiopoulou & Saad (2007), An estimator for the diagonal of a matrix.
+    """
+    checks.check_params(params)
+    _check_probes(num_probes, 2)
+    if unroll is None:
+        unroll = checks.steps_better(product, params, batch)
+    return _diagonal(product, params, batch, key, num_probes, unroll)
+
+
+def spectral_density(
+    product: operators.Product,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    num_probes: int = 4,
+    num_steps: int = 50,
+    unroll: bool | None = None,
+) -> Spectrum:
+    """Spectral density by stochastic Lanczos quadrature.
+
+    Every probe gives the Gauss quadrature of the density seen from a random vector of signs, exact
+    for polynomials of degree 2 num_steps - 1; the outermost nodes are eigenvalues.
+
+    Args:
+        product: as in `trace`.
+        params: as in `trace`.
+        batch: as in `trace`.
+        key: as in `trace`.
+        num_probes: Lanczos runs.
+        num_steps: products per run, at most n.
+        unroll: as in `trace`.
+
+    Returns:
+        Spectrum(nodes, weights, size), for `density` and `trace_of_function`.
+
+    Raises:
+        ValueError: fewer than 2 probes, or num_steps is not between 1 and n.
+
+    Source: Ubaru, Chen & Saad (2017); Ghorbani, Krishnan & Xiao (2019), arXiv:1901.10159.
+    """
+    n = checks.check_params(params)
+    _check_probes(num_probes, 2)
+    checks.check_steps(num_steps, n)
+    if unroll is None:
+        unroll = checks.steps_better(product, params, batch)
+
+    def probe(key):
+        vector = _signs(key, params)
+        space = curvature.krylov(
+            product, params, batch, key, vector, num_steps=num_steps, unroll=unroll
+        )
+        return _quadrature(space)
+
+    # One run at a time: the basis of a run is the memory, and a run fills the device.
+    rows = [probe(k) for k in jax.random.split(key, num_probes)]
+    return Spectrum(jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]), n)
+
+
+def density(spectrum: Spectrum, grid: jax.Array, width: float | jax.Array) -> Estimate:
+    """The spectral density on a grid, every node widened to a Gaussian; it integrates to 1.
+
+    Args:
+        spectrum: from `spectral_density`.
+        grid: points (G,).
+        width: standard deviation of the Gaussians; a hundredth of the spectrum's range is a start.
+
+    Returns:
+        Estimate of shape (G,).
+    """
+    at = (jnp.asarray(grid)[None, None] - spectrum.nodes[:, :, None]) / width
+    bumps = jnp.exp(-(at**2) / 2) / (width * jnp.sqrt(2 * jnp.pi))
+    return _mean(jnp.sum(spectrum.weights[:, :, None] * bumps, 1))
+
+
+def trace_of_function(spectrum: Spectrum, function: Callable) -> Estimate:
+    """tr f(A), for instance the squared Frobenius norm (f = square) or a log-determinant.
+
+    Args:
+        spectrum: from `spectral_density`.
+        function: f, elementwise.
+
+    Returns:
+        Estimate, n times the mean quadrature of f.
+    """
+    return _mean(spectrum.size * jnp.sum(spectrum.weights * function(spectrum.nodes), 1))
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "criterion"))
+def _dual_gram(apply, criterion, params, batch):
+    outputs, unravel = ravel_pytree(apply(params, batch))
+    curved = jax.hessian(lambda f: criterion(unravel(f), batch))(outputs)
+    jacobian = jax.jacrev(lambda p: ravel_pytree(apply(p, batch))[0])(params)
+    rows = jnp.concatenate([j.reshape(outputs.size, -1) for j in jax.tree.leaves(jacobian)], 1)
+    values, vectors = jnp.linalg.eigh(curved)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
+    return jnp.linalg.eigvalsh(root.T @ (rows @ rows.T) @ root)[::-1], values
+
+
+def gauss_newton_spectrum(
+    apply: Callable, criterion: Callable, params: Any, batch: Any
+) -> jax.Array:
+    """Every non-zero eigenvalue of the Gauss-Newton matrix, exactly, through the NTK.
+
+    With C = R R^T the Hessian of the criterion in the N outputs, G = J^T C J shares its non-zero
+    eigenvalues with R^T (J J^T) R, where J J^T is the empirical NTK. For mean cross-entropy
+    R R^T = (diag(p) - p p^T) / N. It takes an N x n Jacobian and N x N matrices: for small data.
+
+    Args:
+        apply: ``apply(params, batch) -> outputs``, N numbers in all.
+        criterion: ``criterion(outputs, batch)``, a convex scalar.
+        params: pytree of float arrays, n entries.
+        batch: the data.
+
+    Returns:
+        Eigenvalues (N,), descending; where N > n the last N - n are zero to rounding.
+
+    Raises:
+        ValueError: the criterion is not convex in the outputs (seen outside of a trace only).
+
+    Source: Papyan (2019), arXiv:1901.08244; Karakida, Akaho & Amari (2019), arXiv:1806.01316.
+    """
+    checks.check_params(params)
+    values, curved = _dual_gram(apply, criterion, params, batch)
+    tolerance = 100 * jnp.finfo(curved.dtype).eps * jnp.max(jnp.abs(curved))
+    if checks.flag(jnp.min(curved) < -tolerance):
+        raise ValueError(
+            f"the criterion's Hessian in the outputs has the eigenvalue {jnp.min(curved):.3g}; it must "
+            "be convex there: use eigenpairs(gauss_newton(apply, criterion), ...) instead"
+        )
+    return values
+
+
+@jax.jit
+def _quadrature(space):
+    nodes, vectors = curvature.tridiagonal_eigh(space)
+    return nodes, vectors[0] ** 2
+
+
+@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+def _hutchinson(product, params, batch, key, num_probes, unroll):
+    def probe(key):
+        z = _signs(key, params)
+        return _dot(z, product(params, batch, z))
+
+    return _mean(_map(probe, jax.random.split(key, num_probes), unroll))
+
+
+@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
+    flat, unravel = ravel_pytree(params)
+    rank = num_probes // 3
+
+    def multiply(v):
+        return ravel_pytree(product(params, batch, unravel(v)))[0]
+
+    def signs(key, count):
+        return jax.random.rademacher(key, (count, flat.size), flat.dtype)
+
+    keys = jax.random.split(key)
+    sketch = _map(multiply, signs(keys[0], rank), unroll)
+    Q = jnp.linalg.qr(sketch.T)[0]
+    known = jnp.sum(_map(multiply, Q.T, unroll) * Q.T)
+
+    def probe(z):
+        rest = z - Q @ (Q.T @ z)
+        return rest @ multiply(rest)
+
+    rest = _mean(_map(probe, signs(keys[1], num_probes - 2 * rank), unroll))
+    return Estimate(known + rest.value, rest.error)
+
+
+@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+def _diagonal(product, params, batch, key, num_probes, unroll):
+    """Running mean and sum of squared deviations (Welford), so memory does not grow with probes."""
+
+    def step(carry, at):
+        mean, square = carry
+        count, key = at
+        z = _signs(key, params)
+        x = jax.tree.map(jnp.multiply, z, product(params, batch, z))
+        new = jax.tree.map(lambda m, x: m + (x - m) / count, mean, x)
+        square = jax.tree.map(lambda s, m, n, x: s + (x - m) * (x - n), square, mean, new, x)
+        return (new, square), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    counts = jnp.arange(1, num_probes + 1)
+    at = (counts, jax.random.split(key, num_probes))
+    (mean, square), _ = jax.lax.scan(step, (zeros, zeros), at, unroll=unroll or 1)
+    return Estimate(
+        mean, jax.tree.map(lambda s: jnp.sqrt(s / (num_probes * (num_probes - 1))), square)
+    )
+
+
+def _map(function, rows, unroll):
+    return jax.lax.scan(lambda _, row: (None, function(row)), None, rows, unroll=unroll or 1)[1]
+
+
+def _mean(samples):
+    """Mean over the leading axis, and its standard error."""
+    count = samples.shape[0]
+    return Estimate(samples.mean(0), jnp.std(samples, 0, ddof=1) / jnp.sqrt(count))
+
+
+def _signs(key, like):
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    signs = [jax.random.rademacher(k, jnp.shape(x), x.dtype) for k, x in zip(keys, leaves)]
+    return jax.tree.unflatten(tree, signs)
+
+
+def _dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def _check_probes(num_probes, least):
+    if num_probes < least:
+        raise ValueError(
+            f"num_probes is {num_probes}; it must be at least {least}, or there is no standard error"
+        )
