@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -93,6 +94,12 @@ def sequential(values: Iterable) -> dict:
     return {value: matplotlib.colormaps["viridis"](place) for value, place in zip(values, places)}
 
 
+def cell_colors(two_sided: bool) -> Colormap:
+    """The colours of a heat map; grey where there is no value."""
+    name = "PuOr_r" if two_sided else "viridis"
+    return matplotlib.colormaps[name].with_extremes(bad="#c8c8c8")
+
+
 def rule_color(name: str, number: int) -> str:
     """A parametrization has one colour in every figure; anything else takes the palette's ``number``."""
     return RULES[name] if name in RULES else PALETTE[number % len(PALETTE)]
@@ -160,21 +167,20 @@ def slope_line(x: np.ndarray, y: np.ndarray, slope: float) -> np.ndarray:
 
 
 def log_ticks(axis) -> None:
-    """Plain numbers at 1, 2 and 5 where an axis spans less than two decades, powers of ten elsewhere.
+    """Plain numbers where a logarithmic axis spans less than two decades, powers of ten elsewhere.
 
-    Call it last, when the limits stand.
+    Call it when the limits stand; a linear axis is left as it is.
     """
+    if axis.get_scale() != "log":
+        return
     low, high = axis.get_view_interval()
-    if (
-        not 0 < low < high < np.inf
-    ):  # everything diverged: an empty panel, not an error when it is drawn
+    if not 0 < low < high < np.inf:  # everything diverged: an empty panel, not an error
         low, high = 0.1, 1.0
         axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
     axis.set_minor_formatter(NullFormatter())
-    if low > 0 and high / low < 100:
-        axis.set_major_locator(
-            LogLocator(10, subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 8))
-        )
+    if high / low < 100:
+        subs = (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+        axis.set_major_locator(LogLocator(10, subs=subs))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

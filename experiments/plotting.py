@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -258,6 +257,7 @@ def collapse_over_training(
         for (label, line), color in zip(lines, drawing.sequential(range(len(lines))).values()):
             curve(ax, line, "step", color, label=label)
         ax.set(yscale="log", xscale="log" if log_time else "linear", xlabel="step")
+        drawing.log_ticks(ax.xaxis)
         drawing.log_ticks(ax.yaxis)
     drawing.legend(axes[min(1, len(axes) - 1)], dim)
     return made
@@ -294,13 +294,13 @@ def training_dynamics(
         curve(ax, line, "step", color)
         if theory is not None:
             predicted = drawing.pick(theory, title, "series")
-            text = "theory" if number == 0 else None
-            x = predicted["step"].values
+            x, text = predicted["step"].values, "theory" if number == 0 else None
             ax.plot(x, predicted.values, color=INK, linewidth=1, linestyle=DASHED, label=text)
         labels.append((float(drawing.median(line).isel(step=-1)), title, color))
     ax.set(yscale="log", xscale="log" if log_time else "linear")
-    drawing.end_labels(ax, labels)
+    drawing.log_ticks(ax.xaxis)
     drawing.log_ticks(ax.yaxis)
+    drawing.end_labels(ax, labels)
     if theory is not None:
         ax.legend(loc="lower left")
     ax.set(xlabel="step", ylabel=drawing.label_of(measured, "loss"))
@@ -331,14 +331,12 @@ def heat_map(
     )
     vertical, horizontal = values.dims
     made, (ax,) = figure(caption=caption)
-    colors = matplotlib.colormaps["viridis" if center is None else "PuOr_r"].with_extremes(
-        bad="#c8c8c8"
-    )
     shown = np.ma.masked_invalid(values.values)
     low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.0, 1.0)
     if center is not None:
         reach = max(high - center, center - low)
         low, high = center - reach, center + reach
+    colors = drawing.cell_colors(center is not None)
     image = ax.imshow(shown, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
     bar = made.colorbar(image, ax=ax, label=drawing.label_of(values, "value"), drawedges=False)
     if contour is not None and min(values.shape) > 1 and low < contour < high:
@@ -394,11 +392,10 @@ def scaling_law(
         ax.plot(x, line, color=INK, linewidth=1, linestyle=DASHED)
         labels.append((line[-1], f"theory, slope {drawing.signed(theory)}", INK))
     ax.set(xscale="log", yscale="log")
+    drawing.log_ticks(ax.xaxis)
+    drawing.log_ticks(ax.yaxis)
     if dim == "width":
         drawing.width_ticks(ax, points[dim].values)
-    else:
-        drawing.log_ticks(ax.xaxis)
     drawing.end_labels(ax, labels)
-    drawing.log_ticks(ax.yaxis)
     ax.set(xlabel=drawing.words(dim), ylabel=drawing.label_of(points, "value"))
     return made

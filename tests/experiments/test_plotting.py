@@ -200,3 +200,10 @@ def test_a_short_log_axis_has_plain_numbers(limits, expected):
     shown = {float(f"{tick:g}") for tick in ax.get_yticks() if low <= tick <= high}
     assert shown >= expected
     assert [text for text in ax.yaxis.get_ticklabels(minor=True) if text.get_text()] == []
+
+
+def test_linear_time_keeps_evenly_spaced_ticks():
+    nc = array(np.exp(-STEPS / 50), step=STEPS + 40)
+    (ax,) = plotting.collapse_over_training(xr.Dataset({"nc1": nc})).axes
+    steps = np.diff(ax.get_xticks())
+    np.testing.assert_allclose(steps, steps[0])
