@@ -8,7 +8,6 @@ float32 loses nothing where a covariance would cancel.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -153,6 +152,32 @@ def pixel_diagonal(x: Array, lead: int) -> Array:
     return x
 
 
-def pixels(kernel: Kernel) -> int:
-    """Number of spatial positions."""
-    return math.prod(kernel.var1.shape[1:])
+def same_pixel(shape: tuple[int, ...]) -> Array:
+    """True at equal pixels, for a pixel-pair shape (H, H, W, W)."""
+    same = jnp.ones((1,) * len(shape), bool)
+    for axis in range(0, len(shape), 2):
+        eye = jnp.eye(shape[axis], shape[axis + 1], dtype=bool)
+        same = same & eye.reshape((1,) * axis + eye.shape + (1,) * (len(shape) - axis - 2))
+    return same
+
+
+def same_entry(kernel: Kernel) -> Array:
+    """True where both sides of a covariance are the same pixel of the same sample; shaped as `correlation`."""
+    shape = kernel.correlation.shape
+    same = kernel.coincident.reshape(shape[:2] + (1,) * (len(shape) - 2))
+    return same if kernel.diagonal_spatial else same & same_pixel(shape[2:])[None, None]
+
+
+def pixel_mask(kernel: Kernel, mask: Array) -> Array:
+    """A mask in the layout of the activations, as (N, *S), for the layout of `kernel`.
+
+    Raises:
+        ValueError: channels are hidden separately.
+    """
+    if mask.shape[kernel.channel_axis] != 1:
+        raise ValueError(
+            f"a mask of shape {mask.shape} hides channels separately (axis {kernel.channel_axis}); "
+            "in an infinitely wide network a position is hidden with all its channels"
+        )
+    mask = jnp.squeeze(jnp.moveaxis(mask, (kernel.batch_axis, kernel.channel_axis), (0, -1)), -1)
+    return mask

@@ -2,145 +2,455 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ntk import evaluate, rules
-from ntk.evaluate import Need
-from ntk.kernel import Kernel
+from ntk import rules, spatial
+from ntk.duals import Dual
+from ntk.evaluate import KernelFn, Need, join
+from ntk.kernel import Array, Kernel
+
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer: unpacks as init_fn(key, input_shape), apply_fn(params, x), kernel_fn(x1, x2, get).
+
+    Attributes:
+        init_fn: (key, input_shape) -> (output_shape, params).
+        apply_fn: (params, x, rng=, mask_constant=, pattern=) -> the finite network's output.
+        kernel_fn: its kernels at infinite width; see `ntk.evaluate.KernelFn`.
+    """
+
+    init_fn: Callable
+    apply_fn: Callable
+    kernel_fn: KernelFn
 
 
 class MaskedArray(NamedTuple):
     """Activations, and where they are hidden; what `apply_fn` returns where `mask_constant` is given.
 
     Attributes:
-        masked_value: activations, zero where hidden.
+        masked_value: activations.
         mask: True where hidden; broadcasts against the activations.
     """
 
-    masked_value: jax.Array
-    mask: jax.Array | None
+    masked_value: Any
+    mask: Any
 
 
-class Layer(NamedTuple):
-    """A layer: unpacks as init_fn(key, input_shape), apply_fn(params, x), kernel_fn(x1, x2, get)."""
+def unmask_fn(fn: Callable) -> Callable:
+    """An apply_fn that returns arrays, zero where hidden, in place of `MaskedArray`."""
 
-    init_fn: Callable
-    apply_fn: Callable
-    kernel_fn: Callable
+    def unmask(x: Any) -> Any:
+        if isinstance(x, MaskedArray):
+            return x.masked_value if x.mask is None else jnp.where(x.mask, 0, x.masked_value)
+        return type(x)(unmask(part) for part in x) if isinstance(x, list | tuple) else x
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class KernelFn:
-    """Kernel of an infinitely wide network; a function of inputs, or of a `Kernel` of activations below it.
-
-    Attributes:
-        rule: maps the `Kernel` of the input (a list of them for several inputs) to that of the output.
-        needs: maps what must be known of the output to what must be known of the input.
-        spec: equal for layers that compute the same thing; repeated blocks of a network are found by it.
-    """
-
-    rule: Callable[..., Any]
-    needs: Callable[[Need], Need]
-    spec: Hashable
-
-    def __call__(
-        self,
-        x1_or_kernel,
-        x2=None,
-        get: str | tuple[str, ...] | None = None,
-        *,
-        pattern=None,
-        mask_constant: float | None = None,
-        diagonal_batch: bool | None = None,
-        diagonal_spatial: bool | None = None,
-        **kwargs,
-    ):
-        """See `ntk.evaluate.evaluate`."""
-        return evaluate.evaluate(
-            self,
-            x1_or_kernel,
-            x2,
-            get,
-            pattern=pattern,
-            mask_constant=mask_constant,
-            diagonal_batch=diagonal_batch,
-            diagonal_spatial=diagonal_spatial,
-            **kwargs,
-        )
+    return lambda *args, **kwargs: unmask(fn(*args, **kwargs))
 
 
-def unchanged(x, *_):
-    """The first argument: no need or mask is changed by most layers."""
+def keep(x: Any, *_: Any) -> Any:
+    """The first argument: what most layers do to shapes, masks and needs."""
     return x
 
 
 def layer(
-    init: Callable,
     apply: Callable,
     rule: Callable,
     spec: Hashable,
     *,
-    needs: Callable[[Need], Need] = unchanged,
-    mask: Callable = unchanged,
+    shape: Callable[[Any], Any] = keep,
+    params: Callable[[Array, Any], Any] = lambda key, input_shape: (),
+    needs: Callable[[Need], Need] = keep,
+    mask: Callable[[Any, Any], Any] = keep,
     remask: bool = True,
+    axes: tuple[int, int] | None = None,
 ) -> Layer:
-    """A layer from pure functions, with masks carried along.
+    """A layer from pure functions; masks and shapes are carried along.
 
     Args:
-        init: (key, input_shape) -> (output_shape, params).
-        apply: (params, inputs, mask=, rng=, pattern=, ...) -> outputs, without regard to hidden outputs.
-        rule: Kernel -> Kernel, or a list of them.
-        spec: equal for layers that do the same.
-        needs: what the input must give for what the output must give.
-        mask: (mask, input_shape) -> mask of the output; lists for several inputs.
-        remask: whether the rule makes covariances of hidden positions non-zero.
+        apply: (params, inputs, mask=, rng=, pattern=) -> outputs, whatever their hidden entries.
+        rule: `Kernel` -> `Kernel`, or lists of them.
+        spec: equal for layers that do the same, and hashable.
+        shape: shape of the input (list of shapes) -> shape of the output.
+        params: (key, shape of the input) -> parameters.
+        needs: what must be known of the output -> of the input.
+        mask: (mask, shape of the input) -> mask of the output; lists for several inputs.
+        remask: whether the rule may make moments of hidden entries non-zero.
+        axes: batch and channel axis of the input, None if any will do.
     """
 
-    def apply_fn(params, inputs, *, mask_constant=None, **kwargs):
-        values, masks = _split_masks(inputs, mask_constant)
-        outputs = apply(params, values, mask=masks, **kwargs)
-        shapes = jax.tree.map(jnp.shape, values) if isinstance(values, jax.Array) else [v.shape for v in values]
-        if all(m is None for m in (masks if isinstance(masks, list | tuple) else [masks])):
+    def init_fn(key, input_shape):
+        return shape(input_shape), params(key, input_shape)
+
+    def apply_fn(parameters, inputs, *, mask_constant=None, **kwargs):
+        values, masks = _split(inputs, mask_constant)
+        outputs = apply(parameters, values, mask=masks, **kwargs)
+        if _absent(masks):
             return outputs
-        out_mask = mask(masks, values.shape if isinstance(values, jax.Array) else shapes)
-        return MaskedArray(outputs, out_mask)
+        shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
+        return _attach(outputs, mask(masks, shapes))
 
-    return Layer(init, apply_fn, KernelFn(rule, needs, spec))
+    def masked_rule(kernel, **context):
+        single = isinstance(kernel, Kernel)
+        parts = [kernel] if single else list(kernel)
+        out = rule(kernel, **context)
+        masks = []
+        for mask_name, shape_name in (("mask1", "shape1"), ("mask2", "shape2")):
+            before = [getattr(k, mask_name) for k in parts]
+            shapes = [getattr(k, shape_name) for k in parts]
+            after = None
+            if not _absent(before):
+                after = mask(before[0] if single else before, shapes[0] if single else shapes)
+            masks.append(after)
+            new = shape(shapes[0] if single else shapes)
+            if isinstance(out, Kernel):
+                out = out.replace(**{shape_name: tuple(new)})
+        if not isinstance(out, Kernel):  # a fan-out: each copy keeps its masks
+            return out
+        if remask:
+            return rules.hide(out, *masks)
+        return out.replace(mask1=masks[0], mask2=masks[1])
+
+    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes))
 
 
-def _split_masks(inputs, mask_constant):
-    return inputs, None
+def _absent(masks: Any) -> bool:
+    return masks is None or (isinstance(masks, list) and all(_absent(m) for m in masks))
 
 
-def elementwise(dual, spec: Hashable | None = None) -> Layer:
+def _split(inputs: Any, mask_constant: float | None) -> tuple[Any, Any]:
+    """Values with zeros where hidden, and masks."""
+    if isinstance(inputs, MaskedArray):
+        value, mask = inputs
+    elif isinstance(inputs, list | tuple):
+        parts = [_split(part, mask_constant) for part in inputs]
+        return [p[0] for p in parts], [p[1] for p in parts]
+    elif mask_constant is None:
+        return inputs, None
+    else:
+        value = inputs
+        mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(inputs), inputs == mask_constant)
+    return (value if mask is None else jnp.where(mask, 0, value)), mask
+
+
+def _attach(outputs: Any, masks: Any) -> Any:
+    if isinstance(outputs, list):
+        return [_attach(o, m) for o, m in zip(outputs, masks)]
+    return outputs if masks is None else MaskedArray(outputs, masks)
+
+
+def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
     """A nonlinearity from its dual activation.
 
     Args:
-        dual: `ntk.duals.Dual`; its `fn` acts on finite activations, None if there is no such function.
+        dual: its `fn` acts on finite activations; None if there is no such function.
         spec: hashable and equal for equal nonlinearities, so that a repeated block compiles once; by default the
-            dual itself, which is equal only for the same Python functions.
+            dual itself, which equals only one made of the same Python functions.
 
     Returns:
         (init_fn, apply_fn, kernel_fn).
     """
 
-    def init(key, input_shape):
-        return input_shape, ()
-
-    def apply(params, inputs, **kwargs):
+    def apply(params, inputs, **_):
         if dual.fn is None:
             raise ValueError("this nonlinearity is defined by its kernel alone: it has no apply_fn")
         return dual.fn(inputs)
 
-    def rule(kernel: Kernel, **kwargs) -> Kernel:
+    def rule(kernel: Kernel, **_) -> Kernel:
         return rules.elementwise(kernel, dual)
 
     def needs(out: Need) -> Need:
-        return Need(out.pairs, max(out.variance, 1))
+        return out._replace(variance=max(out.variance, 1))
 
-    return layer(init, apply, rule, spec or ("elementwise", dual), needs=needs)
+    return layer(apply, rule, ("elementwise", dual if spec is None else spec), needs=needs)
+
+
+def serial(*layers: Layer) -> Layer:
+    """Layers one after the other; a block of layers that repeats is evaluated as a loop.
+
+    Args:
+        *layers: triples (init_fn, apply_fn, kernel_fn).
+
+    Returns:
+        (init_fn, apply_fn, kernel_fn).
+    """
+    layers = tuple(Layer(*one) for one in layers)
+    fns = tuple(as_kernel_fn(one.kernel_fn) for one in layers)
+
+    def init_fn(key, input_shape):
+        params = []
+        for one in layers:
+            key, part = jax.random.split(key)
+            input_shape, new = one.init_fn(part, input_shape)
+            params.append(new)
+        return input_shape, tuple(params)
+
+    def apply_fn(params, inputs, *, rng=None, **kwargs):
+        keys = [None] * len(layers) if rng is None else list(jax.random.split(rng, max(len(layers), 1)))
+        for one, param, key in zip(layers, params, keys):
+            inputs = one.apply_fn(param, inputs, rng=key, **kwargs)
+        return inputs
+
+    blocks = periods([fn.spec for fn in fns])
+
+    def rule(kernel, **context):
+        for start, length, count in blocks:
+            block = fns[start : start + length]
+
+            def once(k, block=block):
+                for fn in block:
+                    k = fn.rule(k, **context)
+                return k
+
+            kernel = iterate(once, kernel, count)
+        return kernel
+
+    def needs(out: Need) -> Need:
+        for fn in reversed(fns):
+            out = fn.needs(out)
+        return out
+
+    axes = next((fn.axes for fn in fns if fn.axes is not None), None)
+    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("serial", *(fn.spec for fn in fns)), axes))
+
+
+def as_kernel_fn(fn: Callable) -> KernelFn:
+    """A kernel function; a plain function Kernel -> Kernel becomes one that needs everything."""
+    if isinstance(fn, KernelFn):
+        return fn
+    return KernelFn(lambda k, **context: fn(k), lambda out: Need(True, 2, True), ("function", fn))
+
+
+def periods(specs: list[Hashable]) -> list[tuple[int, int, int]]:
+    """Splits a sequence into blocks (start, length, repetitions), greedily by the most that repeats."""
+    blocks, start = [], 0
+    while start < len(specs):
+        best = (start, 1, 1)
+        for length in range(1, (len(specs) - start) // 2 + 1):
+            count = 1
+            block = specs[start : start + length]
+            while specs[start + count * length : start + (count + 1) * length] == block:
+                count += 1
+            if count >= 3 and count * length > best[1] * best[2]:
+                best = (start, length, count)
+        blocks.append(best)
+        start += best[1] * best[2]
+    return blocks
+
+
+def iterate(once: Callable, kernel: Any, count: int) -> Any:
+    """Applies `once` count times: as a loop from where it leaves the structure of its input unchanged.
+
+    The first application may change it, as a first layer does: the NTK becomes an array, widths settle.
+    """
+    while count:
+        new = once(kernel)
+        count -= 1
+        if count < 2:
+            kernel = new
+            continue
+        if _structure(new) == _structure(kernel):
+            return jax.lax.fori_loop(0, count, lambda _, k: once(k), new)
+        kernel = new
+    return kernel
+
+
+def _structure(tree: Any) -> Any:
+    leaves, definition = jax.tree.flatten(tree)
+    return definition, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+
+def repeat(layer: Layer, n: int) -> Layer:
+    """One layer n times with parameters of its own each time; compiles once, whatever n.
+
+    Args:
+        layer: triple whose output has the shape of its input.
+        n: number of times, at least 1.
+
+    Returns:
+        (init_fn, apply_fn, kernel_fn); parameters are stacked along a new first axis.
+
+    Raises:
+        ValueError: n is not positive, or the layer changes the shape of its input.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; a layer is repeated at least once")
+    one = Layer(*layer)
+    fn = as_kernel_fn(one.kernel_fn)
+
+    def init_fn(key, input_shape):
+        output_shape, _ = one.init_fn(key, input_shape)
+        if tuple(output_shape) != tuple(input_shape):
+            raise ValueError(
+                f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
+                f"{tuple(output_shape)}; put the first layer before the repeat"
+            )
+        return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(jax.random.split(key, n))
+
+    def apply_fn(params, inputs, *, rng=None, **kwargs):
+        keys = None if rng is None else jax.random.split(rng, n)
+
+        def step(x, part):
+            return one.apply_fn(part[0], x, rng=part[1], **kwargs), None
+
+        return jax.lax.scan(step, inputs, (params, keys), n)[0]
+
+    def rule(kernel, **context):
+        return iterate(lambda k: fn.rule(k, **context), kernel, n)
+
+    def needs(out: Need) -> Need:
+        return join(fn.needs(out), fn.needs(fn.needs(out)))
+
+    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("repeat", fn.spec, n), fn.axes))
+
+
+def parallel(*layers: Layer) -> Layer:
+    """Layers side by side: each acts on its own input, and there are as many outputs.
+
+    Args:
+        *layers: triples (init_fn, apply_fn, kernel_fn).
+
+    Returns:
+        (init_fn, apply_fn, kernel_fn) on lists or tuples.
+    """
+    layers = tuple(Layer(*one) for one in layers)
+    fns = tuple(as_kernel_fn(one.kernel_fn) for one in layers)
+
+    def check(inputs: Any) -> None:
+        if len(inputs) != len(layers):
+            raise ValueError(f"parallel has {len(layers)} layers, and got {len(inputs)} inputs")
+
+    def init_fn(key, input_shape):
+        check(input_shape)
+        keys = jax.random.split(key, max(len(layers), 1))
+        parts = [one.init_fn(k, s) for one, k, s in zip(layers, keys, input_shape)]
+        return type(input_shape)(s for s, _ in parts), tuple(p for _, p in parts)
+
+    def apply_fn(params, inputs, *, rng=None, **kwargs):
+        check(inputs)
+        keys = [None] * len(layers) if rng is None else list(jax.random.split(rng, max(len(layers), 1)))
+        parts = zip(layers, params, inputs, keys)
+        return type(inputs)(one.apply_fn(p, x, rng=key, **kwargs) for one, p, x, key in parts)
+
+    def rule(kernels, **context):
+        check(kernels)
+        return type(kernels)(fn.rule(k, **context) for fn, k in zip(fns, kernels))
+
+    def needs(out: Need) -> Need:
+        return join(*(fn.needs(out) for fn in fns))
+
+    axes = next((fn.axes for fn in fns if fn.axes is not None), None)
+    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("parallel", *(fn.spec for fn in fns)), axes))
+
+
+def FanOut(num: int) -> Layer:
+    """Copies its input, for branches such as residual connections.
+
+    Args:
+        num: number of copies, a list of which is returned.
+    """
+    return layer(
+        lambda params, x, **_: [x] * num,
+        lambda kernel, **_: [kernel] * num,
+        ("FanOut", num),
+        shape=lambda s: [s] * num,
+        mask=lambda m, _: [m] * num,
+    )
+
+
+def FanInSum() -> Layer:
+    """Sums independent branches, each ending in a layer of random weights."""
+    return layer(
+        lambda params, xs, **_: sum(xs[1:], start=xs[0]),
+        lambda kernels, **_: rules.add(kernels),
+        "FanInSum",
+        shape=_first,
+        mask=_all_masks,
+        remask=False,
+    )
+
+
+def FanInProd() -> Layer:
+    """Multiplies independent branches entry by entry."""
+
+    def apply(params, xs, **_):
+        out = xs[0]
+        for x in xs[1:]:
+            out = out * x
+        return out
+
+    return layer(
+        apply,
+        lambda kernels, **_: rules.multiply(kernels),
+        "FanInProd",
+        shape=_first,
+        mask=_all_masks,
+        remask=False,
+    )
+
+
+def FanInConcat(axis: int = -1) -> Layer:
+    """Concatenates independent branches along channels or pixels.
+
+    Args:
+        axis: axis of the activations; not the batch in the infinite-width limit.
+    """
+
+    def shape(shapes):
+        at = axis % len(shapes[0])
+        rest = {s[:at] + s[at + 1 :] for s in map(tuple, shapes)}
+        if len(rest) > 1:
+            raise ValueError(
+                f"FanInConcat along axis {axis} needs inputs that agree elsewhere, got {list(shapes)}"
+            )
+        return (*shapes[0][:at], sum(s[at] for s in shapes), *shapes[0][at + 1 :])
+
+    def rule(kernels, **_):
+        first = kernels[0]
+        at = axis % len(first.shape1)
+        if at == first.channel_axis:
+            return rules.concatenate_channels(kernels)
+        if at == first.batch_axis:
+            raise ValueError("FanInConcat along the batch has no kernel: entries would depend on other samples")
+        return spatial.concatenate(kernels, pixel_axis(first, at))
+
+    def mask(masks, shapes):
+        at = axis % len(shapes[0])
+        full = []
+        for m, s in zip(masks, shapes):
+            one = [1] * len(s)
+            m = jnp.zeros(one, bool) if m is None else m
+            full.append(jnp.broadcast_to(m, (*m.shape[:at], s[at], *m.shape[at + 1 :])))
+        common = tuple(max(sizes) for sizes in zip(*(m.shape for m in full)))
+        full = [jnp.broadcast_to(m, (*common[:at], m.shape[at], *common[at + 1 :])) for m in full]
+        return jnp.concatenate(full, at)
+
+    return layer(
+        lambda params, xs, **_: jnp.concatenate(xs, axis),
+        rule,
+        ("FanInConcat", axis),
+        shape=shape,
+        mask=mask,
+        remask=False,
+    )
+
+
+def pixel_axis(kernel: Kernel, axis: int) -> int:
+    """Number of a spatial axis of the activations among the spatial axes."""
+    return axis - (axis > kernel.batch_axis) - (axis > kernel.channel_axis)
+
+
+def _first(shapes: Any) -> Shape:
+    return tuple(shapes[0])
+
+
+def _all_masks(masks: Any, shapes: Any) -> Array:
+    """Hidden where every branch that hides anything does."""
+    return functools.reduce(operator.and_, [m for m in masks if m is not None])
