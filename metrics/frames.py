@@ -197,7 +197,7 @@ def polygon(num_classes: int) -> np.ndarray:
 def pair_subsets(num_points: int) -> np.ndarray:
     """Logits of the K = m(m-1)/2 pairs out of m points, rank m-1: e_i + e_j without its mean.
 
-    m = 4 is `orthoplex` of K = 6; m = 5, on the Petersen graph, is the best frame known for K = 10 and
+    m = 4 is `orthoplex` of K = 6 in another order; m = 5, on the Petersen graph, is the best frame known for K = 10 and
     M = 3 or 4.
     """
     if num_points < 3:

@@ -1,0 +1,150 @@
+"""Shape of features and weights: effective rank, inverse participation ratio, change since the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metrics.estimate import Estimate
+
+
+class Rank(NamedTuple):
+    """Three soft ranks of one matrix, all between 1 and min(N, d); from singular values s_j."""
+
+    entropy: jax.Array  # exp of the entropy of s_j / sum s (Roy & Vetterli 2007)
+    participation: jax.Array  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
+    stable: jax.Array  # sum s^2 / max s^2
+
+
+class Change(NamedTuple):
+    """How far features are from those of the initial network on the same examples."""
+
+    relative: Estimate  # mean over examples of |h - h_0| / |h_0|
+    coordinate: (
+        Estimate  # mean over examples of |h - h_0| / sqrt(d): Theta(1) when features are learnt
+    )
+    cosine: Estimate  # mean over examples of cos(h, h_0)
+
+
+def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
+    """Effective ranks of a weight matrix or of features.
+
+    Args:
+        matrix: (N, ...), flattened to (N, d).
+        centered: subtract the mean over rows (features of N examples).
+
+    Returns:
+        Rank; 0 for a zero matrix. Exact for the matrix given: features of N examples show at most
+        N directions, so compare ranks at equal N.
+
+    Source: Roy & Vetterli 2007; Gao et al. 2017 (participation); Rudelson & Vershynin 2007 (stable).
+    """
+    rows = matrix.reshape(matrix.shape[0], -1)
+    if centered:
+        rows = rows - jnp.mean(rows, axis=0, keepdims=True)
+    s = jnp.linalg.svd(rows, compute_uv=False)
+    share = _ratio(s, jnp.sum(s))
+    square = _ratio(s, s[0]) ** 2
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)))
+    return Rank(
+        jnp.where(s[0] > 0, jnp.exp(entropy), 0),
+        _ratio(jnp.sum(square) ** 2, jnp.sum(square**2)),
+        jnp.sum(square),
+    )
+
+
+def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+    """IPR = sum_k (|v_k| / |v|)^(2r): 1 on one coordinate, n^(1-r) spread evenly over n.
+
+    Args:
+        vectors: any shape.
+        axis: of the coordinates.
+        power: r.
+
+    Returns:
+        The shape without axis; 0 for a zero vector (a neuron dead under weight decay).
+
+    Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
+    """
+    square = jnp.abs(vectors) ** 2
+    return jnp.sum(_ratio(square, jnp.sum(square, axis=axis, keepdims=True)) ** power, axis=axis)
+
+
+def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+    """Inverse participation ratio in the Fourier basis of Z_p: 1 for a neuron tuned to one frequency.
+
+    Coefficients of frequencies 0..p/2 of the real transform. For the analytic solution of modular
+    addition it is 1; Gaussian weights give about 4/p. Average it over a neuron's input and output
+    weights to sort neurons for pruning.
+
+    Args:
+        weights: real, any shape; axis runs over the p residues.
+        axis: of the residues.
+        power: r.
+
+    Returns:
+        The shape without axis.
+
+    Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
+    """
+    return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
+
+
+def feature_change(features: jax.Array, initial: jax.Array) -> Change:
+    """Change of features since initialisation, with standard errors over examples.
+
+    Args:
+        features: (N, ...), flattened to (N, d).
+        initial: the same shape.
+
+    Returns:
+        Change; examples whose features are zero count as unchanged in cosine and relative change.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if features.shape != initial.shape:
+        raise ValueError(
+            f"features have shapes {features.shape} and {initial.shape}; they must be equal"
+        )
+    h, start = (a.reshape(a.shape[0], -1) for a in (features, initial))
+    moved = jnp.linalg.norm(h - start, axis=1)
+    before = jnp.linalg.norm(start, axis=1)
+    both = before * jnp.linalg.norm(h, axis=1)
+    cosine = jnp.where(both > 0, _ratio(jnp.sum(h * start, axis=1), both), 1)
+    return Change(_mean(_ratio(moved, before)), _mean(moved / jnp.sqrt(h.shape[1])), _mean(cosine))
+
+
+def feature_change_by_layer(
+    features: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]
+) -> dict[str, Change]:
+    """`feature_change` of every entry of two dicts, as a model's features=True returns.
+
+    Args:
+        features: layer name -> (N, ...).
+        initial: the same names.
+
+    Returns:
+        layer name -> Change.
+
+    Raises:
+        ValueError: names differ, or shapes of a layer.
+    """
+    if features.keys() != initial.keys():
+        raise ValueError(
+            f"layers differ: {sorted(features)} and {sorted(initial)}; give one network twice"
+        )
+    return {name: feature_change(features[name], initial[name]) for name in features}
+
+
+def _mean(values):
+    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(values.size))
+
+
+def _ratio(numerator, denominator):
+    """0 where the denominator is 0, without a NaN on the way."""
+    safe = jnp.where(denominator > 0, denominator, 1)
+    return jnp.where(denominator > 0, numerator / safe, 0)

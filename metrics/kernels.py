@@ -1,0 +1,317 @@
+"""Kernels along training: alignment, CKA, distance and velocity, laziness, power in a spectrum."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metrics.estimate import Estimate
+from metrics.geometry import matmul
+
+
+class Movement(NamedTuple):
+    """How far parameters are from where they started."""
+
+    distance: jax.Array  # |theta - theta_0|
+    relative: jax.Array  # |theta - theta_0| / |theta_0|
+    per_leaf: Any  # relative movement of every leaf, a pytree like params
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of a kernel, and how the target's power is spread over its eigenvectors."""
+
+    eigenvalues: jax.Array  # (N,) of K / N, descending
+    power: jax.Array  # (N,) share of |y|^2 along each eigenvector
+    cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
+
+
+def center(kernel: jax.Array) -> jax.Array:
+    """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
+    _check_square(kernel)
+    return (
+        kernel
+        - jnp.mean(kernel, axis=0, keepdims=True)
+        - jnp.mean(kernel, axis=1, keepdims=True)
+        + jnp.mean(kernel)
+    )
+
+
+def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Kernel alignment <K, L> / (|K| |L|), 1 for proportional kernels.
+
+    With the initial network's kernel it says how lazy training was; centred it is linear CKA, biased
+    upwards when examples are few (see `cka`).
+
+    Args:
+        one: (N, N) kernel, or any shape when not centred.
+        other: the same shape.
+        centered: centre both first.
+
+    Returns:
+        Alignment, in [0, 1] for positive semi-definite kernels.
+
+    Raises:
+        ValueError: shapes differ, or centred kernels are not square matrices.
+
+    Source: Cristianini et al. 2001; centred: Cortes, Mohri & Rostamizadeh 2012.
+    """
+    if one.shape != other.shape:
+        raise ValueError(f"kernels have shapes {one.shape} and {other.shape}; they must be equal")
+    if centered:
+        one, other = center(one), center(other)
+    return jnp.vdot(one, other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other))
+
+
+def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = True) -> jax.Array:
+    """Alignment of a kernel with the targets' own, <K, Y Y^T> / (|K| |Y Y^T|).
+
+    Args:
+        kernel: (N, N).
+        targets: (N,) or (N, K).
+        centered: centre kernel and targets.
+
+    Returns:
+        Alignment.
+
+    Raises:
+        ValueError: kernel is not square, or targets have another number of rows.
+    """
+    _check_square(kernel)
+    y = _columns(kernel, targets)
+    if centered:
+        kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
+    inner = jnp.sum(y * matmul(kernel, y))
+    return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(matmul(y.T, y)))
+
+
+def distance(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+    """Kernel distance 1 - alignment: 0 when the kernel only grew (Fort et al. 2020)."""
+    return 1 - alignment(one, other, centered=centered)
+
+
+def velocity(before: jax.Array, after: jax.Array, elapsed, *, centered: bool = False) -> jax.Array:
+    """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate)."""
+    return distance(before, after, centered=centered) / elapsed
+
+
+def relative_change(kernel: jax.Array, initial: jax.Array) -> jax.Array:
+    """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`."""
+    return jnp.linalg.norm(kernel - initial) / jnp.linalg.norm(initial)
+
+
+def weight_movement(params: Any, initial: Any) -> Movement:
+    """Distance of parameters from initialisation, in all and per leaf.
+
+    Args:
+        params: pytree of arrays.
+        initial: the same structure.
+
+    Returns:
+        Movement; a leaf that started at zero and moved has relative movement inf, 0 if it did not.
+    """
+
+    def relative(size, start):
+        return jnp.where(size > 0, size / jnp.where(start > 0, start, 0), 0)
+
+    moved = jax.tree.map(lambda new, old: jnp.linalg.norm((new - old).ravel()), params, initial)
+    start = jax.tree.map(lambda old: jnp.linalg.norm(old.ravel()), initial)
+    total = jnp.linalg.norm(jnp.stack(jax.tree.leaves(moved)))
+    norm = jnp.linalg.norm(jnp.stack(jax.tree.leaves(start)))
+    return Movement(total, relative(total, norm), jax.tree.map(relative, moved, start))
+
+
+def representation_alignment(
+    features: jax.Array, initial: jax.Array, *, centered: bool = False
+) -> jax.Array:
+    """<HH^T, H_0 H_0^T> / (|HH^T| |H_0 H_0^T|) of the same examples' features; 1 for a lazy network.
+
+    Costs O(N d min(N, d)): the smaller of Gram and covariance matrices is formed.
+
+    Args:
+        features: (N, ...), flattened.
+        initial: (N, ...), of the network at initialisation (or of another network).
+        centered: subtract the mean over examples; then this is linear CKA (biased).
+
+    Returns:
+        Alignment in [0, 1].
+
+    Raises:
+        ValueError: numbers of examples differ.
+    """
+    x, y = _features(features, initial)
+    if centered:
+        x, y = (a - jnp.mean(a, axis=0, keepdims=True) for a in (x, y))
+    if x.shape[0] < max(x.shape[1], y.shape[1]):
+        return alignment(matmul(x, x.T), matmul(y, y.T))
+    norms = jnp.linalg.norm(matmul(x.T, x)) * jnp.linalg.norm(matmul(y.T, y))
+    return jnp.sum(matmul(x.T, y) ** 2) / norms
+
+
+def cka(features: jax.Array, other: jax.Array) -> Estimate:
+    """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
+    x, y = _features(features, other)
+    return cka_kernels(matmul(x, x.T), matmul(y, y.T))
+
+
+def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
+    """Debiased CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), HSIC_1 without bias.
+
+    The biased ratio tends to 1 for unrelated features once d is of the order of N; this one to 0, and it
+    can be slightly negative. The error is the exact jackknife over examples (O(N^2), no refits): it
+    holds for examples drawn independently, and is NaN with the value where HSIC_1(K, K) <= 0.
+
+    Args:
+        one: (N, N) kernel, N >= 5.
+        other: (N, N) kernel of the same examples.
+
+    Returns:
+        Estimate.
+
+    Raises:
+        ValueError: not square, of different shapes, or fewer than 5 examples.
+
+    Source: Song et al. 2012, equation 5 (HSIC_1); Nguyen, Raghu & Kornblith 2021 (CKA with it);
+    Efron & Stein 1981 (jackknife).
+    """
+    _check_pair(one, other, 5)
+    joint, rest = _hsic_jackknife(one, other)
+    first, first_rest = _hsic_jackknife(one, one)
+    second, second_rest = _hsic_jackknife(other, other)
+    value = joint / (jnp.sqrt(first) * jnp.sqrt(second))
+    left_out = rest / (jnp.sqrt(first_rest) * jnp.sqrt(second_rest))
+    return Estimate(value, _jackknife_error(left_out))
+
+
+def hsic(one: jax.Array, other: jax.Array) -> Estimate:
+    """Unbiased Hilbert-Schmidt independence criterion HSIC_1, with its jackknife error.
+
+    Args:
+        one: (N, N) kernel, N >= 5.
+        other: (N, N).
+
+    Returns:
+        Estimate.
+
+    Raises:
+        ValueError: not square, of different shapes, or fewer than 5 examples.
+
+    Source: Song et al. 2012, equation 5.
+    """
+    _check_pair(one, other, 5)
+    value, left_out = _hsic_jackknife(one, other)
+    return Estimate(value, _jackknife_error(left_out))
+
+
+def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Estimate:
+    """CKA of a whole data set from the HSIC_1 of B minibatches: ratio of their means.
+
+    Args:
+        joint: (B,) values of `hsic` (K, L), one per batch, B >= 2.
+        first: (B,) of (K, K).
+        second: (B,) of (L, L).
+
+    Returns:
+        Estimate; the error is the jackknife over batches.
+
+    Raises:
+        ValueError: the three differ in shape or hold fewer than two batches.
+
+    Source: Nguyen, Raghu & Kornblith 2021, equation 3.
+    """
+    if not joint.shape == first.shape == second.shape or joint.ndim != 1 or joint.size < 2:
+        raise ValueError(
+            f"shapes are {joint.shape}, {first.shape}, {second.shape}; they must be one (B,), B >= 2"
+        )
+
+    def ratio(reduce):
+        return reduce(joint) / (jnp.sqrt(reduce(first)) * jnp.sqrt(reduce(second)))
+
+    left_out = ratio(lambda h: (jnp.sum(h) - h) / (h.size - 1))
+    return Estimate(ratio(jnp.mean), _jackknife_error(left_out))
+
+
+def task_model_alignment(
+    kernel: jax.Array, targets: jax.Array, *, centered: bool = False
+) -> Spectrum:
+    """Cumulative power of the targets in a kernel's spectrum, C(rho).
+
+    The faster C rises to 1, the fewer examples kernel regression needs. Eigenvectors of the kernel
+    on N examples estimate the eigenfunctions: modes beyond about N/10 are not resolved.
+
+    Args:
+        kernel: (N, N), symmetric.
+        targets: (N,) or (N, K).
+        centered: centre kernel and targets first.
+
+    Returns:
+        Spectrum.
+
+    Raises:
+        ValueError: kernel is not square, or targets have another number of rows.
+
+    Source: Canatar, Bordelon & Pehlevan 2021, equation 8.
+    """
+    _check_square(kernel)
+    y = _columns(kernel, targets)
+    if centered:
+        kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
+    values, vectors = jnp.linalg.eigh(kernel)
+    power = jnp.sum(matmul(vectors.T, y) ** 2, axis=1)[::-1] / jnp.sum(y**2)
+    return Spectrum(values[::-1] / kernel.shape[0], power, jnp.cumsum(power))
+
+
+def _hsic_jackknife(k, l):
+    """HSIC_1, and its N values with one example left out, from sums that are formed once."""
+    k, l = (a * (1 - jnp.eye(a.shape[0], dtype=a.dtype)) for a in (k, l))
+    rows_k, rows_l, rows_kl = jnp.sum(k, 1), jnp.sum(l, 1), jnp.sum(k * l, 1)
+    sums = (jnp.sum(rows_kl), jnp.sum(rows_k), jnp.sum(rows_l), jnp.vdot(rows_k, rows_l))
+    cross = matmul(k, rows_l) + matmul(l, rows_k) - rows_kl
+    left = (2 * rows_kl, 2 * rows_k, 2 * rows_l, rows_k * rows_l + cross)
+    count = k.shape[0]
+    return _hsic_1(count, *sums), _hsic_1(count - 1, *(s - part for s, part in zip(sums, left)))
+
+
+def _hsic_1(n, trace, sum_k, sum_l, inner):
+    return (trace + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * inner) / (n * (n - 3))
+
+
+def _jackknife_error(left_out):
+    return jnp.sqrt((left_out.size - 1) * jnp.var(left_out))
+
+
+def _columns(kernel, targets):
+    y = targets[:, None] if targets.ndim == 1 else targets
+    if y.ndim != 2 or y.shape[0] != kernel.shape[0]:
+        raise ValueError(
+            f"targets has shape {targets.shape}; it must be ({kernel.shape[0]},) or "
+            f"({kernel.shape[0]}, K) as the kernel has {kernel.shape[0]} examples"
+        )
+    return y
+
+
+def _features(one, other):
+    if one.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"features are of {one.shape[0]} and {other.shape[0]} examples; they must be the same ones"
+        )
+    return one.reshape(one.shape[0], -1), other.reshape(other.shape[0], -1)
+
+
+def _check_pair(one, other, least):
+    for kernel in (one, other):
+        _check_square(kernel)
+    if one.shape != other.shape or one.shape[0] < least:
+        raise ValueError(
+            f"kernels have shapes {one.shape} and {other.shape}; they must be equal, with {least} "
+            "examples or more"
+        )
+
+
+def _check_square(kernel):
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(
+            f"kernel has shape {kernel.shape}; it must be (N, N): bring one with outputs, "
+            "(N, N, K, K), to (NK, NK) by transpose(0, 2, 1, 3).reshape, or average over outputs"
+        )
