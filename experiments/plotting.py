@@ -126,11 +126,9 @@ def sharpness_over_training(
         for width, color in drawing.sequential(scaled["width"].values).items():
             curve(ax, panel.sel(width=width), "step", color, label=f"{width}")
         ax.axhline(threshold, color=INK, linewidth=1, linestyle=DASHED)
-        text = f"sharpness = {threshold:g}/η"
-        ax.annotate(
-            text, (0, threshold), (4, 3), ax.get_yaxis_transform(), "offset points", color=INK
-        )
         ax.set(xlabel="step", ylim=(0, 1.2 * top))
+    where, text = axes[0].get_yaxis_transform(), f"sharpness = {threshold:g}/η"
+    axes[0].annotate(text, (0, threshold), (4, 5), where, "offset points")
     axes[0].set_ylabel("learning rate × sharpness")
     drawing.legend(axes[-1], "width")
     return made
