@@ -245,7 +245,8 @@ def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
         given = [depth, base_depth, branch, branch_last]
         if any(value is not None for value in given):
             raise ValueError(
-                f"depth, base_depth, branch, branch_last = {given} have no effect without a depth_rule: {', '.join(DEPTH_RULES)}"
+                f"depth, base_depth, branch, branch_last = {given} have no effect without a depth_rule: "
+                f"{', '.join(DEPTH_RULES)}"
             )
         return dict.fromkeys(named, (1.0, 1.0, 1.0, 1.0))
     if None in (depth, base_depth, branch):

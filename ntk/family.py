@@ -11,6 +11,7 @@ their path in the tree, `hidden_0/kernel`.
 """
 
 import math
+import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 ROLES = ("input", "hidden", "output", "scalar", "tied")
-_VECTORS = {"bias", "scale", "b"}
+_VECTORS = re.compile(r"(bias|scale|b)_?\d*")
 _KERNELS = {"kernel", "w", "W", "weight"}
 _SPLIT_HEADS = {"query", "key", "value", "qkv"}
 
@@ -282,7 +283,7 @@ def _stacked(shapes):
 def _vector_rank(name):
     """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
     *scope, leaf = name.split("/")
-    if leaf not in _VECTORS:
+    if not _VECTORS.fullmatch(leaf):
         return math.inf
     return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
 
@@ -327,7 +328,7 @@ def _check_fans(name, given, axes):
 def _read(name, shapes, axes, infinite):
     """(fan_in, fan_out) by the conventions of Flax."""
     *scope, leaf = name.split("/")
-    if leaf in _VECTORS:
+    if _VECTORS.fullmatch(leaf):
         return (), axes
     if len(axes) == 1 and infinite and not _is_bias(name, shapes):
         raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
@@ -349,15 +350,14 @@ def _read(name, shapes, axes, infinite):
 
 
 def _is_bias(name, shapes):
-    """Whether a vector of any name stands beside one matrix with as many columns."""
-    scope = name.rpartition("/")[0]
-    siblings = [other for other in shapes if other.rpartition("/")[0] == scope and other != name]
-    return any(
-        len(shapes[other][0]) >= 2
-        and all(
-            shape[-1] == own[-1] for shape, own in zip(shapes[other], shapes[name], strict=True)
-        )
-        for other in siblings
+    """Whether an unnamed vector is the second of a pair (matrix, vector) with as many columns."""
+    scope, _, leaf = name.rpartition("/")
+    matrix = shapes.get(f"{scope}/0")
+    return (
+        bool(scope)
+        and leaf == "1"
+        and bool(matrix)
+        and [m[-1:] for m in matrix] == list(shapes[name])
     )
 
 
