@@ -39,7 +39,7 @@ def attend(
     b_std: float | None = None,
     *,
     embedding: Embedding | None = None,
-    softmax: bool = False,
+    hidden: float = 0.0,
 ) -> Kernel:
     """Moments after attention whose queries equal its keys (scores scaled by 1 / channels): fixed weights.
 
@@ -50,7 +50,7 @@ def attend(
         ov_std: product of the standard deviations of output and value weights.
         b_std: standard deviation of the biases, or None.
         embedding: positional embeddings, or None.
-        softmax: whether hidden pixels get the score of minus infinity, else 0.
+        hidden: score of a pixel that is hidden.
 
     Returns:
         The moments of a Gaussian.
@@ -59,8 +59,8 @@ def attend(
     """
     pos1, pos12, pos2 = _embeddings(kernel, embedding)
     seen1, seen2 = _mix(kernel.within1, pos1, embedding), _mix(kernel.within2, pos2, embedding)
-    weight1 = _weights(kernel, seen1, kernel.mask1, score, qk_std, softmax)
-    weight2 = _weights(kernel, seen2, kernel.mask2, score, qk_std, softmax)
+    weight1 = _weights(kernel, seen1, kernel.mask1, score, qk_std, hidden)
+    weight2 = _weights(kernel, seen2, kernel.mask2, score, qk_std, hidden)
     values = embedding is not None and embedding.values
     nngp, ntk = kernel.nngp, kernel.ntk
     if values:
@@ -168,13 +168,13 @@ def _weights(
     mask: Array | None,
     score: Callable[[Array, tuple[int, ...]], Array],
     qk_std: float,
-    softmax: bool,
+    hidden: float,
 ) -> Array:
     seen = _seen(kernel, mask)
     scores = qk_std * cov
     if seen is not None:
         key = kernels.views_within(seen)[1]
-        scores = jnp.where(key, scores, qk_std * HIDDEN if softmax else 0)
+        scores = jnp.where(key, scores, hidden)
     return score(scores, tuple(range(2, cov.ndim, 2)))
 
 

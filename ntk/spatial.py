@@ -78,9 +78,8 @@ def both_sides(x: Array, map1: Callable, map2: Callable, lead: int) -> Array:
     batch = tuple(range(lead))
     first, second = tuple(range(lead, x.ndim, 2)), tuple(range(lead + 1, x.ndim, 2))
     x = jnp.transpose(x, batch + second + first)
-    x = map1(x.reshape(x.shape[0], -1, *x.shape[lead + pairs :])).reshape(
-        *x.shape[: lead + pairs], *_out_shape(map1, x, lead + pairs)
-    )
+    y = map1(x.reshape(x.shape[0], -1, *x.shape[lead + pairs :]))
+    x = y.reshape(*x.shape[: lead + pairs], *y.shape[2:])
     seconds = tuple(range(lead, lead + pairs))
     outs = tuple(range(lead + pairs, x.ndim))
     x = jnp.transpose(x, swap + outs + seconds)
