@@ -66,7 +66,7 @@ def neural_collapse(
 
     Exact for the samples given. The standard errors say how far the same numbers would move on
     another sample of the same size, class means held fixed: valid near collapse (NC1 << 1), where
-    the means' own share is smaller by a factor NC1; too small far from it.
+    the means' own share is smaller by a factor sqrt(NC1); too small far from it.
 
     Pure and compiled once per shape; may be called inside jit, scan and vmap (over seeds). There,
     labels cannot be looked at, and a class without samples makes the numbers NaN. Data that do not
@@ -142,6 +142,7 @@ def collapse_by_layer(
     return collapse
 
 
+@partial(jax.jit, static_argnames=("frame",))
 def collapse_report(
     centers: Centers,
     within: WithinClass,

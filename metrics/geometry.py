@@ -48,6 +48,7 @@ class Duality(NamedTuple):
     uniformity: jax.Array
 
 
+@partial(jax.jit, static_argnames=("frame",))
 def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
     """NC2 of K vectors: equal norms, equal angles, distance to the predicted frame.
 
@@ -84,6 +85,7 @@ def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
     )
 
 
+@partial(jax.jit, static_argnames=("frame",))
 def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex") -> Duality:
     """NC3: classifier rows against class means.
 
@@ -134,6 +136,7 @@ def squared_distances(vectors: jax.Array) -> jax.Array:
     return jax.lax.map(row, vectors)
 
 
+@partial(jax.jit, static_argnames=("exponent",))
 def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
     """Hyperspherical uniformity: mean pair energy of normalised vectors, and its spread over pairs.
 
@@ -158,6 +161,7 @@ def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
     return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
 
 
+@partial(jax.jit, static_argnames=("num_steps",))
 def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimate:
     """Distance of every vector to the convex hull of the others (generalised NC2: its minimum is maximal).
 

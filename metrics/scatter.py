@@ -54,6 +54,7 @@ class WithinClass(NamedTuple):
     nearest_is_prediction: jax.Array
 
 
+@partial(jax.jit, static_argnames=("num_classes",))
 def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
     """First pass over one batch: count and mean of every class (a class may be missing).
 
@@ -71,6 +72,7 @@ def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> Cla
     return ClassMeans(count, _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None])
 
 
+@jax.jit
 def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     """Means of two batches together (Chan, Golub & LeVeque 1979); associative up to rounding."""
     count = one.count + other.count
@@ -96,6 +98,11 @@ def class_centers(
     """
     check_center(center)
     check_counts(means.count)
+    return _class_centers(means, center, rtol)
+
+
+@partial(jax.jit, static_argnames=("center", "rtol"))
+def _class_centers(means, center, rtol):
     mean = jnp.where(means.count[:, None] > 0, means.mean, jnp.nan)
     num_classes = mean.shape[0]
     share = means.count / jnp.sum(means.count) if center == "samples" else 1 / num_classes
@@ -117,6 +124,7 @@ def class_centers(
     )
 
 
+@jax.jit
 def within_class(
     centers: Centers,
     features: jax.Array,
