@@ -9,7 +9,8 @@ X = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
 
 
 def parameters(model, x=X):
-    return jax.jit(model.init)(jax.random.key(1), x)["params"]
+    # XLA's own generator: the default one takes seconds to compile for each new shape on a CPU.
+    return jax.jit(model.init)(jax.random.key(1, impl="rbg"), x)["params"]
 
 
 def applied(model, params, **options):
@@ -107,8 +108,10 @@ def test_a_normalised_branch_ignores_the_scale_of_its_input(norm):
     model = ResNet(width=4, depth=1, outputs=3, norm=norm)
     apply = applied(model, parameters(model), features=True)
     small, large = apply(X)[1], apply(10 * X)[1]
-    np.testing.assert_allclose(large["stem"], 10 * small["stem"], rtol=1e-5)
-    np.testing.assert_allclose(large["block_0/conv_1"], small["block_0/conv_1"], atol=1e-4)
+    np.testing.assert_allclose(large["stem"], 10 * small["stem"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        large["block_0/conv_1"], small["block_0/conv_1"], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(

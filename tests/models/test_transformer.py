@@ -20,7 +20,8 @@ def vit(width=8, **options):
 
 
 def parameters(model, x):
-    return jax.jit(model.init)(jax.random.key(1), x)["params"]
+    # XLA's own generator: the default one takes seconds to compile for each new shape on a CPU.
+    return jax.jit(model.init)(jax.random.key(1, impl="rbg"), x)["params"]
 
 
 def applied(model, params, **options):
