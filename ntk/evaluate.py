@@ -20,7 +20,7 @@ import numpy as np
 from ntk import kernel as kernels
 from ntk.kernel import Array, Kernel
 
-TILE = {"cpu": 2**17}
+TILE = {"cpu": 2**16}
 """Entries (pairs of samples times pairs of pixels) of one tile, by platform."""
 TILE_ELSEWHERE = 2**24
 
@@ -88,12 +88,15 @@ class KernelFn:
         needs: maps what must be known of the output to what must be known of the input.
         spec: equal for layers that compute the same thing; repeated blocks of a network are found by it.
         axes: batch and channel axis of the input, or None if any will do.
+        scalar: what a layer does to each correlation by itself: a `ntk.duals.Dual`, or ("affine", W_std) for an
+            affine map without bias in the NTK parametrization; None for every other layer.
     """
 
     rule: Callable[..., Any]
     needs: Callable[[Need], Need]
     spec: Hashable
     axes: tuple[int, int] | None = None
+    scalar: Any = None
 
     def __call__(
         self,
@@ -310,7 +313,10 @@ def _tile_size(sizes: tuple[int, int], x: Array, batch: int, plan: _Plan) -> int
         return None
     # With pixel pairs within each sample a tile of one pair would do three times the work.
     side = max(math.isqrt(target // entries), 4 if plan.need.variance == 2 else 1)
-    return None if side >= max(sizes) else min(side, *sizes)
+    if side >= max(sizes):
+        return None
+    side = min(side, *sizes)
+    return -(-max(sizes) // -(-max(sizes) // side))  # tiles of nearly one size overlap least
 
 
 def _tiled(network, plan: _Plan, batch: int, sizes: tuple[int, int], tile: int, data) -> Any:

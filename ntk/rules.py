@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from ntk import kernel as kernels
+from ntk.depth import depth_map
 from ntk.duals import Dual
 from ntk.kernel import Array, Kernel
 
@@ -116,6 +117,36 @@ def affine(
     if kernel.ntk is None:
         return out
     return out.replace(ntk=trained(out, kernel.nngp, kernel.ntk, W_std, b_std, fan_in))
+
+
+def deep(kernel: Kernel, dual: Dual, W_std: float, depth: int, *, fan_in: float | None = None) -> Kernel:
+    """Moments after `depth` times (affine map without bias, nonlinearity), as one map of the correlation.
+
+    Args:
+        kernel: moments of the input; without `within` moments or masks.
+        dual: dual activation, homogeneous of degree 1.
+        W_std: standard deviation of the weights times the square root of the fan-in.
+        depth: number of layers.
+        fan_in: as in `affine`.
+
+    Raises:
+        ValueError: as in `ntk.depth.depth_map`; W_std is traced, or the activation has another degree.
+
+    Source: `ntk.depth`; Jacot et al. (2018), theorem 1.
+    """
+    chain = depth_map(dual, W_std, None, depth, weight_scale=fan_in)
+    correlation, own, gain = chain.maps(snap(kernel.correlation))
+    ntk = kernel.ntk
+    if ntk is not None:
+        one, two = kernels.views(jnp.sqrt(kernel.var1), jnp.sqrt(kernel.var2), kernel.diagonal_spatial)
+        ntk = own * (one * two) + (gain * ntk if ntk.ndim else 0)
+    return kernel.replace(
+        correlation=correlation,
+        var1=chain.variance * kernel.var1,
+        var2=chain.variance * kernel.var2,
+        ntk=ntk,
+        is_gaussian=False,
+    )
 
 
 def gaussian(

@@ -48,7 +48,7 @@ def linear(
     ends = []
     for cov, var, f in ((kernel.within1, kernel.var1, map1), (kernel.within2, kernel.var2, map2)):
         if cov is not None:
-            cov = _left(_left(cov, f, 1), f, 1)
+            cov = both_sides(cov, f, f, 1)
             var = kernels.pixel_diagonal(cov, 1)
             cov = cov if var.ndim > 1 else None
         elif selects or var.ndim == 1:

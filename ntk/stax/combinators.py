@@ -71,6 +71,7 @@ def layer(
     mask: Callable[[Any, Any], Any] = keep,
     remask: bool = True,
     axes: tuple[int, int] | None = None,
+    scalar: Any = None,
 ) -> Layer:
     """A layer from pure functions; masks and shapes are carried along.
 
@@ -84,6 +85,7 @@ def layer(
         mask: (mask, shape of the input) -> mask of the output; lists for several inputs.
         remask: whether the rule may make moments of hidden entries non-zero.
         axes: batch and channel axis of the input, None if any will do.
+        scalar: what it does to a correlation by itself; see `KernelFn`.
     """
 
     def init_fn(key, input_shape):
@@ -118,7 +120,7 @@ def layer(
             return rules.hide(out, *masks)
         return out.replace(mask1=masks[0], mask2=masks[1])
 
-    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes))
+    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar))
 
 
 def _absent(masks: Any) -> bool:
@@ -169,7 +171,8 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
     def needs(out: Need) -> Need:
         return out._replace(variance=max(out.variance, 1))
 
-    return layer(apply, rule, ("elementwise", dual if spec is None else spec), needs=needs)
+    spec = ("elementwise", dual if spec is None else spec)
+    return layer(apply, rule, spec, needs=needs, scalar=dual)
 
 
 def serial(*layers: Layer) -> Layer:
@@ -209,7 +212,8 @@ def serial(*layers: Layer) -> Layer:
                     k = fn.rule(k, **context)
                 return k
 
-            kernel = iterate(once, kernel, count)
+            short = shortcut(block, once, kernel, count)
+            kernel = iterate(once, kernel, count) if short is None else short
         return kernel
 
     def needs(out: Need) -> Need:
@@ -260,6 +264,26 @@ def iterate(once: Callable, kernel: Any, count: int) -> Any:
             return jax.lax.fori_loop(0, count, lambda _, k: once(k), new)
         kernel = new
     return kernel
+
+
+def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: int) -> Kernel | None:
+    """`count` blocks of (affine map without bias, homogeneous nonlinearity) at once; None where that does not apply."""
+    plain = isinstance(kernel, Kernel) and kernel.within1 is None and kernel.mask1 is None and kernel.mask2 is None
+    if not plain or count < SHALLOW or len(block) != 2 or any(fn.scalar is None for fn in block):
+        return None
+    affine, dual = block[0].scalar, block[1].scalar
+    if isinstance(affine, Dual) or not isinstance(dual, Dual) or dual.homogeneous != 1:
+        return None
+    try:
+        out = rules.deep(kernel, dual, affine[1], count)
+    except ValueError:  # numbers that are traced, or a map too steep for a table
+        return None
+    after = jax.eval_shape(once, kernel)
+    return out.replace(shape1=after.shape1, shape2=after.shape2)
+
+
+SHALLOW = 3
+"""Fewest repetitions that are evaluated as one scalar map."""
 
 
 def _structure(tree: Any) -> Any:
