@@ -1,0 +1,304 @@
+"""A kernel between two batches of samples as a stream of tiles, computed on all devices.
+
+One compiled program serves all tiles away from the diagonal and one those on it: the last tile of
+a side is filled up with other samples, whose entries the caller drops.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ntk import arguments
+
+PyTree = Any
+
+
+class Call(NamedTuple):
+    """What a tile's program is compiled for, besides shapes.
+
+    Attributes:
+        kernel_fn: the kernel function.
+        static: structure and non-arrays of its further arguments.
+        result: "kernel", or its "product" with vectors, or its "diagonal".
+    """
+
+    kernel_fn: Callable[..., Any]
+    static: tuple
+    result: str = "kernel"
+
+
+class Job(NamedTuple):
+    """One Gram matrix.
+
+    Attributes:
+        call: the static part of kernel_fn's arguments.
+        one: (x1, per-sample arguments), filled up to whole tiles.
+        two: the same of the columns.
+        arrays: further arrays among the arguments.
+        sizes: n1, n2.
+        tile: samples along both sides of a tile.
+        symmetric: the columns are the rows.
+        devices: devices that share the work.
+        traced: called inside jit or grad.
+    """
+
+    call: Call
+    one: PyTree
+    two: PyTree
+    arrays: list
+    sizes: tuple[int, int]
+    tile: tuple[int, int]
+    symmetric: bool
+    devices: tuple[jax.Device, ...]
+    traced: bool
+
+    @property
+    def triangle(self) -> bool:
+        """Whether tiles below the diagonal are mirrored; traced ones cannot be tested for symmetry."""
+        return self.symmetric and not self.traced
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Tiles along both sides."""
+        return tuple(-(-n // t) for n, t in zip(self.sizes, self.tile))
+
+    def positions(self) -> list[tuple[int, int]]:
+        """Tiles to compute; of a symmetric matrix those on the diagonal first."""
+        every = list(itertools.product(*map(range, self.counts)))
+        if not self.symmetric:
+            return every
+        return sorted(
+            (ij for ij in every if ij[0] <= ij[1] or self.traced), key=lambda ij: ij[0] != ij[1]
+        )
+
+    def span(self, side: int, index: int) -> slice:
+        """Samples of a tile along one side, without those that fill it up."""
+        start = index * self.tile[side]
+        return slice(start, min(start + self.tile[side], self.sizes[side]))
+
+    def kept(self, side: int, index: int) -> int:
+        """The number of samples in `span`."""
+        span = self.span(side, index)
+        return span.stop - span.start
+
+
+def job(
+    kernel_fn: Callable[..., Any],
+    x1: PyTree,
+    x2: PyTree | None,
+    args: tuple,
+    kwargs: dict[str, Any],
+    tile: int | tuple[int, int],
+    devices: Sequence[jax.Device] | None,
+) -> Job:
+    """Checks inputs, sorts arguments by where they go, and puts arrays on the devices."""
+    if not callable(kernel_fn):
+        raise ValueError(f"kernel_fn is {type(kernel_fn).__name__}; it must be a function")
+    n1 = samples(x1, "x1")
+    symmetric = x2 is None or _same(x1, x2)
+    n2 = n1 if symmetric else samples(x2, "x2")
+    tile = (tile, tile) if isinstance(tile, int) else tile
+    if min(tile) < 1:
+        raise ValueError(f"tile is {min(tile)}; it must be at least 1 sample")
+    if kwargs.get("mask_constant") is None:
+        _check_finite(x1, "x1")
+        _check_finite(x2, "x2")
+    pairs = {key: v for key, v in kwargs.items() if _per_sample(v, n1, n2)}
+    whole = {key: v for key, v in kwargs.items() if key not in pairs}
+    arrays, static = arguments.partition((args, whole))
+    tile = (min(tile[0], n1), min(tile[not symmetric], n2))
+    one, two = (
+        jax.tree.map(
+            functools.partial(padded, tile=t), (x, {key: v[side] for key, v in pairs.items()})
+        )
+        for side, (x, t) in enumerate(zip((x1, None if symmetric else x2), tile))
+    )
+    traced = any(map(is_traced, jax.tree.leaves((one, two, arrays))))
+    devices = tuple(devices or jax.local_devices())[: 1 if traced else None]
+    if not traced:
+        everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+        one, two, arrays = jax.device_put((one, two, arrays), everywhere)
+    if symmetric:
+        two = (one[0], two[1])
+    call = Call(kernel_fn, static)
+    return Job(call, one, two, arrays, (n1, n2), tile, symmetric, devices, traced)
+
+
+def samples(x: PyTree, name: str) -> int:
+    """Number of samples, the leading axis of every array."""
+    leaves = jax.tree.leaves(x)
+    sizes = {np.shape(v)[:1] if isinstance(v, np.ndarray | jax.Array) else () for v in leaves}
+    if len(sizes) != 1 or () in sizes:
+        found = [getattr(v, "shape", type(v).__name__) for v in leaves]
+        raise ValueError(
+            f"{name} must be an array with samples along axis 0, or a list of such; it has {found}"
+        )
+    if sizes == {(0,)}:
+        raise ValueError(f"{name} is empty; it needs at least one sample")
+    return sizes.pop()[0]
+
+
+def stream(
+    job: Job, positions: Sequence[tuple[int, int]], fetch: Callable[[Any], Any]
+) -> Iterator[tuple[int, int, Any]]:
+    """Computes tiles, each device one at a time, the next ones while the last are fetched.
+
+    Args:
+        job: the matrix.
+        positions: tiles to compute, those on the diagonal of a symmetric matrix before others.
+        fetch: what is done with the results of one round, such as ``jax.device_get``.
+
+    Yields:
+        Row and column of the tile, and its entries, filled-up samples included.
+    """
+    under_way = collections.deque()
+    for diagonal, group in itertools.groupby(
+        positions, lambda ij: job.symmetric and ij[0] == ij[1]
+    ):
+        for now in _rounds(list(group), len(job.devices)):
+            under_way.append((now, _start(job, diagonal, now)))
+            if len(under_way) > 1:
+                yield from _finish(*under_way.popleft(), fetch)
+    while under_way:
+        yield from _finish(*under_way.popleft(), fetch)
+
+
+def shape_of(job: Job, sizes: tuple[int, int], diagonal: bool = False) -> PyTree:
+    """What kernel_fn returns for so many samples, as shapes; with diagonal for x2 = None."""
+
+    def cut(side: int, tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct((sizes[side], *v.shape[1:]), v.dtype), tree
+        )
+
+    return _evaluate.eval_shape(job.call, diagonal, cut(0, job.one), cut(1, job.two), job.arrays)
+
+
+def padded(x: Any, tile: int, fill: Callable[[Any], Any] = lambda first: first) -> Any:
+    """x with its first samples, or zeros, repeated at the end to whole tiles."""
+    missing = -x.shape[0] % tile
+    if missing == 0:
+        return x
+    concatenate = np.concatenate if isinstance(x, np.ndarray) else jnp.concatenate
+    return concatenate([x, fill(x[:missing])])
+
+
+def is_traced(x: Any) -> bool:
+    """Whether values are unknown, inside jit, grad or vmap."""
+    if isinstance(x, np.ndarray) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return False
+    try:
+        np.asarray(x.ravel()[:0])
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return False
+
+
+def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+    return Mesh(np.array(devices), ("tile",))
+
+
+def _same(x1: PyTree, x2: PyTree) -> bool:
+    """Whether both hold the same values in the same order; False where they are traced."""
+    one, two = jax.tree.leaves(x1), jax.tree.leaves(x2)
+    if len(one) == len(two) and all(a is b for a, b in zip(one, two)):
+        return True
+    if [np.shape(a) for a in one] != [np.shape(b) for b in two]:
+        return False
+    if any(map(is_traced, (*one, *two))):
+        return False
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, two))
+
+
+def _check_finite(x: PyTree, name: str) -> None:
+    for v in jax.tree.leaves(x):
+        if is_traced(v):
+            continue
+        finite = np.isfinite(v) if isinstance(v, np.ndarray) else jnp.isfinite(v)
+        if not finite.all():
+            raise ValueError(f"{name} has entries that are not finite; remove these samples first")
+
+
+def _per_sample(value: Any, n1: int, n2: int) -> bool:
+    """Whether an argument is a tuple (a, b) of arrays with leading axes n1 and n2."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return False
+    for side, n in zip(value, (n1, n2)):
+        leaves = jax.tree.leaves(side)
+        if not leaves or any(np.shape(v)[:1] != (n,) for v in leaves):
+            return False
+    return True
+
+
+def _rounds(positions: list, count: int) -> Iterator[list]:
+    return (positions[start : start + count] for start in range(0, len(positions), count))
+
+
+def _start(job: Job, diagonal: bool, now: list[tuple[int, int]]) -> PyTree:
+    # Devices without a tile of their own repeat the last one, so that all rounds are one program.
+    where = np.array(now + now[-1:] * (len(job.devices) - len(now)), np.int32)
+    if not job.traced:
+        where = jax.device_put(where, NamedSharding(_mesh(job.devices), PartitionSpec("tile")))
+    return _round(job.call, job.tile, diagonal, job.devices, job.one, job.two, job.arrays, where)
+
+
+def _finish(now: list, out: PyTree, fetch: Callable) -> Iterator[tuple[int, int, PyTree]]:
+    out = fetch(out)
+    for k, (i, j) in enumerate(now):
+        yield i, j, jax.tree.map(lambda v, k=k: v[k], out)
+
+
+@functools.partial(jax.jit, static_argnames=("call", "tile", "diagonal", "devices"))
+def _round(call, tile, diagonal, devices, one, two, arrays, where) -> PyTree:
+    """One tile on each device, stacked."""
+
+    def local(one, two, arrays, where):
+        starts = where[0] * jnp.array(tile)
+        a, b = (
+            jax.tree.map(lambda v, s=s, t=t: jax.lax.dynamic_slice_in_dim(v, s, t), tree)
+            for tree, s, t in zip((one, two), starts, tile)
+        )
+        return jax.tree.map(lambda v: jnp.asarray(v)[None], _evaluate(call, diagonal, a, b, arrays))
+
+    if len(devices) == 1:
+        return local(one, two, arrays, where)
+    every, each = PartitionSpec(), PartitionSpec("tile")
+    return jax.shard_map(
+        local,
+        mesh=_mesh(devices),
+        in_specs=(every, every, every, each),
+        out_specs=each,
+        check_vma=False,  # loops inside kernel functions start from unvarying zeros
+    )(one, two, arrays, where)
+
+
+@functools.partial(jax.jit, static_argnames=("call", "diagonal"))
+def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list) -> PyTree:
+    """The kernel between two batches, or what is made of it."""
+    vectors = ()
+    if call.result == "product":
+        (one, *_), (two, *_), vectors = one, two, (one[1], two[1])
+    (x1, pairs1), (x2, pairs2) = one, two
+    args, kwargs = arguments.combine(arrays, call.static)
+    pairs = {key: (pairs1[key], pairs2[key]) for key in pairs1}
+    out = call.kernel_fn(x1, None if diagonal else x2, *args, **kwargs, **pairs)
+    if call.result == "diagonal":
+        return jnp.diagonal(out)
+    if call.result == "product":
+        return _products(out, *vectors, diagonal)
+    return out
+
+
+def _products(kernel: jax.Array, rows: Any, columns: jax.Array, diagonal: bool) -> tuple:
+    """K v, and K^T v where the mirrored tile is not computed."""
+    times = functools.partial(jnp.matmul, precision="highest")
+    return times(kernel, columns), None if rows is None or diagonal else times(kernel.T, rows)
