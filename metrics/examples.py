@@ -24,6 +24,7 @@ class Opposing(NamedTuple):
     """Two groups of examples whose losses move against each other around one step."""
 
     step: jax.Array  # t with the largest rise of the mean loss from t to t+1
+    rise: jax.Array  # of the mean loss at that step; not positive: training never oscillated
     up: jax.Array  # (m,) ids with the largest rise, largest first
     down: jax.Array  # (m,) ids with the largest fall, largest first
     correlation: jax.Array  # over steps, of the two groups' mean loss changes: -1 when opposing
@@ -148,8 +149,9 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
     """Examples that pull the network in opposite directions, found where training oscillates.
 
     At the step of the largest rise of the mean loss, the examples with the largest rises and the
-    largest falls; then how the two groups' changes move together within `window` steps of it. Below
-    the edge of stability both move alike: a correlation near +1 says that there are no such groups.
+    largest falls; then how the two groups' changes move together within `window` steps of it. Groups
+    with opposing signals show rise > 0 and both correlations near -1; below the edge of stability the
+    loss does not rise and the autocorrelation is not negative.
 
     Args:
         losses: (T, N) loss of every example after every full-batch step, T >= 4.
@@ -185,6 +187,7 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
     carried = jnp.sum(jnp.abs(change[step, up])) + jnp.sum(jnp.abs(change[step, down]))
     return Opposing(
         step,
+        jnp.mean(change[step]),
         up,
         down,
         _correlation(rise, fall, near),
