@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ntk import program as programs
 from ntk import structured
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
@@ -187,7 +188,7 @@ def jacobian_factors(
         use_layers: whether to look for layers; if not, every parameter gets its Jacobian.
     """
     count = len(params)
-    program = structured.flatten_program(
+    program = programs.flatten(
         lambda *args: fun(list(args[:count]), list(args[count:])), *params, *x
     )
     layers = structured.find_layers(program, range(count)) if use_layers else []

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ntk import contraction
+from ntk import arguments, contraction
 
 PyTree = Any
 
@@ -107,17 +106,20 @@ def empirical_ntk_fn(
         ValueError: see :func:`empirical_ntk`.
     """
     settings = _Settings(
-        _hashable(f), _as_axes(trace_axes), _as_axes(diagonal_axes), _implementation(implementation)
+        arguments.hashable(f),
+        arguments.as_axes(trace_axes),
+        arguments.as_axes(diagonal_axes),
+        _implementation(implementation),
     )
 
     def ntk_fn(x1, x2, params, **kwargs):
-        _check_inputs(x1, x2, params)
-        kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
-        axes = _map_axes(vmap_axes, x1, kwargs1)
-        arrays1, static1 = _partition((x1, kwargs1))
+        arguments.check_inputs(x1, x2, params)
+        kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
+        axes = arguments.map_axes(vmap_axes, x1, kwargs1)
+        arrays1, static1 = arguments.partition((x1, kwargs1))
         if x2 is None:
             return _ntk(settings, axes, static1, None, arrays1, None, params)
-        arrays2, static2 = _partition((x2, kwargs2))
+        arrays2, static2 = arguments.partition((x2, kwargs2))
         return _ntk(settings, axes, static1, static2, arrays1, arrays2, params)
 
     return ntk_fn
@@ -136,11 +138,11 @@ def empirical_nngp_fn(
     Raises:
         ValueError: see :func:`empirical_ntk`.
     """
-    trace_axes, diagonal_axes = _as_axes(trace_axes), _as_axes(diagonal_axes)
+    trace_axes, diagonal_axes = arguments.as_axes(trace_axes), arguments.as_axes(diagonal_axes)
 
     def nngp_fn(x1, x2, params, **kwargs):
-        _check_inputs(x1, x2, params)
-        kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
+        arguments.check_inputs(x1, x2, params)
+        kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         out1 = f(params, x1, **kwargs1)
         out2 = out1 if x2 is None else f(params, x2, **kwargs2)
 
@@ -216,9 +218,9 @@ def empirical_ntk_vp_fn(
 
     Source: Novak et al. 2022 (arXiv 2206.08720), appendix L.
     """
-    _check_inputs(x1, x2, params)
-    kwargs1, kwargs2 = _split_kwargs(kwargs, x2)
-    floats, rebuild = _split_params(params)
+    arguments.check_inputs(x1, x2, params)
+    kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
+    floats, rebuild = arguments.split_params(params)
 
     def ntk_vp_fn(cotangents: PyTree) -> PyTree:
         x2_ = x1 if x2 is None else x2
@@ -235,17 +237,10 @@ class _Settings(NamedTuple):
     implementation: NtkImplementation
 
 
-class _MapAxes(NamedTuple):
-    """Axes of the examples: of each array of inputs and kwargs; of all or of each of the outputs."""
-
-    arrays: tuple[int | None, ...]
-    outputs: int | tuple[int | None, ...] | None
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
     """Compiled once per function, shapes and settings; everything that has values is an argument."""
-    floats, rebuild = _split_params(params)
+    floats, rebuild = arguments.split_params(params)
     static2, other = (static1, arrays1) if arrays2 is None else (static2, arrays2)
     shapes1, shapes2 = (
         jax.eval_shape(functools.partial(_outputs, settings.f, rebuild, s), floats, arrays)
@@ -253,7 +248,7 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
     )
     leaves1, tree = jax.tree.flatten(shapes1)
     leaves2 = jax.tree.leaves(shapes2)
-    examples = _broadcast(axes.outputs, len(leaves1))
+    examples = arguments.broadcast(axes.outputs, len(leaves1))
     output_axes = [
         contraction.output_axes(
             y1.shape, y2.shape, settings.trace_axes, settings.diagonal_axes, example
@@ -285,7 +280,7 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
 
 
 def _outputs(f, rebuild, static, floats, arrays) -> PyTree:
-    x, kwargs = _combine(arrays, static)
+    x, kwargs = arguments.combine(arrays, static)
     return f(rebuild(floats), x, **kwargs)
 
 
@@ -296,96 +291,6 @@ def _example(f, rebuild, static, in_axes, out_axes, floats, arrays) -> list[jax.
     return [y if e is None else jnp.squeeze(y, e) for y, e in zip(outputs, out_axes)]
 
 
-# Arguments in neural-tangents's conventions.
-
-
-def _map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> _MapAxes:
-    triple = isinstance(vmap_axes, tuple) and len(vmap_axes) == 3
-    x_axes, out_axes, kw_axes = vmap_axes if triple else (vmap_axes, vmap_axes, {})
-    kw_axes = {} if kw_axes is None else kw_axes
-    if isinstance(kw_axes, int):
-        kw_axes = dict.fromkeys(kwargs, kw_axes)
-    unknown = sorted(set(kw_axes) - set(kwargs))
-    if unknown:
-        raise ValueError(f"vmap_axes names {unknown}, which are not among {sorted(kwargs)}")
-    wanted = (x_axes, {name: kw_axes.get(name) for name in kwargs})
-    axes = jax.tree.broadcast(wanted, (x, kwargs), is_leaf=lambda a: a is None)
-    axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
-    values = jax.tree.leaves((x, kwargs))
-    arrays = tuple(
-        None if a is None else a % np.ndim(v) for a, v in zip(axes, values) if _is_array(v)
-    )
-    if out_axes is not None and not isinstance(out_axes, int):
-        out_axes = tuple(jax.tree.leaves(out_axes, is_leaf=lambda a: a is None))
-    if (out_axes is None) != all(a is None for a in arrays):
-        raise ValueError(
-            f"vmap_axes is {vmap_axes!r}: give axes to both inputs and outputs, or none"
-        )
-    return _MapAxes(arrays, out_axes)
-
-
-def _split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
-    """kwargs of the two batches: pairs are divided, and ``rng`` gives each batch its own key."""
-    first, second = {}, {}
-    for name, value in kwargs.items():
-        if isinstance(value, tuple) and len(value) == 2:
-            first[name], second[name] = value
-        elif name == "rng" and value is not None and x2 is not None:
-            first[name], second[name] = jax.random.split(value)
-        else:
-            first[name] = second[name] = value
-    return first, second
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)
-
-
-def _partition(tree: PyTree) -> tuple[list, tuple]:
-    """Arrays, which are traced, and all else, which is static."""
-    leaves, treedef = jax.tree.flatten(tree)
-    arrays = [v for v in leaves if _is_array(v)]
-    return arrays, (treedef, tuple(None if _is_array(v) else (v,) for v in leaves))
-
-
-def _combine(arrays: list, static: tuple) -> PyTree:
-    treedef, rest = static
-    values = iter(arrays)
-    return treedef.unflatten([next(values) if r is None else r[0] for r in rest])
-
-
-def _split_params(params: PyTree) -> tuple[list, Callable[[list], PyTree]]:
-    """Floating-point leaves, and the function that puts others in their places."""
-    leaves, treedef = jax.tree.flatten(params)
-    is_float = [jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in leaves]
-
-    def rebuild(floats: list) -> PyTree:
-        values = iter(floats)
-        return treedef.unflatten([next(values) if d else v for v, d in zip(leaves, is_float)])
-
-    return [jnp.asarray(v) for v, d in zip(leaves, is_float) if d], rebuild
-
-
-def _broadcast(out_axes: Any, count: int) -> list[int | None]:
-    axes = list(out_axes) if isinstance(out_axes, tuple) else [out_axes] * count
-    if len(axes) != count:
-        raise ValueError(f"vmap_axes gives {len(axes)} output axes; f returns {count} arrays")
-    return axes
-
-
-def _as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(a) for a in np.atleast_1d(np.asarray(axes, int)))
-
-
-def _hashable(f: Callable) -> Callable:
-    """Compiled kernels are kept by function: one that has no hash is compiled for anew."""
-    try:
-        hash(f)
-    except TypeError:
-        return lambda *args, **kwargs: f(*args, **kwargs)
-    return f
-
-
 def _implementation(value: NtkImplementation | int | str) -> NtkImplementation:
     names = [i.name.lower() for i in NtkImplementation]
     if isinstance(value, str) and value.lower() in names:
@@ -393,18 +298,3 @@ def _implementation(value: NtkImplementation | int | str) -> NtkImplementation:
     if not isinstance(value, str) and value in list(NtkImplementation):
         return NtkImplementation(value)
     raise ValueError(f"implementation is {value!r}; there are {names} and 0 to 3")
-
-
-def _check_inputs(x1: PyTree, x2: PyTree | None, params: PyTree) -> None:
-    for name, tree in (("x1", x1), ("x2", x2), ("params", params)):
-        for leaf in jax.tree.leaves(tree):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-                raise ValueError(f"{name} is complex; kernels are of real inputs and parameters")
-            if name != "params" and np.size(leaf) == 0:
-                raise ValueError(
-                    f"{name} has an array of shape {np.shape(leaf)}: the batch is empty"
-                )
-    if not jax.tree.leaves(x1):
-        raise ValueError("x1 has no arrays")
-    if not any(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in jax.tree.leaves(params)):
-        raise ValueError("params has no floating-point arrays to differentiate by")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"})
+from ntk.program import Program, apply, read
+
 # Operations that only rearrange a weight: sums over all its entries do not see them.
 _REARRANGING = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg", "rev"})
 
@@ -48,45 +49,6 @@ class Layer(NamedTuple):
     scales: tuple[tuple[Any, int], ...]
     bias: int | None = None
     bias_scales: tuple[tuple[Any, int], ...] = ()
-
-
-class Program(NamedTuple):
-    """A function as a flat list of equations, with nested calls written out."""
-
-    jaxpr: jex.Jaxpr
-    consts: Sequence[Any]
-
-
-def flatten_program(fun: Callable, *args: Any) -> Program:
-    """Traces ``fun(*args)``, where args are flat arrays or shapes, and writes out the calls in it."""
-    nested = jax.make_jaxpr(fun)(*args)
-    flat = jax.make_jaxpr(lambda *xs: _evaluate_inlined(nested.jaxpr, nested.consts, xs))(*args)
-    return Program(flat.jaxpr, flat.consts)
-
-
-def _evaluate_inlined(jaxpr: jex.Jaxpr, consts: Sequence, args: Sequence) -> list:
-    env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
-    for equation in jaxpr.eqns:
-        operands = [_read(env, v) for v in equation.invars]
-        env.update(zip(equation.outvars, _apply(jaxpr, equation, operands, inline=True)))
-    return [_read(env, v) for v in jaxpr.outvars]
-
-
-def _read(env: dict, atom: Any) -> Any:
-    return atom.val if isinstance(atom, jex.Literal) else env[atom]
-
-
-def _apply(jaxpr: jex.Jaxpr, equation: Any, operands: list, inline: bool = False) -> list:
-    if inline and equation.primitive.name in _INLINED:
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if isinstance(inner, jex.ClosedJaxpr):
-            return _evaluate_inlined(inner.jaxpr, inner.consts, operands)
-        return _evaluate_inlined(inner, (), operands)
-    values = {v: x for v, x in zip(equation.invars, operands) if not isinstance(v, jex.Literal)}
-    alone = jaxpr.replace(
-        constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation]
-    )
-    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, []))(*values.values()))
 
 
 class _Graph(NamedTuple):
@@ -244,15 +206,15 @@ def run(
         writes_at[layer.site].append(i)
     reads: list = [None] * len(layers)
     for index, equation in enumerate(program.jaxpr.eqns):
-        operands = [_read(env, v) for v in equation.invars]
-        results = _apply(program.jaxpr, equation, operands)
+        operands = [read(env, v) for v in equation.invars]
+        results = apply(program.jaxpr, equation, operands)
         for i in reads_at[index]:
             reads[i] = _READS[equation.primitive.name](equation, operands, layers[i].operand)
         for i in writes_at[index]:
             results = [results[0] + shifts[i]]
         env.update(zip(equation.outvars, results))
     reads = [_scaled(env, layer, a) for layer, a in zip(layers, reads)]
-    return [_read(env, v) for v in program.jaxpr.outvars], reads
+    return [read(env, v) for v in program.jaxpr.outvars], reads
 
 
 def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:
@@ -266,7 +228,7 @@ def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:
 
 
 def _product(env: dict, scales: tuple, dtype: Any) -> jax.Array:
-    factors = [jnp.squeeze(_read(env, atom)) ** power for atom, power in scales]
+    factors = [jnp.squeeze(read(env, atom)) ** power for atom, power in scales]
     return jnp.asarray(math.prod(factors), dtype)
 
 

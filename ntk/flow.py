@@ -1,0 +1,265 @@
+"""What the predictions of ``ntk.predict`` share: kernels as matrices, their spectra and solves."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import numpy as np
+from jax import lax
+
+PyTree = Any
+
+
+class Layout(NamedTuple):
+    """Outputs (rows, columns): columns are the axes on which the kernel is an identity."""
+
+    shape: tuple[int, ...]
+    trace_axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kernel: jax.Array, y: jax.Array, trace_axes: int | tuple[int, ...]) -> Layout:
+        """Layout of targets y under a kernel; refuses shapes that do not fit.
+
+        Raises:
+            ValueError: an axis is out of range, or the kernel's shape is not that of y in pairs.
+        """
+        axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
+        if any(not -y.ndim <= a < y.ndim for a in axes):
+            raise ValueError(f"trace_axes is {axes}; the targets have shape {y.shape}")
+        layout = cls(tuple(y.shape), tuple(sorted(a % y.ndim for a in axes)))
+        expected = tuple(n for n in layout.rows for _ in range(2))
+        if tuple(kernel.shape) != expected:
+            raise ValueError(
+                f"k_train_train has shape {tuple(kernel.shape)}; targets of shape {layout.shape} "
+                f"with trace_axes={layout.trace_axes} need {expected}"
+            )
+        return layout
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Sizes of the axes that the kernel has."""
+        return tuple(n for a, n in enumerate(self.shape) if a not in self.trace_axes)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Sizes of the axes that it lacks."""
+        return tuple(self.shape[a] for a in self.trace_axes)
+
+    def flatten(self, y: jax.Array) -> jax.Array:
+        """Outputs of any number of examples, or a scalar, as a matrix (rows, columns)."""
+        y = jnp.broadcast_to(y, self.shape) if jnp.ndim(y) == 0 else y
+        last = range(len(self.shape) - len(self.trace_axes), len(self.shape))
+        return jnp.moveaxis(y, self.trace_axes, last).reshape(-1, math.prod(self.columns))
+
+    def unflatten(self, matrix: jax.Array, rows: tuple[int, ...] | None = None) -> jax.Array:
+        """(..., rows, columns) as outputs, with the leading axes kept."""
+        lead = matrix.shape[:-2]
+        rows = self.rows if rows is None else rows
+        full = matrix.reshape(*lead, *rows, *self.columns)
+        first = len(lead) + len(rows)
+        source = range(first, first + len(self.columns))
+        return jnp.moveaxis(full, source, [len(lead) + a for a in self.trace_axes])
+
+
+def as_matrix(kernel: jax.Array) -> jax.Array:
+    """A kernel with its axes in pairs as a matrix."""
+    even, odd = range(0, kernel.ndim, 2), range(1, kernel.ndim, 2)
+    rows = math.prod(kernel.shape[::2])
+    return kernel.transpose(*even, *odd).reshape(rows, -1)
+
+
+def as_kernel(matrix: jax.Array, rows: tuple[int, ...]) -> jax.Array:
+    """A square matrix (..., n, n) as a kernel with its axes in pairs."""
+    lead, k = matrix.ndim - 2, len(rows)
+    full = matrix.reshape(*matrix.shape[:lead], *rows, *rows)
+    pairs = [lead + i + j * k for i in range(k) for j in range(2)]
+    return full.transpose(*range(lead), *pairs)
+
+
+def regularised(matrix: jax.Array, diag_reg: float, absolute: bool) -> jax.Array:
+    """The matrix with diag_reg, in units of its mean diagonal or absolute, on its diagonal."""
+    scale = 1.0 if absolute else jnp.trace(matrix) / len(matrix)
+    index = jnp.arange(len(matrix))
+    return matrix.at[index, index].add(diag_reg * scale)
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues, none negative, and eigenvectors in columns."""
+
+    values: jax.Array
+    vectors: jax.Array
+
+
+class Factor(NamedTuple):
+    """A matrix, its lower Cholesky factor, and whether that is accurate."""
+
+    matrix: jax.Array
+    lower: jax.Array
+    accurate: jax.Array
+
+
+def spectrum(matrix: jax.Array) -> Spectrum:
+    """Eigendecomposition of a positive semi-definite matrix.
+
+    Raises:
+        ValueError: the matrix is not a tracer, and indefinite or not finite.
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    if is_concrete(values):
+        _check_semidefinite(values)
+    return Spectrum(jnp.maximum(values, 0.0), vectors)
+
+
+def factorise(matrix: jax.Array) -> Factor:
+    """Cholesky decomposition, with a check of its accuracy.
+
+    Raises:
+        ValueError: the matrix is not a tracer, and indefinite or not finite.
+    """
+    lower = jnp.linalg.cholesky(matrix)
+    pivots = jnp.diagonal(lower) ** 2
+    accurate = jnp.all(pivots > _tolerance(matrix) * pivots.max())
+    if is_concrete(accurate) and not accurate:
+        values = jnp.linalg.eigvalsh(matrix)
+        _check_semidefinite(values)
+        warnings.warn(
+            f"the kernel is singular to working precision (eigenvalues from {values[0]:.3g} to "
+            f"{values[-1]:.3g}): predictions are limits on its range; set diag_reg to regularise",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return Factor(matrix, lower, accurate)
+
+
+def solve(factor: Factor, b: jax.Array) -> jax.Array:
+    """matrix^-1 b, by the pseudo-inverse where the matrix is singular to working precision."""
+
+    def by_cholesky(b):
+        return jsp.linalg.cho_solve((factor.lower, True), b)
+
+    def on_range(b):
+        values, vectors = jnp.linalg.eigh(factor.matrix)
+        kept = values > _tolerance(factor.matrix) * values[-1]
+        inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
+        return vectors @ (inverse[:, None] * (vectors.T @ b))
+
+    return lax.cond(factor.accurate, by_cholesky, on_range, b)
+
+
+def relaxation(values: jax.Array, tau: jax.Array) -> jax.Array:
+    """1 - exp(-values tau), of every time (rows) and eigenvalue (columns); 0 at eigenvalue 0."""
+    return -jnp.expm1(-_exponent(values, tau))
+
+
+def integrated_decay(values: jax.Array, tau: jax.Array) -> jax.Array:
+    """(1 - exp(-values tau)) / values, of every time and eigenvalue, and its limit at eigenvalue 0.
+
+    The limit is tau; for infinite tau, where no test point can depend on it, 0.
+    """
+    x = _exponent(values, tau)
+    tau = tau[:, None]
+    small = x < 1e-4
+    limit = jnp.where(jnp.isinf(tau), 0.0, tau) * (1.0 - x / 2.0)
+    safe = jnp.where(values[None, :] > 0.0, values[None, :], 1.0)
+    return jnp.where(small, jnp.where(jnp.isinf(tau), 0.0, limit), -jnp.expm1(-x) / safe)
+
+
+def _exponent(values: jax.Array, tau: jax.Array) -> jax.Array:
+    """values tau, with 0 inf = 0; at infinite time eigenvalues that are rounding errors are 0."""
+    tolerance = len(values) * jnp.finfo(values.dtype).eps * values.max()
+    infinite = jnp.isinf(tau)[:, None]
+    finite = values[None, :] * jnp.where(infinite, 0.0, tau[:, None])
+    ever = jnp.where(values > tolerance, jnp.inf, 0.0)
+    return jnp.where(infinite, ever[None, :], finite)
+
+
+def _tolerance(matrix: jax.Array) -> float:
+    return len(matrix) * float(jnp.finfo(matrix.dtype).eps)
+
+
+def _check_semidefinite(values: jax.Array) -> None:
+    low, high = float(values[0]), float(values[-1])
+    if not math.isfinite(low + high):
+        raise ValueError("k_train_train has entries that are not finite")
+    if low < -10 * len(values) * float(jnp.finfo(values.dtype).eps) * abs(high):
+        raise ValueError(
+            f"k_train_train is indefinite: its eigenvalues go from {low:.3g} to {high:.3g}; "
+            f"diag_reg of at least {-low:.3g} in absolute scale would mend it"
+        )
+
+
+def is_concrete(array: jax.Array) -> bool:
+    """Whether the array has values: it is not a tracer of a transformation."""
+    try:
+        jnp.asarray(array).devices()
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def once(compute: Callable[[jax.Array], PyTree], matrix: jax.Array) -> Callable[[], PyTree]:
+    """Returns a function that computes, and keeps the result if the matrix is not a tracer."""
+    kept = []
+
+    def get():
+        if not is_concrete(matrix):
+            return compute(matrix)
+        if not kept:
+            with jax.ensure_compile_time_eval():
+                kept.append(compute(matrix))
+        return kept[0]
+
+    return get
+
+
+def decompositions(kernel: jax.Array, diag_reg: float, absolute: bool) -> tuple:
+    """Functions that give the Cholesky factor and the spectrum of the regularised kernel."""
+    return tuple(
+        once(lambda k, of=of: of(regularised(as_matrix(k), diag_reg, absolute)), kernel)
+        for of in (factorise, spectrum)
+    )
+
+
+def in_basis(read: jax.Array, response: jax.Array, modes: jax.Array) -> jax.Array:
+    """read diag(response[t]) modes, at every time t."""
+    return jnp.einsum("mi,tic->tmc", read, response[:, :, None] * modes[None])
+
+
+def is_array(value: Any) -> bool:
+    """Whether the value is an array, of JAX or NumPy."""
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def double(dtype: Any) -> contextlib.AbstractContextManager:
+    """Double precision within, where dtype asks for it."""
+    wide = dtype is not None and jnp.dtype(dtype).itemsize == 8
+    return jax.enable_x64(True) if wide else contextlib.nullcontext()
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The floating-point arrays of the tree in another dtype."""
+    return jax.tree.map(
+        lambda v: v.astype(dtype) if is_array(v) and jnp.issubdtype(v.dtype, jnp.floating) else v,
+        tree,
+    )
+
+
+def in_precision(make: Callable, dtype: Any, kernel: Any, y: jax.Array) -> Callable:
+    """A predictor that casts what goes in to dtype, and what comes out to that of the kernel."""
+    out = jax.tree.leaves(kernel)[0].dtype
+    with double(dtype):
+        inner = make(cast(kernel, dtype), cast(jnp.asarray(y), dtype))
+
+    def predict_fn(*args, **kwargs):
+        with double(dtype):
+            args, kwargs = cast((args, kwargs), dtype)
+            return cast(inner(*args, **kwargs), out)
+
+    return predict_fn

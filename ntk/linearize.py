@@ -1,0 +1,82 @@
+"""Taylor models of a network in its parameters: the first order is what the NTK describes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def linearize(f: Callable[..., PyTree], params: PyTree) -> Callable[..., PyTree]:
+    """First-order Taylor expansion of ``f(params, ...)`` in its parameters.
+
+    Args:
+        f: ``f(params, *args, **kwargs)`` returning a pytree of arrays.
+        params: pytree about which f is expanded.
+
+    Returns:
+        ``f_lin(new_params, *args, **kwargs)``; one forward pass and one Jacobian-vector product.
+
+    Source: Lee et al. 2019 (arXiv 1902.06720), equation 3.
+    """
+    return taylor_expand(f, params, 1)
+
+
+def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Callable[..., PyTree]:
+    """Taylor expansion of ``f(params, ...)`` in its parameters, along the line to new parameters.
+
+    Nested Jacobian-vector products: one pass that costs up to 2^degree forward passes. (Taylor-mode
+    differentiation would cost degree^2, but ``jax.experimental.jet`` has no rule for relu.)
+
+    Args:
+        f: ``f(params, *args, **kwargs)`` returning a pytree of arrays.
+        params: pytree about which f is expanded.
+        degree: order of the polynomial, 0 for the constant.
+
+    Returns:
+        ``f_taylor(new_params, *args, **kwargs)``. Exact up to O(|new_params - params|^(degree + 1));
+        a kink of f (relu) on the way ends its validity.
+
+    Raises:
+        ValueError: degree is negative or not an integer; new parameters have another structure.
+
+    Source: Bai & Lee 2020 (arXiv 1910.01619), equation 2.
+    """
+    if not isinstance(degree, int) or isinstance(degree, bool) or degree < 0:
+        raise ValueError(f"degree is {degree!r}; it must be an integer, 0 or more")
+
+    def f_taylor(new_params, *args, **kwargs):
+        old, new = jax.tree.structure(params), jax.tree.structure(new_params)
+        if old != new:
+            raise ValueError(f"new parameters have structure {new}; f is expanded about {old}")
+        step = jax.tree.map(jnp.subtract, new_params, params)
+
+        def along(s):
+            moved = jax.tree.map(lambda p, d: p + s.astype(p.dtype) * d, params, step)
+            return f(moved, *args, **kwargs)
+
+        terms = _derivatives(along, degree)(jnp.zeros(()))
+        scaled = [
+            jax.tree.map(lambda d, k=k: d / math.factorial(k), d) for k, d in enumerate(terms)
+        ]
+        return jax.tree.map(lambda *d: sum(d[1:], d[0]), *scaled)
+
+    return f_taylor
+
+
+def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:
+    """A function that gives the curve and its derivatives up to the degree, as a tuple."""
+    if degree == 0:
+        return lambda s: (curve(s),)
+    lower = _derivatives(curve, degree - 1)
+
+    def derivatives(s):
+        values, rates = jax.jvp(lower, (s,), (jnp.ones_like(s),))
+        return (*values, rates[-1])
+
+    return derivatives
