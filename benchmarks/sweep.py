@@ -22,7 +22,7 @@ from benchmarks.harness import Comparison, compare, main
 from experiments import losses, tasks
 from experiments.loop import train_runs
 from experiments.studies.learning_rate_transfer import vectorised_runs
-from experiments.train import Probe, compile_program, training_step
+from experiments.train import Probe, Setup, compile_program, training_step
 
 RATES = 2.0 ** np.linspace(-13, -3, 11)
 SEEDS = (0, 1, 2)
@@ -47,9 +47,7 @@ def ours(width: int, steps: int):
         )
         loss = losses.supervised("cross_entropy", net.apply)
         program = compile_program(
-            net.init,
-            loss,
-            lambda rate: net.optimizer(optax.adam, rate),
+            lambda data: Setup(net.init, loss, lambda rate: net.optimizer(optax.adam, rate)),
             data,
             steps=steps,
             batch_size=BATCH,
@@ -140,17 +138,19 @@ def convolution(runs: int = 3) -> Comparison:
     data = {"train": (x, jnp.zeros(64, jnp.int32))}
     net = models.CNN(width=16, depth=2, outputs=10)
     loss = losses.supervised("cross_entropy", lambda p, x: net.apply({"params": p}, x))
+
+    def setup(data):
+        return Setup(lambda key: net.init(key, x[:1])["params"], loss, optax.sgd)
+
     program = compile_program(
-        lambda key: net.init(key, x[:1])["params"],
-        loss,
-        optax.sgd,
+        setup,
         data,
         steps=20,
         batch_size=None,
         probe=Probe(lambda *_: (), lambda params, carry, rate, data: (carry, {})),
     )
     rate, seed = np.float32(0.1), np.uint32(0)
-    step = training_step(loss, optax.sgd, None)
+    step = training_step(setup, None)
 
     def scanned():
         chunk = jax.jit(

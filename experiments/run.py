@@ -33,6 +33,9 @@ flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-PRESE
 flags.DEFINE_integer(
     "devices", 1, "Devices to spread the runs of a sweep (or one run's batch) over."
 )
+flags.DEFINE_float(
+    "checkpoint_seconds", 20.0, "Seconds between checkpoints of the point in training."
+)
 flags.DEFINE_string(
     "tensorboard", None, "Folder to which metrics are also written for TensorBoard."
 )

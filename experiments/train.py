@@ -33,6 +33,15 @@ class State(NamedTuple):
     carry: Any  # of the probe, for instance the start vector of the next Lanczos
 
 
+class Setup(NamedTuple):
+    """What is trained: ``init(key) -> params``, ``loss(params, batch) -> scalar``, and
+    ``optimizer(learning_rate) -> optax.GradientTransformation`` (the rate may be traced)."""
+
+    init: Callable
+    loss: Callable
+    optimizer: Callable
+
+
 class Probe(NamedTuple):
     """A measurement between chunks of training.
 
@@ -74,18 +83,18 @@ def draw_batch(seed: jax.Array, step: jax.Array, train: Any, batch_size: int | N
 
 
 def training_step(
-    loss: Callable, optimizer: Callable, batch_size: int | None, constrain: Callable = lambda b: b
+    setup: Callable, batch_size: int | None, constrain: Callable = lambda b: b
 ) -> Callable:
     """One step of training as a pure function ``(state, learning_rate, seed, data) -> (state, loss)``.
 
     Args:
-        loss: ``(params, batch) -> scalar``.
-        optimizer: ``learning_rate -> optax.GradientTransformation``; the rate may be traced.
+        setup: ``data -> Setup``.
         batch_size: examples per step, or None for the full batch.
         constrain: places the batch on devices.
     """
 
     def step(state: State, learning_rate: jax.Array, seed: jax.Array, data: Any):
+        _, loss, optimizer = setup(data)
         batch = constrain(draw_batch(seed, state.step, data["train"], batch_size))
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
         updates, opt_state = optimizer(learning_rate).update(
@@ -115,9 +124,7 @@ def contains_convolution(function: Callable, *arguments: Any) -> bool:
 
 
 def compile_program(
-    init: Callable,
-    loss: Callable,
-    optimizer: Callable,
+    setup: Callable,
     data: Any,
     *,
     steps: int,
@@ -129,10 +136,9 @@ def compile_program(
     """Compiles one training program ahead of time, so that nothing can compile later.
 
     Args:
-        init: ``key -> params``.
-        loss: ``(params, batch) -> scalar``.
-        optimizer: ``learning_rate -> optax.GradientTransformation``.
-        data: {"train": batch, ...}, pytree of arrays with a leading example axis.
+        setup: ``data -> Setup``, called while tracing. What differs between programs of one shape (the factors
+            of a parametrization, for instance) is best put in ``data``: then they share this compilation.
+        data: {"train": batch, ...}; batch is a pytree of arrays with a leading example axis, the rest is free.
         steps: training steps per call of ``advance``.
         batch_size: examples per step; None for the full batch.
         probe: what is measured between calls.
@@ -153,9 +159,10 @@ def compile_program(
         if shard_batch
         else lambda batch: batch
     )
-    step = training_step(loss, optimizer, batch_size, constrain)
+    step = training_step(setup, batch_size, constrain)
 
     def start(learning_rate, seed, data):
+        init, _, optimizer = setup(data)
         params = init(stream(seed, INIT))
         carry = probe.start(params, stream(seed, PROBE), data)
         zero = jnp.zeros((), jnp.int32)

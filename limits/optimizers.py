@@ -10,25 +10,14 @@ import optax
 from ntk import family
 
 # An optimizer's kind says how its update scales with the gradient: "sgd" linearly, "adam" not at all.
-KINDS = {
-    optax.sgd: "sgd",
-    **dict.fromkeys(
-        [
-            optax.adam,
-            optax.adamw,
-            optax.nadam,
-            optax.nadamw,
-            optax.amsgrad,
-            optax.adamax,
-            optax.adamaxw,
-            optax.adabelief,
-            optax.rmsprop,
-            optax.adagrad,
-            optax.lion,
-        ],
-        "adam",
+_NAMES = {
+    "sgd": ("sgd",),
+    "adam": (
+        *("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief"),
+        *("rmsprop", "adagrad", "lion"),
     ),
 }
+KINDS = {getattr(optax, name): kind for kind, names in _NAMES.items() for name in names}
 
 
 def optimizer_kind(factory, kind=None) -> str:
@@ -44,7 +33,7 @@ def optimizer_kind(factory, kind=None) -> str:
     kind = KINDS.get(factory) if kind is None else kind
     if kind in ("sgd", "adam"):
         return kind
-    known = sorted(known.__name__ for known in KINDS)
+    known = sorted(name for names in _NAMES.values() for name in names)
     if kind is not None:
         raise ValueError(f'kind is {kind!r}; allowed are "sgd" and "adam"')
     raise ValueError(
@@ -67,7 +56,8 @@ def multiply(tree, factors):
             raise ValueError(
                 f"{name!r} is not a parameter of the family; there are {list(factors)}"
             )
-        return leaf if factors[name] == 1.0 else leaf * factors[name]
+        factor = factors[name]  # a Python float, or traced
+        return leaf if isinstance(factor, float) and factor == 1.0 else leaf * factor
 
     return jax.tree_util.tree_map_with_path(times, tree)
 

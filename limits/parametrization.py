@@ -88,11 +88,14 @@ class Parametrized(NamedTuple):
         summary: `summary()`, one row per parameter; prints in a terminal and in a notebook.
         lr_scale: `lr_scale(kind)`, the tree of learning-rate factors of "sgd" or "adam": the D of the
             scaled Hessian D^(1/2) H D^(1/2).
-        axes: tree of ParamAxes at (base width, 4 base width, width).
+        axes: tree of ParamAxes; their first shape is at the base width, their last at the width.
         multiplier: tree of forward multipliers m^-a.
         init_scale: tree of factors on the model's own initialisation.
         rule: the Rule.
         width, base_width: as given.
+        factors: every factor as a table, {field of Factors: {path name: float}}.
+        with_factors: `with_factors(table)`, the same network with other factors, which may be traced: one
+            compiled program then serves every rule at a width.
     """
 
     init: Callable
@@ -107,6 +110,8 @@ class Parametrized(NamedTuple):
     rule: Rule
     width: int
     base_width: int
+    factors: dict
+    with_factors: Callable
 
 
 def parametrize(
@@ -159,7 +164,8 @@ def parametrize(
     Source: Yang & Hu (2021), Tensor Programs IV; Yang et al. (2022), Tensor Programs V.
     """
     rule = named_rule(rule)
-    widths = (base_width, 4 * base_width, width)
+    probe = base_width * max(1, -(-_PROBE_WIDTH // max(base_width, 1)))
+    widths = (base_width, probe, 4 * probe, width)
     axes = families.width_axes(family, example, widths=widths, roles=roles)
     named = named_leaves(axes, is_leaf=_is_axes)
     _check_readout(family, example, widths, named)
@@ -167,14 +173,16 @@ def parametrize(
     own = _own_scales(family, example, widths, named)
     depths = _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named)
     factors = {name: _factors(rule, leaf, own[name], *depths[name]) for name, leaf in named.items()}
-    column = {
-        field: {n: getattr(f, field) for n, f in factors.items()} for field in Factors._fields
-    }
+    table = {field: {n: getattr(f, field) for n, f in factors.items()} for field in Factors._fields}
+    return _parametrized(table, net, axes, rule, width, base_width, family, example)
+
+
+def _parametrized(factors, net, axes, rule, width, base_width, family, example) -> Parametrized:
+    """The pure functions around `net` that apply a table of factors, {field: {path name: factor}}."""
 
     def tree(field):
-        return jax.tree.unflatten(
-            jax.tree.structure(axes, is_leaf=_is_axes), column[field].values()
-        )
+        structure = jax.tree.structure(axes, is_leaf=_is_axes)
+        return jax.tree.unflatten(structure, factors[field].values())
 
     def lr_scale(kind):
         if kind not in ("sgd", "adam"):
@@ -183,21 +191,25 @@ def parametrize(
 
     def optimizer(factory, learning_rate, *, kind=None, **kwargs):
         kind = optimizers.optimizer_kind(factory, kind)
-        gradient = column["gradient"] if kind == "adam" else None
+        gradient = factors["gradient"] if kind == "adam" else None
         inner = factory(learning_rate, **kwargs)
-        return optimizers.scale_per_leaf(inner, column[kind], gradient)
+        return optimizers.scale_per_leaf(inner, factors[kind], gradient)
 
     def init(key):
-        return multiply(net.init(key), column["init"])
+        return multiply(net.init(key), factors["init"])
+
+    def apply(params, *inputs, **kwargs):
+        return net.apply(multiply(params, factors["multiplier"]), *inputs, **kwargs)
+
+    def with_factors(factors):
+        return _parametrized(factors, net, axes, rule, width, base_width, family, example)
 
     return Parametrized(
         init=init,
-        apply=lambda params, *inputs, **kwargs: net.apply(
-            multiply(params, column["multiplier"]), *inputs, **kwargs
-        ),
+        apply=apply,
         state=lambda key: families.initial_state(family, width, example, key),
         optimizer=optimizer,
-        summary=lambda: _summary(rule, width, base_width, named, factors, init),
+        summary=lambda: _summary(rule, width, base_width, axes, factors, init),
         lr_scale=lr_scale,
         axes=axes,
         multiplier=tree("multiplier"),
@@ -205,6 +217,8 @@ def parametrize(
         rule=rule,
         width=width,
         base_width=base_width,
+        factors=factors,
+        with_factors=with_factors,
     )
 
 
@@ -294,19 +308,21 @@ def _check_readout(family, example, widths, named):
 def _own_scales(family, example, widths, named):
     """{name: RMS of the model's own initialisation at the last width over that at the first}.
 
-    Measured between the first two widths and matched to the laws that initializers follow, so that the
-    ratio at the last width is exact.
+    Measured between the two widths in the middle and matched to the laws that initializers follow, so that
+    the ratio is exact.
     """
     if widths[-1] == widths[0]:
         return dict.fromkeys(named, 1.0)
-    base, probe = (_rms(families.network(family, width, example).init) for width in widths[:2])
+    low, high = (_rms(families.network(family, width, example).init) for width in widths[1:3])
     scales = {}
     for name, axes in named.items():
-        law = _own_law(name, axes, widths, base[name], probe[name])
-        scales[name] = _laws(axes, widths, -1)[law]
+        law = _own_law(name, axes, widths, low[name], high[name])
+        scales[name] = _laws(axes, widths, 0, -1)[law]
     return scales
 
 
+# Enough draws at the lower probe width to tell half powers apart on a single vector.
+_PROBE_WIDTH = 32
 _KEYS = 4
 
 
@@ -319,37 +335,38 @@ def _rms(init):
     }
 
 
-def _laws(axes, widths, index):
-    """How an initializer may scale, as ratios of the standard deviation to that at the first width."""
-    (in_0, out_0), (in_1, out_1) = axes.fans(0), axes.fans(index)
+def _laws(axes, widths, before, after):
+    """How an initializer may scale, as ratios of the standard deviation between two of the widths."""
+    (in_0, out_0), (in_1, out_1) = axes.fans(before), axes.fans(after)
     fans = {
         "fan_in": in_1 / in_0,
         "fan_out": out_1 / out_0,
-        "width": widths[index] / widths[0],
+        "width": widths[after] / widths[before],
         "fan_avg": (in_1 + out_1) / (in_0 + out_0),
     }
     laws = {"constant": 1.0}
     return laws | {(f, p): m**-p for p in (1 / 2, 1) for f, m in fans.items()}
 
 
-def _own_law(name, axes, widths, base, probe):
+def _own_law(name, axes, widths, low, high):
     """The first law within the error of measurement; a half power is a factor two from the next."""
-    if base == probe == 0:
+    if low == high == 0:
         return "constant"
-    entries = [_KEYS * math.prod(axes.shapes[k]) for k in (0, 1)]
+    entries = [_KEYS * math.prod(axes.shapes[k]) for k in (1, 2)]
     error = math.sqrt(sum(0.5 / max(n, 1) for n in entries))
     tolerance = min(0.3, 0.02 + 4 * error)
-    for law, ratio in _laws(axes, widths, 1).items():
-        if base > 0 and probe > 0 and abs(math.log(probe / base / ratio)) < tolerance:
+    for law, ratio in _laws(axes, widths, 1, 2).items():
+        if low > 0 and high > 0 and abs(math.log(high / low / ratio)) < tolerance:
             return law
     raise ValueError(
-        f"the initial standard deviation of {name} goes from {base:.3g} at width {widths[0]} to {probe:.3g} at "
-        f"{widths[1]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out or their mean. Use a constant or a "
+        f"the initial standard deviation of {name} goes from {low:.3g} at width {widths[1]} to {high:.3g} at "
+        f"{widths[2]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out or their mean. Use a constant or a "
         "variance-scaling initializer (LeCun, He, Glorot), or give the parameter's fans in `roles`"
     )
 
 
-def _summary(rule, width, base_width, named, factors, init):
+def _summary(rule, width, base_width, axes, factors, init):
+    named = named_leaves(axes, is_leaf=_is_axes)
     deviations = jax.jit(lambda key: jax.tree.map(jnp.std, init(key)))(jax.random.key(0))
     rows = [
         Row(
@@ -357,9 +374,9 @@ def _summary(rule, width, base_width, named, factors, init):
             role=named[name].role,
             shape=named[name].shapes[-1],
             init_std=float(std),
-            multiplier=factors[name].multiplier,
-            lr_sgd=factors[name].sgd,
-            lr_adam=factors[name].adam,
+            multiplier=factors["multiplier"][name],
+            lr_sgd=factors["sgd"][name],
+            lr_adam=factors["adam"][name],
         )
         for name, std in named_leaves(deviations).items()
     ]

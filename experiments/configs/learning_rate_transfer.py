@@ -10,6 +10,8 @@ with paper_convnet (also plain paper), paper_resnet, paper_vit, paper_transforme
 
 import ml_collections
 
+from experiments import tasks
+
 PRESETS = (
     "smoke",
     "cpu",
@@ -31,7 +33,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
     config = ml_collections.ConfigDict()
     config.study = "learning_rate_transfer"
-    config.task = {"name": "digits", "seed": 0, "num_train": 1500, "noise": 0.0}
+    config.task = tasks.default_config("digits")
+    config.task.noise = 0.2
     config.model = {"name": "MLP", "depth": 2}
     # Every rule is the plain Flax network at this width; larger widths are scaled from it.
     config.base_width = 64
@@ -45,6 +48,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "log2_rates": {"sgd": (-4.0, 6.0, 11), "adam": (-13.0, -3.0, 11)},
         "seeds": (0, 1),
         "batch_size": 64,
+        "num_test": 1024,
         "steps": 200,
         "chunk": 50,
     }
@@ -59,7 +63,15 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "chunk": 10,
         "lanczos_steps": 6,
     }
-    config.coordinates = {"widths": (64, 128, 256, 512, 1024), "seeds": (0, 1, 2, 3), "steps": 3}
+    config.coordinates = {
+        "widths": (64, 128, 256, 512, 1024),
+        "parametrizations": ("ntk", "mup"),
+        "loss": "cross_entropy",
+        "learning_rate": 0.1,
+        "batch_size": 64,
+        "seeds": 4,
+        "steps": 3,
+    }
     if preset == "smoke":
         _smoke(config)
     elif preset.startswith("paper"):
@@ -75,4 +87,25 @@ def _smoke(config):
     config.sweep.steps, config.sweep.chunk = 20, 10
     config.trajectory.num_train = 128
     config.trajectory.steps, config.trajectory.chunk = 20, 10
-    config.coordinates.seeds = (0, 1)
+    config.coordinates.seeds = 2
+
+
+def _paper(config, network):
+    """Noci et al. 2024, Sec. 3: SGD without momentum, batch 128 (256 for ViT), sharpness on 1024 examples."""
+    config.task = tasks.default_config("text" if network == "transformer" else "cifar10")
+    if network != "transformer":
+        config.task.flatten = False
+    config.base_width = 32
+    config.model = {
+        "convnet": {"name": "CNN", "depth": 3},
+        "resnet": {"name": "ResNet", "depth": 3, "branch_scale": 3**-0.5},
+        "vit": {"name": "ViT", "depth": 3, "heads": 4, "attention_scale": "1/d", "patch": 4},
+        "transformer": {"name": "Transformer", "depth": 3, "heads": 4, "attention_scale": "1/d"},
+    }[network]
+    config.sweep.widths = config.trajectory.widths = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    config.coordinates.widths = ()
+    config.sweep.seeds = config.trajectory.seeds = (0, 1, 2)
+    config.sweep.batch_size = 256 if network == "vit" else 128
+    config.sweep.steps, config.sweep.chunk = 7800, 390
+    config.trajectory.num_train = 1024
+    config.trajectory.steps, config.trajectory.chunk = 5000, 50

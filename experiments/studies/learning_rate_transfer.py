@@ -7,10 +7,11 @@ which must fail to transfer.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
@@ -21,7 +22,7 @@ import models
 from experiments import losses, plotting, tasks
 from experiments.claims import Claim, at_least, at_most, within
 from experiments.loop import Session, train_runs
-from experiments.train import Probe, Program, compile_program
+from experiments.train import Probe, Program, Setup, compile_program
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
@@ -76,8 +77,13 @@ def _check(config: Any) -> None:
 
 def network(config: Any, task: tasks.Task, rule: str, width: int) -> limits.Parametrized:
     """The study's family under one rule, at one width."""
-    arguments = config.model.to_dict()
-    family = models.family(arguments.pop("name"), outputs=task.outputs, **arguments)
+    fields = config.model.to_dict()
+    name = fields.pop("name")
+    if name == "Transformer":
+        fields |= {"vocabulary": task.outputs, "context": task.input_shape[0]}
+    else:
+        fields |= {"outputs": task.outputs}
+    family = models.family(name, **fields)
     return limits.parametrize(
         family, rule, width=width, base_width=config.base_width, example=task.train.x[:1]
     )
@@ -88,87 +94,90 @@ def learning_rates(config: Any, optimizer: str) -> np.ndarray:
     return 2.0 ** np.linspace(*config.sweep.log2_rates[optimizer])
 
 
+def setup(net: limits.Parametrized, loss: str, optimizer: str) -> Callable:
+    """data -> Setup. The rule's factors are data, so that all rules at a width share one compiled program."""
+
+    def build(data: dict[str, Any]) -> Setup:
+        scaled = net.with_factors(data["factors"])
+        return Setup(
+            scaled.init,
+            losses.supervised(loss, scaled.apply),
+            lambda rate: scaled.optimizer(OPTIMIZERS[optimizer], rate),
+        )
+
+    return build
+
+
 # The sweep
 
 
 def _sweep(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     sweep = config.sweep
-    by_optimizer = []
-    for optimizer in sweep.optimizers:
-        rates = learning_rates(config, optimizer)
-        by_rule = [
-            [
-                _sweep_point(config, task, session, optimizer, rule, width, rates)
-                for width in sweep.widths
-            ]
-            for rule in config.parametrizations
-        ]
-        by_optimizer.append(
-            {
-                key: np.array([[w[key] for w in row] for row in by_rule])
-                for key in ("loss", "accuracy")
-            }
-        )
     dims = ("optimizer", "parametrization", "width", "rate", "seed")
-    variables = {
-        f"sweep_{key}": (dims, np.array([part[key] for part in by_optimizer]))
-        for key in ("loss", "accuracy")
-    }
-    grids = np.array([learning_rates(config, name) for name in sweep.optimizers])
     coordinates = {
         "optimizer": list(sweep.optimizers),
         "parametrization": list(config.parametrizations),
         "width": list(sweep.widths),
         "seed": list(sweep.seeds),
-        "learning_rate": (("optimizer", "rate"), grids),
     }
-    return xr.Dataset(variables, coordinates)
+    grids = np.array([learning_rates(config, name) for name in sweep.optimizers])
+    shape = (*(len(values) for values in coordinates.values()), grids.shape[1])
+    results = np.full((2, *shape[:3], shape[4], shape[3]), np.nan)
+    for o, optimizer in enumerate(sweep.optimizers):
+        for w, width in enumerate(sweep.widths):
+            by_rule = _sweep_width(config, task, session, optimizer, width, grids[o])
+            results[:, o, :, w] = np.moveaxis(by_rule, 0, 1)
+    variables = {
+        name: (dims, values) for name, values in zip(("sweep_loss", "sweep_accuracy"), results)
+    }
+    return xr.Dataset(variables, coordinates | {"learning_rate": (("optimizer", "rate"), grids)})
 
 
-def _sweep_point(config, task, session, optimizer, rule, width, rates) -> dict[str, np.ndarray]:
+def _sweep_width(config, task, session, optimizer, width, rates) -> np.ndarray:
+    """Final loss and accuracy of every rule, (rules, 2, rates, seeds); one compiled program for all rules."""
     sweep = config.sweep
-    data = {"train": tuple(task.train), "test": tuple(task.test)}
-    program = sweep_program(config, task, data, optimizer, rule, width, session.devices)
     grid = [(rate, seed) for rate in rates for seed in sweep.seeds]
-    records = train_runs(
-        program,
-        data,
-        *zip(*grid),
-        chunks=sweep.steps // sweep.chunk,
-        name=f"sweep-{optimizer}-{rule}-{width}",
-        session=session,
-    )
-    shape = (len(rates), len(sweep.seeds))
-    return {
-        "loss": records["batch_loss"][:, -1].reshape(shape),
-        "accuracy": records["accuracy"][:, -1].reshape(shape),
-    }
+    program, by_rule = None, []
+    for rule in config.parametrizations:
+        net = network(config, task, rule, width)
+        data = sweep_data(config, task, net)
+        program = program or sweep_program(config, net, data, optimizer, session.devices)
+        records = train_runs(
+            program,
+            data,
+            *zip(*grid),
+            chunks=sweep.steps // sweep.chunk,
+            name=f"sweep-{optimizer}-{rule}-{width}",
+            session=session,
+        )
+        # The mean over the last chunk, less noisy than the loss of one batch.
+        final = np.stack([records["batch_loss"][:, -1], records["accuracy"][:, -1]])
+        by_rule.append(final.reshape(2, len(rates), len(sweep.seeds)))
+    return np.array(by_rule)
 
 
-def sweep_program(config, task, data, optimizer, rule, width, devices=1) -> Program:
-    """The compiled program of one (optimizer, rule, width): every rate and seed is an argument."""
+def sweep_data(config, task, net) -> dict[str, Any]:
+    """The data of a program of the sweep: training and test examples, and the rule's factors."""
+    test = tuple(leaf[: config.sweep.num_test] for leaf in task.test)
+    return {"train": tuple(task.train), "test": test, "factors": net.factors}
+
+
+def sweep_program(config, net, data, optimizer, devices=1) -> Program:
+    """The compiled program of one (optimizer, width): every rule, rate and seed is an argument."""
     sweep = config.sweep
-    net = network(config, task, rule, width)
-    loss = losses.supervised(sweep.loss, net.apply)
 
     def measure(params, carry, learning_rate, data):
-        outputs = net.apply(params, data["test"][0])
-        values = {
-            "loss": loss(params, data["train"]),
-            "accuracy": losses.accuracy(outputs, data["test"][1]),
-        }
-        return carry, values
+        outputs = net.with_factors(data["factors"]).apply(params, data["test"][0])
+        return carry, {"accuracy": losses.accuracy(outputs, data["test"][1])}
 
-    count = config.sweep.log2_rates[optimizer][2] * len(sweep.seeds)
+    count = sweep.log2_rates[optimizer][2] * len(sweep.seeds)
     return compile_program(
-        net.init,
-        loss,
-        lambda rate: net.optimizer(OPTIMIZERS[optimizer], rate),
+        setup(net, sweep.loss, optimizer),
         data,
         steps=sweep.chunk,
         batch_size=sweep.batch_size,
         probe=Probe(lambda params, key, data: (), measure),
-        runs=vectorised_runs(count, width, devices),
+        runs=vectorised_runs(count, net.width, devices),
         devices=devices,
     )
 
@@ -190,18 +199,33 @@ def vectorised_runs(count: int, width: int, devices: int) -> int | None:
 def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.trajectory
     chunks = part.steps // part.chunk
-    table = {"trajectory_loss": [], "sharpness": [], "sharpness_error": []}
-    for rule in part.parametrizations:
-        for width in part.widths:
-            records = _trajectory(config, task, session, rule, width, chunks)
-            table["trajectory_loss"].append(records["loss"])
-            table["sharpness"].append(records["sharpness"])
-            table["sharpness_error"].append(records["sharpness_error"])
+    names = ("loss", "sharpness", "sharpness_error")
     shape = (len(part.parametrizations), len(part.widths), len(part.seeds), chunks + 1)
+    results = {name: np.full(shape, np.nan) for name in names}
+    for w, width in enumerate(part.widths):
+        program = None
+        for r, rule in enumerate(part.parametrizations):
+            net = network(config, task, rule, width)
+            data = {
+                "train": tuple(leaf[: part.num_train] for leaf in task.train),
+                "factors": net.factors,
+            }
+            program = program or trajectory_program(config, net, data)
+            rates = [part.learning_rates[rule]] * len(part.seeds)
+            name = f"trajectory-{rule}-{width}"
+            records = train_runs(
+                program, data, rates, part.seeds, chunks=chunks, name=name, session=session
+            )
+            for key in names:
+                results[key][r, w] = records[key]
     dims = ("trajectory_parametrization", "trajectory_width", "trajectory_seed", "step")
     rates = [part.learning_rates[rule] for rule in part.parametrizations]
     return xr.Dataset(
-        {key: (dims, np.array(value).reshape(shape)) for key, value in table.items()},
+        {
+            "trajectory_loss": (dims, results["loss"]),
+            "sharpness": (dims, results["sharpness"]),
+            "sharpness_error": (dims, results["sharpness_error"]),
+        },
         {
             "trajectory_parametrization": list(part.parametrizations),
             "trajectory_width": list(part.widths),
@@ -212,43 +236,85 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
     )
 
 
-def _trajectory(config, task, session, rule, width, chunks) -> dict[str, np.ndarray]:
+def trajectory_program(config, net, data) -> Program:
+    """Full-batch gradient descent, with the sharpness of the learning-rate-scaled Hessian between chunks."""
     part = config.trajectory
-    net = network(config, task, rule, width)
-    loss = losses.supervised(part.loss, net.apply)
-    scale = net.lr_scale("sgd")
-    data = {"train": tuple(leaf[: part.num_train] for leaf in task.train)}
 
     def sharpness(params, start, data, steps):
+        scaled = net.with_factors(data["factors"])
         return metrics.sharpness(
-            loss, params, data["train"], start=start, num_steps=steps, scale=scale
+            losses.supervised(part.loss, scaled.apply),
+            params,
+            data["train"],
+            start=start,
+            num_steps=steps,
+            scale=scaled.lr_scale("sgd"),
         )
 
     def begin(params, key, data):
-        top = sharpness(params, key, data, 4 * part.lanczos_steps)
-        return jax.tree.map(lambda leaf: leaf[0], top.vector)
+        return sharpness(params, key, data, 4 * part.lanczos_steps).vector
 
     def measure(params, start, learning_rate, data):
         top = sharpness(params, start, data, part.lanczos_steps)
+        loss = losses.supervised(part.loss, net.with_factors(data["factors"]).apply)
         values = {
             "loss": loss(params, data["train"]),
             "sharpness": top.value[0],
             "sharpness_error": top.residual[0],
         }
-        return jax.tree.map(lambda leaf: leaf[0], top.vector), values
+        return top.vector, values
 
-    program = compile_program(
-        net.init,
-        loss,
-        lambda rate: net.optimizer(optax.sgd, rate),
+    return compile_program(
+        setup(net, part.loss, "sgd"),
         data,
         steps=part.chunk,
         batch_size=None,
         probe=Probe(begin, measure),
     )
-    rates = [part.learning_rates[rule]] * len(part.seeds)
-    name = f"trajectory-{rule}-{width}"
-    return train_runs(program, data, rates, part.seeds, chunks=chunks, name=name, session=session)
+
+
+# Coordinates: how much each layer moves in a few steps, against width
+
+
+def _coordinates(config: Any, task: tasks.Task) -> xr.Dataset:
+    part = config.coordinates
+    if (
+        not part.widths
+    ):  # residual networks are not the chain of layers that the prediction is about
+        return xr.Dataset()
+    batch = tuple(leaf[: part.batch_size] for leaf in task.train)
+    checks = [
+        limits.coordinate_check(
+            functools.partial(network, config, task, rule),
+            part.widths,
+            batch,
+            losses.LOSSES[part.loss],
+            jax.random.key(0),
+            learning_rate=part.learning_rate,
+            steps=part.steps,
+            seeds=part.seeds,
+            predicted=limits.classify(*limits.abc(rule, config.model.depth)),
+        )
+        for rule in part.parametrizations
+    ]
+    last = [check.change_scaling for check in checks]
+    dims = ("coordinate_parametrization", "layer")
+    return xr.Dataset(
+        {
+            "change": (
+                ("coordinate_parametrization", "coordinate_width", "layer"),
+                np.stack([np.exp(np.log(c.change[:, :, -1]).mean(axis=1)) for c in checks]),
+            ),
+            "slope": (dims, np.stack([fit.exponent[-1] for fit in last])),
+            "slope_interval": ((*dims, "end"), np.stack([fit.interval[-1] for fit in last])),
+            "slope_predicted": (dims, np.array([c.predicted.change for c in checks], float)),
+        },
+        {
+            "coordinate_parametrization": list(part.parametrizations),
+            "coordinate_width": list(part.widths),
+            "layer": list(checks[0].layers),
+        },
+    )
 
 
 # Claims: criteria P1-P6, fixed before the run
@@ -390,6 +456,41 @@ def _spread(scaled: xr.DataArray) -> float:
     return float(((over[0] - over[1]) / over[2]).median())
 
 
+def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
+    if "slope" not in data:
+        return []
+    made = []
+    flat = data.slope_predicted.sel(coordinate_parametrization="mup")
+    for rule in data.coordinate_parametrization.values:
+        line = data.sel(coordinate_parametrization=rule)
+        off = abs(line.slope - line.slope_predicted)
+        worst = int(np.argmax(off.values))
+        error = np.abs(line.slope_interval.values[worst] - line.slope.values[worst]).max()
+        measured = float(off[worst])
+        made.append(
+            at_most(
+                f"P6 coordinates, {rule}",
+                f"{YANG}, Thm 3.4",
+                "exponent of the change of the layers in width: largest distance from the prediction",
+                measured,
+                0.15,
+                interval=(max(measured - error, 0.0), measured + error),
+            )
+        )
+        if rule != "mup":
+            made.append(
+                at_most(
+                    f"P6 control, {rule} as muP",
+                    f"{YANG}, Thm 3.4",
+                    "the same distance, from what muP would give",
+                    float(abs(line.slope - flat).max()),
+                    0.15,
+                    control=True,
+                )
+            )
+    return made
+
+
 def figures(data: xr.Dataset) -> dict[str, Any]:
     """The figures of the study by name."""
     made = {}
@@ -405,16 +506,19 @@ def figures(data: xr.Dataset) -> dict[str, Any]:
             2 ** (line.log2_rate - 2 * line.standard_error.fillna(0)),
             2 ** (line.log2_rate + 2 * line.standard_error.fillna(0)),
         )
-    short = {
-        name: name.removeprefix("trajectory_")
-        for name in ("trajectory_parametrization", "trajectory_width", "trajectory_seed")
-    }
-    followed = data[["sharpness", "trajectory_learning_rate"]].drop_vars(
-        ["parametrization", "width", "seed"], errors="ignore"
+    followed = _renamed(
+        data.reset_coords()[["sharpness", "trajectory_learning_rate"]], "trajectory_"
     )
-    followed = followed.rename(short)
-    made["sharpness"] = plotting.sharpness_over_training(
-        followed.sharpness, followed.trajectory_learning_rate
-    )
-    made["coordinates"] = _coordinate_figure(data)
+    made["sharpness"] = plotting.sharpness_over_training(followed.sharpness, followed.learning_rate)
+    if "slope" in data:
+        checked = _renamed(data[["change", "slope", "slope_predicted"]], "coordinate_")
+        made["coordinates"] = plotting.coordinate_check(
+            checked.change, checked.slope, checked.slope_predicted
+        )
     return made
+
+
+def _renamed(part: xr.Dataset, prefix: str) -> xr.Dataset:
+    """The part of a data set whose names carry a prefix, without it."""
+    part = part.reset_coords()
+    return part.rename({name: name.removeprefix(prefix) for name in part.variables})

@@ -41,7 +41,9 @@ PROBE = train.Probe(
 def program(**changes):
     settings = {"steps": 3, "batch_size": 8, "probe": PROBE} | changes
     optimizer = settings.pop("optimizer", lambda rate: optax.sgd(rate, momentum=0.9))
-    return train.compile_program(init, loss, optimizer, make_data(), **settings)
+    return train.compile_program(
+        lambda data: train.Setup(init, loss, optimizer), make_data(), **settings
+    )
 
 
 GRID = ([0.01, 0.1, 0.03], [0, 1, 7])
@@ -137,9 +139,9 @@ def test_convolutions_are_found_and_stepped_on_a_cpu():
     assert train.contains_convolution(nested, params, make_data()["train"])
     assert not train.contains_convolution(loss, init(jax.random.key(0)), make_data()["train"])
     compiled = train.compile_program(
-        lambda key: {"w": jax.random.normal(key, (3, 1, 2))},
-        convolution_loss,
-        optax.sgd,
+        lambda data: train.Setup(
+            lambda key: {"w": jax.random.normal(key, (3, 1, 2))}, convolution_loss, optax.sgd
+        ),
         make_data(),
         steps=4,
         batch_size=None,
