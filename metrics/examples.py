@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -178,6 +179,11 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
     if values is not None and not np.isfinite(values).all():
         t, i = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"the loss of example {i} at step {t} is {values[t, i]}; stop before")
+    return _opposing(losses, group_size, window)
+
+
+@partial(jax.jit, static_argnames=("group_size", "window"))
+def _opposing(losses, group_size, window):
     change = jnp.diff(losses, axis=0)
     step = jnp.argmax(jnp.mean(change, axis=1))
     order = jnp.argsort(change[step], descending=True)

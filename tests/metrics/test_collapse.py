@@ -135,6 +135,7 @@ def test_streaming_equals_one_batch_though_a_class_is_missing_from_one(x64):
 
 def test_padding_is_left_out(x64):
     h, y = sample(10, (40, 30, 20), 6, 0.4)
+    assert collapse.neural_collapse(h, y, 3).nc4 is None
     padded = np.concatenate([h, 1e3 * np.ones((11, 6))]), np.concatenate([y, -np.ones(11, int)])
     for one, other in zip(
         jax.tree.leaves(collapse.neural_collapse(h, y, 3)),
@@ -217,7 +218,6 @@ def test_layers_of_a_dict_and_predictions():
     assert list(c) == ["conv", "dense"]
     np.testing.assert_allclose(c["conv"].nc1.value, c["dense"].nc1.value, rtol=1e-5)
     assert float(c["dense"].nc4.value) == float(c["dense"].ncc_accuracy.value)
-    assert collapse.neural_collapse(h, y, 2).nc4 is None
 
 
 def test_one_vs_rest_distance_of_the_simplex_and_against_a_quadratic_programme(x64):
