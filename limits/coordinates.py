@@ -59,7 +59,15 @@ class CoordinateCheck(NamedTuple):
 
 def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
     """Layer outputs by name, for a model that returns them when called with `features=True`."""
-    return net.apply(params, inputs, features=True)[1]
+    try:
+        return net.apply(params, inputs, features=True)[1]
+    except TypeError as error:
+        if "features" not in str(error):
+            raise
+        raise ValueError(
+            "the model does not return its layers' outputs when called with features=True: give a"
+            " function features(net, params, inputs), for a linen module captured_outputs."
+        ) from error
 
 
 def captured_outputs(net, params, inputs) -> dict[str, jax.Array]:
@@ -83,6 +91,7 @@ def coordinate_check(
     widths: Sequence[int],
     batch: tuple,
     loss: Callable,
+    key: jax.Array,
     *,
     learning_rate: float,
     optimizer: Callable = optax.sgd,
@@ -103,10 +112,13 @@ def coordinate_check(
     Args:
         net_at_width: maps a width to a network: an object with `init(key) -> params`,
             `apply(params, inputs, ...)` and `optimizer(factory, learning_rate)`, such as
-            `lambda n: parametrize(family, "mup", width=n, base_width=64, example=inputs)`.
+            `lambda n: parametrize(family, "mup", width=n, base_width=8, example=inputs)`. A base width
+            well below the widths keeps the initial outputs, which shrink with the width, small
+            beside the targets; otherwise they bend the first steps.
         widths: at least three; a factor of eight between the extremes makes the fit sharp.
         batch: (inputs, targets), the same at every step.
         loss: `loss(outputs, targets)`, a scalar.
+        key: PRNG key of the initialisations.
         learning_rate: at the base width; large enough to change the activations visibly in a few steps.
         optimizer: an optax factory, such as optax.sgd or optax.adam.
         steps: optimizer steps; with a readout that starts at zero at least 2.
@@ -131,12 +143,11 @@ def coordinate_check(
     """
     widths = np.asarray(widths)
     _check_settings(widths, steps, seeds)
+    keys = jax.random.split(key, seeds)
     names, size, change, own = None, [], [], []
     for width in widths:
         net = net_at_width(int(width))
-        found, *measured = _train(
-            net, batch, loss, optimizer, learning_rate, steps, seeds, features
-        )
+        found, *measured = _train(net, batch, loss, keys, optimizer, learning_rate, steps, features)
         if names not in (None, found):
             raise ValueError(
                 f"the layers at width {width} are {found}, at the first width {names}."
@@ -175,7 +186,7 @@ def _prediction(predicted, names):
     return predicted
 
 
-def _train(net, batch, loss, optimizer, learning_rate, steps, seeds, features):
+def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
     """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
     inputs, targets = (jnp.asarray(part) for part in batch)
 
@@ -210,7 +221,7 @@ def _train(net, batch, loss, optimizer, learning_rate, steps, seeds, features):
 
         return jax.vmap(one)(start, params)
 
-    start = params = initialise(jax.random.split(jax.random.key(0), seeds))
+    start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, masks = _layers(net, start, inputs, features)
     size, change, own = [], [], []
@@ -222,7 +233,9 @@ def _train(net, batch, loss, optimizer, learning_rate, steps, seeds, features):
         size.append(after)
         change.append(moved)
         alone = [
-            own_change(start, params, inputs, mask)[:, l] if mask.any() else np.full(seeds, np.nan)
+            np.asarray(own_change(start, params, inputs, mask))[:, l]
+            if mask.any()
+            else np.full(keys.size, np.nan)
             for l, mask in enumerate(masks)
         ]
         own.append(np.stack(alone, axis=-1))
@@ -236,7 +249,8 @@ def _sizes(arrays):
 def _layers(net, params, inputs, features):
     """Layer names, and (layers, leaves): whether a parameter lies under the layer's path."""
     names = []
-    one = jax.tree.map(lambda leaf: leaf[0], params)
+    # Through an abstract evaluation, because the order of a dict does not survive a transformation.
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
     jax.eval_shape(lambda p, x: names.extend(features(net, p, x)), one, inputs)
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")

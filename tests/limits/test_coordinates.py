@@ -1,0 +1,243 @@
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from limits.coordinates import captured_outputs, coordinate_check
+from limits.parametrization import parametrize
+from limits.regimes import abc, classify
+from models.mlp import MLP
+
+# XLA's own generator: the default one takes seconds to compile for each new shape on a CPU.
+KEY = jax.random.key(0, impl="rbg")
+X = jax.random.normal(jax.random.key(1), (8, 12))
+Y = jnp.where(jnp.arange(8) % 2 == 0, 1.0, -1.0)[:, None]
+WIDTHS = [64, 256, 1024]
+
+
+def squares(outputs, targets):
+    return jnp.mean((outputs - targets) ** 2)
+
+
+class Net(NamedTuple):
+    init: object
+    apply: object
+    optimizer: object
+
+
+def by_hand(a, b, c):
+    """A tanh network n^-a_l w^l under SGD, written from the definition, without parametrize."""
+
+    def at_width(n):
+        sizes = [X.shape[1], *[n] * (len(a) - 1), 1]
+        names = [f"layer_{l + 1}" for l in range(len(a))]
+
+        def init(key):
+            keys = jax.random.split(key, len(a))
+            shapes = itertools.pairwise(sizes)
+            return {
+                name: n ** -b[l] * jax.random.normal(keys[l], shape)
+                for l, (name, shape) in enumerate(zip(names, shapes))
+            }
+
+        def apply(params, x, *, features=False):
+            layers = {}
+            x = x / np.sqrt(X.shape[1])
+            for l, name in enumerate(names):
+                layers[name] = h = n ** -a[l] * x @ params[name]
+                x = jnp.tanh(h)
+            return (h, layers) if features else h
+
+        def optimizer(factory, learning_rate):
+            factors = {name: n ** -c[l] for l, name in enumerate(names)}
+            scale = optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, factors))
+            return optax.chain(factory(learning_rate), scale)
+
+        return Net(init, apply, optimizer)
+
+    return at_width
+
+
+def check(net_at_width, widths=WIDTHS, loss=squares, **options):
+    options = {"learning_rate": 0.5, "steps": 3, "seeds": 4} | options
+    return coordinate_check(net_at_width, widths, (X, Y), loss, KEY, **options)
+
+
+STANDARD = abc("standard", 2)._replace(c=(1.0, 1.0, 1.0))
+LOGITS = ((0, 0, 1 / 2), (0, 1 / 2, 1 / 2), (0, 0, 0))
+CHANGES = {
+    "mup": (abc("mup", 2), (0, 0, 0)),
+    "logits / sqrt(n)": (LOGITS, (-1, 0, 0)),
+    "ntk": (abc("ntk", 2), (-1 / 2, -1 / 2, 0)),
+    "standard at eta / n": (STANDARD, (-3 / 2, -1 / 2, 0)),
+}
+
+
+def compare_with_prediction(name, widths, seeds):
+    exponents, change = CHANGES[name]
+    predicted = classify(*exponents)
+    result = check(by_hand(*exponents), widths, predicted=predicted, seeds=seeds)
+    assert result.passed, result.verdict
+    assert "layer_1, layer_2, layer_3 scale as predicted" in result.verdict
+    assert predicted.change == change
+    np.testing.assert_allclose(result.change_scaling.exponent[-1], change, atol=0.15)
+    np.testing.assert_allclose(result.size_scaling.exponent[0], predicted.initial, atol=0.15)
+    assert result.change.shape == result.own.shape == (len(widths), seeds, 3, 3)
+    assert result.size.shape == (len(widths), seeds, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["mup", "logits / sqrt(n)"])
+def test_measured_exponents_are_the_predicted_ones(name):
+    compare_with_prediction(name, WIDTHS, seeds=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_measured_exponents_up_to_width_2048(name):
+    compare_with_prediction(name, [128, 256, 512, 1024, 2048], seeds=6)
+
+
+def shifted(layer, **shifts):
+    """mup with a wrong exponent in one layer, counted from 1."""
+    exponents = abc("mup", 2)._asdict()
+    for name, shift in shifts.items():
+        row = list(exponents[name])
+        row[layer - 1] += shift
+        exponents[name] = row
+    return by_hand(**exponents)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shifts", "words"),
+    [
+        (3, {"a": -1 / 2}, "at initialisation: its size scales as n^"),
+        (2, {"c": 1 / 2}, "at step 1: the change by its own update scales as n^-0.5"),
+        pytest.param(2, {"b": 1 / 2}, "at initialisation", marks=pytest.mark.slow),
+        pytest.param(3, {"a": 1 / 2, "b": -1 / 2}, "at step 1", marks=pytest.mark.slow),
+    ],
+    ids=["readout multiplier", "hidden rate", "hidden init", "readout multiplier against init"],
+)
+def test_the_layer_with_a_wrong_exponent_is_named(layer, shifts, words):
+    result = check(shifted(layer, **shifts), steps=2)
+    assert result.wrong == (f"layer_{layer}",), result.verdict
+    assert not result.passed
+    assert f"layer_{layer} is wrong {words}" in result.verdict
+    if "c" in shifts:
+        # It moves all the same, because layer 1 does: its own update alone shows that it is frozen.
+        assert abs(result.change_scaling.exponent[-1, 1]) < 0.15
+
+
+def family(width):
+    return MLP(width=width, depth=2, outputs=1, activation=jnp.tanh)
+
+
+def parametrized(rule, base_width=1):
+    return lambda n: parametrize(family, rule, width=n, base_width=base_width, example=X)
+
+
+@pytest.mark.slow
+def test_parametrized_mup_passes_with_sgd():
+    result = check(parametrized("mup"), [128, 256, 512, 1024, 2048], seeds=6)
+    assert result.passed, result.verdict
+    assert result.layers == ("hidden_0", "hidden_1", "readout")
+
+
+def test_parametrized_mup_passes_with_adam():
+    result = check(parametrized("mup", 8), optimizer=optax.adam, learning_rate=0.01, steps=2)
+    assert result.passed, result.verdict
+
+
+def test_parametrized_standard_does_not_pass():
+    result = check(parametrized("standard"), steps=1, learning_rate=0.001)
+    assert result.wrong == ("readout",), result.verdict
+    assert result.own_scaling.exponent[0, 1] > 0.35  # the hidden layer learns too fast, too
+
+
+def test_any_linen_module_can_be_checked_and_its_mistake_found():
+    class Plain(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.tanh(nn.Dense(self.width, name="zeroth")(x))  # not in alphabetical order
+            x = nn.tanh(nn.Dense(self.width, name="middle")(x))
+            return nn.Dense(1, name="last")(x)
+
+    def unscaled(n):
+        net = parametrize(Plain, "mup", width=n, base_width=8, example=X)
+        return Net(net.init, net.apply, lambda factory, rate: factory(rate))
+
+    options = {"optimizer": optax.adam, "learning_rate": 0.001, "steps": 1}
+    result = check(unscaled, features=captured_outputs, **options)
+    assert result.layers == ("zeroth", "middle", "last")
+    assert result.wrong == result.layers
+    np.testing.assert_allclose(result.own_scaling.exponent[0], [1 / 2, 1, 1 / 2], atol=0.15)
+
+    with pytest.raises(ValueError, match=r"features=True.*captured_outputs"):
+        check(unscaled, **options)
+
+
+class Constant(NamedTuple):
+    """A network of two scalars, cheap to compile, whose sizes are what they are told to be."""
+
+    width: int
+    grow: float = 0.0
+
+    def init(self, key):
+        return {name: jax.random.normal(key, (64,)) for name in ("first", "last")}
+
+    def apply(self, params, x, *, features=False):
+        first = params["first"] * self.width**self.grow
+        return (params["last"], {"first": first, "last": params["last"]}) if features else first
+
+    def optimizer(self, factory, learning_rate):
+        return factory(learning_rate)
+
+
+def quick(net_at_width=Constant, widths=WIDTHS, **options):
+    return check(net_at_width, widths, loss=lambda f, y: jnp.sum(f), **options)
+
+
+def test_divergence_is_a_verdict_and_not_a_crash():
+    result = quick(lambda n: Constant(n, 0.0 if n < 1000 else np.inf))
+    assert result.wrong == ("first",)
+    assert (
+        "first is wrong at initialisation: its size is not finite from width 1024" in result.verdict
+    )
+
+
+def test_a_layer_that_never_moves_is_named():
+    regime = classify((0, 0), (0, 1 / 2), (-1 / 2, 1))
+    result = quick(predicted=regime)  # the loss does not know the last layer
+    assert result.wrong == ("last",)
+    assert "last is wrong at step 3: the change by its own update is exactly zero" in result.verdict
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quick(widths=[64, 128]), r"widths=\[64, 128\] must be at least three different"),
+        (lambda: quick(seeds=1), "seeds=1 must be at least 2"),
+        (lambda: quick(steps=0), "steps=0 at least 1"),
+        (
+            lambda: quick(predicted=classify(*abc("mup", 3))),
+            r"has 4 layers and the network 2, first, last.*classify\(\*abc\(rule, 1\)\)",
+        ),
+        (
+            lambda: quick(features=lambda net, params, x: {"only": params["last"]}),
+            "a hidden layer and a readout are needed",
+        ),
+        (
+            lambda: quick(features=lambda net, params, x: {f"at_{net.width}": params["last"]}),
+            "the layers at width 256 are .*at_256.*, at the first width .*at_64",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
