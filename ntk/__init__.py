@@ -1,1 +1,45 @@
-"""To be filled."""
+"""Kernels of wide networks: infinite-width NNGP and NTK, finite-width NTK, predictions, large Gram matrices.
+
+``import ntk`` and ``from ntk import stax`` run what was written for neural-tangents with its imports.
+"""
+
+from ntk import empirical, gram, predict, reference, solve, stax
+from ntk.batching import batch
+from ntk.empirical import (
+    NtkImplementation,
+    empirical_kernel_fn,
+    empirical_nngp_fn,
+    empirical_ntk,
+    empirical_ntk_fn,
+    empirical_ntk_vp_fn,
+)
+from ntk.family import Network, ParamAxes, network, width_axes
+from ntk.kernel import Kernel
+from ntk.linearize import linearize, taylor_expand
+from ntk.monte_carlo import monte_carlo_kernel_fn
+from ntk.reference import from_neural_tangents
+
+__all__ = [
+    "Kernel",
+    "Network",
+    "NtkImplementation",
+    "ParamAxes",
+    "batch",
+    "empirical",
+    "empirical_kernel_fn",
+    "empirical_nngp_fn",
+    "empirical_ntk",
+    "empirical_ntk_fn",
+    "empirical_ntk_vp_fn",
+    "from_neural_tangents",
+    "gram",
+    "linearize",
+    "monte_carlo_kernel_fn",
+    "network",
+    "predict",
+    "reference",
+    "solve",
+    "stax",
+    "taylor_expand",
+    "width_axes",
+]
