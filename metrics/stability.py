@@ -1,0 +1,108 @@
+"""Sharpness against the learning rate: thresholds, stable steps, the edge of stability."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metrics import curvature
+from metrics.estimate import Estimate
+
+RULES = ("gradient_descent", "momentum", "nesterov", "adam")
+
+
+def threshold(learning_rate, rule: str = "gradient_descent", *, beta: float = 0.0):
+    """The sharpness above which a quadratic diverges, and around which training hovers.
+
+    gradient_descent 2/eta; momentum (v = beta v + g, w = w - eta v) (2 + 2 beta)/eta; nesterov
+    (2 + 2 beta)/((1 + 2 beta) eta); adam (2 + 2 beta)/((1 - beta) eta), which is 38/eta at .9 and
+    is compared with the sharpness of P^(-1/2) H P^(-1/2), see `operators.adam_factors`. Exact for a
+    quadratic and a constant preconditioner; for Adam late in training, when P moves slowly.
+
+    Args:
+        learning_rate: eta, or an array of them.
+        rule: one of the above.
+        beta: momentum; Adam's beta1.
+
+    Raises:
+        ValueError: rule is none of these, or beta is not in [0, 1).
+
+    Source: Cohen et al. (2021), arXiv:2103.00065, appendix B; (2022), arXiv:2207.14484, section 2.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; it must be one of {RULES}")
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta is {beta}; it must be in [0, 1)")
+    if rule == "gradient_descent":
+        return 2 / learning_rate
+    divisor = {"momentum": 1, "nesterov": 1 + 2 * beta, "adam": 1 - beta}[rule]
+    return (2 + 2 * beta) / (divisor * learning_rate)
+
+
+def maximal_learning_rate(
+    pairs: curvature.Sharpness, rule: str = "gradient_descent", *, beta: float = 0.0
+) -> Estimate:
+    """The largest learning rate that is stable at this curvature: the threshold solved for eta.
+
+    Args:
+        pairs: from `metrics.curvature.sharpness`; the first value is used.
+        rule: as in `threshold`.
+        beta: as in `threshold`.
+
+    Returns:
+        Estimate(value, error): the error is the residual's. Infinite where no curvature is positive.
+    """
+    top, residual = pairs.value[..., 0], pairs.residual[..., 0]
+    safe = jnp.where(top > 0, top, 1)
+    rate = threshold(1.0, rule, beta=beta) / safe
+    return Estimate(jnp.where(top > 0, rate, jnp.inf), rate * residual / safe)
+
+
+class EdgeReport(NamedTuple):
+    """A trajectory of sharpness against the threshold of its optimizer."""
+
+    ratio: jax.Array  # (..., T): sharpness / threshold
+    crossed: jax.Array  # (...,): first probe at or above the threshold, -1 if none
+    mean: jax.Array  # (...,): mean ratio over the tail
+    error: jax.Array  # (...,): its standard error, from 8 block means (oscillations correlate)
+    above: jax.Array  # (...,): fraction of the tail above the threshold
+    at_edge: jax.Array  # (...,): crossed, and the mean is within tolerance of 1
+
+
+def edge_of_stability(
+    sharpness: jax.Array, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
+) -> EdgeReport:
+    """Whether training sits at the edge of stability.
+
+    Args:
+        sharpness: (..., T), one probe per entry, time last.
+        threshold: from `threshold`; a number, or an array that broadcasts to sharpness.
+        tail: last fraction of the probes that counts as late; at least 16 probes.
+        tolerance: of the mean ratio around 1.
+
+    Returns:
+        EdgeReport. A diverged run (not finite) is not at the edge.
+
+    Raises:
+        ValueError: tail is not in (0, 1], or holds fewer than 16 probes.
+
+    Source: Cohen et al. (2021), arXiv:2103.00065.
+    """
+    probes = sharpness.shape[-1]
+    late = int(tail * probes) // 8 * 8
+    if not 0 < tail <= 1 or late < 16:
+        raise ValueError(
+            f"tail is {tail} of {probes} probes; it must be in (0, 1] and hold at least 16 probes: "
+            "probe more often, or train longer"
+        )
+    ratio = sharpness / threshold
+    over = ratio >= 1
+    crossed = jnp.where(over.any(-1), jnp.argmax(over, -1), -1)
+    last = ratio[..., -late:]
+    mean = last.mean(-1)
+    blocks = last.reshape(*last.shape[:-1], 8, -1).mean(-1)
+    error = jnp.std(blocks, -1, ddof=1) / jnp.sqrt(8)
+    at_edge = (crossed >= 0) & (jnp.abs(mean - 1) <= tolerance)
+    return EdgeReport(ratio, crossed, mean, error, over[..., -late:].mean(-1), at_edge)

@@ -1,0 +1,267 @@
+"""Thresholds on quadratics, the edge of stability in training, and the noise of mini-batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from metrics import curvature, noise, operators, stability
+from metrics.curvature import sharpness
+
+
+def momentum(beta, nesterov):
+    return optax.sgd(0.1, momentum=beta, nesterov=nesterov)
+
+
+@pytest.mark.parametrize(
+    ("rule", "beta", "transform"),
+    [
+        ("gradient_descent", 0.0, optax.sgd(0.1)),
+        ("momentum", 0.9, momentum(0.9, False)),
+        ("nesterov", 0.9, momentum(0.9, True)),
+        # Adam with its second moment held at 1: the exponential average of the gradient.
+        ("adam", 0.9, optax.chain(optax.ema(0.9, debias=False), optax.scale(-0.1))),
+    ],
+)
+def test_a_quadratic_diverges_just_above_its_threshold(rule, beta, transform):
+    @jax.jit
+    def final(curvature):
+        def step(carry, _):
+            x, state = carry
+            update, state = transform.update(curvature * x, state)
+            return (x + update, state), None
+
+        x = jnp.ones(())
+        return jax.lax.scan(step, (x, transform.init(x)), None, length=3000)[0][0]
+
+    edge = stability.threshold(0.1, rule, beta=beta)
+    assert abs(final(0.99 * edge)) < 1e-3
+    assert not abs(final(1.01 * edge)) < 1e3
+
+
+def test_published_thresholds():
+    np.testing.assert_allclose(stability.threshold(1e-3, "adam", beta=0.9), 38000)
+    np.testing.assert_allclose(stability.threshold(jnp.asarray([0.1, 0.2])), [20, 10])
+    pairs = curvature.Sharpness(jnp.asarray([4.0]), jnp.asarray([0.1]), None)
+    rate = stability.maximal_learning_rate(pairs)
+    np.testing.assert_allclose(rate.value, 0.5)
+    np.testing.assert_allclose(rate.error, 0.0125)
+    flat = curvature.Sharpness(jnp.asarray([-1.0]), jnp.asarray([0.1]), None)
+    assert np.isinf(stability.maximal_learning_rate(flat).value)
+
+
+def network_loss(params, batch):
+    x, y = batch
+    for kernel in params[:-1]:
+        x = jnp.tanh(x @ kernel)
+    return jnp.mean((x @ params[-1] - y) ** 2)
+
+
+def problem(outputs=1, width=16, samples=64):
+    rng = np.random.default_rng(0)
+    shapes = [(8, width), (width, width), (width, outputs)]
+    params = [jnp.asarray(rng.normal(size=s) / np.sqrt(s[0]), jnp.float32) for s in shapes]
+    x = jnp.asarray(rng.normal(size=(samples, 8)), jnp.float32)
+    return params, (x, jnp.asarray(rng.normal(size=(samples, outputs)), jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("transform", "preconditioned", "probes"))
+def track(params, batch, transform, preconditioned=None, probes=120):
+    """Sharpness every tenth step from 4 warm-started products, and from 40 of a cold start."""
+
+    def update(carry, _):
+        params, state = carry
+        gradient = jax.grad(network_loss)(params, batch)
+        change, state = transform.update(gradient, state)
+        return (optax.apply_updates(params, change), state), None
+
+    def probe(carry, _):
+        params, state, vector = carry
+        params, state = jax.lax.scan(update, (params, state), None, length=10)[0]
+        scale = None if preconditioned is None else preconditioned(state)
+        top = sharpness(network_loss, params, batch, num_steps=4, start=vector, scale=scale)
+        truth = sharpness(network_loss, params, batch, num_steps=40, scale=scale)
+        return (params, state, top.vector), (top.value[0], truth.value[0])
+
+    zeros = jax.tree.map(lambda p: jnp.zeros((1, *p.shape)), params)
+    return jax.lax.scan(probe, (params, transform.init(params), zeros), None, length=probes)[1]
+
+
+def test_four_warm_products_every_tenth_step_at_the_edge_of_stability():
+    """99 % of the probes to 1e-3 (9e-6 measured), and the sharpness settles at 2/eta."""
+    params, batch = problem()
+    tracked, truth = track(params, batch, optax.sgd(0.05))
+    error = np.abs(tracked / truth - 1)[3:]  # the first probes are cold
+    assert np.percentile(error, 99) < 1e-3
+    report = stability.edge_of_stability(tracked, stability.threshold(0.05))
+    assert report.at_edge
+    assert abs(report.mean - 1) < 0.02
+    assert 10 < report.crossed < 60
+    # The control: a fifth of the learning rate is still far below its own threshold.
+    calm = stability.edge_of_stability(
+        track(params, batch, optax.sgd(0.01))[0], stability.threshold(0.01)
+    )
+    assert not calm.at_edge
+    assert calm.crossed == -1
+
+
+def adam_scale(state):
+    return operators.adam_factors(state[0].nu, state[0].count, beta2=0.99, epsilon=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("beta", "least"), [(0.5, 0.95), (0.9, 0.9)])
+def test_adam_s_preconditioned_sharpness_settles_at_its_own_threshold(beta, least):
+    params, batch = problem(outputs=3)
+    transform = optax.adam(3e-3, b1=beta, b2=0.99, eps=1e-7)
+    values = track(params, batch, transform, adam_scale, 200)[1]
+    edge = stability.threshold(3e-3, "adam", beta=beta)
+    report = stability.edge_of_stability(values, edge)
+    assert least < report.mean < 1.08
+    # The control: the threshold of gradient descent is off by the momentum factor.
+    assert not stability.edge_of_stability(values, stability.threshold(3e-3)).at_edge
+
+
+def classifier_losses(params, batch):
+    logits = jnp.tanh(batch[0] @ params["in"]) @ params["out"]
+    return -jnp.sum(jax.nn.log_softmax(logits) * batch[1], -1)
+
+
+@functools.cache
+def trained(samples=512):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(samples, 6))
+    labels = np.argmax(x @ rng.normal(size=(6, 3)) + 0.5 * rng.normal(size=(samples, 3)), 1)
+    batch = (jnp.asarray(x, jnp.float32), jnp.asarray(np.eye(3)[labels], jnp.float32))
+    params = {
+        "in": jnp.asarray(rng.normal(size=(6, 8)) / np.sqrt(6), jnp.float32),
+        "out": jnp.asarray(rng.normal(size=(8, 3)) / np.sqrt(8), jnp.float32),
+    }
+
+    @jax.jit
+    def descend(params, batch):
+        def step(_, p):
+            g = jax.grad(lambda p: classifier_losses(p, batch).mean())(p)
+            return jax.tree.map(lambda p, g: p - 0.3 * g, p, g)
+
+        return jax.lax.fori_loop(0, 30, step, params)
+
+    return descend(params, batch), batch
+
+
+@functools.cache
+def example_hessians():
+    """(N, n, n) of the trained classifier: the second road."""
+    params, batch = trained()
+    flat, unravel = ravel_pytree(params)
+
+    @jax.jit
+    def hessians(flat, batch):
+        def one(w, x, y):
+            return classifier_losses(unravel(w), (x[None], y[None]))[0]
+
+        return jax.vmap(jax.hessian(one), (None, 0, 0))(flat, *batch)
+
+    return np.asarray(hessians(flat, batch), np.float64)
+
+
+SIZES = (64, 128, 256)
+
+
+def test_batch_sharpness_excess_from_per_example_products():
+    """S2 against its definition, and the prediction against random batches within 2 errors."""
+    params, batch = trained()
+    H = example_hessians()
+    values, U = np.linalg.eigh(H.mean(0))
+    coupling = np.einsum("ja,iab,b->ij", U.T[:-1], H, U[:, -1], optimize=True)
+    excess = np.mean(np.sum(coupling**2 / (values[-1] - values[:-1])[None], 1))
+    ours = noise.batch_sharpness_prediction(
+        classifier_losses, params, batch, jax.random.key(0), SIZES, num_probes=24
+    )
+    np.testing.assert_allclose(ours.top, values[-1], rtol=1e-5)
+    assert abs(ours.excess.value - excess) < 3 * ours.excess.error < 0.6 * excess
+
+    sigma = noise.hessian_noise(classifier_losses, params, batch, jax.random.key(1), num_probes=24)
+    exact = np.mean(np.sum((H - H.mean(0)) ** 2, (1, 2))) / len(values)
+    assert abs(sigma.value - exact) < 3 * sigma.error < 0.5 * exact
+
+    inverse = noise.inverse_batch(SIZES, len(H))
+    iid = noise.iid_batch_sharpness(ours.top, sigma.value, inverse)
+    rng = np.random.default_rng(0)
+    for i, size in enumerate(SIZES):
+        tops = [
+            np.linalg.eigvalsh(H[rng.permutation(len(H))[:size]].mean(0))[-1] for _ in range(200)
+        ]
+        measured, error = np.mean(tops), np.std(tops, ddof=1) / np.sqrt(200)
+        assert abs(ours.value[i] - measured) < 2 * np.hypot(error, ours.error[i]), size
+        # The control: independent noise explains next to nothing of the excess.
+        assert (iid[i] - ours.top) < 0.2 * (measured - ours.top)
+
+
+def test_measured_batch_sharpness_is_the_mean_of_the_batches():
+    params, batch = trained()
+    H, key = example_hessians(), jax.random.key(2)
+    ours = noise.batch_sharpness(classifier_losses, params, batch, key, 32, num_batches=4)
+    tops = [
+        np.linalg.eigvalsh(H[np.asarray(jax.random.permutation(draw, len(H))[:32])].mean(0))[-1]
+        for draw in jax.random.split(key, 4)
+    ]
+    np.testing.assert_allclose(ours.value, np.mean(tops), rtol=1e-4)
+    np.testing.assert_allclose(ours.error, np.std(tops, ddof=1) / 2, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradient_noise_scale_of_a_mean_and_its_jackknife_error():
+    """Losses |w - x_i|^2 / 2 at w = 0 have gradients -x_i: the scale is tr Cov(x) / |E x|^2."""
+
+    def losses(w, x):
+        return jnp.sum((w[None] - x) ** 2, -1) / 2
+
+    mean, results = np.array([0.6, -0.3, 0.2]), []
+    for seed in range(60):
+        x = jnp.asarray(np.random.default_rng(seed).normal(size=(200, 3)) + mean[None])
+        results.append(noise.gradient_noise_scale(losses, jnp.zeros(3), x, chunk=60))
+    last = results[-1]
+    trace = np.trace(np.cov(x.T))
+    signal = np.sum(np.mean(x, 0) ** 2) - trace / 200
+    np.testing.assert_allclose([last.noise, last.signal], [trace, signal])
+    np.testing.assert_allclose(last.value, trace / signal)
+    values = np.array([r.value for r in results])
+    errors = np.array([r.error for r in results])
+    assert abs(values.mean() - 3 / np.sum(mean**2)) < 4 * values.std() / np.sqrt(60)
+    assert 0.7 < errors.mean() / values.std() < 1.4
+    balanced = jnp.concatenate([x, -x])
+    lost = noise.gradient_noise_scale(losses, jnp.zeros(3), balanced)
+    assert np.isinf(lost.value)
+    assert np.isinf(lost.error)
+
+
+def test_a_diverged_run_is_not_at_the_edge():
+    runs = jnp.stack([jnp.full(40, jnp.nan), jnp.full(40, 20.0), jnp.full(40, 30.0)])
+    report = stability.edge_of_stability(runs, stability.threshold(0.1))
+    assert report.at_edge.tolist() == [False, True, False]
+    assert report.crossed.tolist() == [-1, 0, 0]
+
+
+def test_refused():
+    with pytest.raises(ValueError, match="rule is 'lion'; it must be one of"):
+        stability.threshold(0.1, "lion")
+    with pytest.raises(ValueError, match=r"beta is 1.0; it must be in \[0, 1\)"):
+        stability.threshold(0.1, "momentum", beta=1.0)
+    with pytest.raises(ValueError, match=r"tail is 0.5 of 20 probes; .* at least 16 probes"):
+        stability.edge_of_stability(jnp.ones(20), 1.0)
+    params, batch = trained()
+    arguments = (classifier_losses, params, batch, jax.random.key(0))
+    with pytest.raises(ValueError, match="batch size 513 is not between 1 and the 512 examples"):
+        noise.batch_sharpness_prediction(*arguments, [8, 513])
+    with pytest.raises(ValueError, match="num_batches is 1; it must be at least 2"):
+        noise.batch_sharpness(*arguments, 8, num_batches=1)
+    with pytest.raises(ValueError, match=r"losses returns shape \(\); it must return one number"):
+        noise.batch_sharpness(lambda p, b: classifier_losses(p, b).mean(), *arguments[1:], 8)
+    few = jax.tree.map(lambda x: x[:2], batch)
+    with pytest.raises(ValueError, match=r"the batch has 2 examples; .* at least 3"):
+        noise.gradient_noise_scale(classifier_losses, params, few)
