@@ -131,9 +131,9 @@ def parametrize(
     """A family at one width under an abc-parametrization, with no change to the model.
 
     The exponents are statements about the network at width m n_0 relative to base width n_0. They hold
-    whatever initializer the model uses: how its standard deviation scales by itself is measured between the
-    base width and four times that, and corrected. "standard" therefore changes nothing in a model of LeCun,
-    He or fan-in initializers, and adds the missing m^(-1/2) to a constant standard deviation.
+    whatever initializer the model uses: how its standard deviation scales by itself is measured between two
+    small widths, and corrected. "standard" therefore changes nothing in a model of fan-in initializers
+    (LeCun, He), and adds the missing m^(-1/2) to a constant standard deviation.
 
     Two things stay with the model: attention logits divided by the head size instead of its square root, and
     a tied readout (role "tied": trained as the embedding it is; the model divides its logits by m for mup and
@@ -295,7 +295,7 @@ def _check_readout(family, example, widths, named):
 
     shapes = [
         jax.tree.map(jnp.shape, jax.eval_shape(lambda key, w=w: outputs(w, key), jax.random.key(0)))
-        for w in widths[:2]
+        for w in widths[1:3]
     ]
     if shapes[0] == shapes[1]:
         raise ValueError(
@@ -313,7 +313,8 @@ def _own_scales(family, example, widths, named):
     """
     if widths[-1] == widths[0]:
         return dict.fromkeys(named, 1.0)
-    low, high = (_rms(families.network(family, width, example).init) for width in widths[1:3])
+    nets = [families.network(family, width, example) for width in widths[1:3]]
+    low, high = (_rms(net.init, _num_keys(widths)) for net in nets)
     scales = {}
     for name, axes in named.items():
         law = _own_law(name, axes, widths, low[name], high[name])
@@ -321,16 +322,19 @@ def _own_scales(family, example, widths, named):
     return scales
 
 
-# Enough draws at the lower probe width to tell half powers apart on a single vector.
-_PROBE_WIDTH = 32
-_KEYS = 4
+_PROBE_WIDTH = 8  # the least width at which a standard deviation is measured
 
 
-def _rms(init):
-    """{name: RMS over entries and a few keys}."""
-    draws = [named_leaves(init(jax.random.key(seed))) for seed in range(_KEYS)]
+def _num_keys(widths):
+    """Enough draws of a single vector at the lower probe width to tell half powers apart."""
+    return max(4, 128 // widths[1])
+
+
+def _rms(init, num_keys):
+    """{name: RMS over entries and keys}."""
+    draws = [named_leaves(init(jax.random.key(seed))) for seed in range(num_keys)]
     return {
-        name: math.sqrt(sum(float(jnp.mean(jnp.square(draw[name]))) for draw in draws) / _KEYS)
+        name: math.sqrt(sum(float(jnp.mean(jnp.square(draw[name]))) for draw in draws) / num_keys)
         for name in draws[0]
     }
 
@@ -343,25 +347,31 @@ def _laws(axes, widths, before, after):
         "fan_out": out_1 / out_0,
         "width": widths[after] / widths[before],
         "fan_avg": (in_1 + out_1) / (in_0 + out_0),
+        "fan_max": max(in_1, out_1) / max(in_0, out_0),
     }
     laws = {"constant": 1.0}
     return laws | {(f, p): m**-p for p in (1 / 2, 1) for f, m in fans.items()}
 
 
 def _own_law(name, axes, widths, low, high):
-    """The first law within the error of measurement; a half power is a factor two from the next."""
+    """The law nearest to the measurement, if within its error; powers of one fan come before joint ones."""
     if low == high == 0:
         return "constant"
-    entries = [_KEYS * math.prod(axes.shapes[k]) for k in (1, 2)]
-    error = math.sqrt(sum(0.5 / max(n, 1) for n in entries))
-    tolerance = min(0.3, 0.02 + 4 * error)
-    for law, ratio in _laws(axes, widths, 1, 2).items():
-        if low > 0 and high > 0 and abs(math.log(high / low / ratio)) < tolerance:
-            return law
+    entries = [_num_keys(widths) * math.prod(axes.shapes[k]) for k in (1, 2)]
+    tolerance = min(0.3, 0.02 + 4 * math.sqrt(sum(0.5 / max(n, 1) for n in entries)))
+    if low > 0 and high > 0:
+        laws = _laws(axes, widths, 1, 2)
+        errors = {law: abs(math.log(high / low / ratio)) for law, ratio in laws.items()}
+        for joint in (False, True):
+            group = [law for law in laws if (law[0] in ("fan_avg", "fan_max")) == joint]
+            nearest = min(group, key=errors.get)
+            if errors[nearest] < tolerance:
+                return nearest
     raise ValueError(
         f"the initial standard deviation of {name} goes from {low:.3g} at width {widths[1]} to {high:.3g} at "
-        f"{widths[2]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out or their mean. Use a constant or a "
-        "variance-scaling initializer (LeCun, He, Glorot), or give the parameter's fans in `roles`"
+        f"{widths[2]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out, their mean or maximum. Use a "
+        "constant, variance-scaling (LeCun, He, Glorot) or orthogonal initializer, or name the parameter's fans "
+        "in `roles`"
     )
 
 
