@@ -40,7 +40,17 @@ _STATIC = (
     "channel_axis",
 )
 NAMES = (*_BETWEEN, *_FIRST, *_SECOND, *_STATIC)
-_FIELDS = ("correlation", "ntk", "coincident", "var1", "within1", "mask1", "var2", "within2", "mask2")
+_FIELDS = (
+    "correlation",
+    "ntk",
+    "coincident",
+    "var1",
+    "within1",
+    "mask1",
+    "var2",
+    "within2",
+    "mask2",
+)
 
 
 class Need(NamedTuple):
@@ -182,7 +192,9 @@ def _names(get: str | tuple[str, ...] | None) -> tuple[str, ...]:
     names = () if get is None else (get,) if isinstance(get, str) else tuple(get)
     for name in names:
         if name not in NAMES:
-            raise ValueError(f"{name!r} is not a kernel; get may be None or any of {', '.join(sorted(NAMES))}")
+            raise ValueError(
+                f"{name!r} is not a kernel; get may be None or any of {', '.join(sorted(NAMES))}"
+            )
     return names
 
 
@@ -203,11 +215,17 @@ def _checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         pairs = [_checked(part, mask_constant, f"{name}[{i}]") for i, part in enumerate(x)]
         return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
     if not isinstance(x, jax.Array | np.ndarray):
-        raise ValueError(f"{name} is a {type(x).__name__}; it must be an array, or a list of arrays")
+        raise ValueError(
+            f"{name} is a {type(x).__name__}; it must be an array, or a list of arrays"
+        )
     if jnp.iscomplexobj(x):
-        raise ValueError(f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels")
+        raise ValueError(
+            f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels"
+        )
     if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis")
+        raise ValueError(
+            f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
+        )
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
@@ -218,7 +236,9 @@ def _checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         mask = jnp.isnan(x) if math.isnan(mask_constant) else x == mask_constant
         x = jnp.where(mask, 0, x)
     if _truth(jnp.isfinite(x).all()) is False:
-        raise ValueError(f"{name} has entries that are not finite; remove them, or hide them with mask_constant")
+        raise ValueError(
+            f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
+        )
     return x, mask
 
 
@@ -290,21 +310,27 @@ def _evaluate(rule: Callable[..., Any], plan: _Plan, x1, x2, mask1, mask2, patte
     def network(x1, x2, mask1, mask2, pattern, coincident) -> Any:
         parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
         inputs = tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
-        out = rule(inputs if isinstance(x1, tuple) else inputs[0], pattern=pattern, **dict(plan.context))
-        return jax.tree.map(lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel))
+        out = rule(
+            inputs if isinstance(x1, tuple) else inputs[0], pattern=pattern, **dict(plan.context)
+        )
+        return jax.tree.map(
+            lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
+        )
 
     first, second = (x[0] if isinstance(x, tuple) else x for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
-    tile = _tile_size(sizes, first, batch, plan)
+    tile = _tile_sizes(sizes, first, batch, plan)
     data = (x1, x2, mask1, mask2, pattern)
     if tile is None:
         return network(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
     return _tiled(network, plan, batch, sizes, tile, data)
 
 
-def _tile_size(sizes: tuple[int, int], x: Array, batch: int, plan: _Plan) -> int | None:
-    """Samples along one side of a tile; None if everything is one tile."""
+def _tile_sizes(
+    sizes: tuple[int, int], x: Array, batch: int, plan: _Plan
+) -> tuple[int, int] | None:
+    """Samples of each batch in a tile; None if everything is one tile."""
     channel = plan.channel_axis % x.ndim
     area = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
     entries = area**2 if plan.need.pairs else area
@@ -312,39 +338,55 @@ def _tile_size(sizes: tuple[int, int], x: Array, batch: int, plan: _Plan) -> int
     if plan.need.whole or sizes[0] * sizes[1] * entries <= target:
         return None
     # With pixel pairs within each sample a tile of one pair would do three times the work.
-    side = max(math.isqrt(target // entries), 4 if plan.need.variance == 2 else 1)
-    if side >= max(sizes):
-        return None
-    side = min(side, *sizes)
-    return -(-max(sizes) // -(-max(sizes) // side))  # tiles of nearly one size overlap least
+    least = 4 if plan.need.variance == 2 else 1
+    side = max(math.isqrt(target // entries), least)
+    rows = _even(sizes[0], side)
+    columns = rows if plan.coincident else _even(sizes[1], max(target // entries // rows, least))
+    return None if (rows, columns) == sizes else (rows, columns)
 
 
-def _tiled(network, plan: _Plan, batch: int, sizes: tuple[int, int], tile: int, data) -> Any:
+def _even(size: int, most: int) -> int:
+    """Largest of equal parts of at most `most` that cover `size`: nearly equal ones overlap least."""
+    most = min(most, size)
+    return -(-size // -(-size // most))
+
+
+def _tiled(
+    network: Callable,
+    plan: _Plan,
+    batch: int,
+    sizes: tuple[int, int],
+    tile: tuple[int, int],
+    data: tuple,
+) -> Any:
     """Runs `network` on tiles of samples and puts the results together.
 
     The last tile of a row starts earlier instead of being smaller, so that all have one shape.
     """
-    counts = [-(-size // tile) for size in sizes]
-    starts = [[min(i * tile, size - tile) for i in range(n)] for size, n in zip(sizes, counts)]
+    rows, columns = tile
+    counts = [-(-size // side) for size, side in zip(sizes, tile)]
+    starts = [
+        [min(i * side, size - side) for i in range(n)] for size, side, n in zip(sizes, tile, counts)
+    ]
     upper = plan.symmetric or plan.coincident
     order = [(i, j) for i in range(counts[0]) for j in range(counts[1]) if not upper or j >= i]
     where = jnp.array([(starts[0][i], starts[1][j]) for i, j in order], jnp.int32)
     x1, x2, mask1, mask2, pattern = data
     graph1, graph2 = (None, None) if pattern is None else pattern
 
-    def cut(tree: Any, start: Array, axis: int) -> Any:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, tile, axis), tree)
+    def cut(tree: Any, start: Array, size: int, axis: int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), tree)
 
     def one(i: Array, j: Array) -> Any:
-        graphs = None if pattern is None else (cut(graph1, i, 0), cut(graph2, j, 0))
+        graphs = None if pattern is None else (cut(graph1, i, rows, 0), cut(graph2, j, columns, 0))
         coincident = None
         if plan.coincident:
-            coincident = (i + jnp.arange(tile))[:, None] == (j + jnp.arange(tile))[None]
+            coincident = (i + jnp.arange(rows))[:, None] == (j + jnp.arange(columns))[None]
         return network(
-            cut(x1, i, batch),
-            cut(x2, j, batch),
-            cut(mask1, i, batch),
-            cut(mask2, j, batch),
+            cut(x1, i, rows, batch),
+            cut(x2, j, columns, batch),
+            cut(mask1, i, rows, batch),
+            cut(mask2, j, columns, batch),
             graphs,
             coincident,
         )
@@ -407,7 +449,12 @@ def _mirror(x: Array, kernel: Kernel) -> Array:
 
 
 def inputs_to_kernel(
-    x1: Array, x2: Array, mask1: Array | None, mask2: Array | None, coincident: Array | None, plan: _Plan
+    x1: Array,
+    x2: Array,
+    mask1: Array | None,
+    mask2: Array | None,
+    coincident: Array | None,
+    plan: _Plan,
 ) -> Kernel:
     """Moments of the data: inner products over channels, divided by their number.
 
@@ -431,7 +478,9 @@ def inputs_to_kernel(
     correlation = _inner(*units, pixels, spread, 2)
     kernel = Kernel(
         # The rounding of an inner product grows with its length.
-        correlation=jnp.where(correlation > 1 - _tolerance(width, correlation.dtype), 1, correlation),
+        correlation=jnp.where(
+            correlation > 1 - _tolerance(width, correlation.dtype), 1, correlation
+        ),
         var1=norms[0] / width,
         var2=norms[1] / width,
         ntk=jnp.zeros((), correlation.dtype) if plan.ntk else None,

@@ -119,7 +119,9 @@ def affine(
     return out.replace(ntk=trained(out, kernel.nngp, kernel.ntk, W_std, b_std, fan_in))
 
 
-def deep(kernel: Kernel, dual: Dual, W_std: float, depth: int, *, fan_in: float | None = None) -> Kernel:
+def deep(
+    kernel: Kernel, dual: Dual, W_std: float, depth: int, *, fan_in: float | None = None
+) -> Kernel:
     """Moments after `depth` times (affine map without bias, nonlinearity), as one map of the correlation.
 
     Args:
@@ -138,7 +140,9 @@ def deep(kernel: Kernel, dual: Dual, W_std: float, depth: int, *, fan_in: float 
     correlation, own, gain = chain.maps(snap(kernel.correlation))
     ntk = kernel.ntk
     if ntk is not None:
-        one, two = kernels.views(jnp.sqrt(kernel.var1), jnp.sqrt(kernel.var2), kernel.diagonal_spatial)
+        one, two = kernels.views(
+            jnp.sqrt(kernel.var1), jnp.sqrt(kernel.var2), kernel.diagonal_spatial
+        )
         ntk = own * (one * two) + (gain * ntk if ntk.ndim else 0)
     return kernel.replace(
         correlation=correlation,

@@ -174,33 +174,39 @@ def window_mean(
         transpose: of the transposed convolution: the input is spread out by the strides.
     """
     sizes = x.shape[lead::axes]
+    over = [tuple(range(lead + axes * i, lead + axes * (i + 1))) for i in range(len(window))]
+    pads, interior = [(0, 0)] * len(window), [0] * len(window)
+    if transpose:
+        pads = [_transposed_pads(width, stride, padding) for width, stride in zip(window, strides)]
+        interior = [stride - 1 for stride in strides]
+    elif padding != "VALID":
+        pads = jax.lax.padtype_to_pads(sizes, window, strides, "SAME")
+    spread = [((0, 0), 0)] * lead + [
+        (pad, inside) for pad, inside in zip(pads, interior) for _ in range(axes)
+    ]
+    if axes == 2:
+        x = materialised(x)
+    if padding == "CIRCULAR" and not transpose:
+        x = jnp.pad(x, [pad for pad, _ in spread], "wrap")
+    elif any(pad != (0, 0) or inside for pad, inside in spread):
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(*pad, inside) for pad, inside in spread])
     for i, (size, width, stride) in enumerate(zip(sizes, window, strides)):
-        over = tuple(range(lead + axes * i, lead + axes * (i + 1)))
-        if transpose:
-            x = _pad(x, over, _transposed_pads(width, stride, padding), stride - 1)
-            x = _window_sum(x, over, width, 1)
-            if padding == "CIRCULAR":
-                for axis in over:
-                    x = wrap(x, axis, size * stride)
-        else:
-            low, high = (0, 0)
-            if padding != "VALID":
-                low, high = jax.lax.padtype_to_pads((size,), (width,), (stride,), "SAME")[0]
-            if padding == "CIRCULAR":
-                x = jnp.pad(
-                    x, [(low, high) if a in over else (0, 0) for a in range(x.ndim)], "wrap"
-                )
-            else:
-                x = _pad(x, over, (low, high), 0)
-            x = _window_sum(x, over, width, stride)
+        x = _window_sum(x, over[i], width, 1 if transpose else stride)
+        if padding == "CIRCULAR" and transpose:
+            for axis in over[i]:
+                x = wrap(x, axis, size * stride)
     return x / math.prod(window)
 
 
-def _pad(x: Array, over: tuple[int, ...], pads: tuple[int, int], interior: int) -> Array:
-    if pads == (0, 0) and interior == 0:
+def materialised(x: Array) -> Array:
+    """x, in memory: XLA's CPU compiler would compute it again in every shifted copy, entry by entry inside the pad.
+
+    Its optimization barriers are removed before it fuses; a branch is not.
+    """
+    if jax.default_backend() != "cpu":
         return x
-    config = [(*pads, interior) if axis in over else (0, 0, 0) for axis in range(x.ndim)]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+    known = x.ravel()[0] < jnp.inf
+    return jax.lax.cond(known, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)
 
 
 def _window_sum(x: Array, over: tuple[int, ...], width: int, stride: int) -> Array:
@@ -233,7 +239,7 @@ def wrap(x: Array, axis: int, size: int) -> Array:
     """Sums what overhangs `size` positions onto the other end, evenly from both sides."""
     low = -((x.shape[axis] - size) // 2) % size
     high = -(low + x.shape[axis]) % size
-    x = _pad(x, (axis,), (low, high), 0)
+    x = jnp.pad(x, [(low, high) if a == axis else (0, 0) for a in range(x.ndim)])
     x = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
     return jnp.sum(x, axis)
 

@@ -84,7 +84,9 @@ def GlobalSelfAttention(
             f"attention_mechanism is {attention_mechanism!r}; it must be one of {', '.join(MECHANISMS)}"
         )
     if pos_emb_type not in EMBEDDINGS:
-        raise ValueError(f"pos_emb_type is {pos_emb_type!r}; it must be one of {', '.join(EMBEDDINGS)}")
+        raise ValueError(
+            f"pos_emb_type is {pos_emb_type!r}; it must be one of {', '.join(EMBEDDINGS)}"
+        )
     score = MECHANISMS[attention_mechanism]
     hidden = attention.HIDDEN if attention_mechanism == "SOFTMAX" else 0
     qk_std, ov_std = W_query_std * W_key_std, W_out_std * W_value_std
@@ -122,7 +124,9 @@ def GlobalSelfAttention(
         """Embeddings (1, P, C) with the covariance of the decay, zero where hidden."""
         embedding = flat(embedding)
         if pos_emb_decay_fn is not None:
-            factor = jnp.linalg.cholesky(covariance(spatial, pos_emb_p_norm, pos_emb_decay_fn, False))
+            factor = jnp.linalg.cholesky(
+                covariance(spatial, pos_emb_p_norm, pos_emb_decay_fn, False)
+            )
             embedding = factor.astype(embedding.dtype)[None] @ embedding
         if mask is not None:
             embedding = jnp.where(mask[:, :, None], 0, embedding)
@@ -137,7 +141,9 @@ def GlobalSelfAttention(
         spatial = jnp.moveaxis(inputs, (batch_axis, channel_axis), (0, -1)).shape[1:-1]
         raw = seen = flat(inputs)
         if mask is not None:
-            mask = jnp.moveaxis(jnp.all(mask, channel_axis, keepdims=True), (batch_axis, channel_axis), (0, -1))
+            mask = jnp.moveaxis(
+                jnp.all(mask, channel_axis, keepdims=True), (batch_axis, channel_axis), (0, -1)
+            )
             mask = jnp.broadcast_to(mask, (raw.shape[0], *spatial, 1)).reshape(raw.shape[0], -1)
         if embedding is not None:
             position = positions(embedding, spatial, mask)
@@ -154,7 +160,9 @@ def GlobalSelfAttention(
         heads = score(scores, (3,)) @ jnp.einsum("npc,hcv->nhpv", source, values)
         heads = jnp.moveaxis(heads, 1, -1).reshape(*raw.shape[:2], -1)
         y = heads @ out * (ov_std / math.sqrt(n_chan_val * n_heads * source.shape[-1]))
-        y = jnp.moveaxis(y.reshape(raw.shape[0], *spatial, n_chan_out), (0, -1), (batch_axis, channel_axis))
+        y = jnp.moveaxis(
+            y.reshape(raw.shape[0], *spatial, n_chan_out), (0, -1), (batch_axis, channel_axis)
+        )
         return y if b is None else y + b_std * b
 
     def embedding_of(kernel: Kernel) -> attention.Embedding | None:

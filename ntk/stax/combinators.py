@@ -196,7 +196,11 @@ def serial(*layers: Layer) -> Layer:
         return input_shape, tuple(params)
 
     def apply_fn(params, inputs, *, rng=None, **kwargs):
-        keys = [None] * len(layers) if rng is None else list(jax.random.split(rng, max(len(layers), 1)))
+        keys = (
+            [None] * len(layers)
+            if rng is None
+            else list(jax.random.split(rng, max(len(layers), 1)))
+        )
         for one, param, key in zip(layers, params, keys):
             inputs = one.apply_fn(param, inputs, rng=key, **kwargs)
         return inputs
@@ -222,7 +226,9 @@ def serial(*layers: Layer) -> Layer:
         return out
 
     axes = next((fn.axes for fn in fns if fn.axes is not None), None)
-    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("serial", *(fn.spec for fn in fns)), axes))
+    return Layer(
+        init_fn, apply_fn, KernelFn(rule, needs, ("serial", *(fn.spec for fn in fns)), axes)
+    )
 
 
 def as_kernel_fn(fn: Callable) -> KernelFn:
@@ -268,7 +274,12 @@ def iterate(once: Callable, kernel: Any, count: int) -> Any:
 
 def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: int) -> Kernel | None:
     """`count` blocks of (affine map without bias, homogeneous nonlinearity) at once; None where that does not apply."""
-    plain = isinstance(kernel, Kernel) and kernel.within1 is None and kernel.mask1 is None and kernel.mask2 is None
+    plain = (
+        isinstance(kernel, Kernel)
+        and kernel.within1 is None
+        and kernel.mask1 is None
+        and kernel.mask2 is None
+    )
     if not plain or count < SHALLOW or len(block) != 2 or any(fn.scalar is None for fn in block):
         return None
     affine, dual = block[0].scalar, block[1].scalar
@@ -316,7 +327,9 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(jax.random.split(key, n))
+        return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(
+            jax.random.split(key, n)
+        )
 
     def apply_fn(params, inputs, *, rng=None, **kwargs):
         keys = None if rng is None else jax.random.split(rng, n)
@@ -359,7 +372,11 @@ def parallel(*layers: Layer) -> Layer:
 
     def apply_fn(params, inputs, *, rng=None, **kwargs):
         check(inputs)
-        keys = [None] * len(layers) if rng is None else list(jax.random.split(rng, max(len(layers), 1)))
+        keys = (
+            [None] * len(layers)
+            if rng is None
+            else list(jax.random.split(rng, max(len(layers), 1)))
+        )
         parts = zip(layers, params, inputs, keys)
         return type(inputs)(one.apply_fn(p, x, rng=key, **kwargs) for one, p, x, key in parts)
 
@@ -371,7 +388,9 @@ def parallel(*layers: Layer) -> Layer:
         return join(*(fn.needs(out) for fn in fns))
 
     axes = next((fn.axes for fn in fns if fn.axes is not None), None)
-    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("parallel", *(fn.spec for fn in fns)), axes))
+    return Layer(
+        init_fn, apply_fn, KernelFn(rule, needs, ("parallel", *(fn.spec for fn in fns)), axes)
+    )
 
 
 def FanOut(num: int) -> Layer:
@@ -442,7 +461,9 @@ def FanInConcat(axis: int = -1) -> Layer:
         if at == first.channel_axis:
             return rules.concatenate_channels(kernels)
         if at == first.batch_axis:
-            raise ValueError("FanInConcat along the batch has no kernel: entries would depend on other samples")
+            raise ValueError(
+                "FanInConcat along the batch has no kernel: entries would depend on other samples"
+            )
         return spatial.concatenate(kernels, pixel_axis(first, at))
 
     def mask(masks, shapes):

@@ -122,7 +122,9 @@ def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
     def shape(input_shape):
         x = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
         W = jax.ShapeDtypeStruct(weight_shape(input_shape), jnp.float32)
-        return jax.eval_shape(lambda x, W: plain(x, W, "VALID" if padding == "VALID" else "SAME"), x, W).shape
+        return jax.eval_shape(
+            lambda x, W: plain(x, W, "VALID" if padding == "VALID" else "SAME"), x, W
+        ).shape
 
     def params(key, input_shape):
         key_w, key_b = jax.random.split(key)
@@ -149,7 +151,9 @@ def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
         if shared:
             y = plain(x, W, pads)
         else:
-            y = jax.lax.conv_general_dilated_local(x, W, strides, pads, window, dimension_numbers=specs)
+            y = jax.lax.conv_general_dilated_local(
+                x, W, strides, pads, window, dimension_numbers=specs
+            )
         if padding == "CIRCULAR" and transpose:
             for c in filter_axes:
                 axis = out_spec.index(c)
@@ -182,7 +186,9 @@ def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
         mask = jnp.all(mask, lhs.index("C"), keepdims=True)
         seen = jnp.moveaxis(~mask, (lhs.index("N"), lhs.index("C")), (0, 1)).astype(jnp.float32)
         pads = "VALID" if padding == "VALID" else "SAME"
-        seen = jnp.broadcast_to(seen, (*seen.shape[:2], *(input_shape[lhs.index(c)] for c in pixels)))
+        seen = jnp.broadcast_to(
+            seen, (*seen.shape[:2], *(input_shape[lhs.index(c)] for c in pixels))
+        )
         total = spatial.window_mean(seen, 2, 1, kernel_window, kernel_strides, pads, transpose)
         names = [c for c in out_spec if c not in "NC"]
         total = jnp.transpose(total, (0, 1, *(2 + pixels.index(c) for c in names)))
@@ -200,7 +206,9 @@ def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
     )
 
 
-def _pad_around(x: Array, axes: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> Array:
+def _pad_around(
+    x: Array, axes: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> Array:
     """Continues x periodically, so that a valid convolution returns what a padded one would."""
     pads = [(0, 0)] * x.ndim
     sizes = tuple(x.shape[a] for a in axes)
@@ -244,7 +252,9 @@ def SumPool(
     return _pool(window_shape, strides, padding, False, False, batch_axis, channel_axis)
 
 
-def _pool(window, strides, padding, mean: bool, edges: bool, batch_axis: int, channel_axis: int) -> Layer:
+def _pool(
+    window, strides, padding, mean: bool, edges: bool, batch_axis: int, channel_axis: int
+) -> Layer:
     window = tuple(window)
     strides = tuple(strides or (1,) * len(window))
     _padding(padding)
@@ -255,7 +265,9 @@ def _pool(window, strides, padding, mean: bool, edges: bool, batch_axis: int, ch
         if not mean:
             return y * math.prod(window)
         if edges and padding == "SAME":
-            y = y / spatial.window_mean(jnp.ones((1, 1, *x.shape[2:]), x.dtype), 2, 1, window, strides, padding)
+            y = y / spatial.window_mean(
+                jnp.ones((1, 1, *x.shape[2:]), x.dtype), 2, 1, window, strides, padding
+            )
         return y
 
     def mask_fn(mask, input_shape):
@@ -267,14 +279,18 @@ def _pool(window, strides, padding, mean: bool, edges: bool, batch_axis: int, ch
 
     def on_pixels(x: Array) -> Array:
         return jnp.moveaxis(
-            pool(jnp.moveaxis(x, (batch_axis, channel_axis), (0, 1))), (0, 1), (batch_axis, channel_axis)
+            pool(jnp.moveaxis(x, (batch_axis, channel_axis), (0, 1))),
+            (0, 1),
+            (batch_axis, channel_axis),
         )
 
     return layer(
         lambda params, x, **_: on_pixels(x),
         lambda kernel, **_: spatial.linear(kernel, pool, pool),
         ("Pool", window, strides, padding, mean, edges, batch_axis, channel_axis),
-        shape=lambda s: jax.eval_shape(on_pixels, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape,
+        shape=lambda s: (
+            jax.eval_shape(on_pixels, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape
+        ),
         needs=mixes_pixels,
         mask=mask_fn,
         axes=(batch_axis, channel_axis),
@@ -361,7 +377,11 @@ def ImageResize(
                 f"ImageResize to {shape} changes the batch or the channels; put -1 at axes "
                 f"{kernel.batch_axis} and {kernel.channel_axis}: only pixels have a kernel when resized"
             )
-        sizes = [size for a, size in enumerate(full(kernel.shape1)) if a not in (kernel.batch_axis, kernel.channel_axis)]
+        sizes = [
+            size
+            for a, size in enumerate(full(kernel.shape1))
+            if a not in (kernel.batch_axis, kernel.channel_axis)
+        ]
 
         def mapped(x: Array) -> Array:
             return resize(x, (*x.shape[:2], *sizes))

@@ -24,7 +24,9 @@ def parameterized(parameterization: str) -> bool:
     """Whether weights are standard, with their variance in the initialisation; not ntk, with it in the forward pass."""
     name = parameterization.lower()
     if name not in ("ntk", "standard"):
-        raise ValueError(f"parameterization is {parameterization!r}; it must be 'ntk' or 'standard'")
+        raise ValueError(
+            f"parameterization is {parameterization!r}; it must be 'ntk' or 'standard'"
+        )
     return name == "standard"
 
 
@@ -142,7 +144,13 @@ def LayerNorm(
             kernel, tuple(pixel_axis(kernel, a) for a in over if a != kernel.channel_axis), eps
         )
 
-    spec = ("LayerNorm", axis if isinstance(axis, int) else tuple(axis), eps, batch_axis, channel_axis)
+    spec = (
+        "LayerNorm",
+        axis if isinstance(axis, int) else tuple(axis),
+        eps,
+        batch_axis,
+        channel_axis,
+    )
     return layer(
         apply,
         rule,
@@ -175,7 +183,9 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
         if mode == "test":
             return x
         if rng is None:
-            raise ValueError("Dropout in mode 'train' needs a key: call apply_fn(params, x, rng=key)")
+            raise ValueError(
+                "Dropout in mode 'train' needs a key: call apply_fn(params, x, rng=key)"
+            )
         return jnp.where(jax.random.bernoulli(rng, rate, x.shape), x / rate, 0)
 
     def rule(kernel: Kernel, **_) -> Kernel:
@@ -198,7 +208,9 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
         ValueError: another batch_axis_out.
     """
     if batch_axis_out not in (0, 1, -1, -2):
-        raise ValueError(f"batch_axis_out is {batch_axis_out}; the output has two axes, so it must be 0 or 1")
+        raise ValueError(
+            f"batch_axis_out is {batch_axis_out}; the output has two axes, so it must be 0 or 1"
+        )
     first = batch_axis_out in (0, -2)
 
     def shape(input_shape):
@@ -268,10 +280,14 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     def parts(kernel: Kernel) -> tuple[list[Any], slice]:
         index = slice_layer_axes(idx, len(kernel.shape1))
         if index[kernel.channel_axis] != slice(None):
-            raise ValueError(f"Index into the channels (axis {kernel.channel_axis}) has no infinite-width kernel")
+            raise ValueError(
+                f"Index into the channels (axis {kernel.channel_axis}) has no infinite-width kernel"
+            )
         batch = index[kernel.batch_axis]
         if not isinstance(batch, slice):
-            raise ValueError(f"the batch is indexed by {batch}; in the infinite-width limit it must be a slice")
+            raise ValueError(
+                f"the batch is indexed by {batch}; in the infinite-width limit it must be a slice"
+            )
         rest = [e for a, e in enumerate(index) if a not in (kernel.batch_axis, kernel.channel_axis)]
         return rest, batch
 
@@ -283,7 +299,10 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
             return x[(slice(None), slice(None), *rest)]
 
         out = spatial.linear(kernel, pick, pick, selects=True)
-        before = [sum(not isinstance(e, int) for e in index[:a]) for a in (kernel.batch_axis, kernel.channel_axis)]
+        before = [
+            sum(not isinstance(e, int) for e in index[:a])
+            for a in (kernel.batch_axis, kernel.channel_axis)
+        ]
         out = out.replace(
             batch_axis=before[0],
             channel_axis=before[1],
@@ -301,7 +320,9 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         lambda params, x, **_: x[idx],
         rule,
         ("Index", str(idx), batch_axis, channel_axis),
-        shape=lambda s: jax.eval_shape(lambda x: x[idx], jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape,
+        shape=lambda s: (
+            jax.eval_shape(lambda x: x[idx], jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape
+        ),
         needs=needs,
         mask=lambda mask, s: spread_mask(mask, s, channel_axis)[idx],
         remask=False,
@@ -380,10 +401,17 @@ def DotGeneral(
     return layer(
         lambda params, x, **_: product(x),
         rule,
-        ("DotGeneral", left, other.tobytes() if other.size < 10**6 else id(other), str(dimension_numbers)),
+        (
+            "DotGeneral",
+            left,
+            other.tobytes() if other.size < 10**6 else id(other),
+            str(dimension_numbers),
+        ),
         shape=lambda s: jax.eval_shape(product, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape,
         needs=(lambda out: out) if other.ndim == 0 else mixes_pixels,
-        mask=lambda mask, s: product((~spread_mask(mask, s, channel_axis)).astype(jnp.float32)) == 0,
+        mask=lambda mask, s: (
+            product((~spread_mask(mask, s, channel_axis)).astype(jnp.float32)) == 0
+        ),
         remask=False,
         axes=(batch_axis, channel_axis),
     )
@@ -437,8 +465,13 @@ def Aggregate(
 
     def node_axes(ndim: int) -> tuple[int, ...]:
         if aggregate_axis is None:
-            return tuple(a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim))
-        return tuple(a % ndim for a in ([aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis))
+            return tuple(
+                a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim)
+            )
+        return tuple(
+            a % ndim
+            for a in ([aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis)
+        )
 
     def apply(params, x, pattern=None, **_):
         if pattern is None:
@@ -461,7 +494,12 @@ def Aggregate(
     return layer(
         apply,
         rule,
-        ("Aggregate", aggregate_axis if aggregate_axis is None else str(aggregate_axis), to_dense, implementation),
+        (
+            "Aggregate",
+            aggregate_axis if aggregate_axis is None else str(aggregate_axis),
+            to_dense,
+            implementation,
+        ),
         needs=mixes_pixels,
         axes=(batch_axis, channel_axis),
     )
@@ -476,7 +514,7 @@ def _edges(pattern: Array, sizes: tuple[int, ...]) -> tuple[Array, Array]:
             f"pattern has shape {pattern.shape}; a sparse one is (batch, edges, {len(sizes)}, 2): "
             "senders and receivers of the edges"
         )
-    number = jnp.zeros(pattern.shape[:2] + (2,), jnp.int32)
+    number = jnp.zeros((*pattern.shape[:2], 2), jnp.int32)
     for axis, size in enumerate(sizes):
         number = number * size + pattern[:, :, axis]
     number = jnp.where(jnp.all(pattern >= 0, 2), number, -1)
