@@ -6,12 +6,21 @@ from limits.coordinates import (
     coordinate_check,
     layer_outputs,
 )
-from limits.exponents import Exponents, Rule, branch_multiplier, named_rule, symmetry
+from limits.exponents import (
+    RULES,
+    Exponents,
+    Rule,
+    branch_multiplier,
+    layerwise,
+    named_rule,
+    symmetry,
+)
 from limits.parametrization import Parametrized, parametrize
 from limits.regimes import ABC, Regime, abc, classify
 
 __all__ = [
     "ABC",
+    "RULES",
     "CoordinateCheck",
     "Exponents",
     "Parametrized",
@@ -23,6 +32,7 @@ __all__ = [
     "classify",
     "coordinate_check",
     "layer_outputs",
+    "layerwise",
     "named_rule",
     "parametrize",
     "symmetry",

@@ -1,13 +1,37 @@
 """What training did: curvature, collapse, kernels and features, as pure functions with their errors."""
 
-from metrics.curvature import Sharpness, sharpness
+from metrics import collapse, examples, features, frames, kernels, operators, spectra, stability
+from metrics.collapse import Collapse, collapse_by_layer, generalized_collapse, neural_collapse
+from metrics.curvature import Sharpness, eigenpairs, sharpness
+from metrics.estimate import Estimate
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
+from metrics.spectra import density, diagonal, spectral_density, trace
+from metrics.stability import edge_of_stability
 
 __all__ = [
+    "Collapse",
+    "Estimate",
     "Optimum",
     "PowerLaw",
     "Sharpness",
+    "collapse",
+    "collapse_by_layer",
+    "density",
+    "diagonal",
+    "edge_of_stability",
+    "eigenpairs",
+    "examples",
+    "features",
     "fit_power_law",
+    "frames",
+    "generalized_collapse",
+    "kernels",
+    "neural_collapse",
+    "operators",
     "refined_optimum",
     "sharpness",
+    "spectra",
+    "spectral_density",
+    "stability",
+    "trace",
 ]

@@ -13,7 +13,15 @@ from ntk.empirical import (
     empirical_ntk_fn,
     empirical_ntk_vp_fn,
 )
-from ntk.family import Network, ParamAxes, network, width_axes
+from ntk.family import (
+    Network,
+    ParamAxes,
+    initial_state,
+    named_leaves,
+    network,
+    path_name,
+    width_axes,
+)
 from ntk.kernel import Kernel
 from ntk.linearize import linearize, taylor_expand
 from ntk.monte_carlo import monte_carlo_kernel_fn
@@ -33,9 +41,12 @@ __all__ = [
     "empirical_ntk_vp_fn",
     "from_neural_tangents",
     "gram",
+    "initial_state",
     "linearize",
     "monte_carlo_kernel_fn",
+    "named_leaves",
     "network",
+    "path_name",
     "predict",
     "reference",
     "solve",
