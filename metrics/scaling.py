@@ -198,8 +198,7 @@ def _fit_with_offset(x, log_y):
     x = x / middle
     inverse = np.exp(-log_y)
     grid = np.linspace(-_LARGEST_EXPONENT, _LARGEST_EXPONENT, 201)  # 0 is the limit log x
-    costs = np.stack([_project(x, inverse, np.full(len(log_y), p))[0] for p in grid])
-    best = grid[costs.argmin(axis=0)]
+    best = grid[_project(x, inverse, grid[:, None])[0].argmin(axis=0)]
     step = grid[1] - grid[0]
     low, high, golden = best - step, best + step, (np.sqrt(5) - 1) / 2
     for _ in range(40):
@@ -214,15 +213,15 @@ def _fit_with_offset(x, log_y):
 def _project(x, inverse, exponent):
     """Least squares of (prefactor x^p + offset) / y - 1 at given p: cost, prefactor, offset."""
     # (x^p - 1)/p keeps prefactor and offset apart where x^p is nearly constant.
-    p = np.where(abs(exponent) < 1e-6, 1e-6, exponent)[:, None]
+    p = np.where(abs(exponent) < 1e-6, 1e-6, exponent)[..., None]
     u = np.expm1(p * np.log(x)) / p * inverse
-    uu, uv, vv = (u * u).sum(1), (u * inverse).sum(1), (inverse * inverse).sum(1)
-    ru, rv = u.sum(1), inverse.sum(1)
+    uu, uv, vv = (u * u).sum(-1), (u * inverse).sum(-1), (inverse * inverse).sum(-1)
+    ru, rv = u.sum(-1), inverse.sum(-1)
     determinant = uu * vv - uv**2
     slope, level = (ru * vv - rv * uv) / determinant, (rv * uu - ru * uv) / determinant
-    residual = slope[:, None] * u + level[:, None] * inverse - 1
-    prefactor = slope / p[:, 0]
-    return (residual**2).sum(1), prefactor, level - prefactor
+    residual = slope[..., None] * u + level[..., None] * inverse - 1
+    prefactor = slope / p[..., 0]
+    return (residual**2).sum(-1), prefactor, level - prefactor
 
 
 def _power(x, law):

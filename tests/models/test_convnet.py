@@ -86,7 +86,7 @@ def test_without_branches_a_resnet_is_its_stem_and_readout():
 
 
 def test_stages_halve_the_image_and_double_the_channels():
-    model = ResNet(width=4, depth=6, outputs=3, stages=3)
+    model = ResNet(width=4, depth=6, outputs=3, stages=3, block_depth=1)
     params = parameters(model)
     _, features = applied(model, params, features=True)(X)
     sizes = [features[f"block_{l}"].shape[2:] for l in range(6)]

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -19,13 +20,24 @@ def vit(width=8, **options):
     return ViT(width, **{"depth": 2, "outputs": 3, "heads": 2, "patch": 4} | options)
 
 
-def parameters(model, x):
+@functools.cache
+def parameters(model):
+    x = TOKENS if isinstance(model, Transformer) else IMAGES
     # XLA's own generator: the default one takes seconds to compile for each new shape on a CPU.
     return jax.jit(model.init)(jax.random.key(1, impl="rbg"), x)["params"]
 
 
-def applied(model, params, **options):
-    return jax.jit(lambda x: model.apply({"params": params}, x, **options))
+def shapes(model, x):
+    return jax.eval_shape(model.init, jax.random.key(1), x)
+
+
+@functools.cache
+def compiled(model, features):
+    return jax.jit(lambda params, x: model.apply({"params": params}, x, features=features))
+
+
+def applied(model, params, features=False):
+    return functools.partial(compiled(model, features), params)
 
 
 def layer(params, name):
@@ -38,32 +50,38 @@ def normalise(x):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
-def test_decoder_block_is_the_textbook_formula():
-    """One block written out with loops over heads and positions."""
-    model = decoder(depth=1, activation=jnp.tanh, branch_scale=0.5)
-    params = parameters(model, TOKENS)
+def test_decoder_is_the_textbook_formula():
+    """Written out with loops over blocks, heads and positions."""
+    model = decoder(activation=jnp.tanh, branch_scale=0.5)
+    params = parameters(decoder())
     logits, features = applied(model, params, features=True)(TOKENS)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    b, tokens = p["block_0"], np.asarray(TOKENS)
+    tokens = np.asarray(TOKENS)
     for n in range(3):
         x = p["embed"]["embedding"][tokens[n]] + p["position"]["embedding"]
-        y, h = normalise(x), np.zeros_like(x)
-        for head in range(2):
-            q, k, v = (y @ b["attention"][m]["kernel"][:, head] for m in ("query", "key", "value"))
-            for t in range(6):
-                weights = np.exp(k[: t + 1] @ q[t] / math.sqrt(4))
-                mixed = weights @ v[: t + 1] / weights.sum()
-                h[t] += mixed @ b["attention"]["out"]["kernel"][head]
-        x = x + 0.5 * h
-        x = x + 0.5 * np.tanh(normalise(x) @ b["mlp_in"]["kernel"]) @ b["mlp_out"]["kernel"]
-        np.testing.assert_allclose(features["block_0"][n], x, rtol=1e-4, atol=1e-4)
+        for name in ("block_0", "block_1"):
+            block = p[name]
+            x = x + 0.5 * attend(normalise(x), **block["attention"])
+            h = np.tanh(normalise(x) @ block["mlp_in"]["kernel"])
+            x = x + 0.5 * h @ block["mlp_out"]["kernel"]
+            np.testing.assert_allclose(features[name][n], x, rtol=1e-4, atol=1e-4)
         expected = normalise(x) @ p["readout"]["kernel"]
         np.testing.assert_allclose(logits[n], expected, rtol=1e-4, atol=1e-4)
 
 
+def attend(x, query, key, value, out):
+    result = np.zeros_like(x)
+    for head in range(2):
+        q, k, v = (x @ m["kernel"][:, head] for m in (query, key, value))
+        for t in range(len(x)):
+            weights = np.exp(k[: t + 1] @ q[t] / math.sqrt(4))
+            result[t] += weights @ v[: t + 1] / weights.sum() @ out["kernel"][head]
+    return result
+
+
 def test_decoder_does_not_see_the_future():
     model = decoder()
-    apply = applied(model, parameters(model, TOKENS))
+    apply = applied(model, parameters(model))
     changed = TOKENS.at[:, 3].set((TOKENS[:, 3] + 1) % 11)
     before, after = apply(TOKENS), apply(changed)
     np.testing.assert_allclose(before[:, :3], after[:, :3], atol=1e-6)
@@ -72,14 +90,14 @@ def test_decoder_does_not_see_the_future():
 
 def test_short_sequences_are_prefixes():
     model = decoder()
-    apply = applied(model, parameters(model, TOKENS))
+    apply = applied(model, parameters(model))
     np.testing.assert_allclose(apply(TOKENS[:, :4]), apply(TOKENS)[:, :4], atol=1e-6)
 
 
 @pytest.mark.parametrize(("build", "x"), [(decoder, TOKENS), (vit, IMAGES)])
 def test_attention_scales_differ_by_the_root_of_the_head_dimension(build, x):
     root, linear = build(attention_scale="1/sqrt(d)"), build(attention_scale="1/d")
-    params = parameters(root, x)
+    params = parameters(build())
     assert not np.allclose(applied(root, params)(x), applied(linear, params)(x), atol=1e-3)
     louder = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * 2 if "query" in jax.tree_util.keystr(path) else leaf, params
@@ -88,8 +106,8 @@ def test_attention_scales_differ_by_the_root_of_the_head_dimension(build, x):
 
 
 def test_vit_embeds_patches_as_a_strided_convolution_does():
-    model = vit(patch=4)
-    params = parameters(model, IMAGES)
+    model = vit()
+    params = parameters(model)
     _, features = applied(model, params, features=True)(IMAGES)
     kernel = params["embed"]["kernel"].reshape(4, 4, 2, 8)
     expected = jax.lax.conv_general_dilated(
@@ -100,7 +118,7 @@ def test_vit_embeds_patches_as_a_strided_convolution_does():
 
 def test_vit_knows_where_a_patch_is_only_by_its_position():
     model = vit()
-    params = parameters(model, IMAGES)
+    params = parameters(model)
     swapped = jnp.concatenate([IMAGES[:, 4:], IMAGES[:, :4]], axis=1)
     blind = {**params, "position": jax.tree.map(jnp.zeros_like, params["position"])}
     seeing, blind = applied(model, params), applied(model, blind)
@@ -111,7 +129,7 @@ def test_vit_knows_where_a_patch_is_only_by_its_position():
 @pytest.mark.parametrize(("build", "x"), [(decoder, TOKENS), (vit, IMAGES)])
 def test_without_branches_only_the_embedding_is_left(build, x):
     model = build(branch_scale=0.0)
-    params = parameters(model, x)
+    params = parameters(build())
     _, features = applied(model, params, features=True)(x)
     expected = features["embed"] + params["position"]["embedding"][None]
     np.testing.assert_allclose(features["block_1"], expected, atol=1e-6)
@@ -120,15 +138,15 @@ def test_without_branches_only_the_embedding_is_left(build, x):
 @pytest.mark.parametrize(("build", "x"), [(decoder, TOKENS), (vit, IMAGES)])
 def test_features_are_named_after_layers_and_of_order_one_at_every_width(build, x):
     sizes = {}
-    for width in (32, 256):
+    for width in (32, 128):
         model = build(width)
-        params = parameters(model, x)
+        params = parameters(model)
         outputs, features = applied(model, params, features=True)(x)
         assert all("/" in name or name in params for name in features)
         assert all(layer(params, name) for name in features)
         assert (features["readout"] == outputs).all()
         sizes[width] = {name: float(jnp.sqrt((h**2).mean())) for name, h in features.items()}
-    for name, size in sizes[256].items():
+    for name, size in sizes[128].items():
         assert 0.5 < size / sizes[32][name] < 2, name
 
 
@@ -139,11 +157,11 @@ def test_features_are_named_after_layers_and_of_order_one_at_every_width(build, 
         (lambda: vit(9), "width=9 is not a multiple of heads=2"),
         (lambda: vit(8, heads=0), "width=8 is not a multiple of heads=0"),
         (lambda: decoder(attention_scale="1"), r"attention_scale='1' is not one of '1/sqrt\(d\)'"),
-        (lambda: parameters(decoder(context=4), TOKENS), "6 tokens are longer than context=4"),
-        (lambda: parameters(decoder(), TOKENS[0]), r"shape \(6,\) .* not integers \(N, T\)"),
-        (lambda: parameters(decoder(), TOKENS / 2), "type float32 are not integers"),
-        (lambda: parameters(vit(patch=3), IMAGES), "8 x 8 pixels .* patch=3.*common divisor"),
-        (lambda: parameters(vit(), IMAGES[0]), "are not images"),
+        (lambda: shapes(decoder(context=4), TOKENS), "6 tokens are longer than context=4"),
+        (lambda: shapes(decoder(), TOKENS[0]), r"shape \(6,\) .* not integers \(N, T\)"),
+        (lambda: shapes(decoder(), TOKENS / 2), "type float32 are not integers"),
+        (lambda: shapes(vit(patch=3), IMAGES), "8 x 8 pixels .* patch=3.*common divisor"),
+        (lambda: shapes(vit(), IMAGES[0]), "are not images"),
     ],
 )
 def test_mistakes_are_named(build, message):
