@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ntk import kernel as kernels
+from ntk.inputs import Need as Need
+from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
+from ntk.inputs import join as join
 from ntk.kernel import Array, Kernel
 
 TILE = {"cpu": 2**16}
@@ -51,42 +52,6 @@ _FIELDS = (
     "within2",
     "mask2",
 )
-
-
-class Need(NamedTuple):
-    """What must be known of a layer's activations for the result that was asked for.
-
-    Attributes:
-        pairs: covariances between all pixel pairs of two inputs, not of equal pixels alone.
-        variance: within one input, 0: nothing but a scale, 1: the variance of each pixel, 2: all pixel pairs.
-        whole: whether a layer acts on the batch as a whole, so that it cannot be cut into tiles.
-    """
-
-    pairs: bool
-    variance: int
-    whole: bool = False
-
-
-def join(*needs: Need) -> Need:
-    """The least that serves every need."""
-    return Need(
-        any(need.pairs for need in needs),
-        max(need.variance for need in needs),
-        any(need.whole for need in needs),
-    )
-
-
-class _Plan(NamedTuple):
-    """What of an evaluation is known before it is compiled."""
-
-    names: tuple[str, ...]
-    need: Need
-    ntk: bool
-    symmetric: bool
-    coincident: bool
-    batch_axis: int
-    channel_axis: int
-    context: tuple[tuple[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,22 +117,22 @@ class KernelFn:
         leaves = jax.tree.leaves(x1_or_kernel, is_leaf=lambda x: isinstance(x, Kernel))
         if leaves and all(isinstance(leaf, Kernel) for leaf in leaves):
             return _select(self.rule(x1_or_kernel, **context), get)
-        x1, mask1 = _checked(x1_or_kernel, mask_constant, "x1")
+        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1")
         symmetric = x2 is None
-        x2, mask2 = (x1, mask1) if symmetric else _checked(x2, mask_constant, "x2")
-        _check_pair(x1, x2, self.axes)
+        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2")
+        check_pair(x1, x2, self.axes)
         if diagonal_batch is False and {"cov1", "cov2"} & set(names or ("cov1",)):
             raise ValueError(
                 "diagonal_batch=False asks for covariances between all samples of one batch: "
                 "call kernel_fn(x1, None, 'nngp') for them, and keep diagonal_batch unset here"
             )
         batch, channel = self.axes or (0, -1)
-        plan = _Plan(
+        plan = Plan(
             names,
             self._need(names, diagonal_spatial),
             get is None or "ntk" in names,
             symmetric,
-            symmetric or _coincident(x1, x2),
+            symmetric or coincident_batches(x1, x2),
             batch if batch_axis is None else batch_axis,
             channel if channel_axis is None else channel_axis,
             tuple(sorted((k, v) for k, v in context.items() if k != "pattern")),
@@ -209,71 +174,6 @@ def _select(out: Any, get: str | tuple[str, ...] | None) -> Any:
     return collections.namedtuple("AnalyticKernel", get)(*(getattr(out, name) for name in get))
 
 
-def _checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
-    """Inputs as floating-point arrays with hidden entries zero, and the masks (None without mask_constant)."""
-    if isinstance(x, list | tuple):
-        pairs = [_checked(part, mask_constant, f"{name}[{i}]") for i, part in enumerate(x)]
-        return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
-    if not isinstance(x, jax.Array | np.ndarray):
-        raise ValueError(
-            f"{name} is a {type(x).__name__}; it must be an array, or a list of arrays"
-        )
-    if jnp.iscomplexobj(x):
-        raise ValueError(
-            f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels"
-        )
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(
-            f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
-        )
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(float)
-    elif x.dtype.itemsize < 4:
-        x = x.astype(jnp.float32)
-    mask = None
-    if mask_constant is not None:
-        mask = jnp.isnan(x) if math.isnan(mask_constant) else x == mask_constant
-        x = jnp.where(mask, 0, x)
-    if _truth(jnp.isfinite(x).all()) is False:
-        raise ValueError(
-            f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
-        )
-    return x, mask
-
-
-def _check_pair(x1: Any, x2: Any, axes: tuple[int, int] | None) -> None:
-    if isinstance(x1, tuple) or isinstance(x2, tuple):
-        if not (isinstance(x1, tuple) and isinstance(x2, tuple) and len(x1) == len(x2)):
-            raise ValueError("x1 and x2 must be lists of the same number of inputs")
-        for a, b in zip(x1, x2):
-            _check_pair(a, b, axes)
-        return
-    batch = (axes or (0, -1))[0] % x1.ndim
-    rest1, rest2 = (x.shape[:batch] + x.shape[batch + 1 :] for x in (x1, x2))
-    if rest1 != rest2:
-        raise ValueError(
-            f"samples of x1 have shape {rest1}, and those of x2 {rest2}; they must be the same, channels included"
-        )
-
-
-def _coincident(x1: Any, x2: Any) -> bool:
-    """Whether both batches hold the same samples in the same order; False where they are traced."""
-    if isinstance(x1, tuple):
-        return all(_coincident(a, b) for a, b in zip(x1, x2))
-    if x1 is x2:
-        return True
-    return x1.shape == x2.shape and _truth(jnp.array_equal(x1, x2)) is True
-
-
-def _truth(x: Array) -> bool | None:
-    """A boolean, or None where it is not known before the run."""
-    try:
-        return bool(x)
-    except jax.errors.ConcretizationTypeError:
-        return None
-
-
 class _Result(NamedTuple):
     """A kernel without its arrays, and the arrays that were asked for."""
 
@@ -306,7 +206,7 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
     return collections.namedtuple("AnalyticKernel", get)(*map(field, get))
 
 
-def _evaluate(rule: Callable[..., Any], plan: _Plan, x1, x2, mask1, mask2, pattern) -> Any:
+def _evaluate(rule: Callable[..., Any], plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
     def network(x1, x2, mask1, mask2, pattern, coincident) -> Any:
         parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
         inputs = tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
@@ -327,9 +227,7 @@ def _evaluate(rule: Callable[..., Any], plan: _Plan, x1, x2, mask1, mask2, patte
     return _tiled(network, plan, batch, sizes, tile, data)
 
 
-def _tile_sizes(
-    sizes: tuple[int, int], x: Array, batch: int, plan: _Plan
-) -> tuple[int, int] | None:
+def _tile_sizes(sizes: tuple[int, int], x: Array, batch: int, plan: Plan) -> tuple[int, int] | None:
     """Samples of each batch in a tile; None if everything is one tile."""
     channel = plan.channel_axis % x.ndim
     area = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
@@ -353,7 +251,7 @@ def _even(size: int, most: int) -> int:
 
 def _tiled(
     network: Callable,
-    plan: _Plan,
+    plan: Plan,
     batch: int,
     sizes: tuple[int, int],
     tile: tuple[int, int],
@@ -446,72 +344,3 @@ def _mirror(x: Array, kernel: Kernel) -> Array:
     for axis in range(2, x.ndim):
         order.append(axis if kernel.diagonal_spatial else axis ^ 1)
     return jnp.transpose(x, order)
-
-
-def inputs_to_kernel(
-    x1: Array,
-    x2: Array,
-    mask1: Array | None,
-    mask2: Array | None,
-    coincident: Array | None,
-    plan: _Plan,
-) -> Kernel:
-    """Moments of the data: inner products over channels, divided by their number.
-
-    Args:
-        x1: first batch.
-        x2: second batch.
-        mask1: True where hidden (the channels with all or none of their position), or None.
-        mask2: the same of the second batch.
-        coincident: (N1, N2), where the samples are the same; or None.
-        plan: axes, and what the network needs.
-    """
-    batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
-    masks = [None if m is None else jnp.all(m, channel, keepdims=True) for m in (mask1, mask2)]
-    units, norms = [], []
-    for x in (x1, x2):
-        x = jnp.moveaxis(x, (batch, channel), (0, -1))
-        norms.append(jnp.sum(x * x, -1))
-        units.append(x * kernels.inverse_sqrt(norms[-1])[..., None])
-    width, pixels = x1.shape[channel], x1.ndim - 2
-    spread = plan.need.pairs and pixels > 0
-    correlation = _inner(*units, pixels, spread, 2)
-    kernel = Kernel(
-        # The rounding of an inner product grows with its length.
-        correlation=jnp.where(
-            correlation > 1 - _tolerance(width, correlation.dtype), 1, correlation
-        ),
-        var1=norms[0] / width,
-        var2=norms[1] / width,
-        ntk=jnp.zeros((), correlation.dtype) if plan.ntk else None,
-        coincident=coincident,
-        mask1=masks[0],
-        mask2=masks[1],
-        shape1=x1.shape,
-        shape2=x2.shape,
-        diagonal_spatial=not spread and pixels > 0,
-        symmetric=plan.symmetric,
-        batch_axis=batch,
-        channel_axis=channel,
-    )
-    within = [None, None]
-    if plan.need.variance == 2 and pixels:
-        for side, (unit, norm) in enumerate(zip(units, norms)):
-            one, two = kernels.views_within(jnp.sqrt(norm / width))
-            within[side] = _inner(unit, unit, pixels, True, 1) * (one * two)
-    return kernel.replace(within1=within[0], within2=within[1])
-
-
-def _tolerance(width: int, dtype: Any) -> float:
-    return float((4 + math.sqrt(width) / 4) * jnp.finfo(dtype).eps)
-
-
-def _inner(x1: Array, x2: Array, pixels: int, spread: bool, lead: int) -> Array:
-    """Inner products over channels; of all pixel pairs (N1, N2, H, H, W, W) if spread, else of equal pixels."""
-    one = list(range(2, 2 + pixels))
-    two = [10 + axis for axis in one] if spread else one
-    batch = [0, 1] if lead == 2 else [0]
-    out = [axis for pair in zip(one, two) for axis in pair] if spread else one
-    return jnp.einsum(
-        x1, [batch[0], *one, 99], x2, [batch[-1], *two, 99], [*batch, *out], precision="highest"
-    )

@@ -13,7 +13,7 @@ import numpy as np
 from ntk import attention
 from ntk.evaluate import Need
 from ntk.kernel import Array, Kernel
-from ntk.stax.combinators import Layer, layer
+from ntk.stax.layers import Layer, layer
 
 MECHANISMS = {
     "SOFTMAX": attention.softmax,

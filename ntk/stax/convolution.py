@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ntk import spatial
 from ntk.kernel import Array, Kernel
-from ntk.stax.combinators import Layer, Shape, layer
-from ntk.stax.linear import mixes_pixels, parameterized, spread_mask
+from ntk.stax.fixed import mixes_pixels, spread_mask
+from ntk.stax.layers import Layer, Shape, layer
+from ntk.stax.linear import parameterized
 
 PADDINGS = ("VALID", "SAME", "CIRCULAR")
 

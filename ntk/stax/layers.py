@@ -1,0 +1,178 @@
+"""What a layer is: a triple (init_fn, apply_fn, kernel_fn) made from pure functions, with masks carried along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ntk import rules
+from ntk.duals import Dual
+from ntk.evaluate import KernelFn, Need
+from ntk.kernel import Array, Kernel
+
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer: unpacks as init_fn(key, input_shape), apply_fn(params, x), kernel_fn(x1, x2, get).
+
+    Attributes:
+        init_fn: (key, input_shape) -> (output_shape, params).
+        apply_fn: (params, x, rng=, mask_constant=, pattern=) -> the finite network's output.
+        kernel_fn: its kernels at infinite width; see `ntk.evaluate.KernelFn`.
+    """
+
+    init_fn: Callable
+    apply_fn: Callable
+    kernel_fn: KernelFn
+
+
+class MaskedArray(NamedTuple):
+    """Activations, and where they are hidden; what `apply_fn` returns where `mask_constant` is given.
+
+    Attributes:
+        masked_value: activations.
+        mask: True where hidden; broadcasts against the activations.
+    """
+
+    masked_value: Any
+    mask: Any
+
+
+def unmask_fn(fn: Callable) -> Callable:
+    """An apply_fn that returns arrays, zero where hidden, in place of `MaskedArray`."""
+
+    def unmask(x: Any) -> Any:
+        if isinstance(x, MaskedArray):
+            return x.masked_value if x.mask is None else jnp.where(x.mask, 0, x.masked_value)
+        return type(x)(unmask(part) for part in x) if isinstance(x, list | tuple) else x
+
+    return lambda *args, **kwargs: unmask(fn(*args, **kwargs))
+
+
+def keep(x: Any, *_: Any) -> Any:
+    """The first argument: what most layers do to shapes, masks and needs."""
+    return x
+
+
+def layer(
+    apply: Callable,
+    rule: Callable,
+    spec: Hashable,
+    *,
+    shape: Callable[[Any], Any] = keep,
+    params: Callable[[Array, Any], Any] = lambda key, input_shape: (),
+    needs: Callable[[Need], Need] = keep,
+    mask: Callable[[Any, Any], Any] = keep,
+    remask: bool = True,
+    axes: tuple[int, int] | None = None,
+    scalar: Any = None,
+) -> Layer:
+    """A layer from pure functions; masks and shapes are carried along.
+
+    Args:
+        apply: (params, inputs, mask=, rng=, pattern=) -> outputs, whatever their hidden entries.
+        rule: `Kernel` -> `Kernel`, or lists of them.
+        spec: equal for layers that do the same, and hashable.
+        shape: shape of the input (list of shapes) -> shape of the output.
+        params: (key, shape of the input) -> parameters.
+        needs: what must be known of the output -> of the input.
+        mask: (mask, shape of the input) -> mask of the output; lists for several inputs.
+        remask: whether the rule may make moments of hidden entries non-zero.
+        axes: batch and channel axis of the input, None if any will do.
+        scalar: what it does to a correlation by itself; see `KernelFn`.
+    """
+
+    def init_fn(key, input_shape):
+        return shape(input_shape), params(key, input_shape)
+
+    def apply_fn(parameters, inputs, *, mask_constant=None, **kwargs):
+        values, masks = _split(inputs, mask_constant)
+        outputs = apply(parameters, values, mask=masks, **kwargs)
+        if absent(masks):
+            return outputs
+        shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
+        return _attach(outputs, mask(masks, shapes))
+
+    def masked_rule(kernel, **context):
+        single = isinstance(kernel, Kernel)
+        parts = [kernel] if single else list(kernel)
+        out = rule(kernel, **context)
+        masks = []
+        for mask_name, shape_name in (("mask1", "shape1"), ("mask2", "shape2")):
+            before = [getattr(k, mask_name) for k in parts]
+            shapes = [getattr(k, shape_name) for k in parts]
+            after = None
+            if not absent(before):
+                after = mask(before[0] if single else before, shapes[0] if single else shapes)
+            masks.append(after)
+            new = shape(shapes[0] if single else shapes)
+            if isinstance(out, Kernel):
+                out = out.replace(**{shape_name: tuple(new)})
+        if not isinstance(out, Kernel):  # a fan-out: each copy keeps its masks
+            return out
+        if remask:
+            return rules.hide(out, *masks)
+        return out.replace(mask1=masks[0], mask2=masks[1])
+
+    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar))
+
+
+def absent(masks: Any) -> bool:
+    """Whether there is no mask, nor one in a list."""
+    return masks is None or (isinstance(masks, list) and all(absent(m) for m in masks))
+
+
+def _split(inputs: Any, mask_constant: float | None) -> tuple[Any, Any]:
+    """Values with zeros where hidden, and masks."""
+    if isinstance(inputs, MaskedArray):
+        value, mask = inputs
+    elif isinstance(inputs, list | tuple):
+        parts = [_split(part, mask_constant) for part in inputs]
+        return [p[0] for p in parts], [p[1] for p in parts]
+    elif mask_constant is None:
+        return inputs, None
+    else:
+        value = inputs
+        mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(inputs), inputs == mask_constant)
+    return (value if mask is None else jnp.where(mask, 0, value)), mask
+
+
+def _attach(outputs: Any, masks: Any) -> Any:
+    if isinstance(outputs, list):
+        return [_attach(o, m) for o, m in zip(outputs, masks)]
+    return outputs if masks is None else MaskedArray(outputs, masks)
+
+
+def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
+    """A nonlinearity from its dual activation.
+
+    Args:
+        dual: its `fn` acts on finite activations; None if there is no such function.
+        spec: hashable and equal for equal nonlinearities, so that a repeated block compiles once; by default the
+            dual itself, which equals only one made of the same Python functions.
+
+    Returns:
+        (init_fn, apply_fn, kernel_fn).
+    """
+
+    def apply(params, inputs, **_):
+        if dual.fn is None:
+            raise ValueError("this nonlinearity is defined by its kernel alone: it has no apply_fn")
+        return dual.fn(inputs)
+
+    def rule(kernel: Kernel, **_) -> Kernel:
+        return rules.elementwise(kernel, dual)
+
+    def needs(out: Need) -> Need:
+        return out._replace(variance=max(out.variance, 1))
+
+    spec = ("elementwise", dual if spec is None else spec)
+    return layer(apply, rule, spec, needs=needs, scalar=dual)
+
+
+def pixel_axis(kernel: Kernel, axis: int) -> int:
+    """Number of a spatial axis of the activations among the spatial axes."""
+    return axis - (axis > kernel.batch_axis) - (axis > kernel.channel_axis)
