@@ -79,25 +79,27 @@ def decompose(matrix: Array, shift: Array, limit: Array) -> tuple[Array, Array, 
     most = jnp.maximum(scale * limit, 4 * least).astype(matrix.dtype)
     where = jnp.arange(n)
 
-    def attempt(jitter: Array) -> tuple[Array, Array, Array, Array]:
+    def failed(state: tuple) -> Array:
+        _, jitter, _, found = state
+        return ~found & (jitter < most)
+
+    def attempt(state: tuple) -> tuple[Array, Array, Array, Array]:
+        jitter = jnp.minimum(jnp.maximum(10 * state[1], 4 * least), most)
+        jitter = jnp.where(state[1] < 0, 0, jitter)  # without any, first
         shifted = matrix.at[where, where].add(shift + jitter)
         factor = jax.lax.linalg.cholesky(shifted, symmetrize_input=False)
         pivot = jnp.min(jnp.diagonal(factor)) ** 2
         return factor, jitter, pivot, pivot > least
 
-    def failed(state: tuple) -> Array:
-        return ~state[-1] & (state[1] < most)
-
-    def more(state: tuple) -> tuple:
-        jitter = jnp.maximum(10 * state[1], 4 * least)
-        return attempt(jnp.minimum(jitter, most))
-
-    return jax.lax.while_loop(failed, more, attempt(jnp.zeros((), matrix.dtype)))
+    none = jnp.full((), -1, matrix.dtype)
+    start = (jnp.zeros_like(matrix), none, none, jnp.array(False))
+    return jax.lax.while_loop(failed, attempt, start)
 
 
 def _condition(times: Callable[[Array], Array], factor: Array) -> Array:
     """Largest over smallest Rayleigh quotient after twelve power iterations each way."""
-    start = jax.random.normal(jax.random.key(0), (factor.shape[0],), factor.dtype)
+    n = factor.shape[0]
+    start = jnp.cos(jnp.arange(n, dtype=factor.dtype) ** 2)  # in no special direction
 
     def power(apply: Callable[[Array], Array]) -> Array:
         def step(_: int, v: Array) -> Array:

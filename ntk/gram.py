@@ -307,10 +307,9 @@ def _verified(folder: _Folder, job: tiles.Job) -> set[tuple[int, int]]:
     """Finished tiles whose entries match their checksum; the journal is rewritten to these."""
     journal = folder.path / "tiles.txt"
     lines = journal.read_text().split("\n") if journal.exists() else []
-    noted = {}
-    for line in lines[:-1]:  # a kill can cut the last one short
-        i, j, digest = line.split(" ")
-        noted[int(i), int(j)] = digest
+    # A kill can cut the last line short.
+    notes = [line.split(" ") for line in lines[:-1]]
+    noted = {(int(i), int(j)): digest for i, j, digest in notes}
     good = {ij: d for ij, d in noted.items() if _digest(folder.matrix, job, *ij) == d}
     broken = sorted(set(noted) - set(good))
     if broken:

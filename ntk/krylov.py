@@ -74,7 +74,7 @@ def nystrom(times: Matvec, n: int, rank: int, shift: Array, key: Array) -> Preco
     if rank == 0:
         zero = jnp.zeros((), dtype)
         return Preconditioner(jnp.zeros((n, 0), dtype), jnp.zeros(0, dtype), zero)
-    probe, _ = jnp.linalg.qr(jax.random.normal(key, (n, rank), dtype))
+    probe, _ = jnp.linalg.qr(jax.random.rademacher(key, (n, rank), dtype))
     return _nystrom(probe, times(probe), shift)
 
 
@@ -125,12 +125,18 @@ def conjugate_gradient(
     def body(state: _State) -> _State:
         return _step(state, times(state.p), preconditioner, target)
 
-    zero = jnp.zeros((), b.dtype)
-    state = _State(b * 0, b, b, zero, jnp.array(0), preconditioner.top, jnp.array(False))
+    rz = jnp.zeros_like(size)
+    state = _State(b * 0, b, b, rz, jnp.array(0), preconditioner.top, jnp.array(False))
+
+    def another(rounds: tuple[Array, _State]) -> Array:
+        return rounds[0] < 2
+
+    def solve_round(rounds: tuple[Array, _State]) -> tuple[Array, _State]:
+        state = loop(goes_on, body, _restart(rounds[1], preconditioner))
+        return rounds[0] + 1, state._replace(r=b - times(state.x))
+
     # The recurrence for r drifts from the true residual by rounding: the second round mends that.
-    for _ in range(2):
-        state = loop(goes_on, body, _restart(state, preconditioner))
-        state = state._replace(r=b - times(state.x))
+    _, state = loop(another, solve_round, (jnp.array(0), state))
     residual = jnp.linalg.norm(state.r, axis=0) / jnp.where(size > 0, size, 1)
     return Result(state.x, residual, state.step, state.top, state.indefinite)
 

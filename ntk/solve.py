@@ -148,10 +148,11 @@ def cholesky(
     Source: Rasmussen & Williams (2006), algorithm 2.1, and equation 5.12 for leave-one-out.
     """
     if _lacks_double(dtype, kernel, y):
+        scale = {"diag_reg_absolute_scale": diag_reg_absolute_scale}
         with jax.enable_x64(True):
-            options = (diag_reg_absolute_scale, leave_one_out, dtype or jnp.float64)
-            names = ("diag_reg_absolute_scale", "leave_one_out", "dtype")
-            found = cholesky(kernel, y, diag_reg, **dict(zip(names, options)))
+            found = cholesky(
+                kernel, y, diag_reg, **scale, leave_one_out=leave_one_out, dtype=jnp.float64
+            )
         return jax.tree.map(np.asarray, found)
     kernel = jnp.asarray(kernel)
     matrix, y = _floating(kernel, dtype), jnp.asarray(y)
@@ -166,9 +167,8 @@ def cholesky(
     if _is(found.found, False):
         raise ValueError(
             f"the matrix is indefinite beyond the rounding of {given}: with jitter of "
-            f"{float(found.jitter):.3g} its smallest pivot is {float(found.pivot):.3g}, where its "
-            f"largest entry is {float(jax.lax.stop_gradient(jnp.abs(matrix).max())):.3g}; compute the kernel in float64, "
-            "or raise diag_reg"
+            f"{float(found.jitter):.3g}, the most that explains, a pivot is {float(found.pivot):.3g}; "
+            "compute the kernel in float64, or raise diag_reg"
         )
     if _is(found.jitter > 0, True):
         warnings.warn(
@@ -180,15 +180,9 @@ def cholesky(
             stacklevel=2,
         )
     left = None if found.leave_one_out is None else found.leave_one_out.reshape(y.shape)
-    return Solution(
-        found.x.reshape(y.shape),
-        found.residual.reshape(y.shape[1:]),
-        jnp.zeros((), int),
-        found.jitter,
-        found.condition,
-        found.found,
-        left,
-    )
+    residual, steps = found.residual.reshape(y.shape[1:]), jnp.zeros((), int)
+    rest = (found.jitter, found.condition, found.found, left)
+    return Solution(found.x.reshape(y.shape), residual, steps, *rest)
 
 
 def conjugate_gradient(
@@ -244,7 +238,7 @@ def conjugate_gradient(
     }
     if _lacks_double(dtype, y if callable(kernel) else kernel, y):
         with jax.enable_x64(True):
-            found = conjugate_gradient(kernel, y, diag_reg, **options, dtype=dtype or jnp.float64)
+            found = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
         return jax.tree.map(np.asarray, found)
     _check_options(rank, tolerance, max_steps)
     n = jnp.shape(y)[0] if jnp.ndim(y) else 0
