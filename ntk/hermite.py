@@ -69,15 +69,17 @@ def dual(
         tolerance: error of k relative to E[f^2]; that of kdot, relative to E[f'^2], is allowed to
             be a hundred times larger. Both are largest at rho = 1 and fall like rho^order.
         max_variance: largest variance at which the tolerance has to hold.
-        kinks: jumps of f and of its slope as (at, jump, slope); found by themselves if None,
-            within |x| <= 24. () for a smooth function.
+        kinks: jumps of f, of its slope and of its curvature as (at, jump, slope, curvature), the
+            last for kinks at 0 only; found by themselves if None, within |x| <= 24. () for a
+            smooth function.
 
     Returns:
         The dual; the study of `fn` happens at its first use, once.
 
     Raises:
         ValueError: fn is not elementwise, not real or not finite; not square-integrable at
-            `max_variance`; order, tolerance or max_variance is not positive.
+            `max_variance`; order, tolerance or max_variance is not positive; a change of
+            curvature is given together with a kink elsewhere than at 0.
 
     Source: Daniely, Frostig & Singer 2016, lemma 11; Han et al. 2022.
     """
@@ -88,6 +90,10 @@ def dual(
         raise ValueError(f"order is {order}; it must be at least 1")
     _check_shape(fn)
     kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
+    if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks):
+        raise ValueError(
+            f"kinks are {kinks}; changes of curvature are split off only if all are at 0"
+        )
 
     @functools.cache
     def plan() -> Plan:
@@ -160,65 +166,69 @@ def _coefficients(fn, plan: Plan, q: Array):
     precision = jax.lax.Precision.HIGHEST
     table = jnp.asarray(matrix, q.dtype)
     smooth = jnp.tensordot(table, (values - centre[None]) / deviation[None], 1, precision=precision)
-    smooth = [smooth[0] * deviation + centre, *smooth[1:]]
+    smooth = smooth.at[0].set(smooth[0] * deviation + centre)
     slopes, jumps = kinks_.coefficients(plan.kinks, deviation, order)
     return smooth, slopes, jumps
 
 
 def _moments(fn, plan, q1, q2, rho):
     q1, q2, rho = (jnp.asarray(x, jnp.result_type(q1, q2, rho, float)) for x in (q1, q2, rho))
-    first = _coefficients(fn, plan, q1)
-    second = first if q2 is q1 else _coefficients(fn, plan, q2)
-    s1, r1, _ = first
-    s2, r2, _ = second
-    scale = root(q1) * root(q2)
-    products = [_cross(*terms) for terms in zip(s1, r1, s2, r2)] if plan.kinks else None
-    products = products or [a * b for a, b in zip(s1, s2)]
-    series, kdot = _evaluate(plan, products, rho)
-    k = products[0] + scale * series
+    s1, r1, j1 = _coefficients(fn, plan, q1)
+    s2, r2, j2 = (s1, r1, j1) if q2 is q1 else _coefficients(fn, plan, q2)
+    # (s1 + r1) (s2 + r2) - r1 r2, the part of the series that kinks leave
+    pairs = [(s1, s2 + r2), (r1, s2)] if plan.kinks else [(s1, s2)]
+    series, kdot = _evaluate(plan, pairs, rho)
+    k = _product(pairs, 0) + (root(q1) * root(q2)) * series
     if plan.kinks:
         d1, d2 = _deviation(q1), _deviation(q2)
         closed, slope = kinks_.moments(plan.kinks, d1, d2, rho)
         k, kdot = k + closed, kdot + slope
         if any(kink.jump for kink in plan.kinks):
-            k = k + _jump_terms(plan, first, second, d1, d2, rho)
+            # Jumps times the rest, in E[f f] only: f' is the derivative almost everywhere.
+            k = k + s1[0] * j2[0] + j1[0] * s2[0]
+            k = k + _evaluate(plan, [(s1 * d1[None], j2), (j1, s2 * d2[None])], rho)[0]
     return k, kdot
 
 
-def _cross(s1, r1, s2, r2):
-    """(s1 + r1) (s2 + r2) - r1 r2."""
-    return s1 * (s2 + r2) + r1 * s2
+def _product(pairs, k):
+    return sum(a[k] * b[k] for a, b in pairs)
 
 
-def _jump_terms(plan, first, second, d1, d2, rho):
-    """Smooth part times jumps, in E[f f] only: f' is the derivative almost everywhere."""
-    (s1, _, j1), (s2, _, j2) = first, second
-    zeroth = s1[0] * j2[0] + j1[0] * s2[0]
-    products = [d1 * a * d + b * d2 * c for a, b, c, d in zip(s1, j1, s2, j2)]
-    return zeroth + _evaluate(plan, products, rho)[0]
-
-
-def _evaluate(plan, products, rho):
-    """sum_k p_k rho^k without p_0, and its derivative, even and odd orders apart."""
+def _evaluate(plan, pairs, rho):
+    """sum_k p_k rho^k without p_0, and its derivative; even and odd orders apart."""
     y = rho * rho
-    zero = jnp.zeros_like(products[0] * rho)
+    zero = jnp.zeros_like(_product(pairs, 0) * rho)
     value, slope = zero, zero
     for start, last in ((1, plan.odd), (2, plan.even)):
-        terms = products[start : last + 1 : 2]
-        if terms:
-            p, dp = _horner(terms, y)
-            value = value + (rho * p if start == 1 else y * p)
-            slope = slope + (p + 2 * y * dp if start == 1 else 2 * rho * (p + y * dp))
+        if last < start:
+            continue
+        terms = [(a[start : last + 1 : 2], b[start : last + 1 : 2]) for a, b in pairs]
+        p, dp = _horner(terms, y, zero)
+        value = value + (rho * p if start == 1 else y * p)
+        slope = slope + (p + 2 * y * dp if start == 1 else 2 * rho * (p + y * dp))
     return value, slope
 
 
-def _horner(terms, y):
-    """sum_i terms[i] y^i and its derivative."""
-    value, slope = terms[-1] + jnp.zeros_like(y), jnp.zeros_like(terms[-1] * y)
-    for term in terms[-2::-1]:
-        slope = slope * y + value
-        value = value * y + term
-    return value, slope
+def _horner(pairs, y, zero, block=16):
+    """sum_k p_k y^k and its derivative, p_k the sum of products of the pairs' k-th coefficients."""
+    length = pairs[0][0].shape[0]
+
+    def descend(state, group):
+        value, slope = state
+        for k in reversed(range(group[0][0].shape[0])):
+            slope = slope * y + value
+            value = value * y + _product(group, k)
+        return (value, slope), None
+
+    whole = length // block
+    if whole < 2:
+        return descend((zero, zero), pairs)[0]
+    # A loop over blocks: unrolled, a hundred terms take minutes to compile.
+    state, _ = descend((zero, zero), [(a[whole * block :], b[whole * block :]) for a, b in pairs])
+    fold = [
+        tuple(x[: whole * block].reshape(whole, block, *x.shape[1:]) for x in ab) for ab in pairs
+    ]
+    return jax.lax.scan(descend, state, fold, reverse=True)[0]
 
 
 # --- the study of f, once, in double precision ----------------------------------------------------

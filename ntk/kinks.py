@@ -1,12 +1,13 @@
-"""Jumps of an activation and of its slope: found, split off, and their Gaussian moments.
+"""Jumps of an activation, of its slope and of its curvature: found, split off, and their moments.
 
 A series in the correlation converges slowly near 1 for a function with a kink: its Hermite
-coefficients decay like order^(-5/4), and order^(-3/4) for a jump. Written as
+coefficients decay like order^(-3/4) for a jump, order^(-5/4) for one of the slope, and
+order^(-7/4) for one of the curvature. Written as
 
-    f(x) = sum_j [slope_j max(x - at_j, 0) + jump_j 1(x > at_j)] + smooth(x),
+    f(x) = sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j) + rest(x),
 
-the sum has moments in closed form, up to one integral over an angle, and the series is left
-with products that contain a coefficient of the smooth rest.
+the sum has Gaussian moments in closed form, up to one integral over an angle where at_j is not 0,
+and the series is left with products that contain a coefficient of the smoother rest.
 """
 
 import functools
@@ -27,11 +28,12 @@ _FAR = 12.0  # standard deviations beyond which a Gaussian tail is zero
 
 
 class Kink(NamedTuple):
-    """f jumps by `jump`, and f' by `slope`, at x = `at`."""
+    """At x = `at`, f jumps by `jump`, f' by `slope` and f'' by `curvature`."""
 
     at: float
-    jump: float
-    slope: float
+    jump: float = 0.0
+    slope: float = 0.0
+    curvature: float = 0.0
 
 
 def find(f) -> tuple[Kink, ...]:
@@ -42,7 +44,7 @@ def find(f) -> tuple[Kink, ...]:
 
     Returns:
         Kinks from left to right. Found are jumps above 1e-5 and changes of slope above 1e-3, at
-        least 0.1 apart.
+        least 0.1 apart; changes of curvature above 1e-3 only at 0, and if all others are at 0.
     """
     x = np.arange(-_REACH - 2 * _SPACING, _REACH + 3 * _SPACING, _SPACING)
     values = f(x)
@@ -59,29 +61,38 @@ def find(f) -> tuple[Kink, ...]:
         points = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 17)
         at = np.argmax(np.abs(np.diff(f(points), 2, axis=1)), axis=1)
         low, high = (np.take_along_axis(points, (at + i)[:, None], 1)[:, 0] for i in (0, 2))
-    return tuple(kink for kink in map(Kink._make, _measure(f, (low + high) / 2)) if any(kink[1:]))
+    kinks = [kink for kink in _measure(f, (low + high) / 2) if kink.jump or kink.slope]
+    if all(kink.at == 0 for kink in kinks) and (np.abs(x[flagged]) < 3 * _SPACING).any():
+        kinks = [kink for kink in _measure(f, np.zeros(1)) if any(kink[1:])]
+    return tuple(kinks)
 
 
 def _measure(f, at):
-    """(at, jump, slope) from one-sided quadratic extrapolation."""
-    at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at)
+    """Kinks at given places, from one-sided quadratic extrapolation."""
+    at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at) + 0.0
     step = 1e-4
     sides = []
     for sign in (1, -1):
         f1, f2, f3 = f(at + sign * step * np.array([[1], [2], [3]]))
-        sides.append((3 * f1 - 3 * f2 + f3, sign * (-2.5 * f1 + 4 * f2 - 1.5 * f3) / step))
-    (right, right_slope), (left, left_slope) = sides
-    jump, slope = right - left, right_slope - left_slope
-    jump = np.where(np.abs(jump) > 1e-5 * (1 + np.abs(left)), np.round(jump, 9), 0)
-    slope = np.where(np.abs(slope) > 1e-3 * (1 + np.abs(left_slope)), np.round(slope, 6), 0)
-    return zip((at + 0.0).tolist(), jump.tolist(), slope.tolist())
+        wide = f(at + sign * 10 * step * np.array([[1], [2], [3], [4]]))
+        value = 3 * f1 - 3 * f2 + f3
+        slope = sign * (-2.5 * f1 + 4 * f2 - 1.5 * f3) / step
+        sides.append(np.stack([value, slope, np.array([3, -8, 7, -2]) @ wide / (10 * step) ** 2]))
+    right, left = sides
+    size = np.array([[1e-5], [1e-3], [1e-3]]) * (1 + np.abs(left))
+    changes = np.where(np.abs(right - left) > size, right - left, 0)
+    changes[2] = np.where(at == 0, changes[2], 0)
+    digits = (9, 6, 5)
+    rounded = [np.round(change, digit).tolist() for change, digit in zip(changes, digits)]
+    return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
 
 
 def ramps(kinks, x):
-    """sum_j [slope_j max(x - at_j, 0) + jump_j 1(x > at_j)], for numpy or JAX arrays."""
+    """sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j)."""
     total = 0 * x
-    for at, jump, slope in kinks:
-        total = total + (x > at) * (slope * (x - at) + jump)
+    for at, jump, slope, curvature in kinks:
+        distance = x - at
+        total = total + (x > at) * ((0.5 * curvature * distance + slope) * distance + jump)
     return total
 
 
@@ -97,7 +108,7 @@ def tail(x):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
-    """Normalised Hermite coefficients of the slope part and of the jump part of `ramps`.
+    """Normalised Hermite coefficients of the continuous part and of the jumps of `ramps`.
 
     Args:
         kinks: the kinks.
@@ -106,20 +117,22 @@ def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
 
     Returns:
         Two arrays of shape (order + 1, *deviation.shape): coefficients of z -> part(deviation z),
-        those of the slope part divided by `deviation` from order 1 on.
+        those of the continuous part divided by `deviation` from order 1 on.
     """
-    slopes = jumps = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
-    if not kinks:
-        return slopes, jumps
+    ramp = jumps = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
     k = jnp.arange(1, order + 1, dtype=deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
-    for at, jump, slope in kinks:
+    for at, jump, slope, curvature in kinks:
         a = at / deviation
         p, q = density(a)[None], tail(a)[None]
         scaled = _hermite_times_density(a, order)
         jumps = jumps + jump * jnp.concatenate([q, scaled / jnp.sqrt(k)])
-        part = scaled[:-1] / jnp.sqrt(k[1:] * k[:-1])
-        slopes = slopes + slope * jnp.concatenate([deviation[None] * (p - a[None] * q), q, part])
-    return slopes, jumps
+        # Coefficients of (z - a)_+, and of half its square, whose derivative it is.
+        first = jnp.concatenate([p - a[None] * q, q, scaled[:-1] / jnp.sqrt(k[1:] * k[:-1])])
+        half = 0.5 * ((1 + a[None] ** 2) * q - a[None] * p)
+        second = jnp.concatenate([half, first[:-1] / jnp.sqrt(k)])
+        part = slope * first + curvature * deviation[None] * second
+        ramp = ramp + jnp.concatenate([deviation[None] * part[:1], part[1:]])
+    return ramp, jumps
 
 
 def _hermite_times_density(a, order):
@@ -136,17 +149,38 @@ def _hermite_times_density(a, order):
 def moments(kinks, deviation1: Array, deviation2: Array, rho: Array) -> tuple[Array, Array]:
     """E[r(u) r(v)] and E[r'(u) r'(v)] of r = `ramps`, r' its derivative almost everywhere."""
     k = kdot = jnp.zeros_like((deviation1 * deviation2) * rho)
-    for at1, jump1, slope1 in kinks:
-        for at2, jump2, slope2 in kinks:
-            if at1 == at2 == 0:
-                both, ramp12 = half_space(rho)
-                ramp1 = ramp2 = (1 + rho) / math.sqrt(8 * math.pi)
-            else:
-                both, ramp1, ramp2, ramp12 = _thresholds(at1 / deviation1, at2 / deviation2, rho)
-            k = k + slope1 * slope2 * (deviation1 * deviation2) * ramp12 + jump1 * jump2 * both
-            k = k + slope1 * jump2 * deviation1 * ramp1 + jump1 * slope2 * deviation2 * ramp2
-            kdot = kdot + slope1 * slope2 * both
+    for one in kinks:
+        for two in kinks:
+            pair = _at_zero if one.at == two.at == 0 else _apart
+            more, slope = pair(one, two, deviation1, deviation2, rho)
+            k, kdot = k + more, kdot + slope
     return k, kdot
+
+
+def _at_zero(one, two, d1, d2, rho):
+    """E[r(u) r(v)] and E[r'(u) r'(v)] of kinks at 0, by the moments E[u_+^m v_+^n]."""
+    j1, s1, c1 = one.jump, one.slope * d1, 0.5 * one.curvature * d1 * d1
+    j2, s2, c2 = two.jump, two.slope * d2, 0.5 * two.curvature * d2 * d2
+    m00, m11 = half_space(rho)
+    m01 = (1 + rho) / math.sqrt(8 * math.pi)
+    k = j1 * j2 * m00 + s1 * s2 * m11 + (j1 * s2 + s1 * j2) * m01
+    kdot = one.slope * two.slope * m00
+    if one.curvature or two.curvature:
+        sine = root(one_minus_square(rho)) / (2 * math.pi)
+        m02, m12 = rho * sine + m00, (1 + rho) * m01
+        m22 = 3 * rho * sine + (1 + 2 * rho * rho) * m00
+        k = k + (j1 * c2 + c1 * j2) * m02 + (s1 * c2 + c1 * s2) * m12 + c1 * c2 * m22
+        kdot = kdot + (one.slope * two.curvature * d2 + one.curvature * d1 * two.slope) * m01
+        kdot = kdot + one.curvature * two.curvature * d1 * d2 * m11
+    return k, kdot
+
+
+def _apart(one, two, d1, d2, rho):
+    """The same for kinks anywhere, without curvature."""
+    both, ramp1, ramp2, ramps = _thresholds(one.at / d1, two.at / d2, rho)
+    s1, s2 = one.slope * d1, two.slope * d2
+    k = one.jump * two.jump * both + s1 * two.jump * ramp1 + one.jump * s2 * ramp2 + s1 * s2 * ramps
+    return k, one.slope * two.slope * both
 
 
 def _thresholds(a, b, rho):
@@ -154,12 +188,7 @@ def _thresholds(a, b, rho):
 
     The last three follow from the first by partial integration.
     """
-    square = one_minus_square(rho)
-    spread = root(square)
-    inverse = 1 / jnp.maximum(spread, jnp.finfo(spread.dtype).tiny ** 0.5)
-    # b - rho a, without cancellation where rho is near 1
-    beyond_a = _clip(((b - a) + a * (1 - rho)) * inverse)
-    beyond_b = _clip(((a - b) + b * (1 - rho)) * inverse)
+    spread, beyond_a, beyond_b = _beyond(a, b, rho)
     both = _orthant(_clip(a), _clip(b), rho)
     at_a, at_b = density(a) * tail(beyond_a), density(b) * tail(beyond_b)
     joint = spread * density(a) * density(beyond_a)
@@ -168,10 +197,20 @@ def _thresholds(a, b, rho):
     return both, ramp1, ramp2, (a * b + rho) * both - b * at_a - a * at_b + joint
 
 
+def _beyond(a, b, rho):
+    """sqrt(1 - rho^2); how far b lies above E[v | u = a] and a above E[u | v = b], in deviations."""
+    spread = root(one_minus_square(rho))
+    inverse = 1 / jnp.maximum(spread, jnp.finfo(spread.dtype).tiny ** 0.5)
+    # b - rho a, without cancellation where rho is near 1
+    toward_b, toward_a = (b - a) + a * (1 - rho), (a - b) + b * (1 - rho)
+    return spread, _clip(toward_b * inverse), _clip(toward_a * inverse)
+
+
 def _clip(x):
     return jnp.clip(x, -_FAR, _FAR)
 
 
+@jax.custom_jvp
 def _orthant(a, b, rho):
     """P(u > a, v > b) at unit variances.
 
@@ -193,12 +232,30 @@ def _orthant(a, b, rho):
     edge = jnp.exp(-0.5 * (d / spread) ** 2)
     first = spread * edge - d * (math.sqrt(2 * math.pi) * tail(d / spread))
     integral = front * (first + second * (spread**3 * edge - d * d * first) / 3)
-    nodes, weights = np.polynomial.legendre.leggauss(24 if rho.dtype == jnp.float64 else 10)
-    for node, weight in zip((nodes + 1) / 2, weights / 2):
-        cos, sin = jnp.cos(angle * float(node)), jnp.maximum(jnp.sin(angle * float(node)), 1e-12)
+
+    def add_node(integral, node):
+        place, weight = node
+        cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-12)
         half = 0.5 * (d / sin) ** 2
         rest = jnp.exp(-half - product / (1 + cos))
         rest = rest - front * jnp.exp(-half) * cos * (1 + second * sin * sin)
-        integral = integral + float(weight) * angle * rest
+        return integral + weight * angle * rest, None
+
+    nodes, weights = np.polynomial.legendre.leggauss(24 if rho.dtype == jnp.float64 else 10)
+    rule = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], axis=1), rho.dtype)
+    integral, _ = jax.lax.scan(add_node, integral, rule)
     value = tail(jnp.maximum(a, reflected)) - integral / (2 * math.pi)
     return jnp.where(negative, tail(a) - value, value)
+
+
+@_orthant.defjvp
+def _orthant_jvp(primals, tangents):
+    a, b, rho = primals
+    spread, beyond_a, beyond_b = _beyond(a, b, rho)
+    inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+    slopes = (
+        -density(a) * tail(beyond_a),
+        -density(b) * tail(beyond_b),
+        density(a) * density(beyond_a) * inverse,
+    )
+    return _orthant(a, b, rho), sum(slope * dx for slope, dx in zip(slopes, tangents))
