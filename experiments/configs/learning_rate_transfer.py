@@ -34,7 +34,6 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.study = "learning_rate_transfer"
     config.task = tasks.default_config("digits")
-    config.task.noise = 0.2
     config.model = {"name": "MLP", "depth": 2}
     # Every rule is the plain Flax network at this width; larger widths are scaled from it.
     config.base_width = 64
@@ -44,8 +43,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "widths": (64, 128, 256, 512, 1024),
         "optimizers": ("sgd", "adam"),
         "loss": "cross_entropy",
-        # log2 of the first rate, of the last rate, and how many
-        "log2_rates": {"sgd": (-4.0, 6.0, 11), "adam": (-13.0, -3.0, 11)},
+        # log2 of the first rate, of the last rate, and how many (as many for each optimizer)
+        "log2_rates": {"sgd": (-4.0, 5.0, 10), "adam": (-12.0, -3.0, 10)},
         "seeds": (0, 1),
         "batch_size": 64,
         "num_test": 1024,
@@ -53,14 +52,16 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "chunk": 50,
     }
     config.trajectory = {
+        # Base width 1: the readout starts small at every width, as in the paper (gamma = sqrt(width)).
+        "base_width": 1,
         "widths": (64, 128, 256, 512, 1024),
         "parametrizations": ("ntk", "mup"),
         "loss": "squared_error",
-        "learning_rates": {"ntk": 0.5, "mup": 1.0},
-        "seeds": (0,),
-        "num_train": 512,
+        "learning_rates": {"ntk": 0.1, "mup": 0.1},
+        "seeds": (0, 1),
+        "num_train": 256,
         "steps": 300,
-        "chunk": 10,
+        "chunk": 20,
         "lanczos_steps": 6,
     }
     config.coordinates = {
@@ -82,10 +83,12 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 def _smoke(config):
     config.task.num_train = 256
     config.base_width = 16
-    config.sweep.widths = config.trajectory.widths = config.coordinates.widths = (16, 32, 64)
+    config.sweep.widths = config.trajectory.widths = (16, 64)
+    config.coordinates.widths = (16, 32, 64)
     config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-11.0, -3.0, 5)}
     config.sweep.steps, config.sweep.chunk = 20, 10
     config.trajectory.num_train = 128
+    config.trajectory.seeds = (0,)
     config.trajectory.steps, config.trajectory.chunk = 20, 10
     config.coordinates.seeds = 2
 
@@ -102,6 +105,7 @@ def _paper(config, network):
         "vit": {"name": "ViT", "depth": 3, "heads": 4, "attention_scale": "1/d", "patch": 4},
         "transformer": {"name": "Transformer", "depth": 3, "heads": 4, "attention_scale": "1/d"},
     }[network]
+    config.trajectory.base_width = 32
     config.sweep.widths = config.trajectory.widths = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
     config.coordinates.widths = ()
     config.sweep.seeds = config.trajectory.seeds = (0, 1, 2)

@@ -69,14 +69,20 @@ def _check(config: Any) -> None:
     for name in config.sweep.optimizers:
         if name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {name!r}; there are: {', '.join(OPTIMIZERS)}")
+    counts = {name: config.sweep.log2_rates[name][2] for name in config.sweep.optimizers}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"log2_rates must have as many rates for each optimizer, not {counts}")
     for part in (config.sweep, config.trajectory):
         if part.steps % part.chunk:
             raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
         losses.supervised(part.loss, None)
 
 
-def network(config: Any, task: tasks.Task, rule: str, width: int) -> limits.Parametrized:
+def network(
+    config: Any, task: tasks.Task, rule: str, width: int, base_width: int | None = None
+) -> limits.Parametrized:
     """The study's family under one rule, at one width."""
+    base_width = config.base_width if base_width is None else base_width
     fields = config.model.to_dict()
     name = fields.pop("name")
     if name == "Transformer":
@@ -85,7 +91,7 @@ def network(config: Any, task: tasks.Task, rule: str, width: int) -> limits.Para
         fields |= {"outputs": task.outputs}
     family = models.family(name, **fields)
     return limits.parametrize(
-        family, rule, width=width, base_width=config.base_width, example=task.train.x[:1]
+        family, rule, width=width, base_width=base_width, example=task.train.x[:1]
     )
 
 
@@ -205,7 +211,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
     for w, width in enumerate(part.widths):
         program = None
         for r, rule in enumerate(part.parametrizations):
-            net = network(config, task, rule, width)
+            net = network(config, task, rule, width, part.base_width)
             data = {
                 "train": tuple(leaf[: part.num_train] for leaf in task.train),
                 "factors": net.factors,
@@ -377,7 +383,7 @@ def _sharpness_claims(data: xr.Dataset) -> list[Claim]:
         at_most(
             f"P2 spread, {rule}",
             f"{NOCI}, Fig. 2",
-            "median over mid-training of (max - min) / mean of sharpness over the widths from 128",
+            "median over mid-training of (max - min) / mean of sharpness over the widths >= 128",
             _spread(curve),
             0.25,
             control=rule == "ntk",
