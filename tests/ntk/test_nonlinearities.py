@@ -60,7 +60,7 @@ def test_equals_neural_tangents(name, x64):
             np.testing.assert_allclose(mine, peer, rtol=rtol, atol=rtol * np.abs(peer).max())
 
 
-def finite_kernels(layer, key, samples=64, width=512):
+def finite_kernels(layer, key, samples=48, width=512):
     """NNGP and NTK of finite networks, and their standard errors over samples."""
     init_fn, apply_fn, _ = serial(Dense(width, 1.2, 0.3), layer, Dense(1, 0.9))
     x = jnp.asarray(X1[:3], jnp.float32)
@@ -81,7 +81,7 @@ def finite_kernels(layer, key, samples=64, width=512):
 
 @pytest.mark.parametrize(
     "name",
-    ["Step", "RectifiedMonomial", "Tanh", "Softplus", "Elu", "HardTanh", "ElementwiseNumerical"],
+    ["RectifiedMonomial", "HardTanh", "ElementwiseNumerical"],
 )
 def test_equals_finite_networks_where_neural_tangents_cannot(name):
     arguments = {
@@ -131,7 +131,7 @@ def test_users_own_integral_in_a_layer():
 
 def test_zero_inputs_give_finite_kernels():
     x = jnp.zeros((2, 6)).at[1].set(1.0)
-    for name in ("Relu", "Erf", "Gelu", "Tanh", "Softplus", "Sign"):
+    for name in ("Erf", "Softplus", "Sign"):
         kernel_fn = serial(Dense(8), getattr(nl, name)(), Dense(8), getattr(nl, name)(), Dense(1))[
             2
         ]
