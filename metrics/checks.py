@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metrics.estimate import concrete
 
@@ -88,7 +89,7 @@ def explain_non_finite(loss: Callable, params: Any, batch: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if is_finite(leaf) is False:
             raise ValueError(f"parameter {_name(path)} is not finite: the run has diverged")
-    value = loss(params, batch)
+    value = jax.jit(loss)(params, batch)
     if is_finite(value) is not False:
         raise ValueError(
             f"the loss is {value}, but its second derivative is not finite; a square root, norm or "
@@ -104,12 +105,15 @@ def _non_finite_examples(loss, params, batch) -> list[int]:
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or sizes == {()}:
         return []
-    one = jax.vmap(lambda x: loss(params, jax.tree.map(lambda leaf: leaf[None], x)))
+
+    def one(params, example):
+        return loss(params, jax.tree.map(lambda leaf: leaf[None], example))
+
     try:
-        values = one(batch)
+        values = jax.jit(jax.vmap(one, (None, 0)))(params, batch)
     except (TypeError, ValueError):  # a loss that needs its whole batch
         return []
-    return jnp.flatnonzero(~jnp.isfinite(values)).tolist()
+    return np.flatnonzero(~np.isfinite(np.asarray(values, np.float64))).tolist()
 
 
 def steps_better(product: Callable, params: Any, batch: Any) -> bool:

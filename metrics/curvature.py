@@ -51,8 +51,10 @@ def sharpness(
     """Largest eigenvalues of the loss Hessian H, or of D^(1/2) H D^(1/2), by Lanczos.
 
     Works under ``jit``, inside ``lax.scan`` and under ``vmap``. Along training, give ``start`` the
-    previous ``vector`` (its first value may be zeros): then 4 steps every tenth training step
-    keep the top eigenvalue to 1e-3, where a cold start needs about 12.
+    previous ``vector`` (its first value may be zeros): then 4 steps (8 gradients) every tenth
+    training step keep the top eigenvalue to 1e-3 in 99 % of the probes, where a cold start takes
+    about 12. Where the two largest nearly meet (a ratio above .95, as late at the edge of
+    stability) 4 steps leave 1e-2 and 8 are needed for 1e-3: the residual tells.
 
     Args:
         loss: ``loss(params, batch)``, a scalar. Pass the same function object every time: the

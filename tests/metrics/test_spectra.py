@@ -74,7 +74,7 @@ def test_diagonal_lies_within_its_standard_errors():
 def test_density_moments_and_mass():
     A = matrix(np.linspace(-1, 2, SIZE))
     key = jax.random.key(0)
-    spectrum = spectra.spectral_density(product, params(), A, key, num_probes=16, num_steps=12)
+    spectrum = spectra.spectral_density(product, params(), A, key, num_probes=16, num_steps=8)
     np.testing.assert_allclose(spectrum.weights.sum(1), 1)
     square = spectra.trace_of_function(spectrum, jnp.square)
     assert abs(square.value - jnp.sum(A**2)) < 3 * square.error < 0.3 * square.value

@@ -1,0 +1,359 @@
+"""Curvature against PyHessian, curvlinops, matfree, and sharpness tracking against plain training.
+
+    python -m benchmarks.metrics_curvature [--only TASK ...] [--runs N]
+
+The peers are optional (`pip install torch==2.13.0`, then with --no-deps `pyhessian`,
+`curvlinops-for-pytorch` and what they import; `matfree`); a row whose peer is missing is skipped.
+Same weights, same data (all 1797 digits), same threads: both sides use the cores this process may
+run on, so `taskset -c 0` times one. Every contender runs the cheapest setting with which all
+eigenvalues are within 1e-3 of a double-precision ARPACK reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import LinearOperator, eigsh
+from sklearn.datasets import load_digits
+
+from benchmarks import harness
+from metrics import operators, spectra
+from metrics.curvature import sharpness
+
+TARGET = 1e-3
+
+
+def mlp(params, x):
+    x = jnp.tanh(_dense(params["dense_0"], x))
+    x = jnp.tanh(_dense(params["dense_1"], x))
+    return _dense(params["dense_2"], x)
+
+
+def cnn(params, x):
+    x = x.reshape(-1, 8, 8, 1)
+    for name in ("conv_0", "conv_1"):
+        layer, dims = params[name], ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=dims)
+        x = jax.nn.relu(x + layer["bias"][None, None, None])
+    x = x.reshape(-1, 4, 2, 4, 2, 32).max((2, 4)).transpose(0, 3, 1, 2).reshape(-1, 512)
+    return _dense(params["dense_1"], jax.nn.relu(_dense(params["dense_0"], x)))
+
+
+def _dense(layer, x):
+    return x @ layer["kernel"] + layer["bias"][None]
+
+
+def mlp_loss(params, batch):
+    return _cross_entropy(mlp(params, batch[0]), batch[1])
+
+
+def cnn_loss(params, batch):
+    return _cross_entropy(cnn(params, batch[0]), batch[1])
+
+
+def _cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+LOSSES = {"mlp": mlp_loss, "cnn": cnn_loss}
+SHAPES = {
+    "mlp": {"dense_0": (64, 256), "dense_1": (256, 256), "dense_2": (256, 10)},
+    "cnn": {
+        "conv_0": (3, 3, 1, 16),
+        "conv_1": (3, 3, 16, 32),
+        "dense_0": (512, 64),
+        "dense_1": (64, 10),
+    },
+}
+
+
+def initial(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: {
+            "kernel": jnp.asarray(rng.normal(size=s) / np.sqrt(np.prod(s[:-1])), jnp.float32),
+            "bias": jnp.zeros(s[-1], jnp.float32),
+        }
+        for name, s in shapes.items()
+    }
+
+
+def digits():
+    data = load_digits()
+    return jnp.asarray(data.data / 16, jnp.float32), jnp.asarray(data.target)
+
+
+@functools.cache
+def trained(name):
+    """Sixty steps of Adam on all digits; stepped, since a convolution in a loop is slow on a CPU."""
+    loss, params, batch = LOSSES[name], initial(SHAPES[name]), digits()
+    transform = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, batch):
+        update, state = transform.update(jax.grad(loss)(params, batch), state)
+        return optax.apply_updates(params, update), state
+
+    state = transform.init(params)
+    for _ in range(60):
+        params, state = step(params, state, batch)
+    return params, batch
+
+
+@functools.cache
+def reference(name, k):
+    """Double-precision eigenvalues by ARPACK, descending."""
+    params, (x, y) = trained(name)
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), float), (params, x))
+        flat, unravel = ravel_pytree(params)
+        product = operators.hessian(LOSSES[name])
+
+        @jax.jit
+        def multiply(flat, batch, v):
+            return ravel_pytree(product(unravel(flat), batch, unravel(v)))[0]
+
+        H = LinearOperator(
+            (flat.size, flat.size),
+            lambda v: np.asarray(multiply(flat, (x, y), jnp.asarray(v.ravel()))),
+            dtype=np.float64,
+        )
+        values = eigsh(H, k, which="LA", tol=1e-8, return_eigenvectors=False, ncv=3 * k + 10)
+        return np.sort(values)[::-1]
+
+
+def cheapest(name, k, settings, make):
+    """The first setting, cheap to dear, whose eigenvalues reach the target, and its error."""
+    truth = reference(name, k)
+    for setting in settings:
+        values = np.sort(np.asarray(make(setting)(), np.float64))[::-1][:k]
+        error = np.max(np.abs(values / truth - 1))
+        if error <= TARGET:
+            return setting, float(error)
+    raise ValueError(f"{name}, top {k}: no setting among {settings} reaches {TARGET}")
+
+
+def ours(name, k):
+    params, batch = trained(name)
+
+    def make(num_steps):
+        return lambda: sharpness(LOSSES[name], params, batch, k=k, num_steps=num_steps).value
+
+    return make, range(k + 4, 60, 2)
+
+
+def torch_problem(name):
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    params, (x, y) = trained(name)
+    x, y = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y)).long()
+    layers = []
+    for layer, values in params.items():
+        kernel, bias = np.asarray(values["kernel"]), np.asarray(values["bias"])
+        if layer.startswith("conv"):
+            new = torch.nn.Conv2d(kernel.shape[2], kernel.shape[3], 3, padding=1)
+            weight = kernel.transpose(3, 2, 0, 1).copy()
+        else:
+            new = torch.nn.Linear(*kernel.shape)
+            weight = kernel.T.copy()
+        new.weight.data, new.bias.data = torch.tensor(weight), torch.tensor(bias)
+        layers.append(new)
+    if name == "mlp":
+        tanh = torch.nn.Tanh
+        model = torch.nn.Sequential(layers[0], tanh(), layers[1], tanh(), layers[2])
+    else:
+        relu = torch.nn.ReLU
+        pool = (torch.nn.MaxPool2d(2), torch.nn.Flatten())
+        convolutions = (torch.nn.Unflatten(1, (1, 8, 8)), layers[0], relu(), layers[1], relu())
+        model = torch.nn.Sequential(*convolutions, *pool, layers[2], relu(), layers[3])
+    return model, torch.nn.CrossEntropyLoss(), x, y
+
+
+def pyhessian_top(name, k):
+    import pyhessian
+
+    model, criterion, x, y = torch_problem(name)
+
+    def make(tolerance):
+        def step():
+            model.zero_grad()  # without it a second `hessian` doubles every eigenvalue
+            H = pyhessian.hessian(model, criterion, data=(x, y), cuda=False)
+            return H.eigenvalues(maxIter=1000, tol=tolerance, top_n=k)[0]
+
+        return step
+
+    return make, (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)
+
+
+def curvlinops_operator(name):
+    from curvlinops import HessianLinearOperator
+
+    model, criterion, x, y = torch_problem(name)
+    params = list(model.parameters())
+    return HessianLinearOperator(model, criterion, params, [(x, y)], check_deterministic=False)
+
+
+def curvlinops_top(name, k):
+    H = curvlinops_operator(name).to_scipy()
+
+    def make(basis):
+        def step():
+            return eigsh(
+                H, k, which="LA", tol=TARGET, ncv=basis, v0=np.ones(H.shape[0], np.float32)
+            )[0]
+
+        return step
+
+    return make, range(k + 4, 60, 2)
+
+
+def matfree_top(name, k):
+    from matfree import decomp
+
+    params, batch = trained(name)
+    product = operators.hessian(LOSSES[name])
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def top(params, batch, start, num_steps):
+        unravel = ravel_pytree(params)[1]
+
+        def multiply(v):
+            return ravel_pytree(product(params, batch, unravel(v)))[0]
+
+        tridiagonal = decomp.tridiag_sym(num_steps, reortho="full", materialize=True)
+        return jnp.linalg.eigvalsh(tridiagonal(multiply, start).J_small)[::-1][:k]
+
+    start = jax.random.normal(jax.random.key(0), ravel_pytree(params)[0].shape)
+
+    def make(num_steps):
+        return lambda: top(params, batch, start, num_steps)
+
+    return make, range(k + 4, 60, 2)
+
+
+PEERS = {
+    "pyhessian": pyhessian_top,
+    "curvlinops": curvlinops_top,
+    "matfree": matfree_top,
+}
+
+
+def top(name, k, peer, *, runs):
+    """Top-k eigenvalues of the loss Hessian, ours against one peer."""
+    contenders, notes = {}, {}
+    for who, contestant in (("widelimit", ours), (peer, PEERS[peer])):
+        make, settings = contestant(name, k)
+        setting, error = cheapest(name, k, settings, make)
+        notes[who] = {"setting": setting, "error": float(f"{error:.2g}")}
+        contenders[who] = functools.partial(make, setting)
+    n = sum(p.size for p in jax.tree.leaves(trained(name)[0]))
+    task = f"{name} n={n} top-{k} to {TARGET:g}"
+    return harness.compare(
+        task, contenders, ours="widelimit", baseline=peer, runs=runs, notes=notes
+    )
+
+
+def density(name, *, runs, num_steps=50, num_probes=2):
+    """Spectral density by stochastic Lanczos quadrature, the same steps and probes."""
+    from curvlinops import lanczos_approximate_spectrum
+
+    params, batch = trained(name)
+    product, key = operators.hessian(LOSSES[name]), jax.random.key(0)
+    H = curvlinops_operator(name)
+
+    def make_ours():
+        return lambda: spectra.spectral_density(
+            product, params, batch, key, num_probes=num_probes, num_steps=num_steps
+        )[:2]
+
+    def make_theirs():
+        # Boundaries given: by default it finds them first, for twice the time.
+        top = float(reference(name, 1)[0])
+        bounds = (-0.1 * top, 1.05 * top)
+        return lambda: lanczos_approximate_spectrum(
+            H, num_steps, num_repeats=num_probes, boundaries=bounds
+        )
+
+    contenders = {"widelimit": make_ours, "curvlinops": make_theirs}
+    task = f"{name} spectral density, {num_probes} probes of {num_steps} steps"
+    return harness.compare(task, contenders, ours="widelimit", baseline="curvlinops", runs=runs)
+
+
+@functools.partial(jax.jit, static_argnames=("probes", "num_steps", "every"))
+def descend(params, batch, learning_rate, *, probes, num_steps, every=10):
+    """Gradient descent with a warm-started probe every tenth step; num_steps=0 probes nothing."""
+
+    def update(params, _):
+        gradient = jax.grad(mlp_loss)(params, batch)
+        return jax.tree.map(lambda p, g: p - learning_rate * g, params, gradient), None
+
+    def body(carry, _):
+        params, vector = carry
+        params = jax.lax.scan(update, params, None, length=every)[0]
+        if not num_steps:
+            return (params, vector), (jnp.zeros(()), jnp.zeros(()))
+        found = sharpness(mlp_loss, params, batch, num_steps=num_steps, start=vector)
+        cold = num_steps > 4
+        return (params, None if cold else found.vector), (found.value[0], found.residual[0])
+
+    vector = None if num_steps > 4 else jax.tree.map(lambda p: jnp.zeros((1, *p.shape)), params)
+    return jax.lax.scan(body, (params, vector), None, length=probes)
+
+
+def tracking(*, runs, probes=60, learning_rate=0.5):
+    """Sharpness along gradient descent from the edge of stability: the ratio is plain over tracked."""
+    shapes = {"dense_0": (64, 64), "dense_1": (64, 64), "dense_2": (64, 10)}
+    params, batch = initial(shapes), digits()
+
+    def make(num_steps):
+        return lambda: descend(params, batch, learning_rate, probes=probes, num_steps=num_steps)
+
+    values = np.asarray(make(4)()[1][0])
+    truth = np.asarray(make(30)()[1][0])
+    error = np.abs(values / truth - 1)[3:]  # the first probes start cold
+    notes = {
+        "median error": float(f"{np.median(error):.2g}"),
+        "99 % error": float(f"{np.percentile(error, 99):.2g}"),
+        "sharpness x eta / 2, first and last": [
+            float(f"{v * learning_rate / 2:.3g}") for v in values[[0, -1]]
+        ],
+        "gradient evaluations per probe": 8,
+    }
+    contenders = {"tracked": functools.partial(make, 4), "plain": functools.partial(make, 0)}
+    task = f"mlp 64-64-64-10, {10 * probes} steps from the edge, 4 products every tenth"
+    return harness.compare(
+        task, contenders, ours="tracked", baseline="plain", runs=runs, notes=notes
+    )
+
+
+def tasks():
+    """The rows whose peer is installed."""
+    rows = {
+        f"{name}_top{k}_{peer}": (peer, functools.partial(top, name, k, peer))
+        for name in ("mlp", "cnn")
+        for k in (1, 10)
+        for peer in PEERS
+        if not (name == "cnn" and peer == "matfree")  # no stepped driver: a loop over convolutions
+    }
+    rows |= {f"{name}_density": ("curvlinops", functools.partial(density, name)) for name in LOSSES}
+    found = {}
+    for row, (peer, run) in rows.items():
+        needs = ("torch", peer) if peer != "matfree" else (peer,)
+        missing = [package for package in needs if importlib.util.find_spec(package) is None]
+        if missing:
+            print(f"{row}: skipped, {' and '.join(missing)} not installed", flush=True)
+        else:
+            found[row] = run
+    return {"tracking": tracking} | found
+
+
+if __name__ == "__main__":
+    harness.main("metrics_curvature", tasks())
