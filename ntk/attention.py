@@ -126,6 +126,7 @@ def _gaussian(
         within1=within1,
         within2=within2,
         is_gaussian=True,
+        is_input=False,
     )
     return out.replace(ntk=ntk)
 

@@ -185,8 +185,6 @@ def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
     names = [name for name in (names or _FIELDS) if name not in _STATIC]
     arrays = {name: getattr(kernel, name) for name in names}
     empty = dict.fromkeys(_FIELDS)
-    if kernel.is_input:
-        empty["ntk"] = kernel.ntk
     if kernel.coincident is not None:
         empty["coincident"] = jnp.ones((), bool)
     return _Result(dataclasses.replace(kernel, **empty), arrays)

@@ -156,6 +156,7 @@ def inputs_to_kernel(
         mask2=masks[1],
         shape1=x1.shape,
         shape2=x2.shape,
+        is_input=True,
         diagonal_spatial=not spread and pixels > 0,
         symmetric=plan.symmetric,
         batch_axis=batch,

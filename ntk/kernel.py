@@ -43,6 +43,7 @@ class Kernel:
         shape1: shape of the first batch's activations, as `apply_fn` would return.
         shape2: the same of the second batch.
         is_gaussian: the channels are independent mean-zero Gaussians.
+        is_input: no layer with random weights has been applied yet.
         diagonal_spatial: only equal pixels are kept.
         symmetric: the second batch was left out, so it equals the first.
         batch_axis: position of the batch in the shapes.
@@ -61,6 +62,7 @@ class Kernel:
     shape1: tuple[int, ...] = _static(default=())
     shape2: tuple[int, ...] = _static(default=())
     is_gaussian: bool = _static(default=False)
+    is_input: bool = _static(default=False)
     diagonal_spatial: bool = _static(default=False)
     symmetric: bool = _static(default=False)
     batch_axis: int = _static(default=0)
@@ -98,11 +100,6 @@ class Kernel:
     def is_reversed(self) -> bool:
         """Always False: spatial axes keep the order of the inputs."""
         return False
-
-    @property
-    def is_input(self) -> bool:
-        """Whether no trainable layer has been applied yet."""
-        return self.ntk is not None and self.ntk.ndim == 0
 
     def replace(self, **changes: Any) -> Kernel:
         """A copy with fields changed; `nngp` may be given in place of `correlation`."""

@@ -150,6 +150,7 @@ def deep(
         var2=chain.variance * kernel.var2,
         ntk=ntk,
         is_gaussian=False,
+        is_input=False,
     )
 
 
@@ -195,6 +196,7 @@ def gaussian(
         within1=None if kernel.within1 is None else W_std**2 * kernel.within1 + bias**2,
         within2=None if kernel.within2 is None else W_std**2 * kernel.within2 + bias**2,
         is_gaussian=True,
+        is_input=False,
     )
 
 

@@ -1,27 +1,24 @@
-"""Layers that act on pixels: convolutions, pooling, resizing."""
+"""Convolutions with random weights: shared, transposed, or of their own at every position."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ntk import spatial
 from ntk.kernel import Array, Kernel
-from ntk.stax.fixed import mixes_pixels, spread_mask
+from ntk.stax.fixed import spread_mask
 from ntk.stax.layers import Layer, Shape, layer
 from ntk.stax.linear import parameterized
-
-PADDINGS = ("VALID", "SAME", "CIRCULAR")
-
-
-def _padding(padding: str) -> str:
-    if padding not in PADDINGS:
-        raise ValueError(f"padding is {padding!r}; it must be one of {', '.join(PADDINGS)}")
-    return padding
+from ntk.stax.pooling import AvgPool as AvgPool
+from ntk.stax.pooling import GlobalAvgPool as GlobalAvgPool
+from ntk.stax.pooling import GlobalSumPool as GlobalSumPool
+from ntk.stax.pooling import ImageResize as ImageResize
+from ntk.stax.pooling import SumPool as SumPool
+from ntk.stax.pooling import centres, check_padding
 
 
 def _specs(pixels: int, dimension_numbers: tuple[str, str, str] | None) -> tuple[str, str, str]:
@@ -61,7 +58,8 @@ def Conv(
     Raises:
         ValueError: another padding or parametrization.
     """
-    return _conv(locals(), shared=True, transpose=False)
+    arguments = out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers
+    return _conv(*arguments, parameterization, s, shared=True, transpose=False)
 
 
 def ConvTranspose(
@@ -76,7 +74,8 @@ def ConvTranspose(
     s: tuple[int, int] = (1, 1),
 ) -> Layer:
     """Transposed convolution, `jax.lax.conv_transpose`; arguments and result as for `Conv`."""
-    return _conv(locals(), shared=True, transpose=True)
+    arguments = out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers
+    return _conv(*arguments, parameterization, s, shared=True, transpose=True)
 
 
 def ConvLocal(
@@ -91,17 +90,30 @@ def ConvLocal(
     s: tuple[int, int] = (1, 1),
 ) -> Layer:
     """Locally connected layer: a convolution with weights and biases of its own at every position; as `Conv`."""
-    return _conv(locals(), shared=False, transpose=False)
+    arguments = out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers
+    return _conv(*arguments, parameterization, s, shared=False, transpose=False)
 
 
-def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
-    window = tuple(arguments["filter_shape"])
-    strides = tuple(arguments["strides"] or (1,) * len(window))
-    padding = _padding(arguments["padding"])
-    W_std, b_std, s = arguments["W_std"], arguments["b_std"], arguments["s"]
-    standard = parameterized(arguments["parameterization"])
-    width = arguments["out_chan"] * (s[1] if standard else 1)
-    specs = _specs(len(window), arguments["dimension_numbers"])
+def _conv(
+    out_chan: int,
+    filter_shape: Sequence[int],
+    strides: Sequence[int] | None,
+    padding: str,
+    W_std: float,
+    b_std: float | None,
+    dimension_numbers: tuple[str, str, str] | None,
+    parameterization: str,
+    s: tuple[int, int],
+    *,
+    shared: bool,
+    transpose: bool,
+) -> Layer:
+    window = tuple(filter_shape)
+    strides = tuple(strides or (1,) * len(window))
+    check_padding(padding)
+    standard = parameterized(parameterization)
+    width = out_chan * (s[1] if standard else 1)
+    specs = _specs(len(window), dimension_numbers)
     lhs, rhs, out_spec = specs
     pixels = [c for c in lhs if c not in "NC"]
     filter_axes = [c for c in rhs if c not in "IO"]
@@ -185,21 +197,37 @@ def _conv(arguments: dict[str, Any], *, shared: bool, transpose: bool) -> Layer:
 
     def mask_fn(mask, input_shape):
         mask = jnp.all(mask, lhs.index("C"), keepdims=True)
-        seen = jnp.moveaxis(~mask, (lhs.index("N"), lhs.index("C")), (0, 1)).astype(jnp.float32)
-        pads = "VALID" if padding == "VALID" else "SAME"
-        seen = jnp.broadcast_to(
-            seen, (*seen.shape[:2], *(input_shape[lhs.index(c)] for c in pixels))
-        )
-        total = spatial.window_mean(seen, 2, 1, kernel_window, kernel_strides, pads, transpose)
+        mask = spread_mask(mask, input_shape, lhs.index("C"))
+        hidden = jnp.moveaxis(mask, (lhs.index("N"), lhs.index("C")), (0, 1))
+        if transpose:
+            pads = "VALID" if padding == "VALID" else "SAME"
+            reached = hidden.astype(jnp.float32)
+            hidden = (
+                spatial.window_mean(reached, 2, 1, kernel_window, kernel_strides, pads, True) > 0
+            )
+        else:
+            hidden = centres(hidden, kernel_window, kernel_strides, padding)
         names = [c for c in out_spec if c not in "NC"]
-        total = jnp.transpose(total, (0, 1, *(2 + pixels.index(c) for c in names)))
-        return jnp.moveaxis(total == 0, (0, 1), (out_spec.index("N"), out_spec.index("C")))
+        hidden = jnp.transpose(hidden, (0, 1, *(2 + pixels.index(c) for c in names)))
+        return jnp.moveaxis(hidden, (0, 1), (out_spec.index("N"), out_spec.index("C")))
 
-    spec = tuple(v if not isinstance(v, list) else tuple(v) for v in arguments.values())
     return layer(
         apply,
         rule,
-        ("Conv", *spec, shared, transpose),
+        (
+            "Conv",
+            width,
+            window,
+            strides,
+            padding,
+            W_std,
+            b_std,
+            specs,
+            standard,
+            tuple(s),
+            shared,
+            transpose,
+        ),
         shape=shape,
         params=params,
         mask=mask_fn,
@@ -216,189 +244,3 @@ def _pad_around(
     for axis, pad in zip(axes, jax.lax.padtype_to_pads(sizes, window, strides, "SAME")):
         pads[axis] = pad
     return jnp.pad(x, pads, "wrap")
-
-
-def AvgPool(
-    window_shape: Sequence[int],
-    strides: Sequence[int] | None = None,
-    padding: str = "VALID",
-    normalize_edges: bool = False,
-    batch_axis: int = 0,
-    channel_axis: int = -1,
-) -> Layer:
-    """Mean over windows of pixels.
-
-    Args:
-        window_shape: pixels along each spatial axis.
-        strides: strides along each; None for 1.
-        padding: "VALID", "SAME" (zeros) or "CIRCULAR".
-        normalize_edges: whether a window that overhangs a SAME edge is divided by its pixels inside, not by all.
-        batch_axis: position of the batch.
-        channel_axis: position of the channels.
-
-    Returns:
-        (init_fn, apply_fn, kernel_fn).
-    """
-    return _pool(window_shape, strides, padding, True, normalize_edges, batch_axis, channel_axis)
-
-
-def SumPool(
-    window_shape: Sequence[int],
-    strides: Sequence[int] | None = None,
-    padding: str = "VALID",
-    batch_axis: int = 0,
-    channel_axis: int = -1,
-) -> Layer:
-    """Sum over windows of pixels; arguments as for `AvgPool`."""
-    return _pool(window_shape, strides, padding, False, False, batch_axis, channel_axis)
-
-
-def _pool(
-    window, strides, padding, mean: bool, edges: bool, batch_axis: int, channel_axis: int
-) -> Layer:
-    window = tuple(window)
-    strides = tuple(strides or (1,) * len(window))
-    _padding(padding)
-
-    def pool(x: Array) -> Array:
-        """(N, M, *S) -> (N, M, *S_out)."""
-        y = spatial.window_mean(x, 2, 1, window, strides, padding)
-        if not mean:
-            return y * math.prod(window)
-        if edges and padding == "SAME":
-            y = y / spatial.window_mean(
-                jnp.ones((1, 1, *x.shape[2:]), x.dtype), 2, 1, window, strides, padding
-            )
-        return y
-
-    def mask_fn(mask, input_shape):
-        mask = spread_mask(mask, input_shape, channel_axis)
-        seen = jnp.moveaxis(~mask, (batch_axis, channel_axis), (0, 1)).astype(jnp.float32)
-        pads = "VALID" if padding == "VALID" else "SAME"
-        total = spatial.window_mean(seen, 2, 1, window, strides, pads)
-        return jnp.moveaxis(total == 0, (0, 1), (batch_axis, channel_axis))
-
-    def on_pixels(x: Array) -> Array:
-        return jnp.moveaxis(
-            pool(jnp.moveaxis(x, (batch_axis, channel_axis), (0, 1))),
-            (0, 1),
-            (batch_axis, channel_axis),
-        )
-
-    return layer(
-        lambda params, x, **_: on_pixels(x),
-        lambda kernel, **_: spatial.linear(kernel, pool, pool),
-        ("Pool", window, strides, padding, mean, edges, batch_axis, channel_axis),
-        shape=lambda s: (
-            jax.eval_shape(on_pixels, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape
-        ),
-        needs=mixes_pixels,
-        mask=mask_fn,
-        axes=(batch_axis, channel_axis),
-    )
-
-
-def GlobalAvgPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
-    """Mean over all pixels that are not hidden; spatial axes are removed.
-
-    Args:
-        batch_axis: position of the batch.
-        channel_axis: position of the channels.
-    """
-    return _pool_all(True, batch_axis, channel_axis)
-
-
-def GlobalSumPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
-    """Sum over all pixels; arguments as for `GlobalAvgPool`."""
-    return _pool_all(False, batch_axis, channel_axis)
-
-
-def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
-    def pixels(ndim: int) -> tuple[int, ...]:
-        return tuple(a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim))
-
-    def apply(params, x, mask=None, **_):
-        axes = pixels(x.ndim)
-        if not mean:
-            return jnp.sum(x, axes)
-        if mask is None:
-            return jnp.mean(x, axes)
-        seen = jnp.broadcast_to(~mask, x.shape)
-        return jnp.sum(jnp.where(seen, x, 0), axes) / jnp.maximum(jnp.sum(seen, axes), 1)
-
-    def rule(kernel: Kernel, **_) -> Kernel:
-        first = kernel.batch_axis < kernel.channel_axis
-        out = spatial.pool_all(kernel, mean)
-        return out.replace(batch_axis=0 if first else 1, channel_axis=1 if first else 0)
-
-    return layer(
-        apply,
-        rule,
-        ("GlobalPool", mean, batch_axis, channel_axis),
-        shape=lambda s: tuple(size for a, size in enumerate(s) if a not in pixels(len(s))),
-        needs=mixes_pixels,
-        mask=lambda mask, s: jnp.all(mask, pixels(mask.ndim)),
-        remask=False,
-        axes=(batch_axis, channel_axis),
-    )
-
-
-def ImageResize(
-    shape: Sequence[int],
-    method: str | jax.image.ResizeMethod,
-    antialias: bool = True,
-    precision: Any = jax.lax.Precision.HIGHEST,
-    batch_axis: int = 0,
-    channel_axis: int = -1,
-) -> Layer:
-    """Resizes images, as `jax.image.resize`.
-
-    Args:
-        shape: of the output, -1 for an axis that stays; batch and channels must stay in the infinite-width limit.
-        method: any of `jax.image.resize`; all are linear maps of the pixels, and have kernels.
-        antialias: whether to smooth when an axis shrinks.
-        precision: of the products.
-        batch_axis: position of the batch.
-        channel_axis: position of the channels.
-
-    Returns:
-        (init_fn, apply_fn, kernel_fn).
-    """
-    shape = tuple(shape)
-
-    def full(input_shape: Shape) -> Shape:
-        return tuple(size if new == -1 else new for size, new in zip(input_shape, shape))
-
-    def resize(x: Array, to: Shape) -> Array:
-        return jax.image.resize(x, to, method, antialias, precision)
-
-    def rule(kernel: Kernel, **_) -> Kernel:
-        if shape[kernel.channel_axis] != -1 or shape[kernel.batch_axis] != -1:
-            raise ValueError(
-                f"ImageResize to {shape} changes the batch or the channels; put -1 at axes "
-                f"{kernel.batch_axis} and {kernel.channel_axis}: only pixels have a kernel when resized"
-            )
-        sizes = [
-            size
-            for a, size in enumerate(full(kernel.shape1))
-            if a not in (kernel.batch_axis, kernel.channel_axis)
-        ]
-
-        def mapped(x: Array) -> Array:
-            return resize(x, (*x.shape[:2], *sizes))
-
-        return spatial.linear(kernel, mapped, mapped)
-
-    def mask_fn(mask, input_shape):
-        mask = spread_mask(mask, input_shape, channel_axis)
-        return resize((~mask).astype(jnp.float32), full(mask.shape)) == 0
-
-    return layer(
-        lambda params, x, **_: resize(x, full(x.shape)),
-        rule,
-        ("ImageResize", shape, str(method), antialias, str(precision), batch_axis, channel_axis),
-        shape=full,
-        needs=mixes_pixels,
-        mask=mask_fn,
-        axes=(batch_axis, channel_axis),
-    )
