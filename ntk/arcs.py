@@ -41,18 +41,18 @@ def _arccos_over_root(w):
     return 2 * np.arcsin(np.sqrt(w / 2)) / np.sqrt(w)
 
 
-def _arcsin_over_argument(y):
+def _arctan_over_argument(y):
     y = np.maximum(y, 1e-300)
-    return np.arcsin(np.sqrt(y)) / np.sqrt(y)
+    return np.arctan(np.sqrt(y)) / np.sqrt(y)
 
 
 # arccos(1 - w) = sqrt(w) P(w) on 0 <= w <= 1, and its integral w^{3/2} G(w), which is
-# sqrt(1 - x^2) - x arccos(x) at x = 1 - w; arcsin(z) = z Q(z^2) on 0 <= z <= 1/2.
+# sqrt(1 - x^2) - x arccos(x) at x = 1 - w; arctan(t) = t Q(t^2) on 0 <= t <= 1.
 _ARCCOS = {4: _fit(_arccos_over_root, 1, 6), 8: _fit(_arccos_over_root, 1, 20)}
 _ARCCOS_INTEGRAL = {
     size: tuple(c / (k + 1.5) for k, c in enumerate(p)) for size, p in _ARCCOS.items()
 }
-_ARCSIN = {4: _fit(_arcsin_over_argument, 0.25, 4), 8: _fit(_arcsin_over_argument, 0.25, 18)}
+_ARCTAN = {4: _fit(_arctan_over_argument, 1, 7), 8: _fit(_arctan_over_argument, 1, 19)}
 
 
 def _size(x):
@@ -86,17 +86,13 @@ def arccos(rho: Array) -> Array:
     return jnp.where(negative, math.pi - angle, angle)
 
 
-def arcsin(x, gap):
-    """arcsin(x), given also gap = 1 - x^2, which decides the accuracy near |x| = 1."""
-    size = jnp.where(x < 0, -x, x)
-    outer = size > 0.5
-    y = jnp.where(outer, gap / (2 + 2 * size), x * x)
-    z = jnp.where(outer, root(y), size)
-    inner = z * polynomial(_ARCSIN[_size(x)], y)
-    value = jnp.where(outer, math.pi / 2 - 2 * inner, inner)
-    return jnp.where(x < 0, -value, value)
+def arcsin(x: Array, cosine: Array) -> Array:
+    """arcsin(x), given also cosine = sqrt(1 - x^2), which decides the accuracy near |x| = 1."""
+    t = x / (1 + cosine)
+    return 2 * t * polynomial(_ARCTAN[_size(x)], t * t)
 
 
-def one_minus_square(rho):
-    """1 - rho^2, never negative."""
-    return jnp.where(rho < 1, 1 - rho, 0) * jnp.where(rho > -1, 1 + rho, 0)
+def one_minus_square(rho: Array) -> Array:
+    """1 - rho^2, not negative where rounding has left |rho| slightly above 1."""
+    square = (1 - rho) * (1 + rho)
+    return jnp.where(square >= 0, square, 0)

@@ -87,7 +87,7 @@ def sign() -> Dual:
     """sign(x); the derivative kernel is that of f' = 0 almost everywhere, so zero."""
 
     def moments(q1, q2, rho):
-        k = 2 / math.pi * arcsin(rho, one_minus_square(rho))
+        k = 2 / math.pi * arcsin(rho, root(one_minus_square(rho)))
         k = jnp.where((q1 > 0) & (q2 > 0), k, 0)
         return k, jnp.zeros_like(k)
 
@@ -99,8 +99,9 @@ def erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
 
     def moments(q1, q2, rho):
         x, gap, m1, m2 = _mehler(2 * b * b * q1, 2 * b * b * q2, rho)
-        k = 2 / math.pi * a * a * arcsin(x, gap) + c * c
-        kdot = (4 / math.pi * (a * b) ** 2) * (m1 * m2) * jax.lax.rsqrt(gap)
+        cosine = jnp.sqrt(gap)
+        k = 2 / math.pi * a * a * arcsin(x, cosine) + c * c
+        kdot = (4 / math.pi * (a * b) ** 2) * (m1 * m2) / cosine
         return k, kdot
 
     return dual(
@@ -118,8 +119,9 @@ def gelu(approximate: bool = False) -> Dual:
 
     def moments(q1, q2, rho):
         x, gap, m1, m2 = _mehler(q1, q2, rho)
-        inverse = jax.lax.rsqrt(gap)
-        angle = arcsin(x, gap) / (2 * math.pi)
+        cosine = jnp.sqrt(gap)
+        inverse = 1 / cosine
+        angle = arcsin(x, cosine) / (2 * math.pi)
         covariance = (root(q1) * root(q2)) * rho
         density = inverse / (2 * math.pi)
         k = covariance * (0.25 + angle)

@@ -81,7 +81,7 @@ def finite_kernels(layer, key, samples=48, width=512):
 
 @pytest.mark.parametrize(
     "name",
-    ["RectifiedMonomial", "HardTanh", "ElementwiseNumerical"],
+    ["RectifiedMonomial", "ElementwiseNumerical", pytest.param("HardTanh", marks=pytest.mark.slow)],
 )
 def test_equals_finite_networks_where_neural_tangents_cannot(name):
     arguments = {
