@@ -44,12 +44,14 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "optimizers": ("sgd", "adam"),
         "loss": "cross_entropy",
         # log2 of the first rate, of the last rate, and how many (as many for each optimizer)
-        "log2_rates": {"sgd": (-4.0, 5.0, 10), "adam": (-12.0, -3.0, 10)},
-        "seeds": (0, 1),
+        "log2_rates": {"sgd": (-3.0, 5.0, 9), "adam": (-12.0, -4.0, 9)},
+        "seeds": (0, 1, 2),
         "batch_size": 64,
         "num_test": 1024,
         "steps": 200,
         "chunk": 50,
+        # "linear" decay to zero: the loss at the end is then not the noise of the last steps
+        "schedule": "linear",
     }
     config.trajectory = {
         # Base width 1: the readout starts small at every width, as in the paper (gamma = sqrt(width)).
@@ -87,6 +89,7 @@ def _smoke(config):
     config.coordinates.widths = (16, 32, 64)
     config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-11.0, -3.0, 5)}
     config.sweep.steps, config.sweep.chunk = 20, 10
+    config.sweep.seeds = (0, 1)
     config.trajectory.num_train = 128
     config.trajectory.seeds = (0,)
     config.trajectory.steps, config.trajectory.chunk = 20, 10
