@@ -195,10 +195,15 @@ def empirical_kernel_fn(
         kernels = [fns[name](x1, x2, params, **kwargs) for name in names]
         if isinstance(get, str):
             return kernels[0]
-        bundle = namedtuple("EmpiricalKernel", names)
-        return jax.tree.map(lambda *k: bundle(*k), *kernels)
+        return jax.tree.map(lambda *k: _bundle(names)(*k), *kernels)
 
     return kernel_fn
+
+
+@functools.cache
+def _bundle(names: tuple[str, ...]) -> type:
+    """One class per set of names: pytrees of two classes do not match."""
+    return namedtuple("EmpiricalKernel", names)
 
 
 def empirical_ntk_vp_fn(

@@ -29,6 +29,9 @@ class _Step(NamedTuple):
     state: PyTree
     rate: PyTree
     count: jax.Array
+    mark: PyTree  # the state at mark_time, to see what a doubling of time changes
+    mark_time: jax.Array
+    still: jax.Array
 
 
 def integrate(
@@ -45,7 +48,8 @@ def integrate(
     Args:
         rate: function of the state.
         state: pytree of arrays at time 0.
-        times: (t,), not negative, increasing; infinity for the fixed point.
+        times: (t,), not negative, increasing; infinity for the fixed point, reached when a doubling of
+            time moves the state by less than ten tolerances.
         rtol: relative error per step.
         atol: absolute error per step.
         max_steps: steps in all, refused ones included.
@@ -62,7 +66,7 @@ def integrate(
         return jnp.sqrt(total / sum(v.size for v in jax.tree.leaves(y)))
 
     def settled(s, end):
-        return jnp.isinf(end) & (norm(s.rate, s.state) * s.size < 1e-3)
+        return jnp.isinf(end) & s.still
 
     def advance(s, end):
         size = jnp.minimum(s.size, end - s.time)
@@ -78,7 +82,20 @@ def integrate(
         # A step cut short by the end of the interval says nothing against the longer one.
         grown = jnp.where(accept & (size < s.size), s.size, size * factor)
         time = jnp.where(accept, jnp.where(size < s.size, end, s.time + size), s.time)
-        return _Step(time, grown, keep(moved, s.state), keep(rates[-1], s.rate), s.count + 1)
+        moved = keep(moved, s.state)
+        due = time >= 2 * s.mark_time
+        change = norm(jax.tree.map(jnp.subtract, moved, s.mark), moved)
+        mark = jax.tree.map(lambda a, b: jnp.where(due, a, b), moved, s.mark)
+        return _Step(
+            time,
+            grown,
+            moved,
+            keep(rates[-1], s.rate),
+            s.count + 1,
+            mark,
+            jnp.where(due, time, s.mark_time),
+            s.still | (due & (change < 10.0)),
+        )
 
     def until(s, end):
         busy = lambda s: (s.time < end) & (s.count < max_steps) & ~settled(s, end)  # noqa: E731
@@ -89,7 +106,9 @@ def integrate(
     first = rate(state)
     speed = norm(first, state)
     size = jnp.where(speed > 0, 0.01 / jnp.where(speed > 0, speed, 1.0), 1.0).astype(times.dtype)
-    start = _Step(jnp.zeros((), times.dtype), size, state, first, jnp.zeros((), jnp.int32))
+    zero, count = jnp.zeros((), times.dtype), jnp.zeros((), jnp.int32)
+    # At its initial speed the state would have moved by 500 tolerances at the first mark.
+    start = _Step(zero, size, state, first, count, state, 5e4 * size, speed == 0)
     return lax.scan(until, start, times)[1]
 
 

@@ -284,4 +284,10 @@ def _names(get: str | tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[s
 
 
 def _collect(get: Any, names: tuple[str, ...], results: list) -> Any:
-    return results[0] if isinstance(get, str) else namedtuple("Gaussians", names)(*results)
+    return results[0] if isinstance(get, str) else _bundle(names)(*results)
+
+
+@functools.cache
+def _bundle(names: tuple[str, ...]) -> type:
+    """One class per set of names: pytrees of two classes do not match."""
+    return namedtuple("Gaussians", names)

@@ -53,6 +53,14 @@ class Convolutions(nn.Module):
         return nn.Dense(2)(x.reshape(x.shape[0], -1))
 
 
+class SmallConvolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        x = nn.Conv(6, (3, 2), strides=(2, 1), padding="VALID", feature_group_count=2)(x)
+        return nn.Dense(2)(x.reshape(x.shape[0], -1))
+
+
 class Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids):
@@ -86,17 +94,23 @@ def flax_case(model, x):
 
 CASES = {
     "mlp": lambda: (mlp, mlp_params(3, 5, 4, 2), noise(1, 4, 3)),
+    "small convolutions": lambda: flax_case(SmallConvolutions(), noise(1, 3, 4, 4, 2)),
     "convolutions": lambda: flax_case(Convolutions(), noise(1, 3, 4, 4, 2)),
     "transformer": lambda: flax_case(Transformer(), jnp.arange(15).reshape(3, 5) % 7),
 }
 LAYERS = {
     "mlp": (3, 3),
+    "small convolutions": (3, 3),
     "convolutions": (5, 5),
     "transformer": (8, 6),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "small convolutions"]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in ("convolutions", "transformer")],
+)
 def test_layers_are_found_and_give_the_kernel_by_definition(name, x64):
     f, params, x = CASES[name]()
     assert count_layers(f, params, x) == LAYERS[name]
@@ -109,6 +123,19 @@ def test_traced_and_symmetric_kernels_of_layers(x64):
     expected = by_definition(f, params, x)
     traced = jnp.trace(expected, axis1=2, axis2=3) / expected.shape[-1]
     close(empirical_ntk(f, params, x, trace_axes=(-1,)), traced)
+
+
+def attention(p, ids):
+    """Look-up, heads by a three-dimensional weight, softmax over positions."""
+    x = jnp.take(p["table"], ids, axis=0)
+    q, k, v = (jnp.einsum("btd,dhk->bthk", x, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+    return jnp.einsum("bhts,bshk,hko->bto", weights, v, p["out"]).mean(1)
+
+
+def attention_params():
+    shapes = {"table": (5, 4), "q": (4, 2, 3), "k": (4, 2, 3), "v": (4, 2, 3), "out": (2, 3, 2)}
+    return {name: noise(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def reused(p, x):
@@ -192,6 +219,7 @@ def IDS():
 
 
 TRICKS = {
+    attention: (attention_params, IDS, 5),
     reused: (lambda: {"w": noise(2, 3, 3)}, X, 0),
     tied_embedding: (lambda: {"w": noise(2, 5, 4)}, IDS, 0),
     looped: (lambda: {"w": noise(2, 2, 3, 3)}, X, 0),
@@ -218,31 +246,55 @@ def test_unusual_uses_of_weights_are_never_silently_wrong(f, x64):
     close(empirical_ntk(f, params, x, x[1:3]), by_definition(f, params, x, x[1:3]))
 
 
-@pytest.mark.parametrize("vmap_axes", [0, None])
-@pytest.mark.parametrize(
-    ("trace_axes", "diagonal_axes"),
-    [((), (-1,)), ((0,), (2,)), ((2,), (0,)), ((0, 1), ()), ((), ())],
-)
-def test_axes_as_in_neural_tangents(trace_axes, diagonal_axes, vmap_axes):
-    def f(p, x):
-        return jnp.tanh(jnp.expand_dims(x, 1) * jnp.expand_dims(p["a"], 0)) @ p["w"]
+def elementwise_then_dense(p, x):
+    return jnp.tanh(jnp.expand_dims(x, 1) * jnp.expand_dims(p["a"], 0)) @ p["w"]
 
-    nt = reference.neural_tangents()
+
+AXES = [((), (-1,)), ((0,), (2,)), ((2,), (0,)), ((0, 1), ())]
+
+
+def reduced(kernel, trace_axes, diagonal_axes):
+    """Traces over size, and diagonals, of pairs of axes."""
+    ndim = kernel.ndim // 2
+    letters = [["ab", "cd", "ef"][i] for i in range(ndim)]
+    traced, diagonal = ([a % ndim for a in axes] for axes in (trace_axes, diagonal_axes))
+    pairs = ["".join(2 * p[0] if i in traced + diagonal else p) for i, p in enumerate(letters)]
+    kept = [p[0] if i in diagonal else p for i, p in enumerate(letters) if i not in traced]
+    size = np.prod([kernel.shape[2 * a] for a in traced])
+    return jnp.einsum(f"{''.join(pairs)}->{''.join(kept)}", kernel) / size
+
+
+@pytest.fixture(scope="module")
+def three_axes():
     params = {"a": noise(3, 3, 4), "w": noise(4, 4, 2)}
-    x1, x2 = noise(5, 3, 4), noise(6, 3, 4)
-    axes = (trace_axes, diagonal_axes, vmap_axes)
-    theirs = nt.empirical_ntk_fn(f, *axes)
-    nngp = nt.empirical_nngp_fn(f, trace_axes, diagonal_axes)
-    for second in (x2, None):
-        expected = theirs(x1, second, params)
-        for implementation in ("auto", "jacobian_contraction", 2, 3):
-            ours = empirical_ntk_fn(f, *axes, implementation=implementation)(x1, second, params)
-            assert ours.shape == expected.shape
-            close(ours, expected, 1e-5)
-        ours = empirical.empirical_nngp_fn(f, trace_axes, diagonal_axes)(x1, second, params)
-        expected = nngp(x1, second, params)
-        assert ours.shape == expected.shape
-        close(ours, expected, 1e-5)
+    return params, noise(5, 3, 4), noise(6, 3, 4)
+
+
+@pytest.mark.parametrize(("trace_axes", "diagonal_axes"), AXES)
+@pytest.mark.parametrize("implementation", ["auto", "ntk_vector_products"])
+def test_traced_and_diagonal_axes(trace_axes, diagonal_axes, implementation, three_axes):
+    params, x1, x2 = three_axes
+    full = by_definition(elementwise_then_dense, params, x1, x2)
+    expected = reduced(full, trace_axes, diagonal_axes)
+    axes = (trace_axes, diagonal_axes, None if implementation == "auto" else 0)
+    fn = empirical_ntk_fn(elementwise_then_dense, *axes, implementation=implementation)
+    ours = fn(x1, x2, params)
+    assert ours.shape == expected.shape
+    close(ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("implementation", [0, 1, 2, 3])
+def test_conventions_are_those_of_neural_tangents(implementation, three_axes):
+    nt = reference.neural_tangents()
+    params, x1, x2 = three_axes
+    for axes in (((0,), (2,)), ((-1,), ())):
+        theirs = jax.jit(nt.empirical_ntk_fn(elementwise_then_dense, *axes, 0))
+        ours = empirical_ntk_fn(elementwise_then_dense, *axes, 0, implementation)
+        second = x2 if implementation else None
+        close(ours(x1, second, params), theirs(x1, second, params), 1e-5)
+        nngp = empirical.empirical_nngp_fn(elementwise_then_dense, *axes)
+        theirs = nt.empirical_nngp_fn(elementwise_then_dense, *axes)
+        close(nngp(x1, second, params), theirs(x1, second, params), 1e-5)
 
 
 def test_stax_network_of_neural_tangents():
@@ -250,7 +302,8 @@ def test_stax_network_of_neural_tangents():
     init, f, _ = stax.serial(stax.Dense(5, 1.5, 0.1), stax.Relu(), stax.Dense(2, 1.0, 0.3))
     x = noise(1, 4, 3)
     _, params = init(jax.random.key(0), x.shape)
-    expected = reference.neural_tangents().empirical_ntk_fn(f, (), (), 0)(x, None, params)
+    theirs = jax.jit(reference.neural_tangents().empirical_ntk_fn(f, (), (), 0))
+    expected = theirs(x, None, params)
     close(empirical_ntk_fn(f, (), (), 0)(x, None, params), expected, 1e-5)
 
 

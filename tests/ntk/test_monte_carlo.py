@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk import reference
+from ntk.monte_carlo import Estimate, monte_carlo_kernel_fn
+
+WIDTH = 128
+
+
+def init(key, shape):
+    keys = jax.random.split(key, 3)
+    w = jax.random.normal(keys[0], (shape[-1], WIDTH))
+    return (shape[0], 2), (w, jax.random.normal(keys[1], (WIDTH, 2)))
+
+
+def apply(params, x, rng=None):
+    w, v = params
+    return jax.nn.relu(x @ w / x.shape[1] ** 0.5) @ v / WIDTH**0.5
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+
+
+def arc_cosine(x):
+    """NNGP and NTK of the infinitely wide network (Cho & Saul 2009; Jacot et al. 2018)."""
+    k = np.asarray(x @ x.T / x.shape[1], float)
+    d = np.sqrt(np.diag(k))
+    cos = np.clip(k / np.outer(d, d), -1, 1)
+    theta = np.arccos(cos)
+    nngp = np.outer(d, d) * (np.sin(theta) + (np.pi - theta) * cos) / (2 * np.pi)
+    return nngp, nngp + k * (np.pi - theta) / (2 * np.pi)
+
+
+def test_mean_is_within_its_standard_error_of_the_limit(x):
+    kernel_fn = monte_carlo_kernel_fn(
+        init, apply, jax.random.key(1), 40, vmap_axes=0, standard_error=True
+    )
+    kernels = kernel_fn(x, None, ("nngp", "ntk"))
+    assert isinstance(kernels, Estimate)
+    for mean, error, limit in zip(kernels.mean, kernels.standard_error, arc_cosine(x)):
+        z = (mean - limit) / error
+        assert float(jnp.abs(z).max()) < 4.0
+        scale = np.sqrt(np.outer(np.diag(limit), np.diag(limit)))
+        assert 0.001 < float(jnp.median(error / scale)) < 0.3
+
+
+def test_generator_extends_and_error_shrinks(x):
+    kernel_fn = monte_carlo_kernel_fn(
+        init, apply, jax.random.key(1), [4, 16, 64], standard_error=True
+    )
+    errors = [float(e.standard_error.mean()) for e in kernel_fn(x, None, "nngp")]
+    slope = np.polyfit(np.log([4, 16, 64]), np.log(errors), 1)[0]
+    assert abs(slope + 0.5) < 0.2
+    few = monte_carlo_kernel_fn(init, apply, jax.random.key(1), 4)(x, None, "nngp")
+    estimates = monte_carlo_kernel_fn(init, apply, jax.random.key(1), [2, 4])(x, None, "nngp")
+    np.testing.assert_array_equal(list(estimates)[1], few)
+
+
+@pytest.mark.parametrize("second", [None, 3])
+def test_batches_need_not_divide(x, second):
+    x2 = None if second is None else x[:second] + 1.0
+    whole = monte_carlo_kernel_fn(init, apply, jax.random.key(1), 2, vmap_axes=0, trace_axes=())
+    tiles = monte_carlo_kernel_fn(
+        init, apply, jax.random.key(1), 2, 2, -1, False, vmap_axes=0, trace_axes=()
+    )
+    for a, b in zip(whole(x, x2), tiles(x, x2)):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_of_neural_tangents(x):
+    stax = reference.neural_tangents().stax
+    net = stax.serial(stax.Dense(128), stax.Relu(), stax.Dense(1))
+    estimate = monte_carlo_kernel_fn(
+        *net[:2], jax.random.key(0), 30, vmap_axes=0, standard_error=True
+    )(x, None, "ntk")
+    limit = net[2](x, None, "ntk")
+    assert float((jnp.abs(estimate.mean - limit) / estimate.standard_error).max()) < 4.5
+
+
+def test_one_sample_has_no_error(x):
+    kernel_fn = monte_carlo_kernel_fn(init, apply, jax.random.key(1), 1, standard_error=True)
+    assert bool(jnp.isnan(kernel_fn(x, None, "nngp").standard_error).all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "n_samples is 0"),
+        (([],), "n_samples is"),
+        ((1, -1), "batch_size is -1"),
+        ((1, 2, 0, True, (0,)), "batch axis 0 is traced"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        monte_carlo_kernel_fn(init, apply, jax.random.key(0), *arguments)
