@@ -32,7 +32,9 @@ def family(name: str, **fields: Any) -> Callable:
         near = difflib.get_close_matches(name, architectures, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown model {name!r}{hint}; there are: {', '.join(architectures)}")
-    known = [key for key in architectures[name].__dataclass_fields__ if key not in ("parent", "name")]
+    known = [
+        key for key in architectures[name].__dataclass_fields__ if key not in ("parent", "name")
+    ]
     for field in fields:
         if field not in known:
             raise ValueError(f"{name} has no field {field!r}; it has: {', '.join(known)}")
