@@ -20,25 +20,17 @@ def block(s, width=4, **kwargs):
 
 def attention(s, mechanism="SOFTMAX", embedding="NONE", linear=True, values=False):
     layer = s.GlobalSelfAttention(
-        *(
-            4,
-            4,
-            4,
-            2,
-            linear,
-            1.2,
-            1.3,
-            0.9,
-            0.7,
-            0.1,
-            mechanism,
-            embedding,
-            2,
-            None,
-            3,
-            1.4,
-            values,
-        )
+        *(4, 4, 4, 2, linear),
+        W_key_std=1.2,
+        W_value_std=1.3,
+        W_query_std=0.9,
+        W_out_std=0.7,
+        b_std=0.1,
+        attention_mechanism=mechanism,
+        pos_emb_type=embedding,
+        n_chan_pos_emb=3 if embedding == "CONCAT" else None,
+        W_pos_emb_std=1.4,
+        val_pos_emb=values,
     )
     return s.serial(*block(s), layer, s.Relu(), s.GlobalAvgPool())
 
@@ -151,8 +143,13 @@ NETS = {
     ),
     "resize": (
         IMAGES,
+        # After an odd number of convolutions neural-tangents resizes height as width.
         lambda s: s.serial(
-            *block(s), s.ImageResize((-1, 3, 6, -1), "linear"), *block(s), s.GlobalAvgPool()
+            *block(s),
+            *block(s),
+            s.ImageResize((-1, 3, 6, -1), "linear"),
+            *block(s),
+            s.GlobalAvgPool(),
         ),
     ),
     "index": (
@@ -204,6 +201,8 @@ def agree(net, x1, x2, tolerance, **kwargs):
     ours = net(stax)[2](x1, x2, **kwargs)
     for field in ("nngp", "ntk", "cov1"):
         a, b = np.asarray(getattr(ours, field)), np.asarray(getattr(theirs, field))
+        if theirs.is_reversed:  # it exchanges height and width in the result
+            b = np.moveaxis(b, (-4, -3), (-2, -1))
         assert a.shape == b.shape, field
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), field
     assert ours.is_gaussian == theirs.is_gaussian
