@@ -183,16 +183,16 @@ def test_batch_sharpness_excess_and_noise_against_their_definitions():
     coupling = np.einsum("ja,iab,b->ij", U.T[:-1], H, U[:, -1], optimize=True)
     excess = np.mean(np.sum(coupling**2 / (values[-1] - values[:-1])[None], 1))
     ours = noise.batch_sharpness_prediction(
-        classifier_losses, params, batch, jax.random.key(0), SIZES, num_probes=24
+        classifier_losses, params, batch, jax.random.key(0), SIZES, num_probes=12
     )
     np.testing.assert_allclose(ours.top, values[-1], rtol=1e-5)
-    assert abs(ours.excess.value - excess) < 3 * ours.excess.error < 0.6 * excess
+    assert abs(ours.excess.value - excess) < 3 * ours.excess.error < 0.9 * excess
     np.testing.assert_allclose(
         ours.value, ours.top + ours.excess.value * noise.inverse_batch(SIZES, len(H))
     )
-    sigma = noise.hessian_noise(classifier_losses, params, batch, jax.random.key(1), num_probes=24)
+    sigma = noise.hessian_noise(classifier_losses, params, batch, jax.random.key(1), num_probes=12)
     exact = np.mean(np.sum((H - H.mean(0)) ** 2, (1, 2))) / len(values)
-    assert abs(sigma.value - exact) < 3 * sigma.error < 0.5 * exact
+    assert abs(sigma.value - exact) < 3 * sigma.error < 0.9 * exact
 
 
 @pytest.mark.slow
