@@ -155,7 +155,10 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _message(error: Exception) -> str:
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Traceback" in text:  # what get_config raised, as config_flags quotes it
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return text
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def test_runs_spread_over_devices_give_the_same_numbers(finished, tmp_path):
     from experiments import rundir
 
     virtual = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}
-    options = (*SMALL, "--devices=5", "--config.trajectory.widths=(16, 32)")
+    options = (*SMALL, "--devices=5")
     done = run(*command(tmp_path / "run", *options), **virtual)
     assert done.returncode == 0, done.stderr
     one, five = (rundir.read_dataset(p / "data.nc") for p in (finished[0], tmp_path / "run"))
