@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class Layout(NamedTuple):
         return jnp.moveaxis(full, source, [len(lead) + a for a in self.trace_axes])
 
 
+@jax.jit
 def as_matrix(kernel: jax.Array) -> jax.Array:
     """A kernel with its axes in pairs as a matrix."""
     even, odd = range(0, kernel.ndim, 2), range(1, kernel.ndim, 2)
@@ -83,6 +85,7 @@ def as_kernel(matrix: jax.Array, rows: tuple[int, ...]) -> jax.Array:
     return full.transpose(*range(lead), *pairs)
 
 
+@functools.partial(jax.jit, static_argnames="absolute")
 def regularised(matrix: jax.Array, diag_reg: float, absolute: bool) -> jax.Array:
     """The matrix with diag_reg, in units of its mean diagonal or absolute, on its diagonal."""
     scale = 1.0 if absolute else jnp.trace(matrix) / len(matrix)
@@ -138,6 +141,7 @@ def factorise(matrix: jax.Array) -> Factor:
     return Factor(matrix, lower, accurate)
 
 
+@jax.jit
 def solve(factor: Factor, b: jax.Array) -> jax.Array:
     """matrix^-1 b, by the pseudo-inverse where the matrix is singular to working precision."""
 
@@ -153,11 +157,13 @@ def solve(factor: Factor, b: jax.Array) -> jax.Array:
     return lax.cond(factor.accurate, by_cholesky, on_range, b)
 
 
+@jax.jit
 def relaxation(values: jax.Array, tau: jax.Array) -> jax.Array:
     """1 - exp(-values tau), of every time (rows) and eigenvalue (columns); 0 at eigenvalue 0."""
     return -jnp.expm1(-_exponent(values, tau))
 
 
+@jax.jit
 def integrated_decay(values: jax.Array, tau: jax.Array) -> jax.Array:
     """(1 - exp(-values tau)) / values, of every time and eigenvalue, and its limit at eigenvalue 0.
 
@@ -227,6 +233,7 @@ def decompositions(kernel: jax.Array, diag_reg: float, absolute: bool) -> tuple:
     )
 
 
+@jax.jit
 def in_basis(read: jax.Array, response: jax.Array, modes: jax.Array) -> jax.Array:
     """read diag(response[t]) modes, at every time t."""
     return jnp.einsum("mi,tic->tmc", read, response[:, :, None] * modes[None])

@@ -95,7 +95,8 @@ def gradient_descent_mse(
 
     def predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
         _check_request(fx_train_0, fx_test_0, k_test_train)
-        start = layout.flatten(jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype))
+        start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
+        start = layout.flatten(jnp.broadcast_to(start, layout.shape))
         lead = () if t is None else jnp.shape(t)
         train, weights = y, None
         if t is None and fx_test_0 is not None:
@@ -180,7 +181,28 @@ def gradient_descent(
     tolerances = {"rtol": max(rtol, 4 * eps), "atol": max(atol, 4 * eps), "max_steps": max_steps}
     pace = learning_rate if momentum is None else learning_rate**0.5
     friction = None if momentum is None else (momentum - 1.0) / pace
-    gradient = jax.grad(lambda fx: loss(fx, y_train))
+
+    @functools.partial(jax.jit, static_argnames="rows")
+    def solution(k_dd, y, k_td, state, end, rows):
+        start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
+
+        def rate(s):
+            g = layout.flatten(jax.grad(loss)(layout.unflatten(s.fx_train), y))
+            pull = ODEState(-k_dd @ g, None if s.fx_test is None else -k_td @ g)
+            if friction is None:
+                return pull
+            force = jax.tree.map(
+                lambda p, q: p + friction * q, tuple(pull[:2]), (s.qx_train, s.qx_test)
+            )
+            return ODEState(s.qx_train, s.qx_test, *force)
+
+        path = ode.integrate(rate, start, end.reshape(-1) * pace, **tolerances)
+        return ODEState(
+            *(
+                None if v is None else layout.unflatten(v.reshape(*end.shape, *v.shape[1:]), shape)
+                for v, shape in zip(path, (layout.rows, rows, layout.rows, rows))
+            )
+        )
 
     def predict_fn(t=None, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None):
         given = isinstance(fx_train_or_state_0, ODEState)
@@ -190,27 +212,10 @@ def gradient_descent(
         _check_request(state.fx_train, state.fx_test, k_test_train)
         rows = layout.rows if k_test_train is None else k_test_train.shape[::2]
         k_td = None if k_test_train is None else flow.as_matrix(k_test_train).astype(k_dd.dtype)
-        start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
-
-        def rate(s):
-            g = layout.flatten(gradient(layout.unflatten(s.fx_train)))
-            pull = ODEState(-k_dd @ g, None if s.fx_test is None else -k_td @ g)
-            if friction is None:
-                return pull
-            force = jax.tree.map(
-                lambda p, q: p + friction * q, tuple(pull[:2]), (s.qx_train, s.qx_test)
-            )
-            return ODEState(s.qx_train, s.qx_test, *force)
-
+        if momentum is None and not (state.qx_train is None and state.qx_test is None):
+            raise ValueError("the ODEState has velocities qx_..., and momentum is None")
         end = jnp.asarray(jnp.inf if t is None else t, k_dd.dtype)
-        path = ode.integrate(rate, start, end.reshape(-1) * pace, **tolerances)
-        path = jax.tree.map(lambda v: v.reshape(*end.shape, *v.shape[1:]), path)
-        result = ODEState(
-            *(
-                None if v is None else layout.unflatten(v, rows if i % 2 else layout.rows)
-                for i, v in enumerate(path)
-            )
-        )
+        result = solution(k_dd, y_train, k_td, state, end, tuple(rows))
         if given:
             return result
         if fx_test_0 is None:
@@ -247,8 +252,6 @@ def max_learning_rate(
 
 def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> ODEState:
     """The state at time 0 as matrices."""
-    if not moving and not (state.qx_train is None and state.qx_test is None):
-        raise ValueError("the ODEState has velocities qx_..., and momentum is None")
     test_shape = layout.unflatten(
         jnp.zeros((int(np.prod(rows)), int(np.prod(layout.columns)))), rows
     ).shape

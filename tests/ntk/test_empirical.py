@@ -283,7 +283,7 @@ def test_traced_and_diagonal_axes(trace_axes, diagonal_axes, implementation, thr
     close(ours, expected, 1e-5)
 
 
-@pytest.mark.parametrize("implementation", [0, 1, 2, 3])
+@pytest.mark.parametrize("implementation", [0, 1])
 def test_conventions_are_those_of_neural_tangents(implementation, three_axes):
     nt = reference.neural_tangents()
     params, x1, x2 = three_axes

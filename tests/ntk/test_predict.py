@@ -44,7 +44,7 @@ class Problem:
         self.g0 = noise(3, *test_shape)
 
 
-SHAPES = [((5, 2), (-1,)), ((2, 2, 3), (1,))]
+SHAPES = [pytest.param((5, 2), (-1,), marks=pytest.mark.slow), ((2, 2, 3), (1,))]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ def test_mse_flow_as_neural_tangents(nt, shape, trace_axes, x64):
 
 
 @pytest.mark.parametrize(
-    ("momentum", "shape", "trace_axes"), [(None, *SHAPES[1]), (0.9, (4, 2), ())]
+    ("momentum", "shape", "trace_axes"),
+    [pytest.param(None, (5, 2), (-1,), marks=pytest.mark.slow), (0.9, (4, 2), ())],
 )
 def test_any_loss_as_neural_tangents(nt, momentum, shape, trace_axes, x64):
     p = Problem(shape, trace_axes)
