@@ -129,6 +129,34 @@ def summary_page(reports: Sequence[tuple[str, Report]]) -> str:
     return _document("All claims", parts)
 
 
+def readme_table(reports: Sequence[Report]) -> str:
+    """The studies as a Markdown table: study, paper, configuration, claims as measured, first figure."""
+    lines = ["| study | paper | configuration | claims (measured) | figure |", "| - " * 5 + "|"]
+    for report in reports:
+        name = report.manifest["study"]
+        config = f"`experiments/configs/{name}.py:{report.manifest['variant']}`"
+        claims = "<br>".join(_markdown_line(claim) for claim in report.claims)
+        cells = (
+            _cell(report.title),
+            _cell(report.paper),
+            config,
+            f"{summary(report.claims)} <details><summary>each</summary>{claims}</details>",
+            f"[![{name}](figures/{name}.png)](figures/{name}.png)" if report.pictures else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_line(claim: Claim) -> str:
+    outcome = f"{value_text(claim)} ({criterion_text(claim)}): {verdict(claim)}"
+    return f"{_cell(claim.name)}: {_cell(outcome)}"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end a cell of a Markdown table or begin a tag in it."""
+    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys with dots between them, as they are set on the command line."""
     flat = {}

@@ -2,11 +2,12 @@
 
 ::
 
-    python -m experiments.report RUN_DIR [RUN_DIR ...] [--out PAGE.html] [--check]
+    python -m experiments.report RUN_DIR [RUN_DIR ...] [--out PAGE.html] [--check] [--readme README.md]
 
 For each run directory: the claims, computed anew from data.nc and compared with claims.json, as a table in the
 terminal; figures/<name>.png and .pdf; report.html, one self-contained page. For several, also one page of all claims
-(claims.html beside the first run directory, or the file that --out names).
+(claims.html beside the first run directory, or the file that --out names). With --readme, also the table of studies
+between the marks of that file, and the first figure of each study in figures/ beside it.
 
 Exit status: 0 when every run could be reported, whether or not its claims hold; 2 when one could not (the others are
 reported all the same); with --check, 1 when a claim fails or claims.json disagrees with data.nc.
@@ -29,6 +30,7 @@ from matplotlib.figure import Figure
 
 from experiments import claims, page, plotting, rundir
 
+README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
     *("study", "variant", "command", "started", "finished"),
     *("seconds", "versions", "device", "devices", "git"),
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="exit with status 1 when a claim fails"
     )
+    parser.add_argument(
+        "--readme", type=pathlib.Path, help="text file whose table of studies is renewed"
+    )
     options = parser.parse_args(argv)
     reports, status = [], 0
     for run_dir in options.run_dirs:
@@ -58,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.out is not None or len(reports) > 1:
             write_summary(options.out or reports[0][0].resolve().parent / "claims.html", reports)
-    except OSError as error:
+        if options.readme is not None and status == 0:
+            write_readme(options.readme, [report for _, report in reports])
+    except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         status = 2
     failed = any(not claim.passed for _, report in reports for claim in report.claims)
@@ -172,6 +179,25 @@ def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page
     rundir.write_text(path, page.summary_page(linked))
     every = [claim for _, report in reports for claim in report.claims]
     print(f"{claims.summary(every)}\npage: {path}")
+
+
+def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
+    """Renews the table of studies in a text file, with the first figure of each study in figures/ beside it.
+
+    Raises:
+        ValueError: the file lacks the two marks between which the table stands.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(README_MARKS[0])
+    _, end, after = rest.partition(README_MARKS[1])
+    if not (begin and end):
+        raise ValueError(f"{path} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}")
+    (path.parent / "figures").mkdir(exist_ok=True)
+    for report in reports:
+        if report.pictures:
+            file = path.parent / "figures" / f"{report.manifest['study']}.png"
+            file.write_bytes(report.pictures[0].png)
+    rundir.write_text(path, f"{before}{begin}\n{page.readme_table(reports)}{end}{after}")
 
 
 def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Dataset):

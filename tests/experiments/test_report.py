@@ -252,3 +252,30 @@ def test_nested_keys_are_shown_as_on_the_command_line():
         "task.more.x": [1, 2],
         "none": {},
     }
+
+
+def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
+    study.figures = study_figures
+    run = write_run(tmp_path / "run")
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        f"before\n{report.README_MARKS[0]}\nPREVIOUS\n{report.README_MARKS[1]}\nafter\n"
+    )
+    for _ in range(2):  # a second time changes nothing
+        assert report.main([str(run), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "PREVIOUS" not in text
+    assert text.count("P1 &lt;gap&gt;: 0.5 (&lt;= 1): holds") == 1
+    assert "experiments/configs/tiny.py:smoke" in text
+    picture = (tmp_path / "figures" / "tiny.png").read_bytes()
+    assert picture == (run / "figures" / "loss_curves.png").read_bytes()
+
+
+def test_readme_without_marks_is_left_alone(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("no table")
+    assert report.main([str(write_run(tmp_path / "run")), "--readme", str(readme)]) == 2
+    assert "lacks the lines" in capsys.readouterr().err
+    assert readme.read_text() == "no table"
