@@ -44,11 +44,11 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "optimizers": ("sgd", "adam"),
         "loss": "cross_entropy",
         # log2 of the first rate, of the last rate, and how many (as many for each optimizer)
-        "log2_rates": {"sgd": (-3.0, 5.0, 9), "adam": (-12.0, -4.0, 9)},
-        "seeds": (0, 1, 2),
+        "log2_rates": {"sgd": (-2.0, 4.0, 7), "adam": (-10.0, -4.0, 7)},
+        "seeds": (0, 1, 2, 3),
         "batch_size": 64,
         "num_test": 1024,
-        "steps": 200,
+        "steps": 150,
         "chunk": 50,
         # "linear" decay to zero: the loss at the end is then not the noise of the last steps
         "schedule": "linear",
@@ -63,7 +63,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "seeds": (0, 1),
         "num_train": 256,
         "steps": 300,
-        "chunk": 20,
+        "chunk": 30,
         "lanczos_steps": 6,
     }
     config.coordinates = {
