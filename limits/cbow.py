@@ -1,0 +1,221 @@
+"""Word2Vec (continuous bag of words with negative sampling) at infinite width, and the finite models it is a limit of.
+
+A word w has a vector v_w as context and u_w as target. The score of target t after the contexts c is
+u_t . h with h the mean of v_c, and (v, u) descend the logistic loss of the true target against random ones.
+Under muP (v_w ~ N(0, 1/n), u_w = 0, a learning rate free of the width n) all that the training uses are inner
+products v_w . v_w', which are 1 for w = w' and 0 otherwise at infinite width. Orthonormal start vectors
+have the same inner products, so the limit is the same algorithm at width |vocabulary| with v = identity: exact.
+
+In the kernel limit (NTK parametrization, or a Gaussian process) the vectors do not move: the embeddings of
+different words stay orthogonal, and no word is nearer to another than any third. That is `limit` untrained.
+
+Source: Yang & Hu 2021, arXiv:2011.14522, sections 6 and 9.1; Mikolov et al. 2013, arXiv:1310.4546.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Embeddings(NamedTuple):
+    """Vectors of the words, at the width of their last axis.
+
+    Attributes:
+        context: (words, n), v: the embeddings that are compared and drawn.
+        target: (words, n), u.
+    """
+
+    context: jax.Array
+    target: jax.Array
+
+    def sample(self, key: jax.Array, width: int) -> "Embeddings":
+        """A model of this width that converges to this one, before, during and after training.
+
+        Its inner products differ from these by O(width^-1/2).
+        """
+        shape = (self.context.shape[1], width)
+        omega = jax.random.normal(key, shape, self.context.dtype) * width**-0.5
+        return Embeddings(self.context @ omega, self.target @ omega)
+
+
+class Windows(NamedTuple):
+    """Examples in the order of training.
+
+    Attributes:
+        target: (N,), the word in the middle, as a number.
+        context: (N, C), the words around it.
+        mask: (N, C), 1 where there is a word, 0 where the window has run over an end.
+    """
+
+    target: jax.Array
+    context: jax.Array
+    mask: jax.Array
+
+
+def limit(words: int, dtype=jnp.float32) -> Embeddings:
+    """The infinitely wide model at its start: v the identity, u zero, both (words, words)."""
+    if words < 2:
+        raise ValueError(f"words={words} must be at least 2: there is nothing to tell apart.")
+    return Embeddings(jnp.eye(words, dtype=dtype), jnp.zeros((words, words), dtype))
+
+
+def train(
+    embeddings: Embeddings,
+    windows: Windows,
+    noise,
+    key: jax.Array,
+    *,
+    learning_rate: float = 0.05,
+    weight_decay: float = 0.001,
+    negatives: int = 25,
+    batch_size: int = 1,
+) -> tuple[Embeddings, jax.Array]:
+    """One pass over the windows by stochastic gradient descent; finite models and the limit alike.
+
+    The positive target and each negative one contribute g = label - sigmoid(u . h); u moves by g h and each
+    context vector by sum(g u) / (number of contexts), times the learning rate. The examples of a batch are
+    taken at the same parameters and their updates are summed: batch_size 1 is the algorithm of the source, a
+    small one close to it and several times faster. Compiled once per shape.
+
+    Args:
+        embeddings: where to begin.
+        windows: N examples; N must be a multiple of batch_size.
+        noise: (words,), probability of each word as a negative target.
+        key: PRNG key of the negative targets. The same key gives models of all widths the same targets.
+        learning_rate: of one example; the same at every width.
+        weight_decay: both matrices shrink by 1 - learning_rate * weight_decay each step.
+        negatives: random targets per example.
+        batch_size: examples per step.
+
+    Returns:
+        (embeddings, losses): losses (steps,), the logistic loss of a positive and its negatives, mean over
+        the batch, before each step.
+
+    Raises:
+        ValueError: N not a multiple of batch_size; noise not one probability per word; no negatives.
+    """
+    count, words = windows.target.shape[0], embeddings.context.shape[0]
+    if batch_size < 1 or count % batch_size or not count:
+        raise ValueError(
+            f"{count} windows are not a whole number of batches of {batch_size}: drop the last"
+            f" {count % max(batch_size, 1)} windows or change batch_size."
+        )
+    if jnp.shape(noise) != (words,):
+        raise ValueError(
+            f"noise has shape {jnp.shape(noise)}, expected one probability for each of the"
+            f" {words} words."
+        )
+    if negatives < 1:
+        raise ValueError(f"negatives={negatives} must be at least 1.")
+    batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), windows)
+    rates = (jnp.asarray(learning_rate, embeddings.context.dtype), weight_decay)
+    return _train(embeddings, batches, jnp.cumsum(jnp.asarray(noise)), key, rates, negatives)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _train(embeddings, batches, cumulative, key, rates, negatives):
+    rate, decay = rates
+    shrink = 1 - rate * decay
+
+    def step(carry, inputs):
+        # Decay is kept as one factor on both matrices: shrinking them would touch every word each step.
+        (v, u), scale = carry
+        number, batch = inputs
+        draws = jax.random.fold_in(key, number)
+        targets = _targets(draws, batch.target, cumulative, negatives)
+        update, loss = _update(v, u, scale, targets, batch)
+        scale = scale * shrink
+        dv, du = (rate / scale * x for x in update)
+        v, u = v.at[batch.context].add(dv), u.at[targets].add(du)
+        return (Embeddings(v, u), scale), loss
+
+    steps = batches.target.shape[0]
+    start = embeddings, jnp.ones((), embeddings.context.dtype)
+    (embeddings, scale), losses = jax.lax.scan(step, start, (jnp.arange(steps), batches))
+    return jax.tree.map(lambda x: x * scale, embeddings), losses
+
+
+def _targets(key, positive, cumulative, negatives):
+    """(B, 1 + negatives): the true target, then random ones."""
+    draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
+    random = jnp.searchsorted(cumulative, draws, side="right").astype(positive.dtype)
+    return jnp.concatenate([positive[:, None], jnp.minimum(random, cumulative.size - 1)], axis=1)
+
+
+def _update(v, u, scale, targets, batch):
+    """((dv (B, C, n), du (B, K, n)), loss): minus the gradients at scale * (v, u), per example."""
+    share = (batch.mask / jnp.maximum(batch.mask.sum(1, keepdims=True), 1)).astype(v.dtype)
+    h = scale * jnp.einsum("bc,bcn->bn", share, v[batch.context])
+    chosen = scale * u[targets]
+    scores = jnp.einsum("bkn,bn->bk", chosen, h)
+    sign = jnp.ones_like(scores).at[:, 1:].set(-1)
+    loss = jax.nn.softplus(-sign * scores).sum(1).mean()
+    g = sign * jax.nn.sigmoid(-sign * scores)  # label - sigmoid(score)
+    back = jnp.einsum("bk,bkn->bn", g, chosen)
+    return (share[:, :, None] * back[:, None], g[:, :, None] * h[:, None]), loss
+
+
+def neighbour_rank(vectors, pairs) -> jax.Array:
+    """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
+
+    Nearness is the cosine; words exactly as near count half.
+
+    Args:
+        vectors: (words, n).
+        pairs: (P, 2), numbers of word and partner.
+
+    Returns:
+        (P,), in [0, 1].
+    """
+    pairs = jnp.asarray(pairs)
+    near = _cosines(vectors, pairs[:, 0])
+    partner = jnp.take_along_axis(near, pairs[:, 1:], axis=1)
+    others = jnp.ones(near.shape, bool).at[jnp.arange(len(pairs))[:, None], pairs].set(False)
+    better = jnp.where(near > partner, 1.0, jnp.where(near == partner, 0.5, 0.0))
+    return (better * others).sum(1) / (near.shape[1] - 2)
+
+
+def analogies(vectors, pairs) -> jax.Array:
+    """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.
+
+    The vectors are normalised first, a, b and c are left out of the answers, and k words exactly as near as
+    each other count 1/k: equal cosines, as in the kernel limit, score as a random answer does.
+
+    Args:
+        vectors: (words, n).
+        pairs: (P, 2), pairs of words with the same relation.
+
+    Returns:
+        (P, P - 1), the score of each question; row: the pair (a, b).
+
+    Source: Mikolov et al. 2013, arXiv:1301.3781, section 4.1.
+    """
+    pairs = jnp.asarray(pairs)
+    count = len(pairs)
+    if count < 2:
+        raise ValueError(f"{count} pairs make no analogy: give at least 2.")
+    columns = jnp.arange(count - 1)
+    other = columns + (columns >= jnp.arange(count)[:, None])  # every pair but the row's own
+    return jax.lax.map(lambda row: _row(vectors, *row), (pairs, pairs[other]))
+
+
+def _row(vectors, pair, others):
+    unit = _normalised(vectors)
+    query = unit[pair[1]] - unit[pair[0]] + unit[others[:, 0]]
+    near = query @ unit.T
+    asked = jnp.concatenate([jnp.broadcast_to(pair, others.shape), others[:, :1]], axis=1)
+    near = near.at[jnp.arange(len(others))[:, None], asked].set(-jnp.inf)
+    best = near >= near.max(1, keepdims=True) - 1e-6
+    right = jnp.take_along_axis(best, others[:, 1:], axis=1)[:, 0]
+    return right / best.sum(1)
+
+
+def _cosines(vectors, rows):
+    unit = _normalised(vectors)
+    return unit[rows] @ unit.T
+
+
+def _normalised(vectors):
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
