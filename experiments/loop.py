@@ -50,8 +50,9 @@ def train_runs(
         session: files, progress, sinks.
 
     Returns:
-        name of a measurement -> float array (runs, chunks + 1). ``batch_loss`` is the mean training loss of the
-        chunk that ends there (nan at 0). From the chunk in which a loss was not finite on, every value is nan.
+        name of a measurement -> float array (runs, chunks + 1, *its shape). ``batch_loss`` is the mean training
+        loss of the chunk that ends there (nan at 0). From the chunk in which a loss was not finite on, every value
+        is nan.
     """
     session = session or Session()
     count = len(learning_rates)
@@ -73,8 +74,9 @@ def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.nda
         return finished
     rates, seeds = _arguments(program, rows)
     state = program.start(rates, seeds, data)
-    state, values = program.measure(state, rates, data)
-    records = {key: np.full((len(rows), chunks + 1), np.nan) for key in ("batch_loss", *values)}
+    state, values = _measure(program, state, rates, data)
+    shapes = {"batch_loss": ()} | {key: value.shape[1:] for key, value in values.items()}
+    records = {key: np.full((len(rows), chunks + 1, *rest), np.nan) for key, rest in shapes.items()}
     alive = np.ones(len(rows), bool)
     done = 0
     folder = session.path / "checkpoints" / label if session.path else None
@@ -93,7 +95,7 @@ def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.nda
             session.progress(len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
             break
         state, losses = program.advance(state, rates, seeds, data)
-        state, values = program.measure(state, rates, data)
+        state, values = _measure(program, state, rates, data)
         losses = np.asarray(losses, np.float64).reshape(-1, program.steps)[: len(rows)]
         alive &= np.isfinite(losses).all(axis=1)
         _record(records, chunk, alive, values, losses.mean(axis=1))
@@ -115,13 +117,15 @@ def _arguments(program: Program, rows) -> tuple[Any, Any]:
     return np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
 
 
+def _measure(program, state, rates, data) -> tuple[Any, dict[str, np.ndarray]]:
+    state, values = program.measure(state, rates, data)
+    values = {key: np.asarray(value, np.float64) for key, value in values.items()}
+    return state, values if program.runs else {key: value[None] for key, value in values.items()}
+
+
 def _record(records, chunk, alive, values, batch_loss) -> None:
-    runs = len(alive)
-    columns = {
-        key: np.asarray(value, np.float64).reshape(-1)[:runs] for key, value in values.items()
-    }
-    for key, column in {**columns, "batch_loss": batch_loss}.items():
-        records[key][:, chunk] = np.where(alive, column, np.nan)
+    for key, column in {**values, "batch_loss": batch_loss}.items():
+        records[key][alive, chunk] = column[: len(alive)][alive]
 
 
 def _report(session, records, chunk, steps, label, rows) -> None:
@@ -132,7 +136,7 @@ def _report(session, records, chunk, steps, label, rows) -> None:
         return
     lines = [
         {"run": label, "chunk": chunk, "step": chunk * steps, "learning_rate": rate, "seed": seed}
-        | {key: _number(column[run, chunk]) for key, column in records.items()}
+        | {key: _number(column[run, chunk]) for key, column in records.items() if column.ndim == 2}
         for run, (rate, seed) in enumerate(rows)
     ]
     if session.path:

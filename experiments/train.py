@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 class Probe(NamedTuple):
     """A measurement between chunks of training.
 
-    ``start(params, key, data) -> carry``; ``measure(params, carry, learning_rate, data) -> (carry, {name: scalar})``.
+    ``start(params, key, data) -> carry``; ``measure(params, carry, learning_rate, data) -> (carry, {name: array})``.
     """
 
     start: Callable

@@ -96,6 +96,16 @@ def test_the_probe_carries_its_state():
     np.testing.assert_allclose(np.diff(carry, axis=1), 1.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"runs": 3}])
+def test_a_probe_may_measure_arrays(changes):
+    probe = train.Probe(lambda *_: (), lambda params, *_: ((), {"w": params["w"]}))
+    records = train_all(program(probe=probe, **changes))
+    assert records["w"].shape == (3, 3, D, 8)
+    for run, seed in enumerate(GRID[1]):
+        expected = init(train.stream(jnp.uint32(seed), train.INIT))["w"]
+        np.testing.assert_allclose(records["w"][run, 0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [program, lambda: program(runs=3, devices=1)])
 def test_divergence_is_recorded_and_the_other_runs_go_on(compiled):
     rates = [0.01, 1e30, 0.02]
