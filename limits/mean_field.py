@@ -211,12 +211,18 @@ def lazy_descent(
     x, y = train
     _check(start, x, y)
     start, y = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), (start, y))
-    values, vectors = jnp.linalg.eigh(tangent_kernel(start, x, epsilon=epsilon))
     rate = 2 * learning_rate / y.shape[0]
-    if not rate * values[-1] < 2:
+    path, largest = _descend_lazily(start, x, y, epsilon, rate, jnp.asarray(steps, x.dtype))
+    if not rate * largest < 2:
         raise ValueError(
-            f"learning_rate {learning_rate} is unstable; it must be below {y.shape[0] / float(values[-1]):.3g}"
+            f"learning_rate {learning_rate} is unstable; it must be below {y.shape[0] / float(largest):.3g}"
         )
+    return path
+
+
+@jax.jit
+def _descend_lazily(start, x, y, epsilon, rate, steps):
+    values, vectors = jnp.linalg.eigh(tangent_kernel(start, x, epsilon=epsilon))
     seen = values > values[-1] * values.size * jnp.finfo(x.dtype).eps
     power = vectors.T @ y / jnp.where(seen, values, 1)
 
@@ -227,7 +233,7 @@ def lazy_descent(
         outer, product = jnp.outer(start.mean, v), epsilon * start.second @ g
         return Moments(v + epsilon * g @ start.mean, outer + outer.T + product + product.T)
 
-    return jax.vmap(change)(jnp.asarray(steps, x.dtype))
+    return jax.vmap(change)(steps), values[-1]
 
 
 def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss:

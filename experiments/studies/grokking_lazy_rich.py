@@ -1,0 +1,878 @@
+"""Grokking is the transition from lazy to rich training (Kumar et al. 2024).
+
+Polynomial regression with a two-layer network whose output scale alpha sets how late features are learnt and whose
+epsilon sets how far the initial ones are aligned with the target; then an MLP on digits. Gradient descent of the
+two-layer network is followed through the exact closed dynamics of its weight moments (`limits.mean_field`), drawn over
+explicit networks of finite width. Controls: the lazy network, features aligned from the start, too few and too many
+examples, which must not grok; and a falling weight norm, which must not be the explanation.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+
+import metrics
+import models
+from experiments import losses, tasks, train
+from experiments.claims import Claim, at_least, at_most, near
+from experiments.loop import Session, train_runs
+from experiments.studies import grokking_lazy_rich_figures
+from experiments.tasks import polynomials
+from limits import dmft, mean_field
+from limits.mean_field import Moments, Target
+
+TITLE = "Grokking as the transition from lazy to rich training"
+PAPER = "Kumar, Bordelon, Gershman & Pehlevan 2024, arXiv:2310.06110"
+KUMAR = "Kumar et al. 2024"
+GROKS = 4.0  # a network groks if its test loss takes this many times as many steps to fall as its training loss
+
+
+class Problem(NamedTuple):
+    """A training set, the target in closed form, and fresh examples on which kernels are measured."""
+
+    x: jax.Array
+    y: jax.Array
+    target: Target
+    fresh_x: jax.Array
+    fresh_y: jax.Array
+
+
+def total_steps(config: Any) -> int:
+    """Training steps of the whole study, for the progress bar."""
+    seeds, net, digits = len(config.seeds), config.network, config.digits
+    parts = [
+        len(config.sweep.alphas) * seeds * config.sweep.steps,
+        len(config.epsilons.grid) * seeds * config.epsilons.steps,
+        len(config.aligned.strengths) * seeds * config.aligned.steps,
+        len(config.examples.num_train) * len(config.examples.seeds) * config.examples.steps,
+        (len(config.widths.widths) + 1) * seeds * config.widths.steps,
+        len(config.map.alphas) * len(config.map.epsilons) * config.map.steps,
+        len(net.alphas) * len(net.batch_sizes) * len(net.seeds) * net.steps,
+        len(digits.alphas) * len(digits.seeds) * digits.steps,
+    ]
+    return sum(parts)
+
+
+def run(config: Any, session: Session | None = None) -> xr.Dataset:
+    """Trains the study; returns the labelled measurements.
+
+    Args:
+        config: as experiments/configs/grokking_lazy_rich.py makes it.
+        session: files and progress; none are kept by default.
+
+    Raises:
+        ValueError: the task is no polynomial of second degree, or steps are no multiple of chunk.
+    """
+    session = session or Session()
+    _check(config)
+    parts = (_sweep, _network, _widths, _grids, _dmft, _digits)
+    data = xr.merge([part(config, session) for part in parts])
+    return data.assign_attrs(
+        num_train=config.task.num_train,
+        threshold=config.threshold,
+        network_width=config.network.width,
+    )
+
+
+def _check(config: Any) -> None:
+    if config.task.name != "polynomial" or len(config.task.coefficients) > 3:
+        raise ValueError(
+            f"the task is {config.task.name!r} with coefficients {config.task.coefficients}; the closed dynamics need "
+            "a 'polynomial' of second degree, c_0, c_1, c_2"
+        )
+    if config.task.coefficients[0]:
+        raise ValueError(
+            f"c_0 is {config.task.coefficients[0]}; it must be 0, the network has no constant"
+        )
+    shortest = min(part.steps for part in (config.sweep, config.widths, config.epsilons))
+    if config.records > shortest:
+        raise ValueError(
+            f"records is {config.records}; there must not be more than steps, {shortest}"
+        )
+    for part in (config.network, config.digits):
+        if part.steps % part.chunk:
+            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
+
+
+# The closed dynamics
+
+
+def problem(config: Any, seed: int, num_train: int, dim: int, fresh: int = 200) -> Problem:
+    """The training set of a data seed, and the function behind it."""
+    chosen = config.task.copy_and_resolve_references()
+    chosen.seed, chosen.num_train, chosen.dim = seed, num_train, dim
+    task = tasks.load(chosen)
+    beta = jnp.asarray(polynomials.direction(dim, seed), jnp.float32)
+    _, linear, square = (*chosen.coefficients, 0.0, 0.0)[:3]
+    target = Target(linear * beta, 2 * square * jnp.outer(beta, beta))
+    (x, y), (fresh_x, fresh_y) = (
+        jax.tree.map(jnp.asarray, data) for data in (task.train, task.test)
+    )
+    return Problem(x, y[:, 0], target, fresh_x[:fresh], fresh_y[:fresh, 0])
+
+
+def record_steps(config: Any, steps: int) -> np.ndarray:
+    """0, and ``config.records`` whole numbers up to ``steps``, about evenly spaced in their logarithm.
+
+    Always as many, so that all experiments of one shape share their programs.
+    """
+    ideal = np.round(np.geomspace(1, steps, config.records)).astype(int)
+    rising = np.maximum.accumulate(ideal - np.arange(config.records)) + np.arange(config.records)
+    return np.concatenate([[0], rising])
+
+
+def follow(
+    config: Any,
+    session: Session,
+    steps: int,
+    *,
+    seed: int,
+    alpha: float,
+    epsilon: float | None = None,
+    num_train: int | None = None,
+    dim: int | None = None,
+    strength: float = 0.0,
+    width: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The closed dynamics of one network at `record_steps`; what is None is as in the config, the width infinite."""
+    epsilon = config.epsilon if epsilon is None else epsilon
+    dim, num_train = dim or config.task.dim, num_train or config.task.num_train
+    data = problem(config, seed, num_train, dim)
+    start = mean_field.infinite_width(dim)
+    if width:
+        start = mean_field.moments(draw_weights(train.stream(seed, train.INIT), width, dim))
+    if strength:
+        beta = jnp.asarray(polynomials.direction(dim, seed), jnp.float32)
+        start = mean_field.aligned(start, beta, strength)
+    setting = {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(epsilon)}
+    times, rate = record_steps(config, steps), config.learning_rate
+    path = mean_field.gradient_descent(
+        start, (data.x, data.y), times, learning_rate=rate, **setting
+    )
+    curves = jax.device_get(observables(path, start, data, **setting))
+    session.progress(steps, f"alpha {alpha:g}", float(curves["train"][-1]))
+    return curves
+
+
+@jax.jit
+def observables(path: Moments, start: Moments, data: Problem, *, alpha, epsilon) -> dict:
+    """What the moments say about a centred network: losses, its kernel against the target's and its first one."""
+    change = mean_field.subtract(path, start)
+    outputs = jax.lax.map(
+        lambda m: mean_field.predict(m, data.x, alpha=alpha, epsilon=epsilon), change
+    )
+    parts = mean_field.population_loss(change, data.target, alpha=alpha, epsilon=epsilon)
+    first = mean_field.tangent_kernel(start, data.fresh_x, epsilon=epsilon)
+
+    def kernels(m):
+        kernel = mean_field.tangent_kernel(m, data.fresh_x, epsilon=epsilon)
+        moved = metrics.kernels.relative_change(kernel, first)
+        return moved, metrics.kernels.target_alignment(kernel, data.fresh_y)
+
+    movement, cka = jax.lax.map(kernels, path)
+    return {
+        "train": jnp.mean((outputs - data.y[None]) ** 2, axis=1),
+        "test": parts.total,
+        **parts._asdict(),
+        "movement": movement,
+        "cka": cka,
+        "norm": jnp.sqrt(jnp.trace(path.second, axis1=1, axis2=2)),
+    }
+
+
+def crossing(steps: np.ndarray, loss: np.ndarray, fraction: float) -> float:
+    """The step at which a recorded loss first falls to a fraction of its start; inf if it does not.
+
+    Between two records the loss is taken for a power of the step.
+    """
+    low = np.flatnonzero(loss <= fraction * loss[0])
+    if not len(low):
+        return np.inf
+    k = int(low[0])
+    if k < 2:  # before step 1 a power law means nothing
+        return float(steps[k])
+    (t0, t1), (l0, l1) = np.log(steps[k - 1 : k + 1]), np.log(loss[k - 1 : k + 1])
+    return float(np.exp(t0 + (t1 - t0) * (np.log(fraction * loss[0]) - l0) / (l1 - l0)))
+
+
+def _sweep(config: Any, session: Session) -> xr.Dataset:
+    part = config.sweep
+    grid = [(seed, alpha) for seed in config.seeds for alpha in part.alphas]
+    curves = [follow(config, session, part.steps, seed=seed, alpha=alpha) for seed, alpha in grid]
+    steps = record_steps(config, part.steps)
+    shape = (len(config.seeds), len(part.alphas), len(steps))
+    dims = ("seed", "alpha", "sweep_step")
+    variables = {key: (dims, np.reshape([c[key] for c in curves], shape)) for key in curves[0]}
+    lazy = np.array([lazy_loss(config, seed, [*steps, np.inf]) for seed in config.seeds])
+    variables |= {
+        "lazy_test": (("seed", "sweep_step"), lazy[:, :-1]),
+        "regression_loss": ("seed", lazy[:, -1]),
+    }
+    coordinates = {"seed": list(config.seeds), "alpha": list(part.alphas), "sweep_step": steps}
+    return xr.Dataset(variables, coordinates)
+
+
+def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) -> np.ndarray:
+    """Test loss of the network linearised at its start; at infinity that of kernel regression."""
+    dim = config.task.dim
+    data = problem(config, seed, num_train or config.task.num_train, dim)
+    path = mean_field.lazy_descent(
+        mean_field.infinite_width(dim),
+        (data.x, data.y),
+        steps,
+        epsilon=config.epsilon,
+        learning_rate=config.learning_rate,
+    )
+    loss = mean_field.population_loss(path, data.target, alpha=1.0, epsilon=config.epsilon)
+    return np.asarray(loss.total)
+
+
+def _grid(config, session, name, part, axes, test_threshold=None, **fixed) -> xr.Dataset:
+    """Training and test times, first CKA and last over first test loss over a grid of settings.
+
+    ``axes`` maps the name of a dimension to (argument of `follow`, its values).
+    """
+    steps = record_steps(config, part.steps)
+    arguments, values = zip(*axes.values())
+    rows = []
+    for point in itertools.product(*values):
+        curves = follow(config, session, part.steps, **fixed, **dict(zip(arguments, point)))
+        test = curves["test"]
+        rows.append(
+            {
+                "train_time": crossing(steps, curves["train"], config.threshold),
+                "test_time": crossing(steps, test, test_threshold or config.threshold),
+                "cka": curves["cka"][0],
+                "first": test[0],
+                "final": test[-1] / test[0],
+            }
+        )
+    shape = [len(v) for v in values]
+    return xr.Dataset(
+        {f"{name}_{k}": (list(axes), np.reshape([r[k] for r in rows], shape)) for k in rows[0]},
+        {dim: list(v) for dim, (_, v) in axes.items()},
+    )
+
+
+def _grids(config: Any, session: Session) -> xr.Dataset:
+    """Delays against epsilon, the number of examples, initial alignment, and over alpha x epsilon."""
+    seeds, found = ("seed", config.seeds), []
+    grid = functools.partial(_grid, config, session)
+    part = config.epsilons
+    axes = {"epsilon": ("epsilon", part.grid), "seed": seeds}
+    found.append(grid("epsilon", part, axes, part.threshold, alpha=part.alpha))
+    part = config.examples
+    axes = {"num_train": ("num_train", part.num_train), "examples_seed": ("seed", part.seeds)}
+    found.append(grid("examples", part, axes, alpha=part.alpha))
+    regression = [
+        [lazy_loss(config, seed, [np.inf], number)[0] for seed in part.seeds]
+        for number in part.num_train
+    ]
+    found.append(xr.Dataset({"examples_regression": (list(axes), regression)}))
+    part = config.aligned
+    axes = {"strength": ("strength", part.strengths), "seed": seeds}
+    found.append(grid("aligned", part, axes, alpha=part.alpha))
+    part = config.map
+    axes = {"map_epsilon": ("epsilon", part.epsilons), "map_alpha": ("alpha", part.alphas)}
+    fixed = {"seed": config.seeds[0], "dim": part.dim, "num_train": part.num_train}
+    found.append(grid("map", part, axes, **fixed))
+    return xr.merge(found)
+
+
+# Explicit networks of finite width
+
+
+def draw_weights(key: jax.Array, width: int, dim: int) -> jax.Array:
+    """Weights of the finite network, (width, dim), independent N(0, 1)."""
+    return jax.random.normal(key, (width, dim))
+
+
+def network_setup(width: int, dim: int, centered: bool, data: dict[str, Any]) -> train.Setup:
+    """The finite network: loss over alpha^2, learning rate times width, and its own start beside its weights."""
+
+    def init(key):
+        weights = draw_weights(key, width, dim)
+        return {"hidden": weights, "start": weights}
+
+    def loss(params, batch):
+        return jnp.mean(_errors(params, batch, data, centered) ** 2) / data["alpha"] ** 2
+
+    return train.Setup(init, loss, lambda rate: optax.sgd(rate * width))
+
+
+def _errors(params, batch, setting, centered):
+    x, y = batch
+    apply = functools.partial(
+        mean_field.apply, x=x, alpha=setting["alpha"], epsilon=setting["epsilon"]
+    )
+    first = apply(jax.lax.stop_gradient(params["start"])) if centered else 0.0
+    return apply(params["hidden"]) - first - y
+
+
+def _network(config: Any, session: Session) -> xr.Dataset:
+    """Networks trained by (stochastic) gradient descent, and the closed dynamics from the same weights."""
+    part, task = config.network, config.task
+    data = problem(config, config.seeds[0], task.num_train, task.dim, fresh=task.num_test)
+    arrays = {"train": (data.x, data.y), "test": (data.fresh_x, data.fresh_y)}
+    settings = [
+        {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(config.epsilon)}
+        for alpha in part.alphas
+    ]
+    measured = [_train(config, session, arrays, settings, size) for size in part.batch_sizes]
+    steps = np.arange(0, part.steps + 1, part.chunk)
+    closed = [
+        [_closed(config, arrays, steps, seed, setting) for seed in part.seeds]
+        for setting in settings
+    ]
+    dims = ("network_alpha", "network_seed", "data", "network_step")
+    return xr.Dataset(
+        {"network_loss": (("batch_size", *dims), measured), "closed_loss": (dims, closed)},
+        {
+            "batch_size": list(part.batch_sizes),
+            "network_alpha": list(part.alphas),
+            "data": ["train", "test"],
+            "network_seed": list(part.seeds),
+            "network_step": steps,
+        },
+    )
+
+
+def _train(config, session, arrays, settings, batch_size) -> list[np.ndarray]:
+    """Losses of the explicit networks of each alpha, (seeds, 2, records)."""
+    part, program, found = config.network, None, []
+
+    def measure(params, carry, rate, data):
+        return carry, {
+            key: jnp.mean(_errors(params, data[key], data, part.centered) ** 2)
+            for key in ("train", "test")
+        }
+
+    for setting in settings:
+        data = arrays | setting
+        program = program or train.compile_program(
+            functools.partial(network_setup, part.width, config.task.dim, part.centered),
+            data,
+            steps=part.chunk,
+            batch_size=batch_size or None,
+            probe=train.Probe(lambda params, key, data: (), measure),
+        )
+        rates, name = [config.learning_rate] * len(part.seeds), f"{float(setting['alpha']):g}"
+        records = train_runs(
+            program,
+            data,
+            rates,
+            part.seeds,
+            chunks=part.steps // part.chunk,
+            name=f"network-{batch_size}-{name}",
+            session=session,
+        )
+        found.append(np.stack([records["train"], records["test"]], axis=1))
+    return found
+
+
+def _closed(config, arrays, steps, seed, setting) -> list[jax.Array]:
+    """Training and test loss of the closed dynamics from the network's own weights."""
+    part = config.network
+    weights = draw_weights(train.stream(seed, train.INIT), part.width, config.task.dim)
+    start = mean_field.moments(weights)
+    path = mean_field.gradient_descent(
+        start,
+        arrays["train"],
+        steps,
+        learning_rate=config.learning_rate,
+        centered=part.centered,
+        **setting,
+    )
+    path = mean_field.subtract(path, start) if part.centered else path
+    return [_mean_squares(path, arrays[key], setting) for key in ("train", "test")]
+
+
+@jax.jit
+def _mean_squares(path, batch, setting):
+    x, y = batch
+    return jax.lax.map(lambda m: jnp.mean((mean_field.predict(m, x, **setting) - y) ** 2), path)
+
+
+def _widths(config: Any, session: Session) -> xr.Dataset:
+    """How far the test loss of a finite network is from that at infinite width, over training."""
+    part = config.widths
+
+    def test_loss(width, seed):
+        return follow(config, session, part.steps, seed=seed, alpha=part.alpha, width=width)["test"]
+
+    limits = [test_loss(None, seed) for seed in config.seeds]
+    distances = [
+        [
+            np.sqrt(np.mean((test_loss(width, seed) - limit) ** 2) / np.mean(limit**2))
+            for seed, limit in zip(config.seeds, limits)
+        ]
+        for width in part.widths
+    ]
+    fit = metrics.fit_power_law(part.widths, np.transpose(distances), jax.random.key(0))
+    law = [fit.exponent, *fit.exponent_interval, fit.prefactor]
+    coordinates = {"width": list(part.widths), "seed": list(config.seeds)}
+    return xr.Dataset(
+        {"width_distance": (("width", "seed"), distances), "width_law": ("law", law)},
+        coordinates | {"law": ["exponent", "low", "high", "prefactor"]},
+    )
+
+
+def _dmft(config: Any, session: Session) -> xr.Dataset:
+    """Narrow networks of several dimensions, without centring, and the theory of infinite dimension."""
+    part = config.dmft
+    setting = {"alpha": part.alpha, "epsilon": part.epsilon}
+    theory = dmft.high_dimensional_descent(
+        part.overlap,
+        jax.random.key(0),
+        density=part.density,
+        learning_rate=part.learning_rate,
+        steps=part.steps,
+        num_samples=part.samples,
+        **setting,
+    )
+    runs = [[_high_dimensional(part, dim, seed) for seed in config.seeds] for dim in part.dims]
+    steps = np.arange(part.steps + 1)
+    return xr.Dataset(
+        {
+            "dmft_network": (("dim", "seed", "data", "dmft_step"), runs),
+            "dmft_theory": (("data", "dmft_step"), [theory.train_loss, theory.test_loss]),
+        },
+        {
+            "dim": list(part.dims),
+            "seed": list(config.seeds),
+            "data": ["train", "test"],
+            "dmft_step": steps,
+        },
+    )
+
+
+def _high_dimensional(part, dim, seed) -> list[jax.Array]:
+    """Training and test loss of one network whose overlaps with the direction are exactly those given."""
+    keys = jax.random.split(train.stream(seed, train.INIT), 3)
+    beta = jax.random.normal(keys[0], (dim,))
+    beta *= jnp.sqrt(dim) / jnp.linalg.norm(beta)
+    overlap = jnp.asarray(part.overlap)[:, None]
+    weights = draw_weights(keys[1], len(part.overlap), dim)
+    weights -= (weights @ beta)[:, None] * beta[None] / dim
+    weights = overlap * beta[None] + jnp.sqrt(1 - overlap**2) * weights
+    x = jax.random.normal(keys[2], (round(part.density * dim), dim)) / jnp.sqrt(dim)
+    y = (x @ beta) ** 2
+    setting = {"alpha": jnp.float32(part.alpha), "epsilon": jnp.float32(part.epsilon)}
+    path = mean_field.gradient_descent(
+        mean_field.moments(weights),
+        (x, y),
+        np.arange(part.steps + 1),
+        learning_rate=part.learning_rate * dim,
+        centered=False,
+        **setting,
+    )
+    target = Target(jnp.zeros(dim), 2 * jnp.outer(beta, beta))
+    test = mean_field.population_loss(path, target, **setting).total
+    return [_mean_squares(path, (x, y), setting), test]
+
+
+# Real images
+
+
+def _digits(config: Any, session: Session) -> xr.Dataset:
+    part = config.digits
+    task = tasks.load(part.task)
+    data = {"train": tuple(task.train), "test": tuple(task.test)}
+    module = models.MLP(part.width, part.depth, task.outputs)
+    last = f"hidden_{part.depth - 1}"
+
+    def setup(data):
+        def init(key):
+            params = module.init(key, data["train"][0][:1])["params"]
+            return jax.tree.map(lambda leaf: part.init_scale * leaf, params)
+
+        def apply(params, x):
+            return data["alpha"] * module.apply({"params": params}, x)
+
+        def optimizer(rate):
+            return optax.adamw(rate, weight_decay=part.weight_decay)
+
+        return train.Setup(init, losses.supervised("squared_error", apply), optimizer)
+
+    def features(params, data):
+        return module.apply({"params": params}, data["test"][0], features=True)
+
+    def measure(params, first, rate, data):
+        (outputs, layers), values = features(params, data), {}
+        alignment = metrics.kernels.representation_alignment(layers[last], first)
+        for key, logits in (
+            ("test", outputs),
+            ("train", module.apply({"params": params}, data["train"][0])),
+        ):
+            values[f"{key}_loss"] = losses.squared_error(data["alpha"] * logits, data[key][1])
+            values[f"{key}_accuracy"] = losses.accuracy(logits, data[key][1])
+        return first, values | {"alignment": alignment, "norm": optax.global_norm(params)}
+
+    chunks = part.steps // part.chunk
+    program, found = None, []
+    for alpha in part.alphas:
+        full = data | {"alpha": jnp.float32(alpha)}
+        program = program or train.compile_program(
+            setup,
+            full,
+            steps=part.chunk,
+            batch_size=part.batch_size,
+            probe=train.Probe(lambda params, key, data: features(params, data)[1][last], measure),
+        )
+        rates = [part.learning_rate] * len(part.seeds)
+        name = f"digits-{alpha}"
+        records = train_runs(
+            program, full, rates, part.seeds, chunks=chunks, name=name, session=session
+        )
+        found.append(records)
+    dims = ("digits_alpha", "digits_seed", "digits_step")
+    names = [name for name in found[0] if name != "batch_loss"]
+    coordinates = {
+        "digits_alpha": list(part.alphas),
+        "digits_seed": list(part.seeds),
+        "digits_step": part.chunk * np.arange(chunks + 1),
+    }
+    return xr.Dataset(
+        {f"digits_{name}": (dims, np.stack([r[name] for r in found])) for name in names},
+        coordinates,
+    )
+
+
+# Claims: criteria G1-G9, fixed before the run
+
+
+def times(data: xr.Dataset) -> xr.Dataset:
+    """Steps at which the losses of the sweep over alpha fall below the threshold: train and test, (seed, alpha)."""
+    steps = data.sweep_step.values
+    found = {
+        key: xr.apply_ufunc(
+            lambda loss: crossing(steps, loss, data.attrs["threshold"]),
+            data[key].astype(float),
+            input_core_dims=[["sweep_step"]],
+            vectorize=True,
+        )
+        for key in ("train", "test")
+    }
+    return xr.Dataset(found)
+
+
+def at_time(curve: xr.DataArray, time: xr.DataArray) -> xr.DataArray:
+    """A curve of the sweep at a time for each seed and alpha; the last value where the time is infinite."""
+    return curve.sel(sweep_step=time.clip(max=curve.sweep_step.values[-1]), method="nearest")
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """The criteria of the study, judged on its data."""
+    return [
+        *_alpha_claims(data),
+        *_feature_claims(data),
+        *_alignment_claims(data),
+        *_example_claims(data),
+        *_theory_claims(data),
+        *_digits_claims(data),
+    ]
+
+
+ALPHAS = [0.25, 1.0, 4.0]  # rich to nearly lazy; all of them grok
+
+
+def _seeds(make, name, place, statement, values, bound, **rest) -> Claim:
+    """A claim about the median over seeds, with their range as its interval."""
+    values = np.asarray(values, float)
+    span = (values.min(), values.max())
+    return make(
+        name, f"{KUMAR}, {place}", statement, np.median(values), bound, interval=span, **rest
+    )
+
+
+def _alpha_claims(data: xr.Dataset) -> list[Claim]:
+    found = times(data)
+    ratio = (found.test / found.train).sel(alpha=ALPHAS)
+    typical = ratio.median("seed").values
+    last = (data.test.isel(sweep_step=-1) / data.test.isel(sweep_step=0)).isel(alpha=-1)
+    laziest = f"alpha = {data.alpha.values[-1]:g}"
+    share = data.attrs["threshold"]
+    lazy = data.regression_loss / data.test.isel(sweep_step=0, alpha=0)
+    fitted = at_time(data.test, found.train).sel(alpha=ALPHAS[-1]) / data.regression_loss
+    final = data.test.isel(sweep_step=-1).sel(alpha=ALPHAS) / data.regression_loss
+    return [
+        at_least(
+            "G1 delay grows with alpha",
+            f"{KUMAR}, Fig. 3a",
+            f"test over training time (median over seeds): smallest growth between alphas {ALPHAS}",
+            (typical[1:] / typical[:-1]).min(),
+            1.0,
+        ),
+        _seeds(
+            at_least,
+            "G1 delay, alpha 4 over 0.25",
+            "Fig. 3a",
+            "test over training time at alpha = 4, over the same at alpha = 0.25",
+            ratio[:, -1] / ratio[:, 0],
+            2.0,
+        ),
+        _seeds(
+            at_least,
+            "G2 first a kernel machine",
+            "Sec. 3",
+            "test loss when the training loss has fallen, over kernel regression's, alpha = 4",
+            fitted,
+            0.5,
+        ),
+        _seeds(
+            at_most,
+            "G2 then better than its kernel",
+            "Sec. 3",
+            f"final test loss over kernel regression's with the initial kernel, largest over alphas {ALPHAS}",
+            final.max("alpha"),
+            0.25,
+        ),
+        _seeds(
+            at_most,
+            "G3 control, lazy network",
+            "Fig. 3a",
+            f"final over first test loss at {laziest}",
+            last,
+            share,
+            control=True,
+        ),
+        _seeds(
+            at_most,
+            "G3 control, linearised network",
+            "Sec. 3",
+            "kernel regression's test loss over the first one",
+            lazy,
+            share,
+            control=True,
+        ),
+    ]
+
+
+def _feature_claims(data: xr.Dataset) -> list[Claim]:
+    found = times(data)
+    moved = at_time(data.movement, found.train) / at_time(data.movement, found.test)
+    grown = at_time(data.norm, found.test) / data.norm.isel(sweep_step=0)
+    first = data.cka.isel(sweep_step=0)
+    aligned = (data.cka.isel(sweep_step=-1) / first).sel(alpha=ALPHAS)
+    turned = (at_time(data.cka, found.train) - first) / (at_time(data.cka, found.test) - first)
+    smallest = grown.sel(alpha=ALPHAS).min("alpha")
+    return [
+        _seeds(
+            at_most,
+            "G4 features come late",
+            "Sec. 3",
+            "movement of the tangent kernel when the training loss has fallen, over that when the test loss has, "
+            "alpha = 4",
+            moved.sel(alpha=ALPHAS[-1]),
+            0.5,
+        ),
+        _seeds(
+            at_most,
+            "G4 alignment comes late",
+            "Sec. 3",
+            "gain in alignment (CKA) with the target when the training loss has fallen, over that when the test loss "
+            "has, alpha = 4",
+            turned.sel(alpha=ALPHAS[-1]),
+            0.5,
+        ),
+        _seeds(
+            at_least,
+            "G4 kernel aligns",
+            "Fig. 3",
+            f"final over first alignment (CKA) of the kernel with the target, smallest over alphas {ALPHAS}",
+            aligned.min("alpha"),
+            2.0,
+        ),
+        _seeds(
+            at_least,
+            "G5 no weight decay needed",
+            "Sec. 4",
+            f"norm of the weights at generalisation over the first one, smallest over alphas {ALPHAS}",
+            smallest,
+            1.2,
+        ),
+        _seeds(
+            at_most,
+            "G5 control, falling weight norm",
+            "Sec. 4",
+            "the same number, if a falling norm explained it",
+            smallest,
+            1.0,
+            control=True,
+        ),
+    ]
+
+
+def _alignment_claims(data: xr.Dataset) -> list[Claim]:
+    delay = (data.epsilon_test_time - data.epsilon_train_time).median("seed").values
+    cka = data.epsilon_cka.median("seed").values
+    ratio = data.aligned_test_time / data.aligned_train_time
+    wait = (data.aligned_test_time - data.aligned_train_time).median("seed")
+    strongest = f"{data.strength.values[-1]:g}"
+    return [
+        at_most(
+            "G6 delay falls with epsilon",
+            f"{KUMAR}, Fig. 3b",
+            "steps between training and test time (median over seeds): largest ratio to the next smaller epsilon",
+            (delay[1:] / delay[:-1]).max(),
+            1.0,
+        ),
+        at_least(
+            "G6 alignment rises with epsilon",
+            f"{KUMAR}, Fig. 3b",
+            "initial alignment of the kernel (median over seeds): smallest ratio to the next smaller epsilon",
+            (cka[1:] / cka[:-1]).min(),
+            1.0,
+        ),
+        _seeds(
+            at_least,
+            "G6 misaligned features grok",
+            "Sec. 3",
+            "test over training time of plain Gaussian weights, alpha = 4",
+            ratio.isel(strength=0),
+            GROKS,
+        ),
+        _seeds(
+            at_least,
+            "G6 control, aligned features",
+            "Sec. 3",
+            f"the same with weights spread {strongest} times wider along the target's direction",
+            ratio.isel(strength=-1),
+            GROKS,
+            control=True,
+        ),
+        at_most(
+            "G6 alignment ends the delay",
+            f"{KUMAR}, Sec. 3",
+            "steps between training and test time with these weights over those with plain ones",
+            float(wait[-1] / wait[0]),
+            0.1,
+        ),
+    ]
+
+
+def _example_claims(data: xr.Dataset) -> list[Claim]:
+    ratio = data.examples_test_time / data.examples_train_time
+    few, many = data.num_train.values[[0, -1]]
+    middle = data.attrs["num_train"]
+    return [
+        _seeds(
+            at_least,
+            f"G7 groks, P = {middle}",
+            "Sec. 3, Goldilocks zone",
+            "test over training time with a number of examples between D and D^2",
+            ratio.sel(num_train=middle),
+            GROKS,
+        ),
+        _seeds(
+            at_most,
+            f"G7 control, too few, P = {few}",
+            "Sec. 3, Goldilocks zone",
+            "final over first test loss",
+            data.examples_final.isel(num_train=0),
+            data.attrs["threshold"],
+            control=True,
+        ),
+        _seeds(
+            at_least,
+            f"G7 control, so many, P = {many}",
+            "Sec. 3, Goldilocks zone",
+            "test over training time with about D^2 examples",
+            ratio.isel(num_train=-1),
+            GROKS,
+            control=True,
+        ),
+    ]
+
+
+def _theory_claims(data: xr.Dataset) -> list[Claim]:
+    off = abs(np.log(data.network_loss / data.closed_loss)).sel(data="test")
+    law = data.width_law
+    made = [
+        at_most(
+            "G8 closed dynamics are exact",
+            "limits.mean_field",
+            f"largest relative difference of the test loss of {data.attrs['network_width']} neurons under gradient "
+            "descent from the closed dynamics of its moments, over training, alphas and seeds",
+            float(np.expm1(off.sel(batch_size=0).max())),
+            0.01,
+        ),
+        near(
+            "G8 infinite width",
+            "limits.mean_field",
+            "exponent in width of the distance of the test loss from that at infinite width",
+            float(law.sel(law="exponent")),
+            -0.5,
+            0.15,
+            interval=(float(law.sel(law="low")), float(law.sel(law="high"))),
+        ),
+    ]
+    highest = data.dmft_network.isel(dim=-1).mean("seed")
+    made.append(
+        at_most(
+            f"G8 infinite dimension, D = {data.dim.values[-1]}",
+            "limits.dmft",
+            "mean over training of the relative difference of the test loss (mean over seeds) from dynamical "
+            "mean-field theory",
+            float(abs(highest / data.dmft_theory - 1).sel(data="test").mean()),
+            0.1,
+        )
+    )
+    for batch_size in data.batch_size.values[1:]:
+        made.append(
+            at_most(
+                f"G8 minibatches of {batch_size}",
+                f"{KUMAR}, Fig. 1",
+                "the same relative difference under stochastic gradient descent, mean over training, alphas and seeds",
+                float(np.expm1(off.sel(batch_size=batch_size).mean())),
+                0.1,
+            )
+        )
+    return made
+
+
+def digits_times(data: xr.Dataset) -> xr.Dataset:
+    """First steps with a training accuracy of 0.95 and a test accuracy of 0.85; inf where it is not reached."""
+    bounds = {"train": 0.95, "test": 0.85}
+    reached = {key: data[f"digits_{key}_accuracy"] >= bound for key, bound in bounds.items()}
+    first = {
+        key: data.digits_step[hit.argmax("digits_step")].drop_vars("digits_step")
+        for key, hit in reached.items()
+    }
+    return xr.Dataset(
+        {key: first[key].where(hit.any("digits_step"), np.inf) for key, hit in reached.items()}
+    )
+
+
+def _digits_claims(data: xr.Dataset) -> list[Claim]:
+    found = digits_times(data)
+    ratio = found.test / found.train
+    large, small = ratio.digits_alpha.values[-1], ratio.digits_alpha.values[0]
+    return [
+        _seeds(
+            make,
+            f"G9 {name}",
+            "Fig. 5",
+            f"steps to a test accuracy of 0.85 over steps to a training accuracy of 0.95, alpha = {alpha:g}",
+            ratio.sel(digits_alpha=alpha),
+            1.5,
+            control=control,
+        )
+        for make, name, alpha, control in (
+            (at_least, "digits, large output", large, False),
+            (at_least, "control, digits, small output", small, True),
+        )
+    ]
+
+
+def figures(data: xr.Dataset) -> dict[str, Any]:
+    """The figures of the study by name."""
+    return grokking_lazy_rich_figures.figures(data, times(data))
