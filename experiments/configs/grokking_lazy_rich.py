@@ -110,17 +110,17 @@ def _smoke(config):
     config.records = 30
     config.sweep.alphas, config.sweep.steps = (0.25, 1.0, 4.0, 32.0), 600
     config.network.width, config.network.steps = 50, 100
-    config.network.seeds = (0, 1)
-    config.network.alphas = (0.5, 2.0)
+    config.network.seeds = (0,)
+    config.network.alphas = (2.0,)
     config.network.batch_sizes = (0, 15)
     config.widths.widths, config.widths.steps = (16, 64, 256), 50
     config.epsilons.grid, config.epsilons.steps = (0.25, 1.0), 200
-    config.examples.num_train, config.examples.steps = (15, 60, 240), 200
+    config.examples.num_train, config.examples.steps = (15, 60), 200
     config.aligned.strengths, config.aligned.steps = (0.0, 8.0), 300
     config.map.dim, config.map.num_train, config.map.steps = 10, 60, 200
     config.map.alphas, config.map.epsilons = (0.5, 4.0), (0.25, 1.0)
     config.dmft.overlap, config.dmft.steps, config.dmft.samples = (0.4, -0.3), 8, 500
-    config.dmft.dims = (20, 100)
+    config.dmft.dims = (40,)
     config.digits.width, config.digits.seeds = 32, (0,)
     config.digits.steps = 100
 

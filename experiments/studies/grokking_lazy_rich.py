@@ -104,6 +104,8 @@ def _check(config: Any) -> None:
 
 # The closed dynamics
 
+_population_loss = jax.jit(mean_field.population_loss)
+
 
 def problem(config: Any, seed: int, num_train: int, dim: int, fresh: int = 200) -> Problem:
     """The training set of a data seed, and the function behind it."""
@@ -148,7 +150,8 @@ def follow(
     data = problem(config, seed, num_train, dim)
     start = mean_field.infinite_width(dim)
     if width:
-        start = mean_field.moments(draw_weights(train.stream(seed, train.INIT), width, dim))
+        weights = np.float32(np.random.default_rng([seed, width]).standard_normal((width, dim)))
+        start = Moments(weights.mean(axis=0), weights.T @ weights / width)
     if strength:
         beta = jnp.asarray(polynomials.direction(dim, seed), jnp.float32)
         start = mean_field.aligned(start, beta, strength)
@@ -231,7 +234,7 @@ def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) 
         epsilon=config.epsilon,
         learning_rate=config.learning_rate,
     )
-    loss = mean_field.population_loss(path, data.target, alpha=1.0, epsilon=config.epsilon)
+    loss = _population_loss(path, data.target, alpha=1.0, epsilon=config.epsilon)
     return np.asarray(loss.total)
 
 
@@ -456,27 +459,29 @@ def _dmft(config: Any, session: Session) -> xr.Dataset:
 
 def _high_dimensional(part, dim, seed) -> list[jax.Array]:
     """Training and test loss of one network whose overlaps with the direction are exactly those given."""
-    keys = jax.random.split(train.stream(seed, train.INIT), 3)
-    beta = jax.random.normal(keys[0], (dim,))
-    beta *= jnp.sqrt(dim) / jnp.linalg.norm(beta)
-    overlap = jnp.asarray(part.overlap)[:, None]
-    weights = draw_weights(keys[1], len(part.overlap), dim)
-    weights -= (weights @ beta)[:, None] * beta[None] / dim
-    weights = overlap * beta[None] + jnp.sqrt(1 - overlap**2) * weights
-    x = jax.random.normal(keys[2], (round(part.density * dim), dim)) / jnp.sqrt(dim)
-    y = (x @ beta) ** 2
-    setting = {"alpha": jnp.float32(part.alpha), "epsilon": jnp.float32(part.epsilon)}
+    rng, overlap = np.random.default_rng([seed, dim]), np.array(part.overlap)[:, None]
+    beta = rng.standard_normal(dim)
+    beta *= np.sqrt(dim) / np.linalg.norm(beta)
+    weights = rng.standard_normal((len(overlap), dim))
+    weights -= (weights @ beta)[:, None] * beta / dim
+    weights = overlap * beta + np.sqrt(1 - overlap**2) * weights
+    x = rng.standard_normal((round(part.density * dim), dim)) / np.sqrt(dim)
+    train_set = np.float32(x), np.float32((x @ beta) ** 2)
+    start = Moments(
+        np.float32(weights.mean(axis=0)), np.float32(weights.T @ weights / len(overlap))
+    )
+    setting = {"alpha": np.float32(part.alpha), "epsilon": np.float32(part.epsilon)}
     path = mean_field.gradient_descent(
-        mean_field.moments(weights),
-        (x, y),
+        start,
+        train_set,
         np.arange(part.steps + 1),
         learning_rate=part.learning_rate * dim,
         centered=False,
         **setting,
     )
-    target = Target(jnp.zeros(dim), 2 * jnp.outer(beta, beta))
-    test = mean_field.population_loss(path, target, **setting).total
-    return [_mean_squares(path, (x, y), setting), test]
+    target = Target(np.zeros(dim, np.float32), np.float32(2 * np.outer(beta, beta)))
+    test = _population_loss(path, target, **setting).total
+    return [_mean_squares(path, train_set, setting), test]
 
 
 # Real images
