@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -117,6 +117,17 @@ def pick(data: xr.DataArray, title: str, dim: str = "parametrization") -> xr.Dat
     return dict(split(data, dim))[title]
 
 
+def named(result) -> dict:
+    """A result by name: as it is where it has names (layers, widths), under an empty name where it is one alone."""
+    return dict(result) if isinstance(result, Mapping) else {"": result}
+
+
+def spans_decades(values: np.ndarray) -> bool:
+    """Whether a logarithmic axis serves positive values better than a linear one."""
+    finite = values[np.isfinite(values)]
+    return finite.size > 0 and finite.min() > 0 and bool(finite.max() > 30 * finite.min())
+
+
 def median(data: xr.DataArray) -> xr.DataArray:
     """The median over seeds, not finite where one of them diverged."""
     return data.median("seed", skipna=False) if "seed" in data.dims else data
@@ -158,6 +169,17 @@ def intervals(
         bars = np.maximum([line.values - low.values, high.values - line.values], 0)
         (x,) = (line[dim].values for dim in line.dims)
         ax.errorbar(x, line.values, bars, fmt="none", ecolor=color, elinewidth=1, capsize=2)
+
+
+def over_names(ax: Axes, names: Sequence[str], values, errors, color, label: str = "") -> None:
+    """A line over named places in their order (layers), with bars where there are errors."""
+    places = np.arange(len(names))
+    ax.errorbar(places, values, yerr=errors, fmt="o-", color=color, capsize=2, label=label)
+    crowded = sum(map(len, names)) > 30
+    ax.set_xticks(
+        places, list(names), rotation=30 if crowded else 0, ha="right" if crowded else "center"
+    )
+    ax.set_xlim(-0.3, len(names) - 0.7)
 
 
 def slope_line(x: np.ndarray, y: np.ndarray, slope: float) -> np.ndarray:
@@ -202,7 +224,9 @@ def cell_ticks(axis, values: np.ndarray) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def cell_values(ax: Axes, image: AxesImage, values: np.ma.MaskedArray) -> None:
+def cell_values(
+    ax: Axes, image: AxesImage, values: np.ma.MaskedArray, errors: np.ndarray | None = None
+) -> None:
     """Writes its value into each cell of a small heat map, with as many digits as the range of colours needs."""
     digits = int(
         np.clip(2 - np.floor(np.log10(max(image.norm.vmax - image.norm.vmin, 1e-12))), 0, 4)
@@ -210,7 +234,9 @@ def cell_values(ax: Axes, image: AxesImage, values: np.ma.MaskedArray) -> None:
     for (row, column), value in np.ma.ndenumerate(values):
         red, green, blue, _ = image.cmap(image.norm(value))
         color = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else INK
-        ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
+        text = f"{value:.{digits}f}"
+        text += "" if errors is None else f"\n± {errors[row, column]:.{digits}f}"
+        ax.text(column, row, text, ha="center", va="center", color=color)
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:

@@ -2,11 +2,10 @@
 
 Colours can be told apart with any colour vision (Okabe & Ito 2008; the sequential scale is viridis, wider is darker).
 A figure carries its caption, what to look at, in its label: ``figure.get_label()``; `experiments.report` prints it.
+The results of `metrics` have figures of their own, in `metric_plots` and `feature_plots`; all are found here by name.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -14,6 +13,60 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.drawing import DASHED, INK, PALETTE, curve, figure, split, style
+from experiments.feature_plots import (
+    cka_matrix,
+    class_means,
+    collapse_over_training,
+    effective_rank,
+    feature_change,
+    generalized_collapse,
+    kernel_spectrum,
+    neural_collapse,
+    participation,
+    weight_movement,
+)
+from experiments.metric_plots import (
+    batch_sharpness,
+    diagonal,
+    edge_of_stability,
+    eigenpairs,
+    estimates,
+    example_scores,
+    forgetting,
+    opposing_signals,
+    spectral_density,
+)
+
+__all__ = [
+    "batch_sharpness",
+    "cka_matrix",
+    "class_means",
+    "collapse_over_training",
+    "coordinate_check",
+    "diagonal",
+    "edge_of_stability",
+    "effective_rank",
+    "eigenpairs",
+    "estimates",
+    "example_scores",
+    "feature_change",
+    "figure",
+    "forgetting",
+    "generalized_collapse",
+    "heat_map",
+    "kernel_spectrum",
+    "loss_curves",
+    "neural_collapse",
+    "opposing_signals",
+    "optimum_against_width",
+    "participation",
+    "scaling_law",
+    "sharpness_over_training",
+    "spectral_density",
+    "style",
+    "training_dynamics",
+    "weight_movement",
+]
 
 
 @style()
@@ -182,82 +235,6 @@ def coordinate_check(
         drawing.end_labels(ax, ends)
     drawing.log_ticks(axes[0].yaxis)
     axes[0].set_ylabel(drawing.label_of(change, "RMS change"))
-    return made
-
-
-@style()
-def spectral_density(
-    density: xr.DataArray,
-    *,
-    theory: xr.DataArray | None = None,
-    outliers: Sequence[float] = (),
-    caption: str = "",
-) -> Figure:
-    """Density of eigenvalues on a logarithmic vertical axis, with the outliers beside the bulk.
-
-    Args:
-        density: dim eigenvalue, optionally width; an estimate of the density.
-        theory: dim eigenvalue, the predicted density of the bulk.
-        outliers: single eigenvalues, drawn as ticks.
-        caption: replaces the default one.
-    """
-    caption = caption or (
-        "Density of Hessian eigenvalues on a logarithmic scale."
-        + (
-            " Look how far the estimate follows the predicted bulk (dashed)."
-            if theory is not None
-            else ""
-        )
-        + (" Ticks are single eigenvalues that left the bulk." if len(outliers) else "")
-    )
-    made, (ax,) = figure(caption=caption)
-    peak = float(density.max())
-    lines = split(density, "width")
-    for (title, line), color in zip(lines, drawing.sequential(range(len(lines))).values()):
-        x = line["eigenvalue"].values
-        ax.plot(x, line.values, color=color, label=title or "estimate")
-        ax.fill_between(x, line.values, color=color, alpha=0.15 / len(lines), linewidth=0)
-    if theory is not None:
-        bulk = theory.where(theory > 0).values
-        ax.plot(
-            theory["eigenvalue"].values, bulk, color=PALETTE[1], linestyle=DASHED, label="theory"
-        )
-    if len(outliers):
-        floor, text = np.full(len(outliers), 2e-5 * peak), f"outliers ({len(outliers)})"
-        ax.plot(outliers, floor, "|", color=INK, markersize=14, markeredgewidth=1.5, label=text)
-    ax.set(yscale="log", ylim=(1e-5 * peak, 3 * peak), xlabel="eigenvalue", ylabel="density")
-    drawing.legend(ax, "width" if "width" in density.dims else "")
-    return made
-
-
-@style()
-def collapse_over_training(
-    measures: xr.Dataset, *, log_time: bool = False, caption: str = ""
-) -> Figure:
-    """Neural-collapse measures over training, one panel for each.
-
-    Args:
-        measures: variables such as nc1 to nc4 (title from their attribute long_name), dims (step), optionally
-            layer or width (one line each) and seed.
-        log_time: logarithmic time; step 0 is then not drawn.
-        caption: replaces the default one.
-    """
-    caption = caption or (
-        "Neural collapse over training, one measure a panel, on a logarithmic scale. Each measure is 0 at collapse: "
-        "look which ones go on falling to the end of training, and in which layers."
-    )
-    names = list(measures.data_vars)
-    titles = [drawing.label_of(measures[name], name) for name in names]
-    made, axes = figure(titles, caption=caption, columns=2, panel=(3.4, 2.4), sharey=False)
-    dim = next((dim for dim in ("layer", "width") if dim in measures.dims), "")
-    for ax, name in zip(axes, names):
-        lines = split(measures[name], dim)
-        for (label, line), color in zip(lines, drawing.sequential(range(len(lines))).values()):
-            curve(ax, line, "step", color, label=label)
-        ax.set(yscale="log", xscale="log" if log_time else "linear", xlabel="step")
-        drawing.log_ticks(ax.xaxis)
-        drawing.log_ticks(ax.yaxis)
-    drawing.legend(axes[min(1, len(axes) - 1)], dim)
     return made
 
 

@@ -120,8 +120,18 @@ def steps_better(product: Callable, params: Any, batch: Any) -> bool:
     """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
     if jax.default_backend() != "cpu":
         return False
-    traced = jax.jit(product).trace(params, batch, params)
-    return "conv_general_dilated" in str(traced.jaxpr)
+    return _convolves(jax.jit(product).trace(params, batch, params).jaxpr)
+
+
+def _convolves(jaxpr: Any) -> bool:
+    """Walks the equations, since printing them takes as long as a Hessian product of a small network."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        parts = jax.tree.leaves(list(equation.params.values()))
+        if any(hasattr(part, "eqns") and _convolves(part) for part in parts):
+            return True
+    return False
 
 
 def flag(condition: Any) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -182,6 +183,23 @@ def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
     value = joint / (jnp.sqrt(first) * jnp.sqrt(second))
     left_out = rest / (jnp.sqrt(first_rest) * jnp.sqrt(second_rest))
     return Estimate(value, _jackknife_error(left_out))
+
+
+def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -> Estimate:
+    """Debiased linear CKA of every layer of one network with every layer of another.
+
+    Args:
+        one: layer name -> (N, ...) features, as a model's features=True returns.
+        other: layer name -> (N, ...) of the same examples.
+
+    Returns:
+        Estimate of two matrices (len(one), len(other)), layers in the order of the dicts.
+
+    Raises:
+        ValueError: as `cka`.
+    """
+    cells = [cka(x, y) for x in one.values() for y in other.values()]
+    return jax.tree.map(lambda *parts: jnp.stack(parts).reshape(len(one), len(other)), *cells)
 
 
 def hsic(one: jax.Array, other: jax.Array) -> Estimate:

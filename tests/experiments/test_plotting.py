@@ -1,13 +1,19 @@
 """Figures: what is drawn is what was given; nothing leaks; every plot takes what a study has."""
 
+import functools
 import io
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
 import xarray as xr
 
 from experiments import drawing, plotting
+from metrics import collapse, examples, features, geometry, kernels, noise, spectra, stability
+from metrics.curvature import Sharpness
+from metrics.estimate import Estimate
 
 WIDTHS, RULES, RATES, STEPS = (
     [64, 128, 256],
@@ -64,9 +70,74 @@ def every_figure():
     }
 
 
+def two_layers(seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.arange(3), 8)
+    means = rng.standard_normal((3, 5))
+    return {
+        name: jnp.asarray(means[labels] + spread * rng.standard_normal((24, 5)), jnp.float32)
+        for name, spread in (("first", 0.5), ("last", 0.1))
+    }, jnp.asarray(labels)
+
+
+@functools.cache
+def every_metric_figure():
+    """Each result of `metrics`, drawn in one line."""
+    hidden, labels = two_layers()
+    rng = np.random.default_rng(1)
+    weights = jnp.asarray(rng.standard_normal((3, 5)), jnp.float32)
+    layers = collapse.collapse_by_layer(hidden, labels, 3, predictions=labels)
+    one = collapse.neural_collapse(hidden["last"], labels, 3, weights=weights)
+    general = collapse.generalized_collapse(hidden["last"], labels, 3, weights=weights)
+    pairs = Sharpness(jnp.array([5.0, 1.0]), jnp.array([0.1, 0.2]), None)
+    nodes = jnp.asarray([[-1.0, 0.0, 5.0], [-1.0, 0.1, 5.0]])
+    spectrum = spectra.Spectrum(nodes, jnp.full((2, 3), 1 / 3), 3)
+    ratio = jnp.stack([jnp.linspace(0, 1.1, 40), jnp.linspace(0, 0.5, 40)])
+    sizes = [16, 64]
+    predicted = noise.BatchSharpness(
+        jnp.array(2.0), Estimate(1.0, 0.1), jnp.array([2.1, 2.0]), jnp.array([0.1, 0.0])
+    )
+    kernel = hidden["last"] @ hidden["last"].T
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    moved = jax.tree.map(lambda p: p + 1, params)
+    counts = examples.Forgetting(
+        jnp.ones(5, bool), jnp.array([0, 0, 2, 0, 0]), jnp.array([1, 1, 1, 1, 0], bool)
+    )
+    losses = jnp.asarray(1 + np.outer(np.arange(30) % 2, [3, 2, 0, 0, -1, -1]), jnp.float32)
+    estimate = Estimate(jnp.array(2.0), jnp.array(0.5))
+    return {
+        "estimates": plotting.estimates({"a": estimate, "b": Estimate(jnp.inf, jnp.inf)}, "trace"),
+        "diagonal": plotting.diagonal(Estimate(params, params)),
+        "eigenpairs": plotting.eigenpairs({"start": pairs, "end": pairs}),
+        "eigenpairs alone": plotting.eigenpairs(pairs),
+        "spectrum": plotting.spectral_density(spectrum, outliers=[5.0]),
+        "edge": plotting.edge_of_stability(stability.edge_of_stability(ratio, 1.0)),
+        "batch": plotting.batch_sharpness(
+            predicted, sizes, [estimate, estimate], published=[2.0, 2.0]
+        ),
+        "layers": plotting.neural_collapse(layers),
+        "collapse": plotting.neural_collapse(one),
+        "generalized": plotting.generalized_collapse(general),
+        "gram": plotting.class_means(jnp.eye(3), geometry.frame_gram(3, "simplex")),
+        "kernel": plotting.kernel_spectrum(
+            kernels.task_model_alignment(kernel, labels.astype(float))
+        ),
+        "cka": plotting.cka_matrix(kernels.cka_by_layer(hidden, hidden), hidden, hidden),
+        "movement": plotting.weight_movement(kernels.weight_movement(moved, params)),
+        "change": plotting.feature_change(
+            features.feature_change_by_layer(hidden, two_layers(2)[0])
+        ),
+        "rank": plotting.effective_rank({n: features.effective_rank(h) for n, h in hidden.items()}),
+        "participation": plotting.participation(np.linspace(0, 1, 9), spread=0.2),
+        "scores": plotting.example_scores(np.arange(5.0), np.arange(5.0) ** 2),
+        "forgetting": plotting.forgetting(counts),
+        "opposing": plotting.opposing_signals(examples.opposing_signals(losses, 2), losses),
+    }
+
+
 def test_every_figure_is_drawn_captioned_and_leaves_nothing_behind():
     before = dict(matplotlib.rcParams)
-    for name, figure in every_figure().items():
+    for name, figure in (every_figure() | every_metric_figure()).items():
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=50)
         assert content.getvalue()[:4] == b"\x89PNG", name
@@ -207,3 +278,108 @@ def test_linear_time_keeps_evenly_spaced_ticks():
     (ax,) = plotting.collapse_over_training(xr.Dataset({"nc1": nc})).axes
     steps = np.diff(ax.get_xticks())
     np.testing.assert_allclose(steps, steps[0])
+
+
+def bars(container):
+    """(centre, low, high) of each error bar, along its own direction."""
+    vertical = bool(container.has_yerr)
+    ends = np.array([segment[:, int(vertical)] for segment in container.lines[2][0].get_segments()])
+    return np.column_stack([container.lines[0].get_data()[int(vertical)], ends])
+
+
+def test_metric_figures_draw_the_numbers_and_errors_they_were_given():
+    figures = every_metric_figure()
+    (ax,) = figures["estimates"].axes
+    np.testing.assert_allclose(bars(ax.containers[0]), [[2, 1.5, 2.5]])
+    assert [text.get_text() for text in ax.texts] == ["not finite"]
+    (ax,) = figures["eigenpairs alone"].axes
+    np.testing.assert_allclose(bars(ax.containers[0]), [[5, 4.9, 5.1], [1, 0.8, 1.2]])
+    (ax,) = figures["batch"].axes
+    np.testing.assert_allclose(bars(ax.containers[0]), [[2, 1.5, 2.5]] * 2)
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    np.testing.assert_allclose(drawn["predicted"], [2.1, 2.0])
+    np.testing.assert_allclose(drawn["all examples"], 2.0)
+    # the mean entry of 6 ones, each with error 1: at most sqrt(2 * 6) / 6
+    (ax,) = figures["diagonal"].axes
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    reach = np.sqrt(2 / 6)
+    kernel = bars(ax.containers[0])[names.index("dense/kernel")]
+    np.testing.assert_allclose(kernel, [1, 1 - reach, 1 + reach])
+
+
+def test_a_spectrum_is_drawn_with_its_outliers_and_its_error():
+    nodes = jnp.asarray([[-1.0, 0.0, 5.0], [-1.0, 0.1, 5.0]])
+    spectrum = spectra.Spectrum(nodes, jnp.full((2, 3), 1 / 3), 3)
+    (ax,) = plotting.spectral_density(spectrum, outliers=[5.0]).axes
+    x, y = ax.lines[0].get_data()
+    smooth = spectra.density(spectrum, jnp.asarray(x), 0.06)  # a hundredth of the range
+    np.testing.assert_allclose(y, smooth.value, rtol=1e-4, atol=1e-6)
+    assert np.sum(y) * (x[1] - x[0]) == pytest.approx(1, rel=1e-3)
+    band = ax.collections[0].get_paths()[0].vertices
+    between = np.abs(band[:, 0] - 0.05) < 0.3
+    top = (smooth.value + smooth.error)[np.abs(x - 0.05) < 0.3].max()
+    assert band[between, 1].max() == pytest.approx(float(top), rel=1e-3)
+    assert float(smooth.error.max()) > 0.3  # the probes differ there
+    assert ax.lines[1].get_xdata() == [5.0]
+
+
+def test_the_edge_is_marked_where_it_is_crossed_and_bold_where_training_stays():
+    ratio = jnp.stack([jnp.minimum(jnp.linspace(0, 2, 40), 1.02), jnp.linspace(0, 0.5, 40)])
+    report = stability.edge_of_stability(ratio, 1.0)
+    (ax,) = plotting.edge_of_stability(report).axes
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [int(report.crossed[0])]
+    weights = {text.get_text()[:5]: text.get_weight() for text in ax.texts}
+    assert weights == {"1.020": "bold", "0.404": "normal"}
+
+
+def test_collapse_panels_hold_every_number_of_every_layer():
+    hidden, labels = two_layers()
+    layers = collapse.collapse_by_layer(hidden, labels, 3, predictions=labels)
+    nc1, nc2, nc4 = plotting.neural_collapse(layers).axes
+    values = np.array([[float(x) for x in c.nc1] for c in layers.values()])
+    expected = np.column_stack([values[:, 0], values[:, 0] - values[:, 1], values.sum(1)])
+    np.testing.assert_allclose(bars(nc1.containers[0]), expected)
+    assert [tick.get_text() for tick in nc1.get_xticklabels()] == ["first", "last"]
+    assert len(nc2.containers) == 4
+    wrong = [1 - float(c.ncc_accuracy.value) for c in layers.values()]
+    np.testing.assert_allclose(nc4.containers[0].lines[0].get_ydata(), wrong)
+    assert len(every_metric_figure()["collapse"].axes) == 4  # with weights: NC3 too
+
+
+def test_matrices_are_drawn_as_they_are_and_cells_say_their_error():
+    figures = every_metric_figure()
+    left, right, _ = figures["gram"].axes
+    np.testing.assert_allclose(left.images[0].get_array(), np.eye(3) / np.sqrt(3), atol=1e-6)
+    predicted = geometry.frame_gram(3, "simplex")
+    np.testing.assert_allclose(
+        right.images[0].get_array(), predicted / np.linalg.norm(predicted), atol=1e-6
+    )
+    similarity = Estimate(np.array([[1.0, 0.25], [0.5, 0.75]]), np.full((2, 2), 0.03))
+    ax = plotting.cka_matrix(similarity, ["a", "b"], ["c", "d"]).axes[0]
+    written = {tuple(map(int, text.get_position())): text.get_text() for text in ax.texts}
+    assert written[1, 0] == "0.25\n± 0.03"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["c", "d"]
+
+
+def test_figures_of_features_and_examples_draw_what_they_were_given():
+    figures = every_metric_figure()
+    (ax,) = figures["movement"].axes
+    assert [patch.get_width() for patch in ax.patches] == [1.0]  # ones moved by one
+    assert [text.get_text() for text in ax.texts] == ["from zero"]
+    (ax,) = figures["forgetting"].axes
+    assert [patch.get_height() for patch in ax.patches] == [3, 0, 1, 1]
+    assert ax.get_xticklabels()[-1].get_text() == "never\nlearned"
+    (ax,) = figures["scores"].axes
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata()[3], [3, 9])
+    assert ax.texts[0].get_text() == "rank correlation +1.00"
+    (ax,) = figures["opposing"].axes
+    rises, falls = (line.get_ydata() for line in ax.lines[:2])
+    assert np.ptp(rises) == 2.5
+    np.testing.assert_allclose(np.diff(rises), -2.5 * np.diff(falls), atol=1e-6)
+    (ax,) = figures["participation"].axes
+    assert sum(patch.get_height() for patch in ax.patches) == 9
+    power = figures["kernel"].axes[1].lines[0].get_ydata()
+    assert power[-1] == pytest.approx(1, abs=1e-5)
+    assert len(figures["change"].axes) == 3
+    assert len(figures["rank"].axes[0].containers) == 3
