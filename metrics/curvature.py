@@ -147,9 +147,15 @@ def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Kr
     The basis takes num_steps * n floats. An invariant subspace found early (a coupling at rounding
     level) is followed by a random vector orthogonal to it, so multiple eigenvalues are found too.
     """
+    space, random = _first(params, key, vector, num_steps)
+    if operators.is_streamed(product):
+        unravel = _flat(params)[1]
+        for j in range(num_steps):
+            w = product(params, batch, unravel(space.basis[j]))
+            space = _extended(random, space, _flat(w)[0], j)
+        return space
     if unroll is None:
         unroll = checks.steps_better(product, params, batch)
-    space, random = _first(params, key, vector, num_steps)
     if not unroll:
         return _looped(product, params, batch, random, space)
     for j in range(num_steps):
@@ -184,11 +190,16 @@ def _first(params, key, vector, num_steps):
 
 @functools.partial(jax.jit, static_argnames=("product",), donate_argnames=("space",))
 def _next(product, params, batch, random, space, j):
-    """Step j: multiply, orthogonalise against every earlier vector, and write row j + 1."""
-    V, diagonal, off_diagonal = space
     unravel = _flat(params)[1]
+    w = product(params, batch, unravel(space.basis[j]))
+    return _extended(random, space, _flat(w)[0], j)
+
+
+@functools.partial(jax.jit, donate_argnames=("space",))
+def _extended(random, space, w, j):
+    """Step j: orthogonalise the product w with row j against every earlier one, and write row j + 1."""
+    V, diagonal, off_diagonal = space
     v = V[j]
-    w = _flat(product(params, batch, unravel(v)))[0]
     alpha = w @ v
     # The three-term recurrence first: a single pass of classical Gram-Schmidt that has to remove
     # large components loses orthogonality geometrically. Once they are gone one pass suffices;

@@ -8,6 +8,7 @@ the batch, never in a closure, so one compiled program serves every step, run an
     scaled(hessian(loss))             (batch, factors)
     hessian(blocks.on_block(loss))    (batch, rest), the rest of the network
     accumulated(hessian(loss))        batch, every leaf with a leading axis of equal batches
+    streamed(hessian(loss))           a data loader: whatever gives batches, one after the other
 
 A batch that is sharded over devices needs nothing: under ``jit`` the mean over examples becomes a
 sum over devices. For inverses and Kronecker-factored approximations see curvlinops (PyTorch), for
@@ -349,3 +350,53 @@ def accumulated(product: Product, *, axes: Any = 0, unroll: bool = False) -> Pro
         return jax.tree.map(lambda x: x / count, total)
 
     return mean_product
+
+
+@_remembered
+def streamed(product: Product) -> Product:
+    """The mean of a product over a data loader, whose batches need not fit in memory together.
+
+    Python drives it, so `metrics.curvature` and `metrics.spectra` step it and nothing may jit it.
+    The loader prepares the next batch meanwhile.
+
+    Args:
+        product: the product over one batch, compiled for each shape of a batch. What travels beside the
+            data is in every batch: ``streamed(scaled(hessian(loss)))`` takes ``(batch, factors)``.
+
+    Returns:
+        ``product(params, batches, vector)``. Every call goes through batches: a list, a data loader, or
+        a function that returns an iterator, of the same examples each time. They count by their number
+        of examples, the leading axis of their first array: a shorter last one is right.
+
+    Raises:
+        ValueError: batches is empty, or an iterator, which one pass exhausts.
+    """
+
+    @functools.partial(jax.jit, donate_argnames="total")
+    def add(total, params, batch, vector, count):
+        one = product(params, batch, vector)
+        return jax.tree.map(lambda t, x: t + count * x, total, one)
+
+    def mean_product(params, batches, vector):
+        if not callable(batches) and iter(batches) is batches:
+            raise ValueError(
+                "batches is an iterator, which is exhausted after one pass: give a list, a data loader, "
+                "or a function that returns a new iterator"
+            )
+        total, examples = jax.tree.map(jnp.zeros_like, vector), 0
+        for batch in batches() if callable(batches) else batches:
+            count = jnp.shape(jax.tree.leaves(batch)[0])[0]
+            jax.block_until_ready(total)  # or a fast loader would fill the device with batches
+            total = add(total, params, batch, vector, count)
+            examples += count
+        if not examples:
+            raise ValueError("batches is empty; a mean needs at least one example")
+        return jax.tree.map(lambda t: t / examples, total)
+
+    mean_product.streamed = True
+    return mean_product
+
+
+def is_streamed(product: Product) -> bool:
+    """Whether Python drives the product, so that it cannot be compiled into a loop."""
+    return getattr(product, "streamed", False)

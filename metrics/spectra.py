@@ -63,8 +63,7 @@ def trace(
     if method not in ("hutchinson", "hutch++"):
         raise ValueError(f"method is {method!r}; it must be 'hutchinson' or 'hutch++'")
     _check_probes(num_probes, 6 if method == "hutch++" else 2)
-    if unroll is None:
-        unroll = checks.steps_better(product, params, batch)
+    unroll = _unrolled(product, params, batch, unroll)
     if method == "hutchinson":
         return _hutchinson(product, params, batch, key, num_probes, unroll)
     if num_probes // 3 > n:
@@ -102,8 +101,7 @@ def diagonal(
     """
     checks.check_params(params)
     _check_probes(num_probes, 2)
-    if unroll is None:
-        unroll = checks.steps_better(product, params, batch)
+    unroll = _unrolled(product, params, batch, unroll)
     return _diagonal(product, params, batch, key, num_probes, unroll)
 
 
@@ -142,8 +140,7 @@ def spectral_density(
     n = checks.check_params(params)
     _check_probes(num_probes, 2)
     checks.check_steps(num_steps, n)
-    if unroll is None:
-        unroll = checks.steps_better(product, params, batch)
+    unroll = _unrolled(product, params, batch, unroll)
 
     def probe(key):
         vector = _signs(key, params)
@@ -184,6 +181,17 @@ def trace_of_function(spectrum: Spectrum, function: Callable) -> Estimate:
         Estimate, n times the mean quadrature of f.
     """
     return _mean(spectrum.size * jnp.sum(spectrum.weights * function(spectrum.nodes), 1))
+
+
+def _compiled(function):
+    """Compiled with product, num_probes and unroll static, or stepped where a loader feeds the product."""
+    jitted = jax.jit(function, static_argnames=("product", "num_probes", "unroll"))
+
+    @functools.wraps(function)
+    def chosen(product, *arguments):
+        return (function if operators.is_streamed(product) else jitted)(product, *arguments)
+
+    return chosen
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "criterion"))
@@ -237,7 +245,7 @@ def _quadrature(space):
     return nodes, vectors[0] ** 2
 
 
-@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+@_compiled
 def _hutchinson(product, params, batch, key, num_probes, unroll):
     def probe(key):
         z = _signs(key, params)
@@ -246,7 +254,7 @@ def _hutchinson(product, params, batch, key, num_probes, unroll):
     return _mean(_map(probe, jax.random.split(key, num_probes), unroll))
 
 
-@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+@_compiled
 def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
     flat, unravel = ravel_pytree(params)
     rank = num_probes // 3
@@ -270,7 +278,7 @@ def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
     return Estimate(known + rest.value, rest.error)
 
 
-@functools.partial(jax.jit, static_argnames=("product", "num_probes", "unroll"))
+@_compiled
 def _diagonal(product, params, batch, key, num_probes, unroll):
     """Running mean and sum of squared deviations (Welford), so memory does not grow with probes."""
 
@@ -286,14 +294,31 @@ def _diagonal(product, params, batch, key, num_probes, unroll):
     zeros = jax.tree.map(jnp.zeros_like, params)
     counts = jnp.arange(1, num_probes + 1)
     at = (counts, jax.random.split(key, num_probes))
-    (mean, square), _ = jax.lax.scan(step, (zeros, zeros), at, unroll=unroll or 1)
+    mean, square = _loop(step, (zeros, zeros), at, unroll)[0]
     return Estimate(
         mean, jax.tree.map(lambda s: jnp.sqrt(s / (num_probes * (num_probes - 1))), square)
     )
 
 
+def _unrolled(product, params, batch, unroll):
+    """How `_loop` runs: None in Python, True unrolled, False as one compiled loop."""
+    if operators.is_streamed(product):
+        return None
+    return checks.steps_better(product, params, batch) if unroll is None else unroll
+
+
 def _map(function, rows, unroll):
-    return jax.lax.scan(lambda _, row: (None, function(row)), None, rows, unroll=unroll or 1)[1]
+    return _loop(lambda _, row: (None, function(row)), None, rows, unroll)[1]
+
+
+def _loop(body, carry, rows, unroll):
+    if unroll is not None:
+        return jax.lax.scan(body, carry, rows, unroll=unroll or 1)
+    results = []
+    for i in range(jax.tree.leaves(rows)[0].shape[0]):
+        carry, result = body(carry, jax.tree.map(lambda x, i=i: x[i], rows))
+        results.append(result)
+    return carry, None if results[0] is None else jnp.stack(results)
 
 
 def _mean(samples):

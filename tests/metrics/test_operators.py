@@ -10,8 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metrics import blocks, operators
-from metrics.curvature import sharpness
+from metrics import blocks, operators, spectra
+from metrics.curvature import eigenpairs, sharpness
 
 CLASSES = 3
 
@@ -160,6 +160,43 @@ def test_accumulated_over_batches_equals_the_full_batch():
     np.testing.assert_allclose(
         dense(product, params, (batches, factors)), d[:, None] * full * d[None], atol=1e-14
     )
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_data_loader_of_unequal_batches_equals_the_data_in_memory():
+    params, batch = problem(samples=11)
+    factors, key, opened = {"in": 0.5, "out": 2.0}, jax.random.key(0), []
+
+    def loader():  # 4, 4 and 3 examples, as numpy arrays that exist one at a time
+        opened.append(1)
+        for i in range(0, 11, 4):
+            yield jax.tree.map(lambda x, i=i: np.asarray(x[i : i + 4]), batch), factors
+
+    whole = operators.scaled(operators.hessian(loss))
+    product, data = operators.streamed(whole), (batch, factors)
+    assert product is operators.streamed(whole)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-12)
+    vector = jax.tree.map(jnp.cos, params)
+    expected = jax.jit(whole)(params, data, vector)
+    for batches in (loader, list(loader())):
+        jax.tree.map(close, product(params, batches, vector), expected)
+    for passes, estimate in (
+        (8, lambda p, b: eigenpairs(p, params, b, k=2, num_steps=8, start=key)),
+        (6, lambda p, b: spectra.trace(p, params, b, key, num_probes=6, method="hutch++")),
+        (3, lambda p, b: spectra.diagonal(p, params, b, key, num_probes=3)),
+    ):
+        opened.clear()
+        jax.tree.map(close, estimate(product, loader), estimate(whole, data))
+        assert len(opened) == passes
+
+
+def test_loaders_that_cannot_be_gone_through_again_or_are_empty():
+    params, batch = problem(dtype=np.float32)
+    product = operators.streamed(operators.hessian(loss))
+    with pytest.raises(ValueError, match="exhausted after one pass: give a list, a data loader"):
+        product(params, iter([batch]), params)
+    with pytest.raises(ValueError, match="batches is empty"):
+        product(params, [], params)
 
 
 def test_eight_devices_equal_one():
