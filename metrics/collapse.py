@@ -1,4 +1,4 @@
-"""Neural collapse: NC1-NC4, class-distance normalised variance, generalised collapse, per layer."""
+"""Neural collapse: NC1-NC5, class-distance normalised variance, generalised collapse, per layer."""
 
 from __future__ import annotations
 
@@ -258,6 +258,31 @@ def generalized_collapse(
     """
     _check(features, labels, num_classes, weights, None, None, "simplex", "classes")
     return _generalized(features, labels, num_classes, weights, num_steps)
+
+
+@jax.jit
+def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
+    """NC5: mean over classes of |cos(mu_c, mu_out)|, 0 where other data are orthogonal to every class.
+
+    Args:
+        means: (K, d) class means, not centred: ``class_means(...).mean``.
+        outside: (N, ...) features of data of none of the classes, flattened to (N, d).
+
+    Returns:
+        Estimate; the standard error is over outside, to first order, class means held fixed. Of order
+        1/sqrt(d) for a random direction: compare with that, not with 0.
+
+    Source: Ben Ammar et al. 2024 (arXiv 2310.06823), NC5.
+    """
+    h = feature_rows(outside)
+    unit = means / jnp.linalg.norm(means, axis=1, keepdims=True)
+    mean = jnp.mean(h, axis=0)
+    length = jnp.linalg.norm(mean)
+    cosine = matmul(unit, mean / length)
+    value = jnp.mean(jnp.abs(cosine))
+    slope = (matmul(jnp.sign(cosine), unit) / cosine.size - value * mean / length) / length
+    spread = jnp.std(matmul(h, slope), ddof=1)
+    return Estimate(value, spread / jnp.sqrt(h.shape[0]))
 
 
 def _offset(rows, bias, global_mean):

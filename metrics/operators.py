@@ -10,9 +10,9 @@ the batch, never in a closure, so one compiled program serves every step, run an
     accumulated(hessian(loss))        batch, every leaf with a leading axis of equal batches
     streamed(hessian(loss))           a data loader: whatever gives batches, one after the other
 
-A batch that is sharded over devices needs nothing: under ``jit`` the mean over examples becomes a
-sum over devices. For inverses and Kronecker-factored approximations see curvlinops (PyTorch), for
-a solve with G + damping see `jax.scipy.sparse.linalg.cg`.
+A batch sharded over devices needs nothing: under ``jit`` the mean over examples becomes a sum over
+devices. For Kronecker-factored approximations and inverses see curvlinops (PyTorch), for a solve
+with G + damping `jax.scipy.sparse.linalg.cg`.
 """
 
 from __future__ import annotations
@@ -354,10 +354,9 @@ def accumulated(product: Product, *, axes: Any = 0, unroll: bool = False) -> Pro
 
 @_remembered
 def streamed(product: Product) -> Product:
-    """The mean of a product over a data loader, whose batches need not fit in memory together.
+    """The mean of a product over a data loader: its batches need not fit in memory together.
 
-    Python drives it, so `metrics.curvature` and `metrics.spectra` step it and nothing may jit it.
-    The loader prepares the next batch meanwhile.
+    Python drives it: `metrics.curvature` and `metrics.spectra` step it, and nothing may jit it.
 
     Args:
         product: the product over one batch, compiled for each shape of a batch. What travels beside the
@@ -365,8 +364,8 @@ def streamed(product: Product) -> Product:
 
     Returns:
         ``product(params, batches, vector)``. Every call goes through batches: a list, a data loader, or
-        a function that returns an iterator, of the same examples each time. They count by their number
-        of examples, the leading axis of their first array: a shorter last one is right.
+        a function that returns an iterator; each counts by its examples, the leading axis of its first
+        array. The same examples every time, or it is no matrix.
 
     Raises:
         ValueError: batches is empty, or an iterator, which one pass exhausts.
@@ -380,13 +379,13 @@ def streamed(product: Product) -> Product:
     def mean_product(params, batches, vector):
         if not callable(batches) and iter(batches) is batches:
             raise ValueError(
-                "batches is an iterator, which is exhausted after one pass: give a list, a data loader, "
-                "or a function that returns a new iterator"
+                "batches is an iterator, exhausted after one pass: give a list, a data loader, or a "
+                "function that returns a new iterator"
             )
         total, examples = jax.tree.map(jnp.zeros_like, vector), 0
         for batch in batches() if callable(batches) else batches:
             count = jnp.shape(jax.tree.leaves(batch)[0])[0]
-            jax.block_until_ready(total)  # or a fast loader would fill the device with batches
+            jax.block_until_ready(total)  # one batch is in work while the loader prepares the next
             total = add(total, params, batch, vector, count)
             examples += count
         if not examples:

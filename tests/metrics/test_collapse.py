@@ -294,3 +294,17 @@ def test_a_missing_class_inside_jit_is_nan_not_a_number_that_looks_right():
     c = jax.jit(lambda h, y: collapse.neural_collapse(h, y, 3))(H, np.minimum(Y, 1))
     assert np.isnan(c.nc1.value)
     assert np.isnan(c.cdnv.value)
+
+
+def test_other_data_orthogonal_to_every_class_and_the_error_of_the_measure(x64):
+    rng = np.random.default_rng(30)
+    means = np.eye(6)[:3] + 0.2
+    draws = np.array([1.0, 0.3, 0.5, -0.4, 0.2, 0.1]) + 0.5 * rng.standard_normal((400, 200, 6))
+    measured = [collapse.ood_orthogonality(means, draw) for draw in draws]
+    mean = draws[0].mean(0)
+    cosines = means @ mean / np.linalg.norm(means, axis=1) / np.linalg.norm(mean)
+    assert float(measured[0].value) == pytest.approx(np.abs(cosines).mean(), rel=1e-12)
+    spread = np.std([float(m.value) for m in measured], ddof=1)
+    assert np.mean([float(m.error) for m in measured]) == pytest.approx(spread, rel=0.12)
+    beyond = np.zeros((5, 6)) + np.eye(6)[5]
+    assert float(collapse.ood_orthogonality(np.eye(6)[:3], beyond).value) == 0
