@@ -10,9 +10,8 @@ the batch, never in a closure, so one compiled program serves every step, run an
     accumulated(hessian(loss))        batch, every leaf with a leading axis of equal batches
     streamed(hessian(loss))           a data loader: whatever gives batches, one after the other
 
-A batch sharded over devices needs nothing: under ``jit`` the mean over examples becomes a sum over
-devices. For Kronecker-factored approximations and inverses see curvlinops (PyTorch), for a solve
-with G + damping `jax.scipy.sparse.linalg.cg`.
+A batch sharded over devices needs nothing: under ``jit`` its mean becomes a sum over devices. For
+Kronecker-factored approximations see curvlinops (PyTorch); to solve, `jax.scipy.sparse.linalg.cg`.
 """
 
 from __future__ import annotations
