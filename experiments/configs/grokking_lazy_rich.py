@@ -68,8 +68,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "dim": 20,
         "num_train": 120,
         "alphas": (0.5, 1.0, 2.0, 4.0, 8.0),
-        "epsilons": (0.1, 0.2, 0.4, 0.8, 1.6),
-        "steps": 4000,
+        "epsilons": (0.05, 0.1, 0.2, 0.4, 0.8),
+        "seeds": (0, 1, 2),
+        "steps": 3000,
     }
     # Dynamical mean-field theory of three neurons, whose weights overlap with the target's direction by so much.
     config.dmft = {
@@ -119,6 +120,7 @@ def _smoke(config):
     config.aligned.strengths, config.aligned.steps = (0.0, 8.0), 300
     config.map.dim, config.map.num_train, config.map.steps = 10, 60, 200
     config.map.alphas, config.map.epsilons = (0.5, 4.0), (0.25, 1.0)
+    config.map.seeds = (0,)
     config.dmft.overlap, config.dmft.steps, config.dmft.samples = (0.4, -0.3), 8, 500
     config.dmft.dims = (40,)
     config.digits.width, config.digits.seeds = 32, (0,)
@@ -139,6 +141,7 @@ def _paper(config):
     config.examples.steps = 20000
     config.aligned.steps = 60000
     config.map.dim, config.map.num_train, config.map.steps = 100, 550, 100000
+    config.map.seeds = (0,)
     config.map.alphas = tuple(0.4 * k for k in range(1, 15))
     config.map.epsilons = tuple(0.02 * k for k in range(1, 15))
     config.digits.task = tasks.default_config("mnist")

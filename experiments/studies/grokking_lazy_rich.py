@@ -54,7 +54,10 @@ def total_steps(config: Any) -> int:
         len(config.aligned.strengths) * seeds * config.aligned.steps,
         len(config.examples.num_train) * len(config.examples.seeds) * config.examples.steps,
         (len(config.widths.widths) + 1) * seeds * config.widths.steps,
-        len(config.map.alphas) * len(config.map.epsilons) * config.map.steps,
+        len(config.map.alphas)
+        * len(config.map.epsilons)
+        * len(config.map.seeds)
+        * config.map.steps,
         len(net.alphas) * len(net.batch_sizes) * len(net.seeds) * net.steps,
         len(digits.alphas) * len(digits.seeds) * digits.steps,
     ]
@@ -143,8 +146,12 @@ def follow(
     dim: int | None = None,
     strength: float = 0.0,
     width: int | None = None,
-) -> dict[str, np.ndarray]:
-    """The closed dynamics of one network at `record_steps`; what is None is as in the config, the width infinite."""
+) -> tuple[Moments, dict[str, np.ndarray]]:
+    """The closed dynamics of one network at `record_steps`; what is None is as in the config, the width infinite.
+
+    Returns:
+        The change of the moments, and `observables` along it.
+    """
     epsilon = config.epsilon if epsilon is None else epsilon
     dim, num_train = dim or config.task.dim, num_train or config.task.num_train
     data = problem(config, seed, num_train, dim)
@@ -162,7 +169,7 @@ def follow(
     )
     curves = jax.device_get(observables(path, start, data, **setting))
     session.progress(steps, f"alpha {alpha:g}", float(curves["train"][-1]))
-    return curves
+    return mean_field.subtract(path, start), curves
 
 
 @jax.jit
@@ -209,7 +216,9 @@ def crossing(steps: np.ndarray, loss: np.ndarray, fraction: float) -> float:
 def _sweep(config: Any, session: Session) -> xr.Dataset:
     part = config.sweep
     grid = [(seed, alpha) for seed in config.seeds for alpha in part.alphas]
-    curves = [follow(config, session, part.steps, seed=seed, alpha=alpha) for seed, alpha in grid]
+    curves = [
+        follow(config, session, part.steps, seed=seed, alpha=alpha)[1] for seed, alpha in grid
+    ]
     steps = record_steps(config, part.steps)
     shape = (len(config.seeds), len(part.alphas), len(steps))
     dims = ("seed", "alpha", "sweep_step")
@@ -247,7 +256,7 @@ def _grid(config, session, name, part, axes, test_threshold=None, **fixed) -> xr
     arguments, values = zip(*axes.values())
     rows = []
     for point in itertools.product(*values):
-        curves = follow(config, session, part.steps, **fixed, **dict(zip(arguments, point)))
+        _, curves = follow(config, session, part.steps, **fixed, **dict(zip(arguments, point)))
         test = curves["test"]
         rows.append(
             {
@@ -285,7 +294,8 @@ def _grids(config: Any, session: Session) -> xr.Dataset:
     found.append(grid("aligned", part, axes, alpha=part.alpha))
     part = config.map
     axes = {"map_epsilon": ("epsilon", part.epsilons), "map_alpha": ("alpha", part.alphas)}
-    fixed = {"seed": config.seeds[0], "dim": part.dim, "num_train": part.num_train}
+    axes |= {"map_seed": ("seed", part.seeds)}
+    fixed = {"dim": part.dim, "num_train": part.num_train}
     found.append(grid("map", part, axes, **fixed))
     return xr.merge(found)
 
@@ -405,16 +415,21 @@ def _mean_squares(path, batch, setting):
 
 
 def _widths(config: Any, session: Session) -> xr.Dataset:
-    """How far the test loss of a finite network is from that at infinite width, over training."""
-    part = config.widths
+    """How far outputs of finite networks are from those at infinite width: rms over inputs and steps, relative."""
+    part, dim = config.widths, config.task.dim
+    zero = Target(np.zeros(dim, np.float32), np.zeros((dim, dim), np.float32))
 
-    def test_loss(width, seed):
-        return follow(config, session, part.steps, seed=seed, alpha=part.alpha, width=width)["test"]
+    def size(change):
+        power = _population_loss(change, zero, alpha=part.alpha, epsilon=config.epsilon).total
+        return np.sqrt(np.mean(power))
 
-    limits = [test_loss(None, seed) for seed in config.seeds]
+    def outputs(width, seed):
+        return follow(config, session, part.steps, seed=seed, alpha=part.alpha, width=width)[0]
+
+    limits = [outputs(None, seed) for seed in config.seeds]
     distances = [
         [
-            np.sqrt(np.mean((test_loss(width, seed) - limit) ** 2) / np.mean(limit**2))
+            size(mean_field.subtract(outputs(width, seed), limit)) / size(limit)
             for seed, limit in zip(config.seeds, limits)
         ]
         for width in part.widths
@@ -512,7 +527,7 @@ def _digits(config: Any, session: Session) -> xr.Dataset:
 
     def measure(params, first, rate, data):
         (outputs, layers), values = features(params, data), {}
-        alignment = metrics.kernels.representation_alignment(layers[last], first)
+        alignment = metrics.kernels.representation_alignment(layers[last], first, centered=True)
         for key, logits in (
             ("test", outputs),
             ("train", module.apply({"params": params}, data["train"][0])),
@@ -662,6 +677,7 @@ def _alpha_claims(data: xr.Dataset) -> list[Claim]:
 
 
 def _feature_claims(data: xr.Dataset) -> list[Claim]:
+    """The kernel moves while the network memorises, too, so that the first claim fails; it turns late."""
     found = times(data)
     moved = at_time(data.movement, found.train) / at_time(data.movement, found.test)
     grown = at_time(data.norm, found.test) / data.norm.isel(sweep_step=0)
@@ -813,7 +829,7 @@ def _theory_claims(data: xr.Dataset) -> list[Claim]:
         near(
             "G8 infinite width",
             "limits.mean_field",
-            "exponent in width of the distance of the test loss from that at infinite width",
+            "exponent in width of the distance of the outputs from those at infinite width",
             float(law.sel(law="exponent")),
             -0.5,
             0.15,

@@ -26,15 +26,15 @@ def figures(data: xr.Dataset, times: xr.Dataset) -> dict[str, Any]:
         "high_dimension": high_dimension(data),
         "digits": digits(data),
     }
-    wait = data.map_test_time - data.map_train_time
+    wait = (data.map_test_time - data.map_train_time).median("map_seed")
     made["map"] = plotting.heat_map(
         np.log10(wait.where(np.isfinite(wait)))
         .rename(map_alpha="alpha", map_epsilon="epsilon")
         .assign_attrs(long_name="log10 of the delay in steps"),
-        caption="Steps between the fall of the training and of the test loss, against output scale "
-        "(alpha) and initial alignment (epsilon). The delay is longest in the lower right, "
-        "where training is lazy and the kernel is blind to the target. Grey: the test loss "
-        "has not fallen at the end.",
+        caption="Steps between the fall of the training and of the test loss (median over seeds), "
+        "against output scale (alpha) and initial alignment (epsilon). The delay grows to "
+        "the right, where training is lazier. Grey: the test loss has not fallen at the "
+        "end.",
     )
     law = data.width_law
     made["width"] = plotting.scaling_law(
@@ -44,9 +44,9 @@ def figures(data: xr.Dataset, times: xr.Dataset) -> dict[str, Any]:
         low=data.width_distance.min("seed"),
         high=data.width_distance.max("seed"),
         theory=-0.5,
-        caption="Relative distance of the test-loss curve of a network of finite width from that "
-        "at infinite width, both from the closed dynamics (bars span the seeds). The "
-        "theory's slope is -1/2 (dashed): the start fluctuates so.",
+        caption="Distance of the outputs of a network of finite width from those at infinite width, "
+        "relative, root mean square over inputs and training, from the closed dynamics (bars "
+        "span the seeds). The theory's slope is -1/2 (dashed): so the start fluctuates.",
     )
     return made
 
@@ -90,9 +90,8 @@ def two_phases(data: xr.Dataset) -> Figure:
             theory = drawing.median(chosen.closed_loss)
             label = "closed dynamics" if part == "train" else None
             ax.plot(theory.network_step, theory, label=label, **THEORY)
-        _panel(ax, "step")
+        _panel(ax, "step", y_log=False)
     axes[0].set_ylabel("mean squared error")
-    axes[0].set_ylim(bottom=max(float(found.network_loss.min()), 1e-5))
     _finish(axes, axes[-1])
     return made
 
@@ -135,7 +134,8 @@ def delay(data: xr.Dataset, times: xr.Dataset) -> Figure:
     drawing.width_ticks(right, data.alpha.values)
     drawing.log_ticks(left.yaxis)
     drawing.log_ticks(right.yaxis)
-    drawing.legend(right)
+    left.legend(loc="upper left")
+    right.legend(loc="lower right")
     return made
 
 
