@@ -244,7 +244,8 @@ def deep_classifier(
 
     Raises:
         ValueError: as `deep_kernel` and `gaps`; labels of another length; coincident training
-            examples, which make K singular.
+            examples, or so few layers that K is singular: the closest pair, at distance r, wants
+            ln(2 / r^2) / ln B' of them.
     """
     entries, labels = deep_kernel(activation, depth, kernel), _labels(labels, len(train))
     rows, columns = np.triu_indices(len(train), 1)
@@ -255,7 +256,13 @@ def deep_classifier(
     value, diagonal = entries(between), entries(np.zeros(1)).log
     matrix = np.eye(len(train))
     matrix[rows, columns] = matrix[columns, rows] = value.sign * np.exp(value.log - diagonal)
-    return _vote(entries, train, np.linalg.solve(matrix, labels), test)
+    try:
+        weights = np.linalg.solve(matrix, labels)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"K of depth {depth} is singular in double precision: go deeper"
+        ) from error
+    return _vote(entries, train, weights, test)
 
 
 def singular_classifier(activation: Activation, train, labels, test) -> np.ndarray:
