@@ -1,4 +1,4 @@
-"""Shape of features and weights: effective rank, inverse participation ratio, change since the start."""
+"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start."""
 
 from __future__ import annotations
 
@@ -91,6 +91,94 @@ def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Ar
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
     """
     return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
+
+
+class Tuning(NamedTuple):
+    """The frequency that carries most of each neuron's weights, over n neurons."""
+
+    frequency: jax.Array  # (n,), 1..p/2
+    phase: (
+        jax.Array
+    )  # (j, n), in radians: weight vector j is about cos(2 pi frequency x / p + phase)
+    share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
+
+
+def fourier_tuning(weights: jax.Array) -> Tuning:
+    """Frequency and phases of neurons on Z_p, to compare with the analytic solution of modular addition.
+
+    There the three weight vectors of a neuron (both inputs, readout) have one frequency, and phases s, t and s + t.
+
+    Args:
+        weights: (j, n, p): j weight vectors of each of n neurons over the p residues.
+
+    Returns:
+        Tuning; the frequency is common to a neuron's vectors, the constant (frequency 0) is no candidate but counts
+        in the share. A neuron of zero weights has share 0 and a frequency and phases that mean nothing.
+    """
+    p = weights.shape[-1]
+    waves = jnp.fft.rfft(weights, axis=-1)
+    # The coefficients at k and p - k carry equal power; the constant, and p/2 where it is there, stand alone.
+    count = jnp.where((jnp.arange(waves.shape[-1]) * 2) % p == 0, 1, 2)
+    power = jnp.abs(waves) ** 2 * count[None, None].astype(weights.dtype)
+    share = _ratio(power, jnp.sum(power, axis=-1, keepdims=True))
+    share = jnp.mean(share, axis=0)[:, 1:]
+    best = jnp.argmax(share, axis=-1)
+    phase = jnp.angle(jnp.take_along_axis(waves[..., 1:], best[None, :, None], axis=-1))
+    return Tuning(best + 1, phase[..., 0], jnp.max(share, axis=-1))
+
+
+def pruning_mask(
+    scores: jax.Array, share: jax.Array | float, *, highest: bool = False
+) -> jax.Array:
+    """Which neurons stay when a share of them is removed in the order of their scores.
+
+    Args:
+        scores: (n,), for instance `fourier_ipr` averaged over a neuron's weight vectors.
+        share: removed; round(share n) neurons. May be traced.
+        highest: remove those of highest score, instead of lowest.
+
+    Returns:
+        Booleans (n,); of equal scores the first go first.
+
+    Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.1.
+    """
+    order = jnp.argsort(-scores if highest else scores)
+    rank = jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(scores.size))
+    return rank >= jnp.round(share * scores.size)
+
+
+def pruned_outputs(
+    hidden: jax.Array, readout: jax.Array, scores: jax.Array, groups: int, *, highest: bool = False
+) -> jax.Array:
+    """Outputs hidden @ readout as more and more neurons are pruned, at the cost of one forward pass.
+
+    The output is a sum over neurons: it is summed group by group, and the groups are accumulated from the last
+    neuron to be removed to the first.
+
+    Args:
+        hidden: (N, n), the neurons' activations.
+        readout: (n, outputs).
+        scores: (n,).
+        groups: number of equal steps; divides n.
+        highest: remove neurons of highest score first, instead of lowest.
+
+    Returns:
+        (groups + 1, N, outputs); entry g is without the share g / groups of the neurons, as `pruning_mask` removes
+        them: the first is the whole network, the last is zero.
+
+    Raises:
+        ValueError: groups does not divide n.
+    """
+    count, size = hidden.shape
+    if groups < 1 or size % groups:
+        raise ValueError(f"groups is {groups}; it must be a divisor of the {size} neurons")
+    order = jnp.argsort(-scores if highest else scores)[::-1]
+    parts = jnp.einsum(
+        "xgk,gkq->gxq",
+        hidden[:, order].reshape(count, groups, -1),
+        readout[order].reshape(groups, size // groups, -1),
+    )
+    return jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, axis=0)])[::-1]
 
 
 def feature_change(features: jax.Array, initial: jax.Array) -> Change:

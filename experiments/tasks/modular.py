@@ -5,12 +5,14 @@ Source: Power et al. 2022 (arXiv 2201.02177); Gromov 2023 (arXiv 2301.02679); Do
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from scipy.special import ndtr
 
-from experiments.tasks.arrays import NOISE, SPLIT, Data, Task, generator, noisy_labels
+from experiments.tasks.arrays import NOISE, SPLIT, TARGETS, Data, Task, generator, noisy_labels
 
 OPERATIONS = {
     "add": lambda a, b: a + b,
@@ -80,3 +82,145 @@ def answers(x: np.ndarray, modulus: int, operation: str) -> np.ndarray:
     return (
         OPERATIONS[operation](x[:, 0].astype(np.int64), x[:, 1].astype(np.int64)) % modulus
     ).astype(np.int32)
+
+
+def marked_table(train: Data, modulus: int, operation: str) -> dict[str, np.ndarray]:
+    """All p^2 pairs and what became of each in a training set, to judge a network on every kind of pair at once.
+
+    Args:
+        train: the training set of `load`, as tokens.
+        modulus: p.
+        operation: as in `table`.
+
+    Returns:
+        ``pairs`` int32 (p^2, 2); ``truth`` int32 (p^2,); ``given`` its training label, of test pairs the truth;
+        float32 masks ``kept`` and ``corrupted`` of training pairs whose label is right and wrong (a redrawn label
+        may come out right), and ``test`` of the others.
+    """
+    pairs, truth = table(modulus, operation)
+    rows = train.x[:, 0] * modulus + train.x[:, 1]
+    given, seen = truth.copy(), np.zeros(len(truth), bool)
+    given[rows], seen[rows] = train.y, True
+    masks = {
+        "kept": seen & (given == truth),
+        "corrupted": seen & (given != truth),
+        "test": ~seen,
+    }
+    masks = {name: mask.astype(np.float32) for name, mask in masks.items()}
+    return {"pairs": pairs, "truth": truth, "given": given} | masks
+
+
+def accuracies(predicted: Any, table: dict[str, Any]) -> dict[str, Any]:
+    """How a network answers each kind of pair; NumPy or JAX arrays.
+
+    Args:
+        predicted: labels (..., p^2), of every pair of the table.
+        table: of `marked_table`.
+
+    Returns:
+        Shares (...). train: given labels of training pairs. corrupted: wrong labels that are learnt. restored: pairs
+        with a wrong label that are answered right all the same. test: right answers to pairs not trained on.
+        Not a number where there are no such pairs.
+    """
+
+    def share(target, mask):
+        hits = predicted == target[(None,) * (predicted.ndim - 1)]
+        return hits.astype(mask.dtype) @ mask / mask.sum()
+
+    return {
+        "train": share(table["given"], table["kept"] + table["corrupted"]),
+        "corrupted": share(table["given"], table["corrupted"]),
+        "restored": share(table["truth"], table["corrupted"]),
+        "test": share(table["truth"], table["test"]),
+    }
+
+
+# Addition solved by hand
+
+
+class FourierSolution(NamedTuple):
+    """Weights of f_q(a, b) = sum_k readout_kq (left_ak + right_bk)^2, float64."""
+
+    left: np.ndarray  # (p, width): of the first summand
+    right: np.ndarray  # (p, width)
+    readout: np.ndarray  # (width, p)
+
+
+class FourierLogits(NamedTuple):
+    """Mean and standard deviation over random phases of the solution's logits."""
+
+    right: float  # mean of the logit of the right answer
+    wrong: float  # and of any other
+    right_deviation: float
+    wrong_deviation: float
+
+
+def fourier_solution(modulus: int, width: int, seed: int | None = None) -> FourierSolution:
+    """The analytic solution of modular addition: neuron k is a cosine of one frequency w_k = 2 pi j / p.
+
+    left = cos(w a + s), right = cos(w b + t), readout = cos(w q + s + t); the frequencies j = 1..(p-1)/2 take
+    turns. The phase of the readout, the sum of the other two, is what makes the right answer add up.
+
+    Args:
+        modulus: p, odd.
+        width: number of neurons.
+        seed: of uniform phases s and t, for which logits are right up to 1/sqrt(width). None puts the phases on
+            a lattice, (s, t) = 2 pi (i, 4 i) / 6, on which every unwanted term cancels: the logits are then those
+            of `fourier_logits` exactly.
+
+    Raises:
+        ValueError: an even modulus; without a seed, a width that is not a multiple of 3 (p - 1).
+
+    Source: Gromov 2023 (arXiv 2301.02679), equation 5; the lattice is derived in the tests.
+    """
+    frequencies = _frequencies(modulus)
+    neuron = np.arange(width)
+    if seed is None:
+        whole = 6 * len(frequencies)
+        if width % whole:
+            raise ValueError(
+                f"width is {width}; phases cancel exactly at multiples of 3 (p - 1) = {whole}: "
+                "take one, or give a seed for random phases"
+            )
+        turn = neuron // len(frequencies) % 6
+        s, t = 2 * np.pi * np.stack([turn, 4 * turn]) / 6
+    else:
+        s, t = generator(seed, TARGETS).uniform(0, 2 * np.pi, (2, width))
+    wave = (
+        2 * np.pi / modulus * np.outer(np.arange(modulus), frequencies[neuron % len(frequencies)])
+    )
+    return FourierSolution(np.cos(wave + s), np.cos(wave + t), np.cos(wave + s + t).T)
+
+
+def fourier_logits(modulus: int, width: int) -> FourierLogits:
+    """Logits of `fourier_solution` in closed form: width (p delta(a + b - q) - 1) / (2 (p - 1)) in the mean.
+
+    With random phases each neuron adds variance 1 + cos(2 w (a + b - q)) / 16. Exact where every frequency has
+    as many neurons, that is at multiples of (p - 1) / 2, on which the deviation is 0 for phases on the lattice.
+
+    Raises:
+        ValueError: an even modulus.
+    """
+    _frequencies(modulus)
+    spread = [math.sqrt(width * (1 + cosine / 16)) for cosine in (1, -1 / (modulus - 1))]
+    return FourierLogits(width / 2, -width / (2 * (modulus - 1)), *spread)
+
+
+def fourier_accuracy(modulus: int, width: int) -> float:
+    """Expected accuracy of `fourier_solution` with random phases.
+
+    An estimate: the p logits of a pair are taken as independent Gaussians. They are sums over neurons with
+    correlations about -1/p and lighter tails, so the estimate is low: by .04 at two neurons a frequency and
+    p = 59 or less, by less than .01 from four on.
+    """
+    logits = fourier_logits(modulus, width)
+    z, weight = np.polynomial.hermite_e.hermegauss(64)
+    margin = logits.right - logits.wrong + logits.right_deviation * z
+    every = ndtr(margin / logits.wrong_deviation) ** (modulus - 1)
+    return float(weight @ every / weight.sum())
+
+
+def _frequencies(modulus: int) -> np.ndarray:
+    if modulus < 3 or modulus % 2 == 0:
+        raise ValueError(f"modulus is {modulus}; the Fourier solution is for odd moduli from 3 on")
+    return np.arange(1, (modulus + 1) // 2)
