@@ -214,6 +214,17 @@ def test_three_classes_keep_the_simplex_at_every_depth():
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)  # the triangle is the simplex
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 6, 7, 10, 15])
+def test_known_frames_are_logits_that_classify_correctly(classes):
+    known = frames.known_frames(classes)
+    for pattern in known.values():
+        assert pattern.shape == (classes, classes)
+        assert (pattern.argmax(0) == np.arange(classes)).all()
+        np.testing.assert_allclose(pattern.sum(0), 0, atol=1e-12)
+    assert ("pairs" in known) == (classes in (10, 15))
+    assert ("orthoplex" in known) == (classes % 2 == 0)
+
+
 def test_gram_matrices_multiply_to_the_logits():
     found = frames.cross_entropy_optimum(frames.orthoplex(6), 3, (1e-3, 4e-3), 2e-3)
     product = found.weight_gram @ found.mean_gram

@@ -1,0 +1,300 @@
+"""What the study of neural collapse claims: criteria fixed before the run, and their controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from experiments.claims import Claim, at_least, at_most
+from metrics import frames
+
+DANG, GARROD = "Dang et al. 2023", "Garrod & Keating 2024"
+ROWS = ("row", "column")  # of a Gram matrix
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """The criteria of the study, judged on its data."""
+    made = [*_free_claims(part_of(data, "free")), *_tail_claims(part_of(data, "tail"))]
+    made += _map_claims(part_of(data, "map"))
+    for name in data.attrs["networks"].split():
+        made += _network_claims(name, part_of(data, name), data.attrs["task"])
+    return made
+
+
+def part_of(data: xr.Dataset, name: str) -> xr.Dataset:
+    """One experiment of the study's data (free, tail, map or a network), its names without the prefix."""
+    names = {*data.variables, *data.dims}
+    own = {key: key.removeprefix(f"{name}_") for key in names if key.startswith(f"{name}_")}
+    return data[[key for key in data.data_vars if key in own]].rename(own)
+
+
+def frame_errors(part: xr.Dataset, **targets: np.ndarray) -> xr.DataArray:
+    """NC2 of W and of the class means, and NC3, as distances from the predicted frames (or from other targets)."""
+    keys = ("weight_gram", "mean_gram", "product")
+    errors = []
+    for key in keys:
+        target = part[f"{key}_predicted"] if key not in targets else targets[key]
+        dims = [dim for dim in part[key].dims if dim not in ROWS]
+        if isinstance(target, xr.DataArray):
+            target = target.broadcast_like(part[key]).transpose(*part[key].dims)
+        errors.append(xr.DataArray(distance(part[key].values, np.asarray(target)), dims=dims))
+    return xr.concat(errors, "measure").assign_coords(
+        {"measure": list(keys), **{d: part[d] for d in dims if d in part.coords}}
+    )
+
+
+def distance(gram, target) -> np.ndarray:
+    """|| G/|G| - T/|T| ||, Frobenius norms over the last two axes: `metrics.geometry.gram_error` of many."""
+
+    def normalised(matrix):
+        return matrix / np.linalg.norm(matrix, axis=(-2, -1), keepdims=True)
+
+    return np.linalg.norm(normalised(gram) - normalised(target), axis=(-2, -1))
+
+
+def _at_most(name, source, statement, values: xr.DataArray, bound, **rest) -> Claim:
+    """The claim about the largest value; the interval spans the seeds' own largest ones."""
+    worst = values.max([dim for dim in values.dims if dim != "seed"]).values
+    interval = (worst.min(), worst.max()) if worst.size > 1 else None
+    return at_most(name, source, statement, float(worst.max()), bound, interval=interval, **rest)
+
+
+def modes(sizes, total: float, depth: int, decay: tuple[float, float], **options) -> np.ndarray:
+    """Predicted strength x of classes of these sizes among ``total`` samples (see `metrics.frames.mode`)."""
+    kappa = (total * decay[1] * decay[0] ** depth) ** (1 / depth)
+    return frames.mode(depth * total * kappa / np.asarray(sizes, float), depth, **options)
+
+
+def fitted(x: np.ndarray, depth: int) -> np.ndarray:
+    """z = x^M / (1 + x^M): the outputs of a mode of strength x."""
+    return x**depth / (1 + x**depth)
+
+
+def _free_claims(free: xr.Dataset) -> list[Claim]:
+    free = free.isel(step=-1)
+    errors, made = frame_errors(free), []
+    for name in free.problem.values:
+        made.append(
+            _at_most(
+                f"C1 frame, {name}",
+                f"{DANG}, Thms 3.1, 4.1",
+                "largest distance of W W^T, H^T H and W H from the closed form, over depths",
+                errors.sel(problem=name),
+                1e-4,
+                control=name == "no_decay",
+            )
+        )
+        made.append(
+            _at_most(
+                f"C1 NC1, {name}",
+                f"{DANG}, Thms 3.1, 4.1",
+                "largest variability within classes, tr(Sigma_W Sigma_B^+)/K, over depths",
+                free.nc1.sel(problem=name),
+                1e-8,
+                control=name == "no_decay",
+            )
+        )
+    held = free.sel(problem=[name for name in free.problem.values if name != "no_decay"])
+    made.append(
+        _at_most(
+            "C1 duality",
+            f"{DANG}, Thms 3.1, 4.1",
+            "largest angle between a row of W and its class mean, in radians",
+            held.angle,
+            1e-4,
+        )
+    )
+    made.append(
+        _at_most(
+            "C1 loss",
+            f"{DANG}, Thms 3.1, 4.1",
+            "largest relative distance of the loss from the closed form",
+            abs(held.loss / held.loss_predicted - 1),
+            1e-4,
+        )
+    )
+    classes = free.sizes["row"]
+    for frame, target in (("simplex", frames.simplex(classes)), ("equal lengths", np.eye(classes))):
+        wrong = frame_errors(free, weight_gram=target).sel(measure="weight_gram")
+        made.append(
+            _at_most(
+                f"C1 control, imbalanced as {frame}",
+                f"{DANG}, Thm 4.1",
+                f"the distance of W W^T from a frame of {frame}, imbalanced classes",
+                wrong.sel(problem="imbalanced"),
+                1e-4,
+                control=True,
+            )
+        )
+    return made
+
+
+def crossing(tail: xr.Dataset, depth: int) -> tuple[float, float]:
+    """(class size, z) where a trained mode costs as much as none, interpolated between the classes; nan if nowhere."""
+    own = tail.sel(depth=depth).mean("seed").sortby("size")
+    alive = own.isel({"class": np.flatnonzero(own.z.values > 0.05)})
+    excess = alive.mode_loss.values - 1
+    if not (excess[0] > 0 > excess[-1]):
+        return np.nan, np.nan
+    i = int(np.flatnonzero(excess > 0)[-1])
+    share = excess[i] / (excess[i] - excess[i + 1])
+    return tuple(
+        float(v[i] + share * (v[i + 1] - v[i])) for v in (alive["size"].values, alive.z.values)
+    )
+
+
+def _tail_claims(tail: xr.Dataset) -> list[Claim]:
+    sizes, total = tail["size"].values, float(tail["size"].sum())
+    deep = [int(depth) for depth in tail.depth.values if depth > 1]
+    errors, shallow = [], []
+    for depth in map(int, tail.depth.values):
+        decay = (float(tail.decay.sel(depth=depth)),) * 2
+        z = tail.z.sel(depth=depth)
+        errors.append(abs(z - fitted(modes(sizes, total, depth, decay, branch="upper"), depth)))
+        one = fitted(modes(sizes, total, 1, decay), 1)
+        if depth > 1:
+            shallow.append(abs(z - one))
+    found = {depth: crossing(tail, depth) for depth in deep}
+    jumps = {depth: frames.thresholds(depth).jump for depth in deep}
+    threshold = float(tail.threshold)
+    first = tail.sel(depth=1).mean("seed").sortby("size")
+    return [
+        _at_most(
+            "C2 lengths follow class sizes",
+            f"{DANG}, Thm 4.1",
+            "largest distance of z, the fitted output of a class, from the closed form's",
+            xr.concat(errors, "depth"),
+            1e-3,
+        ),
+        at_most(
+            "C2 threshold",
+            f"{DANG}, Thm 4.1",
+            "class size at which a mode costs as much as none, largest relative distance from the prediction, M >= 2",
+            max(abs(size / threshold - 1) for size, _ in found.values()),
+            0.02,
+        ),
+        at_most(
+            "C2 first order",
+            f"{DANG}, Thm 4.1",
+            "largest distance of z there from (M - 1)/M, from which it falls to 0, M >= 2",
+            max(abs(found[depth][1] - jumps[depth]) for depth in deep),
+            0.02,
+        ),
+        at_least(
+            "C2 control, jump of one layer",
+            f"{DANG}, Thm 4.1",
+            "z at the threshold for M = 1, where collapse is continuous",
+            float(np.interp(threshold, first["size"], first.z)),
+            0.25,
+            control=True,
+        ),
+        _at_most(
+            "C2 control, deep as shallow",
+            f"{DANG}, Thm 4.1",
+            "the distance of z from one layer's formula at the same decay, M >= 2",
+            xr.concat(shallow, "depth"),
+            1e-3,
+            control=True,
+        ),
+    ]
+
+
+def _map_claims(cells: xr.Dataset) -> list[Claim]:
+    """The best run of a cell, from either start, stands for the optimum."""
+    runs = cells.stack(run=("start", "seed"))
+    best = runs.isel(run=runs.loss.argmin("run"))
+    shallow = (cells.depth == 1) | (cells.classes == 3)
+    beaten = cells.known < 0.999 * cells.simplex
+    named = xr.zeros_like(beaten)
+    for classes, depth in ((4, 3), (6, 2), (10, 2), (10, 3)):
+        named = named | ((cells.classes == classes) & (cells.depth == depth))
+    stays = abs(cells.loss.sel(start="simplex") / cells.simplex - 1) < 1e-3
+    return [
+        _at_most(
+            "C3 simplex loss",
+            f"{DANG}, cross-entropy",
+            "one layer or three classes: largest relative distance of the best loss from the simplex's",
+            abs(best.loss / cells.simplex - 1).where(shallow),
+            1e-4,
+        ),
+        _at_most(
+            "C3 simplex frame",
+            f"{DANG}, cross-entropy",
+            "one layer or three classes: largest distance of the logits from the simplex",
+            best.simplex_error.where(shallow),
+            1e-2,
+        ),
+        _at_most(
+            "C3 lower rank wins",
+            f"{GARROD}, deep linear",
+            "largest ratio of the best loss to the simplex's where a known frame of lower rank has less",
+            (best.loss / cells.simplex).where(beaten),
+            0.99,
+        ),
+        _at_most(
+            "C3 frames of lower rank",
+            f"{GARROD}, deep linear",
+            "excess of the best loss over the orthoplex's (K = 4, M = 3; K = 6, 10, M = 2) or pairs' (K = 10, M = 3)",
+            (best.loss / cells.known - 1).where(named),
+            1e-3,
+        ),
+        at_least(
+            "C3 simplex stays a minimum",
+            f"{GARROD}, loss surface",
+            "share of the runs from beside the simplex that end at its loss where lower rank has less",
+            float(stays.where(beaten).mean()),
+            0.5,
+        ),
+        _at_most(
+            "C3 control, simplex at every depth",
+            f"{DANG}, cross-entropy",
+            "the relative distance of the best loss from the simplex's over all cells",
+            abs(best.loss / cells.simplex - 1),
+            1e-4,
+            control=True,
+        ),
+    ]
+
+
+def _network_claims(name: str, net: xr.Dataset, task: str) -> list[Claim]:
+    errors, last = frame_errors(net), net.isel(step=-1)
+    source = f"{DANG}, experiments"
+    made = [
+        _at_most(
+            f"C4 frame, {name}",
+            source,
+            f"largest distance of W W^T, H^T H and W H on {task} from the free-feature optimum",
+            errors.isel(step=-1),
+            1e-3,
+        ),
+        _at_most(
+            f"C4 loss, {name}",
+            source,
+            "relative distance of the loss from that optimum's",
+            abs(last.loss / last.loss_predicted - 1),
+            1e-4,
+        ),
+        _at_most(
+            f"C4 NC1, {name}",
+            source,
+            "variability of the features within classes, tr(Sigma_W Sigma_B^+)/K",
+            last.nc1.sel(layer="features"),
+            1e-3,
+        ),
+        _at_most(
+            f"C4 control, {name} untrained",
+            source,
+            "the same distance of the frames before training",
+            errors.isel(step=0),
+            1e-3,
+            control=True,
+        ),
+    ]
+    if bool(net.squared):
+        simplex = frames.simplex(net.sizes["row"])
+        wrong = frame_errors(last, weight_gram=simplex).sel(measure="weight_gram")
+        statement = "the distance of W W^T from the simplex, imbalanced classes"
+        made.append(
+            _at_most(f"C4 control, {name} as simplex", source, statement, wrong, 1e-3, control=True)
+        )
+    return made
