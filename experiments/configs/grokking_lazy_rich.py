@@ -4,8 +4,8 @@
     python -m experiments.run --config=experiments/configs/grokking_lazy_rich.py:cpu
 
 smoke: under a minute, too small for the claims to mean anything. cpu: about two minutes; polynomial regression in
-dimension 40, and an MLP on digits. paper: the authors' sizes and learning rates (dimension 100, 450 or 550 examples,
-width 500, up to 100000 steps, about 10 hours on two cores), and an MLP of width 200 on 1000 MNIST images: give
+dimension 40, and an MLP on digits. paper: the authors' sizes (dimension 100, width 500, up to 100000 steps; one data
+set size and target for all of its figures), hours on two cores, and an MLP of width 200 on 1000 MNIST images: give
 --config.digits.task.data_dir=FOLDER.
 """
 

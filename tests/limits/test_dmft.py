@@ -66,8 +66,8 @@ def finite(dim, seed, overlap):
     return mean_field.population_loss(path, target, **SETTING).total, path.mean @ beta / dim
 
 
-@pytest.mark.parametrize("overlap", [(0.5,), (0.4, -0.3)])
-def test_networks_approach_the_theory_as_their_dimension_grows(x64, overlap):
+def test_networks_approach_the_theory_as_their_dimension_grows(x64):
+    overlap = (0.4, -0.3)
     theory = high_dimensional_descent(
         overlap,
         jax.random.key(1),
