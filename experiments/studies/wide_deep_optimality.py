@@ -307,12 +307,13 @@ def _classes(config: Any, progress: Callable) -> xr.Dataset:
         cases = (
             ("nearest", SQUARE, part.nearest_depths, (train, labels), nearest, "nngp"),
             ("majority", INTERIOR, part.majority_depths, (train, unequal), most, "nngp"),
-            ("relu", RELU, part.relu_depths, (train[rows], few), few.sum() + 0 * most, "ntk"),
+            ("relu", RELU, part.relu_depths, (train[rows], few), most[rows] * 0 + few.sum(), "ntk"),
         )
         for name, activation, depths, given, limit, kernel in cases:
             found = []
             for layers in depths:
-                scores = depth.deep_classifier(activation, layers, *given, test, kernel=kernel)
+                asked = test[: len(limit)]
+                scores = depth.deep_classifier(activation, layers, *given, asked, kernel=kernel)
                 found.append(agreement(scores, limit))
                 progress(1, f"class: {name}", 1 - found[-1])
             made[name].append(found)
@@ -508,7 +509,7 @@ def _dirichlet_claims(data: xr.Dataset) -> list[Claim]:
         better = "deep network" if better == "Hilbert" else better
         error = data.dirichlet_error
         gaps = error.sel(classifier=worse) - error.sel(classifier=better)
-        closest = gaps.isel(dirichlet_dimension=int(gaps.mean("dirichlet_seed").argmin()))
+        closest = gaps.isel(dirichlet_dimension=int(np.argmin(gaps.mean("dirichlet_seed").values)))
         made.append(
             at_least(
                 f"3 Dirichlet, {better} < {worse}",

@@ -1,0 +1,538 @@
+"""The tangent kernel of a wide network converges, stays in training, and predicts it (Jacot, Gabriel & Hongler 2018).
+
+The experiments of the paper's section 6: a row of the kernel at initialisation and after training against the limit
+kernel; the Gaussian distribution of trained outputs; training along a principal component of the kernel. Controls: the
+limit of another kernel, a feature-learning parametrization, untrained outputs, another component.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+
+import limits
+import metrics
+import models
+import ntk
+from experiments import losses, tasks
+from experiments.claims import Claim, at_least, at_most, near, within
+from experiments.loop import Session, train_runs
+from experiments.studies import ntk_convergence_figures as drawn
+from experiments.train import Probe, Program, Setup, compile_program
+
+TITLE = "The tangent kernel converges, stays and predicts"
+PAPER = "Jacot, Gabriel & Hongler 2018, arXiv:1806.07572"
+JACOT = "Jacot et al. 2018"
+
+ALIGNED = 0.5  # size of the target along the principal component
+
+
+def total_steps(config: Any) -> int:
+    """Training steps of the whole study, for the progress bar."""
+    drift, ensemble, component = config.drift, config.ensemble, config.component
+    runs = (len(drift.widths) + len(drift.control_widths)) * len(drift.seeds)
+    steps = runs * drift.steps
+    steps += len(ensemble.widths) * len(ensemble.seeds) * ensemble.steps
+    runs = len(component.inputs) * len(component.widths) * len(component.seeds)
+    return steps + runs * component.steps
+
+
+def run(config: Any, session: Session | None = None) -> xr.Dataset:
+    """Trains the study; returns the labelled measurements.
+
+    Args:
+        config: as experiments/configs/ntk_convergence.py makes it.
+        session: files and progress; none are kept by default.
+
+    Raises:
+        ValueError: an unknown task or inputs, or steps that are no multiple of the chunk.
+    """
+    session = session or Session()
+    if config.component.steps % config.component.chunk:
+        raise ValueError(
+            f"steps ({config.component.steps}) must be a multiple of chunk ({config.component.chunk})"
+        )
+    return xr.merge(
+        [
+            _start(config),
+            _drift(config, session),
+            _ensemble(config, session),
+            _components(config, session),
+        ]
+    )
+
+
+# Networks and kernels
+
+
+def network(config: Any, width: int, inputs: int, rule: str = "ntk") -> limits.Parametrized:
+    """The paper's network: weights N(0, 1) over sqrt(fan-in), biases beta N(0, 1)."""
+    normal = jax.nn.initializers.normal(1.0)
+    family = models.family(
+        "MLP", depth=config.model.depth, outputs=1, kernel_init=normal, bias_init=normal
+    )
+    net = limits.parametrize(
+        family, rule, width=width, base_width=1, example=np.zeros((1, inputs), np.float32)
+    )
+    factor = {name: config.model.beta if "bias" in name else 1.0 for name in net.factors["init"]}
+    factor["hidden_0/kernel"] = inputs**-0.5
+    multiplier = {name: m * factor[name] for name, m in net.factors["multiplier"].items()}
+    return net.with_factors(net.factors | {"multiplier": multiplier})
+
+
+def limit_kernel(config: Any) -> Callable:
+    """(x1, x2, get) -> NNGP and NTK of infinite width."""
+    beta, layers = config.model.beta, []
+    for _ in range(config.model.depth):
+        layers += [ntk.stax.Dense(1, 1.0, beta), ntk.stax.Relu()]
+    return ntk.stax.serial(*layers, ntk.stax.Dense(1, 1.0, beta))[2]
+
+
+def tangent_kernel(net: limits.Parametrized) -> Callable:
+    """(params, x1, x2) -> kernel of gradient descent, with the learning-rate factors of the rule."""
+    root = jax.tree.map(math.sqrt, net.lr_scale("sgd"))
+
+    def apply(scaled, x):
+        return net.apply(jax.tree.map(jnp.multiply, root, scaled), x)
+
+    def kernel(params, x1, x2):
+        scaled = jax.tree.map(jnp.divide, params, root)
+        return ntk.empirical_ntk(apply, scaled, x1, x2, trace_axes=(-1,))
+
+    return kernel
+
+
+def circle(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles in [-pi, pi) and points on the unit circle; the point of angle 0 is (1, 0)."""
+    angles = -math.pi + 2 * math.pi * np.arange(count) / count
+    return angles, np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def examples(config: Any, name: str, count: int) -> np.ndarray:
+    """Inputs of norm sqrt(dimension): Gaussian directions, or the images of the task.
+
+    Raises:
+        ValueError: another name, or too few images.
+    """
+    if name == "sphere":
+        x = np.random.default_rng(0).normal(size=(count, config.component.dim))
+    elif name == "digits":
+        x = tasks.load(config.task).train.x[:count]
+        x = x.reshape(len(x), -1)
+    else:
+        raise ValueError(f"unknown inputs {name!r}; there are: sphere, digits (the image task)")
+    if len(x) < count:
+        raise ValueError(f"the task has {len(x)} training examples; {count} are asked for")
+    x = x / np.linalg.norm(x, axis=1, keepdims=True) * math.sqrt(x.shape[1])
+    return x.astype(np.float32)
+
+
+def _program(setup, data, steps, chunks, probe, width, count) -> Program:
+    """One compiled program of full-batch descent; narrow networks train side by side."""
+    side_by_side = jax.default_backend() != "cpu" or width < 128
+    runs = count if side_by_side else None
+    return compile_program(
+        lambda _: setup, data, steps=steps // chunks, batch_size=None, probe=probe, runs=runs
+    )
+
+
+# The parts of the study
+
+
+def _start(config: Any) -> xr.Dataset:
+    part, kernel_fn = config.start, limit_kernel(config)
+    angles, points = circle(part.angles)
+    origin = points[part.angles // 2][None]
+    images = examples(config, "digits", part.angles)
+    cases = {"circle": (origin, points), "digits": (images[:1], images)}
+    shape = (len(cases), len(part.widths), len(part.seeds), part.angles)
+    rows, limit, other = np.empty(shape), np.empty(shape[::3]), np.empty(shape[::3])
+    for c, (x0, x) in enumerate(cases.values()):
+        exact = kernel_fn(x0, x, ("ntk", "nngp"))
+        limit[c], other[c] = np.asarray(exact.ntk)[0], np.asarray(exact.nngp)[0]
+        for w, width in enumerate(part.widths):
+            net = network(config, width, x.shape[1])
+            init, kernel = jax.jit(net.init), jax.jit(tangent_kernel(net))
+            for s, seed in enumerate(part.seeds):
+                rows[c, w, s] = kernel(init(jax.random.key(seed)), x0, x)[0]
+    dims = ("start_inputs", "start_width", "start_seed", "point")
+    return xr.Dataset(
+        {
+            "start_kernel": (dims, rows),
+            "limit_kernel": (dims[::3], limit),
+            "nngp_kernel": (dims[::3], other),
+        },
+        {
+            "start_inputs": list(cases),
+            "start_width": list(part.widths),
+            "start_seed": list(part.seeds),
+            "angle": ("point", angles),
+        },
+    )
+
+
+def _drift(config: Any, session: Session) -> xr.Dataset:
+    part = config.drift
+    made = [
+        _drift_of(config, session, rule, widths)
+        for rule, widths in (("ntk", part.widths), ("mup", part.control_widths))
+    ]
+    names = ("drift", "control")
+    return xr.merge(
+        [
+            xr.Dataset(
+                {f"{name}_kernel": ((f"{name}_width", "drift_seed", "moment", "point"), values)},
+                {
+                    f"{name}_width": list(widths),
+                    "drift_seed": list(part.seeds),
+                    "moment": ["start", "end"],
+                },
+            )
+            for name, values, widths in zip(names, made, (part.widths, part.control_widths))
+        ]
+    )
+
+
+def _drift_of(config, session, rule, widths) -> np.ndarray:
+    """Rows of the kernel before and after training on x1 x2, (widths, seeds, 2, points)."""
+    part = config.drift
+    _, points = circle(config.start.angles)
+    x = np.random.default_rng(0).normal(size=(part.num_train, 2)).astype(np.float32)
+    data = {"train": (x, x[:, :1] * x[:, 1:]), "points": points}
+    rates, rows = [part.learning_rate] * len(part.seeds), []
+    for width in widths:
+        net = network(config, width, 2, rule)
+        kernel, middle = tangent_kernel(net), config.start.angles // 2
+
+        def measure(params, carry, rate, data, kernel=kernel, middle=middle):
+            points = data["points"]
+            return carry, {"row": kernel(params, points[middle][None], points)[0]}
+
+        probe = Probe(lambda params, key, data: (), measure)
+        setup = Setup(
+            net.init,
+            losses.supervised("squared_error", net.apply),
+            lambda rate, net=net: net.optimizer(optax.sgd, rate),
+        )
+        program = _program(setup, data, part.steps, 1, probe, width, len(part.seeds))
+        name = f"drift-{rule}-{width}"
+        records = train_runs(program, data, rates, part.seeds, chunks=1, name=name, session=session)
+        rows.append(records["row"])
+    return np.array(rows)
+
+
+def _ensemble(config: Any, session: Session) -> xr.Dataset:
+    part = config.ensemble
+    angles, points = circle(part.angles)
+    at = np.array([-0.75, -0.2, 0.35, 0.8]) * math.pi
+    x = np.stack([np.cos(at), np.sin(at)], axis=1).astype(np.float32)
+    y = x[:, :1] * x[:, 1:]
+    data, outputs = {"train": (x, y), "points": points}, []
+    rates = [part.learning_rate] * len(part.seeds)
+    for width in part.widths:
+        net = network(config, width, 2)
+
+        def measure(params, carry, rate, data, net=net):
+            return carry, {"outputs": net.apply(params, data["points"])[:, 0]}
+
+        setup = Setup(net.init, losses.supervised("squared_error", net.apply), optax.sgd)
+        probe = Probe(lambda params, key, data: (), measure)
+        program = _program(setup, data, part.steps, 1, probe, width, len(part.seeds))
+        name = f"ensemble-{width}"
+        records = train_runs(program, data, rates, part.seeds, chunks=1, name=name, session=session)
+        outputs.append(records["outputs"][:, 1])
+    predict = ntk.predict.gradient_descent_mse_ensemble(
+        limit_kernel(config), x, y, part.learning_rate, dtype=jnp.float64
+    )
+    theory = predict(part.steps, points, "ntk", compute_cov=True)
+    variance = np.diagonal(np.asarray(theory.covariance))
+    return xr.Dataset(
+        {
+            "outputs": (("ensemble_width", "ensemble_seed", "ensemble_angle"), np.array(outputs)),
+            "predicted_mean": ("ensemble_angle", np.asarray(theory.mean)[:, 0]),
+            "predicted_sd": ("ensemble_angle", np.sqrt(np.maximum(variance, 0))),
+            "target": ("train_angle", y[:, 0]),
+        },
+        {
+            "ensemble_width": list(part.widths),
+            "ensemble_seed": list(part.seeds),
+            "ensemble_angle": angles,
+            "train_angle": at,
+        },
+    )
+
+
+def _components(config: Any, session: Session) -> xr.Dataset:
+    part = config.component
+    chunks = part.steps // part.chunk
+    shape = (len(part.inputs), len(part.widths), len(part.seeds), chunks + 1)
+    along, off = np.empty(shape), np.empty(shape)
+    eigenvalues = np.empty((len(part.inputs), 2))
+    times = np.empty((len(part.inputs), chunks + 1))
+    for i, name in enumerate(part.inputs):
+        x = examples(config, name, part.num_train)
+        values, vectors = np.linalg.eigh(
+            np.asarray(limit_kernel(config)(x, x, "ntk"), np.float64) / part.num_train
+        )
+        eigenvalues[i] = values[[-1, -2]]
+        component = np.float32(vectors[:, -2] * math.sqrt(part.num_train))
+        rate = part.end / values[-2] / part.steps
+        times[i] = np.arange(chunks + 1) * part.chunk * rate
+        data = {"train": (x, ALIGNED * component[:, None]), "component": component}
+        for w, width in enumerate(part.widths):
+            net = network(config, width, x.shape[1])
+            program = _component_program(config, net, data)
+            records = train_runs(
+                program,
+                data,
+                [rate] * len(part.seeds),
+                part.seeds,
+                chunks=chunks,
+                name=f"component-{name}-{width}",
+                session=session,
+            )
+            along[i, w], off[i, w] = records["along"], records["off"]
+    dims = ("component_inputs", "component_width", "component_seed", "chunk")
+    return xr.Dataset(
+        {
+            "along": (dims, along),
+            "off": (dims, off),
+            "eigenvalue": ((dims[0], "rank"), eigenvalues),
+            "time": ((dims[0], "chunk"), times),
+        },
+        {
+            "component_inputs": list(part.inputs),
+            "component_width": list(part.widths),
+            "component_seed": list(part.seeds),
+            "rank": [1, 2],
+        },
+    )
+
+
+def _component_program(config, net, data) -> Program:
+    """Descent on f* = f_0 + 0.5 f^(2): the initial function is carried along, without a gradient."""
+    part = config.component
+
+    def moved(params, x):
+        return net.apply(params["now"], x) - jax.lax.stop_gradient(net.apply(params["first"], x))
+
+    def init(key):
+        params = net.init(key)
+        return {"now": params, "first": params}
+
+    def measure(params, carry, rate, data):
+        change, component = moved(params, data["train"][0])[:, 0], data["component"]
+        share = (change * component).mean()
+        rest = change - share * component
+        return carry, {"along": ALIGNED - share, "off": jnp.sqrt((rest**2).mean())}
+
+    setup = Setup(init, losses.supervised("squared_error", moved), optax.sgd)
+    probe = Probe(lambda params, key, data: (), measure)
+    chunks = part.steps // part.chunk
+    return _program(setup, data, part.steps, chunks, probe, net.width, len(part.seeds))
+
+
+# Claims: criteria fixed before the run
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """The criteria of the study, judged on its data."""
+    return [
+        *_start_claims(data),
+        *_drift_claims(data),
+        *_ensemble_claims(data),
+        *_component_claims(data),
+    ]
+
+
+def distances(data: xr.Dataset, inputs: str, limit: str = "limit_kernel") -> xr.DataArray:
+    """RMS distance of the row at initialisation from a limit, over (seed, width)."""
+    off = (data.start_kernel - data[limit]).sel(start_inputs=inputs, drop=True)
+    return np.sqrt((off**2).mean("point")).transpose("start_seed", "start_width")
+
+
+def fit(distance: xr.DataArray) -> metrics.PowerLaw:
+    """Power law in the width through RMS values over (seed, width)."""
+    dims = distance.dims
+    return metrics.fit_power_law(distance[dims[1]].values, distance.values, jax.random.key(0))
+
+
+def drifts(data: xr.Dataset, name: str = "drift") -> xr.DataArray:
+    """RMS change of the row in training over (seed, width)."""
+    rows = data[f"{name}_kernel"]
+    change = rows.sel(moment="end") - rows.sel(moment="start")
+    return np.sqrt((change**2).mean("point")).transpose("drift_seed", f"{name}_width")
+
+
+def _start_claims(data: xr.Dataset) -> list[Claim]:
+    made = []
+    cases = [(str(name), "limit_kernel") for name in data.start_inputs.values]
+    for inputs, limit in [*cases, ("circle", "nngp_kernel")]:
+        law = fit(distances(data, inputs, limit))
+        control = limit != "limit_kernel"
+        made.append(
+            within(
+                f"1 convergence, {inputs}" + (", to the NNGP" if control else ""),
+                f"{JACOT}, Thm 1",
+                "exponent in width of the RMS distance of a row of the kernel from "
+                + ("the NNGP, not the limit of the NTK" if control else "its limit"),
+                law.exponent,
+                -0.65,
+                -0.35,
+                interval=tuple(law.exponent_interval),
+                control=control,
+            )
+        )
+    return made
+
+
+def _drift_claims(data: xr.Dataset) -> list[Claim]:
+    made = []
+    for name, rule in (("drift", "ntk"), ("control", "mup")):
+        drift = np.sqrt((drifts(data, name) ** 2).mean("drift_seed"))
+        first, last = (int(drift[f"{name}_width"][i]) for i in (0, -1))
+        made.append(
+            at_least(
+                f"2 constancy, {rule}",
+                f"{JACOT}, Thm 2",
+                f"RMS change of the row in training at width {first} over that at {last}",
+                float(drift[0] / drift[-1]),
+                3.0 if name == "drift" else math.sqrt(last / first),
+                control=rule == "mup",
+            )
+        )
+    law = fit(drifts(data))
+    made.append(
+        at_most(
+            "2 rate of constancy",
+            f"{JACOT}, Thm 2",
+            "exponent in width of the RMS change of the row in training",
+            law.exponent,
+            -0.35,
+            interval=tuple(law.exponent_interval),
+        )
+    )
+    middle = data.sizes["point"] // 2
+    row = data.drift_kernel.isel(point=middle).mean("drift_seed")
+    inflation = (row.sel(moment="end") / row.sel(moment="start")).values
+    made.append(
+        at_least(
+            "2 the kernel inflates, less if wide",
+            f"{JACOT}, Fig. 1",
+            "Theta(x0, x0) after over before training, less 1: narrowest network over widest",
+            float((inflation[0] - 1) / (inflation[-1] - 1)),
+            2.0,
+        )
+    )
+    return made
+
+
+def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
+    wide = data.outputs.isel(ensemble_width=-1)
+    mean, spread = wide.mean("ensemble_seed"), wide.std("ensemble_seed", ddof=1)
+    size = float(np.sqrt((data.predicted_mean**2).mean()))
+    width = int(data.ensemble_width[-1])
+    made = []
+    for what, expected in (("limit", data.predicted_mean), ("untrained limit", 0)):
+        off = float(np.sqrt(((mean - expected) ** 2).mean())) / size
+        made.append(
+            at_most(
+                f"3 mean, {what}",
+                f"{JACOT}, Sec. 5",
+                f"width {width}: RMS distance of the mean output from that of the {what}, over the limit's RMS",
+                off,
+                0.15,
+                control=what != "limit",
+            )
+        )
+    made.append(
+        near(
+            "3 spread",
+            f"{JACOT}, Sec. 5",
+            f"width {width}: RMS standard deviation of the outputs over that of the limit",
+            float(np.sqrt((spread**2).mean() / (data.predicted_sd**2).mean())),
+            1.0,
+            0.25,
+        )
+    )
+    z = abs(wide - data.predicted_mean) / data.predicted_sd
+    made.append(
+        near(
+            "3 percentiles",
+            f"{JACOT}, Fig. 2",
+            f"width {width}: share of outputs between the limit's 10th and 90th percentile",
+            float((z < 1.2815515655446004).mean()),
+            0.8,
+            0.1,
+        )
+    )
+    return made
+
+
+def predicted_along(data: xr.Dataset, rank: int = 2) -> xr.DataArray:
+    """What is left along the component if it decays with the eigenvalue of this rank."""
+    return ALIGNED * np.exp(-data.eigenvalue.sel(rank=rank, drop=True) * data.time)
+
+
+def _component_claims(data: xr.Dataset) -> list[Claim]:
+    made = []
+    along, off = (data[name].mean("component_seed") for name in ("along", "off"))
+    for inputs in data.component_inputs.values:
+        largest = off.sel(component_inputs=inputs).max("chunk").values
+        made.append(
+            at_most(
+                f"4 other components, {inputs}",
+                f"{JACOT}, Fig. 3",
+                "largest movement off the second component: largest ratio of a width to the next smaller one",
+                float((largest[1:] / largest[:-1]).max()),
+                1.0,
+            )
+        )
+        for rank in (2, 1):
+            end = along.sel(component_inputs=inputs).isel(chunk=-1)
+            theory = predicted_along(data, rank).sel(component_inputs=inputs).isel(chunk=-1)
+            made.append(
+                at_most(
+                    f"4 decay, {inputs}" + (", first eigenvalue" if rank == 1 else ""),
+                    f"{JACOT}, Fig. 3",
+                    "what is left along the second component at the end, widest network: distance from "
+                    f"0.5 exp(-lambda_{rank} t), over 0.5",
+                    float(abs(end[-1] - theory)) / ALIGNED,
+                    0.06,
+                    control=rank == 1,
+                )
+            )
+        made.append(
+            at_least(
+                f"4 narrow networks are faster, {inputs}",
+                f"{JACOT}, Fig. 3",
+                "what is left along the second component at the end: widest network less narrowest",
+                float(end[-1] - end[0]),
+                0.0,
+            )
+        )
+    return made
+
+
+def figures(data: xr.Dataset) -> dict[str, Any]:
+    """The figures of the study by name."""
+    return {
+        "kernel_on_the_circle": drawn.kernel_on_the_circle(data),
+        "gaussian_limit": drawn.gaussian_limit(data),
+        "components": drawn.components(data, predicted_along(data)),
+        "convergence": drawn.convergence(
+            {
+                "distance from the limit, circle": distances(data, "circle"),
+                "distance from the limit, digits": distances(data, "digits"),
+                "change in training, circle": drifts(data),
+            },
+            fit,
+        ),
+    }
