@@ -806,7 +806,7 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             at_least,
             f"G7 control, so many, P = {many}",
             "Sec. 3, Goldilocks zone",
-            "test over training time with about D^2 examples",
+            "test over training time with about D^2 / 2 examples, as many as quadratic features",
             ratio.isel(num_train=-1),
             GROKS,
             control=True,
