@@ -450,6 +450,11 @@ def logit_rank(logits: np.ndarray) -> np.ndarray:
 
 
 def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dataset:
+    losses.supervised(part.loss, None)
+    if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
+        raise ValueError(
+            f"{name}: the optimum of cross-entropy is known for equal sizes only, not {part.sizes}"
+        )
     x, y = subset(task, part.sizes)
     decay = part.weight_decay, part.feature_decay
     network = backbone(part, task.outputs, x[:1])
