@@ -91,7 +91,7 @@ def _smoke(config):
     config.runs.seeds = (0, 1)
     config.runs.steps, config.runs.minibatch_steps, config.runs.probes = 40, 40, 4
     config.phases.fractions, config.phases.noises = (0.5, 0.8), (0.1, 0.4)
-    config.phases.regularisers = (("decay", 0.0), ("decay", 10.0), ("batch_norm", 0.0))
+    config.phases.regularisers = (("decay", 0.0), ("decay", 10.0))
     config.phases.steps = config.phases.minibatch_steps = 40
     config.transformer.modulus, config.transformer.width = 11, 8
     config.transformer.steps, config.transformer.probes = 20, 4

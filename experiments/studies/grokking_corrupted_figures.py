@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from experiments import drawing
-from experiments.drawing import DASHED, INK, MUTED, PALETTE, curve, figure, style
+from experiments.drawing import DASHED, INK, PALETTE, curve, figure, style
 
 COLORS = {"train": PALETTE[0], "corrupted": PALETTE[1], "test": PALETTE[2]}
 WORDS = {
@@ -114,6 +114,7 @@ def participation(data: xr.Dataset) -> Figure:
     made, axes = figure(
         names,
         columns=3,
+        sharey=False,
         caption=(
             "Inverse participation ratio of the neurons, all seeds: 1 is a single cosine, as in the analytic solution "
             "(dashed), about 4/p are random weights (dotted). Without regularisation and under BatchNorm there are "
@@ -126,7 +127,7 @@ def participation(data: xr.Dataset) -> Figure:
         weights = np.full(values.size, 1 / values.size)
         ax.hist(values, bins, weights=weights, color=PALETTE[0])
         ax.axvline(1, color=INK, linewidth=1, linestyle=DASHED)
-        ax.axvline(4 / data.modulus, color=INK, linewidth=1, linestyle=":")
+        ax.axvline(4 / data.attrs["modulus"], color=INK, linewidth=1, linestyle=":")
         ax.set(xlabel="inverse participation ratio")
     for ax in axes[::3]:
         ax.set_ylabel("share of neurons")
@@ -171,10 +172,10 @@ def phase_diagram(phases: xr.DataArray) -> Figure:
 
 @style()
 def neurons(data: xr.Dataset) -> Figure:
-    """Weights of the most and the least periodic neurons, with the analytic cosines over them."""
+    """Weights of the most and the least periodic neuron, with the analytic cosines over them."""
     plain = data.sel(regulariser="none").isel(seed=0)
     shown = plain.shown_neuron.values.astype(int)
-    picked = [0, data.sizes["shown"] - 1]
+    picked = (0, data.sizes["shown"] - 1)
     titles = [
         f"{name}, ratio {float(plain.neuron_ipr[shown[i]]):.2f}" for i in picked for name in "UVW"
     ]
@@ -184,26 +185,24 @@ def neurons(data: xr.Dataset) -> Figure:
         sharey=False,
         caption=(
             "Weights (dots) of the most periodic neuron, above, and of the least, below, of a network that learnt "
-            "rule and wrong labels. Lines are the analytic solution: cosines of one frequency with the amplitude "
-            "and phases of U and V; the phase of W is not fitted but the sum of the other two."
+            "the rule and the wrong labels. Residues are ordered by frequency x residue mod p, so that one cosine is "
+            "one period. Lines are the analytic solution with the amplitudes of the weights and the phases "
+            "of U and V; the phase of W is not fitted, it is the sum of the other two."
         ),
     )
-    p = int(data.modulus)
-    residues = np.arange(p)
-    fine = np.linspace(0, p - 1, 20 * p)
+    p = int(data.attrs["modulus"])
+    residues, fine = np.arange(p), np.linspace(0, p, 200)
     for row, i in enumerate(picked):
-        neuron = shown[i]
-        frequency = float(plain.neuron_frequency[neuron])
-        u, v, _ = plain.neuron_phases.isel(neuron=neuron).values
+        frequency = int(plain.neuron_frequency[shown[i]])
+        u, v, _ = plain.neuron_phases.isel(neuron=shown[i]).values
         for column, phase in enumerate((u, v, u + v)):
-            ax = axes[3 * row + column]
             weights = plain.shown_weights.isel(shown=i, vector=column).values
             wave = np.exp(-2j * np.pi * frequency * residues / p)
             amplitude = 2 / p * abs(weights @ wave)
-            line = amplitude * np.cos(2 * np.pi * frequency * fine / p + phase)
-            ax.plot(fine, line, color=PALETTE[1], linewidth=1)
-            ax.plot(residues, weights, ".", color=PALETTE[0])
-            ax.set_xlabel(["a", "b", "q"][column])
+            ax = axes[3 * row + column]
+            ax.plot(fine, amplitude * np.cos(2 * np.pi * fine / p + phase), color=PALETTE[1])
+            ax.plot(frequency * residues % p, weights, ".", color=PALETTE[0])
+            ax.set_xlabel(f"{frequency} {'abq'[column]} mod {p}")
         axes[3 * row].set_ylabel("weight")
     return made
 
@@ -215,8 +214,8 @@ def phases_add_up(data: xr.Dataset, periodic: float) -> Figure:
         ["periodic neurons", "the others"],
         panel=(3.0, 3.0),
         caption=(
-            "Phase of each neuron's readout against the sum of the phases of its inputs, at its strongest frequency, "
-            "in units of pi; no regularisation, all seeds. The analytic solution is the diagonal: the periodic "
+            "Phase of each neuron's readout against the sum of the phases of its inputs, at its strongest frequency; "
+            "no regularisation, all seeds. The analytic solution is the diagonal: the periodic "
             f"neurons (ratio {periodic:g} or more) lie on it, the others, which hold the wrong labels, scatter."
         ),
     )
@@ -229,8 +228,8 @@ def phases_add_up(data: xr.Dataset, periodic: float) -> Figure:
     for ax, chosen in zip(axes, (above, ~above)):
         ax.plot(expected[chosen] / np.pi, found[chosen] / np.pi, ".", color=PALETTE[0], alpha=0.5)
         ax.plot([-1, 1], [-1, 1], color=INK, linewidth=1, linestyle=DASHED)
-        ax.set(xlabel="phase of U + phase of V")
-    axes[0].set_ylabel("phase of W")
+        ax.set(xlabel="(phase of U + phase of V) / π")
+    axes[0].set_ylabel("phase of W / π")
     return made
 
 
@@ -239,8 +238,8 @@ def analytic(data: xr.Dataset) -> Figure:
     """Accuracy of the analytic solution against its width, with its estimate."""
     made, (ax,) = figure(
         caption=(
-            f"Accuracy of the analytic solution with random phases at p = {data.modulus}, without any training: "
-            "seeds (dots) and the estimate that takes the logits as independent Gaussians (dashed)."
+            f"Accuracy of the analytic solution with random phases at p = {data.attrs['modulus']}, without any "
+            "training: one dot a draw of the phases, and what the moments of its logits predict (dashed)."
         )
     )
     for seed in data.analytic_seed.values:
@@ -253,7 +252,7 @@ def analytic(data: xr.Dataset) -> Figure:
             label="random phases" if seed == 0 else None,
         )
     ax.plot(
-        data.analytic_width, data.analytic_predicted, color=INK, linestyle=DASHED, label="estimate"
+        data.analytic_width, data.analytic_predicted, color=INK, linestyle=DASHED, label="predicted"
     )
     ax.legend(loc="lower right")
     ax.set(xlabel="neurons", ylabel="accuracy on all pairs")
@@ -265,23 +264,22 @@ def gains(data: xr.Dataset) -> Figure:
     """BatchNorm's gains against participation ratio."""
     made, (ax,) = figure(
         caption=(
-            "Gain of each neuron's BatchNorm against its inverse participation ratio, all seeds. BatchNorm turns "
-            "the memorising neurons (left) down and the periodic ones (right) up, instead of converting them. "
-            "The dashed line is the gain at the start."
+            "Gain of each neuron's BatchNorm against its inverse participation ratio, all seeds. BatchNorm does not "
+            "convert the memorising neurons (left): it gives them less weight than the periodic ones (right)."
         )
     )
     run = data.sel(regulariser="batch norm")
     ax.plot(run.neuron_ipr.values.ravel(), run.neuron_gain.values.ravel(), ".", color=PALETTE[0])
-    ax.axhline(1, color=MUTED, linewidth=1, linestyle=DASHED)
-    ax.set(xlabel="inverse participation ratio", ylabel="|gain|")
+    ax.set(xlabel="inverse participation ratio", ylabel="|gain|", ylim=(0, None))
     return made
 
 
 @style()
 def transformer(data: xr.Dataset) -> Figure:
     """The Transformer: accuracies over training, and pruned in both orders."""
-    run = data.isel(decay=-1).rename(transformer_seed="seed", transformer_share="share")
-    run = run.rename({f"transformer_pruned_{key}": f"other_{key}" for key in COLORS})
+    names = [name for name in data.data_vars if str(name).startswith("transformer_")]
+    run = data[names].isel(decay=-1).drop_vars("seed", errors="ignore")
+    run = run.rename(transformer_seed="seed")
     made, axes = figure(
         ["training", "least periodic first", "most periodic first"],
         caption=(
@@ -290,15 +288,14 @@ def transformer(data: xr.Dataset) -> Figure:
             "periodic logits; the wrong labels suffer alike."
         ),
     )
-    curves = run.drop_vars("step").swap_dims(transformer_time="transformer_step")
+    curves = run.swap_dims(transformer_time="transformer_step")
     for key, color in COLORS.items():
-        curve(axes[0], curves[f"transformer_{key}"], "transformer_step", color, label=WORDS[key])
-    axes[0].set(xlabel="step", ylim=(-0.02, 1.05))
-    axes[0].set_ylabel("share")
-    for ax, order in zip(axes[1:], ("low", "high")):
-        for key, color in COLORS.items():
-            line = run[f"other_{key}"].sel(transformer_order=order)
-            curve(ax, line, "share", color, label=WORDS[key])
-        ax.set_xlabel("share of neurons pruned")
+        line = curves[f"transformer_{key}"]
+        curve(axes[0], line, "transformer_step", color, label=WORDS[key])
+        for ax, order in zip(axes[1:], ("low", "high")):
+            line = run[f"transformer_pruned_{key}"].sel(transformer_order=order)
+            curve(ax, line, "transformer_share", color, label=WORDS[key])
+            ax.set_xlabel("share of neurons pruned")
+    axes[0].set(xlabel="step", ylabel="share", ylim=(-0.02, 1.05))
     drawing.legend(axes[-1])
     return made
