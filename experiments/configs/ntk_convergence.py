@@ -28,7 +28,12 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.model = {"depth": 3, "beta": 0.1}
     config.task = tasks.default_config("digits")
     # Sec. 6.1: one row of the kernel at initialisation, on the circle and on digits
-    config.start = {"widths": (64, 128, 256, 512, 1024), "angles": 32, "seeds": tuple(range(20))}
+    config.start = {
+        "inputs": ("circle", "digits"),
+        "widths": (64, 128, 256, 512, 1024),
+        "points": 32,
+        "seeds": tuple(range(20)),
+    }
     # Sec. 6.1: the row after gradient descent on x1 x2
     config.drift = {
         "widths": (64, 128, 256, 512),
@@ -65,8 +70,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
 
 def _smoke(config):
-    config.start.widths, config.start.seeds = (32, 128, 512), tuple(range(6))
-    config.drift.widths, config.drift.control_widths = (32, 64, 256), (32, 128)
+    config.start.inputs, config.component.inputs = ("circle",), ("digits",)
+    config.start.widths, config.start.seeds = (32, 128, 512), tuple(range(8))
+    config.drift.widths, config.drift.control_widths = (32, 64, 128), (32, 128)
     config.drift.steps, config.drift.seeds = 100, (0, 1, 2)
     config.ensemble.widths, config.ensemble.seeds = (32, 64), tuple(range(20))
     config.ensemble.steps = 600

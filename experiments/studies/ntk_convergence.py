@@ -25,7 +25,7 @@ from experiments import losses, tasks
 from experiments.claims import Claim, at_least, at_most, near, within
 from experiments.loop import Session, train_runs
 from experiments.studies import ntk_convergence_figures as drawn
-from experiments.train import Probe, Program, Setup, compile_program
+from experiments.train import ONCE, Probe, Program, Setup, compile_program
 
 TITLE = "The tangent kernel converges, stays and predicts"
 PAPER = "Jacot, Gabriel & Hongler 2018, arXiv:1806.07572"
@@ -148,18 +148,21 @@ def _program(setup, data, steps, chunks, probe, width, count) -> Program:
 
 def _start(config: Any) -> xr.Dataset:
     part, kernel_fn = config.start, limit_kernel(config)
-    angles, points = circle(part.angles)
-    origin = points[part.angles // 2][None]
-    images = examples(config, "digits", part.angles)
-    cases = {"circle": (origin, points), "digits": (images[:1], images)}
-    shape = (len(cases), len(part.widths), len(part.seeds), part.angles)
+    angles, points = circle(part.points)
+    cases = {}
+    for name in part.inputs:
+        x = points if name == "circle" else examples(config, name, part.points)
+        cases[name] = (x[part.points // 2][None], x)
+    shape = (len(cases), len(part.widths), len(part.seeds), part.points)
     rows, limit, other = np.empty(shape), np.empty(shape[::3]), np.empty(shape[::3])
     for c, (x0, x) in enumerate(cases.values()):
         exact = kernel_fn(x0, x, ("ntk", "nngp"))
         limit[c], other[c] = np.asarray(exact.ntk)[0], np.asarray(exact.nngp)[0]
         for w, width in enumerate(part.widths):
             net = network(config, width, x.shape[1])
-            init, kernel = jax.jit(net.init), jax.jit(tangent_kernel(net))
+            init, kernel = (
+                jax.jit(f, compiler_options=ONCE) for f in (net.init, tangent_kernel(net))
+            )
             for s, seed in enumerate(part.seeds):
                 rows[c, w, s] = kernel(init(jax.random.key(seed)), x0, x)[0]
     dims = ("start_inputs", "start_width", "start_seed", "point")
@@ -203,13 +206,13 @@ def _drift(config: Any, session: Session) -> xr.Dataset:
 def _drift_of(config, session, rule, widths) -> np.ndarray:
     """Rows of the kernel before and after training on x1 x2, (widths, seeds, 2, points)."""
     part = config.drift
-    _, points = circle(config.start.angles)
+    _, points = circle(config.start.points)
     x = np.random.default_rng(0).normal(size=(part.num_train, 2)).astype(np.float32)
     data = {"train": (x, x[:, :1] * x[:, 1:]), "points": points}
     rates, rows = [part.learning_rate] * len(part.seeds), []
     for width in widths:
         net = network(config, width, 2, rule)
-        kernel, middle = tangent_kernel(net), config.start.angles // 2
+        kernel, middle = tangent_kernel(net), config.start.points // 2
 
         def measure(params, carry, rate, data, kernel=kernel, middle=middle):
             points = data["points"]
@@ -529,10 +532,10 @@ def figures(data: xr.Dataset) -> dict[str, Any]:
         "components": drawn.components(data, predicted_along(data)),
         "convergence": drawn.convergence(
             {
-                "distance from the limit, circle": distances(data, "circle"),
-                "distance from the limit, digits": distances(data, "digits"),
-                "change in training, circle": drifts(data),
-            },
+                f"distance from the limit, {name}": distances(data, name)
+                for name in data.start_inputs.values
+            }
+            | {"change in training, circle": drifts(data)},
             fit,
         ),
     }

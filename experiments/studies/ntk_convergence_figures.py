@@ -127,6 +127,7 @@ def components(data: xr.Dataset, predicted: xr.DataArray) -> Figure:
             ax.set_xlabel("time")
         theory = predicted.sel(component_inputs=name)
         axes[2 * row].plot(part.time, theory, color=INK, linestyle=DASHED, label="limit")
+        axes[2 * row].set_ylabel("RMS of the output")
         axes[2 * row + 1].axhline(0, color=INK, linestyle=DASHED, linewidth=1)
     drawing.legend(axes[-1], "width")
     return made

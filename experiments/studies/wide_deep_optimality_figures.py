@@ -19,12 +19,13 @@ def _seeds(data: xr.DataArray, dim: str) -> xr.DataArray:
     return data.rename({dim: "seed"})
 
 
-def _line(ax, height: float, text: str, style=DASHED, below: bool = False) -> None:
-    """A horizontal line across the panel, named at its right end inside."""
+def _line(ax, height: float, text: str, style=DASHED, below: bool = False, left: bool = False):
+    """A horizontal line across the panel, named at one of its ends."""
     ax.axhline(height, color=INK, linewidth=1, linestyle=style)
-    offset = (-2, -11 if below else 4)
-    where = ax.get_yaxis_transform()
-    ax.annotate(text, (1, height), offset, where, "offset points", ha="right", color=INK)
+    offset, where = (4 if left else -2, -11 if below else 4), ax.get_yaxis_transform()
+    side = "left" if left else "right"
+    at = (0 if left else 1, height)
+    ax.annotate(text, at, offset, where, "offset points", ha=side, color=INK)
 
 
 @style()
@@ -47,10 +48,10 @@ def taxonomy(data: xr.Dataset) -> Figure:
             ax.plot(xi, curve, color=color, label=text)
             slope = float(data.B_prime.sel(activation=name))
             for at, attracts in [*_inner(xi, curve), (1.0, slope <= 1 + 1e-9)]:
-                fill = color if attracts else "white"
-                ax.plot(at, at, "o", color=color, markerfacecolor=fill, markersize=6, zorder=4)
+                fill, size = (color, 4.5) if attracts else ("white", 8)
+                ax.plot(at, at, "o", color=color, mfc=fill, markersize=size, zorder=4 + attracts)
         ax.set(xlabel="correlation ξ", xlim=(-1, 1.04), ylim=(-1.04, 1.04))
-        ax.legend(loc="upper left", handlelength=1.2)
+        ax.legend(loc="lower left" if kind == KINDS[0] else "lower right", handlelength=1.2)
     axes[0].set_ylabel("correlation φ̂(ξ) a layer later")
     return made
 
@@ -251,7 +252,7 @@ def digits(data: xr.Dataset) -> Figure:
         ax.plot(
             deep.digit_dimension, deep, "o", color=PALETTE[0], markersize=6, label="deep network"
         )
-        _line(ax, float(part.digit_nearest.median()), "1-NN", ":")
+        _line(ax, float(part.digit_nearest.median()), "1-NN", ":", below=noise > 0, left=True)
         ax.set(xscale="log", yscale="log", xlabel="exponent α")
         ticks = part.digit_exponent.values
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
