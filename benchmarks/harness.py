@@ -114,6 +114,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
+        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "versions": versions,
@@ -165,4 +166,5 @@ def main(name: str, tasks: dict[str, Callable[..., Comparison]]) -> None:
         if task in arguments.only:
             rows.append(tasks[task](runs=arguments.runs))
             print(describe(rows[-1]), flush=True)
-    print(save(name, rows, arguments.out))
+            path = save(name, rows, arguments.out)  # each time: a benchmark may be stopped
+    print(path)

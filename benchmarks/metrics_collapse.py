@@ -10,7 +10,8 @@ Two baselines in PyTorch (skipped where it is not installed):
 * ``lean``: the same numbers with shared intermediates and one d x d pseudo-inverse. It is the
   baseline of the ratio; the ratio to the first is among the notes.
 
-Both sides use the cores this process may run on: ``taskset -c 0`` times one.
+Time it on one core, ``taskset -c 0 python -m benchmarks.metrics_collapse``: torch's worker threads spin
+on after their work, and with several cores they take them, and count as CPU time, while the other runs.
 """
 
 from __future__ import annotations

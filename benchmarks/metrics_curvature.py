@@ -5,8 +5,10 @@
 The peers are optional (`pip install torch==2.13.0`, then with --no-deps `pyhessian`,
 `curvlinops-for-pytorch` and what they import; `matfree`); a row whose peer is missing is skipped.
 Same weights, same data (all 1797 digits), same threads: both sides use the cores this process may
-run on, so `taskset -c 0` times one. Every contender runs the cheapest setting with which all
-eigenvalues are within 1e-3 of a double-precision ARPACK reference.
+run on. Time it on one core, ``taskset -c 0``: torch's worker threads spin on after their work, and with
+several cores they take them, and count as CPU time, while the other side runs. All Lanczos runs have one
+start vector; every contender runs the cheapest setting with which all eigenvalues are within 1e-3 of a
+double-precision ARPACK reference.
 """
 
 from __future__ import annotations
@@ -284,15 +286,22 @@ def density(name, *, runs, num_probes=2):
     """Spectral density by stochastic Lanczos quadrature, the same steps and probes."""
     from curvlinops import lanczos_approximate_spectrum
 
-    num_steps, runs = (50, min(runs, 5)) if name == "mlp" else (15, min(runs, 2))
+    num_steps, runs = (50, min(runs, 3)) if name == "mlp" else (15, min(runs, 2))
     params, batch = trained(name)
     product, key = operators.hessian(LOSSES[name]), jax.random.key(0)
     H = curvlinops_operator(name)
 
     def make_ours():
-        return lambda: spectra.spectral_density(
-            product, params, batch, key, num_probes=num_probes, num_steps=num_steps
-        )[:2]
+        top = reference(name)[0]
+        grid = jnp.linspace(-0.1 * top, 1.05 * top, 1024)  # as many points as theirs
+
+        def step():
+            spectrum = spectra.spectral_density(
+                product, params, batch, key, num_probes=num_probes, num_steps=num_steps
+            )
+            return spectra.density(spectrum, grid, 0.01 * top)
+
+        return step
 
     def make_theirs():
         # Boundaries given: by default it finds them first, for twice the time.

@@ -118,20 +118,30 @@ def _non_finite_examples(loss, params, batch) -> list[int]:
 
 def steps_better(product: Callable, params: Any, batch: Any) -> bool:
     """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
-    if jax.default_backend() != "cpu":
-        return False
-    return _convolves(jax.jit(product).trace(params, batch, params).jaxpr)
+    return jax.default_backend() == "cpu" and _contains(
+        product, params, batch, {"conv_general_dilated"}
+    )
 
 
-def _convolves(jaxpr: Any) -> bool:
+def loops(product: Callable, params: Any, batch: Any) -> bool:
+    """Whether the product itself is a loop, as over batches: what it computes is then too large to keep."""
+    return _contains(product, params, batch, {"scan", "while"})
+
+
+def _contains(product, params, batch, primitives):
     """Walks the equations, since printing them takes as long as a Hessian product of a small network."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        parts = jax.tree.leaves(list(equation.params.values()))
-        if any(hasattr(part, "eqns") and _convolves(part) for part in parts):
-            return True
-    return False
+
+    def found(jaxpr):
+        return any(
+            equation.primitive.name in primitives
+            or any(
+                hasattr(part, "eqns") and found(part)
+                for part in jax.tree.leaves(list(equation.params.values()))
+            )
+            for equation in jaxpr.eqns
+        )
+
+    return found(jax.jit(product).trace(params, batch, params).jaxpr)
 
 
 def flag(condition: Any) -> bool | None:

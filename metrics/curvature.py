@@ -71,8 +71,10 @@ def sharpness(
             arrays; eigenvectors are those of the scaled matrix.
         which: "largest" (descending) or "smallest" (ascending, most negative first).
         unroll: False is one compiled loop. True steps: inside a trace the loop is unrolled, outside
-            of one Python drives one compiled step. XLA's CPU backend runs a convolution inside
-            a compiled loop about 50 times slower, so the default is True for those, else False.
+            of one Python drives one compiled step. What the steps share, both passes of the gradient,
+            is then computed once and kept: the memory of 3 gradients (ReLU, convolutions) to 6 (tanh),
+            unless the product is itself a loop. XLA's CPU backend runs a convolution inside a
+            compiled loop about 50 times slower, so the default is True for those, else False.
 
     Returns:
         Sharpness(value, residual, vector). In single precision the values have a floor of
@@ -158,6 +160,8 @@ def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Kr
         unroll = checks.steps_better(product, params, batch)
     if not unroll:
         return _looped(product, params, batch, random, space)
+    if not checks.loops(product, params, batch):
+        product, batch = _applied, _linearized(product, params, batch)
     for j in range(num_steps):
         space = _next(product, params, batch, random, space, j)
     return space
@@ -186,6 +190,17 @@ def _first(params, key, vector, num_steps):
     basis = jnp.zeros((num_steps, start.size), start.dtype).at[0].set(start)
     zeros = jnp.zeros(num_steps, start.dtype)
     return Krylov(basis, zeros, zeros), random
+
+
+@functools.partial(jax.jit, static_argnames=("product",))
+def _linearized(product, params, batch):
+    """The product, with all that does not depend on the vector computed once; a compiled loop needs no such help."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return jax.linearize(lambda vector: product(params, batch, vector), zeros)[1]
+
+
+def _applied(params, linear, vector):
+    return linear(vector)
 
 
 @functools.partial(jax.jit, static_argnames=("product",), donate_argnames=("space",))

@@ -208,6 +208,9 @@ def test_a_convolution_is_stepped_on_the_cpu():
     def loss(kernel, x):
         return jnp.mean(jax.lax.conv(x, kernel, (1, 1), "SAME") ** 2)
 
+    def bent_loss(kernel, x):
+        return jnp.mean(jax.lax.conv(x, kernel, (1, 1), "SAME") ** 4)
+
     kernel, x = jnp.ones((2, 1, 3, 3)), jnp.ones((2, 1, 5, 5))
     assert checks.steps_better(operators.hessian(loss), kernel, x)
     params, batch = network_problem()
@@ -215,6 +218,16 @@ def test_a_convolution_is_stepped_on_the_cpu():
     pairs = sharpness(loss, kernel, x, num_steps=5)
     looped = sharpness(loss, kernel, x, num_steps=5, unroll=False)
     np.testing.assert_allclose(pairs.value, looped.value, rtol=1e-5)
+    # Other parameters run the same compiled step, though what it shares is computed anew.
+    compiled = curvature._next._cache_size()
+    other = sharpness(loss, 2 * kernel, x, num_steps=5)
+    np.testing.assert_allclose(other.value, looped.value, rtol=1e-5)  # a quadratic loss
+    bent = sharpness(bent_loss, 2 * kernel, x, num_steps=5)
+    assert float(bent.value[0]) > 2 * float(sharpness(bent_loss, kernel, x, num_steps=5).value[0])
+    assert curvature._next._cache_size() == compiled + 1  # the bent loss
+    batches = operators.accumulated(operators.hessian(loss), unroll=True)
+    assert checks.loops(batches, kernel, x[None])
+    assert not checks.loops(operators.hessian(loss), kernel, x)
 
 
 @pytest.mark.parametrize(
