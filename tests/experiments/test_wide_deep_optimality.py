@@ -78,14 +78,15 @@ def test_claims_can_fail(data):
     wrong = data.copy(deep=True)
     wrong["log_psi"] = wrong.log_psi * 1.1
     for name in ("noise_error", "dirichlet_error"):
-        wrong[name] = wrong[name].roll(classifier=1)
-    wrong["stripe_error"] = wrong.stripe_error.roll(exponent=1)
-    for name in ("nearest", "majority", "relu", "nngp"):
-        wrong[f"{name}_agreement"] = wrong[f"{name}_agreement"] * 0.9
-    wrong["digit_nearest"] = wrong.digit_deep.isel(digit_dimension=0)
+        wrong[name].values = data[name].values[..., ::-1]  # the order of the classifiers reversed
+    wrong["stripe_error"] = data.stripe_error.roll(exponent=1)
+    for name in data:
+        if name.endswith(("_agreement", "_fit")):
+            wrong[name] = data[name] * 0.9
+    wrong["relu_ratio"] = data.relu_ratio + 0.01
+    wrong["digit_nearest"] = data.digit_deep.isel(digit_dimension=0)
     held = [claim.name for claim in study.claims(wrong) if claim.passed and not claim.control]
-    assert not any(name[0] in "134" for name in held if "Hilbert" not in name), held
-    assert sum(name[0] in "2567" for name in held) <= 4, held
+    assert not held
 
 
 def test_every_part_has_its_figure(data):
