@@ -142,8 +142,7 @@ def pruning_mask(
 
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.1.
     """
-    order = jnp.argsort(-scores if highest else scores)
-    rank = jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(scores.size))
+    rank = jnp.argsort(jnp.argsort(-scores if highest else scores))
     return rank >= jnp.round(share * scores.size)
 
 

@@ -73,6 +73,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "seeds": (0, 1),
         "learning_rate": 0.01,
         "steps": 600,
+        # last part of the steps, over which the learning rate falls to zero
+        "cooldown": 0.25,
         "probes": 20,
         "groups": 5,
     }
@@ -118,3 +120,4 @@ def _paper(config):
     config.phases.steps = config.phases.minibatch_steps = 2000
     config.transformer.modulus, config.transformer.width = 97, 128
     config.transformer.decays, config.transformer.steps = (0.0, 0.5), 1000
+    config.transformer.cooldown = 0.0

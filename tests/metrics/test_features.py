@@ -51,6 +51,57 @@ def test_fourier_ipr_of_the_analytic_solution_and_of_random_weights(p, random):
     assert float(features.fourier_ipr(jnp.zeros(p))) == 0
 
 
+def cosines(p, frequency, phases):
+    x = 2 * np.pi * np.arange(p)[None] / p
+    return jnp.asarray(np.cos(frequency * x + np.asarray(phases)[:, None]))
+
+
+@pytest.mark.parametrize("p", [12, 13])
+def test_tuning_of_designed_neurons(x64, p):
+    phases = np.array([[0.3, -2.0], [1.1, 3.0], [-0.4, 0.0]])
+    weights = jnp.stack([cosines(p, 3, row) for row in phases])
+    tuning = features.fourier_tuning(2.5 * weights)
+    np.testing.assert_array_equal(tuning.frequency, [3, 3])
+    np.testing.assert_allclose(tuning.phase, phases, atol=1e-12)
+    np.testing.assert_allclose(tuning.share, 1, rtol=1e-12)
+    mixed = features.fourier_tuning(weights + cosines(p, 5, np.zeros(2))[None] / 2 + 3)
+    np.testing.assert_array_equal(mixed.frequency, [3, 3])
+    np.testing.assert_allclose(mixed.share, 0.5 / (0.5 + 0.125 + 9), rtol=1e-12)
+    dead = features.fourier_tuning(jnp.zeros((3, 1, p)))
+    assert float(dead.share[0]) == 0
+
+
+def test_tuning_counts_the_nyquist_frequency_once(x64):
+    waves = jnp.asarray(np.cos(np.pi * np.arange(8)))[None, None] + cosines(8, 1, [0.0])[None]
+    tuning = features.fourier_tuning(waves)
+    assert int(tuning.frequency[0]) == 4
+    np.testing.assert_allclose(tuning.share, 1 / 1.5, rtol=1e-12)
+
+
+def test_pruning_masks_drop_the_asked_share_in_order():
+    scores = jnp.array([0.3, 0.9, 0.1, 0.5, 0.5])
+    low = features.pruning_mask(scores, 0.4)
+    np.testing.assert_array_equal(low, [False, True, False, True, True])
+    high = features.pruning_mask(scores, 0.4, highest=True)
+    np.testing.assert_array_equal(high, [True, False, True, False, True])
+    traced = jax.jit(features.pruning_mask)(scores, jnp.float32(0.4))
+    np.testing.assert_array_equal(traced, low)
+    assert features.pruning_mask(scores, 0.0).all()
+    assert not features.pruning_mask(scores, 1.0).any()
+
+
+@pytest.mark.parametrize("highest", [False, True])
+def test_pruned_outputs_are_those_of_the_masked_networks(x64, highest):
+    hidden, readout = gaussian(7, 9, 12), gaussian(8, 12, 5)
+    scores = jnp.round(gaussian(9, 12))  # with ties
+    found = features.pruned_outputs(hidden, readout, scores, 4, highest=highest)
+    for group in range(5):
+        keep = features.pruning_mask(scores, group / 4, highest=highest)
+        np.testing.assert_allclose(found[group], (hidden * keep[None]) @ readout, atol=1e-12)
+    with pytest.raises(ValueError, match="groups is 5; it must be a divisor of the 12 neurons"):
+        features.pruned_outputs(hidden, readout, scores, 5)
+
+
 def test_feature_change_of_a_scaling_and_of_a_rotation(x64):
     h = gaussian(4, 50, 3, 4)
     grown = features.feature_change(1.5 * h, h)
