@@ -45,7 +45,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     }
     # Sec. 6.2: outputs of many networks trained on four points of the circle
     config.ensemble = {
-        "widths": (50, 400),
+        "widths": (50, 256),
         "learning_rate": 1.0,
         "steps": 1000,
         "angles": 48,
@@ -54,13 +54,13 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     # Sec. 6.3: training along the second principal component of the kernel
     config.component = {
         "inputs": ("sphere", "digits"),
-        "widths": (64, 256, 1024),
+        "widths": (64, 256, 512),
         "num_train": 128,
         "dim": 10,
         "steps": 100,
         "chunk": 10,
         "end": 2.0,  # in units of 1 / lambda_2
-        "seeds": (0, 1, 2),
+        "seeds": tuple(range(10)),
     }
     if preset == "smoke":
         _smoke(config)

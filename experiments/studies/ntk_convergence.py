@@ -498,6 +498,9 @@ def _component_claims(data: xr.Dataset) -> list[Claim]:
                 1.0,
             )
         )
+        ends = data.along.sel(component_inputs=inputs).isel(chunk=-1)
+        gain = ends.isel(component_width=-1) - ends.isel(component_width=0)
+        error = 2 * float(gain.std(ddof=1)) / math.sqrt(gain.size)
         for rank in (2, 1):
             end = along.sel(component_inputs=inputs).isel(chunk=-1)
             theory = predicted_along(data, rank).sel(component_inputs=inputs).isel(chunk=-1)
@@ -517,8 +520,9 @@ def _component_claims(data: xr.Dataset) -> list[Claim]:
                 f"4 narrow networks are faster, {inputs}",
                 f"{JACOT}, Fig. 3",
                 "what is left along the second component at the end: widest network less narrowest",
-                float(end[-1] - end[0]),
+                float(gain.mean()),
                 0.0,
+                interval=(float(gain.mean()) - error, float(gain.mean()) + error),
             )
         )
     return made
