@@ -80,7 +80,7 @@ def taxonomy(activation: Activation) -> Taxonomy:
     Raises:
         ValueError: the activation is linear, jumps (B' is infinite), is zero, or has no values.
 
-    Source: RBU, theorem 1 and corollary 1. With A = 0, pairs leave the neighbourhood of xi = 1
+    Source: RBU's taxonomy. With A = 0, pairs leave the neighbourhood of xi = 1
     by a factor B' a layer, and shrink by A'^2 a layer from there: alpha = -4 ln|A'| / ln B'.
     """
     found = dual_map(activation)
@@ -110,7 +110,7 @@ def optimal_activation(dimension: int) -> duals.Dual:
     Raises:
         ValueError: dimension is not a positive integer.
 
-    Source: RBU, corollary 2.
+    Source: RBU's optimal activations.
     """
     if not (isinstance(dimension, int) and dimension >= 1):
         raise ValueError(f"dimension is {dimension!r}; it must be a positive integer")
@@ -175,7 +175,7 @@ def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Call
             not 0 (layers have no closed form there: the limit is the majority vote), or so large
             that even the logarithm overflows (A = A' = 0: the limit is the nearest neighbour).
 
-    Source: RBU, section 2; the closed form at the end is Sigma ~ A'^2L, K ~ L A'^2L.
+    Source: RBU; the closed form at the end is Sigma ~ A'^2L, K ~ L A'^2L.
     """
     found = dual_map(activation)
     if kernel not in ("nngp", "ntk"):
@@ -209,7 +209,7 @@ def singular_kernel(activation: Activation) -> Callable:
     Raises:
         ValueError: an activation of another kind.
 
-    Source: RBU, theorem 1. The NTK comes near this limit only at depths above r^-2; the NNGP does
+    Source: RBU's singular kernels. The NTK comes near this limit only at depths above r^-2; the NNGP does
     at ln(1 / r^2) / ln B' and some ten layers more.
     """
     found, kind = dual_map(activation), taxonomy(activation).kind
@@ -268,7 +268,7 @@ def deep_classifier(
 def singular_classifier(activation: Activation, train, labels, test) -> np.ndarray:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
 
-    Arguments and scores as in `deep_classifier`. Source: RBU, theorem 1.
+    Arguments and scores as in `deep_classifier`. Source: RBU's singular kernels.
     """
     return _vote(singular_kernel(activation), train, _labels(labels, len(train)), test)
 

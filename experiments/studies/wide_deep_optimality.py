@@ -419,14 +419,14 @@ def _taxonomy_claims(data: xr.Dataset) -> list[Claim]:
     return [
         at_most(
             "1 exponent of the singular kernel",
-            f"{RBU}, Thm 1",
+            f"{RBU}, taxonomy",
             "slope of log psi against log r, r from 1e-6 to 1e-1: largest distance from -d over the dimensions",
             float(abs(off).max()),
             0.01,
         ),
         near(
             "1 control, centred ReLU as optimal for d = 2",
-            f"{RBU}, Cor. 2",
+            f"{RBU}, optimal activations",
             "alpha = -4 ln|A'| / ln B' of the centred ReLU, by quadrature",
             alpha,
             2,
@@ -435,7 +435,7 @@ def _taxonomy_claims(data: xr.Dataset) -> list[Claim]:
         ),
         equals(
             "1 control, ReLU as a consistent network",
-            f"{RBU}, Thm 1",
+            f"{RBU}, taxonomy",
             "class of the ReLU network at infinite depth: only singular kernels can be consistent",
             str(kind),
             "singular kernel",
@@ -460,7 +460,7 @@ def _noise_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"2 better than 1-NN, d = {d}",
-                f"{RBU}, Thm 1",
+                f"{RBU}, taxonomy",
                 "label noise 0.2, 400 examples: error of 1-NN less that of the deep network, mean of the seeds",
                 float(gain.mean()),
                 0.03,
@@ -470,7 +470,7 @@ def _noise_claims(data: xr.Dataset) -> list[Claim]:
     made.append(
         at_least(
             "2 the deep network is the Hilbert estimate",
-            f"{RBU}, Cor. 2",
+            f"{RBU}, optimal activations",
             "share of test examples on which both decide alike, 400 examples: smallest over dimensions and seeds",
             float(chosen.noise_agreement.min()),
             0.99,
@@ -479,7 +479,7 @@ def _noise_claims(data: xr.Dataset) -> list[Claim]:
     made.append(
         at_least(
             "2 training examples are fitted",
-            f"{RBU}, Sec. 1",
+            RBU,
             "training accuracy of the deepest NNGP and NTK, d = 1: smallest over the seeds",
             float(min(data.nngp_fit[-1].min(), data.ntk_fit[-1].min())),
             1.0,
@@ -491,7 +491,7 @@ def _noise_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"2 more examples help, {method}",
-                f"{RBU}, Sec. 1",
+                RBU,
                 "fall of the mean error from the fewest to the most examples: smallest over the dimensions",
                 float(fall.sel(classifier=method).min()),
                 0.02,
@@ -513,7 +513,7 @@ def _dirichlet_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"3 Dirichlet, {better} < {worse}",
-                f"{RBU}, Fig. 3",
+                f"{RBU}, Dirichlet experiments",
                 "difference of the mean errors: smallest over the four tasks",
                 float(closest.mean()),
                 0.002,
@@ -523,7 +523,7 @@ def _dirichlet_claims(data: xr.Dataset) -> list[Claim]:
     made.append(
         at_least(
             "3 Dirichlet, deep network = Hilbert",
-            f"{RBU}, Fig. 3",
+            f"{RBU}, Dirichlet experiments",
             "share of test examples on which both decide alike: smallest of the four tasks' means",
             float(data.dirichlet_agreement.mean("dirichlet_seed").min()),
             0.99,
@@ -539,7 +539,7 @@ def _stripe_claims(data: xr.Dataset) -> list[Claim]:
     made = [
         at_least(
             "4 stripes, alpha = d is best",
-            f"{RBU}, Thm 1; Devroye et al. 1998",
+            f"{RBU}, singular kernels; Devroye et al. 1998",
             "from 1000 examples on: error of the better of alpha = d/2 and 2d less that of alpha = d, smallest",
             float(lead.min()),
             0.01,
@@ -572,7 +572,7 @@ def _class_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"{number} {what}",
-                f"{RBU}, Thm 1",
+                f"{RBU}, taxonomy",
                 f"share of test examples decided alike at depth {deepest}: smallest over the seeds",
                 float(line[-1].min()),
                 0.99,
@@ -581,7 +581,7 @@ def _class_claims(data: xr.Dataset) -> list[Claim]:
     made.append(
         near(
             "6 NTK of ReLU, ratio",
-            f"{RBU}, Thm 1",
+            f"{RBU}, taxonomy",
             f"mean off-diagonal over diagonal entry at depth {int(data.relu_depth[-1])}",
             float(data.relu_ratio[-1].mean()),
             0.25,
@@ -599,7 +599,7 @@ def _depth_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"7 {kernel.upper()} of depth {layers:.0e}",
-                f"{RBU}, Cor. 2",
+                f"{RBU}, optimal activations",
                 "share of test examples decided as the Hilbert estimate does, d = 1: smallest over the seeds",
                 float(line.min()),
                 0.99,
@@ -616,7 +616,7 @@ def _digit_claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             at_least(
                 f"8 digits, {network} is the {limit}",
-                f"{RBU}, Thm 1",
+                f"{RBU}, taxonomy",
                 "share of test images decided alike: smallest over label noises and seeds",
                 float(agrees.sel(network=network)),
                 0.98,
@@ -627,7 +627,7 @@ def _digit_claims(data: xr.Dataset) -> list[Claim]:
     made.append(
         at_least(
             "8 digits with noisy labels, better than 1-NN",
-            f"{RBU}, Sec. 1",
+            RBU,
             "error of 1-NN less that of the network of exponent 8, mean of the seeds",
             float(gain.mean()),
             0.05,
