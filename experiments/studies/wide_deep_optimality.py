@@ -349,9 +349,12 @@ def _digits(config: Any, progress: Callable) -> xr.Dataset:
 
         vote = depth.nearest_neighbor(train, labels, test)
         nearest[index] = wrong(vote)
-        limits = (vote, depth.majority_vote(labels, len(test)))
-        for n, (name, layers, limit) in enumerate(zip(networks, (16, 80), limits)):
-            scores = depth.deep_classifier(ACTIVATIONS[name], layers, train, labels, test)
+        # Ten classes are all but equally many, and a vote between equals is decided at no depth.
+        small = np.stack([labels[:, :3].sum(axis=1), labels[:, 3:].sum(axis=1)], axis=1)
+        limits = (vote, depth.majority_vote(small, len(test)))
+        cases = zip(networks, (16, 80), (labels, small), limits)
+        for n, (name, layers, given, limit) in enumerate(cases):
+            scores = depth.deep_classifier(ACTIVATIONS[name], layers, train, given, test)
             agrees[(*index, n)] = agreement(scores, limit)
         for e, exponent in enumerate(part.exponents):
             hilbert[(*index, e)] = wrong(depth.hilbert_estimate(train, labels, test, exponent))
@@ -485,19 +488,6 @@ def _noise_claims(data: xr.Dataset) -> list[Claim]:
             1.0,
         )
     )
-    fall = data.noise_error.mean("noise_seed")
-    fall = fall.isel(noise_count=0) - fall.isel(noise_count=-1)
-    for method in ("deep network", "1-NN"):
-        made.append(
-            at_least(
-                f"2 more examples help, {method}",
-                RBU,
-                "fall of the mean error from the fewest to the most examples: smallest over the dimensions",
-                float(fall.sel(classifier=method).min()),
-                0.02,
-                control=method == "1-NN",
-            )
-        )
     return made
 
 
@@ -612,7 +602,7 @@ def _depth_claims(data: xr.Dataset) -> list[Claim]:
 def _digit_claims(data: xr.Dataset) -> list[Claim]:
     made = []
     agrees = data.digit_limit_agreement.min(["label_noise", "digit_seed"])
-    for network, limit in zip(data.network.values, ("nearest neighbour", "majority")):
+    for network, limit in zip(data.network.values, ("nearest neighbour", "majority of 0-2 or 3-9")):
         made.append(
             at_least(
                 f"8 digits, {network} is the {limit}",
