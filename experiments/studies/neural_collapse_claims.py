@@ -77,7 +77,7 @@ def _free_claims(free: xr.Dataset) -> list[Claim]:
         made.append(
             _at_most(
                 f"C1 frame, {name}",
-                f"{DANG}, Thms 3.1, 4.1",
+                f"{DANG}, squared error",
                 "largest distance of W W^T, H^T H and W H from the closed form, over depths",
                 errors.sel(problem=name),
                 1e-4,
@@ -87,7 +87,7 @@ def _free_claims(free: xr.Dataset) -> list[Claim]:
         made.append(
             _at_most(
                 f"C1 NC1, {name}",
-                f"{DANG}, Thms 3.1, 4.1",
+                f"{DANG}, squared error",
                 "largest variability within classes, tr(Sigma_W Sigma_B^+)/K, over depths",
                 free.nc1.sel(problem=name),
                 1e-8,
@@ -98,7 +98,7 @@ def _free_claims(free: xr.Dataset) -> list[Claim]:
     made.append(
         _at_most(
             "C1 duality",
-            f"{DANG}, Thms 3.1, 4.1",
+            f"{DANG}, squared error",
             "largest angle between a row of W and its class mean, in radians",
             held.angle,
             1e-4,
@@ -107,7 +107,7 @@ def _free_claims(free: xr.Dataset) -> list[Claim]:
     made.append(
         _at_most(
             "C1 loss",
-            f"{DANG}, Thms 3.1, 4.1",
+            f"{DANG}, squared error",
             "largest relative distance of the loss from the closed form",
             abs(held.loss / held.loss_predicted - 1),
             1e-4,
@@ -119,7 +119,7 @@ def _free_claims(free: xr.Dataset) -> list[Claim]:
         made.append(
             _at_most(
                 f"C1 control, imbalanced as {frame}",
-                f"{DANG}, Thm 4.1",
+                f"{DANG}, imbalanced",
                 f"the distance of W W^T from a frame of {frame}, imbalanced classes",
                 wrong.sel(problem="imbalanced"),
                 1e-4,
@@ -144,7 +144,7 @@ def crossing(tail: xr.Dataset, depth: int) -> tuple[float, float]:
 
 
 def _tail_claims(tail: xr.Dataset) -> list[Claim]:
-    source = f"{DANG}, Thm 4.1"
+    source = f"{DANG}, imbalanced"
     deep = tail.isel(depth=np.flatnonzero(tail.depth > 1))
     made = [
         _at_most(
