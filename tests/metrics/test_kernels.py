@@ -155,3 +155,14 @@ EYE = np.eye(6)
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_every_layer_against_every_layer_is_a_matrix_of_single_values(x64):
+    rng = np.random.default_rng(40)
+    one = {"a": rng.standard_normal((30, 4)), "b": rng.standard_normal((30, 2, 3))}
+    other = {"c": one["a"] + 0.5 * rng.standard_normal((30, 4)), "a": one["a"], "b": one["b"]}
+    matrix = kernels.cka_by_layer(one, other)
+    assert matrix.value.shape == matrix.error.shape == (2, 3)
+    assert float(matrix.value[0, 1]) == pytest.approx(1)
+    single = kernels.cka(one["b"], other["c"])
+    np.testing.assert_allclose([matrix.value[1, 0], matrix.error[1, 0]], single, rtol=1e-10)
