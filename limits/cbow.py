@@ -169,7 +169,11 @@ def neighbour_rank(vectors, pairs) -> jax.Array:
     Returns:
         (P,), in [0, 1].
     """
-    pairs = jnp.asarray(pairs)
+    return _ranks(vectors, jnp.asarray(pairs))
+
+
+@jax.jit
+def _ranks(vectors, pairs):
     near = _cosines(vectors, pairs[:, 0])
     partner = jnp.take_along_axis(near, pairs[:, 1:], axis=1)
     others = jnp.ones(near.shape, bool).at[jnp.arange(len(pairs))[:, None], pairs].set(False)
@@ -196,13 +200,19 @@ def analogies(vectors, pairs) -> jax.Array:
     count = len(pairs)
     if count < 2:
         raise ValueError(f"{count} pairs make no analogy: give at least 2.")
+    return _analogies(vectors, pairs)
+
+
+@jax.jit
+def _analogies(vectors, pairs):
+    count = len(pairs)
     columns = jnp.arange(count - 1)
     other = columns + (columns >= jnp.arange(count)[:, None])  # every pair but the row's own
-    return jax.lax.map(lambda row: _row(vectors, *row), (pairs, pairs[other]))
-
-
-def _row(vectors, pair, others):
     unit = _normalised(vectors)
+    return jax.lax.map(lambda row: _answers(unit, *row), (pairs, pairs[other]))
+
+
+def _answers(unit, pair, others):
     query = unit[pair[1]] - unit[pair[0]] + unit[others[:, 0]]
     near = query @ unit.T
     asked = jnp.concatenate([jnp.broadcast_to(pair, others.shape), others[:, :1]], axis=1)
