@@ -218,7 +218,14 @@ def test_mistakes_about_the_solution():
             {"runs__regularisers": (("decya", 1.0),)},
             "unknown regulariser 'decya'; there are: decay",
         ),
-        ({"phases__regularisers": (("dropout", 1.0),)}, r"dropout is 1.0; it must lie in \[0, 1\)"),
+        (
+            {"phases__regularisers": (("decay", 0.0), ("dropout", 1.0))},
+            r"dropout is 1.0; it must lie in \[0, 1\)",
+        ),
+        (
+            {"runs__regularisers": (("decay", 2.0),)},
+            r"regularisers are \['weight decay 2'\]; name each",
+        ),
         ({"task__encoding": "onehot"}, "this study is about operation 'add' and encoding 'tokens'"),
         ({"runs__probes": 7}, r"steps \(40\) must be a multiple of probes \(7\)"),
         ({"runs__groups": 3}, r"width \(10\) must be a multiple of groups \(3\)"),
@@ -294,7 +301,7 @@ def test_rule_and_memory_live_in_different_neurons():
     """One seed of the close look: coexistence, and pruning that separates the two; the controls fail."""
     config = get_config("cpu")
     config.runs.seeds, config.runs.regularisers = (0,), (("decay", 0.0),)
-    config.phases.regularisers, config.transformer.decays = (("decay", 40.0),), ()
+    config.phases.regularisers, config.transformer.decays = (("decay", 0.0),), ()
     config.phases.fractions, config.phases.noises, config.phases.steps = (0.3,), (0.1,), 2
     data = study.run(config)
     wanted = [*study._coexistence_claims(data), *study._pruning_claims(data)]
