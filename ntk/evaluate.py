@@ -65,6 +65,9 @@ class KernelFn:
         axes: batch and channel axis of the input, or None if any will do.
         scalar: what a layer does to each correlation by itself: a `ntk.duals.Dual`, or ("affine", W_std) for an
             affine map without bias in the NTK parametrization; None for every other layer.
+        pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
+            `rule` is not used then.
+        area: positions of one sample that `pair` works on at once; None for those of the input.
     """
 
     rule: Callable[..., Any]
@@ -72,6 +75,8 @@ class KernelFn:
     spec: Hashable
     axes: tuple[int, int] | None = None
     scalar: Any = None
+    pair: Callable[..., Kernel] | None = None
+    area: int | None = None
 
     def __call__(
         self,
@@ -115,7 +120,7 @@ class KernelFn:
         names = _names(get)
         context["pattern"] = pattern
         leaves = jax.tree.leaves(x1_or_kernel, is_leaf=lambda x: isinstance(x, Kernel))
-        if leaves and all(isinstance(leaf, Kernel) for leaf in leaves):
+        if leaves and all(isinstance(leaf, Kernel) for leaf in leaves) and self.pair is None:
             return _select(self.rule(x1_or_kernel, **context), get)
         x1, mask1 = checked(x1_or_kernel, mask_constant, "x1")
         symmetric = x2 is None
@@ -142,7 +147,7 @@ class KernelFn:
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
         """Compiled once per shapes and plan; lives as long as the network."""
-        return jax.jit(functools.partial(_evaluate, self.rule), static_argnums=0)
+        return jax.jit(functools.partial(_evaluate, self), static_argnums=0)
 
     def _need(self, names: tuple[str, ...], diagonal_spatial: bool | None) -> Need:
         covariance = {"cov1", "cov2", "var1", "var2", "within1", "within2"}
@@ -204,11 +209,13 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
     return collections.namedtuple("AnalyticKernel", get)(*map(field, get))
 
 
-def _evaluate(rule: Callable[..., Any], plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
+def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
     def network(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+        if fn.pair is not None:
+            return _result(fn.pair(x1, x2, coincident, plan), plan.names)
         parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
         inputs = tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
-        out = rule(
+        out = fn.rule(
             inputs if isinstance(x1, tuple) else inputs[0], pattern=pattern, **dict(plan.context)
         )
         return jax.tree.map(
@@ -218,17 +225,20 @@ def _evaluate(rule: Callable[..., Any], plan: Plan, x1, x2, mask1, mask2, patter
     first, second = (x[0] if isinstance(x, tuple) else x for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
-    tile = _tile_sizes(sizes, first, batch, plan)
+    tile = _tile_sizes(sizes, first, batch, plan, fn.area)
     data = (x1, x2, mask1, mask2, pattern)
     if tile is None:
         return network(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
     return _tiled(network, plan, batch, sizes, tile, data)
 
 
-def _tile_sizes(sizes: tuple[int, int], x: Array, batch: int, plan: Plan) -> tuple[int, int] | None:
+def _tile_sizes(
+    sizes: tuple[int, int], x: Array, batch: int, plan: Plan, area: int | None
+) -> tuple[int, int] | None:
     """Samples of each batch in a tile; None if everything is one tile."""
-    channel = plan.channel_axis % x.ndim
-    area = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
+    if area is None:
+        channel = plan.channel_axis % x.ndim
+        area = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
     entries = area**2 if plan.need.pairs else area
     target = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
     if plan.need.whole or sizes[0] * sizes[1] * entries <= target:

@@ -172,21 +172,35 @@ def _coefficients(fn, plan: Plan, q: Array):
 
 
 def _moments(fn, plan, q1, q2, rho):
+    return _cross(fn, fn, plan, plan, q1, q2, rho)
+
+
+def cross(one, two, q1, q2, rho, *, tolerance: float = 1e-6, max_variance: float = 4.0):
+    """E[f(u) g(v)] and E[f'(u) g'(v)] of two activations; arguments as in `dual` and `Dual.moments`."""
+    plans = [_study(fn, None, tolerance, max_variance, None) for fn in (one, two)]
+    even, odd, nodes = (max(p[i] for p in plans) for i in range(3))
+    plans = [Plan(even, odd, nodes, p.kinks) for p in plans]
+    return _cross(one, two, *plans, q1, q2, rho)
+
+
+def _cross(one, two, plan1, plan2, q1, q2, rho):
     q1, q2, rho = (jnp.asarray(x, jnp.result_type(q1, q2, rho, float)) for x in (q1, q2, rho))
-    s1, r1, j1 = _coefficients(fn, plan, q1)
-    s2, r2, j2 = (s1, r1, j1) if q2 is q1 else _coefficients(fn, plan, q2)
+    s1, r1, j1 = _coefficients(one, plan1, q1)
+    same = one is two and q2 is q1
+    s2, r2, j2 = (s1, r1, j1) if same else _coefficients(two, plan2, q2)
     # (s1 + r1) (s2 + r2) - r1 r2, the part of the series that kinks leave
-    pairs = [(s1, s2 + r2), (r1, s2)] if plan.kinks else [(s1, s2)]
-    series, kdot = _evaluate(plan, pairs, rho)
+    kinked = plan1.kinks or plan2.kinks
+    pairs = [(s1, s2 + r2), (r1, s2)] if kinked else [(s1, s2)]
+    series, kdot = _evaluate(plan1, pairs, rho)
     k = _product(pairs, 0) + (root(q1) * root(q2)) * series
-    if plan.kinks:
+    if kinked:
         d1, d2 = _deviation(q1), _deviation(q2)
-        closed, slope = kinks_.moments(plan.kinks, d1, d2, rho)
+        closed, slope = kinks_.moments(plan1.kinks, d1, d2, rho, plan2.kinks)
         k, kdot = k + closed, kdot + slope
-        if any(kink.jump for kink in plan.kinks):
+        if any(kink.jump for kink in (*plan1.kinks, *plan2.kinks)):
             # Jumps times the rest, in E[f f] only: f' is the derivative almost everywhere.
             k = k + s1[0] * j2[0] + j1[0] * s2[0]
-            k = k + _evaluate(plan, [(s1 * d1[None], j2), (j1, s2 * d2[None])], rho)[0]
+            k = k + _evaluate(plan1, [(s1 * d1[None], j2), (j1, s2 * d2[None])], rho)[0]
     return k, kdot
 
 

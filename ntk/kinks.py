@@ -146,11 +146,16 @@ def _hermite_times_density(a, order):
     return jax.lax.scan(step, start, jnp.arange(order, dtype=a.dtype))[1]
 
 
-def moments(kinks, deviation1: Array, deviation2: Array, rho: Array) -> tuple[Array, Array]:
-    """E[r(u) r(v)] and E[r'(u) r'(v)] of r = `ramps`, r' its derivative almost everywhere."""
+def moments(
+    kinks, deviation1: Array, deviation2: Array, rho: Array, others=None
+) -> tuple[Array, Array]:
+    """E[r(u) s(v)] and E[r'(u) s'(v)] of r and s = `ramps` of `kinks` and `others` (by default the same).
+
+    r' is the derivative almost everywhere.
+    """
     k = kdot = jnp.zeros_like((deviation1 * deviation2) * rho)
     for one in kinks:
-        for two in kinks:
+        for two in kinks if others is None else others:
             pair = _at_zero if one.at == two.at == 0 else _apart
             more, slope = pair(one, two, deviation1, deviation2, rho)
             k, kdot = k + more, kdot + slope

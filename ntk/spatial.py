@@ -159,7 +159,7 @@ def window_mean(
     axes: int,
     window: Sequence[int],
     strides: Sequence[int],
-    padding: str,
+    padding: str | Sequence[tuple[int, int]],
     transpose: bool = False,
 ) -> Array:
     """Mean over windows of pixels, for pixel pairs over both pixels moved together.
@@ -170,7 +170,7 @@ def window_mean(
         axes: 2 for pixel pairs (every spatial axis twice), 1 for pixels.
         window: size along each spatial axis.
         strides: strides along each.
-        padding: "VALID", "SAME" (zeros) or "CIRCULAR".
+        padding: "VALID", "SAME" (zeros) or "CIRCULAR", or zeros before and after each spatial axis.
         transpose: of the transposed convolution: the input is spread out by the strides.
     """
     sizes = x.shape[lead::axes]
@@ -179,6 +179,8 @@ def window_mean(
     if transpose:
         pads = [_transposed_pads(width, stride, padding) for width, stride in zip(window, strides)]
         interior = [stride - 1 for stride in strides]
+    elif not isinstance(padding, str):
+        pads = list(padding)
     elif padding != "VALID":
         pads = jax.lax.padtype_to_pads(sizes, window, strides, "SAME")
     spread = [((0, 0), 0)] * lead + [

@@ -1,0 +1,221 @@
+"""The dual activation of a function read from a program: a closed form where its values show one, else its series."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk import coordinates as co
+from ntk import duals, hermite
+from ntk.duals import Dual
+
+_X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
+_TOLERANCE = 1e-11
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function of one Gaussian.
+
+    Attributes:
+        tree: its tree, with parameters by their place in the step.
+        parameter: place of the parameter by which it is differentiated, or None.
+    """
+
+    tree: Any
+    parameter: int | None = None
+
+    def __call__(self, z: Any) -> Any:
+        if self.parameter is None:
+            return co.function(self.tree)(z)
+        value = co.parameters(self.tree)[self.parameter]
+        f = co.function(self.tree, self.parameter)
+        p = jnp.full_like(z, value)
+        return jax.jvp(lambda q: f(z, q), (p,), (jnp.ones_like(p),))[1]
+
+
+class Known(NamedTuple):
+    """A function with its dual activation, and what to call it."""
+
+    dual: Dual
+    name: str
+    polynomial: tuple[float, ...] | None = None
+
+
+@functools.lru_cache(maxsize=512)
+def known(function: Function) -> Known:
+    """Dual of a function.
+
+    Raises:
+        ValueError: as in `ntk.hermite.dual`.
+    """
+    f = hermite._in_double(function)
+    y = f(_X)
+    if not np.isfinite(y).all():
+        raise ValueError(
+            f"the activation {name_of(function.tree)} is not finite at {_X[~np.isfinite(y)][0]:.3g}"
+        )
+    for find in (_polynomial, _homogeneous, _closed):
+        found = find(f, y, function.tree)
+        if found is not None:
+            return found
+    return Known(hermite.dual(function), f"{name_of(function.tree)} (Hermite series)")
+
+
+def _same(y: np.ndarray, other: np.ndarray) -> bool:
+    scale = max(np.abs(y).max(), 1e-300)
+    return bool(np.abs(y - other).max() <= _TOLERANCE * scale)
+
+
+def scaled(dual: Dual, c: float) -> Dual:
+    """Dual of c f."""
+    if c == 1:
+        return dual
+
+    def moments(q1, q2, rho):
+        k, slope = dual.moments(q1, q2, rho)
+        return c * c * k, c * c * slope
+
+    mean = None if dual.mean is None else lambda q: c * dual.mean(q)
+    return Dual(None, moments, lambda q: c * c * dual.norm(q), dual.homogeneous, mean, dual.error)
+
+
+def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
+    near = np.abs(_X) < 3
+    for degree in range(5):
+        p = np.polynomial.Polynomial.fit(_X[near], y[near], degree).convert()
+        c = np.zeros(degree + 1)
+        c[: len(p.coef)] = p.coef
+        c = np.where(np.abs(c) < 1e-10 * max(np.abs(c).max(), 1e-300), 0, c)
+        c = np.where(np.abs(c - np.round(c, 8)) < 1e-10, np.round(c, 8), c)
+        if _same(y, np.polynomial.polynomial.polyval(_X, c)):
+            coefficients = tuple(float(a) for a in c)
+            if degree == 1 and c[0] == 0:
+                text = "x" if c[1] == 1 else f"{c[1]:.4g} x"
+                return Known(duals.abrelu(c[1], c[1]), text, coefficients)
+            terms = [f"{a:.4g}" + ("" if k == 0 else f" x^{k}") for k, a in enumerate(c) if a]
+            return Known(
+                duals.polynomial_dual(coefficients), " + ".join(terms) or "0", coefficients
+            )
+    return None
+
+
+def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
+    low, high = (float(v) for v in f(np.array([-1.0, 1.0])))
+    low, high = (round(v, 12) if abs(v - round(v, 8)) < 1e-12 else v for v in (low, high))
+    for degree in (0, 1, 2, 3):
+        parts = np.where(_X < 0, low, high) * np.abs(_X) ** degree
+        if not _same(y, parts):
+            continue
+        if degree == 1:
+            if low == 0:
+                name = "relu" if high == 1 else f"{high:.4g} relu"
+            else:
+                name = f"{-low:.4g} min(x, 0) + {high:.4g} max(x, 0)"
+            return Known(duals.abrelu(-low, high), name)
+        if degree == 0 and math.isclose(low, -high):
+            return Known(scaled(duals.sign(), high), f"{high:.4g} sign")
+        if low == 0:
+            one = duals.rectified_monomial(degree)
+            return Known(scaled(one, high), f"{high:.4g} max(x, 0)^{degree}")
+    return None
+
+
+def _uses(tree: Any, names: tuple[str, ...]) -> bool:
+    if tree[0] in ("z", "number", "parameter"):
+        return False
+    return tree[0] in names or any(_uses(child, names) for child in tree[2:])
+
+
+def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
+    error = np.vectorize(math.erf)
+    if _uses(tree, ("erf", "erfc")):
+        gelu = _X * 0.5 * (1 + error(_X / math.sqrt(2)))
+        c = float(f(np.ones(1))[0]) / (0.5 * (1 + math.erf(math.sqrt(0.5))))
+        if _same(y, c * gelu):
+            return Known(scaled(duals.gelu(), c), "gelu" if abs(c - 1) < 1e-12 else f"{c:.4g} gelu")
+        top, bottom, middle = (float(v) for v in f(np.array([60.0, -60.0, 0.0])))
+        a, c = (top - bottom) / 2, (top + bottom) / 2
+        h = 1e-3
+        slope = float(np.diff(f(np.array([-h, h])))[0]) / (2 * h)
+        for b in {_round(slope * math.sqrt(math.pi) / (2 * a), 5)} if a else ():
+            if b and _same(y, a * error(b * _X) + c):
+                return Known(duals.erf(a, b, c), f"{a:.4g} erf({b:.4g} x) + {c:.4g}")
+    if _uses(tree, ("sin", "cos")):
+        return _wave(f, y)
+    if _uses(tree, ("exp", "exp2")):
+        one, zero, minus = (float(v) for v in f(np.array([1.0, 0.0, -1.0])))
+        if zero and one / zero > 0:
+            b = math.log(one / zero)
+            if _same(y, zero * np.exp(b * _X)):
+                return Known(duals.exponential(zero, b), f"{zero:.4g} exp({b:.4g} x)")
+            if b < 0 and _same(y, zero * np.exp(b * _X**2)):
+                return Known(duals.gaussian(zero, b), f"{zero:.4g} exp({b:.4g} x^2)")
+    return None
+
+
+def _round(x: float, digits: int) -> float:
+    return round(x, digits)
+
+
+def _wave(f: Callable, y: np.ndarray) -> Known | None:
+    """a sin(b x + c), from f(x + h) + f(x - h) = 2 cos(b h) f(x)."""
+    h = 0.05
+    minus, zero, plus, one, two, three = (
+        float(v) for v in f(np.array([-h, 0.0, h, 1.0, 1.0 + h, 1.0 - h]))
+    )
+    sums = ((zero, plus + minus), (one, two + three))
+    value, total = max(sums, key=lambda pair: abs(pair[0]))
+    if not value or abs(total / (2 * value)) > 1:
+        return None
+    b = math.acos(total / (2 * value)) / h
+    b = round(b, 9)
+    if not b:
+        return None
+    along, across = (plus - minus) / (2 * math.sin(b * h)), zero
+    a, c = math.hypot(along, across), math.atan2(across, along)
+    a, c = round(a, 10), round(c, 10)
+    shifts = {c: c, round(math.pi / 2, 10): math.pi / 2, round(-math.pi / 2, 10): -math.pi / 2}
+    c = shifts.get(c, c)
+    if not _same(y, a * np.sin(b * _X + c)):
+        return None
+    return Known(duals.sine(a, b, c), f"{a:.4g} sin({b:.4g} x + {c:.4g})")
+
+
+def name_of(tree: Any) -> str:
+    """A short text of a tree."""
+    if tree[0] == "z":
+        return "x"
+    if tree[0] in ("number", "parameter"):
+        return f"{tree[-1]:.4g}"
+    args = [name_of(child) for child in tree[2:]]
+    if tree[0] in _SIGNS and len(args) == 2:
+        text = f"({args[0]} {_SIGNS[tree[0]]} {args[1]})"
+    else:
+        text = f"{tree[0]}({', '.join(args)})"
+    return text if len(text) < 60 else f"{tree[0]}(...)"
+
+
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+
+
+def described(term: tuple) -> str:
+    """A term of a function step for a reader."""
+    number, arrays, factors, alone = term
+    parts = []
+    if number != 1:
+        parts.append(f"{number:.4g}")
+    if arrays:
+        parts.append("scale(x)" if factors else "shift(x)")
+    for _, _, tree in factors:
+        parts.append(known(Function(tree)).name)
+    if alone is not None:
+        parts.append(f"{float(co.function(alone)(0.0)):.4g}")
+    return " * ".join(parts) or "1"

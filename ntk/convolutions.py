@@ -1,0 +1,94 @@
+"""Convolutions with fresh weights in a traced network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk import axes as ax
+from ntk.axes import Axis
+from ntk.coordinates import Coefficient, Linear, Number, Ref, Refusal, Value, Weight, is_random
+from ntk.interpret import Context, materialised, scaled_shape
+from ntk.layers import _data, _scale_text, process_of
+from ntk.steps import Note
+
+
+def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Second moments averaged over windows moved together, see `ntk.spatial.convolve`."""
+    value, kernel = values
+    if not isinstance(kernel.body, Weight):
+        raise Refusal("a convolution with a kernel that is not a parameter")
+    weight, params = kernel.body, one.params
+    numbers = params["dimension_numbers"]
+    batch, feature, *spatial = numbers.lhs_spec
+    out_feature, in_feature, *window_dims = numbers.rhs_spec
+    out_batch, out_channel, *out_spatial = numbers.out_spec
+    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        raise Refusal(
+            f"{weight.name} is a grouped or depthwise convolution: each unit sums over few entries, and the limit is "
+            "not Gaussian. Use feature_group_count=1"
+        )
+    if any(d != 1 for d in params["rhs_dilation"]):
+        raise Refusal(f"{weight.name} is a dilated convolution, which has no rule here")
+    if isinstance(value.body, Number):
+        value = materialised(context, value, set(ax.flat(value.dims)))
+    channels = value.dims[feature]
+    if is_random(value.body) and not any(a.kind == "unit" and a.infinite for a in channels):
+        raise Refusal(f"{weight.name} sums over channels whose number does not grow with the width")
+    if any(
+        len(value.dims[k]) > 1 or any(a.kind != "position" for a in value.dims[k]) for k in spatial
+    ):
+        raise Refusal(f"{weight.name} slides along units, samples, or a flattened axis")
+    if is_random(value.body):
+        ref = process_of(context, value.body)
+        source, axes = ref.process.index, ref.axes
+    else:
+        source, axes = _data(context, value, tuple(a for a in channels if a.kind == "position"))
+    missing = [k for k in spatial if value.dims[k] and value.dims[k][0] not in axes]
+    if missing:
+        raise Refusal(f"{weight.name} slides over an activation that is constant there")
+    context.consume(weight)
+    mean, variance, power, rate = context.law(weight)
+    window = tuple(kernel.dims[k][0].size[0] if kernel.dims[k] else 1 for k in window_dims)
+    count, grows = ax.growth(channels)
+    for size in window:
+        count *= size
+    if mean or not variance:
+        raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
+    left_over = (power + grows) / 2
+    if left_over:
+        context.scales.append(_scale_text(context, weight.name, variance, power, grows))
+    total = variance * count
+    shape = scaled_shape(one, two)
+    fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
+    dims: list = [()] * len(shape)
+    dims[out_batch], dims[out_channel] = value.dims[batch], fresh
+    order, new = [], []
+    for k, out in zip(spatial, out_spatial):
+        dims[out] = context.fresh_dims([shape[out]], "position")[0]
+        order.append(axes.index(value.dims[k][0]) if value.dims[k] else None)
+        new.append(dims[out])
+    # Axes that the window does not move along (none in Flax) stay in front.
+    others = [k for k in range(len(axes)) if k not in order]
+    after = tuple(axes[k] for k in others) + tuple(a for dim in new for a in dim)
+    static = (
+        total,
+        total * rate,
+        tuple(order),
+        tuple(others),
+        window,
+        tuple(params["window_strides"]),
+        tuple(map(tuple, params["padding"])),
+        tuple(params["lhs_dilation"]),
+        tuple(shape[out][0] for out in out_spatial),
+    )
+    note = Note(
+        weight.name,
+        axes=" x ".join(str(a.size[0]) for a in after),
+        parameters=(weight.name,),
+    )
+    index = context.program.add("convolve", static, (source,), note)
+    context.record(weight.name, variance=total, rate=total * rate, role="weights", mean=0.0)
+    process = context.program.process(index, after, fresh, gaussian=True)
+    return Value(
+        tuple(dims), Linear(((Ref(process, (), after, fresh), Coefficient(1.0, left_over)),))
+    )

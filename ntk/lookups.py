@@ -1,0 +1,83 @@
+"""Rows of a table of weights, looked up by numbers: embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk import axes as ax
+from ntk.axes import Axis
+from ntk.coordinates import Coefficient, Linear, Number, Ref, Refusal, Value, Weight, is_random
+from ntk.interpret import Context, scaled_shape
+from ntk.layers import mapped
+from ntk.primitives import _finite, frozen
+from ntk.steps import Note, code
+
+
+def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Rows of a table, or positions of an activation."""
+    table, indices = values
+    if isinstance(table.body, Weight):
+        return _embedding(context, one, two, table, indices)
+    if is_random(table.body):
+        return _positions(context, one, two, values)
+    return _finite(context, one, two, values)
+
+
+def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Value) -> Value:
+    numbers = one.params["dimension_numbers"]
+    weight = table.body
+    axis = numbers.start_index_map
+    sizes = one.params["slice_sizes"]
+    units = [k for k in range(len(table.dims)) if k not in axis]
+    whole = all(sizes[k] == ax.extent(table.dims[k])[0] for k in units)
+    plain = len(axis) == 1 and sizes[axis[0]] == 1 and whole
+    if not plain or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
+        raise Refusal(f"{weight.name} is indexed in another way than row by row")
+    if isinstance(indices.body, Number):
+        raise Refusal(f"one row of {weight.name} is looked up by a constant: use a bias instead")
+    rows = list(indices.dims[:-1])
+    fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
+    columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]
+    offsets = set(numbers.offset_dims)
+    dims, rows_left, columns_left = [], list(rows), list(columns)
+    for k in range(len(one.outvars[0].aval.shape)):
+        dims.append(columns_left.pop(0) if k in offsets else rows_left.pop(0))
+    context.consume(weight)
+    mean, variance, power, rate = context.law(weight)
+    if mean or not variance:
+        raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
+    if power:
+        raise Refusal(
+            f"{weight.name} has initial variance {variance:.3g} width^{power:g}, but no sum over its rows: entries of "
+            "an embedding need a standard deviation that does not depend on the width (nn.initializers.normal(1.0)), "
+            "or fix the scale at one width with infinite_width(..., base_width=...)"
+        )
+    axes = ax.positions(tuple(rows))
+    coded = code(tuple(indices.dims), axes)
+    note = Note(
+        weight.name, axes=" x ".join(str(a.size[0]) for a in axes), parameters=(weight.name,)
+    )
+    shape = tuple(a.size[0] for a in axes)
+    static = (variance, variance * rate, coded, shape)
+    index = context.program.add("lookup", static, (indices.body.index,), note)
+    context.record(weight.name, variance=variance, rate=variance * rate, role="table", mean=0.0)
+    new = tuple(a for dim in columns for a in dim)
+    process = context.program.process(index, axes, new, gaussian=True)
+    ref = Ref(process, (), axes, new)
+    return Value(tuple(dims), Linear(((ref, Coefficient()),)))
+
+
+def _positions(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Positions of an activation picked by constants."""
+    numbers = one.params["dimension_numbers"]
+    value = values[0]
+    picked = set(numbers.start_index_map) | set(numbers.collapsed_slice_dims)
+    if any(a.kind != "position" for k in picked for a in value.dims[k]):
+        raise Refusal("units or samples are indexed")
+    shape = scaled_shape(one, two)
+    kept = [k for k in range(len(value.dims)) if k not in numbers.collapsed_slice_dims]
+    dims = list(context.fresh_dims(shape, "position"))
+    for k, axis in zip(numbers.offset_dims, kept):
+        if axis not in picked:
+            dims[k] = value.dims[axis]
+    return mapped(context, "gather", frozen(one.params), values, 0, tuple(dims))

@@ -1,0 +1,344 @@
+"""Second moments and tangent kernels of functions of several independent processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntk import coordinates as co
+from ntk import hermite, rules
+from ntk import kernel as kernels
+from ntk.activations import Function, known
+from ntk.kernel import Kernel
+from ntk.numbers import to_axes
+
+Array = jax.Array
+
+
+class Law(NamedTuple):
+    """Moments of a process over both batches.
+
+    Attributes:
+        kernel: second moments and tangent kernel.
+        means: its mean in either batch, (N, *S); None for mean zero.
+    """
+
+    kernel: Kernel
+    means: tuple[Array, Array] | None = None
+
+
+class _Block(NamedTuple):
+    """A process at pairs of entries: correlation, both variances, means, tangent kernel."""
+
+    rho: Array
+    q1: Array
+    q2: Array
+    m1: Any
+    m2: Any
+    theta: Any
+    gaussian: bool
+
+
+def spread(x: Array, lead: int, pairs: bool, where: Sequence[int], count: int) -> Array:
+    """Axes of positions put in their place among `count` axes, of size one where the process has none."""
+    step = 2 if pairs else 1
+    order = sorted(range(len(where)), key=where.__getitem__)
+    x = jnp.transpose(x, [*range(lead), *(lead + step * k + s for k in order for s in range(step))])
+    shape = [1] * (step * count)
+    for rank, k in enumerate(order):
+        for s in range(step):
+            shape[step * where[k] + s] = x.shape[lead + step * rank + s]
+    return x.reshape(*x.shape[:lead], *shape)
+
+
+def _blocks(law: Law, block: str, where: Sequence[int], count: int, diagonal: bool) -> _Block:
+    kernel = law.kernel
+    means = law.means or (None, None)
+
+    def one(x: Any) -> Any:
+        return None if x is None else spread(x, 1, False, where, count)
+
+    var1, var2, m1, m2 = one(kernel.var1), one(kernel.var2), one(means[0]), one(means[1])
+    if block in ("d1", "d2"):
+        q, m = (var1, m1) if block == "d1" else (var2, m2)
+        return _Block(jnp.ones((), q.dtype), q, q, m, m, None, kernel.is_gaussian)
+    if block in ("w1", "w2"):
+        var, mean = (var1, m1) if block == "w1" else (var2, m2)
+        within = kernel.within1 if block == "w1" else kernel.within2
+        if within is None:  # no positions
+            within = (kernel.var1 if block == "w1" else kernel.var2).reshape(-1)
+        cov = spread(within, 1, True, where, count)
+        q1, q2 = kernels.views_within(var)
+        m = (None, None) if mean is None else kernels.views_within(mean)
+        rho = cov * (kernels.inverse_sqrt(q1) * kernels.inverse_sqrt(q2))
+        return _Block(rho, q1, q2, *m, None, kernel.is_gaussian)
+    pairs = not diagonal
+    rho, theta = kernel.correlation, kernel.ntk
+    if diagonal and not kernel.diagonal_spatial:
+        rho = kernels.pixel_diagonal(rho, 2)
+        theta = theta if theta is None or theta.ndim == 0 else kernels.pixel_diagonal(theta, 2)
+    rho = spread(rho, 2, pairs, where, count)
+    if theta is not None and theta.ndim:
+        theta = spread(theta, 2, pairs, where, count)
+    q1, q2 = kernels.views(var1, var2, diagonal)
+    m = (None, None) if m1 is None else kernels.views(m1, m2, diagonal)
+    return _Block(rho, q1, q2, *m, theta, kernel.is_gaussian)
+
+
+def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
+    """E[f(u) g(v)] and E[f'(u) g'(v)]."""
+    first, second = known(one), known(two)
+    if not b.gaussian:
+        return _affine_pair(first, second, b)
+    rho = rules.snap(b.rho)
+    if one == two:
+        return first.dual.moments(b.q1, b.q2, rho)
+    return hermite.cross(one, two, b.q1, b.q2, rho)
+
+
+def _affine_pair(first: Any, second: Any, b: _Block) -> tuple[Any, Any]:
+    (c1, a1), (c2, a2) = (_line(f) for f in (first, second))
+    raw = b.rho * (jnp.sqrt(b.q1) * jnp.sqrt(b.q2))
+    k = a1 * a2 * raw + c1 * c2
+    if (c1 or c2) and b.m1 is not None:
+        k = k + a1 * c2 * b.m1 + c1 * a2 * b.m2
+    return k, a1 * a2 * jnp.ones_like(raw)
+
+
+def _line(f: Any) -> tuple[float, float]:
+    coefficients = f.polynomial
+    if coefficients is None or len(coefficients) > 2:
+        raise co.Refusal(
+            f"no infinite-width kernel: the nonlinearity {f.name} acts on a mixture of positions of another "
+            "nonlinearity (pooling, then an activation, without weights between them), whose law is not Gaussian: put "
+            "a layer of weights between them"
+        )
+    return (*coefficients, 0.0)[:2] if len(coefficients) == 1 else coefficients
+
+
+def mean_of(f: Function, b: _Block, side: int) -> Any:
+    """E f(u) of the first or second entry."""
+    q, m = (b.q1, b.m1) if side == 1 else (b.q2, b.m2)
+    one = known(f)
+    if b.gaussian:
+        return one.dual.mean(q)
+    c = (*(one.polynomial or _line(one)), 0.0, 0.0)
+    if any(c[3:]):
+        _line(one)
+    return c[0] + c[1] * (0.0 if m is None else m) + c[2] * q
+
+
+def _sum(
+    terms: Sequence,
+    others: Sequence,
+    blocks: dict,
+    coefficients: tuple,
+    tangent: bool,
+) -> tuple[Any, Any]:
+    """sum over pairs of terms of c c' prod E[f f'], and its tangent kernel."""
+    total, theta = 0.0, 0.0
+    for (i, one), (j, two) in itertools.product(enumerate(terms), enumerate(others)):
+        (number1, factors1, alone1), (number2, factors2, alone2) = one, two
+        c = number1 * number2 * alone1 * alone2 * coefficients[0][i] * coefficients[1][j]
+        parts = []
+        for place in {**factors1, **factors2}:
+            b = blocks[place]
+            if place in factors1 and place in factors2:
+                k, slope = _pair(factors1[place], factors2[place], b)
+            elif place in factors1:
+                k, slope = mean_of(factors1[place], b, 1), None
+            else:
+                k, slope = mean_of(factors2[place], b, 2), None
+            parts.append((k, slope, b.theta))
+        product = c
+        for k, _, _ in parts:
+            product = product * k
+        total = total + product
+        if not tangent:
+            continue
+        for n, (_, slope, own) in enumerate(parts):
+            if slope is None or own is None or own.ndim == 0:
+                continue
+            rest = c
+            for m, (k, _, _) in enumerate(parts):
+                rest = rest if m == n else rest * k
+            theta = theta + rest * slope * own
+    return total, theta
+
+
+def _constant(alone: Any) -> float:
+    if alone is None:
+        return 1.0
+    with jax.ensure_compile_time_eval():
+        return float(co.function(alone)(0.0))
+
+
+def _plain(terms: Sequence) -> list:
+    return [
+        (number, {p: Function(tree) for p, _, tree in factors}, _constant(alone))
+        for number, _, factors, alone in terms
+    ]
+
+
+def _derivatives(terms: Sequence, place: int) -> tuple[list, list]:
+    """Terms differentiated by a parameter, and which of the terms they come from."""
+    out, kept = [], []
+    for k, (number, _, factors, alone) in enumerate(terms):
+        for p, _, tree in factors:
+            if place in co.parameters(tree):
+                changed = {q: Function(t) for q, _, t in factors}
+                changed[p] = Function(tree, place)
+                out.append((number, changed, _constant(alone)))
+                kept.append(k)
+        if alone is not None and place in co.parameters(alone):
+            with jax.ensure_compile_time_eval():
+                slope = float(Function(alone, place)(jnp.zeros(())))
+            out.append((number, {q: Function(t) for q, _, t in factors}, slope))
+            kept.append(k)
+    return out, kept
+
+
+def function_law(
+    terms: Sequence,
+    sizes: tuple[int, ...],
+    operands: list,
+    arrays: tuple[list, list],
+    *,
+    diagonal: bool,
+    variance: int,
+    ntk: bool,
+    means: bool,
+) -> Law:
+    """Law of a sum of products of functions.
+
+    Args:
+        terms: as in a "function" step of `ntk.steps`.
+        sizes: of the axes of positions of the result.
+        operands: the laws among the inputs of the step, by place (None for arrays).
+        arrays: the arrays among them in the first and in the second batch.
+        diagonal: whether equal positions alone are kept.
+        variance: 2 if covariances within each sample are needed.
+        ntk: whether the tangent kernel is.
+        means: whether the mean is.
+    """
+    count = len(sizes)
+    places = {p: where for _, _, factors, _ in terms for p, where, _ in factors}
+    learned = {
+        p
+        for _, _, factors, alone in terms
+        for tree in [t for _, _, t in factors] + ([] if alone is None else [alone])
+        for p in co.parameters(tree)
+    }
+    plain = _plain(terms)
+    scales = [
+        [
+            _product(to_axes(arrays[side][place], coded, sizes) for place, coded in given)
+            for _, given, _, _ in terms
+        ]
+        for side in (0, 1)
+    ]
+
+    def views(block: str) -> tuple[list, list]:
+        if block == "12":
+            pairs = [
+                kernels.views(*_both(a, b, count), diagonal) for a, b in zip(scales[0], scales[1])
+            ]
+            return [p[0] for p in pairs], [p[1] for p in pairs]
+        side = scales[0] if block[1] == "1" else scales[1]
+        if block[0] == "d":
+            return side, side
+        pairs = [kernels.views_within(_full(a, count)) for a in side]
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+    def moments(block: str, tangent: bool = False) -> tuple[Any, Any]:
+        blocks = {p: _blocks(operands[p], block, w, count, diagonal) for p, w in places.items()}
+        scale = views(block)
+        k, theta = _sum(plain, plain, blocks, scale, tangent)
+        if tangent:
+            for place in sorted(learned):
+                changed, kept = _derivatives(terms, place)
+                own = tuple([s[i] for i in kept] for s in scale)
+                slope, _ = _sum(changed, changed, blocks, own, False)
+                rate = operands[place].kernel.ntk
+                theta = theta + slope * rate.reshape(rate.shape[:2] + (1,) * (jnp.ndim(slope) - 2))
+        return k, theta
+
+    dtype = next(o.kernel.var1.dtype for o in operands if o is not None)
+    n1 = max(
+        [o.kernel.var1.shape[0] for o in operands if o is not None]
+        + [a.shape[0] for s in scales[:1] for a in s if jnp.ndim(a)]
+    )
+    n2 = max(
+        [o.kernel.var2.shape[0] for o in operands if o is not None]
+        + [a.shape[0] for s in scales[1:] for a in s if jnp.ndim(a)]
+    )
+    nngp, theta = moments("12", ntk)
+    shape = (n1, n2, *(sizes if diagonal else [s for size in sizes for s in (size, size)]))
+    var1 = _filled(moments("d1")[0], (n1, *sizes), dtype)
+    var2 = _filled(moments("d2")[0], (n2, *sizes), dtype)
+    within = [None, None]
+    if variance == 2 and count:
+        double = [s for size in sizes for s in (size, size)]
+        within = [
+            _filled(moments(block)[0], (n, *double), dtype) for block, n in (("w1", n1), ("w2", n2))
+        ]
+    base = next(o.kernel for o in operands if o is not None)
+    kernel = base.replace(
+        var1=var1,
+        var2=var2,
+        nngp=_filled(nngp, shape, dtype),
+        diagonal_spatial=diagonal and count > 0,
+        within1=within[0],
+        within2=within[1],
+        is_gaussian=False,
+        is_input=False,
+        coincident=None,
+    )
+    kernel = kernel.replace(ntk=_filled(theta, shape, dtype) if ntk else None)
+    found = None
+    if means:
+        found = tuple(mean_law(terms, sizes, operands, arrays[side - 1], side) for side in (1, 2))
+    return Law(kernel, found)
+
+
+def mean_law(
+    terms: Sequence, sizes: tuple[int, ...], operands: list, arrays: list, side: int
+) -> Array:
+    """Mean of a sum of products of functions in one of the batches, (N, *S) with ones where it is constant."""
+    count = len(sizes)
+    total = 0.0
+    for number, given, factors, alone in terms:
+        c = number * _constant(alone)
+        c = c * _product(to_axes(arrays[place], coded, sizes) for place, coded in given)
+        for place, where, tree in factors:
+            block = _blocks(operands[place], f"d{side}", where, count, False)
+            c = c * mean_of(Function(tree), block, side)
+        total = total + c
+    return _full(jnp.asarray(total), count)
+
+
+def _product(arrays: Any) -> Any:
+    total: Any = 1.0
+    for a in arrays:
+        total = total * a
+    return total
+
+
+def _full(a: Any, count: int) -> Array:
+    a = jnp.asarray(a)
+    return a.reshape((1,) * (1 + count)) if a.ndim == 0 else a
+
+
+def _both(a: Any, b: Any, count: int) -> tuple[Array, Array]:
+    return _full(a, count), _full(b, count)
+
+
+def _filled(x: Any, shape: Sequence[int], dtype: Any) -> Array:
+    x = jnp.asarray(x, dtype)
+    if x.ndim == 0:
+        return jnp.full(shape, x)
+    return jnp.broadcast_to(x, shape)

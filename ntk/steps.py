@@ -1,0 +1,312 @@
+"""The program of a traced network: a flat list of steps, written without any width, and what is recorded of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from ntk import coordinates as co
+from ntk.axes import Axis, Dims, growth, positions
+from ntk.coordinates import Coefficient, Linear, Process, Ref, Refusal, Terms
+
+Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
+
+
+class Step(NamedTuple):
+    """One operation.
+
+    Attributes:
+        operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean",
+            "inner" or "attend".
+        static: all that is known beforehand, hashable; equal for equal layers.
+        inputs: what it reads.
+    """
+
+    operation: str
+    static: Hashable
+    inputs: tuple[Source, ...]
+
+
+class Note(NamedTuple):
+    """What a reader is told of a step: layer, axes, parameters, activation."""
+
+    text: str = ""
+    axes: str = ""
+    parameters: tuple[str, ...] = ()
+    line: str = ""
+
+
+class Program:
+    """Steps in the making.
+
+    Attributes:
+        steps: the steps.
+        notes: one for each.
+        constants: arrays that depend on no input, each once.
+        processes: what is known of the process that a step computes, by its index.
+        definitions: the sum that a process was sealed from, by its index.
+        line: line of the model that is being read.
+    """
+
+    def __init__(self):
+        self.steps: list[Step] = []
+        self.notes: list[Note] = []
+        self.constants: list = []
+        self.processes: dict[int, Process] = {}
+        self.definitions: dict[int, Linear] = {}
+        self.line = ""
+        self._seals: dict = {}
+        self._constants: dict = {}
+
+    def add(self, operation: str, static: Hashable, inputs: Sequence, note: Note = Note()) -> int:
+        self.steps.append(Step(operation, static, tuple(inputs)))
+        self.notes.append(note._replace(line=self.line))
+        return len(self.steps) - 1
+
+    def constant(self, array: Any) -> tuple[str, int]:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = len(self.constants)
+            self.constants.append(array)
+        return ("constant", self._constants[key])
+
+    def process(
+        self,
+        index: int,
+        axes: tuple[Axis, ...],
+        units: tuple[Axis, ...],
+        *,
+        gaussian: bool,
+        bases: frozenset | None = None,
+        value: float | None = None,
+        averaged: bool = False,
+    ) -> Process:
+        bases = frozenset([index]) if bases is None else bases
+        process = Process(index, axes, units, gaussian, bases, value, averaged)
+        self.processes[index] = process
+        return process
+
+    # --- sums of processes become one process ------------------------------------------------------
+
+    def sealed(self, body: Any) -> Any:
+        """A sum of processes as one process (plus parameters that are constant and not zero at initialisation)."""
+        if not isinstance(body, Linear):
+            return body
+        random = tuple(t for t in body.terms if not t[0].process.value)
+        rest = tuple(t for t in body.terms if t[0].process.value)
+        if not random:
+            return body
+        if len(random) == 1 and random[0][1] == Coefficient() and not random[0][0].maps:
+            return body
+        if random not in self._seals:
+            self._seals[random] = self._combined(Linear(random))
+        ref = self._seals[random]
+        return Linear(((ref, Coefficient()), *rest))
+
+    def _combined(self, body: Linear) -> Ref:
+        body = self._expanded(body)
+        axes, units = _axes(body)
+        pieces, inputs, order = [], [], {}
+        gaussian = averaged = True
+        averaged = False
+        for ref, c in body.terms:
+            if c.power:
+                raise Refusal(
+                    f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
+                    "multipliers do not keep it of order one"
+                )
+            if ref.units != units:
+                raise Refusal(
+                    "units of one layer are added in different orders (a transposed or shuffled axis of units)"
+                )
+            gaussian &= ref.process.gaussian
+            averaged |= ref.process.averaged
+            position = order.setdefault(ref.process.index, len(order))
+            if position == len(inputs):
+                inputs.append(ref.process.index)
+            maps = []
+            for item in ref.maps:
+                maps.append(tuple(_operand(x, inputs) for x in item))
+            arrays = tuple((_place(inputs, i), code(dims, axes)) for i, dims in c.arrays)
+            where = tuple(axes.index(a) for a in ref.axes)
+            pieces.append((position, tuple(maps), where, c.number, arrays))
+        sizes = tuple(a.size[0] for a in axes)
+        # Operands that are arrays follow the processes: `order` counts only the latter.
+        index = self.add("combine", (len(order), tuple(pieces), sizes), inputs, Note("sum"))
+        bases = frozenset().union(*(ref.process.bases for ref, _ in body.terms))
+        process = self.process(
+            index, axes, units, gaussian=gaussian, bases=bases, averaged=averaged
+        )
+        self.definitions[index] = body
+        return Ref(process, (), axes, units)
+
+    def _expanded(self, body: Linear) -> Linear:
+        """Sealed processes written out where they share a source with another term."""
+        while True:
+            for i, (ref, c) in enumerate(body.terms):
+                shared = any(
+                    other.process.index != ref.process.index
+                    and other.process.bases & ref.process.bases
+                    for other, _ in body.terms
+                )
+                if shared and ref.process.index in self.definitions and not ref.maps:
+                    inner = self.definitions[ref.process.index]
+                    renames = dict(zip(_axes(inner)[0], ((a,) for a in ref.axes)))
+                    renames |= dict(zip(_axes(inner)[1], ((a,) for a in ref.units)))
+                    inner = co.scaled(co.renamed_body(inner, renames), c)
+                    rest = Linear(body.terms[:i] + body.terms[i + 1 :])
+                    body = co.added(rest, inner)
+                    break
+                if shared and not (ref.process.gaussian and ref.process.index in self.definitions):
+                    others = [
+                        o.process
+                        for o, _ in body.terms
+                        if o.process.index != ref.process.index
+                        and o.process.bases & ref.process.bases
+                    ]
+                    if not any(o.index in self.definitions for o in others):
+                        raise Refusal(CORRELATED)
+            else:
+                return body
+
+
+CORRELATED = (
+    "functions of the same Gaussian at different positions, or of a sum and of its part, meet in one unit; their joint "
+    "law is not followed. Insert a layer of weights (a Dense or Conv) on one of the branches"
+)
+
+
+def _axes(body: Linear) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """All axes of positions, and the units."""
+    axes: dict = {}
+    for ref, c in body.terms:
+        axes |= dict.fromkeys(ref.axes)
+        for _, dims in c.arrays:
+            axes |= dict.fromkeys(positions(dims))
+    longest = max((ref.units for ref, _ in body.terms), key=len)
+    return tuple(axes), longest
+
+
+def _place(inputs: list, index: Any) -> int:
+    if index not in inputs:
+        inputs.append(index)
+    return inputs.index(index)
+
+
+class Operand(NamedTuple):
+    """Stands for a value in a map of positions, until the step that holds the map is written."""
+
+    index: Any
+
+
+def _operand(x: Any, inputs: list) -> Any:
+    if isinstance(x, Operand):
+        return ("operand", _place(inputs, x.index))
+    if isinstance(x, tuple):
+        return tuple(_operand(y, inputs) for y in x)
+    return x
+
+
+def code(dims: Dims, axes: tuple[Axis, ...]) -> tuple:
+    """Dimensions of an array in terms of `axes`: "s" for the samples, -1 for axes along which it is constant."""
+    out = []
+    for dim in dims:
+        entry = []
+        for axis in dim:
+            if axis.kind == "sample":
+                entry.append("s")
+            elif axis.kind == "position":
+                entry.append(axes.index(axis))
+        out.append(tuple(entry))
+    return tuple(out)
+
+
+def shape_code(dims: Dims) -> tuple[tuple[bool, int], ...]:
+    """Shape of an array of numbers as computed: (whether it counts samples, size of the rest) of each dimension."""
+    out = []
+    for dim in dims:
+        size = 1
+        for axis in dim:
+            size *= axis.size[0] if axis.kind == "position" else 1
+        out.append((any(a.kind == "sample" for a in dim), size))
+    return tuple(out)
+
+
+def total(axes: Sequence[Axis]) -> tuple[float, float]:
+    """(c, p): how many entries the axes have, c width^p."""
+    return growth(axes)
+
+
+def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple]:
+    """Terms as hashable data: (terms, inputs, axes, units)."""
+    terms = co.as_terms(program.sealed(body)) if isinstance(body, Linear) else body.terms
+    axes: dict = {}
+    units: tuple = ()
+    inputs: list = []
+    out = []
+    for t in terms:
+        for ref, _ in t.factors:
+            axes |= dict.fromkeys(ref.axes)
+            units = max(units, ref.units, key=len)
+        for _, dims in t.coefficient.arrays:
+            axes |= dict.fromkeys(positions(dims))
+    axes = tuple(axes)
+    for t in terms:
+        if t.coefficient.power:
+            raise Refusal(
+                f"a layer reads an activation of size width^{t.coefficient.power:g}: initial standard deviations or "
+                "multipliers do not keep it of order one"
+            )
+        factors, fixed = [], []
+        for ref, tree in t.factors:
+            (fixed if ref.process.value is not None else factors).append((ref, tree))
+        _check_independent([ref for ref, _ in factors])
+        product = None
+        for ref, tree in fixed:
+            if ref.axes and ref.process.value:
+                raise Refusal(
+                    "a parameter that differs between positions and is not zero at initialisation"
+                )
+            leaf = co.at_parameter(tree, ref)
+            product = leaf if product is None else ("mul", (), product, leaf)
+        coded = []
+        for ref, tree in factors:
+            if ref.maps or ref.units != units:
+                raise Refusal(CORRELATED)
+            if product is not None:
+                tree, product = ("mul", (), product, tree), None
+            where = tuple(axes.index(a) for a in ref.axes)
+            coded.append((_place(inputs, ref.process.index), where, local(tree, inputs)))
+        arrays = tuple((_place(inputs, i), code(dims, axes)) for i, dims in t.coefficient.arrays)
+        alone = None if product is None else local(product, inputs)
+        out.append((t.coefficient.number, arrays, tuple(coded), alone))
+    refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
+    _check_independent(list(refs))
+    return tuple(out), inputs, axes, units
+
+
+def _check_independent(refs: list[Ref]) -> None:
+    for i, one in enumerate(refs):
+        for two in refs[:i]:
+            if one.process.bases & two.process.bases and not disjoint(one, two):
+                raise Refusal(CORRELATED)
+
+
+def disjoint(one: Ref, two: Ref) -> bool:
+    """Whether two references are to different units of one layer."""
+    if one.process.index != two.process.index or len(one.part) != len(two.part):
+        return False
+    return any(a[0] == b[0] and (a[2] <= b[1] or b[2] <= a[1]) for a, b in zip(one.part, two.part))
+
+
+def local(tree: Any, inputs: list) -> Any:
+    """A tree with parameters numbered by their place among the inputs of the step."""
+    if tree[0] == "parameter":
+        return ("parameter", _place(inputs, tree[1]), tree[2])
+    if tree[0] in ("z", "number"):
+        return tree
+    return (*tree[:2], *(local(child, inputs) for child in tree[2:]))
+
+
+def describe(body: Any) -> str:
+    return {Terms: "function", Linear: "sum"}.get(type(body), "")
