@@ -115,8 +115,13 @@ def find_study(name: str) -> Any:
     Raises:
         ValueError: there is no such study; names the nearest.
     """
-    folder = pathlib.Path(__file__).parent / "studies"
-    names = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+    # A study has a configuration of its name; other modules there draw or judge for one.
+    folder = pathlib.Path(__file__).parent
+    files = {
+        part: {file.stem for file in (folder / part).glob("[a-z]*.py")}
+        for part in ("studies", "configs")
+    }
+    names = sorted(files["studies"] & files["configs"])
     if name not in names:
         raise ValueError(
             f"unknown study {name!r}{_nearest(name, names)}; there are: {', '.join(names)}"

@@ -1,5 +1,6 @@
 """What width and depth do: parametrizations, regimes, coordinate checks, limits."""
 
+from limits import cbow, depth, dmft, feature_learning, mean_field, pi_net
 from limits.coordinates import (
     CoordinateCheck,
     captured_outputs,
@@ -28,12 +29,18 @@ __all__ = [
     "Rule",
     "abc",
     "branch_multiplier",
+    "cbow",
     "captured_outputs",
     "classify",
     "coordinate_check",
+    "depth",
+    "dmft",
+    "feature_learning",
     "layer_outputs",
     "layerwise",
+    "mean_field",
     "named_rule",
     "parametrize",
+    "pi_net",
     "symmetry",
 ]

@@ -157,75 +157,63 @@ def _update(v, u, scale, targets, batch):
     return (share[:, :, None] * back[:, None], g[:, :, None] * h[:, None]), loss
 
 
-def neighbour_rank(vectors, pairs) -> jax.Array:
+def cosines(vectors: jax.Array) -> jax.Array:
+    """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
+    unit = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    return unit @ unit.T
+
+
+@jax.jit
+def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
 
-    Nearness is the cosine; words exactly as near count half.
+    Words exactly as near count half.
 
     Args:
-        vectors: (words, n).
+        near: (words, words), from `cosines`.
         pairs: (P, 2), numbers of word and partner.
 
     Returns:
         (P,), in [0, 1].
     """
-    return _ranks(vectors, jnp.asarray(pairs))
-
-
-@jax.jit
-def _ranks(vectors, pairs):
-    near = _cosines(vectors, pairs[:, 0])
-    partner = jnp.take_along_axis(near, pairs[:, 1:], axis=1)
-    others = jnp.ones(near.shape, bool).at[jnp.arange(len(pairs))[:, None], pairs].set(False)
-    better = jnp.where(near > partner, 1.0, jnp.where(near == partner, 0.5, 0.0))
+    rows = near[pairs[:, 0]]
+    partner = jnp.take_along_axis(rows, pairs[:, 1:], axis=1)
+    others = jnp.ones(rows.shape, bool).at[jnp.arange(len(pairs))[:, None], pairs].set(False)
+    better = jnp.where(rows > partner, 1.0, jnp.where(rows == partner, 0.5, 0.0))
     return (better * others).sum(1) / (near.shape[1] - 2)
 
 
-def analogies(vectors, pairs) -> jax.Array:
+@jax.jit
+def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.
 
-    The vectors are normalised first, a, b and c are left out of the answers, and k words exactly as near as
+    The vectors are unit vectors, a, b and c are left out of the answers, and k words exactly as near as
     each other count 1/k: equal cosines, as in the kernel limit, score as a random answer does.
 
     Args:
-        vectors: (words, n).
-        pairs: (P, 2), pairs of words with the same relation.
+        near: (words, words), from `cosines`.
+        pairs: (P, 2), at least two pairs of words with the same relation.
 
     Returns:
         (P, P - 1), the score of each question; row: the pair (a, b).
 
+    Raises:
+        ValueError: fewer than two pairs.
+
     Source: Mikolov et al. 2013, arXiv:1301.3781, section 4.1.
     """
-    pairs = jnp.asarray(pairs)
     count = len(pairs)
     if count < 2:
         raise ValueError(f"{count} pairs make no analogy: give at least 2.")
-    return _analogies(vectors, pairs)
-
-
-@jax.jit
-def _analogies(vectors, pairs):
-    count = len(pairs)
     columns = jnp.arange(count - 1)
-    other = columns + (columns >= jnp.arange(count)[:, None])  # every pair but the row's own
-    unit = _normalised(vectors)
-    return jax.lax.map(lambda row: _answers(unit, *row), (pairs, pairs[other]))
+    others = columns + (columns >= jnp.arange(count)[:, None])  # every pair but the row's own
+    return jax.lax.map(lambda row: _answers(near, *row), (pairs, pairs[others]))
 
 
-def _answers(unit, pair, others):
-    query = unit[pair[1]] - unit[pair[0]] + unit[others[:, 0]]
-    near = query @ unit.T
+def _answers(near, pair, others):
+    scores = (near[pair[1]] - near[pair[0]])[None] + near[others[:, 0]]
     asked = jnp.concatenate([jnp.broadcast_to(pair, others.shape), others[:, :1]], axis=1)
-    near = near.at[jnp.arange(len(others))[:, None], asked].set(-jnp.inf)
-    best = near >= near.max(1, keepdims=True) - 1e-6
+    scores = scores.at[jnp.arange(len(others))[:, None], asked].set(-jnp.inf)
+    best = scores >= scores.max(1, keepdims=True) - 1e-6
     right = jnp.take_along_axis(best, others[:, 1:], axis=1)[:, 0]
     return right / best.sum(1)
-
-
-def _cosines(vectors, rows):
-    unit = _normalised(vectors)
-    return unit[rows] @ unit.T
-
-
-def _normalised(vectors):
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)

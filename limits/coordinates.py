@@ -1,5 +1,6 @@
 """Coordinate check: how the activations of every layer, and their change in training, scale with width."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -193,12 +194,13 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
     def outputs(params, inputs):
         return list(features(net, params, inputs).values())
 
-    # The data and the rate are arguments, mapped over by none of the seeds.
-    @jax.jit
+    # It runs once, and unoptimised it compiles several times faster.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     @jax.vmap
     def initialise(key):
         return net.init(key)
 
+    # The data and the rate are arguments, mapped over by none of the seeds.
     @jax.jit
     def advance(start, params, state, inputs, targets, rate):
         def one(start, params, state):

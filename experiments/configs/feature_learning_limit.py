@@ -33,7 +33,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "depth": 2,
         "widths": (64, 128, 256, 512, 1024),
         "seeds": (0, 1, 2, 3),
-        "learning_rate": 1.0,
+        "learning_rate": 0.3,
         "num_train": 64,
         "num_test": 64,
         "steps": 8,
@@ -50,7 +50,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "pi": {
             "rank": 16,
             "hidden_layers": 2,
-            "learning_rate": 2.0,
+            "learning_rate": 0.5,
             "steps": 20,
             "batch_size": 32,
         },
@@ -104,7 +104,7 @@ def _smoke(config):
     config.convergence.pi.steps = 2
     config.words.vocabulary, config.words.epochs = 300, 1
     config.words.widths, config.words.seeds = (16, 32, 64), (0, 1)
-    config.few_shot.widths, config.few_shot.seeds = (2, 8), (0, 1)
+    config.few_shot.widths, config.few_shot.seeds = (8,), (0, 1)
     config.few_shot.steps, config.few_shot.tasks, config.few_shot.test_tasks = 20, 4, 20
 
 

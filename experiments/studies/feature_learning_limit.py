@@ -7,6 +7,7 @@ what needs features.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ import xarray as xr
 
 import limits
 import metrics
-import models
 import ntk
 from experiments import losses, rundir, tasks
 from experiments.loop import Session, train_runs
@@ -121,64 +121,77 @@ def _kept(session: Session, label: str, compute: Callable[[], dict[str, Any]]) -
 # The dichotomy: how far features move, and whether the network is its own linearisation
 
 
-def network(config: Any, task: tasks.Task, rule: str, width: int) -> limits.Parametrized:
-    """A tanh network under one rule. Base width 1: the rule's powers of the width themselves."""
-    fields = {"depth": config.dichotomy.depth, "activation": jnp.tanh, "use_bias": False}
-    family = models.family("MLP", outputs=task.outputs, **fields)
-    rule, example = RULES.get(rule, rule), task.train.x[:1]
-    return limits.parametrize(family, rule, width=width, base_width=1, example=example)
+def abc_factors(rule: str, depth: int, width: int) -> dict[str, np.ndarray]:
+    """Powers of the width of a rule, (depth + 1,) each: multipliers n^-a, initial deviations n^-b, rates n^-c."""
+    exponents = limits.abc(RULES.get(rule, rule), depth)
+    powers = (float(width) ** -np.array(values) for values in exponents)
+    return dict(zip(("multiplier", "deviation", "rate"), np.array(list(powers), np.float32)))
 
 
-def twin_setup(net: limits.Parametrized) -> Callable:
-    """data -> Setup of a network and its linearisation, trained side by side from one initialisation."""
+def layers(weights: Sequence[jax.Array], x: jax.Array, multiplier: jax.Array) -> list[jax.Array]:
+    """Pre-activations of every layer of a tanh network, W^l = n^-a_l w^l, the outputs last."""
+    found = []
+    for l, w in enumerate(weights):
+        found.append(multiplier[l] * (x @ w))
+        x = jnp.tanh(found[-1])
+    return found
+
+
+def twin_setup(shapes: Sequence[tuple[int, int]]) -> Callable:
+    """data -> Setup of a network and its linearisation, trained side by side from one initialisation.
+
+    The rule's factors are data, so that all rules at a width share one compiled program.
+    """
 
     def build(data: dict[str, Any]) -> Setup:
-        scaled = net.with_factors(data["factors"])
+        factors = data["factors"]
 
         def init(key):
-            return dict.fromkeys(("start", *TRAINED), scaled.init(key))
+            keys = jax.random.split(key, len(shapes))
+            draws = [jax.random.normal(k, shape) for k, shape in zip(keys, shapes)]
+            weights = [b * w for b, w in zip(factors["deviation"], draws)]
+            return {name: weights for name in ("start", *TRAINED)}  # noqa: C420
 
         def loss(params, batch):
-            return sum(losses.squared_error(f(batch[0]), batch[1]) for f in _twins(scaled, params))
+            return sum(losses.squared_error(f(batch[0]), batch[1]) for f in _twins(params, factors))
 
         def optimizer(rate):
-            one = scaled.optimizer(optax.sgd, rate)
+            def update(slopes, state, params=None):
+                rates = dict.fromkeys(TRAINED, rate * factors["rate"]) | {
+                    "start": 0 * factors["rate"]
+                }
+                return {k: [-r * g for r, g in zip(rates[k], slopes[k])] for k in slopes}, state
 
-            def update(slopes, state, params):
-                pairs = {k: one.update(slopes[k], state[k], params[k]) for k in TRAINED}
-                moves = {k: move for k, (move, _) in pairs.items()}
-                still = jax.tree.map(jnp.zeros_like, params["start"])
-                return {"start": still, **moves}, {k: s for k, (_, s) in pairs.items()}
-
-            start = lambda params: {k: one.init(params[k]) for k in TRAINED}  # noqa: E731
-            return optax.GradientTransformation(start, update)
+            return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
         return Setup(init, loss, optimizer)
 
     return build
 
 
-def _twins(net, params):
+def _twins(params, factors):
     """The network and its linearisation as functions of the inputs."""
-    start = jax.lax.stop_gradient(params["start"])
-    linear = ntk.linearize(net.apply, start)
-    return (lambda x: net.apply(params["net"], x)), (lambda x: linear(params["linear"], x))
+
+    def outputs(weights, x):
+        return layers(weights, x, factors["multiplier"])[-1]
+
+    linear = ntk.linearize(outputs, jax.lax.stop_gradient(params["start"]))
+    return (lambda x: outputs(params["net"], x)), (lambda x: linear(params["linear"], x))
 
 
-def twin_program(config: Any, net: limits.Parametrized, data: dict[str, Any]) -> Program:
+def twin_program(config: Any, shapes: Sequence[tuple[int, int]], data: dict[str, Any]) -> Program:
     """The compiled program of one width; rules, rates and seeds are arguments."""
-    layers = [f"hidden_{l}" for l in range(config.dichotomy.depth)]
 
     def measure(params, carry, learning_rate, data):
-        scaled, x = net.with_factors(data["factors"]), data["test"]
-        before, now = (scaled.apply(params[k], x, features=True)[1] for k in ("start", "net"))
-        full, linear = (f(x) for f in _twins(scaled, params))
-        moved = {layer: _rms(now[layer] - before[layer]) for layer in layers}
+        factors, x = data["factors"], data["test"]
+        before, now = (layers(params[k], x, factors["multiplier"]) for k in ("start", "net"))
+        moved = {f"hidden_{l}": _rms(now[l] - before[l]) for l in range(len(shapes) - 1)}
+        full, linear = (f(x) for f in _twins(params, factors))
         return carry, moved | {"kernel_distance": _rms(full - linear)}
 
     probe = Probe(lambda params, key, data: (), measure)
     steps = config.dichotomy.steps
-    return compile_program(twin_setup(net), data, steps=steps, batch_size=None, probe=probe)
+    return compile_program(twin_setup(shapes), data, steps=steps, batch_size=None, probe=probe)
 
 
 def _rms(x):
@@ -190,16 +203,16 @@ def _dichotomy(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     quantities = [*(f"hidden_{l}" for l in range(part.depth)), "kernel_distance"]
     shape = (len(part.rules), len(quantities), len(part.seeds), len(part.widths))
     change = np.full(shape, np.nan)
+    inputs = task.train.x.shape[1]
+    scale = inputs**-0.5  # pre-activations of order one
+    train = task.train.x[: part.num_train] * scale, task.train.y[: part.num_train]
+    data = {"train": train, "test": task.test.x[: part.num_test] * scale}
     for w, width in enumerate(part.widths):
+        sizes = [inputs, *[width] * part.depth, task.outputs]
         program = None
         for r, rule in enumerate(part.rules):
-            net = network(config, task, rule, width)
-            data = {
-                "train": tuple(leaf[: part.num_train] for leaf in task.train),
-                "test": task.test.x[: part.num_test],
-                "factors": net.factors,
-            }
-            program = program or twin_program(config, net, data)
+            data["factors"] = abc_factors(rule, part.depth, width)
+            program = program or twin_program(config, list(itertools.pairwise(sizes)), data)
             rates, name = [part.learning_rate] * len(part.seeds), f"dichotomy-{w}-{r}"
             found = train_runs(
                 program, data, rates, part.seeds, chunks=1, name=name, session=session
@@ -392,9 +405,9 @@ def _pi_nets(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
 
 def scores(source: word_pairs.Corpus, vectors: jax.Array) -> tuple[float, float]:
     """(rank of the partner by cosine, mean over pairs; share of analogies that are right, mean over questions)."""
-    pairs = source.relations.values()
-    ranks = jnp.concatenate([cbow.neighbour_rank(vectors, p) for p in pairs])
-    right = jnp.concatenate([cbow.analogies(vectors, p).ravel() for p in pairs])
+    near, pairs = cbow.cosines(vectors), source.relations.values()
+    ranks = jnp.concatenate([cbow.neighbour_rank(near, p) for p in pairs])
+    right = jnp.concatenate([cbow.analogies(near, p).ravel() for p in pairs])
     return float(ranks.mean()), float(right.mean())
 
 

@@ -61,8 +61,8 @@ def _limit_curves(data: xr.Dataset):
     shown = [name for name in data.system.values if "ntk" not in name]
     made, axes = drawing.figure(
         [f"{name}, one hidden layer" for name in shown],
-        caption="Training loss of finite muP networks (bands span the seeds) and of the infinitely wide network, trained as"
-        " such (dashed). Look how the widths close in on it.",
+        caption="Training loss of finite muP networks (bands span the seeds) and of the infinitely wide network,"
+        " trained as such (dashed). Look how the widths close in on it.",
         panel=(3.6, 2.9),
     )
     for ax, name in zip(axes, shown):
@@ -180,8 +180,8 @@ def _few_shot_figure(data: xr.Dataset):
     made, axes = drawing.figure(
         titles,
         caption=f"{data.attrs['ways']}-way {data.attrs['shots']}-shot accuracy on digits that were not trained on,"
-        " after first-order MAML: finite muP networks (mean and range of the seeds), the limit (dashed), and the best kernel"
-        " limit after meta-training (dotted). Features can only help where tasks share what is of no use: the random"
+        " after first-order MAML: finite muP networks (mean and range of the seeds), the limit (dashed), and the"
+        " best kernel limit after meta-training (dotted). Features can only help where tasks share what is of no use: the random"
         " illumination.",
         panel=(3.2, 2.9),
     )

@@ -37,7 +37,7 @@ def test_the_network_is_the_papers(config):
     out = x
     for name in ("hidden_0", "hidden_1", "hidden_2", "readout"):
         layer = params[name]
-        out = out @ layer["kernel"] / np.sqrt(out.shape[1]) + 0.1 * layer["bias"]
+        out = out @ layer["kernel"] / np.sqrt(out.shape[1]) + 0.1 * layer["bias"][None]
         out = out if name == "readout" else np.maximum(out, 0)
     np.testing.assert_allclose(net.apply(params, x), out, rtol=1e-5)
 
@@ -106,7 +106,7 @@ def test_claims_can_fail(data):
     wrong["along"] = data.along + 0.1
     wrong["off"] = data.off.roll(component_width=1)
     held = {claim.name for claim in study.claims(wrong) if claim.passed and not claim.control}
-    assert held <= {"4 narrow networks are faster, digits", "3 spread"}, held
+    assert held <= {"3 spread"}, held
 
 
 def test_every_part_has_its_figure(data):
