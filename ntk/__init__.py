@@ -3,8 +3,10 @@
 ``import ntk`` and ``from ntk import stax`` run what was written for neural-tangents with its imports.
 """
 
-from ntk import empirical, gram, predict, reference, solve, stax
+from ntk import empirical, gram, hermite, predict, reference, solve, stax
 from ntk.batching import batch
+from ntk.depth import depth_map
+from ntk.duals import Dual
 from ntk.empirical import (
     NtkImplementation,
     empirical_kernel_fn,
@@ -26,21 +28,27 @@ from ntk.kernel import Kernel
 from ntk.linearize import linearize, taylor_expand
 from ntk.monte_carlo import monte_carlo_kernel_fn
 from ntk.reference import from_neural_tangents
+from ntk.trace import explain, infinite_width
 
 __all__ = [
+    "Dual",
     "Kernel",
     "Network",
     "NtkImplementation",
     "ParamAxes",
     "batch",
+    "depth_map",
     "empirical",
     "empirical_kernel_fn",
     "empirical_nngp_fn",
     "empirical_ntk",
     "empirical_ntk_fn",
     "empirical_ntk_vp_fn",
+    "explain",
     "from_neural_tangents",
     "gram",
+    "hermite",
+    "infinite_width",
     "initial_state",
     "linearize",
     "monte_carlo_kernel_fn",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ntk import axes as ax
-from ntk.axes import Axis, Dims
-from ntk.coordinates import Coefficient, Linear, Ref, Refusal, Value
-from ntk.interpret import Context
-from ntk.layers import process_of
-from ntk.steps import Note, code
+from ntk.trace import axes as ax
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.context import Context
+from ntk.trace.coordinates import Coefficient, Linear, Ref, Refusal, Value
+from ntk.trace.processes import process_of
+from ntk.trace.steps import Note, code
 
 
 def inner(

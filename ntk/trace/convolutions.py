@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk import axes as ax
-from ntk.axes import Axis
-from ntk.coordinates import Coefficient, Linear, Number, Ref, Refusal, Value, Weight, is_random
-from ntk.interpret import Context, materialised, scaled_shape
-from ntk.layers import _data, _scale_text, process_of
-from ntk.steps import Note
+from ntk.trace import axes as ax
+from ntk.trace.axes import Axis
+from ntk.trace.context import Context, materialised, scaled_shape
+from ntk.trace.coordinates import (
+    Coefficient,
+    Linear,
+    Number,
+    Ref,
+    Refusal,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.processes import process_of
+from ntk.trace.products import data_moments, scale_text
+from ntk.trace.steps import Note
 
 
 def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -20,7 +30,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     weight, params = kernel.body, one.params
     numbers = params["dimension_numbers"]
     batch, feature, *spatial = numbers.lhs_spec
-    out_feature, in_feature, *window_dims = numbers.rhs_spec
+    out_feature, _in_feature, *window_dims = numbers.rhs_spec
     out_batch, out_channel, *out_spatial = numbers.out_spec
     if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise Refusal(
@@ -42,7 +52,9 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         ref = process_of(context, value.body)
         source, axes = ref.process.index, ref.axes
     else:
-        source, axes = _data(context, value, tuple(a for a in channels if a.kind == "position"))
+        source, axes = data_moments(
+            context, value, tuple(a for a in channels if a.kind == "position")
+        )
     missing = [k for k in spatial if value.dims[k] and value.dims[k][0] not in axes]
     if missing:
         raise Refusal(f"{weight.name} slides over an activation that is constant there")
@@ -56,7 +68,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
     left_over = (power + grows) / 2
     if left_over:
-        context.scales.append(_scale_text(context, weight.name, variance, power, grows))
+        context.scales.append(scale_text(context, weight.name, variance, power, grows))
     total = variance * count
     shape = scaled_shape(one, two)
     fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])

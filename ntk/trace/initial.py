@@ -20,9 +20,24 @@ from jax.extend import core as jex
 from ntk.family import named_leaves
 
 _GRID = 512
+
+
 _SHAPES = frozenset(
-    ["reshape", "broadcast_in_dim", "transpose", "squeeze", "slice", "copy", "copy_p", "stop_gradient", "rev", "expand_dims"]
+    [
+        "reshape",
+        "broadcast_in_dim",
+        "transpose",
+        "squeeze",
+        "slice",
+        "copy",
+        "copy_p",
+        "stop_gradient",
+        "rev",
+        "expand_dims",
+    ]
 )
+
+
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 

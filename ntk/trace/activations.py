@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import coordinates as co
 from ntk import duals, hermite
 from ntk.duals import Dual
+from ntk.trace import trees
 
 _X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
+
+
 _TOLERANCE = 1e-11
 
 
@@ -34,9 +36,9 @@ class Function:
 
     def __call__(self, z: Any) -> Any:
         if self.parameter is None:
-            return co.function(self.tree)(z)
-        value = co.parameters(self.tree)[self.parameter]
-        f = co.function(self.tree, self.parameter)
+            return trees.function(self.tree)(z)
+        value = trees.parameters(self.tree)[self.parameter]
+        f = trees.function(self.tree, self.parameter)
         p = jnp.full_like(z, value)
         return jax.jvp(lambda q: f(z, q), (p,), (jnp.ones_like(p),))[1]
 
@@ -141,7 +143,7 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
         c = float(f(np.ones(1))[0]) / (0.5 * (1 + math.erf(math.sqrt(0.5))))
         if _same(y, c * gelu):
             return Known(scaled(duals.gelu(), c), "gelu" if abs(c - 1) < 1e-12 else f"{c:.4g} gelu")
-        top, bottom, middle = (float(v) for v in f(np.array([60.0, -60.0, 0.0])))
+        top, bottom, _middle = (float(v) for v in f(np.array([60.0, -60.0, 0.0])))
         a, c = (top - bottom) / 2, (top + bottom) / 2
         h = 1e-3
         slope = float(np.diff(f(np.array([-h, h])))[0]) / (2 * h)
@@ -151,7 +153,7 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     if _uses(tree, ("sin", "cos")):
         return _wave(f, y)
     if _uses(tree, ("exp", "exp2")):
-        one, zero, minus = (float(v) for v in f(np.array([1.0, 0.0, -1.0])))
+        one, zero, _minus = (float(v) for v in f(np.array([1.0, 0.0, -1.0])))
         if zero and one / zero > 0:
             b = math.log(one / zero)
             if _same(y, zero * np.exp(b * _X)):
@@ -217,5 +219,5 @@ def described(term: tuple) -> str:
     for _, _, tree in factors:
         parts.append(known(Function(tree)).name)
     if alone is not None:
-        parts.append(f"{float(co.function(alone)(0.0)):.4g}")
+        parts.append(f"{float(trees.function(alone)(0.0)):.4g}")
     return " * ".join(parts) or "1"

@@ -11,7 +11,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 WIDTHS = (64, 256)
+
+
 BATCHES = (2, 10)
+
 
 Size = tuple[int, int]
 
@@ -40,6 +43,8 @@ class Axis:
 
 
 Dims = tuple[tuple[Axis, ...], ...]
+
+
 Splits = Mapping[Axis, tuple[Axis, ...]]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import coordinates as co
+from ntk.trace import trees
 
 Array = jax.Array
 
@@ -85,13 +85,38 @@ def position_op(
         params = params | {"slice_sizes": sizes}
     if name in _SAME_SHAPE or (all(len(c) == len(code) for c in codes) and name in _ELEMENTWISE):
         arrays = [jnp.broadcast_to(a, shape) for a in arrays]
-    co_primitive = co.primitive(name)
-    return co.bind(co_primitive, params, arrays, dtype)
+    co_primitive = trees.primitive(name)
+    return trees.bind(co_primitive, params, arrays, dtype)
 
 
 _SAME_SHAPE = frozenset({"select_n"})
+
+
 _ELEMENTWISE = frozenset(
-    ["add", "sub", "mul", "div", "max", "min", "pow", "atan2", "rem", "and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "nextafter", "add_any", "clamp"]
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "max",
+        "min",
+        "pow",
+        "atan2",
+        "rem",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "nextafter",
+        "add_any",
+        "clamp",
+    ]
 )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-from ntk import coordinates as co
-from ntk.axes import Axis, Dims, growth, positions
-from ntk.coordinates import Coefficient, Linear, Process, Ref, Refusal, Terms
+from ntk.trace import algebra
+from ntk.trace import coordinates as co
+from ntk.trace.axes import Axis, Dims, growth, positions
+from ntk.trace.coordinates import Coefficient, Linear, Process, Ref, Refusal, Terms
 
 Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
 
@@ -36,6 +37,9 @@ class Note(NamedTuple):
     line: str = ""
 
 
+_NOTHING = Note()
+
+
 class Program:
     """Steps in the making.
 
@@ -58,7 +62,7 @@ class Program:
         self._seals: dict = {}
         self._constants: dict = {}
 
-    def add(self, operation: str, static: Hashable, inputs: Sequence, note: Note = Note()) -> int:
+    def add(self, operation: str, static: Hashable, inputs: Sequence, note: Note = _NOTHING) -> int:
         self.steps.append(Step(operation, static, tuple(inputs)))
         self.notes.append(note._replace(line=self.line))
         return len(self.steps) - 1
@@ -153,9 +157,9 @@ class Program:
                     inner = self.definitions[ref.process.index]
                     renames = dict(zip(_axes(inner)[0], ((a,) for a in ref.axes)))
                     renames |= dict(zip(_axes(inner)[1], ((a,) for a in ref.units)))
-                    inner = co.scaled(co.renamed_body(inner, renames), c)
+                    inner = algebra.scaled(co.renamed_body(inner, renames), c)
                     rest = Linear(body.terms[:i] + body.terms[i + 1 :])
-                    body = co.added(rest, inner)
+                    body = algebra.added(rest, inner)
                     break
                 if shared and not (ref.process.gaussian and ref.process.index in self.definitions):
                     others = [
@@ -239,7 +243,7 @@ def total(axes: Sequence[Axis]) -> tuple[float, float]:
 
 def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple]:
     """Terms as hashable data: (terms, inputs, axes, units)."""
-    terms = co.as_terms(program.sealed(body)) if isinstance(body, Linear) else body.terms
+    terms = algebra.as_terms(program.sealed(body)) if isinstance(body, Linear) else body.terms
     axes: dict = {}
     units: tuple = ()
     inputs: list = []
@@ -267,7 +271,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
                 raise Refusal(
                     "a parameter that differs between positions and is not zero at initialisation"
                 )
-            leaf = co.at_parameter(tree, ref)
+            leaf = algebra.at_parameter(tree, ref)
             product = leaf if product is None else ("mul", (), product, leaf)
         coded = []
         for ref, tree in factors:

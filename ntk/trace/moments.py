@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import coordinates as co
 from ntk import hermite, rules
 from ntk import kernel as kernels
-from ntk.activations import Function, known
 from ntk.kernel import Kernel
-from ntk.numbers import to_axes
+from ntk.trace import coordinates as co
+from ntk.trace import trees
+from ntk.trace.activations import Function, known
+from ntk.trace.numbers import to_axes
 
 Array = jax.Array
 
@@ -174,7 +175,7 @@ def _constant(alone: Any) -> float:
     if alone is None:
         return 1.0
     with jax.ensure_compile_time_eval():
-        return float(co.function(alone)(0.0))
+        return float(trees.function(alone)(0.0))
 
 
 def _plain(terms: Sequence) -> list:
@@ -189,12 +190,12 @@ def _derivatives(terms: Sequence, place: int) -> tuple[list, list]:
     out, kept = [], []
     for k, (number, _, factors, alone) in enumerate(terms):
         for p, _, tree in factors:
-            if place in co.parameters(tree):
+            if place in trees.parameters(tree):
                 changed = {q: Function(t) for q, _, t in factors}
                 changed[p] = Function(tree, place)
                 out.append((number, changed, _constant(alone)))
                 kept.append(k)
-        if alone is not None and place in co.parameters(alone):
+        if alone is not None and place in trees.parameters(alone):
             with jax.ensure_compile_time_eval():
                 slope = float(Function(alone, place)(jnp.zeros(())))
             out.append((number, {q: Function(t) for q, _, t in factors}, slope))
@@ -231,7 +232,7 @@ def function_law(
         p
         for _, _, factors, alone in terms
         for tree in [t for _, _, t in factors] + ([] if alone is None else [alone])
-        for p in co.parameters(tree)
+        for p in trees.parameters(tree)
     }
     plain = _plain(terms)
     scales = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ntk.steps import Step
+from ntk.trace.steps import Step
 
 
 class Loop(NamedTuple):

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk import axes as ax
-from ntk.axes import Axis
-from ntk.coordinates import Coefficient, Linear, Number, Ref, Refusal, Value, Weight, is_random
-from ntk.interpret import Context, scaled_shape
-from ntk.layers import mapped
-from ntk.primitives import _finite, frozen
-from ntk.steps import Note, code
+from ntk.trace import axes as ax
+from ntk.trace.axes import Axis
+from ntk.trace.context import Context, scaled_shape
+from ntk.trace.coordinates import (
+    Coefficient,
+    Linear,
+    Number,
+    Ref,
+    Refusal,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.finite import frozen, on_numbers
+from ntk.trace.positions import mapped
+from ntk.trace.steps import Note, code
 
 
 def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -20,7 +29,7 @@ def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
         return _embedding(context, one, two, table, indices)
     if is_random(table.body):
         return _positions(context, one, two, values)
-    return _finite(context, one, two, values)
+    return on_numbers(context, one, two, values)
 
 
 def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Value) -> Value:

@@ -1,0 +1,198 @@
+"""One coordinate of a wide layer as a function of Gaussian processes: its parts, and the renaming of their axes.
+
+In a Tensor Program every unit of a wide layer is an independent copy of one random variable, a function of jointly
+Gaussian ones and of numbers that depend on the sample. Here such a function is a sum of `Term`s: each a number
+(`Coefficient`) times functions (`ntk.trace.trees`) of one Gaussian process each. Sums of processes stay `Linear` until
+a nonlinearity needs their law.
+
+Source: Yang (2019), Tensor Programs I-III.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ntk.trace.axes import Axis, Dims, Splits, substitute
+from ntk.trace.trees import Tree
+
+
+class Refusal(ValueError):
+    """Something in a network that has no kernel here, with what to do."""
+
+
+class Coefficient(NamedTuple):
+    """number width^power times arrays that depend on the sample and the position.
+
+    Attributes:
+        number: a float.
+        power: of the width.
+        arrays: (value index, dimensions) of each array.
+    """
+
+    number: float = 1.0
+    power: float = 0.0
+    arrays: tuple[tuple[Any, Dims], ...] = ()
+
+    def times(self, other: Coefficient) -> Coefficient:
+        arrays = self.arrays + other.arrays
+        return Coefficient(self.number * other.number, self.power + other.power, arrays)
+
+
+class Process(NamedTuple):
+    """What is known of a process before its moments are computed.
+
+    Attributes:
+        index: of the step that computes them.
+        axes: axes of positions, in the order of its moments.
+        units: axes of units, in their own order.
+        gaussian: whether it is Gaussian with mean zero.
+        bases: the independent processes that it is a function of.
+        value: of a parameter that is constant at initialisation; None for others.
+        frozen_law: its tangent kernel is a mean over units, so that no nonlinearity may act on it.
+    """
+
+    index: int
+    axes: tuple[Axis, ...]
+    units: tuple[Axis, ...]
+    gaussian: bool
+    bases: frozenset
+    value: float | None = None
+    averaged: bool = False
+
+
+class Ref(NamedTuple):
+    """A process as it appears in an array.
+
+    Attributes:
+        process: the process.
+        maps: linear maps of its positions, applied in turn.
+        axes: its positions after the maps, in order.
+        units: the axes of units in the order of the process.
+        part: which of its units.
+    """
+
+    process: Process
+    maps: tuple
+    axes: tuple[Axis, ...]
+    units: tuple[Axis, ...]
+    part: tuple = ()
+
+
+class Number(NamedTuple):
+    """An array with one value, number width^power."""
+
+    number: float
+    power: float = 0.0
+
+
+class Finite(NamedTuple):
+    """An array of numbers: the data, or what follows from it; `index` names its value."""
+
+    index: Any
+    power: float = 0.0
+
+
+class Weight(NamedTuple):
+    """A parameter that has not met an activation yet.
+
+    Attributes:
+        name: path of the parameter.
+        number, power, arrays: what it was multiplied with, as in `Coefficient`.
+        part: slices taken of it, as (dimension, start, stop) at the first width.
+        own: for each of its dimensions, its axes in the array now.
+    """
+
+    name: str
+    number: float = 1.0
+    power: float = 0.0
+    arrays: tuple = ()
+    part: tuple = ()
+    own: Dims = ()
+
+
+class Linear(NamedTuple):
+    """A sum of processes with coefficients."""
+
+    terms: tuple[tuple[Ref, Coefficient], ...]
+
+
+class Term(NamedTuple):
+    """A coefficient times a product of functions, each of one process."""
+
+    coefficient: Coefficient
+    factors: tuple[tuple[Ref, Tree], ...]
+
+
+class Terms(NamedTuple):
+    """A sum of terms."""
+
+    terms: tuple[Term, ...]
+
+
+class Pieces(NamedTuple):
+    """Several arrays side by side along the axis of units, with the share of each; and all their units."""
+
+    parts: tuple[tuple[Any, Dims], ...]
+    shares: tuple[float, ...]
+    units: Axis
+
+
+class Value(NamedTuple):
+    """An array of the traced program."""
+
+    dims: Dims
+    body: Any
+
+
+def is_random(body: Any) -> bool:
+    """Whether it differs between units."""
+    return isinstance(body, Linear | Terms | Pieces)
+
+
+def renamed(value: Value, splits: Splits) -> Value:
+    """The value with axes replaced by the axes that they split into."""
+    if not splits:
+        return value
+    return Value(substitute(value.dims, splits), renamed_body(value.body, splits))
+
+
+def renamed_body(body: Any, splits: Splits) -> Any:
+    if isinstance(body, Linear):
+        return Linear(
+            tuple((_renamed_ref(r, splits), _renamed_number(c, splits)) for r, c in body.terms)
+        )
+    if isinstance(body, Terms):
+        return Terms(
+            tuple(
+                Term(
+                    _renamed_number(t.coefficient, splits),
+                    tuple((_renamed_ref(r, splits), tree) for r, tree in t.factors),
+                )
+                for t in body.terms
+            )
+        )
+    if isinstance(body, Weight):
+        arrays = tuple((i, substitute(dims, splits)) for i, dims in body.arrays)
+        return body._replace(arrays=arrays, own=substitute(body.own, splits))
+    if isinstance(body, Pieces):
+        if body.units in splits and len(splits[body.units]) > 1:
+            raise Refusal("layers that were concatenated are split again: split them before")
+        parts = tuple((renamed_body(b, splits), substitute(dims, splits)) for b, dims in body.parts)
+        return Pieces(parts, body.shares, splits.get(body.units, (body.units,))[0])
+    return body
+
+
+def _renamed_number(c: Coefficient, splits: Splits) -> Coefficient:
+    return c._replace(arrays=tuple((i, substitute(dims, splits)) for i, dims in c.arrays))
+
+
+def _renamed_ref(ref: Ref, splits: Splits) -> Ref:
+    if not any(axis in splits for axis in ref.axes + ref.units):
+        return ref
+    axes = tuple(new for axis in ref.axes for new in splits.get(axis, (axis,)))
+    units = tuple(new for axis in ref.units for new in splits.get(axis, (axis,)))
+    maps = ref.maps
+    if len(axes) != len(ref.axes):
+        shape = tuple(axis.size[0] for axis in axes)
+        maps = (*maps, ("reshape", shape))
+    return ref._replace(maps=maps, axes=axes, units=units)

@@ -1,0 +1,296 @@
+"""Elementwise operations on the values of a traced network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ntk.trace import algebra, trees
+from ntk.trace import axes as ax
+from ntk.trace import coordinates as co
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.context import Context, finite_step
+from ntk.trace.coordinates import (
+    Coefficient,
+    Finite,
+    Linear,
+    Number,
+    Pieces,
+    Refusal,
+    Terms,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
+from ntk.trace.steps import shape_code
+
+IDENTITIES = frozenset(
+    [
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "stop_gradient",
+        "reduce_precision",
+        "optimization_barrier",
+    ]
+)
+
+
+def unified(values: list[Value]) -> list[Value]:
+    """Values of one shape with common axes."""
+    shaped = [k for k, v in enumerate(values) if v.dims and not isinstance(v.body, Number)]
+    if not shaped:
+        shaped = [k for k, v in enumerate(values) if v.dims][:1]
+    if not shaped:
+        return values
+    out = list(values)
+    for _ in range(2):
+        for k in shaped[1:]:
+            dims, first, second = ax.unify(out[shaped[0]].dims, out[k].dims)
+            for j in shaped[:k]:
+                out[j] = co.renamed(out[j], first)
+            out[k] = co.renamed(out[k], second)
+            out = [Value(dims, v.body) if j in (shaped[0], k) else v for j, v in enumerate(out)]
+    dims = out[shaped[0]].dims
+    return [Value(dims, v.body) if isinstance(v.body, Number) or v.dims else v for v in out]
+
+
+def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
+    values = unified(values)
+    dims = next((v.dims for v in values if v.dims), ())
+    name = equation.primitive.name
+    if name == "stop_gradient" and any(is_random(v.body) for v in values):
+        raise Refusal("the gradient of an activation is stopped; its tangent kernel is not known")
+    if name in IDENTITIES:
+        new = equation.params.get("new_dtype", jnp.float32)
+        old = equation.invars[0].aval.dtype
+        floats = jnp.issubdtype(new, jnp.floating) and jnp.issubdtype(old, jnp.floating)
+        if isinstance(values[0].body, Finite) and not floats:
+            return elementwise_numbers(context, equation, values, dims)
+        return Value(dims, values[0].body)
+    if any(isinstance(v.body, Pieces) for v in values):
+        return _in_pieces(context, equation, values, dims)
+    bodies = [v.body for v in values]
+    weights = [k for k, b in enumerate(bodies) if isinstance(b, Weight)]
+    if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
+        values = [context.as_random(v) for v in values]
+        bodies = [v.body for v in values]
+        weights = []
+    if any(is_random(b) for b in bodies) or weights:
+        return Value(dims, _random(context, equation, bodies, dims))
+    return elementwise_numbers(context, equation, values, dims)
+
+
+def _plain(bodies: list, name: str) -> bool:
+    """Whether a parameter is only multiplied with numbers."""
+    if name == "div" and isinstance(bodies[-1], Weight):
+        return False
+    rest = [b for b in bodies if not isinstance(b, Weight)]
+    return len(rest) >= len(bodies) - 1 and all(isinstance(b, Number | Finite) for b in rest)
+
+
+def coefficient_of(body: Any, dims: Dims) -> Coefficient:
+    if isinstance(body, Number):
+        return Coefficient(body.number, body.power)
+    return Coefficient(1.0, body.power, ((body.index, dims),))
+
+
+def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
+    name = equation.primitive.name
+    if name == "neg":
+        return algebra.scaled(bodies[0], Coefficient(-1.0))
+    if name == "mul":
+        if isinstance(bodies[0], Number | Finite):
+            bodies = bodies[::-1]
+        if isinstance(bodies[1], Number | Finite):
+            return algebra.scaled(bodies[0], coefficient_of(bodies[1], dims))
+        return _product(context, *bodies)
+    if name == "div" and isinstance(bodies[1], Number | Finite):
+        return algebra.scaled(bodies[0], coefficient_of(reciprocal(context, bodies[1], dims), dims))
+    if name in ("add", "sub", "add_any"):
+        first, second = bodies
+        if name == "sub":
+            second = (
+                Number(-second.number, second.power)
+                if isinstance(second, Number)
+                else algebra.scaled(as_sum(second, dims), Coefficient(-1.0))
+            )
+        first, second = as_sum(first, dims), as_sum(second, dims)
+        if not (isinstance(first, Linear) and isinstance(second, Linear)):
+            first, second = context.program.sealed(first), context.program.sealed(second)
+        return algebra.added(first, second)
+    if name == "select_n" and isinstance(bodies[0], Number | Finite):
+        return _masked(context, equation, bodies, dims)
+    args = [_absorbed(context, context.program.sealed(b)) for b in bodies]
+    if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
+        power = equation.params.get("y", 2)
+        if 2 <= power <= 4:
+            out = args[0]
+            for _ in range(power - 1):
+                out = algebra.multiplied(out, args[0])
+            return out
+    for body in args:
+        _check_law(body)
+    params = frozen(equation.params)
+    out = None
+    if not any(isinstance(b, Finite) for b in args):
+        out = algebra.applied(equation.primitive, params, args)
+    if out is None:
+        raise Refusal(
+            "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "
+            "samples: its expectation does not factorise. Insert a layer of weights before it, or write it as sums and "
+            "products of functions of one activation each"
+        )
+    return out
+
+
+def _check_law(body: Any) -> None:
+    for term in algebra.as_terms(body) if not isinstance(body, Finite) else ():
+        for ref, _ in term.factors:
+            if ref.process.averaged:
+                raise Refusal(
+                    "a nonlinearity acts on a sum that contains a normalised activation with a trained gain; its "
+                    "tangent kernel differs between units. Insert a layer of weights, or leave out the gain "
+                    "(use_scale=False)"
+                )
+            if not ref.process.gaussian:
+                # moments of degree two are known of any process; others are refused where they are needed
+                continue
+
+
+def as_sum(body: Any, dims: Dims) -> Any:
+    if isinstance(body, Finite):
+        return Terms((co.Term(Coefficient(1.0, body.power, ((body.index, dims),)), ()),))
+    if isinstance(body, Number):
+        return Terms(algebra.as_terms(body))
+    return body
+
+
+def _product(context: Context, one: Any, two: Any) -> Any:
+    """Product of two activations; numbers that come with a parameter go to the activation."""
+    one, two = (two, one) if _is_parameter(one) and not _is_parameter(two) else (one, two)
+    if _is_parameter(two) and isinstance(one, Linear):
+        arrays = two.terms[0][1]
+        one = algebra.scaled(one, arrays)
+        two = Linear(((two.terms[0][0], Coefficient()),))
+    return algebra.multiplied(context.program.sealed(one), context.program.sealed(two))
+
+
+def _is_parameter(body: Any) -> bool:
+    return (
+        isinstance(body, Linear)
+        and len(body.terms) == 1
+        and body.terms[0][0].process.value is not None
+    )
+
+
+def _is_linear(tree: Any) -> bool:
+    if tree == trees.Z:
+        return True
+    if tree[0] == "mul":
+        left, right = tree[2:]
+        fixed = ("number", "parameter")
+        return (left[0] in fixed and _is_linear(right)) or (right[0] in fixed and _is_linear(left))
+    return False
+
+
+def _absorbed(context: Context, body: Any) -> Any:
+    """Numbers that scale a Gaussian become part of it, so that what is left is a function of one process."""
+    if not isinstance(body, Terms) or algebra.univariate(body) is not None:
+        return body
+    refs = {ref for t in body.terms for ref, _ in t.factors if ref.process.value is None}
+    if len(refs) != 1:
+        return body
+    ref = refs.pop()
+    touching = [t for t in body.terms if any(r == ref for r, _ in t.factors)]
+    rest = [t for t in body.terms if t not in touching]
+    arrays = {t.coefficient.arrays for t in touching}
+    linear = all(_is_linear(tree) for t in touching for r, tree in t.factors if r == ref)
+    if len(arrays) != 1 or not linear or any(t.coefficient.arrays for t in rest):
+        return body
+    scale = Coefficient(1.0, 0.0, arrays.pop())
+    new = context.program.sealed(Linear(((ref, scale),))).terms[0][0]
+    out = list(rest)
+    for t in touching:
+        factors = tuple((new if r == ref else r, tree) for r, tree in t.factors)
+        out.append(co.Term(t.coefficient._replace(arrays=()), factors))
+    return algebra.collected(out)
+
+
+def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
+    """select_n by numbers: each case times a mask."""
+    if isinstance(bodies[0], Number):
+        return bodies[1 + int(bodies[0].number)]
+    total: Any = Number(0.0)
+    codes = shape_code(dims)
+    for k, case in enumerate(bodies[1:]):
+        if isinstance(case, Number) and case.number == 0:
+            continue
+        inputs = [bodies[0].index]
+        index = finite_step(context, ("equals", (("value", k),), (codes,), codes), inputs)
+        mask = Coefficient(1.0, 0.0, ((index, dims),))
+        case = as_sum(case, dims)
+        part = algebra.scaled(case, mask)
+        if isinstance(total, Number):
+            total = part
+        elif isinstance(total, Linear) and isinstance(part, Linear):
+            total = algebra.added(total, part)
+        else:
+            total = algebra.added(context.program.sealed(total), context.program.sealed(part))
+    return total
+
+
+def _in_pieces(context: Context, equation: Any, values: list[Value], dims: Dims) -> Value:
+    """An elementwise operation on each of several layers side by side."""
+    pieces = next(v.body for v in values if isinstance(v.body, Pieces))
+    parts, start = [], 0
+    for k, (_, piece_dims) in enumerate(pieces.parts):
+        axis = piece_axis(pieces, piece_dims)
+        args = []
+        for v in values:
+            if isinstance(v.body, Pieces):
+                if v.body.shares != pieces.shares:
+                    raise Refusal("layers concatenated in different places meet")
+                args.append(Value(v.body.parts[k][1], v.body.parts[k][0]))
+            elif isinstance(v.body, Number | Finite):
+                renames = {pieces.units: (axis,)}
+                args.append(co.renamed(v, renames))
+            else:
+                args.append(take_units(context, v, pieces.units, start, axis))
+        out = elementwise(context, equation, args)
+        parts.append((out.body, out.dims))
+        start += axis.size[0]
+    return Value(dims, Pieces(tuple(parts), pieces.shares, pieces.units))
+
+
+def piece_axis(pieces: Pieces, dims: Dims) -> Axis:
+    known = set(ax.flat(dims))
+    return next(a for a in ax.flat(dims) if a.kind == "unit" and a in known and a.infinite)
+
+
+def take_units(context: Context, value: Value, axis: Axis, start: int, new: Axis) -> Value:
+    """Units `start` onwards of an array, along a new axis."""
+    if isinstance(value.body, Weight):
+        value = context.as_random(value)
+    stop = start + new.size[0]
+
+    def cut(ref: co.Ref) -> co.Ref:
+        if axis not in ref.units:
+            return ref
+        part = (*ref.part, (ref.units.index(axis), start, stop))
+        units = tuple(new if a is axis else a for a in ref.units)
+        return ref._replace(units=units, part=part)
+
+    body = context.program.sealed(value.body)
+    if isinstance(body, Linear):
+        body = Linear(tuple((cut(r), c) for r, c in body.terms))
+    else:
+        body = Terms(
+            tuple(
+                co.Term(t.coefficient, tuple((cut(r), tree) for r, tree in t.factors))
+                for t in body.terms
+            )
+        )
+    return Value(ax.substitute(value.dims, {axis: (new,)}), body)

@@ -1,0 +1,130 @@
+"""The derivation of a traced kernel as tables."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any, NamedTuple
+
+from ntk.trace.activations import described
+from ntk.trace.steps import Note, Step
+from ntk.trace.traced import Traced
+
+
+class StepRow(NamedTuple):
+    """One step of a derivation."""
+
+    step: str
+    operation: str
+    what: str
+    positions: str
+    K: str
+    line: str
+
+
+class ParameterRow(NamedTuple):
+    """What is assumed of a parameter.
+
+    Attributes:
+        parameter: its path.
+        role: "weights" sum over units, "table" is looked up, "vector" acts on each unit alone.
+        initial_variance: that of an entry times the number of entries summed over.
+        rate: factor of its part in the NTK.
+    """
+
+    parameter: str
+    role: str
+    initial_law: str
+    initial_variance: float
+    rate: float
+
+
+class Explanation(NamedTuple):
+    """A derivation as two tables; prints in a terminal and renders in a notebook."""
+
+    steps: list[StepRow]
+    parameters: list[ParameterRow]
+
+    def __str__(self) -> str:
+        return f"{_table(self.steps, StepRow)}\n\n{_table(self.parameters, ParameterRow)}"
+
+    def _repr_html_(self) -> str:
+        return _html(self.steps, StepRow) + _html(self.parameters, ParameterRow)
+
+
+def _cells(row: Any) -> list[str]:
+    return [f"{x:.6g}" if isinstance(x, float) else str(x) for x in row]
+
+
+def _table(rows: list, kind: Any) -> str:
+    lines = [list(kind._fields), *map(_cells, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(kind._fields))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _html(rows: list, kind: Any) -> str:
+    head = "".join(f"<th>{name}</th>" for name in kind._fields)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+_TEXTS = {
+    "affine": "weights",
+    "function": "function",
+    "convolve": "convolution",
+    "combine": "sum",
+    "mean": "mean over units",
+    "data": "data",
+    "vector": "vector",
+    "lookup": "embedding",
+    "mix": "side by side",
+    "finite": "numbers",
+    "scores": "scores",
+    "attend": "attention",
+}
+
+
+def explanation(traced: Traced) -> Explanation:
+    """The tables of a traced network."""
+    rows, index = [], 0
+    starts = {loop.start: loop for loop in traced.loops}
+    while index < len(traced.steps):
+        loop = starts.get(index)
+        length, count = (loop.length, loop.count) if loop else (1, 1)
+        for k in range(index, index + length):
+            if traced.steps[k].operation != "finite":
+                number = f"{k}" + (f" (x {count})" if count > 1 else "")
+                rows.append(_step_row(number, traced.steps[k], traced.notes[k]))
+        index += length * count
+    parameters = [
+        ParameterRow(
+            name,
+            facts["role"],
+            f"mean {facts['mean']:g}" if not facts["variance"] else "normal",
+            facts["variance"],
+            facts["rate"],
+        )
+        for name, facts in traced.parameters.items()
+    ]
+    return Explanation(rows, parameters)
+
+
+def _step_row(number: str, step: Step, note: Note) -> StepRow:
+    formula = ""
+    if step.operation in ("affine", "convolve"):
+        formula = f"{step.static[0]:.6g} K" + (
+            " averaged over the window" if step.operation == "convolve" else ""
+        )
+        if step.operation == "affine" and step.static[3]:
+            formula += f" + {step.static[3][0]:.6g}"
+    elif step.operation in ("vector", "lookup"):
+        formula = f"{step.static[0]:.6g}"
+    elif step.operation == "function":
+        formula = "E[f(u) f(v)]"
+    if step.operation in ("function", "mean"):
+        text = " + ".join(described(term) for term in step.static[0])
+        return StepRow(number, _TEXTS[step.operation], text, note.axes, formula, note.line)
+    text = ", ".join(note.parameters) if step.operation in ("affine", "convolve") else note.text
+    return StepRow(number, _TEXTS[step.operation], text, note.axes, formula, note.line)

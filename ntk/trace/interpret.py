@@ -1,0 +1,165 @@
+"""A network's own program, equation by equation, turned into steps on processes.
+
+`trace` reads the jaxpr of `apply` at two widths and two batch sizes side by side: what differs between them are the
+axes of units and of samples. What each primitive does is in `ntk.trace.primitives`.
+
+Source: Yang (2019), "Tensor Programs I: Wide feedforward or recurrent neural networks of any architecture are
+Gaussian processes"; Yang (2020), "Tensor Programs II: Neural tangent kernel for any architecture".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from ntk.trace import axes as ax
+from ntk.trace import coordinates as co
+from ntk.trace.context import Context
+from ntk.trace.coordinates import Finite, Refusal, Value, Weight
+from ntk.trace.primitives import rule
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+
+
+_CALLS |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
+
+
+_CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+
+
+_CALLS |= {"custom_vjp_call_jaxpr": "fun_jaxpr"}
+
+
+def line_of(equation: Any) -> str:
+    """File and line of the model that an equation came from, as far as its traceback tells."""
+    traceback = getattr(getattr(equation, "source_info", None), "traceback", None)
+    frames = getattr(traceback, "frames", None) or []
+    skip = ("/jax/", "/flax/", "/ntk/", "contextlib", "functools", "/jaxlib/", "<frozen")
+    for frame in frames:
+        name = str(getattr(frame, "file_name", ""))
+        if name and not any(part in name for part in skip):
+            return f"{name}:{getattr(frame, 'line_num', '?')}"
+    return ""
+
+
+def trace(
+    apply: Callable, params: tuple[Any, Any], inputs: tuple[Any, Any], context: Context
+) -> Value:
+    """The output of `apply(params, *inputs)` as a value, with its steps in `context.program`.
+
+    Args:
+        apply: the network at both widths.
+        params: trees of shapes at both, with the paths of `context.parameters`.
+        inputs: tuples of shapes at both, with batch sizes BATCHES.
+        context: parameters; the steps are added to its program.
+
+    Raises:
+        Refusal: what has no kernel, with the primitive, the line of the model, and what to do.
+    """
+    closed = [jax.make_jaxpr(apply[k])(params[k], *inputs[k]) for k in (0, 1)]
+    names = list(context.parameters)
+    values = []
+    leaves = [jax.tree.leaves((params[k], inputs[k])) for k in (0, 1)]
+    for k, (one, two) in enumerate(zip(*leaves)):
+        shape = list(zip(one.shape, two.shape))
+        if k < len(names):
+            dims = context.fresh_dims(shape, "free")
+            values.append(Value(dims, Weight(names[k], own=dims)))
+        else:
+            values.append(
+                Value(context.fresh_dims(shape, "position"), Finite(("input", k - len(names))))
+            )
+            if any(a.kind == "free" for a in ax.flat(values[-1].dims)):
+                raise Refusal("the inputs grow with the width; they must have a fixed size")
+    outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], values)
+    if len(outs) != 1:
+        raise Refusal(
+            f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply return the outputs alone"
+        )
+    return outs[0]
+
+
+def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list[Value]:
+    """Values of the outputs of a jaxpr, read at both widths at once."""
+
+    first, second = jaxprs
+    if len(first.eqns) != len(second.eqns):
+        raise Refusal("the program of the model differs between widths: it must not depend on it")
+    env = dict(zip(first.constvars, (context.array(a, b) for a, b in zip(*consts))))
+    env |= dict(zip(first.invars, args))
+
+    def read(one: Any, two: Any) -> Value:
+        if isinstance(one, jex.Literal):
+            return context.array(one.val, two.val)
+        return env[one]
+
+    for one, two in zip(first.eqns, second.eqns):
+        name = one.primitive.name
+        if name != two.primitive.name:
+            raise Refusal(
+                f"the program of the model differs between widths ({name}, {two.primitive.name})"
+            )
+        values = [read(a, b) for a, b in zip(one.invars, two.invars)]
+        outer = context.program.line
+        context.program.line = line_of(one) or outer
+        try:
+            if name in _CALLS:
+                outs = _call(context, one, two, values)
+            else:
+                outs = rule(context, one, two, values)
+        except Refusal as refusal:
+            raise _located(refusal, name, context.program.line) from None
+        except ax.Mismatch as mismatch:
+            raise _located(Refusal(str(mismatch)), name, context.program.line) from None
+        context.program.line = outer
+        env.update(zip(one.outvars, outs))
+    return [read(a, b) for a, b in zip(first.outvars, second.outvars)]
+
+
+def _located(refusal: Refusal, name: str, line: str) -> Refusal:
+    if getattr(refusal, "located", False):
+        return refusal
+    where = f" at {line}" if line else ""
+    text = str(refusal).removeprefix("no infinite-width kernel: ")
+    out = Refusal(f"no infinite-width kernel: {text} ({name}{where})")
+    out.located = True
+    return out
+
+
+def _call(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value]:
+    key = _CALLS[one.primitive.name]
+    inner = [eqn.params[key] for eqn in (one, two)]
+    jaxprs = [getattr(j, "jaxpr", j) for j in inner]
+    consts = [getattr(j, "consts", ()) for j in inner]
+    if one.primitive.name.startswith("custom") and any(co.is_random(v.body) for v in values):
+        _check_derivative(one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
+    return run(context, jaxprs, consts, values)
+
+
+def _check_derivative(equation: Any, inner: jex.ClosedJaxpr) -> None:
+    """Refuses a derivative rule that is not the derivative, such as a straight-through estimator."""
+    alone = jex.Jaxpr([], equation.invars, equation.outvars, [equation])
+    call = jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, []))
+    body = jex.jaxpr_as_fun(inner)
+    avals = [v.aval for v in equation.invars]
+    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
+        raise Refusal("a custom derivative rule of a function with arguments that are not floats")
+    points = [
+        jnp.asarray(np.resize(np.linspace(-3.05, 3, 61) + 0.01 * k, a.shape), a.dtype)
+        for k, a in enumerate(avals)
+    ]
+    ones = [jnp.ones_like(p) for p in points]
+    with jax.ensure_compile_time_eval():
+        rules = [jax.jvp(f, points, ones)[1] for f in (call, body)]
+    for a, b in zip(*rules):
+        same = np.isclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4)
+        if same.mean() < 0.95:
+            raise Refusal(
+                "a function has a derivative rule of its own that is not its derivative; the tangent kernel would have "
+                "to follow it: write it without custom_jvp and custom_vjp"
+            )

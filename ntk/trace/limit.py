@@ -1,0 +1,272 @@
+"""The infinite-width limit of a family of networks, read from its own code.
+
+`infinite_width(family, example)` gives the NNGP and the NTK of the limit of `limits.parametrize(family, "ntk")`: every
+weight is its initial standard deviation times a standard normal and is trained at unit rate. `explain` shows the
+derivation step by step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk import family as families
+from ntk import spatial
+from ntk.evaluate import KernelFn
+from ntk.inputs import Plan
+from ntk.kernel import Array, Kernel
+from ntk.trace import axes as ax
+from ntk.trace import initial, interpret
+from ntk.trace import run as running
+from ntk.trace.axes import BATCHES, WIDTHS
+from ntk.trace.context import Context
+from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
+from ntk.trace.explanation import Explanation, explanation
+from ntk.trace.loops import loops
+from ntk.trace.matrices import fitted
+from ntk.trace.mixtures import broadcast
+from ntk.trace.parameters import read_parameters
+from ntk.trace.processes import process_of
+from ntk.trace.setting import Setting, Sides
+from ntk.trace.steps import Step
+from ntk.trace.traced import Traced, pruned
+
+
+def infinite_width(
+    family: Callable,
+    example: Any,
+    *,
+    parametrization: str = "ntk",
+    base_width: int | None = None,
+    learning_rates: Any = None,
+    bias_std: float | None = None,
+    batched: bool = True,
+) -> KernelFn:
+    """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
+
+    The limit is that of `ntk.empirical_ntk`, and of the outputs' covariance, of the finite networks of the family whose
+    weights are their initial standard deviation times a standard normal and are trained at unit rate; a parameter
+    that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+
+    Args:
+        family: a function of the width that returns a linen module, an NNX factory, or (init, apply); see
+            `ntk.family`. Widths 64 and 256 must be allowed.
+        example: an input (array or jax.ShapeDtypeStruct), or a tuple of several; the batch axis comes first.
+        parametrization: "ntk"; no other has a kernel limit.
+        base_width: the width whose initial scale is kept, as in `limits.parametrize(..., base_width=...)`: needed where
+            an initializer does not divide by the fan-in. None if the model's own scale has a limit.
+        learning_rates: factors of the learning rates, 1 by default: a tree like the parameters, or {pattern of the
+            path: factor}; 0 freezes a parameter.
+        bias_std: standard deviation given to parameters named `bias` that start at zero; None leaves them there.
+        batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
+
+    Returns:
+        `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`.
+
+    Raises:
+        ValueError: the model contains an operation without a limit here; the message names the primitive, the line
+            of the model, and what to do. Also for parametrizations without a kernel limit.
+
+    Source: Yang (2019, 2020), Tensor Programs I and II; Yang & Littwin (2021), Tensor Programs IIb.
+    """
+    traced = _trace(family, example, parametrization, base_width, learning_rates, bias_std, batched)
+    return kernel_function(traced, batched)
+
+
+def explain(family: Callable, example: Any, **options: Any) -> Explanation:
+    """The derivation of `infinite_width(family, example, **options)`: its steps, and what is assumed of each parameter.
+
+    Args:
+        family: as in `infinite_width`.
+        example: the same.
+        **options: the same.
+
+    Returns:
+        Explanation(steps, parameters); prints as two tables in a terminal and in a notebook.
+    """
+    defaults = {
+        "parametrization": "ntk",
+        "base_width": None,
+        "learning_rates": None,
+        "bias_std": None,
+        "batched": True,
+    }
+    unknown = set(options) - set(defaults)
+    if unknown:
+        raise ValueError(f"explain has no option {sorted(unknown)}; there are {sorted(defaults)}")
+    return explanation(_trace(family, example, *(defaults | options).values()))
+
+
+def _trace(
+    family: Callable,
+    example: Any,
+    parametrization: str,
+    base_width: int | None,
+    learning_rates: Any,
+    bias_std: float | None,
+    batched: bool,
+) -> Traced:
+    _check_parametrization(parametrization)
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not batched:
+        inputs = tuple(jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in inputs)
+    for x in inputs:
+        if not hasattr(x, "shape") or len(x.shape) < 1:
+            raise ValueError("example must be an array (or several) whose first axis is the batch")
+    first = tuple(
+        jax.ShapeDtypeStruct(x.shape[1:] if not batched else x.shape, x.dtype) for x in inputs
+    )
+    with jax.enable_x64(True):
+        nets = [families.network(family, width, first) for width in WIDTHS]
+        laws = [initial.laws(net.init) for net in nets]
+        parameters = read_parameters(laws, family, first, base_width, learning_rates, bias_std)
+        shapes = [
+            tuple(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs)
+            for batch in BATCHES
+        ]
+        trees = [_shapes(net.init) for net in nets]
+        context = Context(parameters)
+        applies = [_apply(net, family, width, first, batched) for net, width in zip(nets, WIDTHS)]
+        try:
+            out = interpret.trace(applies, trees, shapes, context)
+            return _finished(context, out, inputs)
+        except Refusal as refusal:
+            raise ValueError(str(refusal)) from None
+
+
+def _check_parametrization(name: str) -> None:
+    if name == "ntk":
+        return
+    frozen = {
+        "mup": "under muP features move at every width, so that training does not follow a fixed kernel (and the "
+        "outputs at initialisation vanish)",
+        "mean_field": "in the mean-field parametrization the outputs at initialisation vanish and features move, so "
+        "that training does not follow a fixed kernel",
+        "standard": "in the standard parametrization the tangent kernel grows with the width; learning rates that "
+        "shrink like 1/width give the NTK parametrization",
+    }
+    if name in frozen:
+        raise ValueError(
+            f'no kernel limit: {frozen[name]}. Use parametrization="ntk", or limits.feature_learning for the limit of '
+            "training"
+        )
+    raise ValueError(f'parametrization is {name!r}; only "ntk" has a kernel limit')
+
+
+def _shapes(init: Callable) -> Any:
+    tree = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), tree)
+
+
+def _apply(net: Any, family: Callable, width: int, first: tuple, batched: bool) -> Callable:
+    state = (
+        families.initial_state(family, width, first, jax.random.key(0))
+        if _keeps(family, width, first)
+        else {}
+    )
+    keywords = {"state": state} if state else {}
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        if batched:
+            return net.apply(params, *inputs, **keywords)
+        return jax.vmap(lambda *x: net.apply(params, *x, **keywords))(*inputs)
+
+    return apply
+
+
+def _keeps(family: Callable, width: int, first: tuple) -> bool:
+    shapes = jax.eval_shape(
+        lambda key: families.initial_state(family, width, first, key), jax.random.key(0)
+    )
+    return bool(jax.tree.leaves(shapes))
+
+
+def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
+    if not is_random(out.body):
+        raise Refusal(
+            "no infinite-width kernel: the output does not depend on random weights, or is a mean over units, which "
+            "is the same for every initialisation"
+        )
+    if any(a.infinite for a in ax.units(out.dims)):
+        raise Refusal(
+            "no infinite-width kernel: the outputs grow with the width; add a readout of fixed size"
+        )
+    body = out.body
+    if isinstance(body, Linear):
+        powers = {c.power for _, c in body.terms}
+        if powers != {0.0}:
+            why = f": {context.scales[-1]}" if context.scales else ""
+            raise Refusal(
+                f"no infinite-width kernel: the outputs are of size width^{max(powers):g}{why}"
+            )
+    ref = process_of(context, body)
+    if ref.maps or body == Coefficient():
+        raise AssertionError
+    axes = ax.positions(out.dims)
+    last = ref.process.index
+    order = tuple(ref.axes.index(a) for a in axes if a in ref.axes)
+    steps, notes = pruned(context.program, last)
+    dtypes = tuple(np.dtype(x.dtype) for x in inputs)
+    constants = tuple(context.program.constants)
+    return Traced(steps, notes, constants, order, dtypes, context.facts, loops(steps))
+
+
+def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
+    """The kernel function of a traced network."""
+
+    def pair(x1: Any, x2: Any, coincident: Array | None, plan: Plan) -> Kernel:
+        return _evaluated(traced, x1, x2, coincident, plan)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ValueError("the kernel of a traced network is a function of inputs, not of a Kernel")
+
+    area = max([math.prod(sizes_of(step)) for step in traced.steps] + [1])
+    return KernelFn(refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area)
+
+
+def sizes_of(step: Step) -> tuple[int, ...]:
+    if step.operation in ("combine", "function", "mean", "data"):
+        return step.static[2 if step.operation == "combine" else 1]
+    return ()
+
+
+def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) -> Kernel:
+    firsts, seconds = (x if isinstance(x, tuple) else (x,) for x in (x1, x2))
+    if len(firsts) != len(traced.dtypes):
+        raise ValueError(f"the network takes {len(traced.dtypes)} inputs, and got {len(firsts)}")
+    dtype = next((x.dtype for x in firsts if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
+    samples = firsts[0].shape[0], seconds[0].shape[0]
+    setting = Setting(samples, dtype, plan, coincident)
+    needs = running.needs_of(traced.steps, len(traced.steps) - 1, plan.need)
+    values: dict[Any, Any] = {}
+    for k, (one, two, kind) in enumerate(zip(firsts, seconds, traced.dtypes)):
+        if not np.issubdtype(kind, np.floating):
+            one, two = one.astype(jnp.int32), two.astype(jnp.int32)
+        values["input", k] = Sides(one, two)
+    for k, array in enumerate(traced.constants):
+        array = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
+        values["constant", k] = Sides(array, array)
+    law = running.run(traced.steps, traced.loops, values, needs, setting)
+    kernel = broadcast(law.kernel, setting)
+    kernel = spatial.reorder(fitted(kernel, plan.need), list(traced.order))
+    if kernel.ntk is not None and kernel.ntk.ndim == 0:
+        kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
+    shape = tuple(kernel.var1.shape[1:])
+    return dataclasses.replace(
+        kernel,
+        coincident=coincident,
+        mask1=None,
+        mask2=None,
+        shape1=(samples[0], *shape, -1),
+        shape2=(samples[1], *shape, -1),
+        symmetric=plan.symmetric,
+        batch_axis=0,
+        channel_axis=1 + len(shape),
+        is_input=False,
+    )

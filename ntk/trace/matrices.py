@@ -1,0 +1,130 @@
+"""Layers of weights, evaluated: affine maps and convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ntk import kernel as kernels
+from ntk import rules, spatial
+from ntk.inputs import Need
+from ntk.kernel import Array, Kernel
+from ntk.trace.moments import Law
+from ntk.trace.setting import Setting
+from ntk.trace.steps import Step
+
+
+def fitted(kernel: Kernel, need: Need) -> Kernel:
+    """The kernel with equal positions alone, where all pairs are known but not needed."""
+    if need.pairs or kernel.diagonal_spatial or kernel.var1.ndim == 1:
+        return kernel
+    ntk = kernel.ntk
+    return kernel.replace(
+        correlation=kernels.pixel_diagonal(kernel.correlation, 2),
+        ntk=ntk if ntk is None or ntk.ndim == 0 else kernels.pixel_diagonal(ntk, 2),
+        diagonal_spatial=True,
+    )
+
+
+def affine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    total, rate, flat, bias, apart = step.static
+    kernel = operands[0].kernel
+    if flat:
+        kernel = _flatten(kernel, flat)
+    kernel = fitted(kernel, need)
+    out = _weighted(kernel, kernel, total, rate, bias)
+    if apart and not out.diagonal_spatial:
+        out = _apart(out, apart)
+    return Law(out)
+
+
+def _weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any) -> Kernel:
+    """W K + b of the moments `mean` of a layer's inputs."""
+    if rate == total and (bias is None or bias[0] == bias[1]):
+        return rules.affine(mean, total**0.5, None if bias is None else bias[0] ** 0.5)
+    b_std = bias[0] ** 0.5 if bias and bias[0] else None
+    out = rules.gaussian(
+        mean, mean.correlation, mean.var1, mean.var2, total**0.5, b_std, normalised=True
+    )
+    if mean.ntk is None:
+        return out
+    own = out.nngp if b_std is None and rate == total else rate * mean.nngp
+    return out.replace(ntk=total * mean.ntk + own + (bias[1] if bias else 0.0))
+
+
+def _flatten(kernel: Kernel, flat: tuple[int, ...]) -> Kernel:
+    """Mean over equal positions along some axes."""
+    count = kernel.var1.ndim - 1
+    if len(flat) == count:
+        return spatial.flatten(kernel)
+    kept = [k for k in range(count) if k not in flat]
+
+    def mean(x: Array | None, lead: int, pairs: bool) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        if not pairs:
+            return jnp.mean(x, tuple(lead + k for k in flat))
+        step = [lead + 2 * k + s for k in kept for s in (0, 1)]
+        x = jnp.transpose(
+            x, [*range(lead), *step, *(lead + 2 * k + s for k in flat for s in (0, 1))]
+        )
+        for _ in flat:
+            at = lead + 2 * len(kept)
+            x = jnp.mean(jnp.diagonal(x, axis1=at, axis2=at + 1), -1)
+        return x
+
+    pairs = not kernel.diagonal_spatial
+    return kernel.replace(
+        nngp=mean(kernel.nngp, 2, pairs),
+        var1=mean(kernel.var1, 1, False),
+        var2=mean(kernel.var2, 1, False),
+        within1=mean(kernel.within1, 1, True),
+        within2=mean(kernel.within2, 1, True),
+    ).replace(ntk=mean(kernel.ntk, 2, pairs))
+
+
+def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
+    """Positions along some axes made independent of one another."""
+
+    def keep(x: Array | None, lead: int) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        for k in apart:
+            size = x.shape[lead + 2 * k]
+            shape = [1] * x.ndim
+            shape[lead + 2 * k] = shape[lead + 2 * k + 1] = size
+            x = jnp.where(jnp.eye(size, dtype=bool).reshape(shape), x, 0)
+        return x
+
+    return kernel.replace(
+        correlation=keep(kernel.correlation, 2),
+        ntk=keep(kernel.ntk, 2),
+        within1=keep(kernel.within1, 1),
+        within2=keep(kernel.within2, 1),
+    )
+
+
+def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    total, rate, order, others, window, strides, padding, dilation, _sizes = step.static
+    kernel = operands[0].kernel
+    if others or None in order or any(d != 1 for d in dilation):
+        raise NotImplementedError
+    kernel = fitted(spatial.reorder(kernel, list(order)), need)
+    axes = 1 if kernel.diagonal_spatial else 2
+
+    def box(x: Array, lead: int, axes: int) -> Array:
+        return spatial.window_mean(x, lead, axes, window, strides, padding)
+
+    def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
+        return x if x is None or x.ndim == 0 else box(x, lead, axes)
+
+    nngp = box(kernel.nngp, 2, axes)
+    mean = kernel.replace(
+        nngp=nngp,
+        var1=box(kernel.var1, 1, 1),
+        var2=box(kernel.var2, 1, 1),
+        within1=mapped(kernel.within1, 1, 2),
+        within2=mapped(kernel.within2, 1, 2),
+    ).replace(ntk=mapped(kernel.ntk, 2, axes))
+    return Law(_weighted(kernel, mean, total, rate, None))

@@ -1,0 +1,277 @@
+"""Sums, maps of positions and functions of processes, evaluated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ntk import kernel as kernels
+from ntk import rules, spatial
+from ntk.inputs import Need
+from ntk.kernel import Array, Kernel
+from ntk.trace import moments
+from ntk.trace.activations import Function, known
+from ntk.trace.matrices import fitted
+from ntk.trace.moments import Law
+from ntk.trace.numbers import apply_map, from_axes, to_axes
+from ntk.trace.setting import Setting, Sides
+from ntk.trace.steps import Step
+
+
+def combine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    _count, pieces, sizes = step.static
+    groups: dict[int, list] = {}
+    for piece in pieces:
+        groups.setdefault(piece[0], []).append(piece)
+    laws = [
+        _mapped(operands[place], group, sizes, operands, need, setting)
+        for place, group in groups.items()
+    ]
+    if len(laws) == 1:
+        return laws[0]
+    return _sum_laws(laws, need, setting)
+
+
+def _sides(operands: list, side: int) -> list:
+    return [o[side] if isinstance(o, Sides) else None for o in operands]
+
+
+def _mapped(
+    law: Law, pieces: list, sizes: tuple, operands: list, need: Need, setting: Setting
+) -> Law:
+    """One process after a sum of linear maps of its positions."""
+    if len(pieces) == 1 and not pieces[0][1]:
+        return _scaled(law, pieces[0], sizes, operands, need)
+    kernel = broadcast(law.kernel, setting)
+
+    def total(side: int) -> Callable[[Array], Array]:
+        arrays = _sides(operands, side)
+
+        def run(x: Array) -> Array:
+            out = 0.0
+            for _, maps, where, number, given in pieces:
+                y = x
+                for item in maps:
+                    y = apply_map(item, y, arrays, setting.dtype)
+                y = moments.spread(y, 2, False, where, len(sizes))
+                y = jnp.broadcast_to(y, (*y.shape[:2], *sizes)) * number
+                for place, coded in given:
+                    y = y * jnp.expand_dims(to_axes(arrays[place], coded, sizes), 1)
+                out = out + y
+            return out
+
+        return run
+
+    out = spatial.linear(kernel, total(0), total(1))
+    new = None
+    if law.means is not None:
+        new = tuple(
+            total(k)(jnp.broadcast_to(m, (setting.samples[k], *m.shape[1:]))[:, None])[:, 0]
+            for k, m in enumerate(law.means)
+        )
+    return Law(fitted(out, need), new)
+
+
+def broadcast(kernel: Kernel, setting: Setting) -> Kernel:
+    """A kernel that depends on no sample, written out for every pair."""
+    one, two = setting.samples
+    if kernel.var1.shape[0] == one and kernel.var2.shape[0] == two:
+        return kernel
+
+    def wide(x: Array | None, *lead: int) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        return jnp.broadcast_to(x, (*lead, *x.shape[len(lead) :]))
+
+    return kernel.replace(
+        correlation=wide(kernel.correlation, one, two),
+        ntk=wide(kernel.ntk, one, two),
+        var1=wide(kernel.var1, one),
+        var2=wide(kernel.var2, two),
+        within1=wide(kernel.within1, one),
+        within2=wide(kernel.within2, two),
+    )
+
+
+def _scaled(law: Law, piece: tuple, sizes: tuple, operands: list, need: Need) -> Law:
+    """A process times numbers, with its positions in their place among others."""
+    _, _, where, number, given = piece
+    kernel = fitted(law.kernel, need)
+    count = len(sizes)
+    if tuple(where) != tuple(range(count)):
+        pairs = not kernel.diagonal_spatial
+
+        def put(x: Array | None, lead: int, pairs: bool) -> Array | None:
+            if x is None or x.ndim == 0:
+                return x
+            x = moments.spread(x, lead, pairs, where, count)
+            full = [s for size in sizes for s in ((size, size) if pairs else (size,))]
+            return jnp.broadcast_to(x, (*x.shape[:lead], *full))
+
+        diagonal = count > 0 and not need.pairs
+        pairs = not diagonal
+        kernel = kernel.replace(
+            correlation=put(kernel.correlation, 2, pairs),
+            ntk=put(kernel.ntk, 2, pairs),
+            var1=put(kernel.var1, 1, False),
+            var2=put(kernel.var2, 1, False),
+            within1=put(_within(kernel, 1, need), 1, True),
+            within2=put(_within(kernel, 2, need), 1, True),
+            diagonal_spatial=diagonal,
+        )
+    means = law.means
+    if number == 1 and not given:
+        return Law(kernel, means)
+    factors = []
+    for side in (0, 1):
+        factor = jnp.full((1,) * (1 + count), number, kernel.var1.dtype)
+        for place, coded in given:
+            factor = factor * to_axes(operands[place][side], coded, sizes)
+        factors.append(factor)
+    if means is not None:
+        means = tuple(m * f for m, f in zip(means, factors))
+    shapes = [
+        jnp.broadcast_shapes(f.shape, v.shape) for f, v in zip(factors, (kernel.var1, kernel.var2))
+    ]
+    if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
+        setting = Setting((shapes[0][0], shapes[1][0]), None, None, None)
+        kernel = broadcast(kernel, setting)
+    out = rules.scale(kernel, *(jnp.abs(f) for f in factors))
+    signs = kernels.views(*(jnp.sign(f) for f in factors), kernel.diagonal_spatial)
+    ntk = out.ntk
+    if ntk is not None and ntk.ndim:
+        ntk = ntk * (signs[0] * signs[1])
+    within = []
+    for cov, f in ((out.within1, factors[0]), (out.within2, factors[1])):
+        if cov is not None:
+            a, b = kernels.views_within(jnp.sign(f))
+            cov = cov * (a * b)
+        within.append(cov)
+    out = out.replace(correlation=out.correlation * (signs[0] * signs[1]), ntk=ntk)
+    return Law(out.replace(within1=within[0], within2=within[1]), means)
+
+
+def _within(kernel: Kernel, side: int, need: Need) -> Array | None:
+    within = kernel.within1 if side == 1 else kernel.within2
+    if within is None and need.variance == 2:
+        return kernel.var1 if side == 1 else kernel.var2  # a process without positions
+    return within
+
+
+def _sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
+    """Independent processes added."""
+    ks = [law.kernel for law in laws]
+    base = max(ks, key=lambda k: k.var1.shape[0] * k.var1.size)
+
+    def add(parts: list) -> Array | None:
+        parts = [p for p in parts if p is not None]
+        if not parts:
+            return None
+        return functools.reduce(jnp.add, parts)
+
+    nngp = add([k.nngp for k in ks])
+    var1, var2 = add([k.var1 for k in ks]), add([k.var2 for k in ks])
+    within = [None, None]
+    if need.variance == 2 and var1.ndim > 1:
+        within = [add([k.within1 for k in ks]), add([k.within2 for k in ks])]
+    known_means = [law.means for law in laws if law.means is not None]
+    means = None
+    if known_means:
+        means = tuple(add([m[k] for m in known_means]) for k in (0, 1))
+    if len(known_means) > 1:  # cross terms of what has a mean
+        diagonal = base.diagonal_spatial
+
+        def cross(views: Callable) -> Array:
+            whole = views(*means)
+            own = add([a * b for a, b in (views(*m) for m in known_means)])
+            return whole[0] * whole[1] - own
+
+        nngp = nngp + cross(lambda a, b: kernels.views(a, b, diagonal))
+        var1 = var1 + cross(lambda a, b: (a, a))
+        var2 = var2 + cross(lambda a, b: (b, b))
+        if within[0] is not None:
+            within[0] = within[0] + cross(lambda a, b: kernels.views_within(a))
+            within[1] = within[1] + cross(lambda a, b: kernels.views_within(b))
+    ntk = add([k.ntk for k in ks])
+    out = base.replace(
+        var1=var1,
+        var2=var2,
+        within1=within[0],
+        within2=within[1],
+        is_gaussian=all(k.is_gaussian for k in ks),
+        is_input=False,
+    )
+    return Law(out.replace(nngp=nngp, ntk=ntk), means)
+
+
+def function_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    terms, sizes = step.static
+    laws = [o if isinstance(o, Law) else None for o in operands]
+    fast = _single(step, laws, need, means)
+    if fast is not None:
+        return fast
+    diagonal = not need.pairs
+    return moments.function_law(
+        terms,
+        sizes,
+        laws,
+        (_sides(operands, 0), _sides(operands, 1)),
+        diagonal=diagonal,
+        variance=need.variance,
+        ntk=setting.plan.ntk,
+        means=means,
+    )
+
+
+def _single(step: Step, laws: list, need: Need, means: bool) -> Law | None:
+    """One function of one Gaussian: the rule that all front ends share."""
+    terms, sizes = step.static
+    if len(terms) != 1 or len(laws) != 1:
+        return None
+    number, given, factors, alone = terms[0]
+    if given or alone is not None or len(factors) != 1 or not laws[0].kernel.is_gaussian:
+        return None
+    _place, where, tree = factors[0]
+    if tuple(where) != tuple(range(len(sizes))):
+        return None
+    one = known(Function(tree))
+    kernel = fitted(laws[0].kernel, need)
+    mean = None
+    if means:
+        mean = tuple(number * one.dual.mean(v) for v in (kernel.var1, kernel.var2))
+    out = rules.elementwise(kernel, one.dual)
+    if number != 1:
+        out = rules.scale(out, abs(number), abs(number))
+    return Law(out, mean)
+
+
+def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
+    terms, sizes, order, present, number = step.static
+    laws = [o if isinstance(o, Law) else None for o in operands]
+    out = []
+    for side in (1, 2):
+        value = moments.mean_law(terms, sizes, laws, _sides(operands, side - 1), side)
+        value = jnp.broadcast_to(number * value, (value.shape[0], *sizes))
+        if any(present):
+            value = jnp.broadcast_to(value, (setting.samples[side - 1], *sizes))
+        out.append(from_axes(value, order))
+    return Sides(*out)
+
+
+def mix_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Units of several layers side by side: moments averaged by their shares."""
+    pieces, sizes = step.static
+    laws = [
+        _scaled(law, (0, (), where, share**0.5, ()), sizes, operands, need)
+        for law, (where, share) in zip(operands, pieces)
+    ]
+    out = _sum_laws([Law(law.kernel) for law in laws], need, setting)
+    new = None
+    if means:
+        new = tuple(
+            sum(share * law.means[k] for law, (_, share) in zip(operands, pieces) if law.means)
+            for k in (0, 1)
+        )
+    return Law(out.kernel.replace(is_gaussian=False), new)

@@ -1,0 +1,232 @@
+"""Linear maps of positions: pooling, padding, concatenation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk.trace import algebra, trees
+from ntk.trace import axes as ax
+from ntk.trace import coordinates as co
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.context import Context, finite_step, scaled_shape
+from ntk.trace.coordinates import (
+    Coefficient,
+    Finite,
+    Linear,
+    Number,
+    Pieces,
+    Refusal,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.elementwise import as_sum
+from ntk.trace.finite import frozen, on_numbers
+from ntk.trace.processes import process_of
+from ntk.trace.steps import Operand, code, shape_code
+
+
+def mapped(
+    context: Context, name: str, params: tuple, values: list[Value], place: int, dims: Dims
+) -> Value:
+    """A primitive that is linear in operand `place`, applied to its positions.
+
+    Args:
+        context: of the trace.
+        name: of the primitive.
+        params: its parameters, hashable.
+        values: its operands.
+        place: of the activation among them.
+        dims: of the result; axes of units and samples are those of the activation.
+    """
+    value = values[place]
+    codes = tuple(shape_code(v.dims) for v in values)
+    if isinstance(value.body, Finite):
+        inputs = [v.body.index for v in values]
+        static = (name, params, codes, shape_code(dims))
+        return Value(dims, value.body._replace(index=finite_step(context, static, inputs)))
+    body = value.body
+    if isinstance(body, Pieces):
+        raise Refusal("positions are mixed after a concatenation of layers: mix them before")
+    if isinstance(body, Weight):
+        value = context.as_random(value)
+        body = value.body
+    if not isinstance(body, Linear):
+        ref = process_of(context, body)
+        body = Linear(((ref, Coefficient()),))
+    axes = ax.positions(value.dims)
+    sizes = tuple(a.size[0] for a in axes)
+    after = ax.positions(dims)
+    out = tuple(
+        tuple(
+            "s" if a.kind == "sample" else a.size[0]
+            for a in dim
+            if a.kind in ("sample", "position")
+        )
+        for dim in dims
+    )
+    others = tuple(Operand(v.body.index) for k, v in enumerate(values) if k != place)
+    item = (
+        "map",
+        name,
+        params,
+        place,
+        others,
+        code(value.dims, axes),
+        codes,
+        shape_code(dims),
+        out,
+    )
+    terms = []
+    for ref, c in body.terms:
+        maps = list(ref.maps)
+        if ref.axes != axes:
+            maps.append(("expand", sizes, tuple(axes.index(a) for a in ref.axes)))
+        for index, array_dims in c.arrays:
+            maps.append(("scale", Operand(index), code(array_dims, axes), sizes))
+        maps.append(item)
+        new = ref._replace(maps=tuple(maps), axes=after)
+        terms.append((new, Coefficient(c.number, c.power)))
+    return Value(dims, Linear(tuple(terms)))
+
+
+def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Pooling, padding, reversal, cumulative sums: linear along positions, whatever the units."""
+    value = values[0]
+    if not is_random(value.body):
+        return on_numbers(context, one, two, values)
+    for extra in values[1:]:
+        if not (isinstance(extra.body, Number) and extra.body.number == 0):
+            raise Refusal("activations are padded with numbers other than zero")
+    shape = scaled_shape(one, two)
+    dims = []
+    for dim, size in zip(value.dims, shape):
+        if ax.extent(dim) == size and not _touches(one, len(dims)):
+            dims.append(dim)
+        elif any(a.kind != "position" for a in dim):
+            raise Refusal(f"{one.primitive.name} along units or samples")
+        else:
+            dims.append(context.fresh_dims([size], "position")[0])
+    params = dict(one.params)
+    if values[1:]:
+        zero = Value((), Finite(context.program.constant(_zero())))
+        return mapped(context, one.primitive.name, frozen(params), [value, zero], 0, tuple(dims))
+    return mapped(context, one.primitive.name, frozen(params), [value], 0, tuple(dims))
+
+
+def _zero() -> Any:
+    import numpy as np
+
+    return np.zeros(())
+
+
+def _touches(equation: Any, k: int) -> bool:
+    params, name = equation.params, equation.primitive.name
+    if name == "rev":
+        return k in params["dimensions"]
+    if name.startswith("cum"):
+        return k == params["axis"]
+    if name == "pad":
+        return tuple(params["padding_config"][k]) != (0, 0, 0)
+    return params.get("window_dimensions", (1,) * (k + 1))[k] != 1
+
+
+def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    axis = one.params["dimension"]
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return on_numbers(context, one, two, values)
+    values = [context.as_random(v) for v in values]
+    if any(
+        a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))
+    ):
+        return _side_by_side(context, values, axis, scaled_shape(one, two))
+    total, start = None, 0
+    size = scaled_shape(one, two)[axis]
+    new = context.fresh_dims([size], "position")[0]
+    length = size[0]
+    for value in values:
+        width = ax.extent(value.dims[axis])[0]
+        config = [(0, 0, 0)] * len(value.dims)
+        config[axis] = (start, length - start - width, 0)
+        start += width
+        renames = {a: (Axis("position", a.size),) for a in value.dims[axis] if a.kind == "free"}
+        value = co.renamed(value, renames)
+        if any(a.kind != "position" for a in value.dims[axis]):
+            raise Refusal("a concatenation along an axis of units that does not grow")
+        zero = Value((), Finite(context.program.constant(_zero())))
+        trees.register(_pad_primitive())
+        dims = tuple(new if k == axis else dim for k, dim in enumerate(value.dims))
+        if isinstance(value.body, Number):
+            raise Refusal("constants are concatenated to activations")
+        params = (("padding_config", tuple(config)),)
+        part = mapped(context, "pad", params, [value, zero], 0, dims)
+        if total is not None:
+            first, second = _aligned(total, part)
+            part = Value(first.dims, algebra.added(*_alike(context, first.body, second.body)))
+        total = part
+    return total
+
+
+def _alike(context: Context, one: Any, two: Any) -> tuple[Any, Any]:
+
+    one, two = as_sum(one, ()), as_sum(two, ())
+    if isinstance(one, Linear) and isinstance(two, Linear):
+        return one, two
+    return context.program.sealed(one), context.program.sealed(two)
+
+
+def _aligned(one: Value, two: Value) -> tuple[Value, Value]:
+    dims, first, second = ax.unify(one.dims, two.dims)
+    return Value(dims, co.renamed(one, first).body), Value(dims, co.renamed(two, second).body)
+
+
+def _pad_primitive() -> Any:
+    import jax
+
+    return (
+        jax.make_jaxpr(lambda x: jax.lax.pad(x, 0.0, [(1, 1, 0)]))(1.0 * _zero()[None])
+        .jaxpr.eqns[-1]
+        .primitive
+    )
+
+
+def _side_by_side(context: Context, values: list[Value], axis: int, shape: list) -> Value:
+    """Layers concatenated along their units."""
+    parts = []
+    for value in values:
+        dim = value.dims[axis]
+        if isinstance(value.body, Number):
+            raise Refusal("constants are concatenated to units")
+        if isinstance(value.body, Finite) or not any(a.infinite for a in dim):
+            dims = (*value.dims[:axis], (), *value.dims[axis + 1 :])
+            if isinstance(value.body, Finite):
+                continue  # a fixed number of columns beside infinitely many
+            raise Refusal("a layer of fixed width is concatenated to one that grows")
+        if len(dim) != 1:
+            raise Refusal("flattened layers are concatenated")
+        if isinstance(value.body, Pieces):
+            parts += list(value.body.parts)
+        else:
+            parts.append((value.body, value.dims))
+    units = Axis("unit", shape[axis])
+    aligned = [parts[0]]
+    for body, dims in parts[1:]:
+        rest = tuple(d for k, d in enumerate(dims) if k != axis)
+        target = tuple(d for k, d in enumerate(aligned[0][1]) if k != axis)
+        _, first, second = ax.unify(target, rest)
+        if first:
+            aligned = [(co.renamed_body(b, first), ax.substitute(d, first)) for b, d in aligned]
+        aligned.append((co.renamed_body(body, second), ax.substitute(dims, second)))
+    slopes = [ax.growth(dims[axis])[0] for _, dims in aligned]
+    shares = tuple(s / sum(slopes) for s in slopes)
+    dims = (*aligned[0][1][:axis], (units,), *aligned[0][1][axis + 1 :])
+    return Value(dims, Pieces(tuple(aligned), shares, units))
+
+
+RULES = {
+    "concatenate": _concatenate,
+    "pad": _windows,
+    "rev": _windows,
+    "cumsum": _windows,
+    "reduce_window_sum": _windows,
+}

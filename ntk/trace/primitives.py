@@ -1,0 +1,58 @@
+"""What each primitive does to the values of a traced network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk.trace import positions, products, shapes, sums, trees
+from ntk.trace.context import Context
+from ntk.trace.convolutions import convolution
+from ntk.trace.coordinates import Refusal, Value, Weight, is_random
+from ntk.trace.elementwise import IDENTITIES, elementwise
+from ntk.trace.finite import on_numbers
+from ntk.trace.lookups import gather
+from ntk.trace.shapes import split
+
+
+def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value]:
+    """Results of one equation, read at both widths (`one`, `two`), on values.
+
+    Raises:
+        Refusal: it has no kernel.
+    """
+
+    name = one.primitive.name
+    trees.register(one.primitive)
+    if name in RULES:
+        return [RULES[name](context, one, two, values)]
+    if name == "split":
+        return split(context, one, two, values[0])
+    if len(one.outvars) != 1:
+        raise Refusal("this operation is not known")
+    shape = one.outvars[0].aval.shape
+    alike = all(_fits(v.aval.shape, shape) for v in one.invars)
+    if alike and (name in IDENTITIES or values) and not name.startswith("random"):
+        return [elementwise(context, one, values)]
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return [on_numbers(context, one, two, values)]
+    raise Refusal(
+        "this operation on activations is not known: it mixes entries in a way that has no rule here. Write it with "
+        "sums, products, elementwise functions, convolutions and reshapes"
+    )
+
+
+def _fits(shape: tuple, out: tuple) -> bool:
+    """Whether an operand of that shape broadcasts to the result."""
+    if shape == ():
+        return True
+    return len(shape) == len(out) and all(a in (b, 1) for a, b in zip(shape, out))
+
+
+RULES = {
+    **shapes.RULES,
+    **positions.RULES,
+    **sums.RULES,
+    "dot_general": products.dot,
+    "conv_general_dilated": convolution,
+    "gather": gather,
+}

@@ -1,0 +1,104 @@
+"""The steps of a traced network, evaluated on two batches of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ntk.inputs import Need, join
+from ntk.trace.matrices import affine_law, convolve_law
+from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law
+from ntk.trace.moments import Law
+from ntk.trace.setting import Setting, Sides
+from ntk.trace.sources import data_law, finite_sides, lookup_law, vector_law
+from ntk.trace.steps import Step
+
+_PROCESSES = (
+    "data",
+    "vector",
+    "lookup",
+    "affine",
+    "convolve",
+    "combine",
+    "function",
+    "mix",
+    "attend",
+)
+
+
+def needs_of(steps: Sequence[Step], output: int, need: Need) -> dict[int, Need]:
+    """What must be known of each process, from what is asked of the output."""
+    nothing = Need(False, 0)
+    needs = {output: need}
+    for index in range(len(steps) - 1, -1, -1):
+        step = steps[index]
+        own = needs.get(index, nothing)
+        given = _need_of_inputs(step, own)
+        for source in step.inputs:
+            if isinstance(source, int) and steps[source].operation in _PROCESSES:
+                needs[source] = join(needs.get(source, nothing), given)
+    return needs
+
+
+def _need_of_inputs(step: Step, own: Need) -> Need:
+    if step.operation == "combine":
+        if any(maps for _, maps, *_ in step.static[1]):
+            return Need(True, 2 if own.variance else 0)
+        return own
+    if step.operation == "function":
+        return Need(own.pairs, max(own.variance, 1))
+    if step.operation == "mean":
+        return Need(False, 1)
+    if step.operation == "affine" and step.static[2]:
+        return Need(own.pairs, min(own.variance, 2 if own.pairs else 1))
+    if step.operation in ("scores", "attend", "inner"):
+        return Need(True, 2)
+    return own
+
+
+def evaluate(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides | Law:
+    """The value of one step."""
+    return _RULES[step.operation](step, need, means, operands, setting)
+
+
+_RULES = {
+    "finite": finite_sides,
+    "data": data_law,
+    "vector": vector_law,
+    "lookup": lookup_law,
+    "affine": affine_law,
+    "convolve": convolve_law,
+    "combine": combine_law,
+    "function": function_law,
+    "mean": mean_sides,
+    "mix": mix_law,
+}
+
+
+def run(
+    steps: Sequence[Step], loops: Sequence, values: dict, needs: dict[int, Need], setting: Setting
+) -> Law:
+    """The law that the last step computes.
+
+    Args:
+        steps: of the program.
+        loops: blocks that repeat, see `ntk.loops`.
+        values: inputs and constants.
+        needs: see `needs_of`.
+        setting: of the evaluation.
+    """
+    means = _with_means(steps)
+    nothing = Need(False, 0)
+    for index, step in enumerate(steps):
+        operands = [values[i] for i in step.inputs]
+        need = needs.get(index, nothing)
+        values[index] = evaluate(step, need, index in means, operands, setting)
+    return values[len(steps) - 1]
+
+
+def _with_means(steps: Sequence[Step]) -> set[int]:
+    """Steps whose mean a later one may read."""
+    out = set()
+    for step in steps:
+        if step.operation in ("combine", "function", "mean", "mix"):
+            out |= {i for i in step.inputs if isinstance(i, int)}
+    return out

@@ -1,0 +1,97 @@
+"""Steps that read data or parameters: moments of the inputs, of biases and of embeddings, evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ntk import kernel as kernels
+from ntk.inputs import Need, inputs_to_kernel
+from ntk.kernel import Array, Kernel
+from ntk.trace.moments import Law
+from ntk.trace.numbers import run_finite, to_axes
+from ntk.trace.setting import Setting, Sides
+from ntk.trace.steps import Step
+
+
+def finite_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
+    one = run_finite(step.static, [s.one for s in operands], setting.samples[0], setting.dtype)
+    two = run_finite(step.static, [s.two for s in operands], setting.samples[1], setting.dtype)
+    return Sides(one, two)
+
+
+def data_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    coded, sizes, where = step.static
+    plan = setting.plan._replace(need=need, batch_axis=0, channel_axis=-1)
+    arrays = []
+    for array in operands[0]:
+        x = to_axes(array.astype(setting.dtype), coded, sizes)
+        rest = [1 + k for k in range(len(sizes)) if k not in where]
+        x = jnp.transpose(x, (0, *(1 + k for k in where), *rest))
+        arrays.append(x.reshape(*x.shape[: 1 + len(where)], -1))
+    coincident = setting.coincident if arrays[0].shape[0] > 1 else None
+    return Law(inputs_to_kernel(*arrays, None, None, coincident, plan))
+
+
+def _kernel(
+    nngp: Array,
+    var1: Array,
+    var2: Array,
+    ntk: Array | None,
+    need: Need,
+    within: tuple,
+    **fields: Any,
+) -> Kernel:
+    one = jnp.zeros((), nngp.dtype)
+    base = Kernel(one, var1, var2, ntk, *within, **fields)
+    return base.replace(nngp=nngp)
+
+
+def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    variance, rate, sizes = step.static
+    same = jnp.ones((1, 1), setting.dtype)
+    for size in sizes:
+        eye = jnp.eye(size, dtype=setting.dtype) if need.pairs else jnp.ones(size, setting.dtype)
+        same = same[(..., *(None,) * eye.ndim)] * eye
+    var = jnp.full((1, *sizes), variance, setting.dtype)
+    within = (None, None)
+    if need.variance == 2 and sizes:
+        eyes = jnp.ones((1,), setting.dtype)
+        for size in sizes:
+            eyes = eyes[..., None, None] * jnp.eye(size, dtype=setting.dtype)
+        within = (variance * eyes, variance * eyes)
+    ntk = rate * same if setting.plan.ntk else None
+    diagonal = bool(sizes) and not need.pairs
+    return Law(
+        _kernel(
+            variance * same,
+            var,
+            var,
+            ntk,
+            need,
+            within,
+            is_gaussian=True,
+            diagonal_spatial=diagonal,
+        )
+    )
+
+
+def lookup_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    variance, rate, coded, sizes = step.static
+    rows = [to_axes(a, coded, sizes) for a in operands[0]]
+    rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
+    diagonal = bool(sizes) and not need.pairs
+    a, b = kernels.views(*rows, diagonal)
+    same = (a == b).astype(setting.dtype)
+    within = [None, None]
+    if need.variance == 2 and sizes:
+        for k, r in enumerate(rows):
+            a, b = kernels.views_within(r)
+            within[k] = variance * (a == b).astype(setting.dtype)
+    variances = [jnp.full(r.shape, variance, setting.dtype) for r in rows]
+    ntk = rate * same if setting.plan.ntk else None
+    kernel = _kernel(
+        variance * same, *variances, ntk, need, within, is_gaussian=True, diagonal_spatial=diagonal
+    )
+    return Law(kernel)

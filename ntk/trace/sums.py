@@ -1,0 +1,136 @@
+"""Sums over units, positions and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk.trace import algebra, trees
+from ntk.trace import axes as ax
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.context import Context, finite_step
+from ntk.trace.coordinates import (
+    Coefficient,
+    Finite,
+    Linear,
+    Number,
+    Pieces,
+    Refusal,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.elementwise import elementwise
+from ntk.trace.finite import frozen, scaled_number
+from ntk.trace.positions import mapped
+from ntk.trace.processes import sizes_text
+from ntk.trace.steps import Note, code, shape_code, terms_static
+
+
+def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    value = values[0]
+    if isinstance(value.body, Weight):
+        raise Refusal(
+            f"the entries of {value.body.name} are summed (weight normalisation?): its law changes. Use an initializer "
+            "of the wanted scale instead"
+        )
+    over = one.params["axes"]
+    gone = tuple(a for k in over for a in value.dims[k])
+    kept = tuple(dim for k, dim in enumerate(value.dims) if k not in over)
+    if any(a.kind == "sample" for a in gone):
+        raise Refusal(
+            "a sum over the samples of a batch: the output of one sample depends on the others (batch normalisation by "
+            "the batch at hand). Use layer normalisation, or statistics that are fixed"
+        )
+    if not is_random(value.body):
+        number, power = ax.growth(a for a in gone if a.kind in ("unit", "free"))
+        body = value.body._replace(power=value.body.power + power)
+        if isinstance(body, Number):
+            fixed = ax.growth(a for a in gone if a.kind == "position")[0]
+            return Value(kept, Number(body.number * number * fixed, body.power))
+        params = frozen(one.params)
+        static = ("reduce_sum", params, (shape_code(value.dims),), shape_code(kept))
+        out = Value(kept, body._replace(index=finite_step(context, static, [body.index])))
+        return scaled_number(context, out, number)
+    unit_axes = [a for a in gone if a.kind == "unit"]
+    if unit_axes and not any(a.infinite for a in unit_axes):
+        raise Refusal(
+            "a sum over units whose number does not grow (outputs, heads): it is not an average. Take the kernel before it"
+        )
+    position_dims = [k for k in over if any(a.kind == "position" for a in value.dims[k])]
+    if position_dims:
+        if any(a.kind == "unit" for k in position_dims for a in value.dims[k]):
+            raise Refusal("a sum over a flattened axis of positions and units")
+        dims = tuple(dim for k, dim in enumerate(value.dims) if k not in position_dims)
+        params = frozen({**one.params, "axes": tuple(position_dims)})
+        value = mapped(context, "reduce_sum", params, [value], 0, dims)
+    if not unit_axes:
+        return value
+    return Value(kept, _mean(context, value.body, kept, unit_axes))
+
+
+def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
+    """Sum over infinitely many units: their number times an expectation."""
+    number, power = ax.growth(gone)
+    if isinstance(body, Pieces):
+        total: Any = Value(dims, Number(0.0))
+        for part, part_dims in body.parts:
+            part_gone = [a for a in ax.flat(part_dims) if a not in ax.flat(dims)]
+            mean = _mean(context, part, dims, part_gone)
+            if isinstance(mean, Number) and mean.number == 0:
+                continue
+            total = elementwise(context, equation("add"), [total, Value(dims, mean)])
+        return total.body
+    if isinstance(body, Linear):
+        # The mean of a Gaussian is zero, whatever it is multiplied with.
+        left = tuple(t for t in body.terms if not t[0].process.gaussian or t[0].process.value)
+        if not left:
+            return Number(0.0)
+        body = Linear(left)
+    powers = {t.coefficient.power for t in algebra.as_terms(body)}
+    if len(powers) > 1:
+        raise Refusal("activations of different powers of the width are averaged together")
+    own = powers.pop()
+    body = algebra.scaled(body, Coefficient(1.0, -own))
+    static, inputs, axes, _ = terms_static(context.program, body)
+    order = code(dims, axes)
+    sizes = tuple(a.size[0] for a in axes)
+    present = tuple(any(a.kind == "sample" for a in dim) for dim in dims)
+    index = context.program.add(
+        "mean", (static, sizes, order, present, number), inputs, Note(axes=sizes_text(axes))
+    )
+    return Finite(index, power + own)
+
+
+def equation(name: str) -> Any:
+    import jax
+
+    equation = jax.make_jaxpr(getattr(jax.lax, name))(1.0, 2.0).jaxpr.eqns[0]
+    trees.register(equation.primitive)
+    return equation
+
+
+def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    if not is_random(values[0].body):
+        over = one.params["axes"]
+        kept = tuple(dim for k, dim in enumerate(values[0].dims) if k not in over)
+        if any(a.kind == "sample" for k in over for a in values[0].dims[k]):
+            raise Refusal("a reduction over the samples of a batch")
+        if isinstance(values[0].body, Number):
+            return Value(kept, values[0].body)
+        body = values[0].body
+        params = frozen(one.params)
+        static = (one.primitive.name, params, (shape_code(values[0].dims),), shape_code(kept))
+        return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
+    raise Refusal(
+        f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit here. "
+        "Use average pooling"
+    )
+
+
+RULES = {
+    "reduce_sum": _reduce_sum,
+    "reduce_max": _reduce_other,
+    "reduce_min": _reduce_other,
+    "reduce_and": _reduce_other,
+    "reduce_or": _reduce_other,
+}

@@ -1,0 +1,96 @@
+"""Functions of one Gaussian as trees of primitives."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+# ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
+Tree = Any
+Z: Tree = ("z",)
+_PRIMITIVES: dict[str, Any] = {}
+
+
+def replace(tree: Tree, leaf: Tree) -> Tree:
+    """The tree with z replaced."""
+    if tree == Z:
+        return leaf
+    if tree[0] in ("number", "parameter"):
+        return tree
+    return (*tree[:2], *(replace(child, leaf) for child in tree[2:]))
+
+
+def times_number(tree: Tree, number: float) -> Tree:
+    """number * tree."""
+    return tree if number == 1 else ("mul", (), ("number", number), tree)
+
+
+def register(primitive: Any) -> None:
+    """Makes a primitive known by its name."""
+    _PRIMITIVES[primitive.name] = primitive
+
+
+def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
+    """One primitive on arrays, floating-point ones in `dtype` whatever the trace had."""
+    if primitive.name == "convert_element_type":
+        new = params["new_dtype"]
+        return args[0].astype(dtype if jnp.issubdtype(new, jnp.floating) else new)
+    if primitive.name in ("stop_gradient", "copy", "reduce_precision", "optimization_barrier"):
+        return args[0]
+    if jnp.issubdtype(params.get("dtype", jnp.int32), jnp.floating):
+        params = params | {"dtype": dtype}
+    floats = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
+    args = [a.astype(dtype) if is_float else a for a, is_float in zip(args, floats)]
+    out = primitive.bind(*args, **params)
+    return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
+
+
+def primitive(name: str) -> Any:
+    """A primitive by its name, once it was met."""
+    return _PRIMITIVES[name]
+
+
+@functools.lru_cache(maxsize=1024)
+def function(tree: Tree, parameter: int | None = None) -> Any:
+    """The tree as a function of z, or of (z, p) with p the value of one of its parameters."""
+    primitives = dict(_PRIMITIVES)
+
+    def evaluate(node: Tree, z: jax.Array, p: Any, memo: dict) -> jax.Array:
+        if node == Z:
+            return z
+        if node[0] == "number":
+            value = node[1]
+            return jnp.full(
+                z.shape, value, z.dtype if isinstance(value, float) else jnp.result_type(value)
+            )
+        if node[0] == "parameter":
+            value = p if node[1] == parameter else node[2]
+            return jnp.broadcast_to(jnp.asarray(value, z.dtype), z.shape)
+        if node not in memo:
+            args = [evaluate(child, z, p, memo) for child in node[2:]]
+            memo[node] = bind(primitives[node[0]], dict(node[1]), args, z.dtype)
+        return memo[node]
+
+    if parameter is None:
+        return lambda z: evaluate(tree, jnp.asarray(z), None, {})
+    return lambda z, p: evaluate(tree, jnp.asarray(z), p, {})
+
+
+def parameters(tree: Tree) -> dict[int, float]:
+    """Values of the parameters in a tree, by their index."""
+    if tree[0] == "parameter":
+        return {tree[1]: tree[2]}
+    out: dict = {}
+    for child in tree[2:] if tree[0] not in ("z", "number") else ():
+        out |= parameters(child)
+    return out
+
+
+for _name, _fn in (("mul", jnp.multiply), ("add", jnp.add), ("neg", jnp.negative)):
+    _arguments = (1.0, 2.0)[: 1 if _name == "neg" else 2]
+    _jaxpr: jex.Jaxpr = jax.make_jaxpr(getattr(jax.lax, _name))(*_arguments).jaxpr
+    register(_jaxpr.eqns[0].primitive)
