@@ -128,6 +128,19 @@ class Context:
             )
         used[tuple(region)] = True
 
+    def vanishes(self, body: Any) -> bool:
+        """Whether a body is made of scores alone that vanish as the width grows, as under a factor 1/d."""
+        return isinstance(body, co.Linear) and all(
+            ref.process.index in self.fluctuations and c.power < 0 for ref, c in body.terms
+        )
+
+    def limit(self, value: Value) -> Value:
+        """The value, with zeros in place of scores that vanish."""
+        if not self.vanishes(value.body):
+            return value
+        zeros = np.zeros((1,) * len(value.dims))
+        return Value(value.dims, Finite(self.program.constant(zeros)))
+
     def record(self, name: str, **facts: Any) -> None:
         self.facts.setdefault(name, {}).update(facts)
 

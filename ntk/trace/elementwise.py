@@ -78,9 +78,20 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
         values = [context.as_random(v) for v in values]
         bodies = [v.body for v in values]
         weights = []
+    if any(context.vanishes(b) for b in bodies) and not _keeps_order(name, bodies):
+        values = [context.limit(v) for v in values]
+        bodies = [v.body for v in values]
     if any(is_random(b) for b in bodies) or weights:
         return Value(dims, _random(context, equation, bodies, dims))
     return elementwise_numbers(context, equation, values, dims)
+
+
+def _keeps_order(name: str, bodies: list) -> bool:
+    """Whether an operation leaves what vanishes as it is: a product, or a sum with what vanishes too."""
+    if name in ("mul", "div", "neg"):
+        return True
+    small = (isinstance(b, Linear) or (isinstance(b, Number) and b.number == 0) for b in bodies)
+    return name in ("add", "sub", "add_any") and all(small)
 
 
 def _plain(bodies: list, name: str) -> bool:

@@ -39,6 +39,8 @@ def run_finite(static: tuple, arrays: list[Array], samples: int, dtype: Any) -> 
     ]
     if name == "broadcast":
         return jnp.broadcast_to(arrays[0], shape)
+    if name == "equals":
+        return (arrays[0] == dict(params)["value"]).astype(dtype)
     if name == "power":
         exponent = dict(params)["exponent"]
         return arrays[0].astype(dtype) ** exponent

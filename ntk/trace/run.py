@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ntk.inputs import Need, join
+from ntk.stax.combinators import iterate
+from ntk.trace.loops import Loop
 from ntk.trace.matrices import affine_law, convolve_law
 from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law
 from ntk.trace.moments import Law
@@ -75,24 +77,67 @@ _RULES = {
 
 
 def run(
-    steps: Sequence[Step], loops: Sequence, values: dict, needs: dict[int, Need], setting: Setting
+    steps: Sequence[Step],
+    loops: Sequence[Loop],
+    values: dict,
+    needs: dict[int, Need],
+    setting: Setting,
 ) -> Law:
     """The law that the last step computes.
 
     Args:
         steps: of the program.
-        loops: blocks that repeat, see `ntk.loops`.
+        loops: blocks that repeat, see `ntk.trace.loops`.
         values: inputs and constants.
         needs: see `needs_of`.
         setting: of the evaluation.
     """
     means = _with_means(steps)
     nothing = Need(False, 0)
-    for index, step in enumerate(steps):
-        operands = [values[i] for i in step.inputs]
-        need = needs.get(index, nothing)
-        values[index] = evaluate(step, need, index in means, operands, setting)
+
+    def one(index: int, operands: list) -> Any:
+        return evaluate(
+            steps[index], needs.get(index, nothing), index in means, operands, setting
+        )
+
+    def whole(start: int, stop: int) -> None:
+        for index in range(start, stop):
+            values[index] = one(index, [values[i] for i in steps[index].inputs])
+
+    done = 0
+    for loop in loops:
+        alike = _alike_blocks(loop, needs, means)
+        if alike < 3:
+            continue
+        begin = loop.start + loop.length  # the second block is the pattern
+        whole(done, begin)
+
+        def block(carry: tuple, loop: Loop = loop, begin: int = begin) -> tuple:
+            inner = dict(zip((loop.start + k for k in loop.live), carry))
+            for index in range(begin, begin + loop.length):
+                operands = [inner[i] if i in inner else values[i] for i in steps[index].inputs]
+                inner[index] = one(index, operands)
+            return tuple(inner[begin + k] for k in loop.live)
+
+        carry = tuple(values[loop.start + k] for k in loop.live)
+        carry = iterate(block, carry, alike)
+        done = begin + alike * loop.length
+        values.update(zip((done - loop.length + k for k in loop.live), carry))
+    whole(done, len(steps))
     return values[len(steps) - 1]
+
+
+def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> int:
+    """Blocks after the first of which the same must be known as of the second."""
+
+    def asked(block: int) -> list:
+        first = loop.start + block * loop.length
+        return [(needs.get(i), i in means) for i in range(first, first + loop.length)]
+
+    pattern, count = asked(1), 1
+    while count + 1 < loop.count and asked(count + 1) == pattern:
+        count += 1
+    return count
 
 
 def _with_means(steps: Sequence[Step]) -> set[int]:

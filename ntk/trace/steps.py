@@ -61,8 +61,15 @@ class Program:
         self.line = ""
         self._seals: dict = {}
         self._constants: dict = {}
+        self._finite: dict = {}
 
     def add(self, operation: str, static: Hashable, inputs: Sequence, note: Note = _NOTHING) -> int:
+        """Number of a new step; arrays of numbers that are there already are not computed again."""
+        key = (static, tuple(inputs))
+        if operation == "finite" and key in self._finite:
+            return self._finite[key]
+        if operation == "finite":
+            self._finite[key] = len(self.steps)
         self.steps.append(Step(operation, static, tuple(inputs)))
         self.notes.append(note._replace(line=self.line))
         return len(self.steps) - 1
@@ -103,9 +110,27 @@ class Program:
         if len(random) == 1 and random[0][1] == Coefficient() and not random[0][0].maps:
             return body
         if random not in self._seals:
-            self._seals[random] = self._combined(Linear(random))
+            self._seals[random] = self._combined(Linear(self._shortened(random)))
         ref = self._seals[random]
         return Linear(((ref, Coefficient()), *rest))
+
+    def _shortened(self, terms: tuple) -> tuple:
+        """Terms with the longest sum among them that has a step already, up to a factor, in its place.
+
+        A residual stream would otherwise be added up from its start in every block.
+        """
+        left = dict(terms)
+        if len(left) < len(terms):
+            return terms
+        for old in sorted(self._seals, key=len, reverse=True):
+            if len(old) < 2 or len(old) >= len(terms) or any(ref not in left for ref, _ in old):
+                continue
+            factors = {_ratio(left[ref], c) for ref, c in old}
+            if len(factors) == 1 and None not in factors:
+                gone = {ref for ref, _ in old}
+                rest = tuple(t for t in terms if t[0] not in gone)
+                return self._shortened(((self._seals[old], Coefficient(factors.pop())), *rest))
+        return terms
 
     def _combined(self, body: Linear) -> Ref:
         body = self._expanded(body)
@@ -172,6 +197,13 @@ class Program:
                         raise Refusal(CORRELATED)
             else:
                 return body
+
+
+def _ratio(one: Coefficient, two: Coefficient) -> float | None:
+    """one / two as a number; None where they differ in more than that."""
+    if one[1:] != two[1:]:
+        return None
+    return round(one.number / two.number, 12)
 
 
 CORRELATED = (

@@ -110,6 +110,7 @@ def equation(name: str) -> Any:
 
 
 def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    values = [context.limit(v) for v in values]
     if not is_random(values[0].body):
         over = one.params["axes"]
         kept = tuple(dim for k, dim in enumerate(values[0].dims) if k not in over)

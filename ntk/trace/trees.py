@@ -37,16 +37,23 @@ def register(primitive: Any) -> None:
 def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     """One primitive on arrays, floating-point ones in `dtype` whatever the trace had."""
     if primitive.name == "convert_element_type":
-        new = params["new_dtype"]
-        return args[0].astype(dtype if jnp.issubdtype(new, jnp.floating) else new)
+        return _of_kind(args[0].astype(params["new_dtype"]), dtype)
     if primitive.name in ("stop_gradient", "copy", "reduce_precision", "optimization_barrier"):
         return args[0]
-    if jnp.issubdtype(params.get("dtype", jnp.int32), jnp.floating):
-        params = params | {"dtype": dtype}
-    floats = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
-    args = [a.astype(dtype) if is_float else a for a, is_float in zip(args, floats)]
+    kind = params.get("dtype")
+    if kind is not None:
+        floats = jnp.issubdtype(kind, jnp.floating)
+        params = params | {"dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)}
+    args = [_of_kind(a, dtype) for a in args]
     out = primitive.bind(*args, **params)
     return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
+
+
+def _of_kind(x: jax.Array, dtype: Any) -> jax.Array:
+    """Floating-point numbers in `dtype`, integers in 32 bits, others as they are."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(dtype)
+    return x.astype(jnp.int32) if x.dtype == jnp.int64 else x
 
 
 def primitive(name: str) -> Any:
