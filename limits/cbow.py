@@ -9,8 +9,10 @@ have the same inner products, so the limit is the same algorithm at width |vocab
 In the kernel limit (NTK parametrization, or a Gaussian process) the vectors do not move: the embeddings of
 different words stay orthogonal, and no word is nearer to another than any third. That is `limit` untrained.
 
-Source: Yang & Hu 2021, arXiv:2011.14522, sections 6 and 9.1; Mikolov et al. 2013, arXiv:1310.4546.
+Source: Yang & Hu 2021, arXiv:2011.14522, the limit of Word2Vec; Mikolov et al. 2013, arXiv:1310.4546.
 """
+
+from __future__ import annotations
 
 import functools
 from typing import NamedTuple
@@ -30,7 +32,7 @@ class Embeddings(NamedTuple):
     context: jax.Array
     target: jax.Array
 
-    def sample(self, key: jax.Array, width: int) -> "Embeddings":
+    def sample(self, key: jax.Array, width: int) -> Embeddings:
         """A model of this width that converges to this one, before, during and after training.
 
         Its inner products differ from these by O(width^-1/2).
@@ -83,9 +85,11 @@ def train(
         embeddings: where to begin.
         windows: N examples; N must be a multiple of batch_size.
         noise: (words,), probability of each word as a negative target.
-        key: PRNG key of the negative targets. The same key gives models of all widths the same targets.
+        key: PRNG key of the negative targets, a new one for each call. The same key gives models of all widths
+            the same targets.
         learning_rate: of one example; the same at every width.
-        weight_decay: both matrices shrink by 1 - learning_rate * weight_decay each step.
+        weight_decay: both matrices shrink by 1 - learning_rate * weight_decay each step, whatever the
+            batch_size.
         negatives: random targets per example.
         batch_size: examples per step.
 
@@ -94,7 +98,8 @@ def train(
         the batch, before each step.
 
     Raises:
-        ValueError: N not a multiple of batch_size; noise not one probability per word; no negatives.
+        ValueError: N not a multiple of batch_size; noise not one probability per word; no negatives; so many
+            steps of weight decay that their product underflows.
     """
     count, words = windows.target.shape[0], embeddings.context.shape[0]
     if batch_size < 1 or count % batch_size or not count:
@@ -109,6 +114,12 @@ def train(
         )
     if negatives < 1:
         raise ValueError(f"negatives={negatives} must be at least 1.")
+    steps = count // batch_size
+    if not isinstance(learning_rate, jax.Array) and steps * learning_rate * weight_decay > 60:
+        raise ValueError(
+            f"{steps} steps shrink the vectors by exp(-{steps * learning_rate * weight_decay:.0f}), kept as one"
+            " number: train on the windows in several calls, or decrease weight_decay."
+        )
     batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), windows)
     rates = (jnp.asarray(learning_rate, embeddings.context.dtype), weight_decay)
     return _train(embeddings, batches, jnp.cumsum(jnp.asarray(noise)), key, rates, negatives)
@@ -157,6 +168,7 @@ def _update(v, u, scale, targets, batch):
     return (share[:, :, None] * back[:, None], g[:, :, None] * h[:, None]), loss
 
 
+@jax.jit
 def cosines(vectors: jax.Array) -> jax.Array:
     """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
     unit = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)

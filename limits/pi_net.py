@@ -11,12 +11,13 @@ step, one for each example of the batch. All of it is then known from the pairs 
 E relu(w . g) relu(w . g') = |g| |g'| V(cos), w ~ N(0, I).
 
 Source: Yang, Santacroce, Hu 2022, "Efficient computation of deep nonlinear infinite-width neural networks
-that learn features" (ICLR 2022), section 4.
+that learn features" (ICLR 2022).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -89,9 +90,8 @@ class PiLimit(NamedTuple):
 
     def sample(self, key: jax.Array, width: int) -> PiNet:
         """A pi-net of this width that converges to it, trained or not, as width^-1/2."""
-        keys = jax.random.split(key, len(self.rows))
-        shapes = [(width, rows.b.shape[1]) for rows in self.rows]
-        omega = [jax.random.normal(k, s, self.first.dtype) for k, s in zip(keys, shapes)]
+        shape = len(self.rows), width, self.first.shape[1]
+        omega = jax.random.normal(key, shape, self.first.dtype)
         w = [jax.nn.relu(o @ rows.b.T) @ rows.a for o, rows in zip(omega, self.rows)]
         return PiNet(self.first, tuple(omega), tuple(w))
 
@@ -131,11 +131,17 @@ def limit(
         b = jax.random.normal(keys[2 * l], (start, rank), dtype)
         last = l == hidden_layers - 1
         shape = (start, outputs if last else rank)
-        # relu(Omega b) has second moment 1/2: g keeps its size from layer to layer
-        a = jax.random.normal(keys[2 * l + 1], shape, dtype) * (0.0 if last else (4 / start) ** 0.5)
+        a = 0.0 if last else (start * rank * _mean_square(rank)) ** -0.5
+        a = a * jax.random.normal(keys[2 * l + 1], shape, dtype)
         rows.append(Rows(b / jnp.linalg.norm(b, axis=1, keepdims=True), a))
     first = jax.random.normal(keys[-1], (inputs, rank), dtype) * inputs**-0.5
     return PiLimit(first, tuple(rows))
+
+
+def _mean_square(rank):
+    """E V(c)^2 over random directions in `rank` dimensions, to second order in c: with it g keeps its norm."""
+    mean = 1 / (2 * math.pi)
+    return mean**2 + (1 / 16 + mean**2) / rank
 
 
 def _forward(net, x, shifts=None):
@@ -166,7 +172,7 @@ def train(
     Returns:
         (net, losses): losses (steps,), before each step.
 
-    Source: Yang, Santacroce, Hu 2022, algorithms 1 and 2, without momentum and weight decay.
+    Source: Yang, Santacroce, Hu 2022, without momentum and weight decay.
     """
     if isinstance(net, PiNet):
         return _train_finite(net, batches, learning_rate, loss)

@@ -39,13 +39,13 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "steps": 8,
     }
     config.convergence = {
+        "systems": ("linear", "tanh", "linear, ntk"),
         "widths": (64, 256, 1024, 4096),
         "seeds": (0, 1, 2, 3),
         "learning_rate": 1.0,
         "num_train": 128,
         "num_test": 128,
         "steps": 60,
-        "chunk": 6,
         "population": 32768,  # particles that stand for the limit of tanh
         "pi": {
             "rank": 16,
@@ -96,14 +96,13 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
 def _smoke(config):
     config.task.num_train = 256
-    config.dichotomy.widths, config.dichotomy.seeds = (32, 64, 128), (0, 1)
+    config.dichotomy.widths, config.dichotomy.seeds = (64, 256, 1024), (0, 1, 2)
     config.dichotomy.rules = ("ntk", "mup")
-    config.dichotomy.steps = 2
     config.convergence.widths, config.convergence.seeds = (16, 64, 256), (0, 1)
-    config.convergence.steps, config.convergence.population = 12, 1024
-    config.convergence.pi.steps = 2
+    config.convergence.steps, config.convergence.systems = 12, ("linear", "linear, ntk")
+    config.convergence.pi.steps = 6
     config.words.vocabulary, config.words.epochs = 300, 1
-    config.words.widths, config.words.seeds = (16, 32, 64), (0, 1)
+    config.words.widths, config.words.seeds = (16, 64, 300), (0, 1)
     config.few_shot.widths, config.few_shot.seeds = (8,), (0, 1)
     config.few_shot.steps, config.few_shot.tasks, config.few_shot.test_tasks = 20, 4, 20
 

@@ -85,7 +85,7 @@ def _convergence_figure(data: xr.Dataset):
         " point; bars span the seeds. Dashed: the slope -1/2 of the law of large numbers. The NTK parametrization"
         " (control) goes to another limit, and its distance stays."
     )
-    lines = {name: data.distance.sel(system=name).isel(step=-1) for name in data.system.values}
+    lines = {name: data.distance.sel(system=name) for name in data.system.values}
     lines["pi-net"] = data.pi_distance
     word = data.gram_distance.isel(word_width=slice(None, -1))
     lines["Word2Vec"] = word.rename(word_width="width", word_seed="seed")
@@ -181,8 +181,8 @@ def _few_shot_figure(data: xr.Dataset):
         titles,
         caption=f"{data.attrs['ways']}-way {data.attrs['shots']}-shot accuracy on digits that were not trained on,"
         " after first-order MAML: finite muP networks (mean and range of the seeds), the limit (dashed), and the"
-        " best kernel limit after meta-training (dotted). Features can only help where tasks share what is of no use: the random"
-        " illumination.",
+        " best kernel limit after meta-training (dotted). Features can only help where tasks share what is of no use:"
+        " the random illumination.",
         panel=(3.2, 2.9),
     )
     for ax, strength in zip(axes, data.background.values):
