@@ -87,11 +87,10 @@ def _check(config: Any) -> None:
 
 
 def network(
-    config: Any, task: tasks.Task, rule: str, width: int, base_width: int | None = None
+    config: Any, task: tasks.Task, part: Any, rule: str, width: int
 ) -> limits.Parametrized:
-    """The study's family under one rule, at one width."""
-    base_width = config.base_width if base_width is None else base_width
-    fields = config.model.to_dict()
+    """The study's family under one rule, at one width; depth and base width are those of a part of the study."""
+    fields = config.model.to_dict() | {"depth": part.depth}
     name = fields.pop("name")
     if name == "Transformer":
         fields |= {"vocabulary": task.outputs, "context": task.input_shape[0]}
@@ -99,7 +98,7 @@ def network(
         fields |= {"outputs": task.outputs}
     family = models.family(name, **fields)
     return limits.parametrize(
-        family, rule, width=width, base_width=base_width, example=task.train.x[:1]
+        family, rule, width=width, base_width=part.base_width, example=task.train.x[:1]
     )
 
 
@@ -153,7 +152,7 @@ def _sweep_width(config, task, session, optimizer, width, rates) -> np.ndarray:
     grid = [(rate, seed) for rate in rates for seed in sweep.seeds]
     program, by_rule = None, []
     for rule in config.parametrizations:
-        net = network(config, task, rule, width)
+        net = network(config, task, sweep, rule, width)
         data = sweep_data(config, task, net)
         program = program or sweep_program(config, net, data, optimizer, session.devices)
         records = train_runs(
@@ -219,7 +218,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
     for w, width in enumerate(part.widths):
         program = None
         for r, rule in enumerate(part.parametrizations):
-            net = network(config, task, rule, width, part.base_width)
+            net = network(config, task, part, rule, width)
             data = {
                 "train": tuple(leaf[: part.num_train] for leaf in task.train),
                 "factors": net.factors,
@@ -299,7 +298,7 @@ def _coordinates(config: Any, task: tasks.Task) -> xr.Dataset:
     batch = tuple(leaf[: part.batch_size] for leaf in task.train)
     checks = [
         limits.coordinate_check(
-            functools.partial(network, config, task, rule),
+            functools.partial(network, config, task, part, rule),
             part.widths,
             batch,
             losses.LOSSES[part.loss],
@@ -307,7 +306,7 @@ def _coordinates(config: Any, task: tasks.Task) -> xr.Dataset:
             learning_rate=part.learning_rate,
             steps=part.steps,
             seeds=part.seeds,
-            predicted=limits.classify(*limits.abc(rule, config.model.depth)),
+            predicted=limits.classify(*limits.abc(rule, part.depth)),
         )
         for rule in part.parametrizations
     ]
