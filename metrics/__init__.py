@@ -1,7 +1,25 @@
 """What training did: curvature, collapse, kernels and features, as pure functions with their errors."""
 
-from metrics import collapse, examples, features, frames, kernels, operators, spectra, stability
-from metrics.collapse import Collapse, collapse_by_layer, generalized_collapse, neural_collapse
+from metrics import (
+    blocks,
+    collapse,
+    examples,
+    features,
+    frames,
+    geometry,
+    kernels,
+    noise,
+    operators,
+    spectra,
+    stability,
+)
+from metrics.collapse import (
+    Collapse,
+    collapse_by_layer,
+    generalized_collapse,
+    neural_collapse,
+    ood_orthogonality,
+)
 from metrics.curvature import Sharpness, eigenpairs, sharpness
 from metrics.estimate import Estimate
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
@@ -14,6 +32,7 @@ __all__ = [
     "Optimum",
     "PowerLaw",
     "Sharpness",
+    "blocks",
     "collapse",
     "collapse_by_layer",
     "density",
@@ -25,8 +44,11 @@ __all__ = [
     "fit_power_law",
     "frames",
     "generalized_collapse",
+    "geometry",
     "kernels",
     "neural_collapse",
+    "noise",
+    "ood_orthogonality",
     "operators",
     "refined_optimum",
     "sharpness",
