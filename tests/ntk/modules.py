@@ -1,0 +1,178 @@
+"""Ten networks that no combinator library covers, as anybody would write them in Flax: functions of their width.
+
+Vectors of five entries; sequences of four positions with three channels for `MixedPooling` and `PositionalBiases`.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+FREQUENCY = 1.3
+SHARPNESS = 1.5
+POSITION_STD = 0.5
+
+
+class GatedLinearUnit(nn.Module):
+    """A product of two independent Gaussian layers, one through a sigmoid."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, name="value")(x) * nn.sigmoid(nn.Dense(self.width, name="gate")(x))
+        return nn.Dense(1, name="readout")(x)
+
+
+class RMSNormed(nn.Module):
+    """Root-mean-square norms with trained gains, on activations and on a Gaussian layer."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.RMSNorm(name="norm_0")(nn.relu(nn.Dense(self.width, name="hidden_0")(x)))
+        x = nn.relu(nn.RMSNorm(name="norm_1")(nn.Dense(self.width, name="hidden_1")(x)))
+        return nn.Dense(1, name="readout")(x)
+
+
+class SquaredReLU(nnx.Module):
+    """The activation of Primer, in NNX."""
+
+    def __init__(self, width, rngs):
+        self.hidden = nnx.Linear(5, width, use_bias=False, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.readout(jnp.square(jax.nn.relu(self.hidden(x))))
+
+
+class Snake(nn.Module):
+    """A periodic activation, x + sin^2(a x) / a with one trained a per unit."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        for k in range(2):
+            x = nn.Dense(self.width, name=f"hidden_{k}")(x)
+            a = self.param(f"a_{k}", nn.initializers.constant(FREQUENCY), (self.width,))[None]
+            x = x + jnp.sin(a * x) ** 2 / a
+        return nn.Dense(1, name="readout")(x)
+
+
+class Swish(nn.Module):
+    """x sigmoid(beta x), beta trained for each unit from one constant."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, name="hidden")(x)
+        beta = self.param("beta", nn.initializers.constant(SHARPNESS), (self.width,))
+        return nn.Dense(1, name="readout")(x * nn.sigmoid(beta[None] * x))
+
+
+class TwoBranches(nn.Module):
+    """Products of branches of different depth, unit by unit."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        one = jnp.tanh(nn.Dense(self.width, use_bias=False, name="one")(x))
+        two = nn.relu(nn.Dense(self.width, use_bias=False, name="two")(x))
+        deep = nn.Dense(self.width, use_bias=False, name="deep")(two)
+        return nn.Dense(1, use_bias=False, name="readout")(one * two * jnp.cos(deep))
+
+
+class DenseNet(nn.Module):
+    """Every layer reads all layers before it."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(self.width, use_bias=False, name="hidden_0")(x))
+        for k in (1, 2):
+            new = nn.relu(nn.Dense(k * self.width, use_bias=False, name=f"hidden_{k}")(x))
+            x = jnp.concatenate([x, new], axis=-1)
+        return nn.Dense(1, use_bias=False, name="readout")(x)
+
+
+class MixedPooling(nn.Module):
+    """Averages of windows mixed with every second position, then the mean mixed with the first position."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(self.width, (3,), name="conv_0")(x))
+        x = 0.7 * nn.avg_pool(x, (2,), (2,)) + 0.3 * x[:, ::2]
+        x = nn.relu(nn.Conv(self.width, (3,), name="conv_1")(x))
+        return nn.Dense(1, name="readout")(x.mean(axis=1) + 0.5 * x[:, 0])
+
+
+class PositionalBiases(nn.Module):
+    """A bias for each position and unit: random in the first layer, trained from zero in the second."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[1], self.width)
+        random = self.param("position_0", nn.initializers.normal(POSITION_STD), shape)
+        x = jnp.tanh(nn.Dense(self.width, use_bias=False, name="hidden_0")(x) + random[None])
+        learned = self.param("position_1", nn.initializers.zeros, shape)
+        x = nn.relu(nn.Dense(self.width, use_bias=False, name="hidden_1")(x) + learned[None])
+        return nn.Dense(1, name="readout")(x.mean(axis=1))
+
+
+class Kinked(nnx.Module):
+    """Two slopes that meet at 0.7, in NNX."""
+
+    def __init__(self, width, rngs):
+        self.hidden_0 = nnx.Linear(5, width, rngs=rngs)
+        self.hidden_1 = nnx.Linear(width, width, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in (self.hidden_0, self.hidden_1):
+            x = kinked(layer(x))
+        return self.readout(x)
+
+
+def kinked(x):
+    return jnp.where(x > 0.7, 2.0 * x - 1.05, 0.5 * x)
+
+
+def nnx_family(module):
+    """The NNX module as a function of its width."""
+    return lambda width: lambda rngs: module(width, rngs)
+
+
+FAMILIES = {
+    "gated linear unit": GatedLinearUnit,
+    "RMSNorm": RMSNormed,
+    "squared ReLU": nnx_family(SquaredReLU),
+    "snake": Snake,
+    "swish": Swish,
+    "two branches": TwoBranches,
+    "dense net": DenseNet,
+    "mixed pooling": MixedPooling,
+    "positional biases": PositionalBiases,
+    "kink": nnx_family(Kinked),
+}
+SEQUENCES = ("mixed pooling", "positional biases")
+
+
+def law(path, shape):
+    """(mean, standard deviation) of a parameter at initialisation; Flax's own kernels have variance 1 / fan-in."""
+    leaf = path.split("/")[-1]
+    if leaf == "kernel":
+        return 0.0, math.prod(shape[:-1]) ** -0.5
+    if leaf == "position_0":
+        return 0.0, POSITION_STD
+    return {"scale": 1.0, "a_0": FREQUENCY, "a_1": FREQUENCY, "beta": SHARPNESS}.get(leaf, 0.0), 0.0
