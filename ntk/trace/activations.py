@@ -42,6 +42,13 @@ class Function:
         p = jnp.full_like(z, value)
         return jax.jvp(lambda q: f(z, q), (p,), (jnp.ones_like(p),))[1]
 
+    def on_host(self, z: np.ndarray) -> np.ndarray:
+        """The same on numpy arrays, in double precision."""
+        if self.parameter is None:
+            return trees.on_host(self.tree)(z)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            return np.asarray(self(jnp.asarray(z, float)))
+
 
 class Known(NamedTuple):
     """A function with its dual activation, and what to call it."""
@@ -58,7 +65,7 @@ def known(function: Function) -> Known:
     Raises:
         ValueError: as in `ntk.hermite.dual`.
     """
-    f = hermite._in_double(function)
+    f = function.on_host
     y = f(_X)
     if not np.isfinite(y).all():
         raise ValueError(
@@ -219,5 +226,5 @@ def described(term: tuple) -> str:
     for _, _, tree in factors:
         parts.append(known(Function(tree)).name)
     if alone is not None:
-        parts.append(f"{float(trees.function(alone)(0.0)):.4g}")
+        parts.append(f"{float(trees.on_host(alone)(0.0)):.4g}")
     return " * ".join(parts) or "1"

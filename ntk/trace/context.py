@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ntk.trace import axes as ax
@@ -15,7 +13,6 @@ from ntk.trace import coordinates as co
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
 from ntk.trace.coordinates import Finite, Number, Refusal, Value, Weight
 from ntk.trace.initial import Law
-from ntk.trace.numbers import run_finite
 from ntk.trace.steps import Note, Program, shape_code
 
 
@@ -231,11 +228,5 @@ def materialised(context: Context, value: Value, axes: set) -> Value:
 
 
 def finite_step(context: Context, static: tuple, inputs: list) -> Any:
-    """Index of a step on arrays of numbers; computed at once if all of them are constants."""
-
-    if all(isinstance(i, tuple) and i[0] == "constant" for i in inputs):
-        arrays = [context.program.constants[i[1]] for i in inputs]
-        with jax.ensure_compile_time_eval():
-            out = run_finite(static, [jnp.asarray(a) for a in arrays], 1, jnp.result_type(float))
-        return context.program.constant(np.asarray(out))
+    """Index of a step on arrays of numbers."""
     return context.program.add("finite", static, inputs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.trace import axes as ax
-from ntk.trace import trees
+from ntk.trace import host
 from ntk.trace.axes import Dims
 from ntk.trace.context import Context, finite_step, materialised, scaled_shape
 from ntk.trace.coordinates import Finite, Number, Refusal, Value
@@ -39,8 +39,8 @@ def elementwise_numbers(context: Context, equation: Any, values: list[Value], di
     power, bodies = _power(name, equation, bodies)
     codes = shape_code(dims)
     if all(isinstance(b, Number) for b in bodies):
-        args = [jnp.asarray(_like(b.number, v.aval)) for b, v in zip(bodies, equation.invars)]
-        out = trees.bind(equation.primitive, equation.params, args, jnp.result_type(float))
+        args = [_like(b.number, v.aval) for b, v in zip(bodies, equation.invars)]
+        out = host.bind(equation.primitive, equation.params, args)
         return Value(dims, Number(float(out), power))
     inputs, shapes = [], []
     ndim = len(codes)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from ntk.family import named_leaves
+from ntk.trace import host
 
 _GRID = 512
 
@@ -125,7 +126,11 @@ class _Reader:
             raise _Unknown
         if name.startswith(("reduce_", "dot_", "conv_", "cum", "arg", "sort", "triangular")):
             raise _Unknown
-        return [eqn.primitive.bind(*map(jnp.asarray, map(_entry, args)), **eqn.params)]
+        args = [_entry(a) for a in args]
+        key = (name, str(eqn.params), *(_identity(a) for a in args))
+        if key not in _MEMO:
+            _MEMO[key] = (host.bind(eqn.primitive, eqn.params, args), args)
+        return [_MEMO[key][0]]
 
     def call(self, eqn: Any) -> list:
         inner = next(eqn.params[k] for k in _CALLS if k in eqn.params)
@@ -154,7 +159,7 @@ class _Lazy(NamedTuple):
 
 def _entry(value: Any) -> Any:
     """A constant array as its one value; a grid as it is."""
-    if isinstance(value, jax.Array) and value.shape == (_GRID,):
+    if isinstance(value, np.ndarray) and value.shape == (_GRID,):
         return value
     value = np.asarray(value)
     if value.size == 0 or not (value == value.flat[0]).all():
@@ -163,10 +168,18 @@ def _entry(value: Any) -> Any:
 
 
 @functools.cache
-def _bits(width: int) -> jax.Array:
+def _bits(width: int) -> np.ndarray:
     """Equally likely random bits, in order."""
     steps = (2 * np.arange(_GRID) + 1).astype(object) * 2**width // (2 * _GRID)
-    return jnp.asarray(np.array(steps.tolist(), f"uint{width}"))
+    return np.array(steps.tolist(), f"uint{width}")
+
+
+_MEMO: dict = {}  # results on grids, by the operation and its operands (kept alive beside them)
+
+
+def _identity(value: Any) -> Any:
+    value = np.asarray(value) if not isinstance(value, np.ndarray) else value
+    return id(value) if value.ndim else (value.dtype.str, value.item())
 
 
 @functools.cache
@@ -195,9 +208,19 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
 
 
 def _law(value: Any) -> Law:
-    value = np.asarray(_entry(value), np.float64)
-    if value.ndim == 0:
+    value = _entry(value)
+    if np.ndim(value) == 0:
         return Law(float(value), 0.0, "constant")
+    if id(value) not in _LAWS:
+        _LAWS[id(value)] = (_fitted(np.asarray(value, np.float64)), value)
+    return _LAWS[id(value)][0]
+
+
+_LAWS: dict = {}
+
+
+def _fitted(value: np.ndarray) -> Law:
+    """Law of a grid, by comparison with the known ones."""
     for kind, (reference, variance) in _references().items():
         scale, shift = np.polyfit(reference, value, 1)
         if np.abs(value - shift - scale * reference).max() <= 1e-5 * abs(scale):

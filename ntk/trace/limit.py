@@ -8,6 +8,7 @@ derivation step by step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -132,9 +133,12 @@ def _trace(
         ]
         trees = [_shapes(net.init) for net in nets]
         context = Context(parameters)
-        applies = [_apply(net, family, width, first, batched) for net, width in zip(nets, WIDTHS)]
+        programs = [
+            _program(nets[k], family, width, first, trees[k], shapes[k], batched)
+            for k, width in enumerate(WIDTHS)
+        ]
         try:
-            out = interpret.trace(applies, trees, shapes, context)
+            out = interpret.trace(programs, trees, shapes, context)
             return _finished(context, out, inputs)
         except Refusal as refusal:
             raise ValueError(str(refusal)) from None
@@ -164,27 +168,23 @@ def _shapes(init: Callable) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), tree)
 
 
-def _apply(net: Any, family: Callable, width: int, first: tuple, batched: bool) -> Callable:
-    state = (
-        families.initial_state(family, width, first, jax.random.key(0))
-        if _keeps(family, width, first)
-        else {}
-    )
-    keywords = {"state": state} if state else {}
+def _program(
+    net: Any, family: Callable, width: int, first: tuple, params: Any, shapes: tuple, batched: bool
+) -> Any:
+    """The program of `apply` at one width, with what the model keeps besides parameters as constants."""
 
-    def apply(params: Any, *inputs: Any) -> Any:
+    def apply(params: Any, *inputs: Any, **kept: Any) -> Any:
         if batched:
-            return net.apply(params, *inputs, **keywords)
-        return jax.vmap(lambda *x: net.apply(params, *x, **keywords))(*inputs)
+            return net.apply(params, *inputs, **kept)
+        return jax.vmap(lambda *x: net.apply(params, *x, **kept))(*inputs)
 
-    return apply
-
-
-def _keeps(family: Callable, width: int, first: tuple) -> bool:
-    shapes = jax.eval_shape(
-        lambda key: families.initial_state(family, width, first, key), jax.random.key(0)
-    )
-    return bool(jax.tree.leaves(shapes))
+    try:
+        return jax.make_jaxpr(apply)(params, *shapes)
+    except ValueError as error:
+        if "initial_state" not in str(error):
+            raise
+    state = families.initial_state(family, width, first, jax.random.key(0))
+    return jax.make_jaxpr(functools.partial(apply, state=state))(params, *shapes)
 
 
 def _finished(context: Context, out: Any, inputs: tuple) -> Traced:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ntk.inputs import Need, join
 from ntk.stax.combinators import iterate
@@ -96,9 +97,7 @@ def run(
     nothing = Need(False, 0)
 
     def one(index: int, operands: list) -> Any:
-        return evaluate(
-            steps[index], needs.get(index, nothing), index in means, operands, setting
-        )
+        return evaluate(steps[index], needs.get(index, nothing), index in means, operands, setting)
 
     def whole(start: int, stop: int) -> None:
         for index in range(start, stop):

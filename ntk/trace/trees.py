@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex
+
+from ntk.trace import host
 
 # ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
 Tree = Any
@@ -43,7 +46,9 @@ def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     kind = params.get("dtype")
     if kind is not None:
         floats = jnp.issubdtype(kind, jnp.floating)
-        params = params | {"dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)}
+        params = params | {
+            "dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)
+        }
     args = [_of_kind(a, dtype) for a in args]
     out = primitive.bind(*args, **params)
     return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
@@ -85,6 +90,29 @@ def function(tree: Tree, parameter: int | None = None) -> Any:
     if parameter is None:
         return lambda z: evaluate(tree, jnp.asarray(z), None, {})
     return lambda z, p: evaluate(tree, jnp.asarray(z), p, {})
+
+
+@functools.lru_cache(maxsize=1024)
+def on_host(tree: Tree, parameter: int | None = None) -> Any:
+    """The same function on numpy arrays, in double precision; nothing is compiled."""
+
+    def evaluate(node: Tree, z: np.ndarray, p: Any, memo: dict) -> np.ndarray:
+        if node == Z:
+            return z
+        if node[0] == "number":
+            return np.full(z.shape, node[1])
+        if node[0] == "parameter":
+            return np.full(z.shape, p if node[1] == parameter else node[2], float)
+        if node not in memo:
+            args = [evaluate(child, z, p, memo) for child in node[2:]]
+            params = dict(node[1])
+            new = params.get("new_dtype")
+            if new is not None and jnp.issubdtype(new, jnp.floating):
+                params["new_dtype"] = np.dtype(float)
+            memo[node] = host.bind(_PRIMITIVES[node[0]], params, args)
+        return memo[node]
+
+    return lambda z, p=None: evaluate(tree, np.asarray(z, float), p, {})
 
 
 def parameters(tree: Tree) -> dict[int, float]:
