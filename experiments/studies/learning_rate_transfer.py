@@ -86,9 +86,7 @@ def _check(config: Any) -> None:
         losses.supervised(part.loss, None)
 
 
-def network(
-    config: Any, task: tasks.Task, part: Any, rule: str, width: int
-) -> limits.Parametrized:
+def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:
     """The study's family under one rule, at one width; depth and base width are those of a part of the study."""
     fields = config.model.to_dict() | {"depth": part.depth}
     name = fields.pop("name")

@@ -13,6 +13,7 @@ from experiments import run as command_line
 from experiments.claims import verdict
 from experiments.configs.grokking_corrupted import get_config
 from experiments.studies import grokking_corrupted as study
+from experiments.studies import grokking_corrupted_claims as claims
 from experiments.tasks import modular
 
 MODULUS = 7
@@ -130,7 +131,7 @@ def test_accuracies_of_designed_answers():
     ],
 )
 def test_phases(test, corrupted, expected):
-    assert study.phase(test, corrupted) == expected
+    assert claims.phase(test, corrupted) == expected
 
 
 # The analytic solution
@@ -282,8 +283,8 @@ def test_smoke_through_the_command_line(tmp_path):
     config.transformer.decays = ()
     config.runs.regularisers = (("decay", 0.0), ("decay", 10.0))
     path = command_line.run(config, str(tmp_path / "run"), "smoke")
-    claims = json.loads((pathlib.Path(path) / "claims.json").read_text())
-    by_name = {claim["name"]: claim for claim in claims}
+    written = json.loads((pathlib.Path(path) / "claims.json").read_text())
+    by_name = {claim["name"]: claim for claim in written}
     shuffled = by_name["C1 control, shuffled"]
     assert shuffled["control"]
     assert shuffled["passed"], "labels drawn at random must not generalise"
@@ -304,5 +305,5 @@ def test_rule_and_memory_live_in_different_neurons():
     config.phases.regularisers, config.transformer.decays = (("decay", 0.0),), ()
     config.phases.fractions, config.phases.noises, config.phases.steps = (0.3,), (0.1,), 2
     data = study.run(config)
-    wanted = [*study._coexistence_claims(data), *study._pruning_claims(data)]
+    wanted = [*claims._coexistence_claims(data), *claims._pruning_claims(data)]
     assert all(claim.passed for claim in wanted), [c for c in wanted if not c.passed]

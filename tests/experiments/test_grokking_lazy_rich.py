@@ -10,6 +10,7 @@ from experiments import train
 from experiments.configs import grokking_lazy_rich as settings
 from experiments.loop import Session
 from experiments.studies import grokking_lazy_rich as study
+from experiments.studies import grokking_lazy_rich_claims as claims
 from limits import mean_field
 
 
@@ -23,11 +24,11 @@ def config():
 def test_crossing_interpolates_a_power_law():
     steps = np.array([0, 1, 10, 100])
     loss = np.array([1.0, 1.0, 0.1, 0.01])
-    assert study.crossing(steps, loss, 0.1**1.5) == pytest.approx(10**1.5)
-    assert study.crossing(steps, loss, 0.5) == pytest.approx(2)
-    assert study.crossing(steps, loss, 1e-3) == np.inf
-    assert study.crossing(steps, np.array([1.0, 0.05, 0.01, 0.01]), 0.1) == 1
-    assert study.crossing(steps, np.array([1.0, np.nan, np.nan, np.nan]), 0.1) == np.inf
+    assert claims.crossing(steps, loss, 0.1**1.5) == pytest.approx(10**1.5)
+    assert claims.crossing(steps, loss, 0.5) == pytest.approx(2)
+    assert claims.crossing(steps, loss, 1e-3) == np.inf
+    assert claims.crossing(steps, np.array([1.0, 0.05, 0.01, 0.01]), 0.1) == 1
+    assert claims.crossing(steps, np.array([1.0, np.nan, np.nan, np.nan]), 0.1) == np.inf
 
 
 @pytest.mark.parametrize("steps", [30, 31, 100, 60000])
@@ -94,7 +95,7 @@ def swept(config):
 
 
 def test_grokking_is_delayed_by_the_output_scale_and_the_lazy_control_fails(swept):
-    found = {claim.name: claim for claim in study._alpha_claims(swept)}
+    found = {claim.name: claim for claim in claims._alpha_claims(swept)}
     for name in ("G1 delay grows with alpha", "G2 then better than its kernel"):
         assert found[name].passed, found[name]
     for name in ("G3 control, lazy network", "G3 control, linearised network"):
@@ -104,7 +105,7 @@ def test_grokking_is_delayed_by_the_output_scale_and_the_lazy_control_fails(swep
 
 
 def test_weights_grow_while_the_network_groks(swept):
-    found = {claim.name: claim for claim in study._feature_claims(swept)}
+    found = {claim.name: claim for claim in claims._feature_claims(swept)}
     assert found["G5 no weight decay needed"].passed
     assert found["G5 control, falling weight norm"].passed
     assert found["G4 alignment comes late"].measured < 1
@@ -116,7 +117,7 @@ def test_a_network_whose_features_are_aligned_does_not_grok(config):
 
     def times(strength):
         _, curves = study.follow(config, Session(), 4000, seed=1, alpha=4.0, strength=strength)
-        return [study.crossing(steps, curves[key], 0.1) for key in ("train", "test")]
+        return [claims.crossing(steps, curves[key], 0.1) for key in ("train", "test")]
 
     plain, aligned = times(0.0), times(16.0)
     assert plain[1] > study.GROKS * plain[0]
@@ -153,10 +154,10 @@ def test_digits_times_and_their_claims():
         },
         {"digits_alpha": [0.01, 0.1], "digits_step": step},
     )
-    found = study.digits_times(data)
+    found = claims.digits_times(data)
     np.testing.assert_array_equal(found.train, [[50], [100]])
     np.testing.assert_array_equal(found.test, [[50], [np.inf]])
-    large, small = study._digits_claims(data)
+    large, small = claims._digits_claims(data)
     assert not large.passed, "an infinite time is no delay that was measured"
     assert small.control
     assert small.passed
