@@ -18,20 +18,24 @@ import optax
 import xarray as xr
 
 import limits
-import metrics
 import models
 import ntk
 from experiments import losses, tasks
-from experiments.claims import Claim, at_least, at_most, near, within
 from experiments.loop import Session, train_runs
 from experiments.studies import ntk_convergence_figures as drawn
+from experiments.studies.ntk_convergence_claims import (
+    ALIGNED,
+    claims,
+    distances,
+    drifts,
+    fit,
+    predicted_along,
+)
 from experiments.train import ONCE, Probe, Program, Setup, compile_program
 
 TITLE = "The tangent kernel converges, stays and predicts"
 PAPER = "Jacot, Gabriel & Hongler 2018, arXiv:1806.07572"
-JACOT = "Jacot et al. 2018"
-
-ALIGNED = 0.5  # size of the target along the principal component
+__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
 
 
 def total_steps(config: Any) -> int:
@@ -340,193 +344,6 @@ def _component_program(config, net, data) -> Program:
     probe = Probe(lambda params, key, data: (), measure)
     chunks = part.steps // part.chunk
     return _program(setup, data, part.steps, chunks, probe, net.width, len(part.seeds))
-
-
-# Claims: criteria fixed before the run
-
-
-def claims(data: xr.Dataset) -> list[Claim]:
-    """The criteria of the study, judged on its data."""
-    return [
-        *_start_claims(data),
-        *_drift_claims(data),
-        *_ensemble_claims(data),
-        *_component_claims(data),
-    ]
-
-
-def distances(data: xr.Dataset, inputs: str, limit: str = "limit_kernel") -> xr.DataArray:
-    """RMS distance of the row at initialisation from a limit, over (seed, width)."""
-    off = (data.start_kernel - data[limit]).sel(start_inputs=inputs, drop=True)
-    return np.sqrt((off**2).mean("point")).transpose("start_seed", "start_width")
-
-
-def fit(distance: xr.DataArray) -> metrics.PowerLaw:
-    """Power law in the width through RMS values over (seed, width)."""
-    dims = distance.dims
-    return metrics.fit_power_law(distance[dims[1]].values, distance.values, jax.random.key(0))
-
-
-def drifts(data: xr.Dataset, name: str = "drift") -> xr.DataArray:
-    """RMS change of the row in training over (seed, width)."""
-    rows = data[f"{name}_kernel"]
-    change = rows.sel(moment="end") - rows.sel(moment="start")
-    return np.sqrt((change**2).mean("point")).transpose("drift_seed", f"{name}_width")
-
-
-def _start_claims(data: xr.Dataset) -> list[Claim]:
-    made = []
-    cases = [(str(name), "limit_kernel") for name in data.start_inputs.values]
-    for inputs, limit in [*cases, ("circle", "nngp_kernel")]:
-        law = fit(distances(data, inputs, limit))
-        control = limit != "limit_kernel"
-        made.append(
-            within(
-                f"1 convergence, {inputs}" + (", to the NNGP" if control else ""),
-                f"{JACOT}, Thm 1",
-                "exponent in width of the RMS distance of a row of the kernel from "
-                + ("the NNGP, not the limit of the NTK" if control else "its limit"),
-                law.exponent,
-                -0.65,
-                -0.35,
-                interval=tuple(law.exponent_interval),
-                control=control,
-            )
-        )
-    return made
-
-
-def _drift_claims(data: xr.Dataset) -> list[Claim]:
-    made = []
-    for name, rule in (("drift", "ntk"), ("control", "mup")):
-        drift = np.sqrt((drifts(data, name) ** 2).mean("drift_seed"))
-        first, last = (int(drift[f"{name}_width"][i]) for i in (0, -1))
-        made.append(
-            at_least(
-                f"2 constancy, {rule}",
-                f"{JACOT}, Thm 2",
-                f"RMS change of the row in training at width {first} over that at {last}",
-                float(drift[0] / drift[-1]),
-                3.0 if name == "drift" else math.sqrt(last / first),
-                control=rule == "mup",
-            )
-        )
-    law = fit(drifts(data))
-    made.append(
-        at_most(
-            "2 rate of constancy",
-            f"{JACOT}, Thm 2",
-            "exponent in width of the RMS change of the row in training",
-            law.exponent,
-            -0.35,
-            interval=tuple(law.exponent_interval),
-        )
-    )
-    middle = data.sizes["point"] // 2
-    row = data.drift_kernel.isel(point=middle).mean("drift_seed")
-    inflation = (row.sel(moment="end") / row.sel(moment="start")).values
-    made.append(
-        at_least(
-            "2 the kernel inflates, less if wide",
-            f"{JACOT}, Fig. 1",
-            "Theta(x0, x0) after over before training, less 1: narrowest network over widest",
-            float((inflation[0] - 1) / (inflation[-1] - 1)),
-            2.0,
-        )
-    )
-    return made
-
-
-def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
-    wide = data.outputs.isel(ensemble_width=-1)
-    mean, spread = wide.mean("ensemble_seed"), wide.std("ensemble_seed", ddof=1)
-    size = float(np.sqrt((data.predicted_mean**2).mean()))
-    width = int(data.ensemble_width[-1])
-    made = []
-    for what, expected in (("limit", data.predicted_mean), ("untrained limit", 0)):
-        off = float(np.sqrt(((mean - expected) ** 2).mean())) / size
-        made.append(
-            at_most(
-                f"3 mean, {what}",
-                f"{JACOT}, Sec. 5",
-                f"width {width}: RMS distance of the mean output from that of the {what}, over the limit's RMS",
-                off,
-                0.15,
-                control=what != "limit",
-            )
-        )
-    made.append(
-        near(
-            "3 spread",
-            f"{JACOT}, Sec. 5",
-            f"width {width}: RMS standard deviation of the outputs over that of the limit",
-            float(np.sqrt((spread**2).mean() / (data.predicted_sd**2).mean())),
-            1.0,
-            0.25,
-        )
-    )
-    z = abs(wide - data.predicted_mean) / data.predicted_sd
-    made.append(
-        near(
-            "3 percentiles",
-            f"{JACOT}, Fig. 2",
-            f"width {width}: share of outputs between the limit's 10th and 90th percentile",
-            float((z < 1.2815515655446004).mean()),
-            0.8,
-            0.1,
-        )
-    )
-    return made
-
-
-def predicted_along(data: xr.Dataset, rank: int = 2) -> xr.DataArray:
-    """What is left along the component if it decays with the eigenvalue of this rank."""
-    return ALIGNED * np.exp(-data.eigenvalue.sel(rank=rank, drop=True) * data.time)
-
-
-def _component_claims(data: xr.Dataset) -> list[Claim]:
-    made = []
-    along, off = (data[name].mean("component_seed") for name in ("along", "off"))
-    for inputs in data.component_inputs.values:
-        largest = off.sel(component_inputs=inputs).max("chunk").values
-        made.append(
-            at_most(
-                f"4 other components, {inputs}",
-                f"{JACOT}, Fig. 3",
-                "largest movement off the second component: largest ratio of a width to the next smaller one",
-                float((largest[1:] / largest[:-1]).max()),
-                1.0,
-            )
-        )
-        ends = data.along.sel(component_inputs=inputs).isel(chunk=-1)
-        gain = ends.isel(component_width=-1) - ends.isel(component_width=0)
-        error = 2 * float(gain.std(ddof=1)) / math.sqrt(gain.size)
-        for rank in (2, 1):
-            end = along.sel(component_inputs=inputs).isel(chunk=-1)
-            theory = predicted_along(data, rank).sel(component_inputs=inputs).isel(chunk=-1)
-            made.append(
-                at_most(
-                    f"4 decay, {inputs}" + (", first eigenvalue" if rank == 1 else ""),
-                    f"{JACOT}, Fig. 3",
-                    "what is left along the second component at the end, widest network: distance from "
-                    f"0.5 exp(-lambda_{rank} t), over 0.5",
-                    float(abs(end[-1] - theory)) / ALIGNED,
-                    0.06,
-                    control=rank == 1,
-                )
-            )
-        made.append(
-            at_least(
-                f"4 narrow networks are faster, {inputs}",
-                f"{JACOT}, Fig. 3",
-                "what is left along the second component at the end, widest network less narrowest: lower end of "
-                "the mean's interval (narrow kernels inflate, but differ more than that at initialisation)",
-                float(gain.mean()) - error,
-                0.0,
-                interval=(float(gain.mean()) - error, float(gain.mean()) + error),
-            )
-        )
-    return made
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:
