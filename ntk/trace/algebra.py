@@ -152,6 +152,11 @@ def applied(primitive: Any, params: tuple, args: list) -> Terms | None:
     if any(f is None and not isinstance(a, Number) for f, a in zip(found, args)):
         return None
     refs = {f[0] for f in found if f is not None}
+    free = {ref for ref in refs if ref.process.value is None} or set(list(refs)[:1])
+    found = [
+        f if f is None or f[0] in free else (f[0], at_parameter(f[1], f[0])) for f in found
+    ]
+    refs = free
     if not refs:
         return None
     if len(refs) != 1 or any(isinstance(a, Number) and a.power for a in args):

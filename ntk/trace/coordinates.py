@@ -46,7 +46,7 @@ class Process(NamedTuple):
         axes: axes of positions, in the order of its moments.
         units: axes of units, in their own order.
         gaussian: whether it is Gaussian with mean zero.
-        bases: the independent processes that it is a function of.
+        bases: the independent processes that it is a function of, each with the part of its units.
         value: of a parameter that is constant at initialisation; None for others.
         frozen_law: its tangent kernel is a mean over units, so that no nonlinearity may act on it.
     """
@@ -76,6 +76,26 @@ class Ref(NamedTuple):
     axes: tuple[Axis, ...]
     units: tuple[Axis, ...]
     part: tuple = ()
+
+
+def bases_of(ref: Ref) -> frozenset:
+    """The independent processes behind a reference, with the part of their units that it is about."""
+    return frozenset((index, part + ref.part) for index, part in ref.process.bases)
+
+
+def overlap(one: frozenset, two: frozenset) -> bool:
+    """Whether two sets of bases have units in common."""
+    if not any(part for _, part in one | two):
+        return not one.isdisjoint(two)
+    return any(i == j and not _apart(p, q) for i, p in one for j, q in two)
+
+
+def _apart(one: tuple, two: tuple) -> bool:
+    """Whether slices of slices (axis, start, stop) of the same units have none in common."""
+    for a, b in zip(one, two):
+        if a != b:
+            return a[0] == b[0] and (a[2] <= b[1] or b[2] <= a[1])
+    return False
 
 
 class Number(NamedTuple):

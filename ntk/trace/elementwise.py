@@ -24,6 +24,7 @@ from ntk.trace.coordinates import (
     is_random,
 )
 from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
+from ntk.trace.processes import is_linear, process_of
 from ntk.trace.steps import shape_code
 
 IDENTITIES = frozenset(
@@ -75,6 +76,8 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     bodies = [v.body for v in values]
     weights = [k for k, b in enumerate(bodies) if isinstance(b, Weight)]
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
+        for k in weights:
+            _check_shared(context, values[k], name)
         values = [context.as_random(v) for v in values]
         bodies = [v.body for v in values]
         weights = []
@@ -92,6 +95,21 @@ def _keeps_order(name: str, bodies: list) -> bool:
         return True
     small = (isinstance(b, Linear) or (isinstance(b, Number) and b.number == 0) for b in bodies)
     return name in ("add", "sub", "add_any") and all(small)
+
+
+def _check_shared(context: Context, value: Value, name: str) -> None:
+    """Refuses a parameter that all units share: its part of the tangent kernel does not average over them."""
+    weight = value.body
+    wide = {a for a in ax.flat(value.dims) if a.infinite}
+    if wide & set(ax.flat(weight.own)) or (not wide and name in ("add", "sub", "add_any")):
+        return
+    _, variance, _, rate = context.law(weight)
+    if variance or rate:
+        raise Refusal(
+            f"{weight.name} is shared by all units of a layer: what it adds to the kernels is the square of a sum over "
+            "units, which stays random at infinite width. Give each unit a parameter of its own, or, if it is constant "
+            f"at initialisation, freeze it: learning_rates={{{weight.name!r}: 0}}"
+        )
 
 
 def _plain(bodies: list, name: str) -> bool:
@@ -142,8 +160,6 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             for _ in range(power - 1):
                 out = algebra.multiplied(out, args[0])
             return out
-    for body in args:
-        _check_law(body)
     params = frozen(equation.params)
     out = None
     if not any(isinstance(b, Finite) for b in args):
@@ -155,20 +171,6 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             "products of functions of one activation each"
         )
     return out
-
-
-def _check_law(body: Any) -> None:
-    for term in algebra.as_terms(body) if not isinstance(body, Finite) else ():
-        for ref, _ in term.factors:
-            if ref.process.averaged:
-                raise Refusal(
-                    "a nonlinearity acts on a sum that contains a normalised activation with a trained gain; its "
-                    "tangent kernel differs between units. Insert a layer of weights, or leave out the gain "
-                    "(use_scale=False)"
-                )
-            if not ref.process.gaussian:
-                # moments of degree two are known of any process; others are refused where they are needed
-                continue
 
 
 def as_sum(body: Any, dims: Dims) -> Any:
@@ -197,20 +199,13 @@ def _is_parameter(body: Any) -> bool:
     )
 
 
-def _is_linear(tree: Any) -> bool:
-    if tree == trees.Z:
-        return True
-    if tree[0] == "mul":
-        left, right = tree[2:]
-        fixed = ("number", "parameter")
-        return (left[0] in fixed and _is_linear(right)) or (right[0] in fixed and _is_linear(left))
-    return False
-
-
 def _absorbed(context: Context, body: Any) -> Any:
     """Numbers that scale a Gaussian become part of it, so that what is left is a function of one process."""
     if not isinstance(body, Terms) or algebra.univariate(body) is not None:
         return body
+    free = {r for t in body.terms for r, _ in t.factors if r.process.value is None}
+    if len(free) > 1 and is_linear(body.terms):
+        return Linear(((process_of(context, body), Coefficient()),))
     refs = {ref for t in body.terms for ref, _ in t.factors if ref.process.value is None}
     if len(refs) != 1:
         return body
@@ -218,7 +213,7 @@ def _absorbed(context: Context, body: Any) -> Any:
     touching = [t for t in body.terms if any(r == ref for r, _ in t.factors)]
     rest = [t for t in body.terms if t not in touching]
     arrays = {t.coefficient.arrays for t in touching}
-    linear = all(_is_linear(tree) for t in touching for r, tree in t.factors if r == ref)
+    linear = all(trees.is_linear(tree) for t in touching for r, tree in t.factors if r == ref)
     if len(arrays) != 1 or not linear or any(t.coefficient.arrays for t in rest):
         return body
     scale = Coefficient(1.0, 0.0, arrays.pop())

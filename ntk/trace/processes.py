@@ -7,7 +7,7 @@ from typing import Any
 from ntk.trace import algebra, trees
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Coefficient, Linear, Pieces, Ref
+from ntk.trace.coordinates import Coefficient, Linear, Pieces, Ref, Refusal, bases_of
 from ntk.trace.steps import Note, terms_static
 
 
@@ -15,7 +15,7 @@ def process_of(context: Context, body: Any) -> Ref:
     """The body as one process: the moments of a function, or of a sum."""
     if isinstance(body, Pieces):
         return _pieces(context, body)
-    body = context.program.sealed(body)
+    body = context.program.sealed(body, whole=True)
     if isinstance(body, Linear) and len(body.terms) == 1:
         ref, c = body.terms[0]
         if c == Coefficient() and not ref.maps and ref.process.value is None:
@@ -24,28 +24,48 @@ def process_of(context: Context, body: Any) -> Ref:
     key = ("function", static, tuple(inputs), axes, units)
     if key in context.sources:
         return context.sources[key]
+    _check_tangents(algebra.as_terms(body))
     sizes = tuple(a.size[0] for a in axes)
     note = Note(axes=sizes_text(axes))
     index = context.program.add("function", (static, sizes), inputs, note)
     terms = algebra.as_terms(body)
-    bases = [ref.process.bases for t in terms for ref, _ in t.factors]
-    linear = all(tree == trees.Z for t in terms for r, tree in t.factors if r.process.value is None)
-    linear = linear and all(
-        sum(r.process.value is None for r, _ in t.factors) == 1
-        or all(r.process.value == 0 for r, _ in t.factors)
-        for t in terms
-    )
+    bases = [bases_of(ref) for t in terms for ref, _ in t.factors]
+    linear = is_linear(terms)
     known = all(r.process.gaussian for t in terms for r, _ in t.factors)
+    steps = context.program.steps
+    valued = [r.process.index for t in terms for r, _ in t.factors if r.process.value]
+    valued += [i for t in terms for _, tree in t.factors for i in trees.parameters(tree)]
     process = context.program.process(
         index,
         axes,
         units,
         gaussian=linear and known,
         bases=frozenset().union(*bases) if bases else frozenset(),
-        averaged=linear,
+        averaged=linear and any(steps[i].static[1] for i in valued),
     )
     context.sources[key] = Ref(process, (), axes, units)
     return context.sources[key]
+
+
+def is_linear(terms: tuple) -> bool:
+    """Whether terms are a sum of processes, each times parameters and numbers."""
+    for t in terms:
+        free = [tree for r, tree in t.factors if r.process.value is None]
+        zeros = bool(t.factors) and all(r.process.value == 0 for r, _ in t.factors)
+        if not (zeros or (len(free) == 1 and trees.is_linear(free[0]))):
+            return False
+    return True
+
+
+def _check_tangents(terms: tuple) -> None:
+    for term in terms:
+        for ref, tree in term.factors:
+            if ref.process.averaged and not trees.is_linear(tree):
+                raise Refusal(
+                    "a nonlinearity acts on a sum of activations one of which was multiplied by a trained parameter (the "
+                    "gain of a norm, a layer scale): its tangent kernel differs between units. Insert a layer of "
+                    "weights, leave out the gain (use_scale=False), or freeze it: learning_rates={'*/scale': 0}"
+                )
 
 
 def sizes_text(axes: tuple[Axis, ...]) -> str:
@@ -61,6 +81,7 @@ def _pieces(context: Context, body: Pieces) -> Ref:
     sizes = tuple(a.size[0] for a in axes)
     inputs = [r.process.index for r, _ in kept]
     index = context.program.add("mix", (pieces, sizes), inputs, Note("side by side"))
-    bases = frozenset().union(*(r.process.bases for r in refs))
+    # Units of the whole are numbered otherwise than those of its pieces.
+    bases = frozenset((i, (*p, (None, 0, 0))) for r in refs for i, p in r.process.bases)
     process = context.program.process(index, axes, (body.units,), gaussian=False, bases=bases)
     return Ref(process, (), axes, (body.units,))

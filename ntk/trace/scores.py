@@ -5,7 +5,7 @@ from __future__ import annotations
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Coefficient, Linear, Ref, Refusal, Value
+from ntk.trace.coordinates import Coefficient, Linear, Ref, Refusal, Value, bases_of, overlap
 from ntk.trace.processes import process_of
 from ntk.trace.steps import Note, code
 
@@ -50,4 +50,4 @@ def _centred(body: object) -> bool:
 
 
 def _shared(one: Linear, two: Linear) -> bool:
-    return any(a.process.bases & b.process.bases for a, _ in one.terms for b, _ in two.terms)
+    return any(overlap(bases_of(a), bases_of(b)) for a, _ in one.terms for b, _ in two.terms)

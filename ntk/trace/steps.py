@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from ntk.trace import algebra
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims, growth, positions
-from ntk.trace.coordinates import Coefficient, Linear, Process, Ref, Refusal, Terms
+from ntk.trace.coordinates import (
+    Coefficient,
+    Linear,
+    Process,
+    Ref,
+    Refusal,
+    bases_of,
+    overlap,
+)
 
 Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
 
@@ -92,27 +100,34 @@ class Program:
         value: float | None = None,
         averaged: bool = False,
     ) -> Process:
-        bases = frozenset([index]) if bases is None else bases
+        bases = frozenset([(index, ())]) if bases is None else bases
         process = Process(index, axes, units, gaussian, bases, value, averaged)
         self.processes[index] = process
         return process
 
     # --- sums of processes become one process ------------------------------------------------------
 
-    def sealed(self, body: Any) -> Any:
-        """A sum of processes as one process (plus parameters that are constant and not zero at initialisation)."""
+    def sealed(self, body: Any, whole: bool = False) -> Any:
+        """A sum of processes as a number times one (plus parameters that are constant and not zero at initialisation).
+
+        The number is that of the first term, so that functions of a sum and of its multiples are of one process; with
+        `whole` it is 1.
+        """
         if not isinstance(body, Linear):
             return body
         random = tuple(t for t in body.terms if not t[0].process.value)
         rest = tuple(t for t in body.terms if t[0].process.value)
         if not random:
             return body
-        if len(random) == 1 and random[0][1] == Coefficient() and not random[0][0].maps:
-            return body
-        if random not in self._seals:
-            self._seals[random] = self._combined(Linear(self._shortened(random)))
-        ref = self._seals[random]
-        return Linear(((ref, Coefficient()), *rest))
+        number = 1.0 if whole else random[0][1].number
+        if number != 1:
+            random = tuple((r, c._replace(number=_digits(c.number / number))) for r, c in random)
+        ref = random[0][0]
+        if len(random) > 1 or random[0][1] != Coefficient() or ref.maps:
+            if random not in self._seals:
+                self._seals[random] = self._combined(Linear(self._shortened(random)))
+            ref = self._seals[random]
+        return Linear(((ref, Coefficient(number)), *rest))
 
     def _shortened(self, terms: tuple) -> tuple:
         """Terms with the longest sum among them that has a step already, up to a factor, in its place.
@@ -135,9 +150,11 @@ class Program:
     def _combined(self, body: Linear) -> Ref:
         body = self._expanded(body)
         axes, units = _axes(body)
-        pieces, inputs, order = [], [], {}
-        gaussian = averaged = True
-        averaged = False
+        # Different units of one layer are different processes of one law. Arrays follow the processes.
+        order = {(ref.process.index, ref.part): None for ref, _ in body.terms}
+        order = {key: place for place, key in enumerate(order)}
+        pieces, inputs = [], [index for index, _ in order]
+        gaussian, averaged = True, False
         for ref, c in body.terms:
             if c.power:
                 raise Refusal(
@@ -150,9 +167,7 @@ class Program:
                 )
             gaussian &= ref.process.gaussian
             averaged |= ref.process.averaged
-            position = order.setdefault(ref.process.index, len(order))
-            if position == len(inputs):
-                inputs.append(ref.process.index)
+            position = order[ref.process.index, ref.part]
             maps = []
             for item in ref.maps:
                 maps.append(tuple(_operand(x, inputs) for x in item))
@@ -160,9 +175,8 @@ class Program:
             where = tuple(axes.index(a) for a in ref.axes)
             pieces.append((position, tuple(maps), where, c.number, arrays))
         sizes = tuple(a.size[0] for a in axes)
-        # Operands that are arrays follow the processes: `order` counts only the latter.
         index = self.add("combine", (len(order), tuple(pieces), sizes), inputs, Note("sum"))
-        bases = frozenset().union(*(ref.process.bases for ref, _ in body.terms))
+        bases = frozenset().union(*(bases_of(ref) for ref, _ in body.terms))
         process = self.process(
             index, axes, units, gaussian=gaussian, bases=bases, averaged=averaged
         )
@@ -175,7 +189,7 @@ class Program:
             for i, (ref, c) in enumerate(body.terms):
                 shared = any(
                     other.process.index != ref.process.index
-                    and other.process.bases & ref.process.bases
+                    and overlap(bases_of(other), bases_of(ref))
                     for other, _ in body.terms
                 )
                 if shared and ref.process.index in self.definitions and not ref.maps:
@@ -191,7 +205,7 @@ class Program:
                         o.process
                         for o, _ in body.terms
                         if o.process.index != ref.process.index
-                        and o.process.bases & ref.process.bases
+                        and overlap(bases_of(o), bases_of(ref))
                     ]
                     if not any(o.index in self.definitions for o in others):
                         raise Refusal(CORRELATED)
@@ -199,11 +213,16 @@ class Program:
                 return body
 
 
+def _digits(x: float) -> float:
+    """x without what rounding added to it."""
+    return float(f"{x:.14g}")
+
+
 def _ratio(one: Coefficient, two: Coefficient) -> float | None:
     """one / two as a number; None where they differ in more than that."""
     if one[1:] != two[1:]:
         return None
-    return round(one.number / two.number, 12)
+    return _digits(one.number / two.number)
 
 
 CORRELATED = (
@@ -279,6 +298,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
     axes: dict = {}
     units: tuple = ()
     inputs: list = []
+    places: dict = {}  # different units of one layer are different processes of one law
     out = []
     for t in terms:
         for ref, _ in t.factors:
@@ -312,7 +332,11 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
             if product is not None:
                 tree, product = ("mul", (), product, tree), None
             where = tuple(axes.index(a) for a in ref.axes)
-            coded.append((_place(inputs, ref.process.index), where, local(tree, inputs)))
+            key = (ref.process.index, ref.part)
+            if key not in places:
+                places[key] = len(inputs)
+                inputs.append(ref.process.index)
+            coded.append((places[key], where, local(tree, inputs)))
         arrays = tuple((_place(inputs, i), code(dims, axes)) for i, dims in t.coefficient.arrays)
         alone = None if product is None else local(product, inputs)
         out.append((t.coefficient.number, arrays, tuple(coded), alone))
@@ -324,15 +348,8 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
 def _check_independent(refs: list[Ref]) -> None:
     for i, one in enumerate(refs):
         for two in refs[:i]:
-            if one.process.bases & two.process.bases and not disjoint(one, two):
+            if overlap(bases_of(one), bases_of(two)):
                 raise Refusal(CORRELATED)
-
-
-def disjoint(one: Ref, two: Ref) -> bool:
-    """Whether two references are to different units of one layer."""
-    if one.process.index != two.process.index or len(one.part) != len(two.part):
-        return False
-    return any(a[0] == b[0] and (a[2] <= b[1] or b[2] <= a[1]) for a, b in zip(one.part, two.part))
 
 
 def local(tree: Any, inputs: list) -> Any:
@@ -343,6 +360,3 @@ def local(tree: Any, inputs: list) -> Any:
         return tree
     return (*tree[:2], *(local(child, inputs) for child in tree[2:]))
 
-
-def describe(body: Any) -> str:
-    return {Terms: "function", Linear: "sum"}.get(type(body), "")

@@ -27,6 +27,17 @@ def replace(tree: Tree, leaf: Tree) -> Tree:
     return (*tree[:2], *(replace(child, leaf) for child in tree[2:]))
 
 
+def is_linear(tree: Tree) -> bool:
+    """Whether a tree is z times numbers and parameters."""
+    if tree == Z:
+        return True
+    if tree[0] == "mul":
+        left, right = tree[2:]
+        fixed = ("number", "parameter")
+        return (left[0] in fixed and is_linear(right)) or (right[0] in fixed and is_linear(left))
+    return False
+
+
 def times_number(tree: Tree, number: float) -> Tree:
     """number * tree."""
     return tree if number == 1 else ("mul", (), ("number", number), tree)
