@@ -218,7 +218,9 @@ def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     if count < 2:
         raise ValueError(f"{count} pairs make no analogy: give at least 2.")
     columns = jnp.arange(count - 1)
-    others = columns + (columns >= jnp.arange(count)[:, None])  # every pair but the row's own
+    others = columns[None] + (
+        columns[None] >= jnp.arange(count)[:, None]
+    )  # every pair but the row's own
     return jax.lax.map(lambda row: _answers(near, *row), (pairs, pairs[others]))
 
 

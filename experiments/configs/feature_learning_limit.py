@@ -31,12 +31,12 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         # "r=..." interpolate between ntk (r = 1/2) and mean_field (r = 0) at one learning rate
         "rules": ("ntk", "r=1/3", "r=1/6", "mean_field", "mup", "logits/sqrt(n)"),
         "depth": 2,
-        "widths": (64, 128, 256, 512, 1024),
+        "widths": (128, 256, 512, 1024),
         "seeds": (0, 1, 2, 3),
-        "learning_rate": 0.3,
+        "learning_rate": 1.0,
         "num_train": 64,
         "num_test": 64,
-        "steps": 8,
+        "steps": 20,  # far enough for the readout and the features to have moved each other
     }
     config.convergence = {
         "systems": ("linear", "tanh", "linear, ntk"),
@@ -61,7 +61,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "vocabulary": 800,
         "widths": (16, 64, 256, 1024),
         "seeds": (0, 1, 2),
-        "epochs": 8,
+        "epochs": 6,
         "window": 4,
         "subsample": 1e-3,
         "negatives": 5,
@@ -96,7 +96,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
 def _smoke(config):
     config.task.num_train = 256
-    config.dichotomy.widths, config.dichotomy.seeds = (64, 256, 1024), (0, 1, 2)
+    config.dichotomy.widths, config.dichotomy.seeds = (32, 128, 512), (0, 1)
     config.dichotomy.rules = ("ntk", "mup")
     config.convergence.widths, config.convergence.seeds = (16, 64, 256), (0, 1)
     config.convergence.steps, config.convergence.systems = 12, ("linear", "linear, ntk")
