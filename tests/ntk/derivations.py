@@ -96,13 +96,9 @@ def snake(x, a):
         return z * np.sin(2 * a * z) / a - np.sin(a * z) ** 2 / a**2
 
     k, t = data(x)
-    for _ in range(2):
-        slope_by_a = expectation(by_a, k)
-        k, t = activated(
-            lambda z: z + np.sin(a * z) ** 2 / a, lambda z: 1 + np.sin(2 * a * z), k, t
-        )
-        k, t = dense(k, t + slope_by_a)
-    return k, t
+    gained = expectation(by_a, k)
+    k, t = activated(lambda z: z + np.sin(a * z) ** 2 / a, lambda z: 1 + np.sin(2 * a * z), k, t)
+    return dense(k, t + gained)
 
 
 def swish(x, beta):
@@ -110,9 +106,9 @@ def swish(x, beta):
         return sigmoid(beta * z)
 
     k, t = data(x)
-    by_beta = expectation(lambda z: z**2 * s(z) * s(-z), k)
+    gained = expectation(lambda z: z**2 * s(z) * s(-z), k)
     k, t = activated(lambda z: z * s(z), lambda z: s(z) + beta * z * s(z) * s(-z), k, t)
-    return dense(k, t + by_beta)
+    return dense(k, t + gained)
 
 
 def two_branches(x):
@@ -163,7 +159,4 @@ def _window(m, n):
 
 
 def kinked(x, f, slope, kink):
-    k, t = data(x)
-    for _ in range(2):
-        k, t = dense(*activated(f, slope, k, t, kink))
-    return k, t
+    return dense(*activated(f, slope, *data(x), kink))

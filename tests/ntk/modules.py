@@ -56,11 +56,9 @@ class Snake(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        for k in range(2):
-            x = nn.Dense(self.width, name=f"hidden_{k}")(x)
-            a = self.param(f"a_{k}", nn.initializers.constant(FREQUENCY), (self.width,))[None]
-            x = x + jnp.sin(a * x) ** 2 / a
-        return nn.Dense(1, name="readout")(x)
+        x = nn.Dense(self.width, name="hidden")(x)
+        a = self.param("a", nn.initializers.constant(FREQUENCY), (self.width,))[None]
+        return nn.Dense(1, name="readout")(x + jnp.sin(a * x) ** 2 / a)
 
 
 class Swish(nn.Module):
@@ -134,14 +132,11 @@ class Kinked(nnx.Module):
     """Two slopes that meet at 0.7, in NNX."""
 
     def __init__(self, width, rngs):
-        self.hidden_0 = nnx.Linear(5, width, rngs=rngs)
-        self.hidden_1 = nnx.Linear(width, width, rngs=rngs)
+        self.hidden = nnx.Linear(5, width, rngs=rngs)
         self.readout = nnx.Linear(width, 1, rngs=rngs)
 
     def __call__(self, x):
-        for layer in (self.hidden_0, self.hidden_1):
-            x = kinked(layer(x))
-        return self.readout(x)
+        return self.readout(kinked(self.hidden(x)))
 
 
 def kinked(x):
@@ -175,4 +170,4 @@ def law(path, shape):
         return 0.0, math.prod(shape[:-1]) ** -0.5
     if leaf == "position_0":
         return 0.0, POSITION_STD
-    return {"scale": 1.0, "a_0": FREQUENCY, "a_1": FREQUENCY, "beta": SHARPNESS}.get(leaf, 0.0), 0.0
+    return {"scale": 1.0, "a": FREQUENCY, "beta": SHARPNESS}.get(leaf, 0.0), 0.0
