@@ -41,8 +41,10 @@ def test_an_epoch_by_autodiff(x64):
     examples = windows()
     found, losses = cbow.train(start, examples, noise, jax.random.key(0), **OPTIONS)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(embeddings, target, context, mask):
-        h = (embeddings.context[context] * mask[:, None]).sum(0) / max(mask.sum(), 1)
+        h = (embeddings.context[context] * mask[:, None]).sum(0) / jnp.maximum(mask.sum(), 1)
         scores = embeddings.target[jnp.array([target, 4, 4])] @ h
         return jax.nn.softplus(-scores[0]) + jax.nn.softplus(scores[1:]).sum()
 
@@ -52,7 +54,7 @@ def test_an_epoch_by_autodiff(x64):
             jax.tree.map(lambda leaf, i=i: leaf[i], examples)
             for i in range(step * size, step * size + size)
         ]
-        values, slopes = zip(*(jax.value_and_grad(loss)(expected, *row) for row in batch))
+        values, slopes = zip(*(loss(expected, *row) for row in batch))
         assert losses[step] == pytest.approx(np.mean(values), rel=1e-12)
         expected = jax.tree.map(
             lambda p, *g: (1 - 0.3 * 0.05) * p - 0.3 * sum(g), expected, *slopes

@@ -61,6 +61,7 @@ def rms(x):
     return float(jnp.sqrt(jnp.square(x).mean()))
 
 
+@pytest.mark.slow
 def test_wide_nets_converge_and_another_rate_does_not():
     widths, test = (128, 8192), batches()[0][0]
     start = pi_net.limit(jax.random.key(1), D, K, **SIZES)
