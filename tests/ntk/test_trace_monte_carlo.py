@@ -175,7 +175,7 @@ def test_one_network_deviates_by_the_inverse_root_of_the_width(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_deviations_have_the_slope_of_the_inverse_root_of_the_width(name):
-    widths, count = (64, 128, 256, 512, 1024), 64
+    widths, count = (32, 64, 128, 256, 512), 64
     sizes = [deviation(name, width, count) for width in widths]
     slopes = np.polyfit(np.log(widths), np.log(sizes), 1)[0]
     assert np.all(np.abs(slopes + 0.5) < 0.15)
