@@ -19,10 +19,9 @@ from ntk import stax
 
 def _helper(name):
     """A module of this folder, which is not a package."""
-    spec = importlib.util.spec_from_file_location(
-        name, pathlib.Path(__file__).with_name(f"{name}.py")
-    )
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"traced_{name}", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -76,7 +75,7 @@ def limit(name):
 # Finite networks
 
 
-def finite_kernels(name, width, count, factors=()):
+def finite_kernels(name, width, count, doubled=()):
     """NNGP and NTK of `count` networks of that width, (2, count, 3, 3).
 
     Every random weight is its initial standard deviation times a standard normal, and all that is not random is
@@ -86,39 +85,43 @@ def finite_kernels(name, width, count, factors=()):
         name: of the family.
         width: of the networks.
         count: how many.
-        factors: pairs (parameter, number) of deviations to be changed, for controls.
+        doubled: parameters whose variance is doubled, for controls.
     """
     x = jnp.asarray(inputs(name), jnp.float32)
     net = ntk.network(modules.FAMILIES[name], width, x)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     laws = {path: modules.law(path, s.shape) for path, s in ntk.named_leaves(shapes).items()}
     tree = jax.tree.structure(shapes)
-    scale = jax.tree.unflatten(
-        tree, [d * dict(factors).get(p, 1.0) or 1.0 for p, (_, d) in laws.items()]
-    )
-    trained = jax.tree.unflatten(tree, [path == "readout/kernel" for path in laws])
-    random = np.random.default_rng([width, count])
-    draws = [
-        random.standard_normal((count, *s.shape), np.float32)
-        if laws[path][1]
-        else np.full((count, *s.shape), laws[path][0], np.float32)
-        for path, s in ntk.named_leaves(shapes).items()
+    scales = [
+        std * (math.sqrt(2) if p in doubled else 1) if std else 1 for p, (_, std) in laws.items()
     ]
+    scale = tree.unflatten(scales)
+    is_readout = tree.unflatten([path == "readout/kernel" for path in laws])
 
     def apply(params, x):
         return net.apply(jax.tree.map(jnp.multiply, params, scale), x)
 
     def readout(params, x):
-        return apply(
-            jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained), x
-        )
+        stopped = jax.tree.map(jax.lax.stop_gradient, params)
+        params = jax.tree.map(lambda p, q, own: p if own else q, params, stopped, is_readout)
+        return apply(params, x)
 
     def kernels(params):
         return [ntk.empirical_ntk(f, params, x, trace_axes=(-1,)) for f in (readout, apply)]
 
-    return np.asarray(
-        jax.jit(lambda p: jax.lax.map(kernels, p))(jax.tree.unflatten(tree, draws)), float
-    )
+    networks = jax.jit(lambda stack: jax.lax.map(kernels, stack))
+    return np.asarray(networks(tree.unflatten(draws(laws, jax.tree.leaves(shapes), count))), float)
+
+
+def draws(laws, shapes, count):
+    """For each parameter standard normals, or its constant, (count, ...)."""
+    random = np.random.default_rng([count, *shapes[0].shape])
+    return [
+        random.standard_normal((count, *s.shape), np.float32)
+        if std
+        else np.full((count, *s.shape), mean, np.float32)
+        for (mean, std), s in zip(laws.values(), shapes)
+    ]
 
 
 @functools.cache
@@ -154,7 +157,7 @@ def test_a_dropped_bias_is_seen_in_finite_networks():
 
 def test_a_weight_of_doubled_variance_is_seen_in_finite_networks():
     name = "gated linear unit"
-    wrong = finite_kernels(name, WIDTH, COUNT, factors=(("value/kernel", math.sqrt(2)),))
+    wrong = finite_kernels(name, WIDTH, COUNT, doubled=("value/kernel",))
     assert np.abs(z_scores(wrong, limit(name))).max(-1).min() > 3
 
 
