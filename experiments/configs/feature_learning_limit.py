@@ -3,10 +3,12 @@
     make reproduce STUDY=feature_learning_limit
     python -m experiments.run --config=experiments/configs/feature_learning_limit.py:cpu
 
-smoke: under a minute, too small for the claims to mean anything. cpu: digits, and Word2Vec on Python's documentation.
-paper: Word2Vec on text8 (--config.words.data_dir=text8) with the authors' settings, for a GPU with 40 GB; with their
-questions (--config.words.analogies=questions-words.txt) where the file is given. The few-shot task stays digits,
-with the authors' settings of MAML.
+smoke: under a minute, too small for the claims to mean anything. cpu: digits, and Word2Vec on Python's documentation,
+three minutes on two cores. All its claims hold but one, "M1 features help, plain digits": meta-training has nothing to
+teach there. The limit classifies 81% of new plain digits before it and as many after; under the random illumination
+it goes from 33% to 46%. paper: Word2Vec on text8 (--config.words.data_dir=text8) with the authors' settings, for a
+GPU with 40 GB; with their questions (--config.words.analogies=questions-words.txt) where the file is given. The
+few-shot task stays digits, with the authors' settings of MAML.
 """
 
 import ml_collections
@@ -41,7 +43,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.convergence = {
         "systems": ("linear", "tanh", "linear, ntk"),
         "widths": (64, 256, 1024, 4096),
-        "seeds": (0, 1, 2, 3),
+        "seeds": (0, 1, 2, 3, 4, 5),
         "learning_rate": 1.0,
         "num_train": 128,
         "num_test": 128,
@@ -59,7 +61,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "data_dir": "",  # a text file or folder; Python's documentation by default
         "analogies": "",  # a file of questions in the format of questions-words.txt; the text's own pairs by default
         "vocabulary": 800,
-        "widths": (16, 64, 256, 1024),
+        "widths": (16, 64, 256, 512),
         "seeds": (0, 1, 2),
         "epochs": 6,
         "window": 4,
@@ -77,9 +79,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "ways": 5,
         "shots": 1,
         "queries": 3,
-        "steps": 600,
+        "steps": 400,
         "tasks": 16,
-        "test_tasks": 400,
+        "test_tasks": 300,
         "inner_rate": 0.4,
         "outer_rate": 0.1,
         "clip": 0.5,

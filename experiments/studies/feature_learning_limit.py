@@ -125,7 +125,7 @@ def _words(config: Any, session: Session) -> xr.Dataset:
             "word_width": columns,
             "word_seed": list(part.seeds),
             "panel": labels,
-            "word": [source.words[i] for i in shown],
+            "word": [source.words[partner] for _, partner in shown],
             "group": ("word", group),
         },
     )
@@ -173,17 +173,18 @@ def _pictured(part) -> tuple[int, ...]:
 
 
 def _shown(source: word_pairs.Corpus, most: int = 30) -> tuple[np.ndarray, list[str]]:
-    """Second words of the pairs of the two largest relations, and the name of each one's relation."""
+    """Pairs (P, 2) of the two largest relations, and the name of each one's relation."""
     largest = sorted(source.relations, key=lambda name: -len(source.relations[name]))[:2]
-    parts = {name: source.relations[name][:most, 1] for name in largest}
-    return np.concatenate(list(parts.values())), [n for n, ids in parts.items() for _ in ids]
+    parts = {name: source.relations[name][:most] for name in largest}
+    return np.concatenate(list(parts.values())), [n for n, pairs in parts.items() for _ in pairs]
 
 
-def _plane(vectors: jax.Array, rows: np.ndarray) -> np.ndarray:
-    """First two principal components of some words' unit vectors, (words, 2)."""
-    chosen = np.asarray(vectors)[rows]
-    chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-    left, sizes, _ = np.linalg.svd(chosen - chosen.mean(axis=0), full_matrices=False)
+def _plane(vectors: jax.Array, pairs: np.ndarray) -> np.ndarray:
+    """First two principal components (P, 2) of the differences of the unit vectors of each pair."""
+    words = np.asarray(vectors)
+    words = words / np.linalg.norm(words, axis=1, keepdims=True)
+    steps = words[pairs[:, 1]] - words[pairs[:, 0]]
+    left, sizes, _ = np.linalg.svd(steps - steps.mean(axis=0), full_matrices=False)
     return left[:, :2] * sizes[:2]
 
 

@@ -28,8 +28,8 @@ def _dichotomy_figure(data: xr.Dataset):
     made, axes = drawing.figure(
         titles,
         caption="Change of the hidden layer that moves most in training (left) and distance of the network from its"
-        " own linearisation (right) against width. Dashed: the predicted n^-r. A rule learns features (flat on both"
-        " sides, r = 0) or becomes a kernel machine (falls on both).",
+        " own linearisation (right) against width. Dashed: the predicted n^-r, on the right the slowest fall that is"
+        " predicted. A rule learns features (flat on both sides, r = 0) or becomes a kernel machine (falls on both).",
         panel=(3.6, 3.0),
         sharey=False,
     )
@@ -42,7 +42,8 @@ def _dichotomy_figure(data: xr.Dataset):
         for number, rule in enumerate(data.rule.values):
             line, r = curves_of.sel(rule=rule).values, float(data.r.sel(rule=rule))
             color = drawing.PALETTE[number % len(drawing.PALETTE)]
-            ax.plot(width, line, "o", color=color)
+            size = 7 - 0.8 * number  # the outer ring is seen where rules are one by symmetry
+            ax.plot(width, line, "o", color=color, markersize=size)
             ax.plot(
                 width, drawing.slope_line(width, line, -r), linestyle=drawing.DASHED, color=color
             )
@@ -111,9 +112,10 @@ def _convergence_figure(data: xr.Dataset):
 def _embeddings(data: xr.Dataset, named: int = 5):
     made, axes = drawing.figure(
         [str(panel) for panel in data.panel.values],
-        caption="First two principal components of the vectors of some words, of two kinds: one seed, the same words in"
-        " each panel. As the width grows the picture converges to that of the limit, where the kinds are apart; in the"
-        " kernel limit vectors stay as they were initialised, and nothing is to be seen.",
+        caption="First two principal components of the steps from a word to its partner (method to methods, call to"
+        " called), for pairs of two relations: one seed, the same pairs in each panel, named by the partner. As the"
+        " width grows the picture converges to that of the limit, where the relations are apart; in the kernel limit"
+        " vectors stay as they were initialised, and the relations are mixed.",
         panel=(3.4, 3.0),
         columns=2,
         sharey=False,
