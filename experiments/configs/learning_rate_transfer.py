@@ -94,7 +94,7 @@ def _smoke(config):
     config.sweep.base_width = config.coordinates.base_width = 16
     config.sweep.depth = 2
     config.sweep.widths = config.trajectory.widths = (16, 64)
-    config.coordinates.widths = (16, 32, 64)
+    config.coordinates.widths, config.coordinates.parametrizations = (16, 32, 64), ("mup",)
     config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-11.0, -3.0, 5)}
     config.sweep.steps, config.sweep.chunk = 20, 10
     config.sweep.seeds = (0, 1)
