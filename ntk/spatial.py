@@ -47,11 +47,13 @@ def linear(
         ntk = _two_sided(kernel, ntk, map1, map2)
     ends = []
     for cov, var, f in ((kernel.within1, kernel.var1, map1), (kernel.within2, kernel.var2, map2)):
+        if cov is None and var.ndim == 1 and not selects:
+            cov = var  # no pixels yet
         if cov is not None:
             cov = both_sides(cov, f, f, 1)
             var = kernels.pixel_diagonal(cov, 1)
             cov = cov if var.ndim > 1 else None
-        elif selects or var.ndim == 1:
+        elif selects:
             var = f(var[:, None])[:, 0]
         else:  # nothing below needs the variance: any positive scale carries the covariance
             shape = jax.eval_shape(f, var[:, None]).shape[2:]
@@ -64,9 +66,7 @@ def linear(
 
 
 def _two_sided(kernel: Kernel, x: Array, map1: Callable, map2: Callable) -> Array:
-    if (
-        kernel.diagonal_spatial or x.ndim == 2
-    ):  # equal pixels are selected: one map serves both sides
+    if kernel.diagonal_spatial:  # equal pixels are selected: one map serves both sides
         return map1(x)
     return both_sides(x, map1, map2, 2)
 

@@ -48,18 +48,25 @@ def _kernel(
     return base.replace(nngp=nngp)
 
 
+def _outer(x: Array, y: Array) -> Array:
+    """All products of entries of x and y."""
+    return jnp.expand_dims(x, tuple(range(x.ndim, x.ndim + y.ndim))) * y.reshape(
+        (1,) * x.ndim + y.shape
+    )
+
+
 def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     variance, rate, sizes = step.static
     same = jnp.ones((1, 1), setting.dtype)
     for size in sizes:
         eye = jnp.eye(size, dtype=setting.dtype) if need.pairs else jnp.ones(size, setting.dtype)
-        same = same[(..., *(None,) * eye.ndim)] * eye
+        same = _outer(same, eye)
     var = jnp.full((1, *sizes), variance, setting.dtype)
     within = (None, None)
     if need.variance == 2 and sizes:
         eyes = jnp.ones((1,), setting.dtype)
         for size in sizes:
-            eyes = eyes[..., None, None] * jnp.eye(size, dtype=setting.dtype)
+            eyes = _outer(eyes, jnp.eye(size, dtype=setting.dtype))
         within = (variance * eyes, variance * eyes)
     ntk = rate * same if setting.plan.ntk else None
     diagonal = bool(sizes) and not need.pairs
