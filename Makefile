@@ -43,10 +43,10 @@ reproduce: install
 	@$(if $(word 2,$(STUDIES)),$(BIN)/python -m experiments.report $(foreach study,$(STUDIES),$(RUNS)/$(study)-$(PRESET)))
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-all: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The same tests on Python 3.12 with the newest JAX, where a python3.12 is found.
 test-newest:

@@ -71,11 +71,11 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
 def _smoke(config):
     config.start.inputs, config.component.inputs = ("circle",), ("digits",)
-    config.start.widths, config.start.seeds = (32, 128, 512), tuple(range(8))
-    config.drift.widths, config.drift.control_widths = (32, 64, 128), (32, 128)
-    config.drift.steps, config.drift.seeds = 100, (0, 1, 2)
-    config.ensemble.widths, config.ensemble.seeds = (32, 64), tuple(range(20))
-    config.ensemble.steps = 600
+    config.start.widths, config.start.seeds = (16, 64, 256), tuple(range(8))
+    config.drift.widths, config.drift.control_widths = (16, 32, 128), (16, 128)
+    config.drift.steps, config.drift.seeds = 100, (0, 1, 2, 3)
+    config.ensemble.widths, config.ensemble.seeds = (64,), tuple(range(20))
+    config.ensemble.steps = 300
     config.component.widths, config.component.seeds = (32, 128), (0, 1)
     config.component.steps, config.component.num_train = 60, 64
 

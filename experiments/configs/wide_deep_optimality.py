@@ -92,14 +92,16 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
 
 def _smoke(config):
     config.singular.distances = (1e-6, 1e-1, 40)
-    config.noise.counts, config.noise.seeds = (100, 400), (0, 1)
+    config.noise.dimensions = (1,)
+    config.noise.counts, config.noise.seeds = (100, 400), (0, 1, 2)
     config.depth.nngp, config.depth.ntk = (16, 100), (1000, 10**15)
     config.depth.num_train, config.depth.seeds = 200, (0,)
-    config.dirichlet.num_train, config.dirichlet.seeds = 400, (0,)
+    config.dirichlet.num_train = config.dirichlet.num_test = 300
+    config.dirichlet.seeds = (0,)
     config.stripes.counts, config.stripes.seeds = (300, 3000), (0, 1)
     config.classes.nearest_depths = (4, 16)
     config.classes.majority_depths = (10, 80)
-    config.classes.relu_depths = (10, 10000)
+    config.classes.relu_depths = (10, 3000)
     config.classes.num_relu, config.classes.seeds = 20, (0,)
-    config.task.num_train = 300
+    config.task.num_train, config.digits.noise = 200, (0.4,)
     config.digits.dimensions, config.digits.seeds = (8,), (0,)

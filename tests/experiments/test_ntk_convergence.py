@@ -7,26 +7,18 @@ import pytest
 import xarray as xr
 
 from experiments import claims, rundir
-from experiments import run as runner
 from experiments.configs import ntk_convergence as configs
 from experiments.studies import ntk_convergence as study
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def config():
-    config = configs.get_config("smoke")
-    config.start.widths, config.drift.control_widths = (16, 64, 256), (16, 128)
-    config.drift.widths, config.drift.seeds = (16, 32, 128), (0, 1, 2, 3)
-    config.ensemble.widths, config.ensemble.steps = (64,), 300
-    return config
+    return configs.get_config("smoke")
 
 
 @pytest.fixture(scope="module")
-def data(config, tmp_path_factory):
-    """A run smaller than smoke, read back from its files."""
-    path = tmp_path_factory.mktemp("kernel") / "run"
-    runner.run(config, str(path), "test")
-    return rundir.read_dataset(path / "data.nc")
+def data(smoke_run):
+    return rundir.read_dataset(smoke_run("ntk_convergence")[0] / "data.nc")
 
 
 def test_the_network_is_the_papers(config):

@@ -53,21 +53,20 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_smoke_runs_and_reports(study, tmp_path):
-    done = run(*command(tmp_path / "run", config=f"{study}.py:smoke"))
-    assert done.returncode == 0, done.stderr
-    claims = json.loads((tmp_path / "run" / "claims.json").read_text())
+def test_smoke_runs_and_reports(study, smoke_run):
+    path, printed = smoke_run(study)
+    claims = json.loads((path / "claims.json").read_text())
     assert any(claim["control"] for claim in claims), "a study has a control that must fail"
     assert any(not claim["control"] for claim in claims)
     assert all(claim["criterion"] and claim["source"] for claim in claims)
-    assert (tmp_path / "run" / "data.nc").exists()
-    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    pictures = list((tmp_path / "run" / "figures").glob("*.png"))
+    assert (path / "data.nc").exists()
+    assert (path / "report.html").stat().st_size > 10_000
+    pictures = list((path / "figures").glob("*.png"))
     assert pictures
     assert {p.with_suffix(".pdf").name for p in pictures} == {
-        p.name for p in (tmp_path / "run" / "figures").glob("*.pdf")
+        p.name for p in (path / "figures").glob("*.pdf")
     }
-    assert "claims hold" in done.stdout
+    assert "claims hold" in printed
 
 
 def test_killed_and_run_again_equals_uninterrupted(finished, tmp_path):

@@ -5,22 +5,13 @@ import pytest
 from scipy import stats
 
 from experiments import claims, rundir
-from experiments import run as runner
 from experiments.configs import wide_deep_optimality as configs
 from experiments.studies import wide_deep_optimality as study
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A run smaller than smoke, read back from its files."""
-    config = configs.get_config("smoke")
-    config.noise.dimensions, config.noise.seeds = (1,), (0, 1, 2)
-    config.dirichlet.num_train = config.dirichlet.num_test = 300
-    config.classes.relu_depths = (10, 3000)
-    config.task.num_train, config.digits.noise = 200, (0.4,)
-    path = tmp_path_factory.mktemp("wide_deep")
-    runner.run(config, str(path / "run"), "test")
-    return rundir.read_dataset(path / "run" / "data.nc")
+def data(smoke_run):
+    return rundir.read_dataset(smoke_run("wide_deep_optimality")[0] / "data.nc")
 
 
 @pytest.fixture(scope="module")
