@@ -153,9 +153,7 @@ def applied(primitive: Any, params: tuple, args: list) -> Terms | None:
         return None
     refs = {f[0] for f in found if f is not None}
     free = {ref for ref in refs if ref.process.value is None} or set(list(refs)[:1])
-    found = [
-        f if f is None or f[0] in free else (f[0], at_parameter(f[1], f[0])) for f in found
-    ]
+    found = [f if f is None or f[0] in free else (f[0], at_parameter(f[1], f[0])) for f in found]
     refs = free
     if not refs:
         return None

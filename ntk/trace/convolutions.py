@@ -39,6 +39,10 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         )
     if any(d != 1 for d in params["rhs_dilation"]):
         raise Refusal(f"{weight.name} is a dilated convolution, which has no rule here")
+    if any(d != 1 for d in params["lhs_dilation"]):
+        raise Refusal(
+            f"{weight.name} is a transposed convolution, which has no rule here: use ntk.stax.ConvTranspose"
+        )
     if isinstance(value.body, Number):
         value = materialised(context, value, set(ax.flat(value.dims)))
     channels = value.dims[feature]
@@ -79,18 +83,18 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         dims[out] = context.fresh_dims([shape[out]], "position")[0]
         order.append(axes.index(value.dims[k][0]) if value.dims[k] else None)
         new.append(dims[out])
-    # Axes that the window does not move along (none in Flax) stay in front.
-    others = [k for k in range(len(axes)) if k not in order]
-    after = tuple(axes[k] for k in others) + tuple(a for dim in new for a in dim)
+    if any(k not in order for k in range(len(axes))):
+        raise Refusal(
+            f"{weight.name} slides along some axes of positions of an activation that has more"
+        )
+    after = tuple(a for dim in new for a in dim)
     static = (
         total,
         total * rate,
         tuple(order),
-        tuple(others),
         window,
         tuple(params["window_strides"]),
         tuple(map(tuple, params["padding"])),
-        tuple(params["lhs_dilation"]),
         tuple(shape[out][0] for out in out_spatial),
     )
     note = Note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -106,11 +107,11 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
 
 
 def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
-    total, rate, order, others, window, strides, padding, dilation, _sizes = step.static
+    total, rate, order, window, strides, padding, sizes = step.static
     kernel = operands[0].kernel
-    if others or None in order or any(d != 1 for d in dilation):
-        raise NotImplementedError
-    kernel = fitted(spatial.reorder(kernel, list(order)), need)
+    kernel = fitted(spatial.reorder(kernel, [k for k in order if k is not None]), need)
+    single = [k for k, old in enumerate(order) if old is None]
+    kernel = _resized(kernel, single, jnp.expand_dims)
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
@@ -127,4 +128,29 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
         within1=mapped(kernel.within1, 1, 2),
         within2=mapped(kernel.within2, 1, 2),
     ).replace(ntk=mapped(kernel.ntk, 2, axes))
-    return Law(_weighted(kernel, mean, total, rate, None))
+    out = _weighted(kernel, mean, total, rate, None)
+    return Law(_resized(out, [k for k, size in enumerate(sizes) if size == 1], jnp.squeeze))
+
+
+def _resized(kernel: Kernel, places: list[int], change: Callable) -> Kernel:
+    """Spatial axes of size one inserted or removed: `change` is jnp.expand_dims or jnp.squeeze."""
+    if not places:
+        return kernel
+
+    def one(x: Array | None, lead: int, axes: int) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        return change(x, tuple(lead + axes * k + s for k in places for s in range(axes)))
+
+    axes = 1 if kernel.diagonal_spatial else 2
+    out = kernel.replace(
+        correlation=one(kernel.correlation, 2, axes),
+        ntk=one(kernel.ntk, 2, axes),
+        var1=one(kernel.var1, 1, 1),
+        var2=one(kernel.var2, 1, 1),
+        within1=one(kernel.within1, 1, 2),
+        within2=one(kernel.within2, 1, 2),
+    )
+    if out.var1.ndim == 1:  # no positions are left
+        out = out.replace(within1=None, within2=None, diagonal_spatial=False)
+    return out

@@ -359,4 +359,3 @@ def local(tree: Any, inputs: list) -> Any:
     if tree[0] in ("z", "number"):
         return tree
     return (*tree[:2], *(local(child, inputs) for child in tree[2:]))
-

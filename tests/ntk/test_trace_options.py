@@ -1,0 +1,274 @@
+"""What a user may give to `ntk.infinite_width` and ask of its kernel, and what is refused with which words."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import models
+import ntk
+from ntk import stax
+
+VECTORS = jax.ShapeDtypeStruct((2, 5), jnp.float64)
+SEQUENCES = jax.ShapeDtypeStruct((2, 4, 5), jnp.float64)
+MLP = models.family("MLP", depth=1, outputs=2)
+GET = ("nngp", "ntk")
+
+
+def inputs(count=3, seed=0, shape=(5,), dtype=jnp.float64):
+    return jax.random.normal(jax.random.key(seed), (count, *shape), dtype)
+
+
+def close(one, two, tolerance=1e-9):
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def linen(forward):
+    """A family of linen modules of `forward(module, x, width)`."""
+
+    class Model(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return forward(self, x, self.width)
+
+    return Model
+
+
+def pair(width):
+    """The same MLP as plain functions."""
+
+    def init(key):
+        one, two = jax.random.split(key)
+        return {
+            "hidden": jax.random.normal(one, (5, width)) / 5**0.5,
+            "readout": jax.random.normal(two, (width, 2)) / width**0.5,
+        }
+
+    return init, lambda params, x: jax.nn.relu(x @ params["hidden"]) @ params["readout"]
+
+
+def nnx_family(width):
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(5, width, rngs=rngs, use_bias=False)
+            self.readout = nnx.Linear(width, 2, rngs=rngs, use_bias=False)
+
+        def __call__(self, x):
+            return self.readout(nnx.relu(self.hidden(x)))
+
+    return lambda rngs: Model(rngs)
+
+
+def test_linen_nnx_and_plain_functions_give_one_kernel(x64):
+    x = inputs()
+    expected = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))[2](x, None, GET)
+    model = models.family("MLP", depth=1, outputs=2, use_bias=False)
+    for family in (model, nnx_family, pair):
+        close(ntk.infinite_width(family, VECTORS)(x, None, GET), expected)
+
+
+def test_apply_of_one_example(x64):
+    def single(width):
+        init, apply = pair(width)
+        return init, lambda params, x: apply(params, x[None])[0]
+
+    one = jax.ShapeDtypeStruct((5,), jnp.float64)
+    x = inputs()
+    traced = ntk.infinite_width(single, one, batched=False)
+    close(traced(x, None, GET), ntk.infinite_width(pair, VECTORS)(x, None, GET))
+
+
+def test_every_field_and_form_of_the_result(x64):
+    kernel_fn = ntk.infinite_width(pair, VECTORS)
+    x1, x2 = inputs(), inputs(2, 1)
+    both = kernel_fn(jnp.concatenate([x1, x2]), None, GET)
+    assert kernel_fn(x1, x2, "ntk").shape == (3, 2)
+    close(kernel_fn(x1, x2, GET), [k[:3, 3:] for k in both])
+    close(jax.jit(lambda a, b: kernel_fn(a, b, GET))(x1, x2), [k[:3, 3:] for k in both])
+    kernel = kernel_fn(x1, x2)
+    assert isinstance(kernel, ntk.Kernel)
+    np.testing.assert_allclose(kernel.cov1, np.diag(both.nngp)[:3], rtol=1e-9)
+    diagonal = kernel_fn(x1, None, ("cov1",)).cov1
+    np.testing.assert_allclose(diagonal, np.diag(both.nngp)[:3], rtol=1e-9)
+    with pytest.raises(ValueError, match="'ntkk' is not a kernel; get may be"):
+        kernel_fn(x1, None, "ntkk")
+
+
+def test_single_precision(x64):
+    x = inputs()
+    kernel_fn = ntk.infinite_width(pair, VECTORS)
+    small = kernel_fn(x.astype(jnp.float32), None, GET)
+    assert small.ntk.dtype == jnp.float32
+    close(small, kernel_fn(x, None, GET), 1e-5)
+
+
+def test_the_kernel_is_differentiable(x64):
+    kernel_fn = ntk.infinite_width(pair, VECTORS)
+    x, step = inputs(), 1e-6 * inputs(seed=3)
+    slope = jax.jvp(lambda x: kernel_fn(x, x[:2] + 1, "ntk"), (x,), (step,))[1]
+    finite = [kernel_fn(x + s * step, (x + s * step)[:2] + 1, "ntk") for s in (-1, 1)]
+    np.testing.assert_allclose(slope, (finite[1] - finite[0]) / 2, rtol=1e-4, atol=1e-12)
+
+
+def test_learning_rates_are_factors_of_the_parts_of_the_ntk(x64):
+    x = inputs()
+
+    def kernel(rates):
+        return ntk.infinite_width(pair, VECTORS, learning_rates=rates)(x, None, "ntk")
+
+    parts = [kernel({"hidden": one, "readout": 1 - one}) for one in (0, 1)]
+    np.testing.assert_allclose(kernel(None), sum(parts), rtol=1e-12)
+    np.testing.assert_allclose(kernel({"hid*": 3}), 3 * parts[1] + parts[0], rtol=1e-12)
+    nngp = ntk.infinite_width(pair, VECTORS)(x, None, "nngp")
+    np.testing.assert_allclose(parts[0], nngp, rtol=1e-12)
+    with pytest.raises(ValueError, match="'hiden' matches no parameter; there are"):
+        kernel({"hiden": 0})
+
+
+def test_biases_train_from_zero_or_have_a_given_law(x64):
+    x = inputs()
+    free = ntk.infinite_width(MLP, VECTORS)(x, None, GET)
+    bare = models.family("MLP", depth=1, outputs=2, use_bias=False)
+    bare = ntk.infinite_width(bare, VECTORS)(x, None, GET)
+    np.testing.assert_allclose(free.nngp, bare.nngp, rtol=1e-12)
+    assert (free.ntk > bare.ntk + 1).all()
+    written = stax.serial(stax.Dense(1, 1, 0.4), stax.Relu(), stax.Dense(1, 1, 0.4))[2]
+    given = ntk.infinite_width(MLP, VECTORS, bias_std=0.4)(x, None, GET)
+    close(given, written(x, None, GET))
+
+
+def test_the_scale_of_one_width_can_be_kept(x64):
+    def family(width):
+        init = nn.initializers.normal(0.1)
+        return models.MLP(width=width, depth=1, outputs=2, use_bias=False, kernel_init=init)
+
+    x = inputs()
+    with pytest.raises(ValueError, match=r"size width\^0.5.*base_width"):
+        ntk.infinite_width(family, VECTORS)
+    kernel = ntk.infinite_width(family, VECTORS, base_width=100)(x, None, "nngp")
+    written = stax.serial(stax.Dense(1, 0.1 * 5**0.5), stax.Relu(), stax.Dense(1))[2]
+    np.testing.assert_allclose(kernel, written(x, None, "nngp"), rtol=1e-6)
+
+
+def test_parametrizations_without_a_kernel_limit():
+    for name in ("mup", "mean_field"):
+        with pytest.raises(ValueError, match=r"no kernel limit.*limits\.feature_learning"):
+            ntk.infinite_width(MLP, VECTORS, parametrization=name)
+    with pytest.raises(ValueError, match="no kernel limit: in the standard parametrization"):
+        ntk.infinite_width(MLP, VECTORS, parametrization="standard")
+    with pytest.raises(ValueError, match="parametrization is 'ntkk'"):
+        ntk.infinite_width(MLP, VECTORS, parametrization="ntkk")
+
+
+def vanishing(module, x, n):
+    return nn.Dense(1)(nn.relu(nn.Dense(n)(x))) / n**0.5
+
+
+def sorting(module, x, n):
+    return nn.Dense(1)(jnp.sort(nn.Dense(n)(x), axis=-1))
+
+
+def tied(module, x, n):
+    layer = nn.Dense(n)
+    return nn.Dense(1)(layer(nn.relu(layer(nn.Dense(n)(x)))))
+
+
+def batch_norm(module, x, n):
+    h = nn.Dense(n)(x)
+    return nn.Dense(1)(nn.relu(h - h.mean(0, keepdims=True)))
+
+
+def bottleneck(module, x, n):
+    return nn.Dense(1)(nn.relu(nn.Dense(n)(nn.Dense(3)(nn.Dense(n)(x)))))
+
+
+def max_pool(module, x, n):
+    return nn.Dense(1)(nn.Dense(n)(x).max(axis=1))
+
+
+def stopped(module, x, n):
+    return nn.Dense(1)(nn.relu(jax.lax.stop_gradient(nn.Dense(n)(x))))
+
+
+def shared_slope(module, x, n):
+    return nn.Dense(1)(nn.PReLU()(nn.Dense(n)(x)))
+
+
+def wide(module, x, n):
+    return nn.Dense(n)(x)
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defjvps(lambda t, ans, x: t)
+
+
+REFUSED = {
+    "unknown primitive": (sorting, VECTORS, r"this operation on activations is not known.*\(sort"),
+    "tied weights": (tied, VECTORS, "Dense_1/kernel is used twice"),
+    "batch norm": (batch_norm, VECTORS, "a sum over the samples of a batch"),
+    "bottleneck": (
+        bottleneck,
+        VECTORS,
+        "sums over 3 entries, none of them along an axis that grows",
+    ),
+    "max pooling": (max_pool, SEQUENCES, "Use average pooling"),
+    "stopped gradient": (stopped, VECTORS, "gradient of an activation is stopped"),
+    "shared parameter": (shared_slope, VECTORS, "PReLU_0/negative_slope is shared by all units"),
+    "output that grows": (wide, VECTORS, "the outputs grow with the width"),
+    "output that vanishes": (vanishing, VECTORS, r"the outputs are of size width\^-0.5"),
+    "rule that is no derivative": (
+        lambda module, x, n: nn.Dense(1)(straight_through(nn.Dense(n)(x))),
+        VECTORS,
+        "a derivative rule of its own that is not its derivative",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_kernel_is_refused_by_name(name):
+    forward, example, message = REFUSED[name]
+    if name == "tied weights":
+        message = "is used twice"
+    with pytest.raises(ValueError, match=message):
+        ntk.infinite_width(linen(forward), example)
+
+
+def test_a_refusal_tells_the_line_of_the_model():
+    with pytest.raises(ValueError) as error:
+        ntk.infinite_width(linen(sorting), VECTORS)
+    source, first = inspect.getsourcelines(sorting)
+    file, line = re.search(r"at (\S+):(\d+)\)", str(error.value)).groups()
+    assert file.endswith("test_trace_options.py")
+    assert first <= int(line) < first + len(source)
+
+
+def test_a_kernel_is_no_input_of_a_traced_network(x64):
+    kernel_fn = ntk.infinite_width(pair, VECTORS)
+    with pytest.raises(ValueError):
+        kernel_fn(kernel_fn(inputs()))
+
+
+def test_explain_states_steps_and_parameters():
+    family = models.family("MLP", depth=4, outputs=2)
+    out = ntk.explain(family, VECTORS, learning_rates={"*bias": 0.5})
+    rows = {row.parameter: row for row in out.parameters}
+    assert rows["hidden_1/kernel"].initial_variance == pytest.approx(1)
+    assert rows["hidden_1/bias"].rate == 0.5
+    assert any("relu" in row.what for row in out.steps)
+    assert any(row.step.endswith("(x 4)") for row in out.steps)
+    assert "readout/kernel" in str(out)
+    assert out._repr_html_().count("<table>") == 2
+    with pytest.raises(ValueError, match="explain has no option"):
+        ntk.explain(family, VECTORS, bias=0.1)
