@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from ntk import program
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.context import Context
@@ -111,7 +112,7 @@ def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list
         context.program.line = line_of(one) or outer
         try:
             if name in _CALLS:
-                outs = _call(context, one, two, values)
+                outs = _call(context, first, one, two, values)
             else:
                 outs = rule(context, one, two, values)
         except Refusal as refusal:
@@ -133,23 +134,23 @@ def _located(refusal: Refusal, name: str, line: str) -> Refusal:
     return out
 
 
-def _call(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value]:
+def _call(
+    context: Context, outer: jex.Jaxpr, one: Any, two: Any, values: list[Value]
+) -> list[Value]:
     key = _CALLS[one.primitive.name]
     inner = [eqn.params[key] for eqn in (one, two)]
     jaxprs = [getattr(j, "jaxpr", j) for j in inner]
     consts = [getattr(j, "consts", ()) for j in inner]
     if one.primitive.name.startswith("custom") and any(co.is_random(v.body) for v in values):
-        _check_derivative(one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
+        _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
     return run(context, jaxprs, consts, values)
 
 
-def _check_derivative(equation: Any, inner: jex.ClosedJaxpr) -> None:
+def _check_derivative(outer: jex.Jaxpr, equation: Any, inner: jex.ClosedJaxpr) -> None:
     """Refuses a derivative rule that is not the derivative, such as a straight-through estimator."""
     if "/jax/" in str(getattr(inner.jaxpr, "debug_info", "")):
         return  # the rules of JAX itself are derivatives
     free = list({v: None for v in equation.invars if not isinstance(v, jex.Literal)})
-    alone = jex.Jaxpr([], free, equation.outvars, [equation])
-    call = jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, []))
 
     def given(values: Sequence) -> list:
         """Operands of the body, with the literals of the call."""
@@ -157,6 +158,13 @@ def _check_derivative(equation: Any, inner: jex.ClosedJaxpr) -> None:
         return [v.val if isinstance(v, jex.Literal) else known[v] for v in equation.invars]
 
     whole = jex.jaxpr_as_fun(inner)
+
+    def call(*points: Any) -> list:
+        return program.apply(outer, equation, given(points))
+
+    def body(*points: Any) -> list:
+        return whole(*given(points))
+
     avals = [v.aval for v in free]
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
         raise Refusal("a custom derivative rule of a function with arguments that are not floats")
@@ -166,7 +174,7 @@ def _check_derivative(equation: Any, inner: jex.ClosedJaxpr) -> None:
     ]
     ones = [jnp.ones_like(p) for p in points]
     with jax.ensure_compile_time_eval():
-        rules = [jax.jvp(f, points, ones)[1] for f in (call, lambda *x: whole(*given(x)))]
+        rules = [jax.jvp(f, points, ones)[1] for f in (call, body)]
     for a, b in zip(*rules):
         same = np.isclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-4)
         if same.mean() < 0.95:

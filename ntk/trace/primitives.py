@@ -13,6 +13,75 @@ from ntk.trace.finite import on_numbers
 from ntk.trace.lookups import gather
 from ntk.trace.shapes import split
 
+ELEMENTWISE = IDENTITIES | frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "bessel_i0e",
+        "bessel_i1e",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "igamma",
+        "igammac",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "pow",
+        "regularized_incomplete_beta",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+    ]
+)
+"""Primitives that act on each entry alone."""
+
 
 def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value]:
     """Results of one equation, read at both widths (`one`, `two`), on values.
@@ -31,7 +100,7 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         raise Refusal("this operation is not known")
     shape = one.outvars[0].aval.shape
     alike = all(_fits(v.aval.shape, shape) for v in one.invars)
-    if alike and (name in IDENTITIES or values) and not name.startswith("random"):
+    if alike and name in ELEMENTWISE:
         return [elementwise(context, one, values)]
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return [on_numbers(context, one, two, values)]
