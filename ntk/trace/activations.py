@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from ntk import duals, hermite
 from ntk.duals import Dual
@@ -19,7 +20,10 @@ from ntk.trace import trees
 _X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
 
 
+_TAILS = np.array([-1e4, -600.0, -70.0, -25.0, -16.0, 16.0, 25.0, 70.0, 600.0, 1e4])
 _TOLERANCE = 1e-11
+_SINGLE = 3e-7
+"""Tolerance for functions whose constants went through single precision, as sqrt(1/2) in `nn.gelu`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +82,15 @@ def known(function: Function) -> Known:
     return Known(hermite.dual(function), f"{name_of(function.tree)} (Hermite series)")
 
 
-def _same(y: np.ndarray, other: np.ndarray) -> bool:
+def _same(y: np.ndarray, other: np.ndarray, tolerance: float = _TOLERANCE) -> bool:
     scale = max(np.abs(y).max(), 1e-300)
-    return bool(np.abs(y - other).max() <= _TOLERANCE * scale)
+    return bool(np.abs(y - other).max() <= tolerance * scale)
+
+
+def _far(f: Callable, guess: Callable) -> bool:
+    """Whether f is the guess far out too, where a clipped function differs."""
+    y, other = f(_TAILS), guess(_TAILS)
+    return bool((np.abs(y - other) <= 1e-9 * np.abs(other)).all())
 
 
 def scaled(dual: Dual, c: float) -> Dual:
@@ -96,6 +106,10 @@ def scaled(dual: Dual, c: float) -> Dual:
     return Dual(None, moments, lambda q: c * c * dual.norm(q), dual.homogeneous, mean, dual.error)
 
 
+def _polyval(c: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.polynomial.polynomial.polyval(x, c)
+
+
 def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     near = np.abs(_X) < 3
     for degree in range(5):
@@ -104,7 +118,8 @@ def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
         c[: len(p.coef)] = p.coef
         c = np.where(np.abs(c) < 1e-10 * max(np.abs(c).max(), 1e-300), 0, c)
         c = np.where(np.abs(c - np.round(c, 8)) < 1e-10, np.round(c, 8), c)
-        if _same(y, np.polynomial.polynomial.polyval(_X, c)):
+        guess = functools.partial(_polyval, c)
+        if _same(y, guess(_X)) and _far(f, guess):
             coefficients = tuple(float(a) for a in c)
             if degree == 1 and c[0] == 0:
                 text = "x" if c[1] == 1 else f"{c[1]:.4g} x"
@@ -116,12 +131,16 @@ def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     return None
 
 
+def _two_sided(low: float, high: float, degree: int, x: np.ndarray) -> np.ndarray:
+    return np.where(x < 0, low, high) * np.abs(x) ** degree
+
+
 def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     low, high = (float(v) for v in f(np.array([-1.0, 1.0])))
     low, high = (round(v, 12) if abs(v - round(v, 8)) < 1e-12 else v for v in (low, high))
     for degree in (0, 1, 2, 3):
-        parts = np.where(_X < 0, low, high) * np.abs(_X) ** degree
-        if not _same(y, parts):
+        guess = functools.partial(_two_sided, low, high, degree)
+        if not (_same(y, guess(_X)) and _far(f, guess)):
             continue
         if degree == 1:
             if low == 0:
@@ -148,19 +167,19 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     if _uses(tree, ("erf", "erfc")):
         gelu = _X * 0.5 * (1 + error(_X / math.sqrt(2)))
         c = float(f(np.ones(1))[0]) / (0.5 * (1 + math.erf(math.sqrt(0.5))))
-        if _same(y, c * gelu):
+        c = round(c, 6) if abs(c - round(c, 6)) < _SINGLE else c
+        if _same(y, c * gelu, _SINGLE):
             return Known(scaled(duals.gelu(), c), "gelu" if abs(c - 1) < 1e-12 else f"{c:.4g} gelu")
-        top, bottom, _middle = (float(v) for v in f(np.array([60.0, -60.0, 0.0])))
+        top, bottom = (float(v) for v in f(np.array([60.0, -60.0])))
         a, c = (top - bottom) / 2, (top + bottom) / 2
-        h = 1e-3
-        slope = float(np.diff(f(np.array([-h, h])))[0]) / (2 * h)
-        for b in {_round(slope * math.sqrt(math.pi) / (2 * a), 5)} if a else ():
-            if b and _same(y, a * error(b * _X) + c):
-                return Known(duals.erf(a, b, c), f"{a:.4g} erf({b:.4g} x) + {c:.4g}")
+        share = (float(f(np.full(1, 0.5))[0]) - c) / a if a else 1.0
+        b = 2 * float(special.erfinv(share)) if abs(share) < 1 else 0.0
+        if b and _same(y, a * error(b * _X) + c):
+            return Known(duals.erf(a, b, c), f"{a:.4g} erf({b:.4g} x) + {c:.4g}")
     if _uses(tree, ("sin", "cos")):
         return _wave(f, y)
     if _uses(tree, ("exp", "exp2")):
-        one, zero, _minus = (float(v) for v in f(np.array([1.0, 0.0, -1.0])))
+        one, zero = (float(v) for v in f(np.array([1.0, 0.0])))
         if zero and one / zero > 0:
             b = math.log(one / zero)
             if _same(y, zero * np.exp(b * _X)):
@@ -168,10 +187,6 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
             if b < 0 and _same(y, zero * np.exp(b * _X**2)):
                 return Known(duals.gaussian(zero, b), f"{zero:.4g} exp({b:.4g} x^2)")
     return None
-
-
-def _round(x: float, digits: int) -> float:
-    return round(x, digits)
 
 
 def _wave(f: Callable, y: np.ndarray) -> Known | None:

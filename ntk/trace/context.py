@@ -131,6 +131,17 @@ class Context:
             ref.process.index in self.fluctuations and c.power < 0 for ref, c in body.terms
         )
 
+    def check_scores(self, body: Any) -> None:
+        """Refuses scores that stay random, as under a factor 1/sqrt(d)."""
+        terms = body.terms if isinstance(body, co.Linear) else ()
+        if any(ref.process.index in self.fluctuations for ref, _ in terms):
+            raise Refusal(
+                "a softmax or another nonlinearity of attention scores that stay random: under a factor 1/sqrt(d) the "
+                "kernels of one network depend on its draw of queries and keys, however wide it is. Scale scores by "
+                "1/d (attention_scale='1/d' in `models`), under which they vanish and every position attends to all "
+                "alike"
+            )
+
     def limit(self, value: Value) -> Value:
         """The value, with zeros in place of scores that vanish."""
         if not self.vanishes(value.body):

@@ -152,6 +152,8 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         return algebra.added(first, second)
     if name == "select_n" and isinstance(bodies[0], Number | Finite):
         return _masked(context, equation, bodies, dims)
+    for body in bodies:
+        context.check_scores(body)
     args = [_absorbed(context, context.program.sealed(b)) for b in bodies]
     if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
         power = equation.params.get("y", 2)

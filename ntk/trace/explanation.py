@@ -102,7 +102,7 @@ def explanation(traced: Traced) -> Explanation:
         ParameterRow(
             name,
             facts["role"],
-            f"mean {facts['mean']:g}" if not facts["variance"] else "normal",
+            _law_text(facts),
             facts["variance"],
             facts["rate"],
         )
@@ -111,13 +111,21 @@ def explanation(traced: Traced) -> Explanation:
     return Explanation(rows, parameters)
 
 
+def _law_text(facts: dict) -> str:
+    if not facts["variance"]:
+        return f"constant {facts['mean']:g}"
+    if facts["law"] in ("normal", "constant"):
+        return "normal"
+    return f"{facts['law']}, taken as normal"
+
+
 def _step_row(number: str, step: Step, note: Note) -> StepRow:
     formula = ""
     if step.operation in ("affine", "convolve"):
         formula = f"{step.static[0]:.6g} K" + (
             " averaged over the window" if step.operation == "convolve" else ""
         )
-        if step.operation == "affine" and step.static[3]:
+        if step.operation == "affine" and step.static[3] and step.static[3][0]:
             formula += f" + {step.static[3][0]:.6g}"
     elif step.operation in ("vector", "lookup"):
         formula = f"{step.static[0]:.6g}"

@@ -52,8 +52,16 @@ def infinite_width(
     """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
 
     The limit is that of `ntk.empirical_ntk`, and of the outputs' covariance, of the finite networks of the family whose
-    weights are their initial standard deviation times a standard normal and are trained at unit rate; a parameter
-    that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+    weights are written as their initial standard deviation times a standard normal, which is trained at unit rate; a
+    parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+    `limits.parametrize(family, "ntk", width=n, base_width=b)` keeps the draws of the model at width b instead of standard
+    normals: its limit is that of `infinite_width(family, example, base_width=b, learning_rates={name: 1 / variance})`,
+    with the initial variance of each weight at width b.
+
+    The initial law counts by its variance. That is exact for a layer that sums over units; one that sums over a fixed
+    number of inputs (a first layer, an embedding) is Gaussian only if its initializer is, and not for the truncated
+    normal of Flax's defaults. Attention with scores scaled by 1/d attends to every position alike in the limit; under
+    1/sqrt(d) scores stay random, and there is no deterministic kernel for a fixed number of heads.
 
     Args:
         family: a function of the width that returns a linen module, an NNX factory, or (init, apply); see
@@ -214,7 +222,9 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     steps, notes = pruned(context.program, last)
     dtypes = tuple(np.dtype(x.dtype) for x in inputs)
     constants = tuple(context.program.constants)
-    return Traced(steps, notes, constants, order, dtypes, context.facts, loops(steps))
+    laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
+    facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
+    return Traced(steps, notes, constants, order, dtypes, facts, loops(steps))
 
 
 def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:

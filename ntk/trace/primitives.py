@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ntk.trace import positions, products, shapes, sums, trees
 from ntk.trace.context import Context
 from ntk.trace.convolutions import convolution
-from ntk.trace.coordinates import Refusal, Value, Weight, is_random
+from ntk.trace.coordinates import Number, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import IDENTITIES, elementwise
 from ntk.trace.finite import on_numbers
 from ntk.trace.lookups import gather
 from ntk.trace.shapes import split
 
+_KEYS = ("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in")
 ELEMENTWISE = IDENTITIES | frozenset(
     [
         "abs",
@@ -96,6 +98,19 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         return [RULES[name](context, one, two, values)]
     if name == "split":
         return split(context, one, two, values[0])
+    if name in _KEYS and not any(is_random(v.body) for v in values):
+        # Keys may be made and not used, as by a recurrent layer for its initial state of zeros.
+        return [Value((), Number(math.nan)) for _ in one.outvars]
+    if name == "random_bits":
+        raise Refusal(
+            "random numbers are drawn while the network runs (dropout, or noise): switch them off, as by "
+            "deterministic=True"
+        )
+    if name in ("scan", "while"):
+        raise Refusal(
+            f"a loop ({name}): a recurrent network uses its weights in every step, and uses of one matrix are "
+            "correlated, which is not followed; write layers of one kind as a Python loop"
+        )
     if len(one.outvars) != 1:
         raise Refusal("this operation is not known")
     shape = one.outvars[0].aval.shape

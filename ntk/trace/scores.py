@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context
@@ -22,7 +25,8 @@ def inner(
     """
     if any(a.kind == "position" for a in gone):
         raise Refusal("a product of two activations summed over units and positions at once")
-    one, two = context.program.sealed(first.body), context.program.sealed(second.body)
+    (one, power1), (two, power2) = _order_one(first.body), _order_one(second.body)
+    one, two = context.program.sealed(one), context.program.sealed(two)
     if not (_centred(one) and _centred(two)) or _shared(one, two):
         raise Refusal(
             "a product of two activations that are correlated or have a mean, summed over units: similarities of "
@@ -40,7 +44,17 @@ def inner(
     process = context.program.process(index, axes, units, gaussian=True)
     context.fluctuations.add(index)
     code(dims, axes)
-    return Value(dims, Linear(((Ref(process, (), axes, units), Coefficient(1.0, power / 2)),)))
+    return Value(
+        dims,
+        Linear(((Ref(process, (), axes, units), Coefficient(1.0, power / 2 + power1 + power2)),)),
+    )
+
+
+def _order_one(body: Any) -> tuple[Any, float]:
+    """A body without the power of the width that it carries, as of queries divided by sqrt(d), and that power."""
+    powers = {c.power for _, c in body.terms} if isinstance(body, Linear) else {0.0}
+    power = powers.pop() if len(powers) == 1 else 0.0
+    return (algebra.scaled(body, Coefficient(1.0, -power)) if power else body), power
 
 
 def _centred(body: object) -> bool:

@@ -122,6 +122,7 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
         params = frozen(one.params)
         static = (one.primitive.name, params, (shape_code(values[0].dims),), shape_code(kept))
         return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
+    context.check_scores(values[0].body)
     raise Refusal(
         f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit here. "
         "Use average pooling"
