@@ -120,36 +120,37 @@ def train(
             f"{steps} steps shrink the vectors by exp(-{steps * learning_rate * weight_decay:.0f}), kept as one"
             " number: train on the windows in several calls, or decrease weight_decay."
         )
-    batches = jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), windows)
+    targets = _targets(key, windows.target, jnp.cumsum(jnp.asarray(noise)), negatives)
+    batches = jax.tree.map(
+        lambda leaf: leaf.reshape(steps, batch_size, *leaf.shape[1:]), (windows, targets)
+    )
     rates = (jnp.asarray(learning_rate, embeddings.context.dtype), weight_decay)
-    return _train(embeddings, batches, jnp.cumsum(jnp.asarray(noise)), key, rates, negatives)
+    return _train(embeddings, batches, rates)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _train(embeddings, batches, cumulative, key, rates, negatives):
+@jax.jit
+def _train(embeddings, batches, rates):
     rate, decay = rates
     shrink = 1 - rate * decay
 
     def step(carry, inputs):
         # Decay is kept as one factor on both matrices: shrinking them would touch every word each step.
         (v, u), scale = carry
-        number, batch = inputs
-        draws = jax.random.fold_in(key, number)
-        targets = _targets(draws, batch.target, cumulative, negatives)
+        batch, targets = inputs
         update, loss = _update(v, u, scale, targets, batch)
         scale = scale * shrink
         dv, du = (rate / scale * x for x in update)
         v, u = v.at[batch.context].add(dv), u.at[targets].add(du)
         return (Embeddings(v, u), scale), loss
 
-    steps = batches.target.shape[0]
     start = embeddings, jnp.ones((), embeddings.context.dtype)
-    (embeddings, scale), losses = jax.lax.scan(step, start, (jnp.arange(steps), batches))
+    (embeddings, scale), losses = jax.lax.scan(step, start, batches)
     return jax.tree.map(lambda x: x * scale, embeddings), losses
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def _targets(key, positive, cumulative, negatives):
-    """(B, 1 + negatives): the true target, then random ones."""
+    """(N, 1 + negatives): the true target, then random ones. Outside of training, where all widths share it."""
     draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
     random = jnp.searchsorted(cumulative, draws, side="right").astype(positive.dtype)
     return jnp.concatenate([positive[:, None], jnp.minimum(random, cumulative.size - 1)], axis=1)

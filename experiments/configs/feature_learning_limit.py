@@ -106,6 +106,7 @@ def _smoke(config):
     config.words.vocabulary, config.words.epochs = 300, 1
     config.words.widths, config.words.seeds = (16, 64, 300), (0, 1)
     config.few_shot.widths, config.few_shot.seeds = (8,), (0, 1)
+    config.few_shot.backgrounds, config.few_shot.kernel_rates = (1.0,), (2.0,)
     config.few_shot.steps, config.few_shot.tasks, config.few_shot.test_tasks = 20, 4, 20
 
 
