@@ -25,6 +25,7 @@ from ntk.trace import coordinates as co
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
+from ntk.trace.shapes import row
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 
@@ -107,6 +108,10 @@ def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list
     def read(one: Any, two: Any) -> Value:
         if isinstance(one, jex.Literal):
             return context.array(one.val, two.val)
+        if env[one] is None:
+            raise Refusal(
+                "the results of every step of a loop are put together: use the last one alone"
+            )
         return env[one]
 
     for one, two in zip(first.eqns, second.eqns):
@@ -119,7 +124,9 @@ def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list
         outer = context.program.line
         context.program.line = line_of(one) or outer
         try:
-            if name in _CALLS:
+            if name == "scan":
+                outs = _scan(context, one, two, values)
+            elif name in _CALLS:
                 outs = _call(context, first, one, two, values)
             else:
                 outs = rule(context, one, two, values)
@@ -152,6 +159,23 @@ def _call(
     if one.primitive.name.startswith("custom") and any(co.is_random(v.body) for v in values):
         _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
     return run(context, jaxprs, consts, values)
+
+
+def _scan(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value | None]:
+    """A loop written out, as over the stacked parameters of equal blocks; what it stacks itself is left out."""
+    closed = [eqn.params["jaxpr"] for eqn in (one, two)]
+    fixed = one.params["num_consts"]
+    last = fixed + one.params["num_carry"]
+    consts, carry, rows = values[:fixed], values[fixed:last], values[last:]
+    count = one.params["length"]
+    if count != two.params["length"]:
+        raise Refusal("a loop whose length grows with the width")
+    steps = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
+    for k in steps:
+        inputs = [*consts, *carry, *(row(context, x, k) for x in rows)]
+        outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], inputs)
+        carry = outs[: len(carry)]
+    return [*carry, *[None] * (len(one.outvars) - len(carry))]
 
 
 def _check_derivative(outer: jex.Jaxpr, equation: Any, inner: jex.ClosedJaxpr) -> None:

@@ -106,11 +106,8 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
             "random numbers are drawn while the network runs (dropout, or noise): switch them off, as by "
             "deterministic=True"
         )
-    if name in ("scan", "while"):
-        raise Refusal(
-            f"a loop ({name}): a recurrent network uses its weights in every step, and uses of one matrix are "
-            "correlated, which is not followed; write layers of one kind as a Python loop"
-        )
+    if name in ("while", "cond"):
+        raise Refusal(f"a {name} on activations: write it with jnp.where, or as a Python loop")
     if len(one.outvars) != 1:
         raise Refusal("this operation is not known")
     shape = one.outvars[0].aval.shape

@@ -125,6 +125,14 @@ def sliced(context: Context, equation: Any, value: Value, bounds: list) -> Value
     return mapped(context, "slice", params, [value], 0, tuple(dims))
 
 
+def row(context: Context, value: Value, k: int) -> Value:
+    """Entry k of the first axis of an array."""
+    bounds = [(0, e1, 0, e2, 1) for e1, e2 in map(ax.extent, value.dims)]
+    bounds[0] = (k, k + 1, k, k + 1, 1)
+    out = sliced(context, None, value, bounds)
+    return _reshaped(context, "reshape", (), out.body, out.dims, out.dims[1:])
+
+
 def _units(
     context: Context, value: Value, k: int, start: tuple[int, int], stop: tuple[int, int]
 ) -> Value:
