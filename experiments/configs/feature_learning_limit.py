@@ -5,8 +5,8 @@
 
 smoke: under a minute, too small for the claims to mean anything. cpu: digits, and Word2Vec on Python's documentation,
 three minutes on two cores. All its claims hold but one, "M1 features help, plain digits": meta-training has nothing to
-teach there. The limit classifies 81% of new plain digits before it and as many after; under the random illumination
-it goes from 33% to 46%. paper: Word2Vec on text8 (--config.words.data_dir=text8) with the authors' settings, for a
+teach there. The limit classifies 81% of new plain digits before it and 80% after; under the random illumination
+it goes from 33% to 45%. paper: Word2Vec on text8 (--config.words.data_dir=text8) with the authors' settings, for a
 GPU with 40 GB; with their questions (--config.words.analogies=questions-words.txt) where the file is given. The
 few-shot task stays digits, with the authors' settings of MAML.
 """
