@@ -21,7 +21,10 @@ from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_
 from ntk.inputs import join as join
 from ntk.kernel import Array, Kernel
 
-TILE = {"cpu": 2**16}
+OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
+"""Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
+
+TILE = {"cpu": 2**17}
 """Entries (pairs of samples times pairs of pixels) of one tile, by platform."""
 TILE_ELSEWHERE = 2**24
 
@@ -67,7 +70,8 @@ class KernelFn:
             affine map without bias in the NTK parametrization; None for every other layer.
         pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
             `rule` is not used then.
-        area: positions of one sample that `pair` works on at once; None for those of the input.
+        area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of samples
+            takes at most.
     """
 
     rule: Callable[..., Any]
@@ -76,7 +80,7 @@ class KernelFn:
     axes: tuple[int, int] | None = None
     scalar: Any = None
     pair: Callable[..., Kernel] | None = None
-    area: int | None = None
+    area: Callable[[Need], int] | None = None
 
     def __call__(
         self,
@@ -142,12 +146,18 @@ class KernelFn:
             channel if channel_axis is None else channel_axis,
             tuple(sorted((k, v) for k, v in context.items() if k != "pattern")),
         )
-        return _chosen(self._compiled(plan, x1, x2, mask1, mask2, pattern), get)
+        data = (x1, x2, mask1, mask2, pattern)
+        return _chosen(self._compiled[_is_inside(data)](plan, *data), get)
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., Any]:
-        """Compiled once per shapes and plan; lives as long as the network."""
-        return jax.jit(functools.partial(_evaluate, self), static_argnums=0)
+    def _compiled(self) -> dict[bool, Callable[..., Any]]:
+        """Compiled once per shapes and plan; lives as long as the network. By whether other code compiles it."""
+        evaluate = functools.partial(_evaluate, self)
+        alone = OPTIONS.get(jax.default_backend())
+        return {
+            True: jax.jit(evaluate, static_argnums=0),
+            False: jax.jit(evaluate, static_argnums=0, compiler_options=alone),
+        }
 
     def _need(self, names: tuple[str, ...], diagonal_spatial: bool | None) -> Need:
         covariance = {"cov1", "cov2", "var1", "var2", "within1", "within2"}
@@ -156,6 +166,17 @@ class KernelFn:
             variance = 1 if diagonal_spatial else 2
         need = self.needs(Need(not diagonal_spatial, variance))
         return need if diagonal_spatial is None else need._replace(pairs=not diagonal_spatial)
+
+
+def _is_inside(data: Any) -> bool:
+    """Whether a transformation is at work: inside another jit, vmap or grad JAX refuses compiler options."""
+    try:
+        for x in jax.tree.leaves((data, jnp.zeros(()))):
+            if isinstance(x, jax.Array):
+                x.devices()  # a traced array has none
+    except jax.errors.ConcretizationTypeError:
+        return True
+    return False
 
 
 def _names(get: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -233,13 +254,21 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
 
 
 def _tile_sizes(
-    sizes: tuple[int, int], x: Array, batch: int, plan: Plan, area: int | None
+    sizes: tuple[int, int],
+    x: Array,
+    batch: int,
+    plan: Plan,
+    area: Callable[[Need], int] | None,
 ) -> tuple[int, int] | None:
     """Samples of each batch in a tile; None if everything is one tile."""
     if area is None:
         channel = plan.channel_axis % x.ndim
-        area = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
-    entries = area**2 if plan.need.pairs else area
+        pixels = math.prod(
+            size for axis, size in enumerate(x.shape) if axis not in (batch, channel)
+        )
+        entries = pixels**2 if plan.need.pairs else pixels
+    else:
+        entries = area(plan.need)
     target = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
     if plan.need.whole or sizes[0] * sizes[1] * entries <= target:
         return None
@@ -305,18 +334,24 @@ def _tiled(
     is_result = functools.partial(_is, _Result)
     frames = jax.tree.leaves(whole, is_leaf=is_result)
 
-    def body(step: Array, outs: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        i, j = where[step, 0], where[step, 1]
-        tiles = jax.tree.leaves(one(i, j), is_leaf=is_result)
-        # Without the barrier each of the writes would compute the tile again.
-        tiles = jax.lax.optimization_barrier([t.arrays for t in tiles])
+    def write(outs: list, tiles: list, at: tuple) -> list[dict[str, Array]]:
         return [
-            {name: _written(out[name], new[name], name, i, j, frame.kernel, upper) for name in out}
+            {name: _written(out[name], new[name], name, *at, frame.kernel, upper) for name in out}
             for out, new, frame in zip(outs, tiles, frames)
         ]
 
+    def body(step: Array, state: tuple) -> tuple:
+        # What the loop carries is in memory; written in the round that computes it, every copy of a tile (itself,
+        # its mirror image) would be computed anew.
+        outs = write(*state)
+        at = where[step, 0], where[step, 1]
+        return outs, [t.arrays for t in jax.tree.leaves(one(*at), is_leaf=is_result)], at
+
     zeros = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.arrays) for frame in frames]
-    outs = jax.lax.fori_loop(0, len(order), body, zeros)
+    at = where[0, 0], where[0, 1]
+    shapes = jax.tree.leaves(jax.eval_shape(one, *at), is_leaf=is_result)
+    nothing = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), t.arrays) for t in shapes]
+    outs = write(*jax.lax.fori_loop(0, len(order), body, (zeros, nothing, at)))
     filled = [
         _Result(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.kernel), out)
         for frame, out in zip(frames, outs)

@@ -20,7 +20,7 @@ import numpy as np
 from ntk import family as families
 from ntk import spatial
 from ntk.evaluate import KernelFn
-from ntk.inputs import Plan
+from ntk.inputs import Need, Plan
 from ntk.kernel import Array, Kernel
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret
@@ -236,12 +236,24 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ValueError("the kernel of a traced network is a function of inputs, not of a Kernel")
 
-    area = max([math.prod(sizes_of(step)) for step in traced.steps] + [1])
+    def area(need: Need) -> int:
+        needs = running.needs_of(traced.steps, len(traced.steps) - 1, need)
+        entries = [1]
+        for index, step in enumerate(traced.steps):
+            size = math.prod(sizes_of(step))
+            entries.append(size**2 if index in needs and needs[index].pairs else size)
+        return max(entries)
+
     return KernelFn(refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area)
 
 
 def sizes_of(step: Step) -> tuple[int, ...]:
-    if step.operation in ("combine", "function", "mean", "data"):
+    """Axes of positions of what a step computes, where it says."""
+    if step.operation == "data":
+        return tuple(step.static[1][k] for k in step.static[2])
+    if step.operation == "convolve":
+        return step.static[-1]
+    if step.operation in ("combine", "function", "mean"):
         return step.static[2 if step.operation == "combine" else 1]
     return ()
 
