@@ -169,7 +169,7 @@ def deviation(name, width, count):
     return np.sqrt(squares / np.mean(expected**2, axis=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("name", ["gated linear unit", "mixed pooling"])
+@pytest.mark.parametrize("name", ["gated linear unit", "squared ReLU"])
 def test_one_network_deviates_by_the_inverse_root_of_the_width(name):
     """Each deviation is known to about one part in 2 sqrt(count), so that the slope has an error of 0.05."""
     slope = np.log(deviation(name, WIDTH, COUNT) / deviation(name, 16, 64)) / math.log(WIDTH / 16)
