@@ -147,17 +147,22 @@ class KernelFn:
             tuple(sorted((k, v) for k, v in context.items() if k != "pattern")),
         )
         data = (x1, x2, mask1, mask2, pattern)
-        return _chosen(self._compiled[_is_inside(data)](plan, *data), get)
+        alone, inside = self._compiled
+        try:
+            out = alone(plan, *data)
+        except ValueError as error:
+            if "compiler_options" not in str(error):
+                raise
+            out = inside(plan, *data)  # JAX takes no options inside another jit, grad or vmap
+        return _chosen(out, get)
 
     @functools.cached_property
-    def _compiled(self) -> dict[bool, Callable[..., Any]]:
-        """Compiled once per shapes and plan; lives as long as the network. By whether other code compiles it."""
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """With compiler options and without, compiled once per shapes and plan; they live as long as the network."""
         evaluate = functools.partial(_evaluate, self)
-        alone = OPTIONS.get(jax.default_backend())
-        return {
-            True: jax.jit(evaluate, static_argnums=0),
-            False: jax.jit(evaluate, static_argnums=0, compiler_options=alone),
-        }
+        options = OPTIONS.get(jax.default_backend())
+        alone = jax.jit(evaluate, static_argnums=0, compiler_options=options)
+        return alone, jax.jit(evaluate, static_argnums=0)
 
     def _need(self, names: tuple[str, ...], diagonal_spatial: bool | None) -> Need:
         covariance = {"cov1", "cov2", "var1", "var2", "within1", "within2"}
@@ -166,17 +171,6 @@ class KernelFn:
             variance = 1 if diagonal_spatial else 2
         need = self.needs(Need(not diagonal_spatial, variance))
         return need if diagonal_spatial is None else need._replace(pairs=not diagonal_spatial)
-
-
-def _is_inside(data: Any) -> bool:
-    """Whether a transformation is at work: inside another jit, vmap or grad JAX refuses compiler options."""
-    try:
-        for x in jax.tree.leaves((data, jnp.zeros(()))):
-            if isinstance(x, jax.Array):
-                x.devices()  # a traced array has none
-    except jax.errors.ConcretizationTypeError:
-        return True
-    return False
 
 
 def _names(get: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -106,15 +106,40 @@ def iterate(once: Callable, kernel: Any, count: int) -> Any:
     The first application may change it, as a first layer does: the NTK becomes an array, widths settle.
     """
     while count:
-        new = once(kernel)
+        kernel = once(kernel)
         count -= 1
-        if count < 2:
-            kernel = new
-            continue
-        if _structure(new) == _structure(kernel):
-            return jax.lax.fori_loop(0, count, lambda _, k: once(k), new)
-        kernel = new
+        if count >= 2 and _structure(jax.eval_shape(once, kernel)) == _structure(kernel):
+            loop = jax.lax.fori_loop(
+                0, count, lambda _, k: _packed(once(_unpacked(k))), _packed(kernel)
+            )
+            return _unpacked(loop)
     return kernel
+
+
+def _packed(tree: Any) -> Any:
+    """Correlation and NTK of each kernel as one complex array.
+
+    XLA's CPU backend compiles every array that a loop carries by itself, and would compute what the two share
+    twice: packed, a layer takes less than half the time.
+    """
+
+    def pack(k: Any) -> Any:
+        if not isinstance(k, Kernel) or k.ntk is None or k.ntk.shape != k.correlation.shape:
+            return k
+        if k.ntk.dtype != k.correlation.dtype or k.ntk.dtype not in (jnp.float32, jnp.float64):
+            return k
+        return k.replace(correlation=jax.lax.complex(k.correlation, k.ntk), ntk=None)
+
+    return jax.tree.map(pack, tree, is_leaf=lambda k: isinstance(k, Kernel))
+
+
+def _unpacked(tree: Any) -> Any:
+    def unpack(k: Any) -> Any:
+        if not isinstance(k, Kernel) or not jnp.iscomplexobj(k.correlation):
+            return k
+        return k.replace(correlation=jnp.real(k.correlation), ntk=jnp.imag(k.correlation))
+
+    return jax.tree.map(unpack, tree, is_leaf=lambda k: isinstance(k, Kernel))
 
 
 def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: int) -> Kernel | None:
