@@ -29,7 +29,7 @@ def fitted(kernel: Kernel, need: Need) -> Kernel:
 
 
 def affine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
-    total, rate, flat, bias, apart = step.static
+    total, rate, flat, bias, apart, _ = step.static
     kernel = operands[0].kernel
     if flat:
         kernel = _flatten(kernel, flat)
@@ -112,6 +112,10 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     kernel = fitted(spatial.reorder(kernel, [k for k in order if k is not None]), need)
     single = [k for k, old in enumerate(order) if old is None]
     kernel = _resized(kernel, single, jnp.expand_dims)
+    gone = [k for k, size in enumerate(sizes) if size == 1]
+    if rate == total:
+        out = spatial.convolve(kernel, window, strides, padding, total**0.5)
+        return Law(_resized(out, gone, jnp.squeeze))
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
@@ -129,7 +133,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
         within2=mapped(kernel.within2, 1, 2),
     ).replace(ntk=mapped(kernel.ntk, 2, axes))
     out = _weighted(kernel, mean, total, rate, None)
-    return Law(_resized(out, [k for k, size in enumerate(sizes) if size == 1], jnp.squeeze))
+    return Law(_resized(out, gone, jnp.squeeze))
 
 
 def _resized(kernel: Kernel, places: list[int], change: Callable) -> Kernel:

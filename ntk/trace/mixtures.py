@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ntk import kernel as kernels
 from ntk import rules, spatial
+from ntk.duals import Dual
 from ntk.inputs import Need
 from ntk.kernel import Array, Kernel
 from ntk.trace import moments
@@ -225,26 +226,28 @@ def function_law(step: Step, need: Need, means: bool, operands: list, setting: S
     )
 
 
-def _single(step: Step, laws: list, need: Need, means: bool) -> Law | None:
-    """One function of one Gaussian: the rule that all front ends share."""
+def single(step: Step) -> Dual | None:
+    """Dual of a step that is one function of one process at its own positions; None for other steps."""
     terms, sizes = step.static
-    if len(terms) != 1 or len(laws) != 1:
+    if len(terms) != 1:
         return None
     number, given, factors, alone = terms[0]
-    if given or alone is not None or len(factors) != 1 or not laws[0].kernel.is_gaussian:
+    if given or alone is not None or len(factors) != 1 or number != 1:
         return None
-    _place, where, tree = factors[0]
+    _, where, tree = factors[0]
     if tuple(where) != tuple(range(len(sizes))):
         return None
-    one = known(Function(tree))
+    return known(Function(tree)).dual
+
+
+def _single(step: Step, laws: list, need: Need, means: bool) -> Law | None:
+    """One function of one Gaussian: the rule that all front ends share."""
+    dual = single(step)
+    if dual is None or len(laws) != 1 or not laws[0].kernel.is_gaussian:
+        return None
     kernel = fitted(laws[0].kernel, need)
-    mean = None
-    if means:
-        mean = tuple(number * one.dual.mean(v) for v in (kernel.var1, kernel.var2))
-    out = rules.elementwise(kernel, one.dual)
-    if number != 1:
-        out = rules.scale(out, abs(number), abs(number))
-    return Law(out, mean)
+    mean = tuple(dual.mean(v) for v in (kernel.var1, kernel.var2)) if means else None
+    return Law(rules.elementwise(kernel, dual), mean)
 
 
 def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:

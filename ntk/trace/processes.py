@@ -7,7 +7,7 @@ from typing import Any
 from ntk.trace import algebra, trees
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Coefficient, Linear, Pieces, Ref, Refusal, bases_of
+from ntk.trace.coordinates import Coefficient, Linear, Pieces, Ref, Refusal, Term, Terms, bases_of
 from ntk.trace.steps import Note, terms_static
 
 
@@ -20,6 +20,7 @@ def process_of(context: Context, body: Any) -> Ref:
         ref, c = body.terms[0]
         if c == Coefficient() and not ref.maps and ref.process.value is None:
             return ref
+    body = _one_function(body)
     static, inputs, axes, units = terms_static(context.program, body)
     key = ("function", static, tuple(inputs), axes, units)
     if key in context.sources:
@@ -45,6 +46,18 @@ def process_of(context: Context, body: Any) -> Ref:
     )
     context.sources[key] = Ref(process, (), axes, units)
     return context.sources[key]
+
+
+def _one_function(body: Any) -> Any:
+    """A number times one function as that function."""
+    terms = algebra.as_terms(body)
+    if len(terms) != 1 or len(terms[0].factors) != 1 or terms[0].coefficient.number == 1:
+        return body
+    c, ((ref, tree),) = terms[0]
+    if ref.process.value is not None:
+        return body
+    tree = trees.times_number(tree, c.number)
+    return Terms((Term(c._replace(number=1.0), ((ref, tree),)),))
 
 
 def is_linear(terms: tuple) -> bool:

@@ -136,7 +136,7 @@ def _affine(
     missing = tuple(a.size[0] for a in unshared if a not in kept)
     if missing:
         raise Refusal(f"{weight.name} differs between positions of a constant")
-    static = (total, total * rate, flat, None, apart)
+    static = (total, total * rate, flat, None, apart, len(kept))
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
     context.record(weight.name, variance=total, rate=total * rate, role="weights", mean=0.0)

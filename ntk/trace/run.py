@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ntk import rules
 from ntk.inputs import Need, join
 from ntk.stax.combinators import iterate
 from ntk.trace.loops import Loop
 from ntk.trace.matrices import affine_law, convolve_law
-from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law
+from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law, single
 from ntk.trace.moments import Law
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.sources import data_law, finite_sides, lookup_law, vector_law
@@ -52,7 +53,8 @@ def _need_of_inputs(step: Step, own: Need) -> Need:
     if step.operation == "mean":
         return Need(False, 1)
     if step.operation == "affine" and step.static[2]:
-        return Need(own.pairs, min(own.variance, 2 if own.pairs else 1))
+        kept = step.static[5]  # flattened positions alone need no pairs of them
+        return own if kept else Need(False, min(own.variance, 1))
     if step.operation in ("scores", "attend", "inner"):
         return Need(True, 2)
     return own
@@ -108,10 +110,17 @@ def run(
         alike = _alike_blocks(loop, needs, means)
         if alike < 3:
             continue
+        whole(done, loop.start)
+        done = loop.start
+        block = steps[loop.start : loop.start + loop.length]
+        short = _shortcut(block, values, loop.count) if loop.stop - 1 not in means else None
+        if short is not None:
+            values[loop.stop - 1], done = short, loop.stop
+            continue
         begin = loop.start + loop.length  # the second block is the pattern
         whole(done, begin)
 
-        def block(carry: tuple, loop: Loop = loop, begin: int = begin) -> tuple:
+        def once(carry: tuple, loop: Loop = loop, begin: int = begin) -> tuple:
             inner = dict(zip((loop.start + k for k in loop.live), carry))
             for index in range(begin, begin + loop.length):
                 operands = [inner[i] if i in inner else values[i] for i in steps[index].inputs]
@@ -119,11 +128,29 @@ def run(
             return tuple(inner[begin + k] for k in loop.live)
 
         carry = tuple(values[loop.start + k] for k in loop.live)
-        carry = iterate(block, carry, alike)
+        carry = iterate(once, carry, alike)
         done = begin + alike * loop.length
         values.update(zip((done - loop.length + k for k in loop.live), carry))
     whole(done, len(steps))
     return values[len(steps) - 1]
+
+
+def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
+    """`count` blocks of (weights, homogeneous nonlinearity) as one map, as in `ntk.stax.serial`; None for others."""
+    if [step.operation for step in block] != ["affine", "function"]:
+        return None
+    affine, function = block
+    law = values[affine.inputs[0]]
+    total, rate, flat, bias, apart, _ = affine.static
+    kernel = law.kernel
+    known = single(function)
+    plain = known is not None and known.homogeneous == 1 and kernel.within1 is None
+    if flat or bias is not None or apart or rate != total or law.means is not None or not plain:
+        return None
+    try:
+        return Law(rules.deep(kernel, known, total**0.5, count))
+    except ValueError:  # a map too steep for a table
+        return None
 
 
 def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> int:

@@ -202,7 +202,7 @@ def test_causal_transformer_equals_its_combinators(x64):
 
 def test_a_deep_transformer_runs_its_blocks_as_a_loop():
     family = models.family(
-        "Transformer", depth=14, heads=2, vocabulary=7, context=4, attention_scale="1/d"
+        "Transformer", depth=24, heads=2, vocabulary=7, context=4, attention_scale="1/d"
     )
     rows = ntk.explain(family, TOKENS).steps
     assert any(row.step.endswith("(x 23)") for row in rows)
