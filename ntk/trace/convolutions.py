@@ -6,7 +6,7 @@ from typing import Any
 
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis
-from ntk.trace.context import Context, materialised, scaled_shape
+from ntk.trace.context import Context, materialised, scaled_shape, snapped
 from ntk.trace.coordinates import (
     Coefficient,
     Linear,
@@ -73,7 +73,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     left_over = (power + grows) / 2
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
-    total = variance * count
+    total = snapped(variance * count)
     shape = scaled_shape(one, two)
     fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
     dims: list = [()] * len(shape)

@@ -7,7 +7,7 @@ from typing import Any
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step, materialised
+from ntk.trace.context import Context, finite_step, materialised, snapped
 from ntk.trace.coordinates import (
     Coefficient,
     Finite,
@@ -126,7 +126,7 @@ def _affine(
         )
     if not variance:
         raise Refusal(f"{weight.name} is zero at initialisation: nothing passes through it")
-    total = variance * count
+    total = snapped(variance * count)
     left_over = (power + grows) / 2
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))

@@ -107,32 +107,48 @@ def run(
 
     done = 0
     for loop in loops:
-        alike = _alike_blocks(loop, needs, means)
-        if alike < 3:
+        first, count = _alike_blocks(loop, needs, means)
+        if count < 3:
             continue
         whole(done, loop.start)
-        done = loop.start
         block = steps[loop.start : loop.start + loop.length]
         short = _shortcut(block, values, loop.count) if loop.stop - 1 not in means else None
         if short is not None:
             values[loop.stop - 1], done = short, loop.stop
             continue
-        begin = loop.start + loop.length  # the second block is the pattern
-        whole(done, begin)
+        whole(loop.start, loop.start + first * loop.length)
+        pattern = loop.start + loop.length  # the second block stands for all
 
-        def once(carry: tuple, loop: Loop = loop, begin: int = begin) -> tuple:
+        def once(carry: tuple, loop: Loop = loop, pattern: int = pattern) -> tuple:
             inner = dict(zip((loop.start + k for k in loop.live), carry))
-            for index in range(begin, begin + loop.length):
+            for index in range(pattern, pattern + loop.length):
                 operands = [inner[i] if i in inner else values[i] for i in steps[index].inputs]
                 inner[index] = one(index, operands)
-            return tuple(inner[begin + k] for k in loop.live)
+            return tuple(inner[pattern + k] for k in loop.live)
 
-        carry = tuple(values[loop.start + k] for k in loop.live)
-        carry = iterate(once, carry, alike)
-        done = begin + alike * loop.length
+        before = loop.start + (first - 1) * loop.length
+        carry = iterate(once, tuple(values.get(before + k) for k in loop.live), count)
+        done = loop.start + (first + count) * loop.length
         values.update(zip((done - loop.length + k for k in loop.live), carry))
     whole(done, len(steps))
     return values[len(steps) - 1]
+
+
+def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> tuple[int, int]:
+    """First of the blocks of which the same must be known as of the second one, and their number."""
+
+    def asked(block: int) -> list:
+        start, out = loop.start + block * loop.length, []
+        for index in range(start, start + loop.length):
+            need = needs.get(index, Need(False, 0))
+            out.append((need.pairs, max(need.variance, 1), index in means))
+        return out
+
+    pattern = asked(1)
+    first, last = (0 if asked(0) == pattern else 1), 2
+    while last < loop.count and asked(last) == pattern:
+        last += 1
+    return first, last - first
 
 
 def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
@@ -151,19 +167,6 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
         return Law(rules.deep(kernel, known, total**0.5, count))
     except ValueError:  # a map too steep for a table
         return None
-
-
-def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> int:
-    """Blocks after the first of which the same must be known as of the second."""
-
-    def asked(block: int) -> list:
-        first = loop.start + block * loop.length
-        return [(needs.get(i), i in means) for i in range(first, first + loop.length)]
-
-    pattern, count = asked(1), 1
-    while count + 1 < loop.count and asked(count + 1) == pattern:
-        count += 1
-    return count
 
 
 def _with_means(steps: Sequence[Step]) -> set[int]:
