@@ -133,8 +133,10 @@ class Context:
 
     def check_scores(self, body: Any) -> None:
         """Refuses scores that stay random, as under a factor 1/sqrt(d)."""
-        terms = body.terms if isinstance(body, co.Linear) else ()
-        if any(ref.process.index in self.fluctuations for ref, _ in terms):
+        refs = [ref for ref, _ in body.terms] if isinstance(body, co.Linear) else []
+        if isinstance(body, co.Terms):
+            refs = [ref for term in body.terms for ref, _ in term.factors]
+        if any(ref.process.index in self.fluctuations for ref in refs):
             raise Refusal(
                 "a softmax or another nonlinearity of attention scores that stay random: under a factor 1/sqrt(d) the "
                 "kernels of one network depend on its draw of queries and keys, however wide it is. Scale scores by "

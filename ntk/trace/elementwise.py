@@ -59,7 +59,7 @@ def unified(values: list[Value]) -> list[Value]:
 
 
 def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
-    values = unified(values)
+    values = [_number(context, v) for v in unified(values)]
     dims = next((v.dims for v in values if v.dims), ())
     name = equation.primitive.name
     if name == "stop_gradient" and any(is_random(v.body) for v in values):
@@ -87,6 +87,18 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if any(is_random(b) for b in bodies) or weights:
         return Value(dims, _random(context, equation, bodies, dims))
     return elementwise_numbers(context, equation, values, dims)
+
+
+def _number(context: Context, value: Value) -> Value:
+    """A parameter that is constant at initialisation and not trained, as the number that it is."""
+    weight = value.body
+    if not isinstance(weight, Weight) or weight.arrays:
+        return value
+    mean, variance, _, rate = context.law(weight)
+    if variance or rate:
+        return value
+    context.record(weight.name, variance=0.0, mean=mean, rate=0.0, role="vector")
+    return Value(value.dims, Number(mean, weight.power))
 
 
 def _keeps_order(name: str, bodies: list) -> bool:

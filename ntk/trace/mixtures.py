@@ -45,6 +45,10 @@ def _mapped(
     """One process after a sum of linear maps of its positions."""
     if len(pieces) == 1 and not pieces[0][1]:
         return _scaled(law, pieces[0], sizes, operands, need)
+    if _sums_all(pieces, sizes) and law.kernel.var1.ndim > 1 and law.means is None:
+        kernel = spatial.pool_all(broadcast(law.kernel, setting), mean=False)
+        number = abs(pieces[0][3])
+        return Law(rules.scale(kernel, number, number))
     kernel = broadcast(law.kernel, setting)
 
     def total(side: int) -> Callable[[Array], Array]:
@@ -73,6 +77,14 @@ def _mapped(
             for k, m in enumerate(law.means)
         )
     return Law(fitted(out, need), new)
+
+
+def _sums_all(pieces: list, sizes: tuple) -> bool:
+    """Whether the map is a number times the sum over all positions."""
+    if sizes or len(pieces) != 1:
+        return False
+    _, maps, _, _, given = pieces[0]
+    return not given and len(maps) == 1 and maps[0][:2] == ("map", "reduce_sum")
 
 
 def broadcast(kernel: Kernel, setting: Setting) -> Kernel:

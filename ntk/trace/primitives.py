@@ -106,6 +106,10 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
             "random numbers are drawn while the network runs (dropout, or noise): switch them off, as by "
             "deterministic=True"
         )
+    if name.startswith(("reduce_window", "select_and")) and name != "reduce_window_sum":
+        raise Refusal(
+            "max pooling of activations: only averages and sums have a limit here. Use nn.avg_pool"
+        )
     if name in ("while", "cond"):
         raise Refusal(f"a {name} on activations: write it with jnp.where, or as a Python loop")
     if len(one.outvars) != 1:

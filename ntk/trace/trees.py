@@ -48,6 +48,9 @@ def register(primitive: Any) -> None:
     _PRIMITIVES[primitive.name] = primitive
 
 
+_ARITHMETIC = frozenset(["add", "sub", "mul", "div", "max", "min", "add_any"])
+
+
 def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     """One primitive on arrays, floating-point ones in `dtype` whatever the trace had."""
     if primitive.name == "convert_element_type":
@@ -61,6 +64,8 @@ def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
             "dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)
         }
     args = [_of_kind(a, dtype) for a in args]
+    if primitive.name in _ARITHMETIC and any(a.dtype == dtype for a in args):
+        args = [a.astype(dtype) for a in args]
     out = primitive.bind(*args, **params)
     return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
 
