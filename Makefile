@@ -22,7 +22,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 endif
 
 
-.PHONY: install reproduce test test-all test-newest lint format bench notebooks clean
+.PHONY: install reproduce test test-studies test-all test-newest lint format bench notebooks clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -44,6 +44,10 @@ reproduce: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+# The end-to-end runs that `make test` leaves out: smoke presets of all studies, all notebooks.
+test-studies: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py tests/test_notebooks.py -m slow
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -14,7 +14,10 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 STUDIES = sorted(
     p.stem for p in (ROOT / "experiments" / "configs").glob("*.py") if p.stem != "__init__"
 )
-SETTINGS = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
+SETTINGS = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def command(workdir, *options, config="learning_rate_transfer.py:smoke"):
@@ -52,7 +55,14 @@ def finished(tmp_path_factory):
     return folder / "run", done.stdout
 
 
-@pytest.mark.parametrize("study", STUDIES)
+# Those of the first three are read by other tests too; `make test-studies` runs the others.
+QUICK = {"learning_rate_transfer", "ntk_convergence", "wide_deep_optimality"}
+
+
+@pytest.mark.parametrize(
+    "study",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in STUDIES],
+)
 def test_smoke_runs_and_reports(study, smoke_run):
     path, printed = smoke_run(study)
     claims = json.loads((path / "claims.json").read_text())

@@ -91,7 +91,7 @@ def compare_with_prediction(name, widths, seeds):
     assert result.size.shape == (len(widths), seeds, 4, 3)
 
 
-@pytest.mark.parametrize("name", ["mup", "logits / sqrt(n)"])
+@pytest.mark.parametrize("name", ["mup", pytest.param("logits / sqrt(n)", marks=pytest.mark.slow)])
 def test_measured_exponents_are_the_predicted_ones(name):
     compare_with_prediction(name, WIDTHS, seeds=4)
 
@@ -115,7 +115,9 @@ def shifted(layer, **shifts):
 @pytest.mark.parametrize(
     ("layer", "shifts", "words"),
     [
-        (3, {"a": -1 / 2}, "at initialisation: its size scales as n^"),
+        pytest.param(
+            3, {"a": -1 / 2}, "at initialisation: its size scales as n^", marks=pytest.mark.slow
+        ),
         (2, {"c": 1 / 2}, "at step 1: the change by its own update scales as n^-0.5"),
         pytest.param(2, {"b": 1 / 2}, "at initialisation", marks=pytest.mark.slow),
         pytest.param(3, {"a": 1 / 2, "b": -1 / 2}, "at step 1", marks=pytest.mark.slow),
@@ -147,11 +149,13 @@ def test_parametrized_mup_passes_with_sgd():
     assert result.layers == ("hidden_0", "hidden_1", "readout")
 
 
+@pytest.mark.slow
 def test_parametrized_mup_passes_with_adam():
     result = check(parametrized("mup", 8), optimizer=optax.adam, learning_rate=0.01, steps=2)
     assert result.passed, result.verdict
 
 
+@pytest.mark.slow
 def test_parametrized_standard_does_not_pass():
     result = check(parametrized("standard"), steps=1, learning_rate=0.001)
     assert result.wrong == ("readout",), result.verdict

@@ -176,6 +176,7 @@ def example_hessians():
 SIZES = (64, 128, 256)
 
 
+@pytest.mark.slow
 def test_batch_sharpness_excess_and_noise_against_their_definitions():
     params, batch = trained()
     H = example_hessians()
