@@ -170,9 +170,14 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
 
 
 def _with_means(steps: Sequence[Step]) -> set[int]:
-    """Steps whose mean a later one may read."""
-    out = set()
-    for step in steps:
-        if step.operation in ("combine", "function", "mean", "mix"):
+    """Steps whose mean a later one reads."""
+    out: set[int] = set()
+    for index in range(len(steps) - 1, -1, -1):
+        step = steps[index]
+        reads = step.operation in ("function", "mean")
+        if step.operation in ("combine", "mix"):
+            # A sum of several processes has cross terms of their means.
+            reads = index in out or (step.operation == "combine" and step.static[0] > 1)
+        if reads:
             out |= {i for i in step.inputs if isinstance(i, int)}
     return out
