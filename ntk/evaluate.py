@@ -70,8 +70,8 @@ class KernelFn:
             affine map without bias in the NTK parametrization; None for every other layer.
         pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
             `rule` is not used then.
-        area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of samples
-            takes at most.
+        area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of
+            samples takes at most.
     """
 
     rule: Callable[..., Any]

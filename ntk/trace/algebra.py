@@ -35,6 +35,7 @@ def scaled(body: Any, c: Coefficient) -> Any:
 
 
 def constant_term(number: float, power: float = 0.0) -> Term:
+    """A number as a term."""
     return Term(Coefficient(number, power), ())
 
 
@@ -54,10 +55,10 @@ def univariate(body: Any) -> tuple[Ref, Tree] | None:
     terms = as_terms(body)
     everything = {ref for t in terms for ref, _ in t.factors}
     refs = {ref for ref in everything if ref.process.value is None}
-    if not refs and len(everything) == 1 and len(terms) == 1:  # a parameter alone
-        if not terms[0].coefficient.arrays and not terms[0].coefficient.power:
-            tree = terms[0].factors[0][1]
-            return next(iter(everything)), times_number(tree, terms[0].coefficient.number)
+    alone = not refs and len(everything) == 1 and len(terms) == 1  # a parameter
+    if alone and not terms[0].coefficient.arrays and not terms[0].coefficient.power:
+        tree = terms[0].factors[0][1]
+        return next(iter(everything)), times_number(tree, terms[0].coefficient.number)
     if len(refs) != 1 or any(t.coefficient.arrays or t.coefficient.power for t in terms):
         return None
     total: Tree | None = None

@@ -177,6 +177,7 @@ def renamed(value: Value, splits: Splits) -> Value:
 
 
 def renamed_body(body: Any, splits: Splits) -> Any:
+    """A body with the axes of its parts replaced."""
     if isinstance(body, Linear):
         return Linear(
             tuple((_renamed_ref(r, splits), _renamed_number(c, splits)) for r, c in body.terms)

@@ -59,6 +59,7 @@ def unified(values: list[Value]) -> list[Value]:
 
 
 def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
+    """Result of a primitive that acts on each entry alone."""
     values = [_number(context, v) for v in unified(values)]
     dims = next((v.dims for v in values if v.dims), ())
     name = equation.primitive.name
@@ -133,6 +134,7 @@ def _plain(bodies: list, name: str) -> bool:
 
 
 def coefficient_of(body: Any, dims: Dims) -> Coefficient:
+    """Numbers as a coefficient."""
     if isinstance(body, Number):
         return Coefficient(body.number, body.power)
     return Coefficient(1.0, body.power, ((body.index, dims),))
@@ -188,6 +190,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
 
 
 def as_sum(body: Any, dims: Dims) -> Any:
+    """Numbers as terms without a process; other bodies as they are."""
     if isinstance(body, Finite):
         return Terms((co.Term(Coefficient(1.0, body.power, ((body.index, dims),)), ()),))
     if isinstance(body, Number):
@@ -286,6 +289,7 @@ def _in_pieces(context: Context, equation: Any, values: list[Value], dims: Dims)
 
 
 def piece_axis(pieces: Pieces, dims: Dims) -> Axis:
+    """Axis of units of one of several layers side by side."""
     known = set(ax.flat(dims))
     return next(a for a in ax.flat(dims) if a.kind == "unit" and a in known and a.infinite)
 

@@ -25,6 +25,7 @@ _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}
 
 
 def reciprocal(context: Context, body: Any, dims: Dims) -> Any:
+    """1 / numbers."""
     if isinstance(body, Number):
         return Number(1 / body.number if body.number else math.inf, -body.power)
     codes = shape_code(dims)
@@ -126,6 +127,7 @@ def on_numbers(context: Context, one: Any, two: Any, values: list[Value]) -> Val
 
 
 def scaled_number(context: Context, value: Value, number: float) -> Value:
+    """An array of numbers times a number."""
     if number == 1:
         return value
     codes = shape_code(value.dims)

@@ -91,7 +91,8 @@ def trace(
     outs = run(context, [c.jaxpr for c in programs], [c.consts for c in programs], values)
     if len(outs) != 1:
         raise Refusal(
-            f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply return the outputs alone"
+            f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply "
+            "return the outputs alone"
         )
     return outs[0]
 

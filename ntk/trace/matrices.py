@@ -29,6 +29,7 @@ def fitted(kernel: Kernel, need: Need) -> Kernel:
 
 
 def affine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a layer of weights."""
     total, rate, flat, bias, apart, _ = step.static
     kernel = operands[0].kernel
     if flat:
@@ -107,6 +108,7 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
 
 
 def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a convolution with random weights."""
     total, rate, order, window, strides, padding, sizes = step.static
     kernel = operands[0].kernel
     kernel = fitted(spatial.reorder(kernel, [k for k in order if k is not None]), need)

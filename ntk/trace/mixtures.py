@@ -22,6 +22,7 @@ from ntk.trace.steps import Step
 
 
 def combine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a sum of processes, each after a linear map of its positions."""
     _count, pieces, sizes = step.static
     groups: dict[int, list] = {}
     for piece in pieces:
@@ -220,6 +221,7 @@ def _sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
 
 
 def function_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a sum of products of functions of processes."""
     terms, sizes = step.static
     laws = [o if isinstance(o, Law) else None for o in operands]
     fast = _single(step, laws, need, means)
@@ -263,6 +265,7 @@ def _single(step: Step, laws: list, need: Need, means: bool) -> Law | None:
 
 
 def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
+    """Means over units in both batches."""
     terms, sizes, order, present, number = step.static
     laws = [o if isinstance(o, Law) else None for o in operands]
     out = []

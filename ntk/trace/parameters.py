@@ -15,6 +15,7 @@ from ntk.trace.context import Parameter
 def read_parameters(
     laws: list, family: Callable, first: tuple, base_width: int | None, rates: Any, bias_std: Any
 ) -> dict[str, Parameter]:
+    """What is assumed of each parameter, by its path."""
     (one, shapes1), (two, shapes2) = laws
     if list(one) != list(two):
         raise ValueError(

@@ -75,13 +75,14 @@ def _check_tangents(terms: tuple) -> None:
         for ref, tree in term.factors:
             if ref.process.averaged and not trees.is_linear(tree):
                 raise Refusal(
-                    "a nonlinearity acts on a sum of activations one of which was multiplied by a trained parameter (the "
-                    "gain of a norm, a layer scale): its tangent kernel differs between units. Insert a layer of "
+                    "a nonlinearity acts on a sum of activations one of which was multiplied by a trained parameter "
+                    "(the gain of a norm, a layer scale): its tangent kernel differs between units. Insert a layer of "
                     "weights, leave out the gain (use_scale=False), or freeze it: learning_rates={'*/scale': 0}"
                 )
 
 
 def sizes_text(axes: tuple[Axis, ...]) -> str:
+    """Sizes of axes for a reader."""
     return " x ".join(str(a.size[0]) for a in axes)
 
 

@@ -28,6 +28,7 @@ from ntk.trace.steps import Note, code, shape_code
 
 
 def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """A product of two arrays: weights, activations, or numbers."""
     ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
     first, second = values
     if isinstance(first.body, Weight) and isinstance(second.body, Weight):
@@ -145,6 +146,7 @@ def _affine(
 
 
 def scale_text(context: Context, name: str, variance: float, power: float, grows: float) -> str:
+    """What is wrong with the scale of a parameter, and what to do."""
     law = f"{name} has initial variance {variance:.3g} width^{power:g}"
     if grows:
         law += f" and sums over a number of entries of order width^{grows:g}"

@@ -163,6 +163,7 @@ def _units(
 
 
 def split(context: Context, one: Any, two: Any, value: Value) -> list[Value]:
+    """Blocks of an array."""
     axis, out = one.params["axis"], []
     start = (0, 0)
     for size in zip(one.params["sizes"], two.params["sizes"]):

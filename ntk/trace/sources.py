@@ -16,12 +16,14 @@ from ntk.trace.steps import Step
 
 
 def finite_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
+    """Arrays of numbers in both batches."""
     one = run_finite(step.static, [s.one for s in operands], setting.samples[0], setting.dtype)
     two = run_finite(step.static, [s.two for s in operands], setting.samples[1], setting.dtype)
     return Sides(one, two)
 
 
 def data_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Second moments of the inputs."""
     coded, sizes, where = step.static
     plan = setting.plan._replace(need=need, batch_axis=0, channel_axis=-1)
     arrays = []
@@ -56,6 +58,7 @@ def _outer(x: Array, y: Array) -> Array:
 
 
 def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a parameter that acts on each unit alone."""
     variance, rate, sizes = step.static
     same = jnp.ones((1, 1), setting.dtype)
     for size in sizes:
@@ -85,6 +88,7 @@ def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Set
 
 
 def lookup_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of an embedding: rows are independent, equal indices have equal rows."""
     variance, rate, coded, sizes = step.static
     rows = [to_axes(a, coded, sizes) for a in operands[0]]
     rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]

@@ -54,7 +54,8 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     unit_axes = [a for a in gone if a.kind == "unit"]
     if unit_axes and not any(a.infinite for a in unit_axes):
         raise Refusal(
-            "a sum over units whose number does not grow (outputs, heads): it is not an average. Take the kernel before it"
+            "a sum over units whose number does not grow (outputs, heads): it is not an average. Take the kernel "
+            "before it"
         )
     position_dims = [k for k in over if any(a.kind == "position" for a in value.dims[k])]
     if position_dims:
@@ -102,6 +103,7 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
 
 
 def equation(name: str) -> Any:
+    """An equation of a binary primitive."""
     import jax
 
     equation = jax.make_jaxpr(getattr(jax.lax, name))(1.0, 2.0).jaxpr.eqns[0]
@@ -124,8 +126,8 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
         return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
     context.check_scores(values[0].body)
     raise Refusal(
-        f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit here. "
-        "Use average pooling"
+        f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit "
+        "here. Use average pooling"
     )
 
 
