@@ -55,7 +55,7 @@ def infinite_width(
     weights are written as their initial standard deviation times a standard normal, which is trained at unit rate; a
     parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
     `limits.parametrize(family, "ntk", width=n, base_width=b)` keeps the draws of the model at width b instead of
-    standard normals: its limit is that of `infinite_width(family, example, base_width=b, learning_rates={name: 1 / v})`,
+    standard normals: its limit is that of `infinite_width(..., base_width=b, learning_rates={name: 1 / v})`,
     v the initial variance of each weight at width b.
 
     The initial law counts by its variance. That is exact for a layer that sums over units; one that sums over a fixed
