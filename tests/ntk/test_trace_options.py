@@ -243,6 +243,67 @@ def test_what_has_no_kernel_is_refused_by_name(name):
         ntk.infinite_width(linen(forward), example)
 
 
+def test_attention_under_the_square_root_of_d_is_refused_with_its_remedy():
+    fields = {"depth": 1, "outputs": 2, "heads": 2, "patch": 2}
+    images = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"scores that stay random.*attention_scale='1/d'"):
+        ntk.infinite_width(models.family("ViT", **fields), images)
+
+
+def stacked(width):
+    """Three residual blocks by nn.scan, with stacked parameters."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return x + nn.Dense(width)(nn.relu(x)), None
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            blocks = nn.scan(
+                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            return nn.Dense(1)(blocks()(nn.Dense(width)(x), None)[0])
+
+    return Model()
+
+
+def unrolled(module, x, n):
+    x = nn.Dense(n)(x)
+    for _ in range(3):
+        x = x + nn.Dense(n)(nn.relu(x))
+    return nn.Dense(1)(x)
+
+
+def test_scanned_blocks_are_blocks_one_after_the_other(x64):
+    x = inputs()
+    one, two = (
+        ntk.infinite_width(family, VECTORS)(x, None, GET) for family in (stacked, linen(unrolled))
+    )
+    close(one, two, 1e-12)
+
+
+def halves(module, x, n):
+    one, two = jnp.split(nn.Dense(2 * n, use_bias=False)(x), 2, axis=-1)
+    return nn.Dense(1, use_bias=False)(one * two)
+
+
+def layers(module, x, n):
+    one, two = (nn.Dense(n, use_bias=False)(x) for _ in range(2))
+    return nn.Dense(1, use_bias=False)(one * two)
+
+
+def test_halves_of_a_layer_are_independent(x64):
+    x = inputs()
+    one, two = (
+        ntk.infinite_width(linen(forward), VECTORS)(x, None, GET) for forward in (halves, layers)
+    )
+    close(one, two, 1e-12)
+    square = (x @ x.T / 5) ** 2
+    np.testing.assert_allclose(one.nngp, square, rtol=1e-9)
+
+
 def test_a_refusal_tells_the_line_of_the_model():
     with pytest.raises(ValueError, match="not known") as error:
         ntk.infinite_width(linen(sorting), VECTORS)
