@@ -120,8 +120,8 @@ def test_a_network_whose_features_are_aligned_does_not_grok(config):
         return [claims.crossing(steps, curves[key], 0.1) for key in ("train", "test")]
 
     plain, aligned = times(0.0), times(16.0)
-    assert plain[1] > study.GROKS * plain[0]
-    assert aligned[1] < study.GROKS * aligned[0]
+    assert plain[1] > claims.GROKS * plain[0]
+    assert aligned[1] < claims.GROKS * aligned[0]
     assert aligned[1] - aligned[0] < 0.1 * (plain[1] - plain[0])
 
 
@@ -191,6 +191,6 @@ def test_presets():
         config = settings.get_config(preset)
         assert study.total_steps(config) > 0
         study._check(config)
-        assert set(study.ALPHAS) <= set(config.sweep.alphas)
+        assert set(claims.ALPHAS) <= set(config.sweep.alphas)
     with pytest.raises(ValueError, match="unknown preset 'huge'; there are: smoke, cpu, paper"):
         settings.get_config("huge")

@@ -14,9 +14,12 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 STUDIES = sorted(
     p.stem for p in (ROOT / "experiments" / "configs").glob("*.py") if p.stem != "__init__"
 )
+# The small study runs several times: what one process compiled the next one finds.
 SETTINGS = os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "PYTHONWARNINGS": "ignore",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
 

@@ -157,7 +157,10 @@ def monte_carlo(net, x, count, width_key=0):
     return jnp.mean(draws, 0), jnp.std(draws, 0) / count**0.5
 
 
-@pytest.mark.parametrize("name", ["transpose", "local", "attention", "dropout", "cubic"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("transpose", "local", "attention")]
+
+
+@pytest.mark.parametrize("name", ["dropout", "cubic", *SLOW])
 def test_nngp_is_the_second_moment_of_finite_networks(name):
     conv = stax.Conv(256, (2, 2), padding="SAME", b_std=0.3)
     middle = {
