@@ -165,8 +165,10 @@ def _call(
 def _scan(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value | None]:
     """A loop written out, as over the stacked parameters of equal blocks; what it stacks itself is left out."""
     closed = [eqn.params["jaxpr"] for eqn in (one, two)]
-    fixed = one.params["num_consts"]
-    last = fixed + one.params["num_carry"]
+    # By shapes, because the names of these numbers differ between versions of JAX: rows of xs come last.
+    inner = closed[0].jaxpr
+    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(one.invars, inner.invars))
+    fixed = last - sum(a.aval.ndim == b.aval.ndim for a, b in zip(one.outvars, inner.outvars))
     consts, carry, rows = values[:fixed], values[fixed:last], values[last:]
     count = one.params["length"]
     if count != two.params["length"]:
