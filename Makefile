@@ -45,7 +45,7 @@ reproduce: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-# The end-to-end runs that `make test` leaves out: smoke presets of all studies, all notebooks.
+# The end-to-end runs that `make test` leaves out: smoke presets of the heavier studies, the slower notebooks.
 test-studies: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py tests/test_notebooks.py -m slow
 

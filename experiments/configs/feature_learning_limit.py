@@ -14,6 +14,7 @@ few-shot task stays digits, with the authors' settings of MAML.
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -24,10 +25,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "feature_learning_limit"
+    config = new_config("feature_learning_limit", preset, PRESETS)
     config.task = tasks.default_config("digits")
     config.dichotomy = {
         # "r=..." interpolate between ntk (r = 1/2) and mean_field (r = 0) at one learning rate

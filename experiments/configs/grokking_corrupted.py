@@ -10,6 +10,7 @@ paper: the authors' p = 97, 500 neurons and 17 x 17 phase diagrams, for a GPU.
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -20,10 +21,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "grokking_corrupted"
+    config = new_config("grokking_corrupted", preset, PRESETS)
     # Its fraction, noise and seed are set by each part of the study.
     config.task = tasks.default_config("modular")
     config.task.encoding = "tokens"

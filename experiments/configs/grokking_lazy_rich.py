@@ -12,6 +12,7 @@ set size and target for all of its figures), hours on two cores, and an MLP of w
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -22,10 +23,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "grokking_lazy_rich"
+    config = new_config("grokking_lazy_rich", preset, PRESETS)
     config.task = tasks.default_config("polynomial")
     config.epsilon = 0.25
     # c of a learning rate c * width on the loss divided by alpha^2. The authors take 0.5: the same curves, four

@@ -11,6 +11,7 @@ with paper_convnet (also plain paper), paper_resnet, paper_vit, paper_transforme
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = (
     "smoke",
@@ -29,10 +30,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "learning_rate_transfer"
+    config = new_config("learning_rate_transfer", preset, PRESETS)
     config.task = tasks.default_config("digits")
     config.model = {"name": "MLP"}
     config.parametrizations = ("standard", "ntk", "mup")

@@ -11,6 +11,7 @@ MLP of their imbalanced CIFAR-10 experiment, for a GPU; give --config.task.data_
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -21,10 +22,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "neural_collapse"
+    config = new_config("neural_collapse", preset, PRESETS)
     config.task = tasks.default_config("digits")
     config.task.flatten = False
 

@@ -10,6 +10,7 @@ widths, for a GPU; their MNIST from files with --config.task.name=mnist --config
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -20,10 +21,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "ntk_convergence"
+    config = new_config("ntk_convergence", preset, PRESETS)
     # Three hidden layers and a readout (L = 4 in the paper), biases times beta
     config.model = {"depth": 3, "beta": 0.1}
     config.task = tasks.default_config("digits")

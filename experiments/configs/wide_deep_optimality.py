@@ -10,6 +10,7 @@ authors' 10000 examples, for a machine with 64 GB of memory.
 import ml_collections
 
 from experiments import tasks
+from experiments.configs import new_config
 
 PRESETS = ("smoke", "cpu", "paper")
 
@@ -20,10 +21,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-    config = ml_collections.ConfigDict()
-    config.study = "wide_deep_optimality"
+    config = new_config("wide_deep_optimality", preset, PRESETS)
     # Singular kernels psi(r) of the optimal activations: spheres S^d, distances from, to, how many
     config.singular = {"dimensions": (1, 2, 4, 8), "distances": (1e-6, 1e-1, 120)}
     # Two regions with label noise 0.2: error against the number of examples

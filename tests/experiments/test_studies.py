@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
     return folder / "run", done.stdout
 
 
-# Those of the first three are read by other tests too; `make test-studies` runs the others.
+# The light ones, and those that other tests read too; `make test-studies` runs the others.
 QUICK = {"learning_rate_transfer", "ntk_convergence", "wide_deep_optimality"}
 
 
