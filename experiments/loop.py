@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +19,9 @@ import rich.progress
 
 from experiments import checkpoint, rundir
 from experiments.train import Program
+
+# Runs that train side by side share the files, the sinks and the progress bar.
+_SHARED = threading.Lock()
 
 
 class Session(NamedTuple):
@@ -58,19 +64,42 @@ def train_runs(
     count = len(learning_rates)
     if len(seeds) != count:
         raise ValueError(f"{count} learning rates but {len(seeds)} seeds: give one seed per run")
-    units = [list(range(count))] if program.runs else [[run] for run in range(count)]
-    pieces = []
-    for unit in units:
-        label = name if program.runs else f"{name}-{unit[0]:03d}"
-        rows = [(float(learning_rates[run]), int(seeds[run])) for run in unit]
-        pieces.append(_train_unit(program, data, rows, chunks, label, session))
+    rows = [(float(rate), int(seed)) for rate, seed in zip(learning_rates, seeds)]
+    units = {name: rows}
+    if program.runs is None:
+        units = {f"{name}-{run:03d}": [row] for run, row in enumerate(rows)}
+    stop = threading.Event()
+    double = jax.config.jax_enable_x64  # a thread begins without the caller's context
+
+    def train(label: str) -> dict[str, np.ndarray]:
+        with jax.enable_x64(double):
+            return _train_unit(program, data, units[label], chunks, label, session, stop)
+
+    with concurrent.futures.ThreadPoolExecutor(_side_by_side(program)) as pool:
+        try:
+            pieces = list(pool.map(train, units))
+        except BaseException:
+            stop.set()
+            raise
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.ndarray]:
+def _side_by_side(program: Program) -> int:
+    """How many runs of one program train at a time.
+
+    On a CPU the steps of one run leave cores idle between its operations, and another fills them (measured on two
+    cores: a third more steps a second). An accelerator takes one program at a time, and programs over several devices
+    would wait for each other.
+    """
+    if jax.default_backend() != "cpu" or program.devices > 1:
+        return 1
+    return min(os.cpu_count() or 1, 4)
+
+
+def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, np.ndarray]:
     finished = session.path and rundir.load_point(session.path, label)
     if finished:
-        session.progress(len(rows) * chunks * program.steps, label, np.nan)
+        _progress(session, len(rows) * chunks * program.steps, label, np.nan)
         return finished
     rates, seeds = _arguments(program, rows)
     state = program.start(rates, seeds, data)
@@ -80,19 +109,25 @@ def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.nda
     alive = np.ones(len(rows), bool)
     done = 0
     folder = session.path / "checkpoints" / label if session.path else None
-    saved = folder and checkpoint.restore(folder, (state, records, alive))
+    with _SHARED:
+        saved = folder and checkpoint.restore(folder, (state, records, alive))
     if saved:
         done, (state, records, alive) = saved
         records, alive = jax.tree.map(np.array, (records, alive))
-        session.progress(len(rows) * done * program.steps, label, np.nan)
+        _progress(session, len(rows) * done * program.steps, label, np.nan)
     else:
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
     if session.path:
-        rundir.keep_metrics(session.path, lambda row: row["run"] != label or row["chunk"] <= done)
+        with _SHARED:
+            rundir.keep_metrics(
+                session.path, lambda row: row["run"] != label or row["chunk"] <= done
+            )
     last_save = time.monotonic()
     for chunk in range(done + 1, chunks + 1):
+        if stop.is_set():
+            raise concurrent.futures.CancelledError
         if not alive.any():  # nothing left to train: every record from here on is nan already
-            session.progress(len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
+            _progress(session, len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
             break
         state, losses = program.advance(state, rates, seeds, data)
         state, values = _measure(program, state, rates, data)
@@ -101,7 +136,8 @@ def _train_unit(program, data, rows, chunks, label, session) -> dict[str, np.nda
         _record(records, chunk, alive, values, losses.mean(axis=1))
         _report(session, records, chunk, program.steps, label, rows)
         if session.path and time.monotonic() - last_save > session.checkpoint_seconds:
-            checkpoint.save(folder, chunk, (state, records, alive))
+            with _SHARED:
+                checkpoint.save(folder, chunk, (state, records, alive))
             last_save = time.monotonic()
     if session.path:
         rundir.save_point(session.path, label, records)
@@ -131,7 +167,7 @@ def _record(records, chunk, alive, values, batch_loss) -> None:
 def _report(session, records, chunk, steps, label, rows) -> None:
     losses = records["batch_loss"][:, chunk]
     best = np.min(losses, initial=np.inf, where=np.isfinite(losses))
-    session.progress(len(rows) * steps, label, float(best))
+    _progress(session, len(rows) * steps, label, float(best))
     if not (session.path or session.sinks):
         return
     lines = [
@@ -139,11 +175,17 @@ def _report(session, records, chunk, steps, label, rows) -> None:
         | {key: _number(column[run, chunk]) for key, column in records.items() if column.ndim == 2}
         for run, (rate, seed) in enumerate(rows)
     ]
-    if session.path:
-        rundir.append_metrics(session.path, lines)
-    for sink in session.sinks:
-        for line in lines:
-            sink(line)
+    with _SHARED:
+        if session.path:
+            rundir.append_metrics(session.path, lines)
+        for sink in session.sinks:
+            for line in lines:
+                sink(line)
+
+
+def _progress(session: Session, steps: int, label: str, loss: float) -> None:
+    with _SHARED:
+        session.progress(steps, label, loss)
 
 
 def _number(value: float) -> float | None:

@@ -65,6 +65,7 @@ class Program(NamedTuple):
     steps: int
     runs: int | None
     compile_seconds: float
+    devices: int = 1
 
 
 def stream(seed: jax.Array, name: int) -> jax.Array:
@@ -216,6 +217,7 @@ def compile_program(
         steps,
         runs,
         time.perf_counter() - begin,
+        devices,
     )
 
 

@@ -1,6 +1,7 @@
 """The compiled loop: replay, chunk length, vmapped or looped or sharded, one compilation per shape."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,42 @@ def test_divergence_is_recorded_and_the_other_runs_go_on(compiled):
     assert np.isnan(records["loss"][1, 1:]).all()
     assert np.isfinite(records["loss"][[0, 2]]).all()
     assert np.isfinite(records["loss"][1, 0])
+
+
+def test_runs_side_by_side_are_the_runs_one_after_the_other(monkeypatch):
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(loop, "_side_by_side", lambda _, threads=threads: threads)
+        found.append(train_all(program()))
+    for name in found[0]:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+def test_side_by_side_on_a_cpu_only_for_programs_of_one_device():
+    assert loop._side_by_side(program()) == min(os.cpu_count(), 4)
+    assert loop._side_by_side(program()._replace(devices=2)) == 1
+
+
+def test_an_error_in_one_run_ends_the_others(monkeypatch):
+    monkeypatch.setattr(loop, "_side_by_side", lambda _: 2)
+    trained = []
+
+    def full(steps, name, loss):
+        trained.append(name)
+        if name == "t-000":
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        loop.train_runs(
+            program(),
+            make_data(),
+            [0.1] * 40,
+            range(40),
+            chunks=50,
+            name="t",
+            session=loop.Session(progress=full),
+        )
+    assert len(set(trained)) < 40
 
 
 def test_a_sweep_compiles_once_per_shape():
