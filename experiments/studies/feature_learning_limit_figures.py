@@ -53,6 +53,9 @@ def _dichotomy_figure(data: xr.Dataset):
         drawing.width_ticks(ax, width)
         drawing.log_ticks(ax.yaxis)
     axes[0].set_ylabel("RMS")
+    axes[0].text(
+        0.03, 0.03, "dashed: predicted $n^{-r}$", transform=axes[0].transAxes, color=drawing.INK
+    )
     drawing.end_labels(axes[1], labels)
     return made
 

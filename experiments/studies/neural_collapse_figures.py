@@ -60,6 +60,8 @@ def collapse(free: xr.Dataset) -> Figure:
         ax.axhline(bound, color=INK, linewidth=1, linestyle=DASHED)
         ax.set(yscale="log", xlabel="step")
         drawing.log_ticks(ax.yaxis)
+    axes[1].plot([], [], color=MUTED, linewidth=1, label="no decay")
+    axes[1].plot([], [], color=INK, linewidth=1, linestyle=DASHED, label="claimed")
     drawing.legend(axes[1], "layers M")
     return made
 
