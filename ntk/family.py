@@ -97,10 +97,12 @@ def _split(family, width, example):
     model = family(int(width))
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         return Network(*model), lambda key: {}
-    from flax import linen, nnx
+    from flax import linen
 
     if isinstance(model, linen.Module):
         return _from_linen(model, example)
+    from flax import nnx
+
     if callable(model) and not isinstance(model, nnx.Module):
         return _from_nnx(model)
     raise ValueError(

@@ -19,6 +19,7 @@ from jax.extend import core as jex
 
 from ntk.family import named_leaves
 from ntk.trace import host
+from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512
 
@@ -75,7 +76,7 @@ def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tup
         ValueError: an initializer whose variance cannot be told.
     """
     key = jax.random.key(0) if key is None else key
-    closed, shapes = jax.make_jaxpr(init, return_shape=True)(key)
+    closed, shapes = jaxpr_of(init, key, return_shape=True)
     named = named_leaves(shapes)
     values = _Reader(closed.jaxpr, closed.consts, [_Key()])
     found, unknown = {}, []

@@ -9,6 +9,7 @@ Gaussian processes"; Yang (2020), "Tensor Programs II: Neural tangent kernel for
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -39,11 +40,13 @@ _CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 
-def _libraries() -> tuple[str, ...]:
-    """Folders whose lines are not the user's: of JAX, Flax, Python and this package."""
+@functools.cache
+def _is_library(file: str) -> bool:
+    """Whether a file is not the user's, but of JAX, Flax, Python or this package."""
     modules = (sys.modules.get(name) for name in ("jax", "jaxlib", "flax", "contextlib", "ntk"))
     files = [module.__file__ for module in modules if module is not None]
-    return ("<", *(os.path.join(os.path.dirname(file), "") for file in files))
+    folders = (os.path.join(os.path.dirname(file), "") for file in files)
+    return file.startswith(("<", *folders))
 
 
 def line_of(equation: Any) -> str:
@@ -52,7 +55,7 @@ def line_of(equation: Any) -> str:
     frames = getattr(traceback, "frames", None) or []
     for frame in frames:
         name = str(getattr(frame, "file_name", ""))
-        if name and not name.startswith(_libraries()):
+        if name and not _is_library(name):
             return f"{name}:{getattr(frame, 'line_num', '?')}"
     return ""
 

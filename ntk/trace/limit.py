@@ -35,6 +35,7 @@ from ntk.trace.mixtures import broadcast
 from ntk.trace.parameters import read_parameters
 from ntk.trace.processes import process_of
 from ntk.trace.setting import Setting, Sides
+from ntk.trace.sharing import jaxpr_of
 from ntk.trace.steps import Step
 from ntk.trace.traced import Traced, pruned
 
@@ -187,12 +188,12 @@ def _program(
         return jax.vmap(lambda *x: net.apply(params, *x, **kept))(*inputs)
 
     try:
-        return jax.make_jaxpr(apply)(params, *shapes)
+        return jaxpr_of(apply, params, *shapes)
     except ValueError as error:
         if "initial_state" not in str(error):
             raise
     state = families.initial_state(family, width, first, jax.random.key(0))
-    return jax.make_jaxpr(functools.partial(apply, state=state))(params, *shapes)
+    return jaxpr_of(functools.partial(apply, state=state), params, *shapes)
 
 
 def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
