@@ -28,7 +28,7 @@ from ntk.kernel import Kernel
 from ntk.linearize import linearize, taylor_expand
 from ntk.monte_carlo import monte_carlo_kernel_fn
 from ntk.reference import from_neural_tangents
-from ntk.trace import explain, infinite_width
+from ntk.trace import attention_error, explain, infinite_width
 
 __all__ = [
     "Dual",
@@ -36,6 +36,7 @@ __all__ = [
     "Network",
     "NtkImplementation",
     "ParamAxes",
+    "attention_error",
     "batch",
     "depth_map",
     "empirical",

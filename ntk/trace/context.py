@@ -30,10 +30,17 @@ class Parameter(NamedTuple):
     rate: float
 
 
+HEADS = (
+    "a nonlinearity, a norm, or weights of one head alone act on the outputs of attention whose scores stay random "
+    "(scaled by 1/sqrt(d)): given its scores each head has a law of its own, and only a layer that sums over all heads "
+    "has a rule here. Let the output projection come first, or scale scores by 1/d (attention_scale='1/d' in `models`)"
+)
+
+
 class Context:
     """What the rules of primitives share."""
 
-    def __init__(self, parameters: Mapping[str, Parameter]):
+    def __init__(self, parameters: Mapping[str, Parameter], attention_samples: int = 1024):
         self.program = Program()
         self.parameters = parameters
         self.sample = Axis("sample", BATCHES)
@@ -43,6 +50,8 @@ class Context:
         self.sizes: set = {WIDTHS}
         self.scales: list[str] = []
         self.fluctuations: set[int] = set()
+        self.attention_samples = attention_samples
+        self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     # --- numbers ------------------------------------------------------------------------------------
 
@@ -131,18 +140,40 @@ class Context:
             ref.process.index in self.fluctuations and c.power < 0 for ref, c in body.terms
         )
 
+    def are_scores(self, body: Any) -> bool:
+        """Whether a body is made of scores alone that stay random, as under a factor 1/sqrt(d)."""
+        if not isinstance(body, co.Linear) or not body.terms:
+            return False
+        alone = all(ref.process.index in self.fluctuations for ref, _ in body.terms)
+        return alone and max(c.power for _, c in body.terms) == 0
+
     def check_scores(self, body: Any) -> None:
-        """Refuses scores that stay random, as under a factor 1/sqrt(d)."""
-        refs = [ref for ref, _ in body.terms] if isinstance(body, co.Linear) else []
-        if isinstance(body, co.Terms):
-            refs = [ref for term in body.terms for ref, _ in term.factors]
-        if any(ref.process.index in self.fluctuations for ref in refs):
+        """Refuses scores of a size that grows, and such as were mixed with other activations."""
+        if not isinstance(body, co.Linear | co.Terms | co.Pieces):
+            return
+        if any(ref.process.index in self.fluctuations for ref in co.refs_of(body)):
             raise Refusal(
-                "a softmax or another nonlinearity of attention scores that stay random: under a factor 1/sqrt(d) the "
-                "kernels of one network depend on its draw of queries and keys, however wide it is. Scale scores by "
-                "1/d (attention_scale='1/d' in `models`), under which they vanish and every position attends to all "
-                "alike"
+                "a softmax or another nonlinearity of attention scores that grow with the width, or that were added to "
+                "or multiplied with other activations: scale them by 1/sqrt(d) or 1/d, d the size of a head, and leave "
+                "out what is trained beside them (biases of scores), or freeze it: learning_rates={name: 0}"
             )
+
+    def check_heads(self, body: Any, pooled: Any = (), mean: bool = False) -> None:
+        """Refuses what acts on the heads of random attention one by one.
+
+        Args:
+            body: of activations.
+            pooled: axes that are summed over.
+            mean: whether they are averaged without weights.
+        """
+        for ref in co.refs_of(body):
+            for index, _ in ref.process.bases:
+                if index not in self.heads:
+                    continue
+                count, places = self.heads[index]
+                own = [ref.units[k] for k in places] if len(ref.units) == count else ref.units
+                if any(a not in pooled for a in own) or (mean and not own):
+                    raise Refusal(HEADS)
 
     def limit(self, value: Value) -> Value:
         """The value, with zeros in place of scores that vanish."""

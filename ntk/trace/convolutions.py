@@ -59,6 +59,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         source, axes = data_moments(
             context, value, tuple(a for a in channels if a.kind == "position")
         )
+    context.check_heads(value.body, channels)
     missing = [k for k in spatial if value.dims[k] and value.dims[k][0] not in axes]
     if missing:
         raise Refusal(f"{weight.name} slides over an activation that is constant there")

@@ -169,6 +169,17 @@ def is_random(body: Any) -> bool:
     return isinstance(body, Linear | Terms | Pieces)
 
 
+def refs_of(body: Any) -> list[Ref]:
+    """All processes in a body."""
+    if isinstance(body, Linear):
+        return [ref for ref, _ in body.terms]
+    if isinstance(body, Terms):
+        return [ref for term in body.terms for ref, _ in term.factors]
+    if isinstance(body, Pieces):
+        return [ref for part, _ in body.parts for ref in refs_of(part)]
+    return []
+
+
 def renamed(value: Value, splits: Splits) -> Value:
     """The value with axes replaced by the axes that they split into."""
     if not splits:

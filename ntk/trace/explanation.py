@@ -119,6 +119,14 @@ def _law_text(facts: dict) -> str:
     return f"{facts['law']}, taken as normal"
 
 
+def _attention(step: Step) -> str:
+    """What is averaged over, in words."""
+    return (
+        f"values averaged with weights W of random scores; the number of heads grows too: mean over heads, by "
+        f"{step.static.draws} draws"
+    )
+
+
 def _step_row(number: str, step: Step, note: Note) -> StepRow:
     formula = ""
     if step.operation in ("affine", "convolve"):
@@ -131,6 +139,12 @@ def _step_row(number: str, step: Step, note: Note) -> StepRow:
         formula = f"{step.static[0]:.6g}"
     elif step.operation == "function":
         formula = "E[f(u) f(v)]"
+    elif step.operation == "scores":
+        formula = f"{step.static[0]:.6g} K_q K_k"
+    elif step.operation == "attend":
+        return StepRow(
+            number, _TEXTS["attend"], _attention(step), note.axes, "E[W K W']", note.line
+        )
     if step.operation in ("function", "mean"):
         text = " + ".join(described(term) for term in step.static[0])
         return StepRow(number, _TEXTS[step.operation], text, note.axes, formula, note.line)

@@ -49,6 +49,7 @@ def infinite_width(
     learning_rates: Any = None,
     bias_std: float | None = None,
     batched: bool = True,
+    attention_samples: int = 1024,
 ) -> KernelFn:
     """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
 
@@ -61,8 +62,15 @@ def infinite_width(
 
     The initial law counts by its variance. That is exact for a layer that sums over units; one that sums over a fixed
     number of inputs (a first layer, an embedding) is Gaussian only if its initializer is, and not for the truncated
-    normal of Flax's defaults. Attention with scores scaled by 1/d attends to every position alike in the limit; under
-    1/sqrt(d) scores stay random, and there is no deterministic kernel for a fixed number of heads.
+    normal of Flax's defaults.
+
+    Attention with scores scaled by 1/d attends to every position alike in the limit. Under 1/sqrt(d) scores stay
+    random, one draw for each head, and the number of heads grows too: the kernels are those of infinitely many heads,
+    which are the averages, over initial scores, of those of a wide network with a fixed number (whose own kernels
+    differ from draw to draw, by the order of 1/sqrt(heads)). They are means over `attention_samples` draws, the same
+    for every pair of samples; `ntk.attention_error` gives their standard error, and
+    `kernel_fn(x1, x2, get, attention_seed=1)` other draws. The error makes a Gram matrix positive semidefinite up to
+    its size only.
 
     Args:
         family: a function of the width that returns a linen module, an NNX factory, or (init, apply); see
@@ -75,6 +83,8 @@ def infinite_width(
             path: factor}; 0 freezes a parameter.
         bias_std: standard deviation given to parameters named `bias` that start at zero; None leaves them there.
         batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
+        attention_samples: draws of random scores for each pair of samples, a multiple of 4; the error falls as
+            1/sqrt(attention_samples).
 
     Returns:
         `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`.
@@ -83,9 +93,11 @@ def infinite_width(
         ValueError: the model contains an operation without a limit here; the message names the primitive, the line
             of the model, and what to do. Also for parametrizations without a kernel limit.
 
-    Source: Yang (2019, 2020), Tensor Programs I and II; Yang & Littwin (2021), Tensor Programs IIb.
+    Source: Yang (2019, 2020), Tensor Programs I and II; Yang & Littwin (2021), Tensor Programs IIb; for random scores
+        Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention".
     """
-    traced = _trace(family, example, parametrization, base_width, learning_rates, bias_std, batched)
+    options = (parametrization, base_width, learning_rates, bias_std, batched, attention_samples)
+    traced = _trace(family, example, *options)
     return kernel_function(traced, batched)
 
 
@@ -106,11 +118,37 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
         "learning_rates": None,
         "bias_std": None,
         "batched": True,
+        "attention_samples": 1024,
     }
     unknown = set(options) - set(defaults)
     if unknown:
         raise ValueError(f"explain has no option {sorted(unknown)}; there are {sorted(defaults)}")
     return explanation(_trace(family, example, *(defaults | options).values()))
+
+
+def attention_error(
+    kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
+) -> Array:
+    """Standard error of a kernel with random attention scores, which is a mean over draws of them.
+
+    Args:
+        kernel_fn: of `infinite_width`.
+        x1: first batch.
+        x2: second batch; None means the first.
+        get: "nngp", "ntk" or another array of the kernel.
+        seeds: number of independent estimates, each of which is compiled anew.
+
+    Returns:
+        The standard deviation of one estimate, an array like that of `kernel_fn(x1, x2, get)`; zero for a network
+        without random scores.
+
+    Raises:
+        ValueError: seeds is less than 2.
+    """
+    if seeds < 2:
+        raise ValueError(f"seeds is {seeds}; a spread needs at least 2")
+    found = [kernel_fn(x1, x2, get, attention_seed=1 + seed) for seed in range(seeds)]
+    return jnp.std(jnp.stack(found), axis=0, ddof=1)
 
 
 def _trace(
@@ -121,8 +159,14 @@ def _trace(
     learning_rates: Any,
     bias_std: float | None,
     batched: bool,
+    attention_samples: int,
 ) -> Traced:
     _check_parametrization(parametrization)
+    if attention_samples < 4 or attention_samples % 4:
+        raise ValueError(
+            f"attention_samples is {attention_samples}; it must be a positive multiple of 4 (each draw of scores is "
+            "mirrored, and made at either sample first)"
+        )
     inputs = example if isinstance(example, tuple) else (example,)
     if not batched:
         inputs = tuple(jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in inputs)
@@ -141,7 +185,7 @@ def _trace(
             for batch in BATCHES
         ]
         trees = [_shapes(net.init) for net in nets]
-        context = Context(parameters)
+        context = Context(parameters, attention_samples)
         programs = [
             _program(nets[k], family, width, first, trees[k], shapes[k], batched)
             for k, width in enumerate(WIDTHS)
@@ -254,6 +298,8 @@ def sizes_of(step: Step) -> tuple[int, ...]:
         return tuple(step.static[1][k] for k in step.static[2])
     if step.operation == "convolve":
         return step.static[-1]
+    if step.operation == "attend":
+        return step.static.out
     if step.operation in ("combine", "function", "mean"):
         return step.static[2 if step.operation == "combine" else 1]
     return ()

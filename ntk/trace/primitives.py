@@ -6,13 +6,15 @@ import math
 from typing import Any
 
 from ntk.trace import positions, products, shapes, sums, trees
-from ntk.trace.context import Context
+from ntk.trace.context import Context, finite_step
 from ntk.trace.convolutions import convolution
 from ntk.trace.coordinates import Number, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import IDENTITIES, elementwise
 from ntk.trace.finite import on_numbers
 from ntk.trace.lookups import gather
+from ntk.trace.scores import drawn, is_drawn
 from ntk.trace.shapes import split
+from ntk.trace.steps import shape_code
 
 _KEYS = ("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in")
 ELEMENTWISE = IDENTITIES | frozenset(
@@ -94,6 +96,9 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
 
     name = one.primitive.name
     trees.register(one.primitive)
+    values = drawn(context, one, values, ELEMENTWISE)
+    if name == "stop_gradient" and is_drawn(context, values[0]):
+        return [_stopped(context, values[0])]
     if name in RULES:
         return [RULES[name](context, one, two, values)]
     if name == "split":
@@ -124,6 +129,13 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         "this operation on activations is not known: it mixes entries in a way that has no rule here. Write it with "
         "sums, products, elementwise functions, convolutions and reshapes"
     )
+
+
+def _stopped(context: Context, value: Value) -> Value:
+    """Numbers whose dependence on random scores is not followed by the tangent kernel."""
+    codes = shape_code(value.dims)
+    index = finite_step(context, ("stop_gradient", (), (codes,), codes), [value.body.index])
+    return Value(value.dims, value.body._replace(index=index))
 
 
 def _fits(shape: tuple, out: tuple) -> bool:

@@ -7,7 +7,17 @@ from typing import Any
 from ntk.trace import algebra, trees
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Coefficient, Linear, Pieces, Ref, Refusal, Term, Terms, bases_of
+from ntk.trace.coordinates import (
+    Coefficient,
+    Linear,
+    Pieces,
+    Ref,
+    Refusal,
+    Term,
+    Terms,
+    bases_of,
+    refs_of,
+)
 from ntk.trace.steps import Note, terms_static
 
 
@@ -15,6 +25,8 @@ def process_of(context: Context, body: Any) -> Ref:
     """The body as one process: the moments of a function, or of a sum."""
     if isinstance(body, Pieces):
         return _pieces(context, body)
+    if any(ref.process.index in context.fluctuations for ref in refs_of(body)):
+        context.check_scores(body)
     body = context.program.sealed(body, whole=True)
     if isinstance(body, Linear) and len(body.terms) == 1:
         ref, c = body.terms[0]
@@ -26,6 +38,7 @@ def process_of(context: Context, body: Any) -> Ref:
     if key in context.sources:
         return context.sources[key]
     _check_tangents(algebra.as_terms(body))
+    _check_heads(context, algebra.as_terms(body))
     sizes = tuple(a.size[0] for a in axes)
     note = Note(axes=sizes_text(axes))
     index = context.program.add("function", (static, sizes), inputs, note)
@@ -79,6 +92,13 @@ def _check_tangents(terms: tuple) -> None:
                     "(the gain of a norm, a layer scale): its tangent kernel differs between units. Insert a layer of "
                     "weights, leave out the gain (use_scale=False), or freeze it: learning_rates={'*/scale': 0}"
                 )
+
+
+def _check_heads(context: Context, terms: tuple) -> None:
+    for term in terms:
+        for ref, tree in term.factors:
+            if not trees.is_linear(tree):
+                context.check_heads(Linear(((ref, term.coefficient),)))
 
 
 def sizes_text(axes: tuple[Axis, ...]) -> str:

@@ -23,7 +23,7 @@ from ntk.trace.coordinates import (
 from ntk.trace.finite import frozen, scaled_number
 from ntk.trace.positions import mapped
 from ntk.trace.processes import process_of, sizes_text
-from ntk.trace.scores import inner
+from ntk.trace.scores import attend, inner
 from ntk.trace.steps import Note, code, shape_code
 
 
@@ -112,6 +112,7 @@ def _affine(
             "Let that layer grow with the width"
         )
     over = tuple(a for a in pooled if a.kind == "position")
+    context.check_heads(value.body, pooled)
     if is_random(value.body):
         ref = process_of(context, value.body)
         source, axes = ref.process.index, ref.axes
@@ -223,6 +224,8 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         if any(a.kind in ("unit", "sample") for a in gone):
             raise Refusal("units or samples are contracted with numbers")
         other = values[1 - place].body
+        if other.index in context.program.drawn:
+            return attend(context, one, values, place, dims)
         if other.power:
             raise Refusal(f"numbers of size width^{other.power:g} weigh positions")
         return mapped(context, "dot_general", params, values, place, dims)

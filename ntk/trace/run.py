@@ -8,6 +8,7 @@ from typing import Any
 from ntk import rules
 from ntk.inputs import Need, join
 from ntk.stax.combinators import iterate
+from ntk.trace.heads import attend_law, scores_pair
 from ntk.trace.loops import Loop
 from ntk.trace.matrices import affine_law, convolve_law
 from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law, single
@@ -25,6 +26,7 @@ _PROCESSES = (
     "combine",
     "function",
     "mix",
+    "scores",
     "attend",
 )
 
@@ -55,7 +57,7 @@ def _need_of_inputs(step: Step, own: Need) -> Need:
     if step.operation == "affine" and step.static[2]:
         kept = step.static[5]  # flattened positions alone need no pairs of them
         return own if kept else Need(False, min(own.variance, 1))
-    if step.operation in ("scores", "attend", "inner"):
+    if step.operation in ("scores", "attend"):
         return Need(True, 2)
     return own
 
@@ -76,6 +78,8 @@ _RULES = {
     "function": function_law,
     "mean": mean_sides,
     "mix": mix_law,
+    "scores": scores_pair,
+    "attend": attend_law,
 }
 
 
@@ -180,4 +184,6 @@ def _with_means(steps: Sequence[Step]) -> set[int]:
             reads = index in out or (step.operation == "combine" and step.static[0] > 1)
         if reads:
             out |= {i for i in step.inputs if isinstance(i, int)}
+        if step.operation == "attend" and index in out:
+            out.add(step.inputs[0])
     return out

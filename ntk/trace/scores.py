@@ -1,4 +1,4 @@
-"""Products of two activations summed over infinitely many units, as between queries and keys."""
+"""Products of queries and keys, summed over infinitely many units, and what attention makes of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import Any
 from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context
-from ntk.trace.coordinates import Coefficient, Linear, Ref, Refusal, Value, bases_of, overlap
-from ntk.trace.processes import process_of
-from ntk.trace.steps import Note, code
+from ntk.trace.context import Context, finite_step
+from ntk.trace.coordinates import (
+    Coefficient,
+    Finite,
+    Linear,
+    Number,
+    Ref,
+    Refusal,
+    Value,
+    bases_of,
+    overlap,
+)
+from ntk.trace.elementwise import IDENTITIES
+from ntk.trace.heads import Attend
+from ntk.trace.processes import process_of, sizes_text
+from ntk.trace.steps import DRAWN, Note, code, shape_code
 
 
 def inner(
@@ -19,7 +31,8 @@ def inner(
     """sum over units of first * second: their number times the expectation of the product, if it is not zero.
 
     Where it is, as for queries and keys with weights of their own, what is left is Gaussian and of the order of the
-    square root of the number of units: it vanishes under a factor 1/d, and stays random under 1/sqrt(d).
+    square root of the number of units: it vanishes under a factor 1/d, and stays random under 1/sqrt(d). It is one
+    draw per head then, and the mean over heads has a limit (`attend`).
 
     Source: Yang (2019), Tensor Programs I, appendix A; Hron et al. (2020), section 3.
     """
@@ -40,7 +53,9 @@ def inner(
     where = tuple(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
     static = (number, where, tuple(a.size[0] for a in axes))
     inputs = (left.process.index, right.process.index)
-    index = context.program.add("scores", static, inputs, note)
+    index = _field(
+        context, static, inputs, {(r.process.index, r.part) for r in (left, right)}, note
+    )
     process = context.program.process(index, axes, units, gaussian=True)
     context.fluctuations.add(index)
     code(dims, axes)
@@ -48,6 +63,18 @@ def inner(
         dims,
         Linear(((Ref(process, (), axes, units), Coefficient(1.0, power / 2 + power1 + power2)),)),
     )
+
+
+def _field(context: Context, static: tuple, inputs: tuple, pair: set, note: Note) -> int:
+    """Number of the step of some scores; the same products are the same random numbers."""
+    key = ("scores", frozenset(pair))
+    if key not in context.sources:
+        index = context.program.add("scores", static, inputs, note)
+        context.sources[key] = index, static, inputs
+    index, *known = context.sources[key]
+    if known != [static, inputs]:
+        raise Refusal("scores of the same queries and keys are computed twice, in different orders")
+    return index
 
 
 def _order_one(body: Any) -> tuple[Any, float]:
@@ -65,3 +92,188 @@ def _centred(body: object) -> bool:
 
 def _shared(one: Linear, two: Linear) -> bool:
     return any(overlap(bases_of(a), bases_of(b)) for a, _ in one.terms for b, _ in two.terms)
+
+
+_SHAPES = frozenset(["reshape", "broadcast_in_dim", "transpose", "squeeze"])
+
+
+def drawn(
+    context: Context, equation: Any, values: list[Value], elementwise: frozenset
+) -> list[Value]:
+    """Arguments of an equation: random scores as arrays of draws, unless it only scales or reshapes them.
+
+    Args:
+        context: of the trace.
+        equation: the equation.
+        values: its arguments.
+        elementwise: names of primitives that act on each entry alone.
+
+    Raises:
+        Refusal: it mixes heads, or acts on draws in a way that is not known.
+    """
+    name = equation.primitive.name
+    if any(map(context.are_scores, (v.body for v in values))) and not _keeps(name, values):
+        values = [_draws(context, v) if context.are_scores(v.body) else v for v in values]
+    if any(is_drawn(context, v) for v in values) and name not in elementwise | _SHAPES:
+        _check_heads(context, equation, values)
+    return values
+
+
+def is_drawn(context: Context, value: Value) -> bool:
+    """Whether numbers depend on the draw of random scores."""
+    return isinstance(value.body, Finite) and value.body.index in context.program.drawn
+
+
+def _keeps(name: str, values: list[Value]) -> bool:
+    """Whether scores stay a Gaussian that need not be drawn yet."""
+    if name in _SHAPES or (name in IDENTITIES and name != "stop_gradient"):
+        return True
+    others = [v for v in values[1:] if not isinstance(v.body, Number)]
+    plain = name in ("mul", "neg") or (name == "div" and isinstance(values[1].body, Number))
+    if name == "mul" and isinstance(values[0].body, Number):
+        return True
+    return plain and not others
+
+
+def _check_heads(context: Context, equation: Any, values: list[Value]) -> None:
+    name, params = equation.primitive.name, equation.params
+    value = next(v for v in values if is_drawn(context, v))
+    touched = value.dims
+    if name == "dot_general":
+        sides = zip(values, params["dimension_numbers"][1])
+        touched = tuple(
+            dim
+            for v, batch in sides
+            if is_drawn(context, v)
+            for k, dim in enumerate(v.dims)
+            if k not in batch and sum(isinstance(w.body, Finite) for w in values) == 2
+        )
+    elif name.startswith("reduce_"):
+        touched = tuple(value.dims[k] for k in params["axes"])
+    elif name == "slice":
+        touched = tuple(
+            dim
+            for dim, start, stop in zip(
+                value.dims, params["start_indices"], params["limit_indices"]
+            )
+            if (start, stop) != (0, ax.extent(dim)[0])
+        )
+    if ax.units(touched):
+        raise Refusal(DRAWN)
+
+
+def _draws(context: Context, value: Value) -> Value:
+    """Scores as an array of numbers that depends on their draw."""
+    parts = []
+    for ref, c in value.body.terms:
+        if c.power < 0:
+            continue
+        if c.arrays or any(item[0] != "reshape" for item in ref.maps):
+            raise Refusal(DRAWN)
+        index = ref.process.index
+        count, where, sizes = context.program.steps[index].static
+        shape = tuple(a.size[0] for a in ref.axes)
+        law = (count**0.5 * c.number, where, sizes, shape, code(value.dims, ref.axes))
+        codes = shape_code(value.dims)
+        part = finite_step(context, ("draws", law, (), codes), [index])
+        context.program.drawn[part] = frozenset([index])
+        if parts:
+            part = finite_step(context, ("add", (), (codes, codes), codes), [parts[-1], part])
+        parts.append(part)
+    return Value(value.dims, Finite(parts[-1]))
+
+
+def attend(context: Context, equation: Any, operands: list[Value], place: int, dims: Dims) -> Value:
+    """Values averaged over positions with weights that are a function of random scores.
+
+    A head has its own scores, given which its units are Gaussian; a layer that sums over all heads sees the mean over
+    scores, as the number of heads grows too.
+
+    Args:
+        context: of the trace.
+        equation: a product of numbers that depend on the draw of scores with activations.
+        operands: its operands.
+        place: of the activations among them.
+        dims: of the result.
+
+    Source: Hron et al. (2020), "Infinite attention", theorem 3.
+    """
+    program = context.program
+    weights, values, gone = _aligned(equation, operands, place)
+    if weights.body.power:
+        raise Refusal(f"attention weights of size width^{weights.body.power:g}")
+    ref = process_of(context, values.body)
+    fields = sorted(program.drawn[weights.body.index])
+    inputs: list = [ref.process.index, *fields]
+    axes = ax.positions(weights.dims)
+    groups: list[list[int]] = [
+        [],
+        [],
+        [],
+        [],
+    ]  # of both, of weights, summed over, summed over weights alone
+    for k, axis in enumerate(axes):
+        summed, shared = axis in gone, axis in ref.axes
+        groups[(2 if shared else 3) if summed else (0 if shared else 1)].append(k)
+    places = [tuple(ref.axes.index(axes[k]) for k in groups[g]) for g in (0, 2)]
+    rest = tuple(k for k in range(len(ref.axes)) if k not in places[0] + places[1])
+    out = (
+        *(axes[k] for k in groups[0]),
+        *(axes[k] for k in groups[1]),
+        *(ref.axes[k] for k in rest),
+    )
+    static = Attend(
+        _equations(context, weights.body.index, inputs),
+        code(weights.dims, axes),
+        tuple(a.size[0] for a in axes),
+        tuple(map(tuple, groups)),
+        (*places, rest),
+        tuple(a.size[0] for a in out),
+        tuple(range(1, 1 + len(fields))),
+        context.attention_samples,
+    )
+    note = Note("mean over heads", axes=sizes_text(out))
+    index = program.add("attend", static, inputs, note)
+    units = ax.units(dims)
+    heads = tuple(k for k, a in enumerate(units) if a in ax.units(weights.dims))
+    context.heads[index] = (len(units), heads)
+    bases = bases_of(ref) | {(i, ()) for i in (index, *fields)}
+    process = program.process(index, out, units, gaussian=False, bases=bases)
+    return Value(dims, Linear(((Ref(process, (), out, units), Coefficient()),)))
+
+
+def _aligned(
+    equation: Any, operands: list[Value], place: int
+) -> tuple[Value, Value, tuple[Axis, ...]]:
+    """Weights, values with the same axes where they meet, and the axes summed over."""
+    contracted, batch = equation.params["dimension_numbers"]
+    weights, values = operands[1 - place], operands[place]
+    own = list(weights.dims)
+    for mine, theirs in zip(
+        (*contracted[1 - place], *batch[1 - place]), (*contracted[place], *batch[place])
+    ):
+        own[mine] = values.dims[theirs]
+    gone = tuple(a for k in contracted[place] for a in values.dims[k])
+    return Value(tuple(own), weights.body), values, gone
+
+
+def _equations(context: Context, index: int, inputs: list) -> tuple:
+    """The equations from scores to weights; what they read besides is put among the inputs."""
+    program, found, places = context.program, [], {}
+
+    def visit(index: int) -> None:
+        sources = []
+        for source in program.steps[index].inputs:
+            if source in program.drawn:
+                if source not in places:
+                    visit(source)
+                sources.append(("s", places[source]))
+                continue
+            if source not in inputs:
+                inputs.append(source)
+            sources.append(("o", inputs.index(source)))
+        places[index] = len(found)
+        found.append((program.steps[index].static, tuple(sources)))
+
+    visit(index)
+    return tuple(found)

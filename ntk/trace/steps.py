@@ -25,8 +25,8 @@ class Step(NamedTuple):
     """One operation.
 
     Attributes:
-        operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean",
-            "inner" or "attend".
+        operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean", "mix",
+            "scores" or "attend".
         static: all that is known beforehand, hashable; equal for equal layers.
         inputs: what it reads.
     """
@@ -57,6 +57,7 @@ class Program:
         constants: arrays that depend on no input, each once.
         processes: what is known of the process that a step computes, by its index.
         definitions: the sum that a process was sealed from, by its index.
+        drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
     """
 
@@ -66,6 +67,7 @@ class Program:
         self.constants: list = []
         self.processes: dict[int, Process] = {}
         self.definitions: dict[int, Linear] = {}
+        self.drawn: dict[int, frozenset[int]] = {}
         self.line = ""
         self._seals: dict = {}
         self._constants: dict = {}
@@ -76,8 +78,13 @@ class Program:
         key = (static, tuple(inputs))
         if operation == "finite" and key in self._finite:
             return self._finite[key]
+        drawn = frozenset().union(*(self.drawn.get(i, ()) for i in inputs))
         if operation == "finite":
             self._finite[key] = len(self.steps)
+            if drawn:
+                self.drawn[len(self.steps)] = drawn
+        elif drawn and operation != "attend":
+            raise Refusal(DRAWN)
         self.steps.append(Step(operation, static, tuple(inputs)))
         self.notes.append(note._replace(line=self.line))
         return len(self.steps) - 1
@@ -223,6 +230,13 @@ def _ratio(one: Coefficient, two: Coefficient) -> float | None:
     if one[1:] != two[1:]:
         return None
     return _digits(one.number / two.number)
+
+
+DRAWN = (
+    "attention weights that depend on random scores (scaled by 1/sqrt(d)) do something else than average values over "
+    "positions, head by head: only E[W V] has a rule here. Scale scores by 1/d (attention_scale='1/d' in `models`), "
+    "under which they vanish, or average values alone"
+)
 
 
 CORRELATED = (

@@ -87,6 +87,7 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         if not left:
             return Number(0.0)
         body = Linear(left)
+    context.check_heads(body, gone, mean=True)
     powers = {t.coefficient.power for t in algebra.as_terms(body)}
     if len(powers) > 1:
         raise Refusal("activations of different powers of the width are averaged together")

@@ -243,13 +243,6 @@ def test_what_has_no_kernel_is_refused_by_name(name):
         ntk.infinite_width(linen(forward), example)
 
 
-def test_attention_under_the_square_root_of_d_is_refused_with_its_remedy():
-    fields = {"depth": 1, "outputs": 2, "heads": 2, "patch": 2}
-    images = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
-    with pytest.raises(ValueError, match=r"scores that stay random.*attention_scale='1/d'"):
-        ntk.infinite_width(models.family("ViT", **fields), images)
-
-
 def stacked(width):
     """Three residual blocks by nn.scan, with stacked parameters."""
 
