@@ -2,6 +2,7 @@
 
 from metrics import (
     blocks,
+    chunks,
     collapse,
     examples,
     features,
@@ -33,6 +34,7 @@ __all__ = [
     "PowerLaw",
     "Sharpness",
     "blocks",
+    "chunks",
     "collapse",
     "collapse_by_layer",
     "density",

@@ -9,6 +9,7 @@ the batch, never in a closure, so one compiled program serves every step, run an
     hessian(blocks.on_block(loss))    (batch, rest), the rest of the network
     accumulated(hessian(loss))        batch, every leaf with a leading axis of equal batches
     streamed(hessian(loss))           a data loader: whatever gives batches, one after the other
+    chunks.chunked(hessian(loss), 32) batch, taken 32 examples at a time
 
 A batch sharded over devices needs nothing: under ``jit`` its mean becomes a sum over devices. For
 Kronecker-factored approximations see curvlinops (PyTorch); to solve, `jax.scipy.sparse.linalg.cg`.
@@ -221,7 +222,7 @@ def per_example(loss: Loss) -> Callable:
 def empirical_fisher(losses: Callable) -> Product:
     """The uncentred second moment (1/B) sum_i g_i g_i^T of the per-example gradients.
 
-    Not the Fisher information: the labels are the data's own (Kunstner et al. 2019).
+    Not the Fisher information: the labels are the data's own.
 
     Args:
         losses: ``losses(params, batch)`` of shape (B,), for instance ``per_example(loss)``.
@@ -242,8 +243,7 @@ def gradient_covariance(losses: Callable) -> Product:
         losses: as in `empirical_fisher`.
 
     Returns:
-        ``product(params, batch, vector)``. Accumulated over batches it is the mean covariance
-        within a batch, which misses the part between them.
+        ``product(params, batch, vector)``; accumulated, the mean covariance within a batch.
     """
     return _second_moment(losses, centred=True)
 
