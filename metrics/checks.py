@@ -80,7 +80,22 @@ def is_finite(tree: Any) -> bool | None:
     return flag(functools.reduce(jnp.logical_and, checks))
 
 
-def explain_non_finite(loss: Callable, params: Any, batch: Any) -> None:
+def check_rank(k: int, rank: int) -> None:
+    """Refuses more eigenvalues than a sum over so many examples can have."""
+    if k > rank:
+        raise ValueError(
+            f"k is {k}, but the examples give this matrix only {rank} eigenvalues that are not 0: ask for "
+            "fewer, or give more examples"
+        )
+
+
+def check_finite(result: Any, product: Callable, params: Any, batch: Any) -> None:
+    """Refuses a result that is not finite, where it can be looked at, and says why."""
+    if is_finite(result) is False:
+        explain_non_finite(getattr(product, "loss", None), params, batch)
+
+
+def explain_non_finite(loss: Callable | None, params: Any, batch: Any) -> None:
     """Says why the curvature is not finite: a parameter, the loss (of which example), or neither.
 
     Raises:
@@ -89,6 +104,10 @@ def explain_non_finite(loss: Callable, params: Any, batch: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if is_finite(leaf) is False:
             raise ValueError(f"parameter {_name(path)} is not finite: the run has diverged")
+    if loss is None:
+        raise ValueError(
+            "the curvature operator's products are not finite: check the loss, the data and the learning rate"
+        )
     value = jax.jit(loss)(params, batch)
     if is_finite(value) is not False:
         raise ValueError(

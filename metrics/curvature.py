@@ -93,9 +93,7 @@ def sharpness(
     if scale is not None:
         checks.check_scale(scale, params)
         product, data = operators.scaled(product), (batch, scale)
-    pairs = eigenpairs(
-        product, params, data, k=k, num_steps=num_steps, start=start, which=which, unroll=unroll
-    )
+    pairs = _pairs(product, params, data, k, num_steps, start, which, unroll)
     if checks.is_finite(pairs.value) is False:
         checks.explain_non_finite(loss, params, batch)
     return pairs
@@ -128,8 +126,17 @@ def eigenpairs(
         Sharpness(value, residual, vector).
 
     Raises:
-        ValueError: as in `sharpness`, for k, num_steps, start, which and params.
+        ValueError: as in `sharpness`, for k, num_steps, start, which and params; k exceeds the rank that
+            the examples can give (`operators.empirical_fisher`); the result is not finite.
     """
+    if hasattr(product, "rank") and which == "largest":
+        checks.check_rank(k, product.rank(params, batch))
+    pairs = _pairs(product, params, batch, k, num_steps, start, which, unroll)
+    checks.check_finite(pairs.value, product, params, batch)
+    return pairs
+
+
+def _pairs(product, params, batch, k, num_steps, start, which, unroll):
     n = checks.check_params(params)
     if which not in ("largest", "smallest"):
         raise ValueError(f"which is {which!r}; it must be 'largest' or 'smallest'")

@@ -41,8 +41,7 @@ def hessian(loss: Loss) -> Product:
     Returns:
         ``product(params, batch, vector)``, about two gradients in time. Its temporary memory is 1.5
         (ReLU, convolutions) to 2 (tanh, gelu) gradients' on XLA's CPU backend with JAX 0.10, to 2.9
-        (tanh) with 0.12: the reverse pass is differentiated forward, not recorded. Reverse over
-        reverse takes 3.5 to 4.8 for tanh.
+        (tanh) with 0.12: the reverse pass is differentiated forward, not recorded.
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
@@ -51,6 +50,7 @@ def hessian(loss: Loss) -> Product:
         gradient = jax.grad(loss)
         return jax.jvp(lambda p: gradient(p, batch), (params,), (vector,))[1]
 
+    product.loss = loss  # to say which example is not finite
     return product
 
 
@@ -80,6 +80,7 @@ def gauss_newton(apply: Callable, criterion: Callable) -> Product:
         curved = jax.jvp(lambda f: slope(f, batch), (outputs,), (tangent,))[1]
         return jax.vjp(outputs_of, params)[1](curved)[0]
 
+    product.loss = lambda params, batch: criterion(apply(params, batch), batch)
     return product
 
 
@@ -110,8 +111,7 @@ def residual(apply: Callable, criterion: Callable) -> Product:
     return product
 
 
-# Likelihoods as exponential families in their natural parameters, which are the outputs:
-# log-partition function per example, and a sample of the sufficient statistic.
+# Exponential families whose natural parameters are the outputs: log-partition, sampled statistic.
 LIKELIHOODS = {
     "categorical": (
         lambda f: jax.nn.logsumexp(f, -1),
@@ -257,6 +257,8 @@ def _second_moment(losses, centred):
         along = along - along.mean() if centred else along
         return jax.vjp(losses_of, params)[1](along / along.size)[0]
 
+    product.loss = lambda params, batch: losses(params, batch).mean()
+    product.rank = lambda params, batch: jax.eval_shape(losses, params, batch).size - centred
     return product
 
 
@@ -292,8 +294,7 @@ def adam_factors(nu: Any, count: Any, *, beta2: float = 0.999, epsilon: float = 
     """Adam's diagonal preconditioner as factors for `scaled`: 1 / (sqrt(nu / (1 - beta2^t)) + eps).
 
     Args:
-        nu: running mean of squared gradients, a pytree like params (``nu`` of optax's
-            ``ScaleByAdamState``).
+        nu: running mean of squared gradients, a pytree like params (of ``ScaleByAdamState``).
         count: updates made so far, t >= 1 (``count`` of the same state).
         beta2: decay of nu.
         epsilon: Adam's eps.
@@ -312,13 +313,12 @@ def accumulated(product: Product, *, axes: Any = 0, unroll: bool = False) -> Pro
 
     Args:
         product: the product over one batch.
-        axes: 0, or a tuple like the batch's of 0 and None: None parts are shared by all batches, for
-            instance ``axes=(0, None)`` for ``(batches, factors)``.
+        axes: 0, or a tuple of 0 and None: None parts are shared, as in ``(batches, factors)``.
         unroll: unroll the loop over batches; XLA's CPU backend needs it for convolutions.
 
     Returns:
         ``product(params, batches, vector)``, where leaves of batches have a leading axis (number of
-        batches). Batches are weighted equally: give a shorter last one its own weight in the loss.
+        batches). Batches are weighted equally; a shorter last one: `metrics.chunks.chunked`.
     """
 
     def mean_product(params, batches, vector):

@@ -55,7 +55,8 @@ def trace(
         Estimate(value, error). Hutchinson's variance is 2 (|A|_F^2 - |diag A|^2) per probe.
 
     Raises:
-        ValueError: fewer than 2 probes (6 for Hutch++), or more than Hutch++ can use (3 n).
+        ValueError: fewer than 2 probes (6 for Hutch++), or more than Hutch++ can use (3 n); the result
+            is not finite (seen outside of a trace only).
 
     Source: Hutchinson (1989); Meyer, Musco, Musco & Woodruff (2021), arXiv:2010.09649.
     """
@@ -64,11 +65,12 @@ def trace(
         raise ValueError(f"method is {method!r}; it must be 'hutchinson' or 'hutch++'")
     _check_probes(num_probes, 6 if method == "hutch++" else 2)
     unroll = _unrolled(product, params, batch, unroll)
-    if method == "hutchinson":
-        return _hutchinson(product, params, batch, key, num_probes, unroll)
-    if num_probes // 3 > n:
+    if method == "hutch++" and num_probes // 3 > n:
         raise ValueError(f"num_probes is {num_probes}; Hutch++ can use at most 3 n = {3 * n}")
-    return _hutch_plus_plus(product, params, batch, key, num_probes, unroll)
+    estimate = _hutchinson if method == "hutchinson" else _hutch_plus_plus
+    result = estimate(product, params, batch, key, num_probes, unroll)
+    checks.check_finite(result.value, product, params, batch)
+    return result
 
 
 def diagonal(
@@ -95,14 +97,16 @@ def diagonal(
         of its row's other entries.
 
     Raises:
-        ValueError: fewer than 2 probes.
+        ValueError: fewer than 2 probes, or the result is not finite, as in `trace`.
 
     Source: Bekas, Kokiopoulou & Saad (2007), An estimator for the diagonal of a matrix.
     """
     checks.check_params(params)
     _check_probes(num_probes, 2)
     unroll = _unrolled(product, params, batch, unroll)
-    return _diagonal(product, params, batch, key, num_probes, unroll)
+    result = _diagonal(product, params, batch, key, num_probes, unroll)
+    checks.check_finite(result.value, product, params, batch)
+    return result
 
 
 def spectral_density(
@@ -133,7 +137,8 @@ def spectral_density(
         Spectrum(nodes, weights, size), for `density` and `trace_of_function`.
 
     Raises:
-        ValueError: fewer than 2 probes, or num_steps is not between 1 and n.
+        ValueError: fewer than 2 probes, or num_steps is not between 1 and n; the result is not finite, as
+            in `trace`.
 
     Source: Ubaru, Chen & Saad (2017); Ghorbani, Krishnan & Xiao (2019), arXiv:1901.10159.
     """
@@ -151,6 +156,7 @@ def spectral_density(
 
     # One run at a time: the basis of a run is the memory, and a run fills the device.
     rows = [probe(k) for k in jax.random.split(key, num_probes)]
+    checks.check_finite(rows, product, params, batch)
     return Spectrum(jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]), n)
 
 

@@ -260,8 +260,14 @@ def test_refused_problems():
         sharpness(network_loss, broken, batch)
     with pytest.raises(ValueError, match="params holds no numbers"):
         sharpness(network_loss, {}, batch)
+    poisoned = batch | {"x": batch["x"].at[3].set(jnp.nan)}
     with pytest.raises(ValueError, match=r"the loss is nan; so it is on examples \[3\]"):
-        sharpness(network_loss, params, batch | {"x": batch["x"].at[3].set(jnp.nan)}, num_steps=5)
+        sharpness(network_loss, params, poisoned, num_steps=5)
+    with pytest.raises(ValueError, match=r"the loss is nan; so it is on examples \[3\]"):
+        eigenpairs(operators.hessian(network_loss), params, poisoned, num_steps=5)
+    zeros, A = {"a": jnp.zeros(SIZE)}, jnp.full((SIZE, SIZE), jnp.nan)
+    with pytest.raises(ValueError, match="the curvature operator's products are not finite"):
+        eigenpairs(matrix_product, zeros, A, num_steps=STEPS)
     lost = params | {"out": {"kernel": jnp.full((6, 3), jnp.nan)}}
     with pytest.raises(ValueError, match="parameter out/kernel is not finite"):
         sharpness(network_loss, lost, batch, num_steps=5)

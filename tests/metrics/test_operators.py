@@ -258,6 +258,14 @@ def test_memory_of_a_hessian_product_is_at_most_three_gradients():
     assert temporary(reverse_over_reverse, params, batch, params) > 3 * gradient
 
 
+def test_fewer_examples_than_eigenvalues_asked_for():
+    params, batch = problem(samples=4, dtype=np.float32)
+    for operator, rank in ((operators.empirical_fisher, 4), (operators.gradient_covariance, 3)):
+        with pytest.raises(ValueError, match=f"k is 5, .* only {rank} eigenvalues that are not 0"):
+            eigenpairs(operator(losses), params, batch, k=5, num_steps=8)
+    assert eigenpairs(operators.empirical_fisher(losses), params, batch, k=4).value[3] > 0
+
+
 def test_equal_arguments_give_the_same_product():
     assert operators.hessian(loss) is operators.hessian(loss)
     assert operators.scaled(operators.hessian(loss)) is operators.scaled(operators.hessian(loss))

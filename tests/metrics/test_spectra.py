@@ -151,3 +151,23 @@ def test_refused():
         spectra.trace(product, params(), A, key, method="exact")
     with pytest.raises(ValueError, match="num_steps is 50; it must be between 1 and 40"):
         spectra.spectral_density(product, params(), A, key)
+
+
+def test_what_is_not_finite_is_refused_outside_of_a_trace_only():
+    A, key = jnp.eye(SIZE).at[3, 3].set(jnp.nan), jax.random.key(0)
+    for estimate in (
+        lambda A: spectra.trace(product, params(), A, key, num_probes=3).value,
+        lambda A: spectra.diagonal(product, params(), A, key, num_probes=3).value,
+        lambda A: spectra.spectral_density(product, params(), A, key, num_steps=3).nodes,
+    ):
+        with pytest.raises(ValueError, match="the curvature operator's products are not finite"):
+            estimate(A)
+    traced = jax.jit(lambda A: spectra.trace(product, params(), A, key, num_probes=3).value)
+    assert np.isnan(traced(A))
+
+    def loss(w, x):
+        return jnp.mean((x @ w) ** 2)
+
+    x = jnp.ones((3, 4)).at[1].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"the loss is inf; so it is on examples \[1\]"):
+        spectra.trace(operators.hessian(loss), jnp.ones(4), x, key, num_probes=3)
