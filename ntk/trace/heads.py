@@ -11,6 +11,7 @@ Source: Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention", theore
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,18 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntk.evaluate import TILE, TILE_ELSEWHERE
 from ntk.inputs import Need
 from ntk.kernel import Array, Kernel, pixel_diagonal
-from ntk.trace.fields import Blocks, Roots, blocks, draw, roots
+from ntk.trace.fields import MOST, Blocks, Field, blocks, draw, independent, low_discrepancy, roots
 from ntk.trace.matrices import fitted
 from ntk.trace.mixtures import broadcast
 from ntk.trace.moments import Law
 from ntk.trace.numbers import from_axes, run_finite, to_axes
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.steps import Step
-
-ENTRIES = 2**17
-"""Scores of all pairs of samples that are held at once."""
 
 
 class Scores(NamedTuple):
@@ -69,13 +68,20 @@ class Attend(NamedTuple):
     draws: int
 
 
-class Field(NamedTuple):
-    """Moments and roots of the queries and keys of one field of scores."""
+class Data(NamedTuple):
+    """What an "attend" step reads, with the samples of one of the batches first.
 
-    q: Blocks
-    k: Blocks
-    q_root: Roots
-    k_root: Roots
+    Attributes:
+        values: moments of the values, (N, r, c, e, r', c', e').
+        scores: moments of the queries and keys of each field of scores.
+        arrays: numbers among the inputs of the step, of the first and of the second batch.
+        coincident: (N1, N2), or None.
+    """
+
+    values: Blocks
+    scores: tuple[tuple[Blocks, Blocks], ...]
+    arrays: tuple[list, list]
+    coincident: Array | None
 
 
 def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
@@ -83,11 +89,10 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     attend: Attend = step.static
     kernel = broadcast(operands[0].kernel, setting)
     seed = dict(setting.plan.context).get("attention_seed", 0)
-    orders = []
-    for side in (0, 1):  # drawn at the first sample first, and at the second one first
-        total = _expectations(attend, kernel, operands, side, seed, setting)
-        orders.append(total)
-    one, two = orders
+    one, two = _both_orders(
+        lambda data: _expectations(attend, data, seed, setting.dtype),
+        [_data(attend, kernel, operands, side, setting) for side in (0, 1)],
+    )
     nngp = (one["nngp"] + _exchanged(two["nngp"])) / 2
     ntk = one.get("ntk")
     if ntk is not None:
@@ -95,10 +100,33 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     elif setting.plan.ntk:
         ntk = jnp.zeros((), nngp.dtype)
     out = _kernel(kernel, attend.out, nngp, ntk, one["within"], two["within"])
-    law_means = operands[0].means
-    if means and law_means is not None:
-        law_means = tuple(_mean(attend, total["weights"], m) for total, m in zip(orders, law_means))
-    return Law(fitted(out, need), law_means if means else None)
+    new = operands[0].means if means else None
+    if new is not None:
+        new = tuple(_mean(attend, total["weights"], m) for total, m in zip((one, two), new))
+    return Law(fitted(out, need), new)
+
+
+def _both_orders(run: Callable, datas: list[Data]) -> list[dict[str, Array]]:
+    """Draws at the samples of the first batch first, and at those of the second, compiled once if they are as many."""
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), data) for data in datas]
+    if shapes[0] != shapes[1]:
+        return [run(data) for data in datas]
+    out = jax.lax.map(run, jax.tree.map(lambda *x: jnp.stack(x), *datas))
+    return [jax.tree.map(lambda x, k=k: x[k], out) for k in (0, 1)]
+
+
+def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Setting) -> Data:
+    coincident = setting.coincident
+    scores = [
+        tuple(blocks(broadcast(law.kernel, setting)) for law in operands[p]) for p in attend.fields
+    ]
+    if side:
+        coincident = None if coincident is None else coincident.T
+        scores = [tuple(b.swapped() for b in pair) for pair in scores]
+    arrays = tuple(
+        [o[s] if isinstance(o, Sides) else None for o in operands] for s in (side, 1 - side)
+    )
+    return Data(_values(kernel, attend, side), tuple(scores), arrays, coincident)
 
 
 def _exchanged(x: Array) -> Array:
@@ -106,33 +134,30 @@ def _exchanged(x: Array) -> Array:
     return jnp.transpose(x, (1, 0, 5, 6, 7, 2, 3, 4))
 
 
-def _expectations(
-    attend: Attend, kernel: Kernel, operands: list, side: int, seed: int, setting: Setting
-) -> dict[str, Array]:
-    """Means over draws, with the samples of batch `side` as the first ones."""
-    coincident = setting.coincident
-    if side and coincident is not None:
-        coincident = coincident.T
-    fields = [_field(operands[p], side, coincident, setting) for p in attend.fields]
-    values = _values(kernel, attend, side)
-    arrays = [[o[s] if isinstance(o, Sides) else None for o in operands] for s in (side, 1 - side)]
-    samples = setting.samples[side], setting.samples[1 - side]
-    count = attend.draws // 4  # mirrored, and in both orders
-    most = max(ENTRIES // (samples[0] * samples[1] * _largest(fields)), 1)
-    chunk = max(d for d in range(1, count + 1) if count % d == 0 and d <= most)
-    key = jax.random.key(seed)
-    tangents = any(p.tangent is not None for f in fields for p in (f.q, f.k))
+def _expectations(attend: Attend, data: Data, seed: int, dtype: Any) -> dict[str, Array]:
+    """Means over draws: of W K W'^T between the batches and within the first, of the tangent kernel, and of W."""
+    values = data.values
+    samples = values.cross.shape[:2]
+    fields = [Field(q, k, *(roots(b, data.coincident) for b in (q, k))) for q, k in data.scores]
+    sizes = [field.sizes for field in fields]
+    count = attend.draws // 2  # in both orders
+    entries = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
+    most = max(entries // (samples[0] * samples[1] * max(a * b for a, b in sizes)), 1)
+    chunk = min(count, 2 ** (most.bit_length() - 1))
+    tangents = any(b.tangent is not None for pair in data.scores for b in pair)
 
-    def weights(arrays: list, samples: int) -> Callable:
-        return lambda *g: _weights(attend, g, arrays, samples, setting.dtype)
+    def weights(side: int) -> Callable:
+        return lambda *g: _weights(attend, g, data.arrays[side], samples[side], dtype)
 
-    first = jax.vmap(weights(arrays[0], samples[0]))
-    second = jax.vmap(jax.vmap(weights(arrays[1], samples[1])))
+    first = jax.vmap(weights(0))
+    second = jax.vmap(jax.vmap(weights(1)))
 
-    def part(index: Array) -> dict[str, Array]:
-        drawn = [draw(jax.random.fold_in(key, n), index, *field) for n, field in enumerate(fields)]
-        w1, d1 = _moved(first, [(d.first, d.direction1) for d in drawn], tangents)
-        w2, d2 = _moved(second, [(d.second, d.direction2) for d in drawn], tangents)
+    def part(points: Array) -> dict[str, Array]:
+        ends = itertools.accumulate(5 * a * b for a, b in sizes[:-1])
+        parts = jnp.split(points, list(ends), 1)
+        draws = [draw(field, z) for field, z in zip(fields, parts)]
+        w1, d1 = _moved(first, [(d.first, d.direction1) for d in draws], tangents)
+        w2, d2 = _moved(second, [(d.second, d.direction2) for d in draws], tangents)
         out = {
             "nngp": _between(w1, values.cross, w2),
             "within": _inside(w1, values.first),
@@ -144,26 +169,30 @@ def _expectations(
             out["ntk"] = out.get("ntk", 0.0) + _between(d1, values.cross, d2)
         return out
 
+    size = sum(5 * a * b for a, b in sizes)
+    return _mean_of(part, count, chunk, size, seed)
+
+
+def _mean_of(part: Callable, count: int, chunk: int, size: int, seed: int) -> dict[str, Array]:
+    """Mean over `count` draws of what `part` sums over a chunk of them."""
+    kept = jnp.asarray(low_discrepancy(count, size, seed)) if size <= MOST else None
+
+    def points(start: Array) -> Array:
+        if kept is None:
+            return independent(seed, start + jnp.arange(chunk), size)
+        return jax.lax.dynamic_slice_in_dim(kept, start, chunk)
+
+    if chunk == count:
+        return jax.tree.map(lambda x: x / count, part(points(0)))
+
     def body(total: dict, start: Array) -> tuple[dict, None]:
-        new = jax.checkpoint(part)(start + jnp.arange(chunk))
+        new = jax.checkpoint(lambda start: part(points(start)))(start)
         return jax.tree.map(jnp.add, total, new), None
 
-    starts = chunk * jnp.arange(count // chunk)
-    shapes = jax.eval_shape(part, jnp.arange(chunk))
+    shapes = jax.eval_shape(lambda: part(points(0)))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, starts)
-    return jax.tree.map(lambda x: x / (2 * count), total)
-
-
-def _largest(fields: list[Field]) -> int:
-    return max(f.q.first.shape[-1] * f.k.first.shape[-1] for f in fields)
-
-
-def _field(scores: Scores, side: int, coincident: Array | None, setting: Setting) -> Field:
-    q, k = (blocks(broadcast(law.kernel, setting)) for law in scores)
-    if side:
-        q, k = q.swapped(), k.swapped()
-    return Field(q, k, roots(q, coincident), roots(k, coincident))
+    total, _ = jax.lax.scan(body, zeros, chunk * jnp.arange(count // chunk))
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def _values(kernel: Kernel, attend: Attend, side: int) -> Blocks:

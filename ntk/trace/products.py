@@ -52,6 +52,7 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
     if any(a.kind == "sample" for a in pooled):
         raise Refusal(f"{name} mixes the samples of a batch")
     value, pooled = _free_as_positions(context, value, left)
+    context.check_heads(value.body, pooled)
     free = [k for k in range(len(weight.dims)) if k not in (*right, *batch_right)]
     kept = [k for k in range(len(value.dims)) if k not in (*left, *batch_left)]
     fresh = {a: (Axis("unit", a.size),) for k in free for a in weight.dims[k]}
@@ -112,7 +113,6 @@ def _affine(
             "Let that layer grow with the width"
         )
     over = tuple(a for a in pooled if a.kind == "position")
-    context.check_heads(value.body, pooled)
     if is_random(value.body):
         ref = process_of(context, value.body)
         source, axes = ref.process.index, ref.axes

@@ -16,7 +16,9 @@ from ntk.trace.coordinates import (
     Ref,
     Refusal,
     Value,
+    Weight,
     bases_of,
+    is_random,
     overlap,
 )
 from ntk.trace.elementwise import IDENTITIES
@@ -114,9 +116,21 @@ def drawn(
     name = equation.primitive.name
     if any(map(context.are_scores, (v.body for v in values))) and not _keeps(name, values):
         values = [_draws(context, v) if context.are_scores(v.body) else v for v in values]
-    if any(is_drawn(context, v) for v in values) and name not in elementwise | _SHAPES:
+    if not any(is_drawn(context, v) for v in values) or name in _SHAPES:
+        return values
+    if name not in elementwise:
         _check_heads(context, equation, values)
+    elif any(is_random(v.body) or _trained(context, v.body) for v in values):
+        raise Refusal(DRAWN)
     return values
+
+
+def _trained(context: Context, body: Any) -> bool:
+    """Whether a body is a parameter that is random or trained."""
+    if not isinstance(body, Weight):
+        return False
+    _, variance, _, rate = context.law(body)
+    return bool(variance or rate)
 
 
 def is_drawn(context: Context, value: Value) -> bool:

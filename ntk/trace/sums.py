@@ -65,7 +65,7 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         params = frozen({**one.params, "axes": tuple(position_dims)})
         value = mapped(context, "reduce_sum", params, [value], 0, dims)
     if not unit_axes:
-        return value
+        return Value(kept, value.body)
     return Value(kept, _mean(context, value.body, kept, unit_axes))
 
 
