@@ -104,12 +104,12 @@ def dual(
     def moments(q1, q2, rho):
         return _moments(fn, plan(), q1, q2, rho)
 
-    def norm(q):
-        return moments(q, q, jnp.ones_like(q))[0]
-
     def mean(q):
-        smooth, slopes, jumps = _coefficients(fn, plan(), q)
+        smooth, slopes, jumps = _coefficients(fn, plan()._replace(even=0, odd=0), q)
         return smooth[0] + slopes[0] + jumps[0]
+
+    def norm(q):
+        return _square(fn, plan(), q)
 
     return Dual(fn, moments, norm, None, mean, lambda q: _error(fn, plan(), q))
 
@@ -166,7 +166,8 @@ def _coefficients(fn, plan: Plan, q: Array):
     precision = jax.lax.Precision.HIGHEST
     table = jnp.asarray(matrix, q.dtype)
     smooth = jnp.tensordot(table, (values - centre[None]) / deviation[None], 1, precision=precision)
-    smooth = smooth.at[0].set(smooth[0] * deviation + centre)
+    first = np.arange(order + 1).reshape((-1,) + (1,) * q.ndim) == 0
+    smooth = jnp.where(first, smooth * deviation[None] + centre[None], smooth)
     slopes, jumps = kinks_.coefficients(plan.kinks, deviation, order)
     return smooth, slopes, jumps
 
@@ -185,9 +186,13 @@ def cross(one, two, q1, q2, rho, *, tolerance: float = 1e-6, max_variance: float
 
 def _cross(one, two, plan1, plan2, q1, q2, rho):
     q1, q2, rho = (jnp.asarray(x, jnp.result_type(q1, q2, rho, float)) for x in (q1, q2, rho))
-    s1, r1, j1 = _coefficients(one, plan1, q1)
-    same = one is two and q2 is q1
-    s2, r2, j2 = (s1, r1, j1) if same else _coefficients(two, plan2, q2)
+    if one is two:
+        (s1, s2), (r1, r2), (j1, j2) = _of_both(
+            functools.partial(_coefficients, one, plan1), q1, q2
+        )
+    else:
+        s1, r1, j1 = _coefficients(one, plan1, q1)
+        s2, r2, j2 = _coefficients(two, plan2, q2)
     # (s1 + r1) (s2 + r2) - r1 r2, the part of the series that kinks leave
     kinked = plan1.kinks or plan2.kinks
     pairs = [(s1, s2 + r2), (r1, s2)] if kinked else [(s1, s2)]
@@ -202,6 +207,28 @@ def _cross(one, two, plan1, plan2, q1, q2, rho):
             k = k + s1[0] * j2[0] + j1[0] * s2[0]
             k = k + _evaluate(plan1, [(s1 * d1[None], j2), (j1, s2 * d2[None])], rho)[0]
     return k, kdot
+
+
+def _of_both(coefficients, q1, q2):
+    """Each of the coefficients at q1 and at q2, by one program for both."""
+    if q1 is q2:
+        return [(c, c) for c in coefficients(q1)]
+    both = coefficients(jnp.concatenate([q1.ravel(), q2.ravel()]))
+    return [
+        (c[:, : q1.size].reshape(-1, *q1.shape), c[:, q1.size :].reshape(-1, *q2.shape))
+        for c in both
+    ]
+
+
+def _square(fn, plan, q):
+    """E[f(u)^2]: the sum of the series, without powers of a correlation."""
+    q = jnp.asarray(q, jnp.result_type(q, float))
+    s, r, j = _coefficients(fn, plan, q)
+    order = np.arange(len(s)).reshape((-1,) + (1,) * q.ndim)
+    kept = (order == 0) | (order <= np.where(order % 2, plan.odd, plan.even))
+    size = jnp.where(order == 0, 1, root(q)[None])
+    terms = (s * size) * ((s + 2 * r) * size + 2 * j)
+    return jnp.where(kept, terms, 0).sum(0) + kinks_.square(plan.kinks, _deviation(q))
 
 
 def _product(pairs, k):
@@ -223,7 +250,7 @@ def _evaluate(plan, pairs, rho):
     return value, slope
 
 
-def _horner(pairs, y, zero, block=16):
+def _horner(pairs, y, zero, longest=32, block=16):
     """sum_k p_k y^k and its derivative, p_k the sum of products of the pairs' k-th coefficients."""
     length = pairs[0][0].shape[0]
 
@@ -234,15 +261,19 @@ def _horner(pairs, y, zero, block=16):
             value = value * y + _product(group, k)
         return (value, slope), None
 
-    whole = length // block
-    if whole < 2:
+    if length <= longest:
         return descend((zero, zero), pairs)[0]
     # A loop over blocks: unrolled, a hundred terms take minutes to compile.
-    state, _ = descend((zero, zero), [(a[whole * block :], b[whole * block :]) for a, b in pairs])
-    fold = [
-        tuple(x[: whole * block].reshape(whole, block, *x.shape[1:]) for x in ab) for ab in pairs
-    ]
-    return jax.lax.scan(descend, state, fold, reverse=True)[0]
+    count = -(-length // block)
+    block = -(-length // count)
+    fold = [tuple(_folded(x, count, block) for x in ab) for ab in pairs]
+    return jax.lax.scan(descend, (zero, zero), fold, reverse=True)[0]
+
+
+def _folded(x, count, block):
+    """The first axis as blocks, filled up with zeros."""
+    x = jnp.pad(x, [(0, count * block - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(count, block, *x.shape[1:])
 
 
 # --- the study of f, once, in double precision ----------------------------------------------------

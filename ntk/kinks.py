@@ -119,31 +119,78 @@ def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
         Two arrays of shape (order + 1, *deviation.shape): coefficients of z -> part(deviation z),
         those of the continuous part divided by `deviation` from order 1 on.
     """
-    ramp = jumps = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
+    rest = [kink for kink in kinks if kink.at]
+    ramp, jumps = _coefficients_at_zero([kink for kink in kinks if not kink.at], deviation, order)
+    if not rest:
+        return ramp, jumps
+    at, jump, slope, _ = (
+        jnp.asarray(x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim) for x in zip(*rest)
+    )
+    a = at / deviation[None]
+    p, q = density(a), tail(a)
+    sizes = jnp.stack([slope, jump])
+    slopes, steps = jnp.moveaxis(_hermite_times_density(a, sizes, order), 1, 0)
     k = jnp.arange(1, order + 1, dtype=deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
-    for at, jump, slope, curvature in kinks:
-        a = at / deviation
-        p, q = density(a)[None], tail(a)[None]
-        scaled = _hermite_times_density(a, order)
-        jumps = jumps + jump * jnp.concatenate([q, scaled / jnp.sqrt(k)])
-        # Coefficients of (z - a)_+, and of half its square, whose derivative it is.
-        first = jnp.concatenate([p - a[None] * q, q, scaled[:-1] / jnp.sqrt(k[1:] * k[:-1])])
-        half = 0.5 * ((1 + a[None] ** 2) * q - a[None] * p)
-        second = jnp.concatenate([half, first[:-1] / jnp.sqrt(k)])
-        part = slope * first + curvature * deviation[None] * second
-        ramp = ramp + jnp.concatenate([deviation[None] * part[:1], part[1:]])
+    # Coefficients of (z - a)_+, the integral of a jump.
+    start = [(slope * (p - a * q)).sum(0)[None] * deviation[None], (slope * q).sum(0)[None]]
+    ramp = ramp + jnp.concatenate([*start, slopes[:-1] / jnp.sqrt(k[1:] * k[:-1])])
+    if any(kink.jump for kink in rest):
+        jumps = jumps + jnp.concatenate([(jump * q).sum(0)[None], steps / jnp.sqrt(k)])
     return ramp, jumps
 
 
-def _hermite_times_density(a, order):
-    """Normalised Hermite polynomials of order 0 to order - 1 at a, times the density at a."""
+def _coefficients_at_zero(kinks, deviation, order):
+    """The same of kinks at 0, whose coefficients are numbers times powers of the deviation."""
+    k = np.arange(1, order + 1)
+    h = [1 / math.sqrt(2 * math.pi), 0.0]  # Hermite polynomials times the density at 0
+    for n in range(1, order):
+        h.append(-math.sqrt(n / (n + 1)) * h[n - 1])
+    step = np.concatenate([[0.5], h[:order] / np.sqrt(k)])
+    first = np.concatenate([h[:1], step[:-1] / np.sqrt(k)])
+    second = np.concatenate([[0.25], first[:-1] / np.sqrt(k)])  # of half the square
+    sums = [sum(kink[n] for kink in kinks) for n in (1, 2, 3)]
+    jumps, first, second = (
+        jnp.asarray(c * x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
+        for c, x in zip(sums, (step, first, second))
+    )
+    zero = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
+    above = np.arange(order + 1).reshape((-1,) + (1,) * deviation.ndim)
+    scale = jnp.where(above, 1, deviation[None])
+    return (first + second * deviation[None]) * scale + zero, jumps + zero
+
+
+def _hermite_times_density(a, sizes, order):
+    """Normalised Hermite polynomials at a of order 0 to order - 1 times the density, summed over kinks with `sizes`."""
 
     def step(pair, k):
         below, h = pair
-        return (h, (a * h - jnp.sqrt(k) * below) / jnp.sqrt(k + 1)), h
+        return (h, (a * h - jnp.sqrt(k) * below) / jnp.sqrt(k + 1)), (sizes * h[None]).sum(1)
 
     start = (jnp.zeros_like(a), density(a))
     return jax.lax.scan(step, start, jnp.arange(order, dtype=a.dtype))[1]
+
+
+def square(kinks, deviation: Array) -> Array:
+    """E[r(u)^2] of r = `ramps` of the kinks."""
+    total = jnp.zeros_like(deviation)
+    for one in kinks:
+        for two in kinks:
+            if one.at == two.at == 0:
+                rho = jnp.ones((), deviation.dtype)
+                total = total + _at_zero(one, two, deviation, deviation, rho)[0]
+            else:
+                total = total + _both_above(one, two, deviation)
+    return total
+
+
+def _both_above(one, two, d):
+    """E[r(u) s(u)] of two kinks, without curvature."""
+    a, b, top = one.at / d, two.at / d, max(one.at, two.at) / d
+    p, q = density(top), tail(top)
+    s1, s2 = one.slope * d, two.slope * d
+    ramp1, ramp2 = p - a * q, p - b * q
+    ramps = (1 + a * b) * q + (top - a - b) * p
+    return one.jump * two.jump * q + s1 * two.jump * ramp1 + one.jump * s2 * ramp2 + s1 * s2 * ramps
 
 
 def moments(
@@ -154,12 +201,24 @@ def moments(
     r' is the derivative almost everywhere.
     """
     k = kdot = jnp.zeros_like((deviation1 * deviation2) * rho)
+    apart = []
     for one in kinks:
         for two in kinks if others is None else others:
-            pair = _at_zero if one.at == two.at == 0 else _apart
-            more, slope = pair(one, two, deviation1, deviation2, rho)
-            k, kdot = k + more, kdot + slope
-    return k, kdot
+            if one.at == two.at == 0:
+                more, slope = _at_zero(one, two, deviation1, deviation2, rho)
+                k, kdot = k + more, kdot + slope
+            else:
+                apart.append((*one[:3], *two[:3]))
+    if not apart:
+        return k, kdot
+
+    def add(total, pair):
+        one, two = Kink(*pair[:3]), Kink(*pair[3:])
+        more, slope = _apart(one, two, deviation1, deviation2, rho)
+        return (total[0] + more, total[1] + slope), None
+
+    # A loop, because every copy of the integral takes a second to compile.
+    return jax.lax.scan(add, (k, kdot), jnp.asarray(apart, k.dtype))[0]
 
 
 def _at_zero(one, two, d1, d2, rho):
@@ -229,7 +288,7 @@ def _orthant(a, b, rho):
     negative = rho < 0
     reflected = jnp.where(negative, -b, b)
     angle = arccos(jnp.where(negative, -rho, rho))
-    spread = jnp.maximum(jnp.sin(angle), 1e-12)
+    spread = jnp.maximum(jnp.sin(angle), 1e-30)
     d = jnp.abs(a - reflected)
     product = a * reflected
     front = jnp.exp(-0.5 * product)
@@ -240,7 +299,7 @@ def _orthant(a, b, rho):
 
     def add_node(integral, node):
         place, weight = node
-        cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-12)
+        cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-30)
         half = 0.5 * (d / sin) ** 2
         rest = jnp.exp(-half - product / (1 + cos))
         rest = rest - front * jnp.exp(-half) * cos * (1 + second * sin * sin)
@@ -249,8 +308,10 @@ def _orthant(a, b, rho):
     nodes, weights = np.polynomial.legendre.leggauss(24 if rho.dtype == jnp.float64 else 10)
     rule = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], axis=1), rho.dtype)
     integral, _ = jax.lax.scan(add_node, integral, rule)
-    value = tail(jnp.maximum(a, reflected)) - integral / (2 * math.pi)
-    return jnp.where(negative, tail(a) - value, value)
+    above_a, above_b = tail(a), tail(b)
+    value = jnp.minimum(above_a, jnp.where(negative, 1 - above_b, above_b))
+    value = value - integral / (2 * math.pi)
+    return jnp.where(negative, above_a - value, value)
 
 
 @_orthant.defjvp

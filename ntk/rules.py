@@ -37,7 +37,7 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
             "the input of a nonlinearity must be Gaussian; put a Dense, Conv or other layer with random weights "
             "before it (two nonlinearities cannot follow one another, nor can one act on the data)"
         )
-    norm1, norm2 = _norm(dual, kernel.var1), _norm(dual, kernel.var2)
+    norm1, norm2 = _norms(dual, kernel.var1, kernel.var2)
     q = kernels.views(kernel.var1, kernel.var2, kernel.diagonal_spatial)
     n = kernels.views(norm1, norm2, kernel.diagonal_spatial)
     correlation, slope = _dual(dual, kernel.correlation, *q, *n)
@@ -65,11 +65,13 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
     )
 
 
-def _norm(dual: Dual, q: Array) -> Array:
-    """E f(u)^2 at variances q."""
-    if dual.homogeneous is None:
-        return dual.norm(q)
-    return dual.norm(jnp.ones((), q.dtype)) * q**dual.homogeneous
+def _norms(dual: Dual, q1: Array, q2: Array) -> list[Array]:
+    """E f(u)^2 at variances q1 and q2, by one program for both."""
+    if dual.homogeneous is not None:
+        one = dual.norm(jnp.ones((), q1.dtype))
+        return [one * q**dual.homogeneous for q in (q1, q2)]
+    both = dual.norm(jnp.concatenate([q1.ravel(), q2.ravel()]))
+    return [both[: q1.size].reshape(q1.shape), both[q1.size :].reshape(q2.shape)]
 
 
 def _dual(
