@@ -18,8 +18,8 @@ import numpy as np
 from metrics.estimate import concrete
 from metrics.geometry import matmul
 
-# Rows per step of the second pass on a CPU.
-BLOCK = 256
+# Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
+ROWS, NUMBERS = 256, 2**15
 CENTERS = ("classes", "samples")
 
 
@@ -229,8 +229,8 @@ def _residuals(centers, rows, offset, h, y, guess):
 
 def _residuals_blocked(centers, rows, offset, h, y, guess):
     """The same block by block, so that what lies between stays in a CPU's cache."""
-    count = h.shape[0]
-    block = min(BLOCK, count)
+    count, dim = h.shape
+    block = min(ROWS, max(NUMBERS // dim, 32), count)
 
     def step(i, out):
         start = jnp.minimum(i * block, count - block)
