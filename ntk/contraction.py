@@ -26,7 +26,10 @@ from ntk import structured
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
 _MIN_SYMMETRIC = 1 << 28  # multiplications below which splitting costs more than it saves
-_WRITE = 16  # multiplications that take as long as writing and reading one number
+# Multiplications of a large product that take as long, measured on two CPU cores:
+_WRITE = 16  # writing and reading one number
+_REORDER = 128  # bringing one number of a Jacobian into order, where few positions are summed over
+_BATCHED = 2  # one multiplication of a product of each example
 
 
 class Factors(NamedTuple):
@@ -279,7 +282,7 @@ def _contract_layer(a1, d1, a2, d2) -> jax.Array:
 
 
 def _costs(a1, d1, a2, d2) -> tuple[float, float]:
-    """Multiplications of the two ways to contract a layer, memory traffic included."""
+    """Multiplications that take as long as either way to contract a layer."""
     n, t, g, r, b, s, f = d1.shape
     m, q, u = d2.shape[0], d2.shape[3], d2.shape[5]
     c = a1.shape[-1] if a1.ndim == 4 else 1
@@ -287,7 +290,8 @@ def _costs(a1, d1, a2, d2) -> tuple[float, float]:
     by_gram = pairs * (c + _WRITE) + pairs * g * r * q * (t * f + _WRITE)
     rows = b * t * g * (n * r * s + m * q * u)
     entries = b * t * g * (n * r + m * q) * c * f
-    by_jacobian = rows * c * f + entries * _WRITE + n * m * g * r * q * (t * b * c * f + _WRITE)
+    by_jacobian = _BATCHED * rows * c * f + entries * (_WRITE + _REORDER)
+    by_jacobian += n * m * g * r * q * (t * b * c * f + _WRITE)
     return by_gram, by_jacobian if a1.ndim == 4 else math.inf
 
 

@@ -197,7 +197,7 @@ def run(
 
     Returns:
         Its outputs, and for each layer what it reads: floats (groups, positions, channels), or the
-        row numbers (positions,) of a look-up, -1 where nothing is read.
+        row numbers (positions,) of a look-up in a large table, -1 where nothing is read.
     """
     env = dict(zip(program.jaxpr.constvars, program.consts)) | dict(zip(program.jaxpr.invars, args))
     reads_at, writes_at = defaultdict(list), defaultdict(list)
@@ -337,6 +337,7 @@ def _gather_known(equation: Any, operand: int, scales: tuple) -> bool:
     )
 
 
+_SMALL_TABLE = 1024
 _ROW_MODES = (
     lax.GatherScatterMode.CLIP,
     lax.GatherScatterMode.FILL_OR_DROP,
@@ -345,10 +346,12 @@ _ROW_MODES = (
 
 
 def _gather_reads(equation: Any, operands: list, operand: int) -> jax.Array:
+    """Row numbers; of a small table the rows as unit vectors, which may be contracted in either way."""
     rows, ids = operands[0].shape[0], operands[1].reshape(-1)
     if equation.params["mode"] == lax.GatherScatterMode.CLIP:
-        return jnp.clip(ids, 0, rows - 1)
-    return jnp.where((ids >= 0) & (ids < rows), ids, -1)
+        ids = jnp.clip(ids, 0, rows - 1)
+    ids = jnp.where((ids >= 0) & (ids < rows), ids, -1)
+    return ids if rows > _SMALL_TABLE else jax.nn.one_hot(ids, rows, dtype=operands[0].dtype)[None]
 
 
 def _gather_writes(equation: Any, operand: int, d: jax.Array) -> jax.Array:

@@ -246,6 +246,14 @@ def test_unusual_uses_of_weights_are_never_silently_wrong(f, x64):
     close(empirical_ntk(f, params, x, x[1:3]), by_definition(f, params, x, x[1:3]))
 
 
+@pytest.mark.parametrize("f", [attention, clipped_rows, dropped_rows], ids=lambda f: f.__name__)
+def test_rows_of_a_large_table_are_kept_as_their_numbers(f, x64, monkeypatch):
+    monkeypatch.setattr(structured, "_SMALL_TABLE", 0)
+    make, inputs, _ = TRICKS[f]
+    params, x = make(), inputs()
+    close(empirical_ntk(f, params, x, x[1:3]), by_definition(f, params, x, x[1:3]))
+
+
 def elementwise_then_dense(p, x):
     return jnp.tanh(jnp.expand_dims(x, 1) * jnp.expand_dims(p["a"], 0)) @ p["w"]
 
