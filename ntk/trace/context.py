@@ -128,10 +128,7 @@ class Context:
         for axis, start, stop in weight.part:
             region[axis] = slice(start, stop)
         if used[tuple(region)].any():
-            raise Refusal(
-                f"the parameter {weight.name} is used twice (tied or recurrent weights). Uses of one matrix are "
-                "correlated, which is not followed: give each use its own parameter"
-            )
+            raise used_twice(weight.name)
         used[tuple(region)] = True
 
     def vanishes(self, body: Any) -> bool:
@@ -164,7 +161,7 @@ class Context:
         Args:
             body: of activations.
             pooled: axes that are summed over.
-            mean: whether they are averaged without weights.
+            mean: whether without random weights, so that one head alone has no limit either.
         """
         for ref in co.refs_of(body):
             for index, _ in ref.process.bases:
@@ -222,6 +219,14 @@ class Context:
             value.dims,
             co.Linear(((ref, co.Coefficient(weight.number, weight.power, weight.arrays)),)),
         )
+
+
+def used_twice(name: str) -> Refusal:
+    """The refusal of a parameter that is used twice."""
+    return Refusal(
+        f"the parameter {name} is used twice (tied or recurrent weights). Uses of one matrix are correlated, which is "
+        "not followed: give each use its own parameter"
+    )
 
 
 def variance_law(name: str, one: float, two: float) -> tuple[float, float]:

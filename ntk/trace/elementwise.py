@@ -162,7 +162,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             )
         first, second = as_sum(first, dims), as_sum(second, dims)
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
-            first, second = context.program.sealed(first), context.program.sealed(second)
+            first, second = _alike(context, first, second)
         return algebra.added(first, second)
     if name == "select_n" and isinstance(bodies[0], Number | Finite):
         return _masked(context, equation, bodies, dims)
@@ -205,7 +205,35 @@ def _product(context: Context, one: Any, two: Any) -> Any:
         arrays = two.terms[0][1]
         one = algebra.scaled(one, arrays)
         two = Linear(((two.terms[0][0], Coefficient()),))
-    return algebra.multiplied(context.program.sealed(one), context.program.sealed(two))
+    return algebra.multiplied(*_alike(context, one, two))
+
+
+def _alike(context: Context, one: Any, two: Any) -> list:
+    """Two bodies that meet, with one process for what either of them scales by numbers and the other is a function of.
+
+    So y * sigmoid(y) of a layer norm's y = scale(x) * h is a function of y in both factors.
+    """
+    bodies = [context.program.sealed(body) for body in (one, two)]
+    used = {ref for body in bodies for t in algebra.as_terms(body) for ref, _ in t.factors}
+    out = []
+    for body in bodies:
+        terms = [_rescaled(context, t, used) for t in algebra.as_terms(body)]
+        changed = any(a is not b for a, b in zip(terms, algebra.as_terms(body)))
+        out.append(algebra.collected(terms) if changed else body)
+    return out
+
+
+def _rescaled(context: Context, term: co.Term, used: set) -> co.Term:
+    """A term whose numbers and activation are one of the processes in use, in terms of that process."""
+    free = [(ref, tree) for ref, tree in term.factors if ref.process.value is None]
+    if not term.coefficient.arrays or len(free) != 1 or not trees.is_linear(free[0][1]):
+        return term
+    ref = free[0][0]
+    whole = context.program.sealed_as(ref, Coefficient(1.0, 0.0, term.coefficient.arrays))
+    if whole not in used:
+        return term
+    factors = tuple((whole if r == ref else r, tree) for r, tree in term.factors)
+    return co.Term(term.coefficient._replace(arrays=()), factors)
 
 
 def _is_parameter(body: Any) -> bool:

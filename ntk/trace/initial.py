@@ -234,10 +234,16 @@ def _fitted(value: np.ndarray) -> Law:
 
 def _sampled(init: Callable, names: list[str]) -> dict[str, Law]:
     """Root mean squares of parameters whose every draw has the same one, as orthogonal matrices do."""
-    draws = [named_leaves(init(jax.random.key(seed))) for seed in (0, 1)]
+
+    @jax.jit
+    def squares(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = named_leaves(init(key))
+        return {name: jnp.mean(jnp.square(drawn[name].astype(float))) for name in names}
+
+    draws = [squares(jax.random.key(seed)) for seed in (0, 1)]
     out = {}
     for name in names:
-        one, two = (float(jnp.mean(jnp.square(draw[name].astype(float)))) for draw in draws)
+        one, two = (float(draw[name]) for draw in draws)
         if not math.isclose(one, two, rel_tol=1e-4):
             raise ValueError(
                 f"the initial variance of {name} cannot be read off its initializer: draws have mean squares {one:.5g} "

@@ -23,7 +23,7 @@ from jax.extend import core as jex
 from ntk import program
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.context import Context
+from ntk.trace.context import Context, used_twice
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
 from ntk.trace.shapes import row
@@ -176,6 +176,9 @@ def _scan(context: Context, one: Any, two: Any, values: list[Value]) -> list[Val
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
+    for value in consts:
+        if isinstance(value.body, Weight) and count > 1 and any(context.law(value.body)[1::2]):
+            raise used_twice(value.body.name)
     steps = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
     for k in steps:
         inputs = [*consts, *carry, *(row(context, x, k) for x in rows)]

@@ -105,7 +105,8 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         return split(context, one, two, values[0])
     if name in _KEYS and not any(is_random(v.body) for v in values):
         # Keys may be made and not used, as by a recurrent layer for its initial state of zeros.
-        return [Value((), Number(math.nan)) for _ in one.outvars]
+        shapes = [list(zip(a.aval.shape, b.aval.shape)) for a, b in zip(one.outvars, two.outvars)]
+        return [Value(context.fresh_dims(s, "free"), Number(math.nan)) for s in shapes]
     if name == "random_bits":
         raise Refusal(
             "random numbers are drawn while the network runs (dropout, or noise): switch them off, as by "

@@ -136,6 +136,10 @@ class Program:
             ref = self._seals[random]
         return Linear(((ref, Coefficient(number)), *rest))
 
+    def sealed_as(self, ref: Ref, coefficient: Coefficient) -> Ref | None:
+        """The process that was made of a process times a coefficient, if there is one."""
+        return self._seals.get(((ref, coefficient),))
+
     def _shortened(self, terms: tuple) -> tuple:
         """Terms with the longest sum among them that has a step already, up to a factor, in its place.
 
