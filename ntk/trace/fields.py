@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from scipy import special
 
 from ntk.kernel import Array, Kernel
@@ -88,38 +87,57 @@ def roots(b: Blocks, coincident: Array | None) -> Roots:
     What is drawn at the first sample does not depend on the second, and a sample that coincides with the first, or
     comes close to it, has the same draws.
     """
-    first = _root(b.first)
-    n1, n2, size, _ = b.cross.shape
-    flat = jnp.moveaxis(b.cross, 1, 2).reshape(n1, size, n2 * size)
-    part = solve_triangular(first, flat, lower=True).reshape(n1, size, n2, size)
-    part = jnp.transpose(part, (0, 2, 3, 1))
-    left = b.second[None] - part @ jnp.swapaxes(part, 2, 3)
-    if coincident is None:
-        return Roots(first, jnp.concatenate([part, _root(left)], -1))
-    same = coincident[:, :, None, None]
-    left = jnp.where(same, jnp.eye(size, dtype=left.dtype)[None, None], left)
-    part = jnp.where(same, first[:, None], part)
-    return Roots(first, jnp.concatenate([part, jnp.where(same, 0, _root(left))], -1))
+    size = b.cross.shape[-1]
+    first = jnp.broadcast_to(b.first[:, None], b.cross.shape)
+    second = jnp.broadcast_to(b.second[None], b.cross.shape)
+    whole = jnp.concatenate(
+        [
+            jnp.concatenate([first, b.cross], -1),
+            jnp.concatenate([jnp.swapaxes(b.cross, 2, 3), second], -1),
+        ],
+        -2,
+    )
+    root = _root(whole)
+    first, second = root[:, 0, :size, :size], root[:, :, size:]
+    if coincident is not None:
+        same = jnp.concatenate([first, jnp.zeros_like(first)], -1)[:, None]
+        second = jnp.where(coincident[:, :, None, None], same, second)
+    return Roots(first, second)
 
 
 def _root(cov: Array) -> Array:
-    """Lower triangular L with L L^T the covariance, its eigenvalues raised to just above zero.
+    """Lower triangular L with L L^T the covariance, by Cholesky's recursion.
 
-    Covariances that were estimated from draws are no covariances to the last digit. Derivatives are those of the
-    covariance as it is.
+    Covariances that were estimated from draws are no covariances to the last digit: no entry of L is let be larger than
+    what is left of the variance of its row, so that variances are kept whatever the rest. That also is why no routine
+    of a library is called; those of XLA can wait for one another forever besides, where few cores share many matrices.
+
+    Source: Golub & Van Loan, Matrix Computations, section 4.2.
     """
     size = cov.shape[-1]
-    scale = jnp.trace(cov, axis1=-2, axis2=-1)[..., None] / size
-    epsilon = 4 * size * jnp.finfo(cov.dtype).eps
-    least = jax.lax.stop_gradient(epsilon * jnp.maximum(scale, 1e-20))
-    values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(cov))
-    raised = (vectors * (jnp.maximum(values, least) - values)[..., None, :]) @ jnp.swapaxes(
-        vectors, -1, -2
-    )
-    more = least[..., None] * jnp.eye(size, dtype=cov.dtype).reshape(
-        (1,) * (cov.ndim - 2) + (size, size)
-    )
-    return jnp.linalg.cholesky(cov + raised + more)
+    variance = jnp.diagonal(cov, axis1=-2, axis2=-1)
+    least = 4 * size * jnp.finfo(cov.dtype).eps * jnp.maximum(variance, 1e-20)
+    rows = jnp.arange(size).reshape((1,) * (cov.ndim - 2) + (size,))
+
+    def step(state: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[tuple, None]:
+        root, left = state
+        index, column = now
+        own = jax.lax.dynamic_index_in_dim(root, index, -2)  # (..., 1, n)
+        column = column - jnp.sum(root * own, -1)
+        pivot = jax.lax.dynamic_index_in_dim(left, index, -1)
+        floor = jax.lax.dynamic_index_in_dim(least, index, -1)
+        positive = pivot > floor
+        column = column * jax.lax.rsqrt(jnp.where(positive, pivot, 1))
+        most = jnp.sqrt(jnp.maximum(left, floor))
+        column = jnp.where(positive & (rows >= index), jnp.clip(column, -most, most), 0)
+        here = (rows == index).astype(cov.dtype)
+        root = root + column[..., None] * jnp.expand_dims(here, -2)
+        return (root, left - column**2), None
+
+    columns = jnp.moveaxis(cov, -1, 0)
+    start = (jnp.zeros_like(cov), variance)
+    (root, _), _ = jax.lax.scan(step, start, (jnp.arange(size), columns))
+    return root
 
 
 class Draw(NamedTuple):
@@ -180,8 +198,8 @@ def draw(field: Field, points: Array) -> Draw:
     return Draw(first, second, jnp.broadcast_to(signs[:, None], first.shape), moved)
 
 
-MOST = 4096
-"""Coordinates above which draws are made as the kernel runs: to keep them would take more memory than they save."""
+MOST = 2**23
+"""Random numbers above which draws are made as the kernel runs: to keep them would take more than they save."""
 
 
 @functools.lru_cache(maxsize=4)

@@ -175,7 +175,7 @@ def _expectations(attend: Attend, data: Data, seed: int, dtype: Any) -> dict[str
 
 def _mean_of(part: Callable, count: int, chunk: int, size: int, seed: int) -> dict[str, Array]:
     """Mean over `count` draws of what `part` sums over a chunk of them."""
-    kept = jnp.asarray(low_discrepancy(count, size, seed)) if size <= MOST else None
+    kept = jnp.asarray(low_discrepancy(count, size, seed)) if count * size <= MOST else None
 
     def points(start: Array) -> Array:
         if kept is None:

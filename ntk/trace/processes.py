@@ -98,7 +98,7 @@ def _check_heads(context: Context, terms: tuple) -> None:
     for term in terms:
         for ref, tree in term.factors:
             if not trees.is_linear(tree):
-                context.check_heads(Linear(((ref, term.coefficient),)))
+                context.check_heads(Linear(((ref, term.coefficient),)), mean=True)
 
 
 def sizes_text(axes: tuple[Axis, ...]) -> str:

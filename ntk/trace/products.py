@@ -205,7 +205,8 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         if not any(a.infinite for a in gone if a.kind == "unit"):
             raise Refusal(
                 "a product of two activations, summed over positions or over a fixed number of units: write it as an "
-                "elementwise product, or let the axis grow with the width"
+                "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
+                "let the size of a head grow: the kernel is that of many heads then)"
             )
         return inner(context, first, second, dims, gone)
     spread = {

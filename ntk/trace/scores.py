@@ -15,6 +15,7 @@ from ntk.trace.coordinates import (
     Number,
     Ref,
     Refusal,
+    Terms,
     Value,
     Weight,
     bases_of,
@@ -23,7 +24,7 @@ from ntk.trace.coordinates import (
 )
 from ntk.trace.elementwise import IDENTITIES
 from ntk.trace.heads import Attend
-from ntk.trace.processes import process_of, sizes_text
+from ntk.trace.processes import is_linear, process_of, sizes_text
 from ntk.trace.steps import DRAWN, Note, code, shape_code
 
 
@@ -41,7 +42,7 @@ def inner(
     if any(a.kind == "position" for a in gone):
         raise Refusal("a product of two activations summed over units and positions at once")
     (one, power1), (two, power2) = _order_one(first.body), _order_one(second.body)
-    one, two = context.program.sealed(one), context.program.sealed(two)
+    one, two = _as_sum(context, one), _as_sum(context, two)
     if not (_centred(one) and _centred(two)) or _shared(one, two):
         raise Refusal(
             "a product of two activations that are correlated or have a mean, summed over units: similarities of "
@@ -84,6 +85,14 @@ def _order_one(body: Any) -> tuple[Any, float]:
     powers = {c.power for _, c in body.terms} if isinstance(body, Linear) else {0.0}
     power = powers.pop() if len(powers) == 1 else 0.0
     return (algebra.scaled(body, Coefficient(1.0, -power)) if power else body), power
+
+
+def _as_sum(context: Context, body: Any) -> Any:
+    """A body that is linear in processes, such as queries divided by their norm, as one of them."""
+    body = context.program.sealed(body)
+    if isinstance(body, Terms) and is_linear(body.terms):
+        return Linear(((process_of(context, body), Coefficient()),))
+    return body
 
 
 def _centred(body: object) -> bool:

@@ -425,7 +425,7 @@ def biased(module, x, n):
 
 
 REFUSED = {
-    "heads that grow": (heads_grow, "fixed number of units"),
+    "heads that grow": (heads_grow, "let the size of a head grow"),
     "activation": (activated, "law of its own"),
     "norm of each head": (normed, "law of its own"),
     "weights of each head": (own_weights, "law of its own"),
