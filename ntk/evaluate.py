@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntk import flow
 from ntk.inputs import Need as Need
 from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
 from ntk.inputs import join as join
@@ -147,14 +148,19 @@ class KernelFn:
             tuple(sorted((k, v) for k, v in context.items() if k != "pattern")),
         )
         data = (x1, x2, mask1, mask2, pattern)
+        return _chosen(self._evaluated(plan, data), get)
+
+    def _evaluated(self, plan: Plan, data: tuple) -> Any:
+        """The network on its inputs; JAX takes compiler options only outside every jit, grad and vmap."""
         alone, inside = self._compiled
+        if not all(map(flow.is_concrete, jax.tree.leaves(data[:2]))):
+            return inside(plan, *data)
         try:
-            out = alone(plan, *data)
-        except ValueError as error:
+            return alone(plan, *data)
+        except ValueError as error:  # known inputs, inside a jit
             if "compiler_options" not in str(error):
                 raise
-            out = inside(plan, *data)  # JAX takes no options inside another jit, grad or vmap
-        return _chosen(out, get)
+            return inside(plan, *data)
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
