@@ -26,7 +26,10 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     """Second moments averaged over windows moved together, see `ntk.spatial.convolve`."""
     value, kernel = values
     if not isinstance(kernel.body, Weight):
-        raise Refusal("a convolution with a kernel that is not a parameter")
+        raise Refusal(
+            "a convolution with a kernel that is not a parameter (a layer of unshared weights, such as ConvLocal, "
+            "has no rule here): use Conv"
+        )
     weight, params = kernel.body, one.params
     numbers = params["dimension_numbers"]
     batch, feature, *spatial = numbers.lhs_spec

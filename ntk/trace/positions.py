@@ -104,7 +104,10 @@ def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value
         if ax.extent(dim) == size and not _touches(one, len(dims)):
             dims.append(dim)
         elif any(a.kind != "position" for a in dim):
-            raise Refusal(f"{one.primitive.name} along units or samples")
+            raise Refusal(
+                f"{one.primitive.name} along units or samples (a flip, a shift, a cumulative sum): units are of one "
+                "law and have no order, so leave it out, or do it along positions"
+            )
         else:
             dims.append(context.fresh_dims([size], "position")[0])
     params = dict(one.params)
@@ -201,7 +204,10 @@ def _side_by_side(context: Context, values: list[Value], axis: int, shape: list)
             dims = (*value.dims[:axis], (), *value.dims[axis + 1 :])
             if isinstance(value.body, Finite):
                 continue  # a fixed number of columns beside infinitely many
-            raise Refusal("a layer of fixed width is concatenated to one that grows")
+            raise Refusal(
+                "a layer of fixed width is concatenated to one that grows (or units are rolled: they have no order). "
+                "Let both grow with the width"
+            )
         if len(dim) != 1:
             raise Refusal("flattened layers are concatenated")
         if isinstance(value.body, Pieces):

@@ -21,11 +21,13 @@ class _Seen(NamedTuple):
         variables: its own.
         out: what it returned.
         function: of the variables of a module like it and of its inputs, jitted.
+        trace: the trace that its arrays belong to; in another, such as the body of a loop, they mean nothing.
     """
 
     variables: dict
     out: Any
     function: Callable
+    trace: Any
 
 
 def jaxpr_of(fn: Callable, *args: Any, **options: Any) -> Any:
@@ -56,13 +58,12 @@ def _equal_modules_once() -> contextlib.AbstractContextManager:
             return next_fn(*args, **kwargs)
         key, arrays = _key(module, args, kwargs)
         earlier = seen.get(key)
-        if earlier is not None:
+        if earlier is not None and earlier.trace == module.scope.trace_level:
             seen[key] = None  # while it is traced as a function, by this very path
             try:
                 out = _again(module, earlier, arrays)
-            except (
-                Exception
-            ):  # whatever it is: as it stands, the module works, or shows a better message
+            except Exception:
+                # Whatever it is: as it stands, the module works, or shows a better message.
                 return next_fn(*args, **kwargs)
             seen[key] = earlier
             return out
@@ -71,7 +72,9 @@ def _equal_modules_once() -> contextlib.AbstractContextManager:
         special = asked.pop()
         asked[-1] |= special
         if key is not None and not special and set(module.variables) <= {"params"}:
-            seen.setdefault(key, _Seen(module.variables, out, _function(module, args, kwargs)))
+            function = _function(module, args, kwargs)
+            if seen.get(key, ()) is not None:  # None is for what failed
+                seen[key] = _Seen(module.variables, out, function, module.scope.trace_level)
         return out
 
     return linen.intercept_methods(call)

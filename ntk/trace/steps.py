@@ -170,7 +170,7 @@ class Program:
             if c.power:
                 raise Refusal(
                     f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
-                    "multipliers do not keep it of order one"
+                    "multipliers do not keep it of order one. base_width= keeps those of one width"
                 )
             if ref.units != units:
                 raise Refusal(
