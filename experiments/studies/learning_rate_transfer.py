@@ -193,10 +193,10 @@ def sweep_program(config, net, data, optimizer, devices=1) -> Program:
 def vectorised_runs(count: int, width: int, devices: int) -> int | None:
     """How many runs to train in one call: all of them where that is faster, else None (one by one).
 
-    Measured on two CPU cores: vmap wins below width 128, a loop over one compiled program above; on accelerators
-    vmap wins throughout.
+    Measured on two CPU cores: runs side by side win from width 64 on (4.2 s against 5.6 s for 33 runs of 500 steps,
+    compiled anew), vmap below; on accelerators vmap wins throughout.
     """
-    if jax.default_backend() == "cpu" and devices == 1 and width >= 128:
+    if jax.default_backend() == "cpu" and devices == 1 and width >= 64:
         return None
     return -(-count // devices) * devices
 
