@@ -3,6 +3,10 @@
 `cholesky` serves matrices that fit a device, `conjugate_gradient` also those on disk or stored
 nowhere. Where values are concrete, mistakes are errors and bad conditioning is a warning; inside
 jit, grad and vmap the fields of `Solution` tell the same.
+
+A matrix that is singular to working precision is made regular by jitter, as Gaussian-process
+regression does. `ntk.predict` asks for the limit of gradient descent instead, which moves nothing
+along the directions that a kernel does not see: there it takes the pseudo-inverse.
 """
 
 from __future__ import annotations
