@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 # The others take as long again each; `make test-studies` runs them.
-QUICK = {"00_tour", "infinite_width"}
+QUICK = {"00_tour"}
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 

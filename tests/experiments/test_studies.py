@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
 
 
 # The light ones, and those that other tests read too; `make test-studies` runs the others.
-QUICK = {"learning_rate_transfer", "ntk_convergence", "wide_deep_optimality"}
+QUICK = {"ntk_convergence", "wide_deep_optimality"}
 
 
 @pytest.mark.parametrize(

@@ -130,15 +130,15 @@ def theirs():
     return reference.neural_tangents()
 
 
-# neural-tangents takes long to compile those that are not among the first.
-@pytest.mark.parametrize(
+# neural-tangents takes long to compile all but the first.
+EACH = pytest.mark.parametrize(
     "network",
-    [
-        pytest.param(f, marks=[] if f in (fully_connected, wide_resnet) else pytest.mark.slow)
-        for f in NETWORKS
-    ],
+    [pytest.param(f, marks=[] if f is fully_connected else pytest.mark.slow) for f in NETWORKS],
     ids=lambda f: f.__name__,
 )
+
+
+@EACH
 def test_kernels_are_those_of_neural_tangents(network, theirs, x64):
     x = jax.random.normal(jax.random.key(0), NETWORKS[network])
     x1, x2 = x, 0.5 * x[:2] + x[1:3]
@@ -149,7 +149,7 @@ def test_kernels_are_those_of_neural_tangents(network, theirs, x64):
         np.testing.assert_allclose(ours.ntk, other.ntk, rtol=1e-6)
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
+@EACH
 def test_finite_networks_have_the_same_shapes_and_weights(network, theirs):
     x = jax.random.normal(jax.random.key(0), NETWORKS[network])
     outputs, shapes = [], []
