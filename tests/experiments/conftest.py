@@ -1,18 +1,50 @@
-"""One smoke run of each study through the command line, shared by all the tests that read its files."""
+"""A study's command line, and one smoke run of each study, shared by all the tests that read its files."""
 
 import fcntl
 import os
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+
+class CommandLine(NamedTuple):
+    """How the tests start a study."""
+
+    root: pathlib.Path = pathlib.Path(__file__).parent.parent.parent
+
+    @property
+    def settings(self):
+        """The tests' environment, with one device; what one process compiled the next one finds."""
+        flags = os.environ["XLA_FLAGS"].split()
+        return os.environ | {
+            "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
+            "PYTHONWARNINGS": "ignore",
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / ".pytest_cache" / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def study(self, config, workdir, *options):
+        """Arguments of a study's run."""
+        config = self.root / "experiments" / "configs" / config
+        program = [sys.executable, "-m", "experiments.run"]
+        return [*program, f"--config={config}", f"--workdir={workdir}", *options]
+
+    def run(self, arguments, **settings):
+        return subprocess.run(
+            arguments, capture_output=True, text=True, cwd=self.root, env=self.settings | settings
+        )
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
+def command_line():
+    return CommandLine()
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory, command_line):
     """Study -> folder of its finished run, and what it printed; run once, for several test processes too."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,24 +55,7 @@ def smoke_run(tmp_path_factory):
         with open(folder / f"smoke-{study}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not printed.exists():
-                config = ROOT / "experiments" / "configs" / f"{study}.py:smoke"
-                done = subprocess.run(
-                    [
-                        sys.executable,
-                        "-m",
-                        "experiments.run",
-                        f"--config={config}",
-                        f"--workdir={path}",
-                    ],
-                    capture_output=True,
-                    text=True,
-                    cwd=ROOT,
-                    env=os.environ
-                    | {
-                        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                        "PYTHONWARNINGS": "ignore",
-                    },
-                )
+                done = command_line.run(command_line.study(f"{study}.py:smoke", path))
                 assert done.returncode == 0, done.stderr
                 printed.write_text(done.stdout)
         return path, printed.read_text()

@@ -1,7 +1,6 @@
 """Every study end to end: its smoke preset through the command line, the report, and kill -9 in the middle."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -14,32 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 STUDIES = sorted(
     p.stem for p in (ROOT / "experiments" / "configs").glob("*.py") if p.stem != "__init__"
 )
-# The small study runs several times: what one process compiled the next one finds.
-SETTINGS = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "PYTHONWARNINGS": "ignore",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
-
-
-def command(workdir, *options, config="learning_rate_transfer.py:smoke"):
-    return [
-        sys.executable,
-        "-m",
-        "experiments.run",
-        f"--config={ROOT / 'experiments' / 'configs' / config}",
-        f"--workdir={workdir}",
-        *options,
-    ]
-
-
-def run(*arguments, **settings):
-    return subprocess.run(
-        arguments, capture_output=True, text=True, cwd=ROOT, env=SETTINGS | settings
-    )
-
-
+SWEEP = "learning_rate_transfer.py:smoke"
 # Less than smoke: what is tested here is files, not claims.
 SMALL = (
     "--config.sweep.widths=(16,)",
@@ -51,9 +25,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, command_line):
     folder = tmp_path_factory.mktemp("finished")
-    done = run(*command(folder / "run", *SMALL))
+    done = command_line.run(command_line.study(SWEEP, folder / "run", *SMALL))
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -82,11 +56,11 @@ def test_smoke_runs_and_reports(study, smoke_run):
     assert "claims hold" in printed
 
 
-def test_killed_and_run_again_equals_uninterrupted(finished, tmp_path):
+def test_killed_and_run_again_equals_uninterrupted(finished, command_line, tmp_path):
     """kill -9 while a point trains, with a checkpoint on disk: the same command ends in the same bytes."""
-    options = (*SMALL, "--checkpoint_seconds=0")
+    command = command_line.study(SWEEP, tmp_path / "run", *SMALL, "--checkpoint_seconds=0")
     process = subprocess.Popen(
-        command(tmp_path / "run", *options), cwd=ROOT, env=SETTINGS, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, env=command_line.settings, stderr=subprocess.DEVNULL
     )
     checkpoints = tmp_path / "run" / "checkpoints"
     points = tmp_path / "run" / "points"
@@ -101,7 +75,7 @@ def test_killed_and_run_again_equals_uninterrupted(finished, tmp_path):
     process.wait()
     assert not (tmp_path / "run" / "data.nc").exists()
     before = {p.name: p.stat().st_mtime_ns for p in points.iterdir()}
-    done = run(*command(tmp_path / "run", *options))
+    done = command_line.run(command)
     assert done.returncode == 0, done.stderr
     after = {p.name: p.stat().st_mtime_ns for p in points.iterdir()}
     assert all(after[name] == stamp for name, stamp in before.items()), "a finished point ran again"
@@ -115,22 +89,22 @@ def test_killed_and_run_again_equals_uninterrupted(finished, tmp_path):
     assert len(rows) == len(set(rows)), "a row of metrics is there twice"
 
 
-def test_the_same_command_again_trains_nothing(finished):
+def test_the_same_command_again_trains_nothing(finished, command_line):
     path, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (path / "points").iterdir()}
-    done = run(*command(path, *SMALL))
+    done = command_line.run(command_line.study(SWEEP, path, *SMALL))
     assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in (path / "points").iterdir()} == before
 
 
-def test_runs_spread_over_devices_give_the_same_numbers(finished, tmp_path):
+def test_runs_spread_over_devices_give_the_same_numbers(finished, command_line, tmp_path):
     import numpy as np
 
     from experiments import rundir
 
-    virtual = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}
-    options = (*SMALL, "--devices=5")
-    done = run(*command(tmp_path / "run", *options), **virtual)
+    flags = f"{command_line.settings['XLA_FLAGS']} --xla_force_host_platform_device_count=5"
+    command = command_line.study(SWEEP, tmp_path / "run", *SMALL, "--devices=5")
+    done = command_line.run(command, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     one, five = (rundir.read_dataset(p / "data.nc") for p in (finished[0], tmp_path / "run"))
     np.testing.assert_allclose(five.sweep_loss, one.sweep_loss, rtol=1e-3, equal_nan=True)
@@ -145,30 +119,30 @@ def test_runs_spread_over_devices_give_the_same_numbers(finished, tmp_path):
             ("there is no configuration", "learning_rate_transfer"),
         ),
         ("learning_rate_transfer.py:smok", (), ("unknown preset 'smok'", "smoke")),
-        ("learning_rate_transfer.py:smoke", ("--config.tsak.name=x",), ("tsak", "task")),
-        ("learning_rate_transfer.py:smoke", ("--config.study=x",), ("unknown study 'x'",)),
+        (SWEEP, ("--config.tsak.name=x",), ("tsak", "task")),
+        (SWEEP, ("--config.study=x",), ("unknown study 'x'",)),
         (
-            "learning_rate_transfer.py:smoke",
+            SWEEP,
             ("--config.task.name=digit",),
             ("unknown task", "digits"),
         ),
         (
-            "learning_rate_transfer.py:smoke",
+            SWEEP,
             ("--config.model.name=MLPP",),
             ("unknown model 'MLPP'", "MLP"),
         ),
         (
-            "learning_rate_transfer.py:smoke",
+            SWEEP,
             ("--config.parametrizations=('mupp',)",),
             ("'mupp'", "mup"),
         ),
         (
-            "learning_rate_transfer.py:smoke",
+            SWEEP,
             ("--config.sweep.optimizers=('adm',)",),
             ("'adm'", "adam"),
         ),
-        ("learning_rate_transfer.py:smoke", ("--devices=99",), ("devices is 99",)),
-        ("learning_rate_transfer.py:smoke", ("--confg=1",), ("confg",)),
+        (SWEEP, ("--devices=99",), ("devices is 99",)),
+        (SWEEP, ("--confg=1",), ("confg",)),
         (
             "learning_rate_transfer.py:paper",
             ("--config.task.data_dir=nowhere",),
@@ -176,8 +150,8 @@ def test_runs_spread_over_devices_give_the_same_numbers(finished, tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_status_2(config, options, words, tmp_path):
-    done = run(*command(tmp_path / "run", *options, config=config))
+def test_a_mistake_is_one_message_and_exit_status_2(config, options, words, command_line, tmp_path):
+    done = command_line.run(command_line.study(config, tmp_path / "run", *options))
     assert done.returncode == 2, done.stderr
     messages = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(messages) == 1
@@ -186,16 +160,16 @@ def test_a_mistake_is_one_message_and_exit_status_2(config, options, words, tmp_
         assert word in done.stderr
 
 
-def test_a_damaged_point_is_named_and_the_rest_stays_readable(finished, tmp_path):
+def test_a_damaged_point_is_named_and_the_rest_stays_readable(finished, command_line, tmp_path):
     import shutil
 
     path = tmp_path / "run"
     shutil.copytree(finished[0], path)
     victim = sorted((path / "points").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:100])
-    done = run(*command(path, *SMALL))
+    done = command_line.run(command_line.study(SWEEP, path, *SMALL))
     assert done.returncode == 2
     assert victim.name in done.stderr
     assert "delete it and run again" in done.stderr
-    report = run(sys.executable, "-m", "experiments.report", str(path))
+    report = command_line.run([sys.executable, "-m", "experiments.report", str(path)])
     assert report.returncode == 0, report.stderr
