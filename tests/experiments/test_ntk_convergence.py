@@ -66,6 +66,7 @@ def test_the_tangent_kernel_is_the_derivative_of_a_step(config):
         np.testing.assert_allclose(moved[:, 0] / rate, -kernel[:, 0], rtol=0.03, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_controls_fail_and_claims_hold_on_a_small_run(data):
     judged = {claim.name: claim for claim in study.claims(data)}
     controls = [claim for claim in judged.values() if claim.control]
@@ -76,6 +77,7 @@ def test_controls_fail_and_claims_hold_on_a_small_run(data):
         assert judged[name].passed, judged[name]
 
 
+@pytest.mark.slow
 def test_theory_is_exact_where_it_can_be(data):
     """The predicted outputs of long training pass through the targets; the component decays from 0.5."""
     at = np.argmin(abs(data.ensemble_angle.values[:, None] - data.train_angle.values[None]), axis=0)
@@ -87,6 +89,7 @@ def test_theory_is_exact_where_it_can_be(data):
     assert product == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_claims_can_fail(data):
     """A kernel that moves as much at every width, outputs and components off their theory."""
     wrong = data.copy(deep=True)
@@ -104,6 +107,7 @@ def test_claims_can_fail(data):
     assert held <= {"3 spread"}, held
 
 
+@pytest.mark.slow
 def test_every_part_has_its_figure(data):
     assert set(study.figures(data)) == {
         "kernel_on_the_circle",
