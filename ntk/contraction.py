@@ -22,13 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from ntk import program as programs
-from ntk import structured
+from ntk import structured, sums
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
 _MIN_SYMMETRIC = 1 << 28  # multiplications below which splitting costs more than it saves
 # Multiplications of a large product that take as long, measured on two CPU cores:
 _WRITE = 16  # writing and reading one number
-_REORDER = 128  # bringing one number of a Jacobian into order, where few positions are summed over
 _BATCHED = 2  # one multiplication of a product of each example
 
 
@@ -124,16 +123,15 @@ def by_jacobians(
     one: Network, two: Network | None, axes: Sequence[OutputAxes], use_layers: bool
 ) -> list[jax.Array]:
     """Kernel of every output by contraction of Jacobians; ``two`` None for the first with itself."""
-    factors = [
-        None
-        if net is None
-        else net.map(
-            lambda arrays, net=net: jacobian_factors(
-                net.example, net.params, arrays, axes, use_layers
-            )
-        )
-        for net in (one, two)
-    ]
+
+    def factors_of(net: Network) -> list[Factors]:
+        def of_batch(params, arrays):
+            of_example = lambda x: jacobian_factors(net.example, params, x, axes, use_layers)  # noqa: E731
+            return net._replace(arrays=arrays).map(of_example)
+
+        return sums.contracted(of_batch)(net.params, net.arrays)
+
+    factors = [None if net is None else factors_of(net) for net in (one, two)]
     kernels = []
     for i, axis in enumerate(axes):
         f1, f2 = factors[0][i], None if two is None else factors[1][i]
@@ -272,7 +270,7 @@ def _contract(one: Factors, two: Factors) -> jax.Array:
     ]
     if one.jacobians:
         j1, j2 = (jnp.concatenate(f.jacobians, axis=-1) for f in (one, two))
-        terms.append(dot("ntgrp,mtgqp->gnrmq", j1, j2))
+        terms.append(_rows_product(*(j.transpose(0, 2, 3, 1, 4) for j in (j1, j2))))
     return sum(terms[1:], terms[0])
 
 
@@ -290,7 +288,7 @@ def _costs(a1, d1, a2, d2) -> tuple[float, float]:
     by_gram = pairs * (c + _WRITE) + pairs * g * r * q * (t * f + _WRITE)
     rows = b * t * g * (n * r * s + m * q * u)
     entries = b * t * g * (n * r + m * q) * c * f
-    by_jacobian = _BATCHED * rows * c * f + entries * (_WRITE + _REORDER)
+    by_jacobian = _BATCHED * rows * c * f + entries * _WRITE
     by_jacobian += n * m * g * r * q * (t * b * c * f + _WRITE)
     return by_gram, by_jacobian if a1.ndim == 4 else math.inf
 
@@ -309,8 +307,20 @@ def _by_gram(a1, d1, a2, d2) -> jax.Array:
 
 
 def _by_jacobian(a1, d1, a2, d2) -> jax.Array:
-    j1, j2 = (dot("nbsc,ntgrbsf->ngrtbcf", a, d) for a, d in ((a1, d1), (a2, d2)))
-    return dot("ngrtbcf,mgqtbcf->gnrmq", j1, j2)
+    # Features before channels: a product of each example writes them so, and nothing is reordered.
+    j1, j2 = (dot("nbsc,ntgrbsf->ngrtbfc", a, d) for a, d in ((a1, d1), (a2, d2)))
+    return _rows_product(j1, j2)
+
+
+def _rows_product(j1: jax.Array, j2: jax.Array) -> jax.Array:
+    """Kernel from Jacobians (n, g, r, ...), as one product of two matrices for each g."""
+    (n, g, r), (m, _, q) = j1.shape[:3], j2.shape[:3]
+    rows, columns = (j.swapaxes(0, 1).reshape(g, -1, math.prod(j.shape[3:])) for j in (j1, j2))
+    if g == 1:
+        kernel = dot("nk,mk->nm", rows[0], columns[0])
+    else:
+        kernel = dot("gnk,gmk->gnm", rows, columns)
+    return kernel.reshape(g, n, r, m, q)
 
 
 def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
