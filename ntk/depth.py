@@ -135,11 +135,11 @@ def _layer(dual, numbers, state):
     q, rho, ntk, gain = state
     before, k = q, q * rho
     q = W_std**2 * q + b_std**2
-    rho = jnp.clip((W_std**2 * k + b_std**2) / q, -1, 1)
+    # A unit correlation stays one, whatever the rounding of a quotient; its angle would be 1e-8.
+    rho = jnp.where(rho == 1, 1, jnp.clip((W_std**2 * k + b_std**2) / q, -1, 1))
     ntk = W_std**2 * ntk + weight_scale * k + bias_scale
     k, slope = dual.moments(q, q, rho)
     norm = dual.norm(q)
-    # A unit correlation stays one, whatever the rounding of k / norm.
     rho = jnp.where(rho == 1, 1, jnp.clip(k / norm, -1, 1))
     return norm + 0 * before, rho, ntk * slope, gain * (W_std**2 * slope)
 
