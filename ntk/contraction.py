@@ -12,6 +12,7 @@ Shapes are written with the letters
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -23,12 +24,24 @@ from jax import lax
 
 from ntk import program as programs
 from ntk import structured, sums
+from ntk.output_axes import OutputAxes
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
 _MIN_SYMMETRIC = 1 << 28  # multiplications below which splitting costs more than it saves
 # Multiplications of a large product that take as long, measured on two CPU cores:
 _WRITE = 16  # writing and reading one number
 _BATCHED = 2  # one multiplication of a product of each example
+_NDIM = 7  # of Factors.writes
+
+
+class Product(NamedTuple):
+    """Two factors of what a layer writes: (n, t, g, r, b, 1, f) and (n, 1, 1, 1, b, s, f).
+
+    Where they do not vary with b, s or f that dimension may be 1 too.
+    """
+
+    outputs: jax.Array
+    positions: jax.Array
 
 
 class Factors(NamedTuple):
@@ -37,64 +50,17 @@ class Factors(NamedTuple):
     Attributes:
         reads: for each layer floats (n, b, s, c), or row numbers (n, s) of a look-up.
         writes: for each layer (n, t, g, r, b, s, f).
-        jacobians: for each other parameter (n, t, g, r, size).
+        products: for each layer the factors of what it writes, or None.
+        jacobians: of other parameters (n, g, r, ...).
+        sums: for each layer that is contracted by its factors: how they vary with the output
+            (n, t, g, r, b, f), and the others times what it reads, summed over positions (n, b, f, c).
     """
 
     reads: list[jax.Array]
     writes: list[jax.Array]
+    products: list[Product | None]
     jacobians: list[jax.Array]
-
-
-class OutputAxes(NamedTuple):
-    """Axes of one output by what becomes of them; ``example`` is the axis of the examples, or None."""
-
-    trace: tuple[int, ...]
-    diagonal: tuple[int, ...]
-    rest: tuple[int, ...]
-    example: int | None
-
-    @property
-    def single(self) -> bool:
-        """Whether the axis of the examples is traced or diagonal: examples meet only themselves."""
-        return self.example is not None and self.example not in self.rest
-
-    def of_example(self) -> list[tuple[int, ...]]:
-        """Traced, diagonal and other axes, as numbered in the output of one example."""
-        e = self.example
-        return [tuple(a - (e is not None and a > e) for a in axes if a != e) for axes in self[:3]]
-
-    @property
-    def example_order(self) -> tuple[int, ...]:
-        """The same in one row."""
-        return sum(self.of_example(), ())
-
-
-def output_axes(
-    shape1: tuple, shape2: tuple, trace: tuple, diagonal: tuple, example: int | None
-) -> OutputAxes:
-    """Sorts the axes of an output, and refuses those that do not fit its shapes.
-
-    Raises:
-        ValueError: an axis is out of range, both traced and diagonal, or differs in size.
-    """
-    ndim = len(shape1)
-    for axis in (*trace, *diagonal, *(() if example is None else (example,))):
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"axis {axis} is out of range for outputs of shape {tuple(shape1)}")
-    trace, diagonal = ({a % ndim for a in axes} for axes in (trace, diagonal))
-    if trace & diagonal:
-        raise ValueError(
-            f"axes {sorted(trace & diagonal)} are both in trace_axes and diagonal_axes"
-        )
-    for axis in trace | diagonal:
-        if shape1[axis] != shape2[axis]:
-            raise ValueError(
-                f"axis {axis} is traced or diagonal, and differs in size: outputs of x1 have shape "
-                f"{tuple(shape1)}, of x2 {tuple(shape2)}; take it out of trace_axes and diagonal_axes"
-            )
-    rest = tuple(a for a in range(ndim) if a not in trace | diagonal)
-    example = None if example is None else example % ndim
-    return OutputAxes(tuple(sorted(trace)), tuple(sorted(diagonal)), rest, example)
+    sums: list[tuple[jax.Array, jax.Array]]
 
 
 class Network(NamedTuple):
@@ -129,7 +95,13 @@ def by_jacobians(
             of_example = lambda x: jacobian_factors(net.example, params, x, axes, use_layers)  # noqa: E731
             return net._replace(arrays=arrays).map(of_example)
 
-        return sums.contracted(of_batch)(net.params, net.arrays)
+        leaves, products, tree = sums.contracted(of_batch)(net.params, net.arrays)
+        n = leaves[0].shape[0] if leaves else 0
+        products = tree.unflatten([_Leaf(_product(f, n)) for f in products])
+        return [
+            f._replace(products=[leaf.product for leaf in p.writes])
+            for f, p in zip(tree.unflatten(leaves), products)
+        ]
 
     factors = [None if net is None else factors_of(net) for net in (one, two)]
     kernels = []
@@ -141,6 +113,26 @@ def by_jacobians(
         else:
             kernels.append(contract(f1, f2))
     return kernels
+
+
+class _Leaf(NamedTuple):
+    """Keeps what belongs to one leaf of a tree together."""
+
+    product: Product | None
+
+
+def _product(factors: Sequence[jax.Array] | None, n: int) -> Product | None:
+    """Of a derivative by what a layer writes: its factors that vary with the output, and the others."""
+    if factors is None or factors[0].ndim != _NDIM:
+        return None
+    groups = [
+        [f for f in factors if (math.prod(f.shape[1:4]) > 1) == varies] for varies in (True, False)
+    ]
+    one = jnp.ones((1,) * _NDIM, jnp.result_type(*factors))
+    outputs, positions = (functools.reduce(jnp.multiply, group, one) for group in groups)
+    if outputs.shape[5] > 1:
+        return None
+    return Product(*(jnp.broadcast_to(f, (n, *f.shape[1:])) for f in (outputs, positions)))
 
 
 def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -> list[jax.Array]:
@@ -211,7 +203,9 @@ def jacobian_factors(
         writes, jacobians = _pull_back(pullback, outputs, index, axis)
         lead = writes[0].shape[:3] if writes else jacobians[0].shape[:3] if jacobians else ()
         writes = [structured.written_as_matrix(program, l, d) for l, d in zip(layers, writes)]
-        factors.append(Factors(reads, writes, [j.reshape(*lead, -1) for j in jacobians]))
+        rows = [j.reshape(*lead, -1).transpose(1, 2, 0, 3) for j in jacobians]
+        rows = [jnp.concatenate(rows, axis=-1)] if rows else []
+        factors.append(Factors(reads, writes, [None] * len(writes), rows, []))
     return factors
 
 
@@ -236,11 +230,13 @@ def _basis(output: jax.Array, axes: OutputAxes) -> jax.Array:
 
 def contract(one: Factors, two: Factors | None) -> jax.Array:
     """Kernel (g, n, r, m, q) between two batches; ``two`` None for the first with itself."""
+    one, two = _with_jacobians(one, two)
     if two is not None:
         return _contract(one, two)
     n = jax.tree.leaves(one)[0].shape[0]
-    cost = sum(min(_costs(a, d, a, d)) for a, d in zip(one.reads, one.writes))
-    cost += sum(n * j.size * j.shape[3] for j in one.jacobians)
+    cost = sum(_costs(a, d, a, d)[0] for a, d in zip(one.reads, one.writes))
+    cost += sum(n * (m.size + d.size * d.shape[3]) for d, m in one.sums)
+    cost += sum(n * j.size * j.shape[2] for j in one.jacobians)
     if n < _BLOCKS or cost < _MIN_SYMMETRIC:
         return _contract(one, one)
     edges = [i * n // _BLOCKS for i in range(_BLOCKS + 1)]
@@ -260,37 +256,54 @@ def contract(one: Factors, two: Factors | None) -> jax.Array:
     return jnp.concatenate(rows, axis=1)
 
 
+def _with_jacobians(one: Factors, two: Factors | None) -> tuple[Factors, Factors | None]:
+    """Replaces the factors of each layer by its Jacobian or by sums, where these are contracted faster."""
+    other = one if two is None else two
+    pairs = zip(one.reads, one.writes, other.reads, other.writes)
+    products = [None if None in pair else pair[0] for pair in zip(one.products, other.products)]
+    costs = [_costs(*pair, product) for pair, product in zip(pairs, products)]
+    ways = [cost.index(min(cost)) for cost in costs]
+
+    def replaced(f: Factors) -> Factors:
+        layers = list(zip(ways, f.reads, f.writes, f.products))
+        gram = [(a, d) for way, a, d, _ in layers if way == 0]
+        jacobians = [_jacobian(a, d) for way, a, d, _ in layers if way == 1]
+        sums_ = [_sums(a, d, p) for way, a, d, p in layers if way == 2]
+        reads, writes = ([layer[i] for layer in gram] for i in (0, 1))
+        return Factors(reads, writes, [None] * len(gram), f.jacobians + jacobians, sums_)
+
+    return replaced(one), None if two is None else replaced(two)
+
+
 def _rows(factors: Factors, start: int, stop: int) -> Factors:
     return jax.tree.map(lambda v: v[start:stop], factors)
 
 
 def _contract(one: Factors, two: Factors) -> jax.Array:
-    terms = [
-        _contract_layer(*factors) for factors in zip(one.reads, one.writes, two.reads, two.writes)
-    ]
-    if one.jacobians:
-        j1, j2 = (jnp.concatenate(f.jacobians, axis=-1) for f in (one, two))
-        terms.append(_rows_product(*(j.transpose(0, 2, 3, 1, 4) for j in (j1, j2))))
+    terms = [_by_gram(*layer) for layer in zip(one.reads, one.writes, two.reads, two.writes)]
+    terms += [_rows_product(*rows) for rows in zip(one.jacobians, two.jacobians)]
+    terms += [_by_sums(*s1, *s2) for s1, s2 in zip(one.sums, two.sums)]
     return sum(terms[1:], terms[0])
 
 
-def _contract_layer(a1, d1, a2, d2) -> jax.Array:
-    by_gram, by_jacobian = _costs(a1, d1, a2, d2)
-    return (_by_gram if by_gram <= by_jacobian else _by_jacobian)(a1, d1, a2, d2)
-
-
-def _costs(a1, d1, a2, d2) -> tuple[float, float]:
-    """Multiplications that take as long as either way to contract a layer."""
+def _costs(a1, d1, a2, d2, product: Product | None = None) -> tuple[float, float, float]:
+    """Multiplications that take as long as each way to contract a layer: Gram matrices, Jacobians, sums."""
     n, t, g, r, b, s, f = d1.shape
     m, q, u = d2.shape[0], d2.shape[3], d2.shape[5]
     c = a1.shape[-1] if a1.ndim == 4 else 1
     pairs = n * m * s * u * b
     by_gram = pairs * (c + _WRITE) + pairs * g * r * q * (t * f + _WRITE)
-    rows = b * t * g * (n * r * s + m * q * u)
-    entries = b * t * g * (n * r + m * q) * c * f
-    by_jacobian = _BATCHED * rows * c * f + entries * _WRITE
+    if a1.ndim != 4:
+        return by_gram, math.inf, math.inf
+    entries = (_BATCHED * s + _WRITE) * n + (_BATCHED * u + _WRITE) * m
+    by_jacobian = b * c * f * t * g * entries * (n * r + m * q) / (n + m)
     by_jacobian += n * m * g * r * q * (t * b * c * f + _WRITE)
-    return by_gram, by_jacobian if a1.ndim == 4 else math.inf
+    by_sums = math.inf
+    if product is not None:
+        width = product.positions.shape[6]
+        by_sums = b * c * width * (entries + _BATCHED * n * m)
+        by_sums += n * m * g * r * q * (_BATCHED * t * b * f + _WRITE)
+    return by_gram, by_jacobian, by_sums
 
 
 def _by_gram(a1, d1, a2, d2) -> jax.Array:
@@ -306,10 +319,24 @@ def _by_gram(a1, d1, a2, d2) -> jax.Array:
     return (both * gram[None, :, :, None, :, :, None, :]).sum((1, 4, 7))
 
 
-def _by_jacobian(a1, d1, a2, d2) -> jax.Array:
+def _jacobian(a: jax.Array, d: jax.Array) -> jax.Array:
+    """Jacobian of a layer from what it reads and writes."""
     # Features before channels: a product of each example writes them so, and nothing is reordered.
-    j1, j2 = (dot("nbsc,ntgrbsf->ngrtbfc", a, d) for a, d in ((a1, d1), (a2, d2)))
-    return _rows_product(j1, j2)
+    return dot("nbsc,ntgrbsf->ngrtbfc", a, d)
+
+
+def _sums(a: jax.Array, d: jax.Array, product: Product) -> tuple[jax.Array, jax.Array]:
+    """See Factors; a dimension f of size 1 in the sums stands for one of any size."""
+    n, t, g, r, b, s, f = d.shape
+    outputs = jnp.broadcast_to(product.outputs, (n, t, g, r, b, 1, f))
+    width = product.positions.shape[6]
+    positions = jnp.broadcast_to(product.positions, (n, 1, 1, 1, b, s, width))
+    return outputs[:, :, :, :, :, 0], dot("nbsc,nbsf->nbfc", a, positions[:, 0, 0, 0])
+
+
+def _by_sums(d1, m1, d2, m2) -> jax.Array:
+    gram = dot("nbfc,mbfc->nmbf", m1, m2)[:, :, None, None, None]
+    return dot("nmtgrbf,mtgqbf->gnrmq", d1[:, None] * gram, d2)
 
 
 def _rows_product(j1: jax.Array, j2: jax.Array) -> jax.Array:
@@ -329,27 +356,3 @@ def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(
         subscripts, x, y, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
     )
-
-
-def arrange(kernel: jax.Array, shape1: tuple, shape2: tuple, axes: OutputAxes) -> jax.Array:
-    """Brings a kernel (g, n, r, m, q) to pairs of output axes side by side, and averages.
-
-    Args:
-        kernel: see :func:`contract`; where the axis of the examples is traced or diagonal, it has
-            that axis in front, and n = m = 1.
-        shape1: shape of the output of the first batch.
-        shape2: shape of the output of the second.
-        axes: of the output.
-    """
-    e = axes.example
-    single = axes.single
-    rest = [a for a in axes.rest if a != e]
-    diagonal = [a for a in axes.diagonal if a != e]
-    first = [(e, 0)] * single + [(a, 0) for a in diagonal]
-    for k in (0, 1):
-        first += [(e, k)] * (e is not None and not single) + [(a, k) for a in rest]
-    kernel = kernel.reshape([(shape1, shape2)[k][a] for a, k in first])
-    kernel = kernel.transpose(sorted(range(len(first)), key=first.__getitem__))
-    if single and e in axes.trace:
-        kernel = kernel.sum(sorted(first).index((e, 0)))
-    return kernel / math.prod(shape1[a] for a in axes.trace)

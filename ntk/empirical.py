@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk import arguments, contraction
+from ntk.output_axes import arrange, output_axes
 
 PyTree = Any
 
@@ -147,12 +148,12 @@ def empirical_nngp_fn(
         out2 = out1 if x2 is None else f(params, x2, **kwargs2)
 
         def outer(y1, y2):
-            axes = contraction.output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
+            axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
             order = axes.trace + axes.diagonal + axes.rest
             sizes = [math.prod(y1.shape[a] for a in group) for group in axes[:2]]
             rows, columns = (y.transpose(order).reshape(*sizes, -1) for y in (y1, y2))
             kernel = contraction.dot("tgr,tgq->grq", rows, columns)
-            return contraction.arrange(kernel, y1.shape, y2.shape, axes)
+            return arrange(kernel, y1.shape, y2.shape, axes)
 
         return jax.tree.map(outer, out1, out2)
 
@@ -254,10 +255,8 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
     leaves1, tree = jax.tree.flatten(shapes1)
     leaves2 = jax.tree.leaves(shapes2)
     examples = arguments.broadcast(axes.outputs, len(leaves1))
-    output_axes = [
-        contraction.output_axes(
-            y1.shape, y2.shape, settings.trace_axes, settings.diagonal_axes, example
-        )
+    outputs = [
+        output_axes(y1.shape, y2.shape, settings.trace_axes, settings.diagonal_axes, example)
         for y1, y2, example in zip(leaves1, leaves2, examples)
     ]
     for y in leaves1:
@@ -274,13 +273,13 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
     )
     two = None if arrays2 is None else two
     if settings.implementation == NtkImplementation.NTK_VECTOR_PRODUCTS:
-        kernels = contraction.by_products(one, two, output_axes)
+        kernels = contraction.by_products(one, two, outputs)
     else:
         use_layers = settings.implementation != NtkImplementation.JACOBIAN_CONTRACTION
-        kernels = contraction.by_jacobians(one, two, output_axes, use_layers)
+        kernels = contraction.by_jacobians(one, two, outputs, use_layers)
     return tree.unflatten(
-        contraction.arrange(k, y1.shape, y2.shape, a)
-        for k, y1, y2, a in zip(kernels, leaves1, leaves2, output_axes)
+        arrange(k, y1.shape, y2.shape, a)
+        for k, y1, y2, a in zip(kernels, leaves1, leaves2, outputs)
     )
 
 

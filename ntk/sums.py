@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core as jex
 
-from ntk import program
+from ntk import outer, program
 
 
 def contracted(fun: Callable) -> Callable:
@@ -27,32 +28,40 @@ def contracted(fun: Callable) -> Callable:
             loops and nested calls.
 
     Returns:
-        A function equal to rounding; ``fun`` itself on accelerators, where a sum is fused with its product.
+        A function that returns the leaves of what ``fun`` returns, equal to rounding; for each leaf the
+        factors of which it is a product (:mod:`ntk.outer`), or None; and the structure of the leaves.
     """
-    if jax.default_backend() != "cpu":
-        return fun
 
-    def rewritten(*args: Any) -> Any:
+    def rewritten(*args: Any) -> tuple[list, list, Any]:
         leaves, tree = jax.tree.flatten(args)
         flat = jax.make_jaxpr(lambda *xs: fun(*tree.unflatten(xs)), return_shape=True)
         closed, shapes = flat(*leaves)
         jaxpr = closed.jaxpr
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *leaves)))
-        factors: dict = {}
+        products, known = {}, {}
         for equation in jaxpr.eqns:
             operands = [program.read(env, v) for v in equation.invars]
-            result = None
-            if equation.primitive.name == "mul":
-                factors[equation.outvars[0]] = operands
-            elif equation.primitive.name == "reduce_sum" and equation.invars[0] in factors:
-                result = _contraction(*factors[equation.invars[0]], set(equation.params["axes"]))
+            name, result, made = equation.primitive.name, None, equation.outvars[0]
+            if (factors := outer.follow(equation, operands, known)) is not None:
+                known[made] = factors
+            if name == "mul":
+                products[made] = operands
+            elif name == "reduce_sum" and equation.invars[0] in products and _is_cpu():
+                result = _contraction(*products[equation.invars[0]], set(equation.params["axes"]))
+            elif name == "dot_general" and factors is not None:
+                result = jnp.broadcast_to(factors[0], made.aval.shape)
             results = program.apply(jaxpr, equation, operands) if result is None else [result]
             env.update(zip(equation.outvars, results))
-        return jax.tree.unflatten(
-            jax.tree.structure(shapes), [program.read(env, v) for v in jaxpr.outvars]
-        )
+        values = [program.read(env, v) for v in jaxpr.outvars]
+        known = [None if isinstance(v, jex.Literal) else known.get(v) for v in jaxpr.outvars]
+        return values, known, jax.tree.structure(shapes)
 
     return rewritten
+
+
+def _is_cpu() -> bool:
+    """Accelerators fuse a sum with its product, and keep it."""
+    return jax.default_backend() == "cpu"
 
 
 def _contraction(x: jax.Array, y: jax.Array, axes: set[int]) -> jax.Array | None:
