@@ -15,6 +15,10 @@ import numpy as np
 Array = jax.Array
 
 
+# XLA splits a formula into several passes over memory at every square root or quotient that is used twice,
+# unless a cheap operation (a factor, a selection) lies between: formulas for whole matrices are written so.
+
+
 def root(x: Array) -> Array:
     """sqrt(max(x, 0)) with derivative zero, not infinite, where x <= 0."""
     positive = x > 0
@@ -77,6 +81,22 @@ def half_space(rho: Array) -> tuple[Array, Array]:
     return step, integral + jnp.where(negative, 0, 0.5 * rho)
 
 
+def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array]:
+    """The same, by gap = 1 - rho, as (angle, integral, negative): step is 1/2 - angle where rho >= 0, else angle.
+
+    E[relu(u) relu(v)] is integral + rho / 2 where rho >= 0, else the integral.
+
+    Args:
+        gap: in [0, 2], not negative.
+        reflects: whether rho may be negative; `negative` is None if not.
+    """
+    negative = gap > 1 if reflects else None
+    w = jnp.where(negative, 2 - gap, gap) if reflects else gap
+    scaled = root(w) * (1 / (2 * math.pi))
+    angle = scaled * polynomial(_ARCCOS[_size(gap)], w)
+    return angle, (scaled * w) * polynomial(_ARCCOS_INTEGRAL[_size(gap)], w), negative
+
+
 def arccos(rho: Array) -> Array:
     """arccos(rho) in [0, pi], with derivative zero, not infinite, at rho = 1 and -1."""
     negative = rho < 0
@@ -86,10 +106,10 @@ def arccos(rho: Array) -> Array:
     return jnp.where(negative, math.pi - angle, angle)
 
 
-def arcsin(x: Array, cosine: Array) -> Array:
-    """arcsin(x), given also cosine = sqrt(1 - x^2), which decides the accuracy near |x| = 1."""
-    t = x / (1 + cosine)
-    return 2 * t * polynomial(_ARCTAN[_size(x)], t * t)
+def arcsin(x: Array, half_cosine: Array) -> Array:
+    """arcsin(x), given also sqrt(1 - x^2) / 2, which decides the accuracy near |x| = 1."""
+    t = 0.5 * (x / (0.5 + half_cosine))
+    return t * polynomial([2 * c for c in _ARCTAN[_size(x)]], t * t)
 
 
 def one_minus_square(rho: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arcs import arcsin, half_space, one_minus_square, polynomial, root
+from ntk.arcs import arcsin, half_space, half_space_gap, one_minus_square, polynomial, root
 
 Array = jax.Array
 
@@ -33,6 +33,8 @@ class Dual(NamedTuple):
         mean: q -> E[f(u)], or None where it is not defined.
         error: None for a closed form; else q -> (k_error, kdot_error), bounds of the error that
             the series makes at variance q, relative to its own values at rho = 1.
+        gap: for functions of degree 1, (1 - rho, whether rho may be negative) -> (1 - k / norm, kdot / norm) at unit
+            variances, without cancellation; None where nobody has written it.
     """
 
     fn: Callable | None
@@ -41,16 +43,17 @@ class Dual(NamedTuple):
     homogeneous: int | None = None
     mean: Callable | None = None
     error: Callable | None = None
+    gap: Callable | None = None
 
 
-def dual(fn, moments, *, norm=None, homogeneous=None, mean=None, error=None) -> Dual:
+def dual(fn, moments, *, norm=None, homogeneous=None, mean=None, error=None, gap=None) -> Dual:
     """Dual with `norm` read off `moments` at rho = 1 unless a shorter form is given."""
     if norm is None:
 
         def norm(q):
             return moments(q, q, jnp.ones_like(q))[0]
 
-    return Dual(fn, moments, norm, homogeneous, mean, error)
+    return Dual(fn, moments, norm, homogeneous, mean, error, gap)
 
 
 def _mehler(t1, t2, rho):
@@ -74,11 +77,23 @@ def abrelu(a: float, b: float) -> Dual:
         k = (b - a) ** 2 * ramp + (a * b) * rho
         return (root(q1) * root(q2)) * k, (b - a) ** 2 * step + (a * b)
 
+    size, step = (a * a + b * b) / 2, (b - a) ** 2
+
+    def gap(below, reflects):
+        # After a layer whose two slopes do not have one sign no correlation is negative.
+        angle, integral, negative = half_space_gap(below, reflects or a * b > 0)
+        gap, slope = below, 1 - (step / size) * angle
+        if negative is not None:
+            gap = jnp.where(negative, 1 - (a * b / size) * (1 - below), gap)
+            slope = jnp.where(negative, (step / size) * angle + a * b / size, slope)
+        return gap - (step / size) * integral, slope
+
     return dual(
         lambda x: a * jnp.minimum(x, 0) + b * jnp.maximum(x, 0),
         moments,
-        norm=lambda q: (a * a + b * b) / 2 * q,
+        norm=lambda q: size * q,
         homogeneous=1,
+        gap=gap if size else None,
         mean=lambda q: (b - a) / math.sqrt(2 * math.pi) * root(q),
     )
 
@@ -87,7 +102,7 @@ def sign() -> Dual:
     """sign(x); the derivative kernel is that of f' = 0 almost everywhere, so zero."""
 
     def moments(q1, q2, rho):
-        k = 2 / math.pi * arcsin(rho, root(one_minus_square(rho)))
+        k = 2 / math.pi * arcsin(rho, 0.5 * root(one_minus_square(rho)))
         k = jnp.where((q1 > 0) & (q2 > 0), k, 0)
         return k, jnp.zeros_like(k)
 
@@ -99,9 +114,9 @@ def erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
 
     def moments(q1, q2, rho):
         x, gap, m1, m2 = _mehler(2 * b * b * q1, 2 * b * b * q2, rho)
-        cosine = jnp.sqrt(gap)
-        k = 2 / math.pi * a * a * arcsin(x, cosine) + c * c
-        kdot = (4 / math.pi * (a * b) ** 2) * (m1 * m2) / cosine
+        half = 0.5 * jnp.sqrt(gap)
+        k = 2 / math.pi * a * a * arcsin(x, half) + c * c
+        kdot = (2 / math.pi * (a * b) ** 2) * (m1 * m2) / half
         return k, kdot
 
     return dual(
@@ -119,9 +134,9 @@ def gelu(approximate: bool = False) -> Dual:
 
     def moments(q1, q2, rho):
         x, gap, m1, m2 = _mehler(q1, q2, rho)
-        cosine = jnp.sqrt(gap)
-        inverse = 1 / cosine
-        angle = arcsin(x, cosine) / (2 * math.pi)
+        half = 0.5 * jnp.sqrt(gap)
+        inverse = 0.5 * (1 / half)
+        angle = arcsin(x, half) / (2 * math.pi)
         covariance = (root(q1) * root(q2)) * rho
         density = inverse / (2 * math.pi)
         k = covariance * (0.25 + angle)

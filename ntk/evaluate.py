@@ -67,8 +67,8 @@ class KernelFn:
         needs: maps what must be known of the output to what must be known of the input.
         spec: equal for layers that compute the same thing; repeated blocks of a network are found by it.
         axes: batch and channel axis of the input, or None if any will do.
-        scalar: what a layer does to each correlation by itself: a `ntk.duals.Dual`, or ("affine", W_std) for an
-            affine map without bias in the NTK parametrization; None for every other layer.
+        scalar: what a layer does to each correlation by itself: a `ntk.duals.Dual`, or (W_std, b_std) for an affine
+            map in the NTK parametrization; None for every other layer.
         pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
             `rule` is not used then.
         area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.arcs import root
+
 Array = jax.Array
 
 
@@ -71,7 +73,7 @@ class Kernel:
     @property
     def nngp(self) -> Array:
         """Covariance between the two batches, shaped as `correlation`."""
-        one, two = views(jnp.sqrt(self.var1), jnp.sqrt(self.var2), self.diagonal_spatial)
+        one, two = views(root(self.var1), root(self.var2), self.diagonal_spatial)
         return self.correlation * (one * two)
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from ntk import kernel as kernels
-from ntk.depth import depth_map
+from ntk.arcs import root
 from ntk.duals import Dual
 from ntk.kernel import Array, Kernel
 
@@ -121,41 +121,6 @@ def affine(
     return out.replace(ntk=trained(out, kernel.nngp, kernel.ntk, W_std, b_std, fan_in))
 
 
-def deep(
-    kernel: Kernel, dual: Dual, W_std: float, depth: int, *, fan_in: float | None = None
-) -> Kernel:
-    """Moments after `depth` times (affine map without bias, nonlinearity), as one map of the correlation.
-
-    Args:
-        kernel: moments of the input; without `within` moments or masks.
-        dual: dual activation, homogeneous of degree 1.
-        W_std: standard deviation of the weights times the square root of the fan-in.
-        depth: number of layers.
-        fan_in: as in `affine`.
-
-    Raises:
-        ValueError: as in `ntk.depth.depth_map`; W_std is traced, or the activation has another degree.
-
-    Source: `ntk.depth`; Jacot et al. (2018), theorem 1.
-    """
-    chain = depth_map(dual, W_std, None, depth, weight_scale=fan_in)
-    correlation, own, gain = chain.maps(snap(kernel.correlation))
-    ntk = kernel.ntk
-    if ntk is not None:
-        one, two = kernels.views(
-            jnp.sqrt(kernel.var1), jnp.sqrt(kernel.var2), kernel.diagonal_spatial
-        )
-        ntk = own * (one * two) + (gain * ntk if ntk.ndim else 0)
-    return kernel.replace(
-        correlation=correlation,
-        var1=chain.variance * kernel.var1,
-        var2=chain.variance * kernel.var2,
-        ntk=ntk,
-        is_gaussian=False,
-        is_input=False,
-    )
-
-
 def gaussian(
     kernel: Kernel,
     k: Array,
@@ -183,7 +148,7 @@ def gaussian(
         out = W_std**2 * var + bias**2
         inverse = kernels.inverse_sqrt(out)
         new.append(out)
-        scales.append(W_std * inverse * (jnp.sqrt(var) if normalised else 1))
+        scales.append(W_std * inverse * (root(var) if normalised else 1))
         shifts.append(bias * inverse)
     if not (normalised and b_std is None):  # a map without bias keeps every correlation
         one, two = kernels.views(*scales, kernel.diagonal_spatial)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import rules, spatial
+from ntk import chains, rules, spatial
 from ntk.duals import Dual
 from ntk.evaluate import KernelFn, Need, join
 from ntk.kernel import Array, Kernel
@@ -143,21 +143,17 @@ def _unpacked(tree: Any) -> Any:
 
 
 def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: int) -> Kernel | None:
-    """`count` blocks of (affine map without bias, homogeneous nonlinearity) at once; None where that does not apply."""
-    plain = (
-        isinstance(kernel, Kernel)
-        and kernel.within1 is None
-        and kernel.mask1 is None
-        and kernel.mask2 is None
-    )
-    if not plain or count < SHALLOW or len(block) != 2 or any(fn.scalar is None for fn in block):
+    """`count` blocks of (affine map, homogeneous nonlinearity) at once; None where that does not apply."""
+    if not isinstance(kernel, Kernel) or count < SHALLOW or len(block) != 2:
         return None
-    affine, dual = block[0].scalar, block[1].scalar
-    if isinstance(affine, Dual) or not isinstance(dual, Dual) or dual.homogeneous != 1:
+    affine, dual = (fn.scalar for fn in block)
+    if not isinstance(affine, tuple) or not isinstance(dual, Dual) or isinstance(affine, Dual):
+        return None
+    if not chains.applies(kernel, dual, *affine):
         return None
     try:
-        out = rules.deep(kernel, dual, affine[1], count)
-    except ValueError:  # numbers that are traced, or a map too steep for a table
+        out = chains.chain(kernel, dual, *affine, count)
+    except ValueError:  # a map too steep for a table
         return None
     after = jax.eval_shape(once, kernel)
     return out.replace(shape1=after.shape1, shape2=after.shape2)

@@ -96,7 +96,7 @@ def Dense(
         params=params,
         mask=lambda mask, _: jnp.all(mask, channel_axis, keepdims=True),
         axes=(batch_axis, channel_axis),
-        scalar=("affine", W_std) if b_std is None and not standard else None,
+        scalar=None if standard else (W_std, b_std),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ntk import rules
+from ntk import chains
 from ntk.inputs import Need, join
 from ntk.stax.combinators import iterate
 from ntk.trace.heads import attend_law, scores_pair
@@ -156,19 +156,21 @@ def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> tuple[
 
 
 def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
-    """`count` blocks of (weights, homogeneous nonlinearity) as one map, as in `ntk.stax.serial`; None for others."""
+    """`count` blocks of (weights, homogeneous nonlinearity) at once, as in `ntk.stax.serial`; None for others."""
     if [step.operation for step in block] != ["affine", "function"]:
         return None
     affine, function = block
     law = values[affine.inputs[0]]
     total, rate, flat, bias, apart, _ = affine.static
-    kernel = law.kernel
     known = single(function)
-    plain = known is not None and known.homogeneous == 1 and kernel.within1 is None
-    if flat or bias is not None or apart or rate != total or law.means is not None or not plain:
+    trained = rate == total and (bias is None or bias[0] == bias[1])
+    if flat or apart or not trained or law.means is not None or known is None:
+        return None
+    W_std, b_std = total**0.5, bias[0] ** 0.5 if bias and bias[0] else None
+    if not chains.applies(law.kernel, known, W_std, b_std):
         return None
     try:
-        return Law(rules.deep(kernel, known, total**0.5, count))
+        return Law(chains.chain(law.kernel, known, W_std, b_std, count))
     except ValueError:  # a map too steep for a table
         return None
 
