@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -86,10 +87,10 @@ def compare(
     gc.collect()
     for _ in range(runs):
         for name, step in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
+            start, start_cpu = time.perf_counter(), _cpu_seconds()
             block(step())
             wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - start_cpu)
+            cpu[name].append(_cpu_seconds() - start_cpu)
     timings = {name: Timing(first[name], wall[name], cpu[name]) for name in steps}
     return Comparison(
         task,
@@ -100,6 +101,12 @@ def compare(
         [b / max(a, 1e-9) for a, b in zip(cpu[ours], cpu[baseline])],
         dict(notes or {}),
     )
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the ones that it has started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def machine() -> dict[str, Any]:
@@ -137,17 +144,23 @@ def describe(row: Comparison) -> str:
 def save(
     name: str, rows: list[Comparison], folder: str | os.PathLike | None = None
 ) -> pathlib.Path:
-    """Writes ``<folder>/<name>.json``: the machine, the versions, and every timing."""
+    """Writes ``<folder>/<name>.json``: the machine, the versions, and every timing.
+
+    Rows of other tasks that the file has from the same machine and versions stay.
+    """
     folder = pathlib.Path(folder) if folder else pathlib.Path(__file__).parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    body = {
-        "machine": machine(),
-        "rows": [
-            row._asdict() | {"timings": {k: t._asdict() for k, t in row.timings.items()}}
-            for row in rows
-        ],
-    }
+    new = [
+        row._asdict() | {"timings": {k: t._asdict() for k, t in row.timings.items()}}
+        for row in rows
+    ]
+    body = {"machine": machine(), "rows": new}
+    if path.exists():
+        old = json.loads(path.read_text())
+        if old["machine"] == body["machine"]:
+            tasks = {row["task"] for row in new}
+            body["rows"] = [row for row in old["rows"] if row["task"] not in tasks] + new
     path.write_text(json.dumps(body, indent=1, default=float) + "\n")
     return path
 

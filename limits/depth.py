@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from limits.correlations import EXACT, Activation, descend, dual_map, log_shrinkage, near
-from ntk import duals
+from ntk import duals, powers
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
@@ -120,7 +120,7 @@ def optimal_activation(dimension: int) -> duals.Dual:
         power = 2 ** (-dimension / 2)
         squares = {1: power, 2: 1 - 2 * power, 3: power}
     series = [math.sqrt(squares.get(k, 0) / math.factorial(k)) for k in range(max(squares) + 1)]
-    return duals.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
+    return powers.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
 
 
 def dual_curve(activation: Activation, xi) -> np.ndarray:

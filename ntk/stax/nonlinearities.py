@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import duals, hermite
+from ntk import duals, hermite, powers
 from ntk.stax.combinators import Layer, elementwise
 
 
@@ -125,25 +125,25 @@ def ExpNormalized(gamma: float = 1, shift: float = -1, do_clip: bool = False) ->
 
 def Hermite(degree: int) -> Layer:
     """Normalised Hermite polynomial; the kernel holds for inputs of unit variance only."""
-    return elementwise(duals.hermite_polynomial(_degree(degree)), spec=("Hermite", degree))
+    return elementwise(powers.hermite_polynomial(_degree(degree)), spec=("Hermite", degree))
 
 
 def Monomial(degree: int) -> Layer:
     """x^degree, for any degree >= 0."""
-    return elementwise(duals.monomial(_degree(degree)), spec=("Monomial", degree))
+    return elementwise(powers.monomial(_degree(degree)), spec=("Monomial", degree))
 
 
 def RectifiedMonomial(degree: int) -> Layer:
     """x^degree for x >= 0, else 0; for degree 0 the NTK is zero."""
     return elementwise(
-        duals.rectified_monomial(_degree(degree)), spec=("RectifiedMonomial", degree)
+        powers.rectified_monomial(_degree(degree)), spec=("RectifiedMonomial", degree)
     )
 
 
 def Polynomial(coef: Sequence[float]) -> Layer:
     """coef[0] + coef[1] x + ... + coef[n] x^n."""
     coef = tuple(float(c) for c in coef)
-    return elementwise(duals.polynomial_dual(coef), spec=("Polynomial", coef))
+    return elementwise(powers.polynomial_dual(coef), spec=("Polynomial", coef))
 
 
 def Elementwise(

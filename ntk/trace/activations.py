@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from ntk import duals, hermite
+from ntk import duals, hermite, powers
 from ntk.duals import Dual
 from ntk.trace import trees
 
@@ -126,7 +126,7 @@ def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
                 return Known(duals.abrelu(c[1], c[1]), text, coefficients)
             terms = [f"{a:.4g}" + ("" if k == 0 else f" x^{k}") for k, a in enumerate(c) if a]
             return Known(
-                duals.polynomial_dual(coefficients), " + ".join(terms) or "0", coefficients
+                powers.polynomial_dual(coefficients), " + ".join(terms) or "0", coefficients
             )
     return None
 
@@ -151,7 +151,7 @@ def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
         if degree == 0 and math.isclose(low, -high):
             return Known(scaled(duals.sign(), high), f"{high:.4g} sign")
         if low == 0:
-            one = duals.rectified_monomial(degree)
+            one = powers.rectified_monomial(degree)
             return Known(scaled(one, high), f"{high:.4g} max(x, 0)^{degree}")
     return None
 

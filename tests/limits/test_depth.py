@@ -11,12 +11,12 @@ import pytest
 
 from limits import correlations, depth
 from ntk import depth as angle_domain
-from ntk import duals
+from ntk import duals, powers
 
 RELU = duals.abrelu(0.0, 1.0)
-SQUARE = duals.hermite_polynomial(2)
+SQUARE = powers.hermite_polynomial(2)
 # phi^ = .2 + .3 xi + .5 xi^3
-INTERIOR = duals.polynomial_dual(
+INTERIOR = powers.polynomial_dual(
     np.polynomial.hermite_e.herme2poly([0.2**0.5, 0.3**0.5, 0, (0.5 / 6) ** 0.5])
 )
 
@@ -89,7 +89,7 @@ def test_sine_has_the_exponent_of_its_dual_sinh(a):
     ("activation", "kind", "order"),
     [
         (SQUARE, "nearest neighbor", 2),
-        (duals.hermite_polynomial(3), "nearest neighbor", 3),
+        (powers.hermite_polynomial(3), "nearest neighbor", 3),
         (duals.erf(), "singular kernel", 1),
         (duals.gelu(), "majority vote", 0),
         (INTERIOR, "majority vote", 0),
@@ -343,7 +343,7 @@ def test_numbers_of_examples_share_one_program():
         (lambda: depth.taxonomy(lambda x: x), "linear"),
         (lambda: depth.taxonomy(duals.sign()), "step"),
         (lambda: depth.taxonomy(lambda x: x + jnp.sign(x)), "jumps"),
-        (lambda: depth.taxonomy(duals.monomial(0)), "constant"),
+        (lambda: depth.taxonomy(powers.monomial(0)), "constant"),
         (lambda: depth.taxonomy(3), "neither a function nor a Dual"),
         (lambda: depth.optimal_activation(0), "positive integer"),
         (lambda: depth.deep_kernel(RELU, 3, "nnpg"), "'nngp' or 'ntk'"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import chains, duals, rules, stax
+from ntk import chains, duals, powers, rules, stax
 from ntk.evaluate import Plan
 from ntk.inputs import Need, inputs_to_kernel
 
@@ -102,7 +102,7 @@ def test_what_it_is_not_for(x64):
     assert not chains.applies(kernel, relu, 1.5, 0.0)
     assert not chains.applies(kernel, duals.erf(), 1.5, 0.1)
     assert not chains.applies(
-        kernel, duals.monomial(1), 1.5, 0.1
+        kernel, powers.monomial(1), 1.5, 0.1
     )  # homogeneous, without a gap of its own
     assert not chains.applies(kernel, relu, jnp.float32(1.5), 0.1)
     assert not chains.applies(kernel.replace(within1=kernel.nngp), relu, 1.5, 0.1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import arcs, duals
+from ntk import arcs, duals, powers
 
 TRIPLES = [(0.5, 2.0, -0.7), (1.7, 0.2, 0.95), (1.0, 1.0, 0.0), (0.9, 1.1, -0.99)]
 
@@ -22,20 +22,20 @@ SMOOTH = {
     "gaussian growing": duals.gaussian(0.5, 0.03),
     "gabor": duals.gabor(),
     "exponential": duals.exponential(0.6, 0.8),
-    "monomial 0": duals.monomial(0),
-    "monomial 3": duals.monomial(3),
-    "monomial 6": duals.monomial(6),
-    "polynomial": duals.polynomial_dual([0.3, -0.5, 0.0, 0.2, 0.1]),
+    "monomial 0": powers.monomial(0),
+    "monomial 3": powers.monomial(3),
+    "monomial 6": powers.monomial(6),
+    "polynomial": powers.polynomial_dual([0.3, -0.5, 0.0, 0.2, 0.1]),
 }
 KINKED = {
     "relu": duals.abrelu(0, 1),
     "abrelu": duals.abrelu(-0.5, 1.3),
     "abs": duals.abrelu(-1, 1),
     "sign": duals.sign(),
-    "step": duals.rectified_monomial(0),
-    "rectified 1": duals.rectified_monomial(1),
-    "rectified 2": duals.rectified_monomial(2),
-    "rectified 5": duals.rectified_monomial(5),
+    "step": powers.rectified_monomial(0),
+    "rectified 1": powers.rectified_monomial(1),
+    "rectified 2": powers.rectified_monomial(2),
+    "rectified 5": powers.rectified_monomial(5),
 }
 EVERY = SMOOTH | KINKED
 # One of each formula, for what has to compile a gradient or in two precisions.
@@ -198,7 +198,7 @@ def test_kernel_only_maps():
     k, kdot = duals.exp_normalized(0.5, -1.0).moments(q, q, rho)
     np.testing.assert_allclose(k, 2 * np.exp(0.5 * (rho - 1)), rtol=1e-6)
     np.testing.assert_allclose(kdot, 0.5 * np.exp(0.5 * (rho - 1)), rtol=1e-6)
-    k, kdot = duals.hermite_polynomial(3).moments(1.0, 1.0, rho)
+    k, kdot = powers.hermite_polynomial(3).moments(1.0, 1.0, rho)
     np.testing.assert_allclose(k, rho**3, atol=1e-6)
     np.testing.assert_allclose(kdot, 3 * rho**2, atol=1e-6)
 

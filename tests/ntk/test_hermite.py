@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import duals, hermite, kinks
+from ntk import duals, hermite, kinks, powers
 
 Q1 = np.array([0.05, 0.7, 1.0, 3.9])[:, None]
 Q2 = np.array([0.3, 1.0, 2.5])[None, :]
@@ -31,8 +31,8 @@ CLOSED = {
     "relu": (jax.nn.relu, duals.abrelu(0, 1)),
     "leaky": (lambda x: jax.nn.leaky_relu(x, 0.1), duals.abrelu(0.1, 1)),
     "sign": (jnp.sign, duals.sign()),
-    "square": (lambda x: x**2 - x + 0.5, duals.polynomial_dual([0.5, -1.0, 1.0])),
-    "squared relu": (lambda x: jax.nn.relu(x) ** 2, duals.rectified_monomial(2)),
+    "square": (lambda x: x**2 - x + 0.5, powers.polynomial_dual([0.5, -1.0, 1.0])),
+    "squared relu": (lambda x: jax.nn.relu(x) ** 2, powers.rectified_monomial(2)),
 }
 
 
