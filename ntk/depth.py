@@ -195,19 +195,18 @@ def _table(dual, numbers, depth, size):
     theta = np.stack([_angles(x, scale) for scale in _SCALES])
     samples = np.stack(_in_double(dual, numbers, depth, np.cos(theta.ravel()))[1:])
     samples = samples.reshape(3, len(_SCALES), _NODES + 1)
-    best = None
-    for i, scale in enumerate(_SCALES):
-        top = np.maximum(np.abs(samples[:, i]).max(axis=1), 1e-300)
-        series = _chebyshev(samples[:, i])
-        size_k = np.abs(series) / top[:, None]
-        # Rounding of cos(theta), which the depth amplifies, ends the decay on a plateau.
-        plateau = 4 * np.median(size_k[:, 3 * _NODES // 4 :], axis=1, keepdims=True)
-        size_k = np.where((size_k < plateau) & (plateau < 1e-7), 0, size_k)
-        tails = np.cumsum(size_k[:, ::-1], axis=1)[:, ::-1]
-        length = max(2, int((tails.max(axis=0) > _TOLERANCE[size]).sum()))
-        if best is None or length < best[0]:
-            best = length, scale, series[:, :length]
-    _, scale, series = best
+    series = _chebyshev(samples.reshape(3 * len(_SCALES), -1)).reshape(samples.shape)
+    top = np.maximum(np.abs(samples).max(axis=2, keepdims=True), 1e-300)
+    size_k = np.abs(series) / top
+    # Rounding of cos(theta), which the depth amplifies, ends the decay on a plateau. Where the last coefficients are
+    # far larger than at another scale, they are no rounding: the series has not converged.
+    plateau = 4 * np.median(size_k[:, :, 3 * _NODES // 4 :], axis=2, keepdims=True)
+    rounding = (plateau < 1e-7) & (plateau <= 100 * plateau.min(axis=1, keepdims=True))
+    size_k = np.where((size_k < plateau) & rounding, 0, size_k)
+    tails = np.cumsum(size_k[:, :, ::-1], axis=2)[:, :, ::-1]
+    lengths = np.maximum((tails.max(axis=0) > _TOLERANCE[size]).sum(axis=1), 2)
+    best = int(np.argmin(lengths))
+    scale, series = _SCALES[best], series[:, best, : lengths[best]]
     table = tuple(tuple(row.tolist()) for row in series)
     return _Table(scale, table, _deviation(dual, numbers, depth, scale, series))
 
