@@ -3,6 +3,8 @@
 ``import ntk`` and ``from ntk import stax`` run what was written for neural-tangents with its imports.
 """
 
+import importlib
+
 from ntk import empirical, gram, hermite, predict, reference, solve, stax
 from ntk.batching import batch
 from ntk.depth import depth_map
@@ -28,7 +30,6 @@ from ntk.kernel import Kernel
 from ntk.linearize import linearize, taylor_expand
 from ntk.monte_carlo import monte_carlo_kernel_fn
 from ntk.reference import from_neural_tangents
-from ntk.trace import attention_error, explain, infinite_width
 
 __all__ = [
     "Dual",
@@ -63,3 +64,16 @@ __all__ = [
     "taylor_expand",
     "width_axes",
 ]
+
+# The tracer, with the parts of SciPy that it uses, is half of the time of an import: it waits until it is asked for.
+_TRACED = ("attention_error", "explain", "infinite_width")
+
+
+def __getattr__(name):
+    if name in _TRACED:
+        return getattr(importlib.import_module("ntk.trace"), name)
+    raise AttributeError(f"module 'ntk' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_TRACED})
