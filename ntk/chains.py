@@ -12,7 +12,7 @@ from ntk.duals import Dual
 from ntk.kernel import Array, Kernel
 from ntk.rules import snap
 
-_UNROLLED = 4
+_UNROLLED = 2
 """Layers in one pass over the matrix: a loop over single layers spends its time on memory."""
 
 
@@ -88,7 +88,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
     state = affine(1 - snap(kernel.correlation), None, _variances(kernel), kernel.ntk)
     state = nonlinear(*state, first=True)
     rounds, rest = divmod(depth - 1, _UNROLLED)
-    if rounds < 2:
+    if rounds < 3:
         rounds, rest = 0, depth - 1
 
     def layers(state: tuple, count: int) -> tuple:
