@@ -102,9 +102,11 @@ TASKS = {
     "mlp_full": _task("MLP 64-512-512-10, 128 x 128, full", MLP(), _vectors, 128, ()),
     "mlp_traced": _task("MLP 64-512-512-10, 128 x 128, traced", MLP(), _vectors, 128, (-1,)),
     "cnn_full": _task("CNN 64 x 2, 16 x 16 images of 16 x 16", CNN(), _images, 16, ()),
-    "cnn_traced": _task("the same, traced", CNN(), _images, 16, (-1,)),
+    "cnn_traced": _task("CNN 64 x 2, 16 x 16 images of 16 x 16, traced", CNN(), _images, 16, (-1,)),
     "transformer_full": _task("Transformer d 64, 16 x 16 x 32", Transformer(), _tokens, 16, ()),
-    "transformer_traced": _task("the same, traced", Transformer(), _tokens, 16, (-1,)),
+    "transformer_traced": _task(
+        "Transformer d 64, 16 x 16 x 32, traced", Transformer(), _tokens, 16, (-1,)
+    ),
 }
 
 
