@@ -1,6 +1,6 @@
 """Time to import, in fresh processes: ``python -m benchmarks.imports``.
 
-The contenders import JAX first; ``over_jax`` is what is left after JAX's own time. neural-tangents is imported
+The contenders import JAX first; ``seconds_over_jax`` is what is left after JAX's own time. neural-tangents is imported
 through `ntk.reference`, without TensorFlow, which its own import would add.
 """
 

@@ -73,15 +73,12 @@ def half_space(rho: Array) -> tuple[Array, Array]:
     """
     negative = rho < 0
     x = jnp.where(negative, -rho, rho)
-    w = jnp.where(x < 1, 1 - x, 0)
-    scaled = root(w) / (2 * math.pi)
-    angle = scaled * polynomial(_ARCCOS[_size(rho)], w)
-    integral = scaled * w * polynomial(_ARCCOS_INTEGRAL[_size(rho)], w)
+    angle, integral = _angle_and_integral(jnp.where(x < 1, 1 - x, 0))
     step = jnp.where(negative, angle, 0.5 - angle)
     return step, integral + jnp.where(negative, 0, 0.5 * rho)
 
 
-def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array]:
+def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array | None]:
     """The same, by gap = 1 - rho, as (angle, integral, negative): step is 1/2 - angle where rho >= 0, else angle.
 
     E[relu(u) relu(v)] is integral + rho / 2 where rho >= 0, else the integral.
@@ -92,9 +89,14 @@ def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array]:
     """
     negative = gap > 1 if reflects else None
     w = jnp.where(negative, 2 - gap, gap) if reflects else gap
-    scaled = root(w) * (1 / (2 * math.pi))
-    angle = scaled * polynomial(_ARCCOS[_size(gap)], w)
-    return angle, (scaled * w) * polynomial(_ARCCOS_INTEGRAL[_size(gap)], w), negative
+    return *_angle_and_integral(w), negative
+
+
+def _angle_and_integral(w: Array) -> tuple[Array, Array]:
+    """arccos(1 - w) and its integral (see `_ARCCOS`), over 2 pi, for 0 <= w <= 1."""
+    scaled = root(w) / (2 * math.pi)
+    angle = scaled * polynomial(_ARCCOS[_size(w)], w)
+    return angle, (scaled * w) * polynomial(_ARCCOS_INTEGRAL[_size(w)], w)
 
 
 def arccos(rho: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,18 @@ def applies(kernel: Kernel, dual: Dual, W_std: float, b_std: float | None) -> bo
     if kernel.mask1 is not None or kernel.mask2 is not None or dual.homogeneous != 1:
         return False
     return b_std is None or (b_std > 0 and dual.gap is not None)
+
+
+def shortcut(
+    kernel: Kernel, dual: Dual, W_std: float, b_std: float | None, depth: int
+) -> Kernel | None:
+    """`chain`, or None where it does not apply."""
+    if not applies(kernel, dual, W_std, b_std):
+        return None
+    try:
+        return chain(kernel, dual, W_std, b_std, depth)
+    except ValueError:  # a map too steep for a table
+        return None
 
 
 def chain(kernel: Kernel, dual: Dual, W_std: float, b_std: float | None, depth: int) -> Kernel:
@@ -96,28 +110,23 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
             state = nonlinear(*affine(*state))
         return state
 
-    def several(_: int, packed: tuple) -> tuple:
-        return _packed(*layers(_unpacked(*packed), _UNROLLED))
+    def packed(gap: Array, ntk: Array | None, var: Array) -> tuple:
+        return (gap if ntk is None else kernels.packed(gap, ntk)), var
+
+    def unpacked(both: Any, var: Array) -> tuple:
+        return (both, None, var) if state[1] is None else (*kernels.unpacked(both), var)
+
+    def several(_: int, carry: tuple) -> tuple:
+        return packed(*layers(unpacked(*carry), _UNROLLED))
 
     state = layers(state, rest)
     if rounds:
-        state = _unpacked(*jax.lax.fori_loop(0, rounds, several, _packed(*state)))
+        state = unpacked(*jax.lax.fori_loop(0, rounds, several, packed(*state)))
     gap, ntk, var = state
     if ntk is not None:
         ntk = ntk * _outer(kernel, root(var))
     one, two = _split(kernel, var)
     return kernel.replace(correlation=1 - gap, var1=one, var2=two, ntk=ntk)
-
-
-def _packed(gap: Array, ntk: Array | None, var: Array) -> tuple:
-    """As one complex array: XLA's CPU backend computes what two results of a loop share twice."""
-    return (gap if ntk is None else jax.lax.complex(gap, ntk)), var
-
-
-def _unpacked(both: Array, var: Array) -> tuple:
-    if not jnp.iscomplexobj(both):
-        return both, None, var
-    return jnp.real(both), jnp.imag(both), var
 
 
 def _variances(kernel: Kernel) -> Array:

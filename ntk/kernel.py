@@ -123,6 +123,26 @@ def inverse_sqrt(x: Array) -> Array:
     return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, x, 1)), 0)
 
 
+def packed(one: Array, two: Array) -> Array | tuple[Array, Array]:
+    """Both as one complex array, where there is one for them.
+
+    XLA's CPU backend compiles every array that a loop carries by itself, and would compute what the two share
+    twice: packed, a layer takes less than half the time.
+    """
+    if (
+        one.shape == two.shape
+        and one.dtype == two.dtype
+        and one.dtype in (jnp.float32, jnp.float64)
+    ):
+        return jax.lax.complex(one, two)
+    return one, two
+
+
+def unpacked(both: Array | tuple[Array, Array]) -> tuple[Array, Array]:
+    """Inverse of `packed`."""
+    return both if isinstance(both, tuple) else (jnp.real(both), jnp.imag(both))
+
+
 def _spread(x: Array, side: int, lead: int) -> Array:
     """(N, H, W) -> (N, H, 1, W, 1) for side 0, (N, 1, H, 1, W) for side 1."""
     shape = list(x.shape[:lead])

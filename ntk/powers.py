@@ -51,11 +51,8 @@ def _power(r1, r2, n):
     return (r1 * r2) ** n if n else jnp.ones_like(r1 * r2)
 
 
-def monomial(degree: int) -> Dual:
-    """x^degree, degree >= 0."""
-
-    def unit(n, rho):
-        return polynomial([float(c) for c in _monomial_product(n)], rho)
+def _moments(degree, unit):
+    """Moments of a power from those at unit variances, unit(n, rho); its derivative is a power too."""
 
     def moments(q1, q2, rho):
         r1, r2 = root(q1), root(q2)
@@ -64,10 +61,19 @@ def monomial(degree: int) -> Dual:
             return k, jnp.zeros_like(k)
         return k, degree**2 * (_power(r1, r2, degree - 1) * unit(degree - 1, rho))
 
+    return moments
+
+
+def monomial(degree: int) -> Dual:
+    """x^degree, degree >= 0."""
+
+    def unit(n, rho):
+        return polynomial([float(c) for c in _monomial_product(n)], rho)
+
     even = degree % 2 == 0
     return dual(
         lambda x: x**degree,
-        moments,
+        _moments(degree, unit),
         norm=lambda q: _double_factorial(2 * degree - 1) * q**degree,
         homogeneous=degree,
         mean=lambda q: _double_factorial(degree - 1) * q ** (degree // 2) if even else 0 * q,
@@ -109,17 +115,10 @@ def rectified_monomial(degree: int) -> Dual:
         sine = root(one_minus_square(rho)) / (2 * math.pi)
         return polynomial(a, rho) * sine + polynomial(b, rho) * step
 
-    def moments(q1, q2, rho):
-        r1, r2 = root(q1), root(q2)
-        k = _power(r1, r2, degree) * unit(degree, rho)
-        if degree == 0:
-            return k, jnp.zeros_like(k)
-        return k, degree**2 * (_power(r1, r2, degree - 1) * unit(degree - 1, rho))
-
     scale = 2 ** (degree / 2) * math.gamma((degree + 1) / 2) / (2 * math.sqrt(math.pi))
     return dual(
         lambda x: (x >= 0) * x**degree,
-        moments,
+        _moments(degree, unit),
         norm=lambda q: _double_factorial(2 * degree - 1) / 2 * q**degree,
         homogeneous=degree,
         mean=lambda q: scale * (root(q) ** degree if degree else jnp.ones_like(q)),

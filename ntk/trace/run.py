@@ -167,12 +167,8 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
     if flat or apart or not trained or law.means is not None or known is None:
         return None
     W_std, b_std = total**0.5, bias[0] ** 0.5 if bias and bias[0] else None
-    if not chains.applies(law.kernel, known, W_std, b_std):
-        return None
-    try:
-        return Law(chains.chain(law.kernel, known, W_std, b_std, count))
-    except ValueError:  # a map too steep for a table
-        return None
+    kernel = chains.shortcut(law.kernel, known, W_std, b_std, count)
+    return None if kernel is None else Law(kernel)
 
 
 def _with_means(steps: Sequence[Step]) -> set[int]:
