@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 import limits
-from experiments import losses, tasks
+from experiments import checks, losses, tasks
 from experiments.loop import Session
 from experiments.studies import feature_learning_limit_networks as networks
 from experiments.studies.feature_learning_limit_claims import claims
@@ -28,7 +28,7 @@ from limits import feature_learning as one_layer
 TITLE = "Feature learning at infinite width"
 PAPER = "Yang & Hu 2021, arXiv:2011.14522; pi-nets: Yang, Santacroce, Hu 2022"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 
 def total_steps(config: Any) -> int:
@@ -54,8 +54,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
             pairs of words.
     """
     session = session or Session()
-    _check(config)
     task = tasks.load(config.task)
+    check(config, task)
     parts = (
         networks.dichotomy(config, task, session),
         networks.convergence(config, task, session),
@@ -67,15 +67,103 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     return xr.merge(parts).assign_attrs(task=config.task.name, ways=few.ways, shots=few.shots)
 
 
-def _check(config: Any) -> None:
-    for name in set(config.convergence.systems) - set(networks.SYSTEMS):
-        raise ValueError(f"unknown system {name!r}; there are: {'; '.join(networks.SYSTEMS)}")
-    for name in config.dichotomy.rules:
-        limits.named_rule(networks.RULES.get(name, name))
-    for name in ("dichotomy", "convergence", "words"):
-        widths = tuple(config[name].widths)
-        if len(set(widths)) < 3:
-            raise ValueError(f"{name}.widths={widths} must be three or more, to fit an exponent")
+RULES = {
+    "dichotomy.rules": checks.several(checks.choice((*networks.RULES, *limits.exponents.RULES))),
+    "dichotomy.depth": checks.DEPTH,
+    "convergence.systems": checks.several(checks.choice(networks.SYSTEMS)),
+    "convergence.population": checks.whole(),
+    "convergence.pi.rank": checks.whole(1, 10**4),
+    "convergence.pi.hidden_layers": checks.whole(1, 100),
+    "convergence.pi.learning_rate": checks.positive(),
+    "convergence.pi.steps": checks.STEPS,
+    "convergence.pi.batch_size": checks.whole(),
+    "words.vocabulary": checks.whole(8, 10**7),
+    "words.epochs": checks.whole(1, 10**4),
+    "words.window": checks.whole(1, 1000),
+    "words.subsample": checks.positive(),
+    "words.negatives": checks.whole(),
+    "words.weight_decay": checks.real(0),
+    "words.batch_size": checks.whole(),
+    **{f"{part}.learning_rate": checks.positive() for part in ("dichotomy", "convergence", "words")},
+    **{f"{part}.widths": checks.widths(3) for part in ("dichotomy", "convergence", "words")},
+    **{
+        f"{part}.{key}": rule
+        for part in ("dichotomy", "convergence")
+        for key, rule in (
+            ("num_train", checks.whole()),
+            ("num_test", checks.whole()),
+            ("steps", checks.STEPS),
+        )
+    },
+    **{f"{part}.seeds": checks.SEEDS for part in ("dichotomy", "convergence", "words", "few_shot")},
+    "few_shot.backgrounds": checks.several(checks.real(0), ascending=True),
+    "few_shot.widths": checks.widths(),
+    "few_shot.ways": checks.whole(2, 20),
+    **{
+        f"few_shot.{key}": checks.whole()
+        for key in ("shots", "queries", "steps", "tasks", "test_tasks", "test_steps")
+    },
+    **{f"few_shot.{key}": checks.positive() for key in ("inner_rate", "outer_rate", "clip")},
+    "few_shot.kernel_rates": checks.several(checks.positive()),
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    checks.classes(task)
+    if task.train.x.ndim != 2:
+        raise ValueError(
+            f"config.task: inputs of {task.name} have shape {task.input_shape}; expected vectors, flatten=True"
+        )
+    pi, there = config.convergence.pi, len(task.train.x)
+    if pi.steps * pi.batch_size > there:
+        raise ValueError(
+            f"config.convergence.pi: {pi.steps} batches of {pi.batch_size} need more than the {there} examples:"
+            " decrease pi.steps or pi.batch_size, or take more by task.num_train"
+        )
+    for path, data in (("num_train", task.train), ("num_test", task.test)):
+        for name in ("dichotomy", "convergence"):
+            checks.whole(1, len(data.x))(f"{name}.{path}", config[name][path])
+    _check_sizes(config, task)
+    _check_few_shot(config.few_shot, task)
+    part = config.words
+    source = checks.context("words", word_pairs.corpus, part.data_dir, part.vocabulary, part.analogies)
+    left = part.epochs * len(source.ids)
+    if left < part.batch_size:
+        checks.refuse("words.batch_size", part.batch_size, f"at most {left}, the words of all epochs")
+
+
+def _check_sizes(config: Any, task: tasks.Task) -> None:
+    inputs, part = task.train.x.shape[1], config.dichotomy
+    size = part.widths[-1] * inputs + (part.depth - 1) * part.widths[-1] ** 2
+    checks.memory(f"config.dichotomy.widths: training at {part.widths[-1]}", 5.0 * size)
+    part = config.convergence
+    widest = max(part.population, part.widths[-1])
+    checks.memory("config.convergence", 3.0 * widest * (inputs + task.outputs + part.num_train))
+    checks.memory("config.convergence: all batches", float(part.steps) * part.num_train)
+    part, few = config.words, config.few_shot
+    examples = 5e5 * part.epochs * (2 * part.window + part.negatives)
+    checks.memory("config.words", 6.0 * part.vocabulary * max(part.widths[-1], part.vocabulary) + examples)
+    checks.memory("config.few_shot.widths", 4.0 * few.widths[-1] * (inputs + few.ways))
+    episodes = (few.steps * few.tasks + few.test_tasks) * few.ways * (few.shots + few.queries)
+    checks.memory("config.few_shot: all episodes", 4.0 * episodes)
+
+
+def _check_few_shot(part: Any, task: tasks.Task) -> None:
+    data = tasks.Data(*(np.concatenate(leaves) for leaves in zip(task.train, task.test)))
+    first = tasks.Data(data.x[:1], data.y[:1])
+    checks.context("task", few_shot.images, first, data.y[:1], 0.0, 0)
+    counts = np.bincount(data.y, minlength=10)[: len(META_TRAIN + META_TEST)]
+    if part.shots + part.queries > counts.min():
+        raise ValueError(
+            f"config.few_shot: {part.shots} shots and {part.queries} queries need as many examples of each of the"
+            f" classes 0 to 9; {task.name} has {counts.min()} of class {counts.argmin()}"
+        )
 
 
 # Word2Vec

@@ -20,7 +20,7 @@ import xarray as xr
 from flax import linen as nn
 
 import models
-from experiments import losses, tasks
+from experiments import checks, losses, tasks
 from experiments.loop import Session, train_runs
 from experiments.studies import grokking_corrupted_figures
 from experiments.studies.grokking_corrupted_claims import (
@@ -37,7 +37,7 @@ from metrics import features
 TITLE = "To grok or not to grok: memorisation beside generalisation"
 PAPER = "Doshi et al. 2023, arXiv:2310.13061; Gromov 2023, arXiv:2301.02679"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 KINDS = ("decay", "dropout", "batch_norm")
 ACCURACIES = ("train", "corrupted", "restored", "test")
@@ -114,7 +114,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the configuration asks for something that is not there.
     """
     session = session or Session()
-    _check(config)
+    check(config, tasks.load(config.task))
     return xr.merge(
         [
             _close_look(config, session),
@@ -125,33 +125,94 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     ).assign_attrs(modulus=config.task.modulus, label_noise=config.runs.noise)
 
 
-def _check(config: Any) -> None:
-    for kind, strength in (*config.runs.regularisers, *config.phases.regularisers):
-        if kind not in KINDS:
-            raise ValueError(f"unknown regulariser {kind!r}; there are: {', '.join(KINDS)}")
-        if kind == "dropout" and not 0 <= strength < 1:
-            raise ValueError(f"dropout is {strength}; it must lie in [0, 1)")
-    for part in (config.runs, config.phases):
-        names = [label(*regulariser) for regulariser in part.regularisers]
-        if "none" not in names or len(set(names)) < len(names):
-            raise ValueError(
-                f"regularisers are {names}; name each once, and ('decay', 0.0), the network without"
-            )
-    if config.task.encoding != "tokens" or config.task.operation != "add":
-        raise ValueError(
-            f"task is {config.task.operation!r} of {config.task.encoding!r}; "
-            "this study is about operation 'add' and encoding 'tokens'"
-        )
-    every = [(config.transformer.steps, config.transformer.probes)]
-    for part in (config.runs, config.phases):
-        every += [(part.steps, part.probes), (part.minibatch_steps, part.probes)]
-    for steps, probes in every:
-        if steps % probes:
-            raise ValueError(f"steps ({steps}) must be a multiple of probes ({probes})")
+_REGULARISERS = checks.several(
+    checks.fixed(checks.choice(KINDS), checks.real(0)), needs=(("decay", 0.0),)
+)
+_SHARE, _INSIDE = checks.real(0, 1), checks.real(0, 1, inside=True)
+_PART = {
+    "regularisers": _REGULARISERS,
+    "steps": checks.STEPS,
+    "minibatch_steps": checks.STEPS,
+    "probes": checks.STEPS,
+}
+RULES = {
+    "task.name": checks.choice(("modular",)),
+    "task.operation": checks.choice(("add",)),
+    "task.encoding": checks.choice(("tokens",)),
+    "network.width": checks.whole(4, 2**20),
+    "network.init_scale": checks.positive(),
+    "optimizer.learning_rate": checks.positive(),
+    "optimizer.b1": checks.real(0, 1 - 1e-7),
+    "optimizer.b2": checks.real(0, 1 - 1e-7),
+    "minibatch.batch_size": checks.whole(),
+    **{f"{part}.{key}": rule for part in ("runs", "phases") for key, rule in _PART.items()},
+    "runs.fraction": _INSIDE,
+    "runs.noise": _SHARE,
+    "runs.control_noise": _SHARE,
+    "runs.seeds": checks.SEEDS,
+    "runs.groups": checks.whole(),
+    "phases.fractions": checks.several(_INSIDE, ascending=True),
+    "phases.noises": checks.several(_SHARE, ascending=True),
+    "phases.seed": checks.whole(0),
+    "transformer.modulus": checks.whole(2, 10**4),
+    "transformer.width": checks.WIDTH,
+    "transformer.heads": checks.whole(),
+    "transformer.fraction": _INSIDE,
+    "transformer.noise": _SHARE,
+    "transformer.decays": checks.several(checks.real(0), 0, ascending=True),
+    "transformer.seeds": checks.SEEDS,
+    "transformer.learning_rate": checks.positive(),
+    "transformer.steps": checks.STEPS,
+    "transformer.cooldown": _SHARE,
+    "transformer.probes": checks.STEPS,
+    "transformer.groups": checks.whole(2),
+    "analytic.neurons_per_frequency": checks.several(checks.whole(1, 1000), ascending=True),
+    "analytic.seeds": checks.whole(1, 1000),
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    for path in ("runs", "phases"):
+        for kind, strength in config[path].regularisers:
+            if kind == "dropout" and strength >= 1:
+                checks.refuse(f"{path}.regularisers", (kind, strength), "a dropout below 1")
+        labels = [label(*regulariser) for regulariser in config[path].regularisers]
+        checks.several(checks.instance(str))(f"{path}.regularisers", labels)
+        checks.multiple(config, f"{path}.minibatch_steps", "probes")
+    for path in ("runs", "phases", "transformer"):
+        checks.multiple(config, f"{path}.steps", "probes")
+    for key in ("phases.fractions", "phases.noises", "transformer.decays"):
+        checks.six_digits(key, checks.at(config, key))
     if config.network.width % config.runs.groups:
-        raise ValueError(
-            f"width ({config.network.width}) must be a multiple of groups ({config.runs.groups})"
-        )
+        allowed = f"a divisor of network.width, {config.network.width}"
+        checks.refuse("runs.groups", config.runs.groups, allowed)
+    if config.transformer.width % config.transformer.heads:
+        allowed = f"a divisor of transformer.width, {config.transformer.width}"
+        checks.refuse("transformer.heads", config.transformer.heads, allowed)
+    _check_sizes(config)
+
+
+def _check_sizes(config: Any) -> None:
+    modulus, part = config.task.modulus, config.transformer
+    if modulus < 3 or modulus % 2 == 0:
+        checks.refuse("task.modulus", modulus, "an odd number from 3 on, for the analytic solution")
+    shares = [("runs", modulus, config.runs.fraction), ("transformer", part.modulus, part.fraction)]
+    shares += [("phases", modulus, fraction) for fraction in config.phases.fractions]
+    for path, p, fraction in shares:
+        if not 0 < round(fraction * p * p) < p * p:
+            allowed = f"such that some of the {p * p} pairs are left to train and to test on"
+            checks.refuse(f"{path}.fraction", fraction, allowed)
+    neurons = max(config.network.width, (modulus - 1) // 2 * max(config.analytic.neurons_per_frequency))
+    checks.memory(f"{neurons} neurons on {modulus}^2 pairs", 4.0 * neurons * modulus**2, 8)
+    checks.memory("config.minibatch.batch_size", 2.0 * config.minibatch.batch_size * config.network.width)
+    layers = 12.0 * part.width**2 + 8.0 * part.width * part.modulus**2
+    checks.memory("config.transformer", 4 * layers)
 
 
 # Data, network, one compiled program per number of examples

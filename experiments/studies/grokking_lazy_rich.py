@@ -21,7 +21,7 @@ import xarray as xr
 
 import metrics
 import models
-from experiments import losses, tasks, train
+from experiments import checks, losses, tasks, train
 from experiments.loop import Session, train_runs
 from experiments.studies import grokking_lazy_rich_figures
 from experiments.studies.grokking_lazy_rich_claims import claims, crossing, times
@@ -31,7 +31,7 @@ from limits.mean_field import Moments, Target
 
 TITLE = "Grokking as the transition from lazy to rich training"
 PAPER = "Kumar, Bordelon, Gershman & Pehlevan 2024, arXiv:2310.06110"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 
 class Problem(NamedTuple):
@@ -74,7 +74,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the task is no polynomial of second degree, or steps are no multiple of chunk.
     """
     session = session or Session()
-    _check(config)
+    check(config, tasks.load(config.task))
     parts = (_sweep, _network, _widths, _grids, _dmft, _digits)
     data = xr.merge([part(config, session) for part in parts])
     return data.assign_attrs(
@@ -84,24 +84,104 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     )
 
 
-def _check(config: Any) -> None:
-    if config.task.name != "polynomial" or len(config.task.coefficients) > 3:
-        raise ValueError(
-            f"the task is {config.task.name!r} with coefficients {config.task.coefficients}; the closed dynamics need "
-            "a 'polynomial' of second degree, c_0, c_1, c_2"
-        )
+_SHARE = checks.real(0, 1, inside=True)
+_POSITIVES = checks.several(checks.positive(), ascending=True)
+RULES = {
+    "task.name": checks.choice(("polynomial",)),
+    "task.coefficients": checks.several(checks.real(), 2, distinct=False, most=3),
+    "epsilon": checks.positive(),
+    "learning_rate": checks.positive(),
+    "threshold": _SHARE,
+    "seeds": checks.SEEDS,
+    "records": checks.whole(2, 10**6),
+    "sweep.alphas": checks.several(checks.positive(), ascending=True, needs=(0.25, 1.0, 4.0)),
+    "network.width": checks.WIDTH,
+    "network.alphas": _POSITIVES,
+    "network.seeds": checks.SEEDS,
+    "network.batch_sizes": checks.several(checks.whole(0), needs=(0,)),
+    "network.steps": checks.STEPS,
+    "network.chunk": checks.STEPS,
+    "widths.widths": checks.widths(3),
+    "widths.alpha": checks.positive(),
+    "epsilons.grid": checks.several(checks.positive(), 2, ascending=True),
+    "epsilons.alpha": checks.positive(),
+    "epsilons.threshold": _SHARE,
+    "examples.num_train": checks.several(checks.whole(), ascending=True),
+    "examples.alpha": checks.positive(),
+    "examples.seeds": checks.SEEDS,
+    "aligned.strengths": checks.several(checks.real(0), 2, ascending=True, needs=(0.0,)),
+    "aligned.alpha": checks.positive(),
+    "map.dim": checks.whole(),
+    "map.num_train": checks.whole(),
+    "map.alphas": _POSITIVES,
+    "map.epsilons": _POSITIVES,
+    "map.seeds": checks.SEEDS,
+    "dmft.overlap": checks.several(checks.real(-1, 1), distinct=False),
+    "dmft.density": checks.positive(),
+    "dmft.alpha": checks.positive(),
+    "dmft.epsilon": checks.positive(),
+    "dmft.learning_rate": checks.positive(),
+    "dmft.steps": checks.whole(1, 10**4),
+    "dmft.samples": checks.whole(2),
+    "dmft.dims": checks.several(checks.whole(2), ascending=True),
+    "digits.width": checks.WIDTH,
+    "digits.depth": checks.DEPTH,
+    "digits.init_scale": checks.positive(),
+    "digits.alphas": checks.several(checks.positive(), 2, ascending=True),
+    "digits.learning_rate": checks.positive(),
+    "digits.weight_decay": checks.real(0),
+    "digits.batch_size": checks.whole(),
+    "digits.seeds": checks.SEEDS,
+    "digits.steps": checks.STEPS,
+    "digits.chunk": checks.STEPS,
+}
+CLOSED = ("sweep", "widths", "epsilons", "examples", "aligned", "map")
+"""Parts that follow the closed dynamics, at the steps of `record_steps`."""
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    steps = {f"{part}.steps": checks.STEPS for part in CLOSED}
+    checks.values(config, RULES | steps)
     if config.task.coefficients[0]:
-        raise ValueError(
-            f"c_0 is {config.task.coefficients[0]}; it must be 0, the network has no constant"
-        )
-    shortest = min(part.steps for part in (config.sweep, config.widths, config.epsilons))
-    if config.records > shortest:
-        raise ValueError(
-            f"records is {config.records}; there must not be more than steps, {shortest}"
-        )
-    for part in (config.network, config.digits):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
+        checks.refuse("task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant")
+    for part in CLOSED:
+        if config.records > config[part].steps:
+            checks.refuse("records", config.records, f"at most {part}.steps, {config[part].steps}")
+    for path in ("network", "digits"):
+        checks.multiple(config, f"{path}.steps", "chunk")
+    checks.six_digits("network.alphas", config.network.alphas)
+    if config.task.num_train not in config.examples.num_train:
+        allowed = f"a tuple that includes task.num_train, {config.task.num_train}: a claim is about it"
+        checks.refuse("examples.num_train", config.examples.num_train, allowed)
+    if round(config.dmft.density * config.dmft.dims[0]) < 1:
+        checks.refuse("dmft.density", config.dmft.density, "at least one example in every dimension")
+    _check_sizes(config)
+    digits = checks.context("digits.task", tasks.load, config.digits.task)
+    checks.classes(digits)
+    size = digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
+    batch = config.digits.batch_size * (digits.train.x[0].size + config.digits.width)
+    checks.memory("config.digits", 4.0 * size + batch)
+
+
+def _check_sizes(config: Any) -> None:
+    dim, most = config.task.dim, max(*config.examples.num_train, config.task.num_train)
+    checks.memory("config.task: the moments of the weights", 2.0 * (config.records + 1) * dim**2)
+    checks.memory("config.task: the examples", 2.0 * dim * (most + config.task.num_test), 8)
+    part = config.map
+    checks.memory("config.map", 2.0 * (config.records + 1) * part.dim**2 + part.dim * part.num_train, 8)
+    widest = max(config.network.width, *config.widths.widths)
+    checks.memory("the widest network", 4.0 * widest * dim)
+    checks.memory("config.network.batch_sizes", float(max(config.network.batch_sizes)) * dim)
+    records = config.network.steps // config.network.chunk + 1
+    checks.memory("config.network: records of its moments", float(records) * dim**2)
+    part = config.dmft
+    checks.memory("config.dmft.dims", (part.steps + 1.0) * part.dims[-1] ** 2)
+    checks.memory("config.dmft.samples", 4.0 * part.samples * (part.steps + 1) * len(part.overlap))
 
 
 # The closed dynamics

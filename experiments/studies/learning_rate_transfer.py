@@ -19,14 +19,14 @@ import xarray as xr
 import limits
 import metrics
 import models
-from experiments import losses, plotting, tasks
+from experiments import checks, losses, plotting, tasks
 from experiments.loop import Session, train_runs
 from experiments.studies.learning_rate_transfer_claims import claims, optima
 from experiments.train import Probe, Program, Setup, compile_program
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 # steps -> (learning rate -> what optax takes for it)
@@ -56,8 +56,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the configuration names an unknown task, model, rule, optimizer or loss.
     """
     session = session or Session()
-    _check(config)
     task = tasks.load(config.task)
+    check(config, task)
     return xr.merge(
         [
             _sweep(config, task, session),
@@ -67,33 +67,119 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     ).assign_attrs(task=config.task.name, model=config.model.name)
 
 
-def _check(config: Any) -> None:
-    for name in config.sweep.optimizers:
-        if name not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {name!r}; there are: {', '.join(OPTIMIZERS)}")
+_PART = {
+    "depth": checks.DEPTH,
+    "base_width": checks.WIDTH,
+    "loss": checks.choice(losses.LOSSES),
+}
+_RULES = checks.several(checks.choice(limits.exponents.RULES))
+RULES = {
+    "parametrizations": _RULES,
+    **{f"{part}.{k}": r for part in ("sweep", "trajectory", "coordinates") for k, r in _PART.items()},
+    "sweep.widths": checks.widths(),
+    "sweep.optimizers": checks.several(checks.choice(OPTIMIZERS)),
+    "sweep.seeds": checks.SEEDS,
+    "sweep.batch_size": checks.whole(),
+    "sweep.num_test": checks.whole(),
+    "sweep.steps": checks.STEPS,
+    "sweep.chunk": checks.STEPS,
+    "sweep.schedule": checks.choice(SCHEDULES),
+    "trajectory.widths": checks.widths(2),
+    "trajectory.parametrizations": checks.several(
+        checks.choice(limits.exponents.RULES), needs=("mup", "ntk")
+    ),
+    "trajectory.seeds": checks.SEEDS,
+    "trajectory.num_train": checks.whole(),
+    "trajectory.steps": checks.STEPS,
+    "trajectory.chunk": checks.STEPS,
+    "trajectory.lanczos_steps": checks.whole(1, 1000),
+    "coordinates.parametrizations": checks.several(
+        checks.choice(limits.exponents.RULES), needs=("mup",)
+    ),
+    "coordinates.learning_rate": checks.positive(),
+    "coordinates.batch_size": checks.whole(),
+    "coordinates.seeds": checks.whole(2, 1000),
+    "coordinates.steps": checks.STEPS,
+}
+_RATES = checks.fixed(checks.real(-100, 100), checks.real(-100, 100), checks.whole(3, 1000))
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    # residual networks leave out the coordinates: no widths
+    no_coordinates = {"coordinates.widths": lambda path, value: None}
+    three = {"coordinates.widths": checks.widths(3)}
+    checks.values(config, RULES | (three if config.coordinates.widths else no_coordinates))
+    for optimizer in config.sweep.optimizers:
+        path = f"sweep.log2_rates.{optimizer}"
+        _RATES(path, config.sweep.log2_rates[optimizer])
+        low, high, _ = config.sweep.log2_rates[optimizer]
+        if not low < high:
+            checks.refuse(path, (low, high), "a lower and a higher power of two")
     counts = {name: config.sweep.log2_rates[name][2] for name in config.sweep.optimizers}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"log2_rates must have as many rates for each optimizer, not {counts}")
-    if config.sweep.schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"unknown schedule {config.sweep.schedule!r}; there are: {known}")
-    for part in (config.sweep, config.trajectory):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
-        losses.supervised(part.loss, None)
+        checks.refuse("sweep.log2_rates", counts, "as many rates for each optimizer")
+    for rule in config.trajectory.parametrizations:
+        if rule not in config.trajectory.learning_rates:
+            raise ValueError(f"config.trajectory.learning_rates lacks {rule!r}; give it a rate")
+        checks.positive()(
+            f"trajectory.learning_rates.{rule}", config.trajectory.learning_rates[rule]
+        )
+    for part in ("sweep", "trajectory"):
+        checks.multiple(config, f"{part}.steps", "chunk")
+    checks.classes(task)
+    checks.whole(1, len(task.train.x))("trajectory.num_train", config.trajectory.num_train)
+    runs = counts[config.sweep.optimizers[0]] * len(config.sweep.seeds)
+    for path, concurrent in (("sweep", runs), ("trajectory", 1), ("coordinates", 1)):
+        _check_networks(config, task, path, concurrent)
 
 
-def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:
-    """The study's family under one rule, at one width; depth and base width are those of a part of the study."""
+def _check_networks(config: Any, task: tasks.Task, path: str, runs: int) -> None:
+    """The networks of a part, by shapes: whether they exist, take the data and fit."""
+    part = config[path]
+    examples = part.num_train if path == "trajectory" else part.batch_size
+    checks.memory(f"config.{path}: a batch of {examples}", examples * task.train.x[0].size)
+    if path != "coordinates":
+        checks.memory(f"config.{path}: the records", runs * part.steps // part.chunk, 8)
+    # At the base width nothing is measured: a second, not ten.
+    if part.widths:
+        checks.context(path, network, config, task, part, "mup", part.base_width)
+    for width in part.widths:
+        net = checks.context("model", family(config, task, part), width)
+        inputs, targets = (leaf[:1] for leaf in task.train)
+        params = checks.context("model", jax.eval_shape, net.init, jax.random.key(0), inputs)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        checks.memory(f"config.{path}.widths: training at {width}", 3 * size * min(runs, 4))
+        loss = losses.supervised(part.loss, net.apply)
+        checks.context("model", jax.eval_shape, loss, params, (inputs, targets))
+        if path == "trajectory" and 4 * part.lanczos_steps > size:
+            most = f"at most {size // 4}, a quarter of the parameters at width {width}"
+            checks.refuse("trajectory.lanczos_steps", part.lanczos_steps, most)
+
+
+def family(config: Any, task: tasks.Task, part: Any) -> Callable:
+    """The study's networks as a function of their width; the depth is that of a part of the study."""
     fields = config.model.to_dict() | {"depth": part.depth}
     name = fields.pop("name")
     if name == "Transformer":
         fields |= {"vocabulary": task.outputs, "context": task.input_shape[0]}
     else:
         fields |= {"outputs": task.outputs}
-    family = models.family(name, **fields)
+    return models.family(name, **fields)
+
+
+def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:
+    """A network of the study's family under one rule; the base width is that of a part of the study."""
     return limits.parametrize(
-        family, rule, width=width, base_width=part.base_width, example=task.train.x[:1]
+        family(config, task, part),
+        rule,
+        width=width,
+        base_width=part.base_width,
+        example=task.train.x[:1],
     )
 
 

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import losses, tasks
+from experiments import checks, losses, tasks
 from experiments.loop import Session, train_runs
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
@@ -31,7 +31,7 @@ from metrics.scatter import class_means
 TITLE = "Neural collapse in deep linear networks, from balanced to imbalanced data"
 PAPER = "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 # Squared error on free features: class sizes, an unregularised bias of the outputs, weight decay
 PROBLEMS = {
@@ -48,6 +48,110 @@ ABSENT = -1e9  # the logit of a class that is not there
 def momentum(rate: Callable) -> optax.GradientTransformation:
     """Gradient descent with momentum 0.9."""
     return optax.sgd(rate, momentum=0.9)
+
+
+_SIZES = checks.several(checks.whole(), 2, distinct=False)
+_TRAINED = {
+    "learning_rate": checks.positive(),
+    "steps": checks.STEPS,
+    "chunk": checks.STEPS,
+}
+_FREE = _TRAINED | {
+    "depths": checks.several(checks.whole(1, 100), ascending=True),
+    "init_std": checks.real(0),
+    "seeds": checks.SEEDS,
+}
+_NETWORK = _TRAINED | {
+    "model.name": checks.instance(str),
+    "model.depth": checks.DEPTH,
+    "width": checks.WIDTH,
+    "linear": checks.whole(1, 100),
+    "features": checks.WIDTH,
+    "loss": checks.choice(losses.LOSSES),
+    "sizes": _SIZES,
+    "weight_decay": checks.positive(),
+    "feature_decay": checks.positive(),
+    "drops": checks.several(checks.real(0, 1), 0),
+    "seed": checks.whole(0),
+}
+RULES = {
+    "free.balanced": _SIZES,
+    "free.imbalanced": _SIZES,
+    "free.width": checks.WIDTH,
+    "free.decay": checks.positive(),
+    "tail.sizes": _SIZES,
+    "tail.threshold": checks.positive(),
+    "tail.width": checks.WIDTH,
+    "map.classes": checks.several(checks.whole(3, 1000), ascending=True),
+    "map.decay": checks.positive(),
+    "map.simplex_std": checks.real(0),
+    **{f"{part}.{key}": rule for part in ("free", "tail", "map") for key, rule in _FREE.items()},
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    known = [key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())]
+    checks.several(checks.choice(known))("networks", config.networks)
+    of_networks = {f"{name}.{k}": r for name in config.networks for k, r in _NETWORK.items()}
+    checks.values(config, RULES | of_networks)
+    for name in ("free", "tail", "map", *config.networks):
+        checks.multiple(config, f"{name}.steps", "chunk")
+    _check_free(config)
+    checks.classes(task)
+    for name in config.networks:
+        _check_network(name, config[name], task)
+
+
+def _check_free(config: Any) -> None:
+    free, tail, most = config.free, config.tail, max(config.map.classes)
+    if len(set(free.balanced)) > 1:
+        checks.refuse("free.balanced", free.balanced, "classes of one size")
+    same = sum(free.balanced), len(free.balanced)
+    if same != (sum(free.imbalanced), len(free.imbalanced)):
+        asked = f"{same[1]} classes of {same[0]} samples in all, as balanced has"
+        checks.refuse("free.imbalanced", free.imbalanced, asked)
+    if not min(tail.sizes) < tail.threshold < max(tail.sizes):
+        checks.refuse("tail.threshold", tail.threshold, "between the smallest and the largest size")
+    for name, part, classes in (("free", free, free.balanced), ("tail", tail, tail.sizes)):
+        checks.whole(len(classes), 2**20)(f"{name}.width", part.width)
+        size = sum(classes) * part.width + max(part.depths) * part.width**2
+        checks.memory(f"config.{name}", 4.0 * size * len(part.seeds))
+    cells = config.map
+    checks.memory("config.map", 4.0 * (max(cells.depths) + 1) * most**2 * len(cells.seeds))
+    for depth in free.depths:
+        for sizes in (free.balanced, free.imbalanced):
+            arguments = ("squared_error", sizes, depth, (free.decay,) * 2)
+            checks.context("free", prediction, *arguments)
+    for depth in tail.depths:
+        checks.context("tail", tail_decay, depth, tail.sizes, tail.threshold)
+    for depth in cells.depths:
+        for classes in cells.classes:
+            checks.context("map", _known, classes, depth, cells.decay)
+
+
+def _check_network(name: str, part: Any, task: tasks.Task) -> None:
+    if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
+        equal = "classes of one size: only for these is the optimum of cross-entropy known"
+        checks.refuse(f"{name}.sizes", part.sizes, equal)
+    x, y = checks.context(f"{name}.sizes", subset, task, part.sizes)
+    checks.whole(task.outputs, 2**20)(f"{name}.features", part.features)
+    decay = part.weight_decay, part.feature_decay
+    checks.context(name, prediction, part.loss, part.sizes, part.linear, decay)
+    net = checks.context(f"{name}.model", backbone, part, task.outputs, x[:1])
+    data = problem(y[:1], part.sizes, part.linear, decay, x=x[:1])
+
+    def trained(key):
+        params = net.init(key, data)
+        return params, objective(net, part.loss, data)(params, data["train"])
+
+    params, _ = checks.context(f"{name}.model", jax.eval_shape, trained, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    checks.memory(f"config.{name}", 4.0 * size + x.size)
 
 
 def total_steps(config: Any) -> int:
@@ -72,10 +176,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: steps no multiple of chunk, class sizes that the task does not have, an unknown model or loss.
     """
     session = session or Session()
-    for part in (config.free, config.tail, config.map, *(config[n] for n in config.networks)):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
     task = tasks.load(config.task)
+    check(config, task)
     parts = {
         "free": _free(config.free, session),
         "tail": _tail(config.tail, session),
@@ -288,8 +390,6 @@ def _train(program, data, part, seeds, name, session) -> dict[str, np.ndarray]:
 
 
 def _free(part: Any, session: Session) -> xr.Dataset:
-    if sum(part.balanced) != sum(part.imbalanced):
-        raise ValueError("balanced and imbalanced must add up to one number of samples")
     trained, expected = [], []
     for depth in part.depths:
         for values, rows in zip(_free_depth(part, depth, session), (trained, expected)):
@@ -450,11 +550,6 @@ def logit_rank(logits: np.ndarray) -> np.ndarray:
 
 
 def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dataset:
-    losses.supervised(part.loss, None)
-    if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
-        raise ValueError(
-            f"{name}: the optimum of cross-entropy is known for equal sizes only, not {part.sizes}"
-        )
     x, y = subset(task, part.sizes)
     decay = part.weight_decay, part.feature_decay
     network = backbone(part, task.outputs, x[:1])

@@ -20,7 +20,7 @@ import xarray as xr
 import limits
 import models
 import ntk
-from experiments import losses, tasks
+from experiments import checks, losses, tasks
 from experiments.loop import Session, train_runs
 from experiments.studies import ntk_convergence_figures as drawn
 from experiments.studies.ntk_convergence_claims import (
@@ -35,7 +35,65 @@ from experiments.train import ONCE, Probe, Program, Setup, compile_program
 
 TITLE = "The tangent kernel converges, stays and predicts"
 PAPER = "Jacot, Gabriel & Hongler 2018, arXiv:1806.07572"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+
+
+RULES = {
+    "model.depth": checks.DEPTH,
+    "model.beta": checks.real(0),
+    "start.inputs": checks.several(checks.choice(("circle", "sphere", "digits")), needs=("circle",)),
+    "start.widths": checks.widths(3),
+    "start.points": checks.whole(2),
+    "start.seeds": checks.SEEDS,
+    "drift.widths": checks.widths(3),
+    "drift.control_widths": checks.widths(2),
+    "drift.num_train": checks.whole(),
+    "drift.learning_rate": checks.positive(),
+    "drift.steps": checks.STEPS,
+    "drift.seeds": checks.SEEDS,
+    "ensemble.widths": checks.widths(),
+    "ensemble.learning_rate": checks.positive(),
+    "ensemble.steps": checks.STEPS,
+    "ensemble.angles": checks.whole(),
+    "ensemble.seeds": checks.several(checks.whole(0), 2),
+    "component.inputs": checks.several(checks.choice(("sphere", "digits"))),
+    "component.widths": checks.widths(),
+    "component.num_train": checks.whole(2),
+    "component.dim": checks.whole(2),
+    "component.steps": checks.STEPS,
+    "component.chunk": checks.STEPS,
+    "component.end": checks.positive(),
+    "component.seeds": checks.SEEDS,
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    checks.multiple(config, "component.steps", "chunk")
+    start, component = config.start, config.component
+    if start.points % 2:
+        checks.refuse("start.points", start.points, "even: angle 0 is the point in the middle")
+    there, pixels = len(task.train.x), task.train.x[0].size
+    for path, part, count in (
+        ("start.points", start, start.points),
+        ("component.num_train", component, component.num_train),
+    ):
+        if "digits" in part.inputs and count > there:
+            checks.refuse(path, count, f"at most {there}, the training examples of {task.name}")
+    counts = (start.points, config.drift.num_train, config.ensemble.angles, component.num_train)
+    for count in counts:
+        checks.memory(f"kernels of {count} points", float(count) ** 2 + count * component.dim, 8)
+    for name in ("start", "drift", "ensemble", "component"):
+        part = config[name]
+        for width in part.widths:
+            size = width * pixels + (config.model.depth - 1) * width**2
+            runs = len(part.seeds) if width < 128 else min(len(part.seeds), 4)
+            checks.memory(f"config.{name}.widths: training at {width}", 3 * size * runs)
 
 
 def total_steps(config: Any) -> int:
@@ -59,10 +117,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: an unknown task or inputs, or steps that are no multiple of the chunk.
     """
     session = session or Session()
-    if config.component.steps % config.component.chunk:
-        raise ValueError(
-            f"steps ({config.component.steps}) must be a multiple of chunk ({config.component.chunk})"
-        )
+    check(config, tasks.load(config.task))
     return xr.merge(
         [
             _start(config),

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import gammaln
 
-from experiments import tasks
+from experiments import checks, tasks
 from experiments.loop import Session
 from experiments.studies import wide_deep_optimality_figures as drawn
 from experiments.studies.wide_deep_optimality_claims import (
@@ -31,7 +31,7 @@ from ntk import duals, powers
 
 TITLE = "Wide and deep networks that classify optimally"
 PAPER = "Radhakrishnan, Belkin & Uhler 2022, arXiv:2204.14126"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 # Concentrations of the two classes, by the dimension of the sphere: [authors' main.py]
 DIRICHLET = {
@@ -66,6 +66,79 @@ ACTIVATIONS = {
 }
 
 
+_DEPTHS = checks.whole(1, 10**18)
+_COUNT = checks.whole(2)
+_DIMENSIONS = checks.whole(1, 1000)
+RULES = {
+    "singular.dimensions": checks.several(_DIMENSIONS),
+    "singular.distances": checks.fixed(
+        checks.positive(1.0), checks.positive(1.0), checks.whole(2, 10**6)
+    ),
+    "noise.dimensions": checks.several(_DIMENSIONS),
+    "noise.counts": checks.several(_COUNT, ascending=True, needs=(400,)),
+    "noise.num_test": _COUNT,
+    "noise.depth": _DEPTHS,
+    "noise.seeds": checks.SEEDS,
+    "depth.nngp": checks.several(_DEPTHS, ascending=True, needs=(100,)),
+    "depth.ntk": checks.several(_DEPTHS, ascending=True, needs=(1000, 10**15)),
+    "depth.num_train": _COUNT,
+    "depth.num_test": _COUNT,
+    "depth.seeds": checks.SEEDS,
+    "dirichlet.num_train": _COUNT,
+    "dirichlet.num_test": _COUNT,
+    "dirichlet.depth": _DEPTHS,
+    "dirichlet.prior": checks.real(0, 1, inside=True),
+    "dirichlet.seeds": checks.SEEDS,
+    "stripes.exponents": checks.several(checks.positive(1000), needs=(0.5, 1.0, 2.0)),
+    "stripes.counts": checks.several(_COUNT, 2, ascending=True),
+    "stripes.num_test": _COUNT,
+    "stripes.seeds": checks.SEEDS,
+    **{
+        f"classes.{name}_depths": checks.several(checks.whole(1, 10**9), ascending=True)
+        for name in ("nearest", "majority", "relu")
+    },
+    "classes.num_train": _COUNT,
+    "classes.num_relu": _COUNT,
+    "classes.num_test": _COUNT,
+    "classes.seeds": checks.SEEDS,
+    "digits.noise": checks.several(checks.real(0, 1), ascending=True),
+    "digits.exponents": checks.several(checks.positive(1000)),
+    "digits.dimensions": checks.several(_DIMENSIONS, needs=(8,)),
+    "digits.depth": _DEPTHS,
+    "digits.seeds": checks.SEEDS,
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    low, high, _ = config.singular.distances
+    if not low < high:
+        checks.refuse("singular.distances", config.singular.distances, "from a smaller to a larger")
+    if config.stripes.counts[-1] < 1000:
+        checks.refuse("stripes.counts", config.stripes.counts, "up to 1000 examples or more")
+    if config.classes.num_relu > config.classes.num_train:
+        most = f"at most num_train, {config.classes.num_train}"
+        checks.refuse("classes.num_relu", config.classes.num_relu, most)
+    for name in ("noise", "depth", "dirichlet", "stripes", "classes"):
+        part = config[name]
+        count = max(part.get("counts", [part.get("num_train")]))
+        checks.memory(f"config.{name}: kernels of {count} examples", 2.0 * count * count, 8)
+        checks.memory(f"config.{name}: the kernel of test examples", 2.0 * count * part.num_test, 8)
+    checks.classes(task)
+    if task.outputs < 4:
+        raise ValueError(f"config.task: {task.name} has {task.outputs} classes; it must have 4")
+    count = len(task.train.x)
+    checks.memory(f"config.digits: kernels of {count} images", 2.0 * count * count, 8)
+    floor = task.train.x.min()
+    if not all((part.x.reshape(len(part.x), -1) != floor).any(axis=1).all() for part in task[1:3]):
+        raise ValueError(f"config.task: {task.name} has an empty image; it has no direction")
+
+
 def total_steps(config: Any) -> int:
     """Classifications of the whole study, for the progress bar."""
     parts = (config.noise, config.depth, config.dirichlet, config.stripes, config.classes)
@@ -90,6 +163,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     Raises:
         ValueError: an unknown task, or what `limits.depth` refuses.
     """
+    check(config, tasks.load(config.task))
     progress = (session or Session()).progress
     parts = (_singular, _noise, _depth, _dirichlet, _stripes, _classes, _digits)
     return xr.merge([_taxonomy(), *(part(config, progress) for part in parts)])
