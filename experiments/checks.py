@@ -115,7 +115,11 @@ def several(
         if ascending and list(value) != sorted(value):
             refuse(path, value, "in ascending order")
         if not set(needs) <= set(value):
-            refuse(path, value, f"a tuple that includes {', '.join(map(repr, needs))}: claims are about them")
+            refuse(
+                path,
+                value,
+                f"a tuple that includes {', '.join(map(repr, needs))}: claims are about them",
+            )
 
     return rule
 
@@ -141,7 +145,6 @@ DEPTH = whole(1, 1000)
 def widths(least: int = 1) -> Rule:
     """So many widths, or more, in ascending order."""
     return several(WIDTH, least, ascending=True)
-
 
 
 def values(config: Any, rules: Mapping[str, Rule], prefix: str = "") -> None:
@@ -253,7 +256,9 @@ def context(path: str, function: Callable, *arguments: Any, **options: Any) -> A
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, MemoryError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         text = str(reason) or type(error).__name__
-        raise ValueError(text if text.startswith("config.") else f"config.{path}: {text}") from error
+        raise ValueError(
+            text if text.startswith("config.") else f"config.{path}: {text}"
+        ) from error
 
 
 def _plain(path: str, value: Any) -> None:

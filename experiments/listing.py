@@ -18,7 +18,10 @@ OPTIONS = (
     ("--config.KEY=VALUE", "any key of the configuration, such as --config.sweep.steps=500"),
     ("--workdir=FOLDER", "folder of the run; runs/STUDY-PRESET by default"),
     ("--check", "only say whether the study would accept all this; train nothing"),
-    ("--devices=N", "devices to spread the runs of a sweep (or one run's batch) over; 1 by default"),
+    (
+        "--devices=N",
+        "devices to spread the runs of a sweep (or one run's batch) over; 1 by default",
+    ),
     ("--checkpoint_seconds=S", "seconds between checkpoints of what is in training; 20 by default"),
     ("--tensorboard=FOLDER", "also write metrics for TensorBoard"),
     ("--wandb=PROJECT", "also send metrics to Weights & Biases"),

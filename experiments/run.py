@@ -143,7 +143,9 @@ def _check_folder(path: pathlib.Path) -> None:
     if not there.is_dir():
         raise ValueError(f"workdir is {str(path)!r}, but {there} is not a folder; give another")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"workdir is {str(path)!r}, but {there} cannot be written to; give another")
+        raise ValueError(
+            f"workdir is {str(path)!r}, but {there} cannot be written to; give another"
+        )
 
 
 def _message(error: BaseException) -> str:

@@ -227,7 +227,9 @@ def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
             holder.task = fresh
         else:
             value = read(f"config.{key}", text, part[name])
-            with part.ignore_type():  # `read` has seen to it; a number may stand where another kind stood
+            with (
+                part.ignore_type()
+            ):  # `read` has seen to it; a number may stand where another kind stood
                 part[name] = value
 
 

@@ -84,7 +84,9 @@ RULES = {
     "words.negatives": checks.whole(),
     "words.weight_decay": checks.real(0),
     "words.batch_size": checks.whole(),
-    **{f"{part}.learning_rate": checks.positive() for part in ("dichotomy", "convergence", "words")},
+    **{
+        f"{part}.learning_rate": checks.positive() for part in ("dichotomy", "convergence", "words")
+    },
     **{f"{part}.widths": checks.widths(3) for part in ("dichotomy", "convergence", "words")},
     **{
         f"{part}.{key}": rule
@@ -132,10 +134,14 @@ def check(config: Any, task: tasks.Task) -> None:
     _check_sizes(config, task)
     _check_few_shot(config.few_shot, task)
     part = config.words
-    source = checks.context("words", word_pairs.corpus, part.data_dir, part.vocabulary, part.analogies)
+    source = checks.context(
+        "words", word_pairs.corpus, part.data_dir, part.vocabulary, part.analogies
+    )
     left = part.epochs * len(source.ids)
     if left < part.batch_size:
-        checks.refuse("words.batch_size", part.batch_size, f"at most {left}, the words of all epochs")
+        checks.refuse(
+            "words.batch_size", part.batch_size, f"at most {left}, the words of all epochs"
+        )
 
 
 def _check_sizes(config: Any, task: tasks.Task) -> None:
@@ -148,7 +154,9 @@ def _check_sizes(config: Any, task: tasks.Task) -> None:
     checks.memory("config.convergence: all batches", float(part.steps) * part.num_train)
     part, few = config.words, config.few_shot
     examples = 5e5 * part.epochs * (2 * part.window + part.negatives)
-    checks.memory("config.words", 6.0 * part.vocabulary * max(part.widths[-1], part.vocabulary) + examples)
+    checks.memory(
+        "config.words", 6.0 * part.vocabulary * max(part.widths[-1], part.vocabulary) + examples
+    )
     checks.memory("config.few_shot.widths", 4.0 * few.widths[-1] * (inputs + few.ways))
     episodes = (few.steps * few.tasks + few.test_tasks) * few.ways * (few.shots + few.queries)
     checks.memory("config.few_shot: all episodes", 4.0 * episodes)

@@ -208,9 +208,13 @@ def _check_sizes(config: Any) -> None:
         if not 0 < round(fraction * p * p) < p * p:
             allowed = f"such that some of the {p * p} pairs are left to train and to test on"
             checks.refuse(f"{path}.fraction", fraction, allowed)
-    neurons = max(config.network.width, (modulus - 1) // 2 * max(config.analytic.neurons_per_frequency))
+    neurons = max(
+        config.network.width, (modulus - 1) // 2 * max(config.analytic.neurons_per_frequency)
+    )
     checks.memory(f"{neurons} neurons on {modulus}^2 pairs", 4.0 * neurons * modulus**2, 8)
-    checks.memory("config.minibatch.batch_size", 2.0 * config.minibatch.batch_size * config.network.width)
+    checks.memory(
+        "config.minibatch.batch_size", 2.0 * config.minibatch.batch_size * config.network.width
+    )
     layers = 12.0 * part.width**2 + 8.0 * part.width * part.modulus**2
     checks.memory("config.transformer", 4 * layers)
 

@@ -148,7 +148,9 @@ def check(config: Any, task: tasks.Task) -> None:
     steps = {f"{part}.steps": checks.STEPS for part in CLOSED}
     checks.values(config, RULES | steps)
     if config.task.coefficients[0]:
-        checks.refuse("task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant")
+        checks.refuse(
+            "task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant"
+        )
     for part in CLOSED:
         if config.records > config[part].steps:
             checks.refuse("records", config.records, f"at most {part}.steps, {config[part].steps}")
@@ -156,14 +158,20 @@ def check(config: Any, task: tasks.Task) -> None:
         checks.multiple(config, f"{path}.steps", "chunk")
     checks.six_digits("network.alphas", config.network.alphas)
     if config.task.num_train not in config.examples.num_train:
-        allowed = f"a tuple that includes task.num_train, {config.task.num_train}: a claim is about it"
+        allowed = (
+            f"a tuple that includes task.num_train, {config.task.num_train}: a claim is about it"
+        )
         checks.refuse("examples.num_train", config.examples.num_train, allowed)
     if round(config.dmft.density * config.dmft.dims[0]) < 1:
-        checks.refuse("dmft.density", config.dmft.density, "at least one example in every dimension")
+        checks.refuse(
+            "dmft.density", config.dmft.density, "at least one example in every dimension"
+        )
     _check_sizes(config)
-    digits = checks.context("digits.task", tasks.load, config.digits.task)
+    digits = checks.context("digits.task", tasks.load, config.digits.task, "digits.task")
     checks.classes(digits)
-    size = digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
+    size = (
+        digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
+    )
     batch = config.digits.batch_size * (digits.train.x[0].size + config.digits.width)
     checks.memory("config.digits", 4.0 * size + batch)
 
@@ -173,7 +181,9 @@ def _check_sizes(config: Any) -> None:
     checks.memory("config.task: the moments of the weights", 2.0 * (config.records + 1) * dim**2)
     checks.memory("config.task: the examples", 2.0 * dim * (most + config.task.num_test), 8)
     part = config.map
-    checks.memory("config.map", 2.0 * (config.records + 1) * part.dim**2 + part.dim * part.num_train, 8)
+    checks.memory(
+        "config.map", 2.0 * (config.records + 1) * part.dim**2 + part.dim * part.num_train, 8
+    )
     widest = max(config.network.width, *config.widths.widths)
     checks.memory("the widest network", 4.0 * widest * dim)
     checks.memory("config.network.batch_sizes", float(max(config.network.batch_sizes)) * dim)

@@ -75,7 +75,11 @@ _PART = {
 _RULES = checks.several(checks.choice(limits.exponents.RULES))
 RULES = {
     "parametrizations": _RULES,
-    **{f"{part}.{k}": r for part in ("sweep", "trajectory", "coordinates") for k, r in _PART.items()},
+    **{
+        f"{part}.{k}": r
+        for part in ("sweep", "trajectory", "coordinates")
+        for k, r in _PART.items()
+    },
     "sweep.widths": checks.widths(),
     "sweep.optimizers": checks.several(checks.choice(OPTIMIZERS)),
     "sweep.seeds": checks.SEEDS,

@@ -95,7 +95,9 @@ def check(config: Any, task: tasks.Task) -> None:
     Raises:
         ValueError: names the key, its value and what is allowed.
     """
-    known = [key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())]
+    known = [
+        key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())
+    ]
     checks.several(checks.choice(known))("networks", config.networks)
     of_networks = {f"{name}.{k}": r for name in config.networks for k, r in _NETWORK.items()}
     checks.values(config, RULES | of_networks)

@@ -41,7 +41,9 @@ __all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 RULES = {
     "model.depth": checks.DEPTH,
     "model.beta": checks.real(0),
-    "start.inputs": checks.several(checks.choice(("circle", "sphere", "digits")), needs=("circle",)),
+    "start.inputs": checks.several(
+        checks.choice(("circle", "sphere", "digits")), needs=("circle",)
+    ),
     "start.widths": checks.widths(3),
     "start.points": checks.whole(2),
     "start.seeds": checks.SEEDS,

@@ -126,7 +126,7 @@ def check(config: Any, task: tasks.Task) -> None:
         checks.refuse("classes.num_relu", config.classes.num_relu, most)
     for name in ("noise", "depth", "dirichlet", "stripes", "classes"):
         part = config[name]
-        count = max(part.get("counts", [part.get("num_train")]))
+        count = part.counts[-1] if "counts" in part else part.num_train
         checks.memory(f"config.{name}: kernels of {count} examples", 2.0 * count * count, 8)
         checks.memory(f"config.{name}: the kernel of test examples", 2.0 * count * part.num_test, 8)
     checks.classes(task)
