@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import shlex
 import textwrap
 import tokenize
 from typing import Any
@@ -64,10 +65,16 @@ def _study(config: str) -> str:
     path, _ = settings.find_config(config)
     module = settings.load_file(path)
     values, preset = settings.load(config)
-    said, lines = comments(path), []
+    said, lines, groups = comments(path), [], set()
     for key, value in checks.flatten(values).items():
-        note = said.get(key, "")
-        lines.append(f"    --config.{key}={_text(value)}" + (f"    # {note}" if note else ""))
+        parts = key.split(".")
+        for group in (".".join(parts[:n]) for n in range(1, len(parts))):
+            if group in said and group not in groups:
+                lines.append(f"    # {group}: {said[group]}")
+            groups.add(group)
+        text = value if isinstance(value, str) else repr(value)
+        option = shlex.quote(f"--config.{key}={text}")
+        lines.append(f"    {option}" + (f"    # {said[key]}" if key in said else ""))
     title = (module.__doc__ or path.stem).strip().splitlines()[0]
     presets = ", ".join(getattr(module, "PRESETS", (preset,)))
     return f"{path.stem}: {title}\n  presets: {presets}\n  keys, as in {preset}:\n" + "\n".join(
@@ -75,18 +82,12 @@ def _study(config: str) -> str:
     )
 
 
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return f"'{text}'" if not isinstance(value, str) and " " in text else text
-
-
 def _others() -> str:
     architectures = [f"  {m.__name__}: {_first(m.__doc__)}" for m in MODELS]
-    modules = {name: task_list.MODULES.get(name, task_list.images) for name in task_list.NAMES}
-    kinds = [
-        f"  {name}: {', '.join(f'{k}={v!r}' for k, v in _task(name))}"
-        for name, module in modules.items()
-    ]
+    kinds = []
+    for name in task_list.NAMES:
+        own = [f"{k}={v!r}" for k, v in task_list.default_config(name).items() if k != "name"]
+        kinds.append(f"  {name}: {', '.join(own)}")
     return "\n".join(
         [
             "tasks (--config.task.name) and their keys:",
@@ -98,10 +99,6 @@ def _others() -> str:
             f"rules (parametrizations): {', '.join(limits.exponents.RULES)}",
         ]
     )
-
-
-def _task(name: str) -> list[tuple[str, Any]]:
-    return [(k, v) for k, v in task_list.default_config(name).items() if k != "name"]
 
 
 def _first(text: str | None) -> str:
@@ -131,17 +128,18 @@ def comments(path: pathlib.Path) -> dict[str, str]:
 
 
 def _collect(path: str, node: Any, value: ast.expr, beside: dict, above: dict, found: dict) -> None:
-    """Comments of a key and, where its value is a dictionary, of the keys within."""
-    text, row = beside.get(value.end_lineno) or beside.get(node.lineno), node.lineno - 1
+    """Comments of a key and, where its value is a dictionary, of the keys on other lines within."""
+    is_group, row = isinstance(value, ast.Dict), node.lineno - 1
+    ends = [node.lineno] if is_group else [value.end_lineno, node.lineno]
+    text = next((beside[end] for end in ends if end in beside), "")
     block: list[str] = []
     while row in above:
         block.insert(0, above[row])
         row -= 1
     text = " ".join(filter(None, [" ".join(block), text]))
-    is_group = isinstance(value, ast.Dict)
-    if text and not is_group:
+    if text:
         found.setdefault(path, textwrap.shorten(text, 200))
     if is_group:
         for key, inner in zip(value.keys, value.values):
-            if isinstance(key, ast.Constant):
+            if isinstance(key, ast.Constant) and key.lineno != node.lineno:
                 _collect(f"{path}.{key.value}", key, inner, beside, above, found)

@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir
+from experiments import claims, page, plotting, rundir, settings
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -132,11 +132,13 @@ def read_run(
 
 
 def import_study(name: str) -> ModuleType:
-    """The module of a study.
+    """The module of a study; one outside this package is named by its file.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if str(name).endswith(".py"):
+        return settings.find_study(name)
     module = f"experiments.studies.{name}"
     try:
         return importlib.import_module(module)

@@ -45,6 +45,9 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")
         config, preset = settings.load(options.config, options.changes)
         return _start(config, preset, options)
+    except BrokenPipeError:  # the reader of the output has gone, as of --list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
@@ -61,8 +64,8 @@ def main(arguments: list[str]) -> int:
 def _start(config: Any, preset: str, options: settings.Options) -> int:
     limits = {"devices": options.devices, "checkpoint_seconds": options.checkpoint_seconds}
     if options.check:
-        check(config, **limits)
         _check_folder(_folder(config, preset, options.workdir))
+        check(config, **limits)
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
         return 0
     with _sinks(options) as sinks:
@@ -120,9 +123,9 @@ def run(
         ValueError: unknown study, or anything in the configuration that the study refuses: before the folder is
             made.
     """
-    study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
+    study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
     path = rundir.open_run(folder, config.to_dict(), config.study, preset)
     started = time.monotonic()
     with loop.progress(study.total_steps(config), pathlib.Path(config.study).stem) as progress:
@@ -139,13 +142,21 @@ def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
 
 def _check_folder(path: pathlib.Path) -> None:
     """Refuses a folder that cannot be made or written to; makes none."""
-    there = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    there = next(part for part in (path, *path.absolute().parents) if _exists(part))
     if not there.is_dir():
         raise ValueError(f"workdir is {str(path)!r}, but {there} is not a folder; give another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
             f"workdir is {str(path)!r}, but {there} cannot be written to; give another"
         )
+
+
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _message(error: BaseException) -> str:

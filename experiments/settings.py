@@ -211,7 +211,7 @@ def _raised(error: BaseException) -> str:
 def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
     """Sets keys of a configuration to values given as text, each of the type that the key has.
 
-    Setting the name of a task exchanges the task's keys for that task's, and keeps what both have.
+    Setting the name of a task exchanges the task's keys for that task's; what both have and the preset sets stays.
 
     Raises:
         ValueError: an unknown key, or a text that is no value of its type.
@@ -222,8 +222,9 @@ def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
         if f".{key}".endswith(".task.name"):
             holder, _ = _find(config, key.removesuffix(".name"))
             fresh = checks.context(key, tasks.default_config, text)
-            kept = {k: v for k, v in holder.task.items() if k in fresh and k != "name"}
-            fresh.update(kept)
+            usual = checks.context(key, tasks.default_config, holder.task.name)
+            fresh.update({k: v for k, v in holder.task.items() if k in fresh and v != usual[k]})
+            fresh.name = text
             holder.task = fresh
         else:
             value = read(f"config.{key}", text, part[name])
@@ -290,11 +291,18 @@ def _literal(text: str) -> Any:
 
 
 def _tuple(value: Any, before: Sequence) -> Any:
-    if not isinstance(value, tuple | list):
+    if not _plain(value) or not isinstance(value, tuple | list):
         return None
     entries = (tuple(v) if isinstance(v, list) else v for v in value)
     decimal = before and all(type(v) is float for v in before)
     return tuple(_float(v) if decimal and type(v) is int else v for v in entries)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is made of numbers, text and tuples: no complex number, bytes, set or None."""
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return isinstance(value, int | float | str)
 
 
 def _float(value: int) -> float:

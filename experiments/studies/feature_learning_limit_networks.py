@@ -277,11 +277,6 @@ def pi_nets(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     """Distance of trained pi-nets from the trained limit, deep and nonlinear."""
     part, pi = config.convergence, config.convergence.pi
     count = pi.steps * pi.batch_size
-    if len(task.train.x) < count:
-        raise ValueError(
-            f"{pi.steps} batches of {pi.batch_size} need more than {len(task.train.x)} examples:"
-            " decrease convergence.pi.steps or batch_size, or take more by task.num_train"
-        )
     batch, test = examples(task, count, part.num_test)
     batches = jax.tree.map(lambda leaf: leaf.reshape(pi.steps, -1, *leaf.shape[1:]), batch)
 

@@ -87,9 +87,10 @@ def check(config: Any, task: tasks.Task) -> None:
     ):
         if "digits" in part.inputs and count > there:
             checks.refuse(path, count, f"at most {there}, the training examples of {task.name}")
-    counts = (start.points, config.drift.num_train, config.ensemble.angles, component.num_train)
-    for count in counts:
-        checks.memory(f"kernels of {count} points", float(count) ** 2 + count * component.dim, 8)
+    keys = ("start.points", "drift.num_train", "ensemble.angles", "component.num_train")
+    for key in keys:
+        count = checks.at(config, key)
+        checks.memory(f"config.{key}: a kernel", float(count) ** 2 + count * component.dim, 8)
     for name in ("start", "drift", "ensemble", "component"):
         part = config[name]
         for width in part.widths:

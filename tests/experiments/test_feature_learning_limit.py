@@ -258,9 +258,12 @@ def test_classes_of_the_test_are_new():
         (lambda c: setattr(c.dichotomy, "rules", ("mupp",)), "'mupp'"),
         (
             lambda c: setattr(c.convergence, "systems", ("relu",)),
-            "unknown system 'relu'; there are: linear",
+            r"convergence.systems\[0\] is 'relu'; it must be one of linear",
         ),
-        (lambda c: setattr(c.words, "widths", (8, 16)), r"words.widths=\(8, 16\) must be three"),
+        (
+            lambda c: setattr(c.words, "widths", (8, 16)),
+            r"words.widths is \(8, 16\); it must be a tuple of 3",
+        ),
     ],
 )
 def test_mistakes_are_named(change, message):
@@ -274,7 +277,7 @@ def test_too_few_images_are_named():
     config = small()
     config.convergence.pi.steps = 1000
     with pytest.raises(ValueError, match="1000 batches of 32 need more than"):
-        networks.pi_nets(config, tasks.load(config.task), Session())
+        study.check(config, tasks.load(config.task))
 
 
 def test_presets():
@@ -282,5 +285,5 @@ def test_presets():
         configs.get_config("big")
     for preset in configs.PRESETS:
         config = configs.get_config(preset)
-        study._check(config)
+        study.check(config, tasks.load(config.task))
         assert study.total_steps(config) > 0
