@@ -68,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         status = 2
-    failed = any(not claim.passed for _, report in reports for claim in report.claims)
-    if (
-        options.check
-        and status == 0
-        and (failed or any(report.differences for _, report in reports))
-    ):
-        return 1
+    if options.check and status == 0:
+        for run_dir, report in reports:
+            failed = [claim.name for claim in report.claims if not claim.passed]
+            if failed:
+                print(f"check: {run_dir}: does not hold: {'; '.join(failed)}", file=sys.stderr)
+            if report.differences:
+                print(f"check: {run_dir}: claims.json does not agree with data.nc", file=sys.stderr)
+            if failed or report.differences:
+                status = 1
     return status
 
 
@@ -99,7 +101,7 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
         manifest=manifest,
     )
     rundir.write_text(run_dir / "report.html", page.run_page(report))
-    claims.print_table(computed, f"{study.TITLE} ({study.PAPER})")
+    claims.print_table(computed, f"{study.TITLE} ({study.PAPER}), {run_dir}")
     for sentence in report.differences:
         print(f"claims.json does not agree with data.nc: {sentence}")
     print(f"page: {run_dir / 'report.html'}\n")
@@ -117,9 +119,7 @@ def read_run(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a directory; expected one that experiments.run made")
     config, manifest = (_read_object(run_dir / name) for name in ("config.json", "manifest.json"))
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise ValueError(f"{run_dir / 'manifest.json'} lacks {', '.join(missing)}")
+    _check_manifest(run_dir / "manifest.json", manifest)
     data = rundir.read_dataset(run_dir / "data.nc")
     path = run_dir / "claims.json"
     try:
@@ -129,6 +129,19 @@ def read_run(
             f"{path} cannot be read ({error}); run the command of the run again"
         ) from error
     return config, manifest, data, recorded
+
+
+def _check_manifest(path: pathlib.Path, manifest: dict[str, Any]) -> None:
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    kinds = {"study": str, "variant": str, "command": list | str, "versions": dict, "devices": int}
+    kinds |= {"seconds": int | float, "device": str}
+    for key, kind in kinds.items():
+        if not isinstance(manifest[key], kind) or isinstance(manifest[key], bool):
+            raise ValueError(
+                f"{path}: {key} is {manifest[key]!r}: the file is damaged; run the command of the run again"
+            )
 
 
 def import_study(name: str) -> ModuleType:
@@ -180,6 +193,8 @@ def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page
     path.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(path, page.summary_page(linked))
     every = [claim for _, report in reports for claim in report.claims]
+    if len(linked) > 1:
+        print("\n".join(page.folders(linked)))
     print(f"{claims.summary(every)}\npage: {path}")
 
 

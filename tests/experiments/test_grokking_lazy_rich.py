@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import train
+from experiments import tasks, train
 from experiments.configs import grokking_lazy_rich as settings
 from experiments.loop import Session
 from experiments.studies import grokking_lazy_rich as study
@@ -200,7 +200,7 @@ def test_presets():
         config = settings.get_config(preset)
         assert study.total_steps(config) > 0
         if preset != "paper":  # which asks for the user's MNIST
-            study.check(config, study.tasks.load(config.task))
+            study.check(config, tasks.load(config.task))
         assert set(claims.ALPHAS) <= set(config.sweep.alphas)
     with pytest.raises(ValueError, match="unknown preset 'huge'; there are: smoke, cpu, paper"):
         settings.get_config("huge")
