@@ -222,17 +222,19 @@ def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float
 
 
 def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
-    start = last = time.monotonic()
-    done = 0
+    start = time.monotonic()
+    last = start - every / 2  # the first line after half the time
+    done = trained = 0
 
     def report(steps: int, name: str, loss: float) -> None:
-        nonlocal done, last
+        nonlocal done, trained, last
         done += steps
+        trained += 0 if np.isnan(loss) else steps  # what was loaded says nothing about the rate
         now = time.monotonic()
         if now - last < every and done < total_steps:
             return
         last = now
-        rate = done / max(now - start, 1e-9)
+        rate = trained / max(now - start, 1e-9)
         left = (total_steps - done) / max(rate, 1e-9)
         print(
             f"{title}: {done}/{total_steps} steps, {rate:.0f}/s, {left:.0f} s left, {name}, loss {loss:.3g}",

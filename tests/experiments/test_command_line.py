@@ -234,8 +234,8 @@ FILES = {
     "study is a number": ("def get_config(preset=''): return {'study': 1}", "no key 'study'"),
     "takes no preset": ("def get_config(): return {'study': 'x'}", "raised TypeError"),
     "raises in get_config": ("def get_config(preset=''):\n    return {}['task']", ", line 2: get_config"),
-    "a function among the values": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
-    "lacks what the study has": ("def get_config(preset=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
+    "a function within": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
+    "lacks what the study has": ("def get_config(p=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
     "its own words": ("def get_config(p=''): raise ValueError('no preset ' + p)", "no preset p"),
 }  # fmt: skip
 

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-from absl.testing import flagsaver
 
 import experiments.run
 
@@ -153,14 +152,12 @@ def test_runs_spread_over_devices_give_the_same_numbers(finished, command_line, 
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_mistake_is_one_message(
     config, options, words, command_line, tmp_path, capsys, monkeypatch
 ):
     """In this process: each start of Python with its imports takes longer than all of these."""
     monkeypatch.setattr(sys, "argv", command_line.study(config, tmp_path / "run", *options)[2:])
-    with flagsaver.flagsaver():
-        assert experiments.run.main(sys.argv) == 2
+    assert experiments.run.main(sys.argv) == 2
     message = capsys.readouterr().err.splitlines()
     assert [line for line in message if line.startswith("error:")] == message[:1]
     for word in words:
