@@ -63,9 +63,10 @@ def main(arguments: list[str]) -> int:
 
 def _start(config: Any, preset: str, options: settings.Options) -> int:
     limits = {"devices": options.devices, "checkpoint_seconds": options.checkpoint_seconds}
-    if options.check:
+    if options.check or options.tensorboard or options.wandb:  # which make folders too
         _check_folder(_folder(config, preset, options.workdir))
         check(config, **limits)
+    if options.check:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
         return 0
     with _sinks(options) as sinks:
@@ -164,7 +165,7 @@ def _message(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"not enough memory ({_first_line(error)}); make widths, batches or examples smaller"
-    return str(error)
+    return str(error).strip().replace("\n", " ")
 
 
 def _first_line(error: BaseException) -> str:
@@ -182,7 +183,10 @@ def _sinks(options: settings.Options):
             sinks.append(functools.partial(_to_tensorboard, writer))
         if options.wandb:
             wandb = _optional("wandb")
-            stack.enter_context(wandb.init(project=options.wandb))
+            try:
+                stack.enter_context(wandb.init(project=options.wandb))
+            except Exception as error:  # no login, no network, no such project
+                raise ValueError(f"Weights & Biases: {_first_line(error)}") from error
             sinks.append(wandb.log)
         yield tuple(sinks)
 

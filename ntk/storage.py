@@ -10,6 +10,7 @@ This is the only module of ntk that touches files.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,6 +20,7 @@ import pathlib
 import socket
 import time
 import warnings
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -99,17 +101,10 @@ def record(folder: Folder, job: tiles.Job, i: int, j: int) -> None:
     """Notes a tile as finished, once it is on disk."""
     folder.matrix.flush()
     journal = folder.path / "tiles.txt"
-    try:
-        with open(journal, "a") as file:
-            file.write(f"{i} {j} {_digest(folder.matrix, job, i, j)}\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{os.strerror(error.errno or 0)}; finished tiles are kept, the same call goes on",
-            str(journal),
-        ) from error
+    with _named_errors(journal), open(journal, "a") as file:
+        file.write(f"{i} {j} {_digest(folder.matrix, job, i, j)}\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def verified(folder: Folder, job: tiles.Job) -> set[tuple[int, int]]:
@@ -133,9 +128,20 @@ def verified(folder: Folder, job: tiles.Job) -> set[tuple[int, int]]:
             stacklevel=4,
         )
     fresh = journal.with_suffix(".new")
-    fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
-    os.replace(fresh, journal)
+    with _named_errors(journal):
+        fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
+        os.replace(fresh, journal)
     return set(good)
+
+
+@contextlib.contextmanager
+def _named_errors(file: pathlib.Path) -> Iterator[None]:
+    """An error of the system, which does not say which file could not be written, with its name."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}; finished tiles are kept, the same call goes on"
+        raise OSError(error.errno, reason, str(file)) from error
 
 
 def _note(line: str) -> tuple[tuple[int, int] | None, str]:
@@ -162,10 +168,11 @@ def _lock(path: pathlib.Path) -> IO[str]:
         ) from None
     except OSError:  # a file system without locks
         return file
-    file.truncate(0)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without its words
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
     return file
 
 

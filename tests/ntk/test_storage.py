@@ -160,6 +160,26 @@ def test_a_full_disk_is_one_line_before_the_first_tile(x, job):
     assert resumed(x, job)[0] == 0
 
 
+@pytest.mark.parametrize("tiles", [0, 1, 4])
+def test_a_disk_that_fills_later_costs_no_finished_tile(tiles, x, job):
+    """The matrix has its space; the journal has not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done, total):
+        if done == tiles:
+            journal = (job["path"] / "tiles.txt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (journal + 10, hard))
+
+    try:
+        with pytest.raises(OSError, match=r"finished tiles are kept.*tiles\.txt"):
+            gram.gram(kernel, x, **job, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept, again = resumed(x, job)
+    assert kept == tiles
+    np.testing.assert_allclose(again, kernel(x, None, "ntk"), rtol=1e-5)
+
+
 HOLDER = """
 import fcntl, sys, time
 file = open(sys.argv[1], "a+")
