@@ -170,9 +170,10 @@ def _lock(path: pathlib.Path) -> IO[str]:
         return file
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     with contextlib.suppress(OSError):  # on a full disk the lock holds without its words
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.write(
+            file.fileno(), f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode()
+        )
     return file
 
 
