@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from scipy.sparse.linalg import eigsh
 
 import metrics
 import models
@@ -167,6 +168,7 @@ def check(config: Any, task: tasks.Task) -> None:
             "dmft.density", config.dmft.density, "at least one example in every dimension"
         )
     _check_sizes(config)
+    _check_rate(config)
     digits = checks.context("digits.task", tasks.load, config.digits.task, "digits.task")
     checks.classes(digits)
     size = (
@@ -174,6 +176,20 @@ def check(config: Any, task: tasks.Task) -> None:
     )
     batch = config.digits.batch_size * (digits.train.x[0].size + config.digits.width)
     checks.memory("config.digits", 4.0 * size + batch)
+
+
+def _check_rate(config: Any) -> None:
+    """The linearised network must converge on every training set on which it is followed (`lazy_loss`)."""
+    part, start = config.examples, mean_field.infinite_width(config.task.dim)
+    sets = {(seed, config.task.num_train) for seed in config.seeds}
+    for seed, number in sorted(sets | set(itertools.product(part.seeds, part.num_train))):
+        x = problem(config, seed, number, config.task.dim).x
+        kernel = np.asarray(mean_field.tangent_kernel(start, x, epsilon=config.epsilon), np.float64)
+        values = np.linalg.eigvalsh(kernel) if number < 50 else eigsh(kernel, 1)[0]
+        limit = number / values[-1]
+        if not config.learning_rate < limit:
+            allowed = f"below {limit:.3g}, to converge on {number} examples of seed {seed}"
+            checks.refuse("learning_rate", config.learning_rate, allowed)
 
 
 def _check_sizes(config: Any) -> None:

@@ -186,6 +186,7 @@ def test_weights_of_the_loop_and_of_the_theory_are_the_same():
         ),
         (lambda c: c.network.update(chunk=7), "network.steps is .* a multiple of chunk, 7"),
         (lambda c: c.update(records=10**6), "records is 1000000"),
+        (lambda c: c.update(learning_rate=100.0), "learning_rate is 100.0; it must be below"),
     ],
 )
 def test_mistakes_are_named(change, words):
