@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.program import equations
+
 PyTree = Any
 
 
@@ -67,6 +69,28 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         return jax.tree.map(lambda *d: sum(d[1:], d[0]), *scaled)
 
     return f_taylor
+
+
+def pushforward(f: Callable[[PyTree], PyTree], params: PyTree, tangent: PyTree) -> tuple[PyTree, PyTree]:
+    """Outputs and their derivative J v along a tangent, also where f has rules for reverse mode only.
+
+    A ``jax.custom_vjp`` has no forward mode. There J v is the derivative by u of v^T J^T u, which is linear in u:
+    two reverse passes.
+
+    Args:
+        f: ``f(params)`` returning a pytree of real arrays.
+        params: pytree.
+        tangent: shaped as params.
+
+    Returns:
+        ``f(params)``, and J v shaped as it.
+    """
+    names = {e.primitive.name for e in equations(jax.make_jaxpr(f)(params).jaxpr)}
+    if not any(name.startswith("custom_vjp") for name in names):
+        return jax.jvp(f, (params,), (tangent,))
+    outputs, pullback = jax.vjp(f, params)
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+    return outputs, jax.vjp(lambda u: pullback(u)[0], zeros)[1](tangent)[0]
 
 
 def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:
