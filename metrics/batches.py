@@ -32,7 +32,9 @@ def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Ca
     """
     checks.function("product", product, "params", "batch", "vector")
     if axes != 0 and not (isinstance(axes, tuple) and 0 in axes and set(axes) <= {0, None}):
-        raise ValueError(f"axes is {axes!r}; it must be 0, or a tuple of 0 and None, one for each part")
+        raise ValueError(
+            f"axes is {axes!r}; it must be 0, or a tuple of 0 and None, one for each part"
+        )
 
     def mean_product(params, batches, vector):
         parts, axes_of = (batches, axes) if isinstance(axes, tuple) else ((batches,), (axes,))

@@ -44,12 +44,25 @@ def real(name: str, value: Any, *axes: str | int) -> jax.Array:
     if axes:
         check_shape(name, np.shape(value), axes)
     floating = jnp.issubdtype(dtype, jnp.floating)
-    wide = jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32) if floating else float)
+    wide = jax.dtypes.canonicalize_dtype(
+        jnp.promote_types(dtype, jnp.float32) if floating else float
+    )
     if not isinstance(value, jax.Array):
         # NumPy first: JAX would cut 64-bit integers to 32 bits.
-        with contextlib.suppress(jax.errors.TracerArrayConversionError):  # of a list of traced numbers
+        with contextlib.suppress(
+            jax.errors.TracerArrayConversionError
+        ):  # of a list of traced numbers
             value = np.asarray(value).astype(wide)
     return jnp.asarray(value, wide)
+
+
+def doubles(name: str, value: Any) -> np.ndarray:
+    """The value as a NumPy array of real numbers in double precision, for what is computed on the host."""
+    real(name, value)
+    values = concrete(value)
+    if values is None:
+        raise TypeError(f"{name} is {_shown(value)}; it must be known: call this outside of jit")
+    return values.astype(np.float64)
 
 
 def _dtype(name, value):
@@ -75,7 +88,11 @@ def check_shape(name: str, shape: tuple, axes: Sequence[str | int]) -> None:
     fits = len(shape) == len(fixed) or (len(shape) > len(fixed) and axes[-1] == "...")
     sizes: dict = {}
     for size, axis in zip(shape, fixed):
-        fits = fits and size > 0 and size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+        fits = (
+            fits
+            and size > 0
+            and size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+        )
     if not fits:
         wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
         empty = ", not empty" if 0 in shape else ""
@@ -87,6 +104,21 @@ def same_shape(**arrays: jax.Array) -> None:
     if len({x.shape for x in arrays.values()}) > 1:
         shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
         raise ValueError(f"{shapes} differ in shape; they must be equal: nothing is broadcast")
+
+
+def same_trees(**trees: Any) -> None:
+    """Refuses pytrees of arrays that differ in structure or in the shape of a leaf."""
+    (first, one), (second, other) = trees.items()
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        raise ValueError(
+            f"{first} and {second} differ in structure: {jax.tree.structure(one)} and "
+            f"{jax.tree.structure(other)}; give the parameters of one network twice"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(one)
+    if not leaves:
+        raise ValueError(f"{first} holds no arrays")
+    for (path, a), b in zip(leaves, jax.tree.leaves(other)):
+        same_shape(**{f"{first}/{_name(path)}": a, f"{second}/{_name(path)}": b})
 
 
 def finite(name: str, array: jax.Array) -> jax.Array:
@@ -112,8 +144,8 @@ def positive(name: str, value: Any) -> jax.Array:
     return within(name, value, lambda x: (x > 0) & np.isfinite(x), "positive and finite")
 
 
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """An integer between low and high, both included.
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """An integer, between low and high if given, both included.
 
     Raises:
         TypeError: a float, a boolean, an array, a traced value.
@@ -127,7 +159,7 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
         raise TypeError(
             f"{name} is {_shown(value)}; it must be an integer, known before anything is compiled"
         ) from error
-    if number < low or (high is not None and number > high):
+    if (low is not None and number < low) or (high is not None and number > high):
         wanted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} is {number}; it must be {wanted}")
     return number
@@ -136,7 +168,8 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Refuses a word that is none of those allowed."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {tuple(allowed)}")
+        words = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {tuple(allowed)}"
+        raise ValueError(f"{name} is {value!r}; it must be {words}")
 
 
 def key(value: Any, name: str = "key") -> jax.Array:
@@ -185,11 +218,17 @@ def function(name: str, value: Any, *arguments: str) -> Callable:
     return value
 
 
-def labels(name: str, value: Any, rows: int, num_classes: int, *, padding: bool = False) -> jax.Array:
+def labels(
+    name: str, value: Any, rows: int, num_classes: int, *, padding: bool = False
+) -> jax.Array:
     """Class numbers (rows,), integers 0..num_classes-1; -1 for padded rows where these are allowed."""
     check_integers(name, value, rows)
     values = concrete(value)
-    if values is not None and values.size and (values.min() < -padding or values.max() >= num_classes):
+    if (
+        values is not None
+        and values.size
+        and (values.min() < -padding or values.max() >= num_classes)
+    ):
         raise ValueError(
             f"{name} run from {values.min()} to {values.max()}; they must be 0..{num_classes - 1}"
             + padding * ", or -1 for a padded row"
@@ -309,8 +348,7 @@ def check_scale(scale: Any, params: Any) -> None:
 
 def check_steps(num_steps: int, n: int) -> None:
     """Refuses a number of Lanczos steps that is not positive or exceeds the dimension n."""
-    integer("num_steps", num_steps, 1)
-    if num_steps > n:
+    if not 1 <= integer("num_steps", num_steps) <= n:
         raise ValueError(
             f"num_steps is {num_steps}; it must be between 1 and {n}, the number of parameters"
         )

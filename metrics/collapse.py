@@ -335,7 +335,7 @@ def _offset(rows, bias, global_mean):
 def _check(features, labels, num_classes, weights, bias, predictions, frame, center):
     checks.choice("frame", frame, FRAMES)
     check_center(center)
-    if checks.integer("num_classes", num_classes, 0) < 2:
+    if checks.integer("num_classes", num_classes) < 2:
         raise ValueError(f"num_classes is {num_classes}; collapse needs at least 2")
     h = checks.real("features", features)
     if h.ndim < 2 or not h.size or not jnp.issubdtype(jnp.result_type(features), jnp.floating):

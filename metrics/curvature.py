@@ -139,7 +139,7 @@ def eigenpairs(
             the examples can give (`operators.empirical_fisher`); the result is not finite.
     """
     checks.function("product", product, "params", "batch", "vector")
-    checks.integer("k", k, 1)
+    checks.integer("k", k)
     checks.check_params(params)
     if hasattr(product, "rank") and which == "largest":
         checks.check_rank(k, product.rank(params, batch))
@@ -152,7 +152,7 @@ def _pairs(product, params, batch, k, num_steps, start, which, unroll):
     n = checks.check_params(params)
     checks.choice("which", which, ("largest", "smallest"))
     checks.check_steps(num_steps, n)
-    if checks.integer("k", k, 1) > num_steps:
+    if not 1 <= checks.integer("k", k) <= num_steps:
         raise ValueError(
             f"k is {k}; it must be between 1 and num_steps={num_steps}, since m Lanczos steps "
             f"know m eigenvalues: ask for fewer, or raise num_steps (at most {n}, the parameters)"

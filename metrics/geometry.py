@@ -183,7 +183,9 @@ def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
     """
     checks.finite("exponent", checks.real("exponent", exponent))
     if np.ndim(exponent) or concrete(exponent) is None:
-        raise TypeError(f"exponent is {exponent}; it must be a number, known before anything is compiled")
+        raise TypeError(
+            f"exponent is {exponent}; it must be a number, known before anything is compiled"
+        )
     return _uniformity(_vectors(vectors, "simplex"), float(exponent))
 
 

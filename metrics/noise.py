@@ -56,7 +56,9 @@ def gradient_noise_scale(
             f"the batch has {count} examples; a noise scale with an error needs at least 3"
         )
     if (given := checks.check_losses(losses, params, batch)) != count:
-        raise ValueError(f"losses returns {given} numbers for {count} examples; it must return one for each")
+        raise ValueError(
+            f"losses returns {given} numbers for {count} examples; it must return one for each"
+        )
     params = curvature.single_precision(lambda p, b, _: losses(p, b), params, batch)
     return _noise_scale(losses, params, batch, chunk)
 
@@ -189,7 +191,10 @@ def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
     if not np.issubdtype(np.asarray(batch_sizes).dtype, np.integer):
         raise TypeError(f"batch_sizes is {batch_sizes}; it must be integers")
     sizes = checks.within(
-        "batch_sizes", batch_sizes, lambda b: (b >= 1) & (b <= count), f"between 1 and count = {count}"
+        "batch_sizes",
+        batch_sizes,
+        lambda b: (b >= 1) & (b <= count),
+        f"between 1 and count = {count}",
     )
     return (count - sizes) / (sizes * (count - 1))
 
@@ -229,7 +234,9 @@ def batch_sharpness(
     checks.key(key)
     count = _example_count(losses, params, batch, [batch_size])
     if (rows := checks.examples("batch", batch)) != count:
-        raise ValueError(f"losses returns {count} numbers for {rows} examples; it must return one for each")
+        raise ValueError(
+            f"losses returns {count} numbers for {rows} examples; it must return one for each"
+        )
     _check_least("num_batches", num_batches)
     mean_loss, values = _mean_of(losses), []
     for draw in jax.random.split(key, num_batches):
@@ -292,7 +299,9 @@ def hessian_noise(
     count = _example_count(losses, params, batch, [])
     _check_least("num_probes", num_probes)
     if count < 2:
-        raise ValueError(f"the batch has {count} example; a variance over examples needs at least 2")
+        raise ValueError(
+            f"the batch has {count} example; a variance over examples needs at least 2"
+        )
     size, weighted, rows = checks.check_params(params), _weighted(losses), []
     params = curvature.single_precision(operators.hessian(_mean_of(losses)), params, batch)
     for probe in jax.random.split(key, num_probes):
@@ -371,7 +380,7 @@ def _example_count(losses, params, batch, batch_sizes):
     if np.ndim(batch_sizes) != 1:
         raise TypeError(f"batch_sizes is {batch_sizes}; it must be a list of integers")
     for size in batch_sizes:
-        if checks.integer("batch_size", size, 0) < 1 or size > count:
+        if checks.integer("batch_size", size) < 1 or size > count:
             raise ValueError(
                 f"batch size {size} is not between 1 and the {count} examples there are"
             )
@@ -379,5 +388,5 @@ def _example_count(losses, params, batch, batch_sizes):
 
 
 def _check_least(name, value):
-    if checks.integer(name, value, 0) < 2:
+    if checks.integer(name, value) < 2:
         raise ValueError(f"{name} is {value}; it must be at least 2, for a standard error")

@@ -73,4 +73,3 @@ def _contains(product, params, batch, primitives):
 
 def _traced(product, params, batch):
     return jax.jit(product).trace(params, batch, params).jaxpr
-

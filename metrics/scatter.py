@@ -41,7 +41,9 @@ class Centers(NamedTuple):
     coordinates: jax.Array  # (K, r): centred means in that basis
     inverse: jax.Array  # (r,): 1 / s_j^2 of the kept singular values, 0 for the others
     rank: jax.Array
-    unit: jax.Array  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
+    unit: (
+        jax.Array
+    )  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
 
 
 class WithinClass(NamedTuple):

@@ -346,7 +346,9 @@ def _with_rounding(estimate, product, params, batch):
     eps = curvature.rounding(product, params, batch)
     if eps <= float(jnp.finfo(jnp.float32).eps):
         return estimate
-    error = jax.tree.map(lambda e, v: jnp.hypot(e, eps * jnp.abs(v)), estimate.error, estimate.value)
+    error = jax.tree.map(
+        lambda e, v: jnp.hypot(e, eps * jnp.abs(v)), estimate.error, estimate.value
+    )
     return Estimate(estimate.value, error)
 
 
@@ -387,7 +389,7 @@ def _checked(product, params, batch, key, num_probes, least):
     checks.function("product", product, "params", "batch", "vector")
     checks.key(key)
     n = checks.check_params(params)
-    if checks.integer("num_probes", num_probes, 0) < least:
+    if checks.integer("num_probes", num_probes) < least:
         raise ValueError(
             f"num_probes is {num_probes}; it must be at least {least}, or there is no standard error"
         )

@@ -107,7 +107,10 @@ def edge_of_stability(
     sharpness = checks.real("sharpness", sharpness)
     threshold = checks.positive("threshold", threshold)
     checks.positive("tolerance", tolerance)
-    if sharpness.ndim == 0 or jnp.broadcast_shapes(sharpness.shape, threshold.shape) != sharpness.shape:
+    if (
+        sharpness.ndim == 0
+        or jnp.broadcast_shapes(sharpness.shape, threshold.shape) != sharpness.shape
+    ):
         raise ValueError(
             f"sharpness has shape {sharpness.shape} and threshold {threshold.shape}; they must be (..., T), time "
             "last, and a number or what broadcasts to it"

@@ -71,7 +71,9 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
     return f_taylor
 
 
-def pushforward(f: Callable[[PyTree], PyTree], params: PyTree, tangent: PyTree) -> tuple[PyTree, PyTree]:
+def pushforward(
+    f: Callable[[PyTree], PyTree], params: PyTree, tangent: PyTree
+) -> tuple[PyTree, PyTree]:
     """Outputs and their derivative J v along a tangent, also where f has rules for reverse mode only.
 
     A ``jax.custom_vjp`` has no forward mode. There J v is the derivative by u of v^T J^T u, which is linear in u:
