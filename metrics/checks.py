@@ -36,7 +36,7 @@ def real(name: str, value: Any, *axes: str | int) -> jax.Array:
         TypeError: these are no numbers.
         ValueError: complex numbers, or another shape.
     """
-    dtype = _dtype(name, value)
+    dtype = dtype_of(name, value)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(f"{name} is complex; it must be real: give its real part, or its modulus")
     if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
@@ -65,7 +65,7 @@ def doubles(name: str, value: Any) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _dtype(name, value):
+def dtype_of(name, value):
     """The dtype of an array, or of what would be one."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value.dtype
@@ -133,7 +133,9 @@ def finite(name: str, array: jax.Array) -> jax.Array:
 def within(name: str, value: Any, holds: Callable, words: str) -> jax.Array:
     """A number, or an array of numbers, for all of which a condition holds, where they can be looked at."""
     array = real(name, value)
-    values = concrete(array)
+    values = concrete(
+        value
+    )  # inside of a trace a number given is known, an array made of it is not
     if values is not None and not np.all(holds(values)):
         raise ValueError(f"{name} is {value}; it must be {words}")
     return array
@@ -170,6 +172,12 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in allowed:
         words = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {tuple(allowed)}"
         raise ValueError(f"{name} is {value!r}; it must be {words}")
+
+
+def switch(name: str, value: Any) -> None:
+    """Refuses what is none of True, False and None."""
+    if not (value is None or isinstance(value, bool | np.bool_)):
+        raise TypeError(f"{name} is {_shown(value)}; it must be True, False or None")
 
 
 def key(value: Any, name: str = "key") -> jax.Array:
@@ -238,7 +246,7 @@ def labels(
 
 def check_integers(name: str, array: Any, rows: int) -> None:
     """Refuses what is not one integer for each row."""
-    dtype, shape = _dtype(name, array), np.shape(array)
+    dtype, shape = dtype_of(name, array), np.shape(array)
     if shape != (rows,) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"{name} are {dtype}{list(shape)}; they must be integers "
@@ -289,9 +297,10 @@ def check_params(params: Any) -> int:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = dtype_of(f"parameter {_name(path)}", leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"parameter {_name(path)} has dtype {jnp.result_type(leaf)}; curvature needs real "
+                f"parameter {_name(path)} has dtype {dtype}; curvature needs real "
                 "floating-point parameters: leave counters and flags out of params"
             )
     n = sum(jnp.size(leaf) for _, leaf in leaves)
@@ -329,7 +338,7 @@ def check_scale(scale: Any, params: Any) -> None:
         full = jax.tree.broadcast(scale, params)
         jax.tree.map(
             lambda d, p: jax.eval_shape(
-                functools.partial(jnp.broadcast_to, shape=jnp.shape(p)), jnp.asarray(d)
+                functools.partial(jnp.broadcast_to, shape=jnp.shape(p)), real("scale", d)
             ),
             full,
             params,

@@ -69,7 +69,8 @@ def neural_collapse(
 
     Exact for the samples given. The standard errors say how far the same numbers would move on
     another sample of the same size, class means held fixed: valid near collapse (NC1 << 1), where
-    the means' own share is smaller by a factor sqrt(NC1); too small far from it.
+    the means' own share is smaller by a factor sqrt(NC1); too small far from it. NaN where a class has
+    fewer than three samples.
 
     Pure and compiled once per shape; may be called inside jit, scan and vmap (over seeds). There,
     labels cannot be looked at, and a class without samples makes the numbers NaN. Data that do not
@@ -218,17 +219,21 @@ def _report(centers, within, weights, bias, frame):
 
 
 def _weighted(count, total, squares, scale):
-    """scale * total summed over classes, with the standard error of independent samples in each."""
+    """scale * total summed over classes, with the standard error of independent samples in each.
+
+    total sums a quadratic form q_i of h_i - mu over n samples, mu their own mean. For Gaussian h its variance is
+    (n - 1) v and E sum_i (q_i - mean q)^2 = (n - 2) (n - 1) v / n, v the variance of q around the true mean: the
+    class mean and the mean of q take a degree of freedom each. Two samples lie at one distance and tell nothing.
+    """
     mean = total / count
-    variance = jnp.maximum(squares / count - mean**2, 0) * count / jnp.maximum(count - 1, 1)
-    return Estimate(
-        jnp.sum(total * scale), jnp.sqrt(jnp.sum(jnp.asarray(scale) ** 2 * count * variance))
-    )
+    deviations = jnp.maximum(squares - count * mean**2, 0)
+    variance = jnp.where(count > 2, deviations * count / jnp.maximum(count - 2, 1), jnp.nan)
+    return Estimate(jnp.sum(total * scale), norm(jnp.asarray(scale) * jnp.sqrt(variance)))
 
 
 def _share(hits, total):
     share = jnp.sum(hits) / total
-    return Estimate(share, jnp.sqrt(share * (1 - share) / total))
+    return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 
 
 class Generalized(NamedTuple):

@@ -151,6 +151,8 @@ def eigenpairs(
 def _pairs(product, params, batch, k, num_steps, start, which, unroll):
     n = checks.check_params(params)
     checks.choice("which", which, ("largest", "smallest"))
+    checks.switch("unroll", unroll)
+    checks.integer("k", k)
     checks.check_steps(num_steps, n)
     if not 1 <= checks.integer("k", k) <= num_steps:
         raise ValueError(

@@ -54,7 +54,7 @@ def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Source: Paul, Ganguli & Dziugaite 2021, definition 2.2.
     """
     logits, given = checks.real("logits", logits), checks.real("targets", targets)
-    dtype = jnp.result_type(targets)
+    dtype = checks.dtype_of("targets", targets)
     if logits.ndim < 2:
         raise ValueError(f"logits has shape {logits.shape}; it must be (..., N, K)")
     rows, classes = logits.shape[-2:]
@@ -161,10 +161,9 @@ def update_forgetting(state: Forgetting, ids: jax.Array, correct: jax.Array) -> 
     """
     _check_state(state)
     for name, array, kind in (("ids", ids, jnp.integer), ("correct", correct, jnp.bool_)):
-        if not jnp.issubdtype(jnp.result_type(array), kind):
-            raise TypeError(
-                f"{name} are {jnp.result_type(array)}; they must be {kind.__name__.strip('_')}"
-            )
+        if not jnp.issubdtype(checks.dtype_of(name, array), kind):
+            words = {"ids": "integers", "correct": "booleans"}[name]
+            raise TypeError(f"{name} are {checks.dtype_of(name, array)}; they must be {words}")
     ids, correct = jnp.asarray(ids), jnp.asarray(correct)
     checks.check_shape("ids", ids.shape, ("B",))
     checks.same_shape(ids=ids, correct=correct)

@@ -354,6 +354,7 @@ def _with_rounding(estimate, product, params, batch):
 
 def _unrolled(product, params, batch, unroll):
     """How `_loop` runs: None in Python, True unrolled, False as one compiled loop."""
+    checks.switch("unroll", unroll)
     if operators.is_streamed(product):
         return None
     return programs.steps_better(product, params, batch) if unroll is None else unroll

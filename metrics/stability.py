@@ -116,7 +116,8 @@ def edge_of_stability(
             "last, and a number or what broadcasts to it"
         )
     probes = sharpness.shape[-1]
-    fraction = concrete(checks.real("tail", tail))
+    checks.real("tail", tail)
+    fraction = concrete(tail)
     if fraction is None or fraction.ndim:
         raise TypeError(f"tail is {tail}; it must be a number, known before anything is compiled")
     late = int(fraction * probes) // 8 * 8 if np.isfinite(fraction) else 0

@@ -49,6 +49,8 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
 
     Source: Bai & Lee 2020 (arXiv 1910.01619), equation 2.
     """
+    if not callable(f):
+        raise TypeError(f"f is of type {type(f).__name__}; it must be a function f(params, ...)")
     if not isinstance(degree, int) or isinstance(degree, bool) or degree < 0:
         raise ValueError(f"degree is {degree!r}; it must be an integer, 0 or more")
 
@@ -56,6 +58,11 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         old, new = jax.tree.structure(params), jax.tree.structure(new_params)
         if old != new:
             raise ValueError(f"new parameters have structure {new}; f is expanded about {old}")
+        for one, other in zip(jax.tree.leaves(new_params), jax.tree.leaves(params)):
+            if jnp.shape(one) != jnp.shape(other):
+                raise ValueError(
+                    f"new parameters have shape {jnp.shape(one)} where f is expanded about {jnp.shape(other)}"
+                )
         step = jax.tree.map(jnp.subtract, new_params, params)
 
         def along(s):

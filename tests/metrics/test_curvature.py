@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metrics import checks, curvature, operators, programs
+from metrics import curvature, operators, programs
 from metrics.curvature import eigenpairs, sharpness
 
 
