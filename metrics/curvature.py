@@ -85,7 +85,7 @@ def sharpness(
         Sharpness(value, residual, vector). In single precision the values have a floor of
         about 1e-6 relative to the largest, at any scale of the loss between 1e-25 and 1e25. Parameters in half
         precision are taken to single precision first; where the loss itself computes in half precision the
-        residual is at least its rounding, eps times the largest eigenvalue.
+        residual is at least what its rounding costs, about 4 eps times the largest eigenvalue.
 
     Raises:
         TypeError: loss is no function, k or num_steps no integer.

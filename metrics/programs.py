@@ -17,6 +17,7 @@ from ntk.program import equations
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
 _DEFAULT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
+_PASSES = 4  # forward and reverse, and the derivative of each
 
 
 def remembered(make: Callable) -> Callable:
@@ -47,7 +48,10 @@ def loops(product: Callable, params: Any, batch: Any) -> bool:
 
 
 def rounding(product: Callable, params: Any, batch: Any) -> float:
-    """Relative rounding of the coarsest arithmetic in the product: half precision, or an accelerator's products."""
+    """Relative rounding of the product, by its coarsest arithmetic: half precision, or an accelerator's products.
+
+    An estimate, no bound: one rounding for each pass of a Hessian product, in less than single precision.
+    """
     coarse = _DEFAULT_PRODUCTS.get(jax.default_backend(), 0.0)
 
     def of(equation):
@@ -56,7 +60,8 @@ def rounding(product: Callable, params: Any, batch: Any) -> float:
         default = equation.primitive.name in _PRODUCTS and _is_default(equation.params)
         return max([float(jnp.finfo(t).eps) for t in floats] + [coarse * default])
 
-    return max([0.0, *map(of, equations(_traced(product, params, batch)))])
+    eps = max([0.0, *map(of, equations(_traced(product, params, batch)))])
+    return _PASSES * eps if eps > float(jnp.finfo(jnp.float32).eps) else eps
 
 
 def _is_default(options):

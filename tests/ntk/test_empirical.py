@@ -457,14 +457,14 @@ def test_examples_that_interact_are_refused_and_right_without_an_axis_of_example
             ValueError, match=r"examples interact: f\(x\)\[:1\] is not f\(x\[:1\]\)"
         ):
             empirical_ntk(apply, params, *batches)
-    close(empirical_ntk(apply, params, x, vmap_axes=None), by_definition(apply, params, x))
+    close(empirical_ntk(apply, params, x, vmap_axes=None), by_definition(apply, params, x), 1e-6)
     with pytest.raises(ValueError, match=r"collections \['params', 'batch_stats'\]; only 'params'"):
         empirical_ntk(Normalised(True).apply, variables, x)
 
     def kept(p, x):
         return Normalised(True).apply({**variables, "params": p}, x)
 
-    close(empirical_ntk(kept, params, x), by_definition(kept, params, x))
+    close(empirical_ntk(kept, params, x), by_definition(kept, params, x), 1e-6)
 
 
 @pytest.mark.parametrize(
