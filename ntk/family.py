@@ -11,6 +11,7 @@ their path in the tree, `hidden_0/kernel`.
 """
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -89,12 +90,31 @@ def initial_state(family, width, example, key) -> dict:
     return _split(family, width, example)[1](key)
 
 
-def _split(family, width, example):
+def check_width(name, width) -> int:
+    """The width as an int; refused unless it is a positive integer (TypeError: no integer, ValueError: below 1)."""
+    if isinstance(width, bool) or not hasattr(width, "__index__"):
+        raise TypeError(f"{name} is {width!r}; it must be a positive integer")
+    if operator.index(width) < 1:
+        raise ValueError(f"{name} is {width!r}; it must be a positive integer")
+    return operator.index(width)
+
+
+def _check_family(family):
+    """Refuse what is no function of the width, a module at one width among it."""
+    from flax import linen, nnx
+
+    if isinstance(family, linen.Module | nnx.Module):
+        raise TypeError(
+            f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
+            f"lambda width: {type(family).__name__}(width)"
+        )
     if not callable(family):
-        raise ValueError(f"family is {family!r}; it must be a function of the width")
-    if width != int(width) or width < 1:
-        raise ValueError(f"width is {width!r}; it must be a positive integer")
-    model = family(int(width))
+        raise TypeError(f"family is {family!r}; it must be a function of the width")
+
+
+def _split(family, width, example):
+    _check_family(family)
+    model = family(check_width("width", width))
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         return Network(*model), lambda key: {}
     from flax import linen
