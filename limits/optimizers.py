@@ -50,8 +50,8 @@ def optimizer_kind(factory, kind=None, **kwargs) -> str:
     found, why = _tried(factory, kwargs)
     if found is None and not (why.startswith(_UNTRIED) and kind):
         raise ValueError(
-            f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose update is "
-            'linear in the gradient ("sgd", with or without momentum) or does not change with its scale ("adam", '
+            f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose "
+            'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale ("adam", '
             "adamw, lion, rmsprop, ...), and acts on each entry alone"
         )
     if None not in (found, kind) and found != kind:
@@ -99,7 +99,9 @@ def _measured(factory, kwargs):
 
     try:
         still = updates(gradients)
-    except Exception as error:  # whatever a transformation raises that needs a loss, a mask or a seed
+    except (
+        Exception
+    ) as error:  # whatever a transformation raises that needs a loss, a mask or a seed
         return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
     if not still.any():
         return None, f"{_UNTRIED} (its first {_STEPS} updates are zero)"

@@ -170,7 +170,9 @@ def parametrize(
     factors = {n: _times(_times(factors[n], depths[n]), _learning(rates[n])) for n in named}
     table = {field: {n: getattr(f, field) for n, f in factors.items()} for field in Factors._fields}
     held = frozenset(name for name, rate in rates.items() if rate == 0)
-    whole = Whole(family, example, width, base_width, rule, _with_biases(net, biases, bias_std), axes)
+    whole = Whole(
+        family, example, width, base_width, rule, _with_biases(net, biases, bias_std), axes
+    )
     return _parametrized(whole, table, held)
 
 
@@ -219,7 +221,9 @@ def _with_biases(net, names, std):
             name = families.path_name(path)
             if name not in ids:
                 return leaf
-            return std * jax.random.normal(jax.random.fold_in(key, ids[name]), leaf.shape, leaf.dtype)
+            return std * jax.random.normal(
+                jax.random.fold_in(key, ids[name]), leaf.shape, leaf.dtype
+            )
 
         return jax.tree_util.tree_map_with_path(draw, net.init(key))
 

@@ -12,7 +12,6 @@ their path in the tree, `hidden_0/kernel`.
 
 import math
 import operator
-import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -20,10 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-ROLES = ("input", "hidden", "output", "scalar", "tied")
-_VECTORS = re.compile(r"(bias|scale|b)_?\d*")
-_KERNELS = {"kernel", "w", "W", "weight"}
-_SPLIT_HEADS = {"query", "key", "value", "qkv"}
+from ntk import conventions
 
 
 class Network(NamedTuple):
@@ -225,7 +221,9 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     Only shapes are computed (`jax.eval_shape`), no array is allocated. Axes are read off shapes and the
     names that Flax gives: `kernel` is (..., in, out), with the heads of `query`, `key`, `value` in the
     fan-out and those of `out` in the fan-in; `bias` and `scale` are vectors; a stack of layers (nn.scan,
-    nnx.vmap) has a leading axis in neither fan. Other matrices are read as (in, out).
+    nnx.vmap) has a leading axis in neither fan, one layer for each unit (nn.vmap) a leading axis of units. Other
+    matrices are read as (in, out), but for those that only grow in rows and are not called like a readout: they may
+    be tables of a few numbers for each unit, and are ambiguous.
 
     Args:
         family: a function of the width, see `network`.
@@ -250,7 +248,7 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     trees = [jax.eval_shape(network(family, width, example).init, key) for width in widths]
     shapes = _compare([named_leaves(tree) for tree in trees], widths)
     _check_patterns(roles, shapes)
-    stacked = _stacked(shapes)
+    stacked = conventions.stacked(shapes)
     axes = [_param_axes(name, shapes, stacked, roles) for name in shapes]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
 
@@ -279,35 +277,8 @@ def _check_patterns(roles, shapes):
     for pattern, role in roles.items():
         if not any(fnmatchcase(name, pattern) for name in shapes):
             raise ValueError(f"roles: {pattern!r} matches no parameter; there are {list(shapes)}")
-        if isinstance(role, str) and role not in ROLES:
-            raise ValueError(f"roles: {role!r} for {pattern!r} is none of {ROLES}")
-
-
-def _stacked(shapes):
-    """Names of the parameters whose first axis counts layers.
-
-    A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
-    has an axis too many.
-    """
-    scopes = {}
-    for name in shapes:
-        parts = name.split("/")
-        for end in range(len(parts)):
-            scopes.setdefault("/".join(parts[:end]), []).append(name)
-    stacked = set()
-    for names in scopes.values():
-        first = {shape[:1] for name in names for shape in shapes[name]}
-        if len(first) == 1 and any(len(shapes[name][0]) > _vector_rank(name) for name in names):
-            stacked.update(names)
-    return stacked
-
-
-def _vector_rank(name):
-    """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
-    *scope, leaf = name.split("/")
-    if not _VECTORS.fullmatch(leaf):
-        return math.inf
-    return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
+        if isinstance(role, str) and role not in conventions.ROLES:
+            raise ValueError(f"roles: {role!r} for {pattern!r} is none of {conventions.ROLES}")
 
 
 def _param_axes(name, shapes, stacked, roles):
@@ -320,7 +291,7 @@ def _param_axes(name, shapes, stacked, roles):
         fans = _fans_of_role(name, given, axes, infinite)
         return ParamAxes(sizes, infinite, *fans, given)
     fan_in, fan_out = (
-        _check_fans(name, given, axes) if given else _read(name, shapes, axes, infinite)
+        _check_fans(name, given, axes) if given else conventions.fans(name, shapes, axes, infinite)
     )
     grows = (not set(fan_in).isdisjoint(infinite), not set(fan_out).isdisjoint(infinite))
     role = {(0, 0): "scalar", (0, 1): "input", (1, 0): "output", (1, 1): "hidden"}[grows]
@@ -345,46 +316,3 @@ def _check_fans(name, given, axes):
     if set(fan_in) & set(fan_out) or not set(fan_in + fan_out) <= set(range(axes[-1] + 1)):
         raise ValueError(f"roles: {given} for {name} are not two disjoint groups of its axes")
     return fan_in, fan_out
-
-
-def _read(name, shapes, axes, infinite):
-    """(fan_in, fan_out) by the conventions of Flax."""
-    *scope, leaf = name.split("/")
-    if _VECTORS.fullmatch(leaf):
-        return (), axes
-    if len(axes) == 1 and infinite and not _is_bias(name, shapes):
-        raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
-    last = (axes[:-1], axes[-1:])
-    if len(axes) <= 2 or not set(infinite) - {axes[-1]}:
-        return ((), axes) if len(axes) < 2 else last
-    bias = shapes.get("/".join([*scope, "bias"]))
-    features = len(bias[0]) - axes[0] if bias else 1
-    if features > 1:
-        return axes[:-features], axes[-features:]
-    if scope and scope[-1] in _SPLIT_HEADS:
-        return axes[:1], axes[1:]
-    known = leaf in _KERNELS and (not set(infinite) & set(axes[:-2]) or bias or "out" in scope[-1:])
-    if not known:
-        raise _ambiguous(
-            name, shapes, "its axes may be split into fan-in and fan-out in several ways"
-        )
-    return last
-
-
-def _is_bias(name, shapes):
-    """Whether an unnamed vector is the second of a pair (matrix, vector) with as many columns."""
-    scope, _, leaf = name.rpartition("/")
-    matrix = shapes.get(f"{scope}/0")
-    return (
-        bool(scope)
-        and leaf == "1"
-        and bool(matrix)
-        and [m[-1:] for m in matrix] == list(shapes[name])
-    )
-
-
-def _ambiguous(name, shapes, why):
-    return ValueError(
-        f"{name} of shapes {list(shapes[name])} is ambiguous: {why}. Say which it is with "
-        f"roles={{{name!r}: role}}, a role of {ROLES} or a pair (fan_in axes, fan_out axes)"
-    )

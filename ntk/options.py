@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -36,7 +37,9 @@ def check_keywords(function: str, options: Iterable[str], known: list[str]) -> N
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(f"{function} has no option {name!r}{hint}; there are {', '.join(known)}")
+            raise TypeError(
+                f"{function} has no option {name!r}{hint}; there are {', '.join(known)}"
+            )
 
 
 def check_real(name: str, value: Any, *, positive: bool = False) -> float:
@@ -52,6 +55,20 @@ def check_real(name: str, value: Any, *, positive: bool = False) -> float:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} is {value!r}; it must be a finite number that is {allowed}")
     return float(value)
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """The value as an int; refused unless it is an integer of at least `least`.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is smaller.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; it must be an integer, at least {least}")
+    if operator.index(value) < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer, at least {least}")
+    return operator.index(value)
 
 
 def rate_factors(rates: Any, names: Iterable[str]) -> dict[str, float]:

@@ -36,7 +36,7 @@ def read_parameters(
     pairs = {name: (one[name], two[name]) for name in one}
     normal = initial.Law(0.0, (bias_std or 0.0) ** 2, "normal")
     biases = set(drawn_biases(one, bias_std)) & set(drawn_biases(two, bias_std))
-    pairs |= {name: (normal, normal) for name in biases}
+    pairs |= dict.fromkeys(biases, (normal, normal))
     if base_width is not None:
         base = initial.laws(families.network(family, base_width, first).init)[0]
         base |= dict.fromkeys(biases, normal)
