@@ -145,6 +145,8 @@ def coordinate_check(
         raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
     if not (predicted is None or isinstance(predicted, Regime)):
         raise TypeError(f"predicted is {predicted!r}; it must be a Regime, from limits.classify.")
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise TypeError(f"key is {key!r}; it must be a key: jax.random.key(0)")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError("batch must be a pair (inputs, targets).")
     for name, value in {"net_at_width": net_at_width, "loss": loss, "features": features}.items():

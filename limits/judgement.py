@@ -163,7 +163,8 @@ def _finding(stage, l, measured, tolerance):
             return _RIGHT
         return _Finding(False, text, _deciding(widths, 0, half, tolerance))
     bent = fit(widths, values, measured.confidence, corrected=True).interval
-    certain = not low <= expected <= high and not bent[0] <= expected <= bent[1]
+    beyond = max(bent[0] - expected, expected - bent[1])
+    certain = not low <= expected <= high and beyond > tolerance
     return _Finding(certain, text, _deciding(widths, deviation, half, tolerance))
 
 

@@ -51,8 +51,8 @@ def optimizer_kind(factory, kind=None, **kwargs) -> str:
     if found is None and not (why.startswith(_UNTRIED) and kind):
         raise ValueError(
             f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose "
-            'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale ("adam", '
-            "adamw, lion, rmsprop, ...), and acts on each entry alone"
+            'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale '
+            '("adam", adamw, lion, rmsprop, ...), and acts on each entry alone'
         )
     if None not in (found, kind) and found != kind:
         raise ValueError(

@@ -12,7 +12,7 @@ their path in the tree, `hidden_0/kernel`.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -239,6 +239,8 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     Raises:
         ValueError: the trees differ between widths, nothing grows, or a parameter is ambiguous.
     """
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(f"roles is {roles!r}; it must be {{pattern of the path: role}}")
     roles = dict(roles or {})
     if len(set(widths)) < 2:
         raise ValueError(
@@ -275,6 +277,8 @@ def _compare(leaves, widths):
 
 def _check_patterns(roles, shapes):
     for pattern, role in roles.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"roles: {pattern!r} is no pattern of a path, such as 'embed/*'")
         if not any(fnmatchcase(name, pattern) for name in shapes):
             raise ValueError(f"roles: {pattern!r} matches no parameter; there are {list(shapes)}")
         if isinstance(role, str) and role not in conventions.ROLES:
@@ -312,7 +316,12 @@ def _fans_of_role(name, role, axes, infinite):
 
 
 def _check_fans(name, given, axes):
-    fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
+    try:
+        fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
+    except TypeError:
+        raise TypeError(
+            f"roles: {given!r} for {name} is neither a role nor a pair (fan_in axes, fan_out axes)"
+        ) from None
     if set(fan_in) & set(fan_out) or not set(fan_in + fan_out) <= set(range(axes[-1] + 1)):
         raise ValueError(f"roles: {given} for {name} are not two disjoint groups of its axes")
     return fan_in, fan_out
