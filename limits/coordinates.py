@@ -127,8 +127,8 @@ def coordinate_check(
 
     Returns:
         CoordinateCheck. A deviation beyond `tolerance` is wrong if the prediction lies outside the interval, and
-        outside that of a fit of n^s (1 + c n^-1/2) too: near the base width such corrections, of the initial outputs
-        for instance, bend what is a power of the width further on. Otherwise, and where an exponent half a power away
+        larger than corrections n^s (1 + c (base/n)^1/2) of the initial outputs can explain, |c| up to 2: near the
+        base width they bend what is a power of the width further on. Otherwise, and where an exponent half a power away
         lies inside the interval, the verdict is "undecided" and says which widths would decide.
 
     Raises:
@@ -138,7 +138,7 @@ def coordinate_check(
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which reads the exponents off a plot by eye.
     """
-    widths = _check_settings(widths, steps, seeds)
+    widths, base = _check_settings(widths, steps, seeds), 1
     check_real("learning_rate", learning_rate, positive=True)
     check_real("tolerance", tolerance, positive=True)
     if not 0 < check_real("confidence", confidence) < 1:
@@ -156,6 +156,7 @@ def coordinate_check(
     names, sizes, size, change, own = None, [], [], [], []
     for width in widths:
         net = net_at_width(int(width))
+        base = getattr(net, "base_width", None) or 1
         found, shapes, *measured = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
         )
@@ -171,7 +172,9 @@ def coordinate_check(
     predicted = _prediction(predicted, names, places)
     size, change, own = map(np.stack, (size, change, own))
     fits = [judgement.fit(widths, values, confidence) for values in (size, change, own)]
-    measured = judgement.Measured(names, places, widths, (size, change, own), fits, confidence)
+    measured = judgement.Measured(
+        names, places, widths, (size, change, own), fits, confidence, base
+    )
     wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
     return CoordinateCheck(
         names, widths, size, change, own, *fits, predicted, wrong, passed, verdict

@@ -1,7 +1,8 @@
 """What a coordinate check says: powers of the width fitted, and compared with those of a regime.
 
-The fit is log y = s log n + const, seed by seed. Near the base width y is n^s (1 + c n^-1/2) with a c that is not
-small, so that a deviation counts as wrong only if the fit with that correction deviates too.
+The fit is log y = s log n + const, seed by seed. Near the base width n_0 y is n^s (1 + c (n_0/n)^1/2): initial outputs
+of that size stand beside the targets, and with both of order one at n_0 the number c is of order one. A deviation is
+wrong if it is larger than |c| = 2 can bend the fit, or stays in a fit with that correction.
 """
 
 import math
@@ -36,6 +37,7 @@ class Measured(NamedTuple):
         values: size, change and own change; the seeds are on the second axis, layers on the last.
         fits: the Scaling of each.
         confidence: of the intervals.
+        base: the base width, 1 for a network without.
     """
 
     names: tuple[str, ...]
@@ -44,6 +46,7 @@ class Measured(NamedTuple):
     values: tuple[np.ndarray, np.ndarray, np.ndarray]
     fits: Sequence[Scaling]
     confidence: float
+    base: int = 1
 
 
 class _Stage(NamedTuple):
@@ -163,9 +166,16 @@ def _finding(stage, l, measured, tolerance):
             return _RIGHT
         return _Finding(False, text, _deciding(widths, 0, half, tolerance))
     bent = fit(widths, values, measured.confidence, corrected=True).interval
-    beyond = max(bent[0] - expected, expected - bent[1])
-    certain = not low <= expected <= high and beyond > tolerance
+    stays = max(bent[0] - expected, expected - bent[1]) > tolerance
+    large = deviation > tolerance + _bend(widths, measured.base)
+    certain = not low <= expected <= high and (stays or large)
     return _Finding(certain, text, _deciding(widths, deviation, half, tolerance))
+
+
+def _bend(widths, base):
+    """By how much a correction 2 (base/n)^1/2 changes the slope of log y against log n."""
+    x = np.log(widths) - np.log(widths).mean()
+    return abs(float(x @ (2 * (base / widths) ** 0.5) / (x @ x)))
 
 
 def _deciding(widths, deviation, half, tolerance):

@@ -96,10 +96,9 @@ def check_width(name, width) -> int:
 
 
 def _check_family(family):
-    """Refuse what is no function of the width, a module at one width among it."""
-    from flax import linen, nnx
-
-    if isinstance(family, linen.Module | nnx.Module):
+    """Refuse what is no function of the width, a module at one width among it; flax is not imported for that."""
+    classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
+    if "flax.Module" in classes:
         raise TypeError(
             f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
             f"lambda width: {type(family).__name__}(width)"
