@@ -155,7 +155,9 @@ def mse_optimum(
         left, size = np.eye(classes), n.astype(np.float64)
     beta = depth * total * kappa / size
     x = mode(beta, depth, branch=branch)
-    unique = branch == "upper" or not np.isclose(beta, thresholds(depth).collapse, 1e-12).any()
+    # At the threshold a mode may be there or not; a single layer's reaches it at zero.
+    tied = depth > 1 and np.isclose(beta, thresholds(depth).collapse, 1e-12).any()
+    unique = branch == "upper" or not tied
     if dim is not None and dim < size.size:
         order = np.argsort(-size, kind="stable")
         unique = unique and not np.isclose(size[order[dim - 1]], size[order[dim]], 1e-9)

@@ -22,6 +22,7 @@ from ntk import spatial
 from ntk.evaluate import KernelFn
 from ntk.inputs import Need, Plan
 from ntk.kernel import Array, Kernel
+from ntk.options import check_keywords, known_keywords
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret
 from ntk.trace import run as running
@@ -40,6 +41,7 @@ from ntk.trace.steps import Step
 from ntk.trace.traced import Traced, pruned
 
 
+@known_keywords
 def infinite_width(
     family: Callable,
     example: Any,
@@ -48,17 +50,18 @@ def infinite_width(
     base_width: int | None = None,
     learning_rates: Any = None,
     bias_std: float | None = None,
+    roles: Any = None,
     batched: bool = True,
     attention_samples: int = 1024,
 ) -> KernelFn:
     """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
 
-    The limit is that of `ntk.empirical_ntk`, and of the outputs' covariance, of the finite networks of the family whose
-    weights are written as their initial standard deviation times a standard normal, which is trained at unit rate; a
-    parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
-    `limits.parametrize(family, "ntk", width=n, base_width=b)` keeps the draws of the model at width b instead of
-    standard normals: its limit is that of `infinite_width(..., base_width=b, learning_rates={name: 1 / v})`,
-    v the initial variance of each weight at width b.
+    The limit is that of the finite networks `net = limits.parametrize(family, "ntk", width=n, **options)` with the same
+    options: of `ntk.empirical_ntk(net.apply, ...)` and of the outputs' covariance, with errors of order n^-1/2. Without
+    options every weight is its initial standard deviation times a parameter of unit variance, which is trained at unit
+    rate; a parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+    With `base_width` all parameters are those of the model at that width, trained at unit rate, and multipliers
+    (growth of the fan-in)^-1/2 carry on from there.
 
     The initial law counts by its variance. That is exact for a layer that sums over units; one that sums over a fixed
     number of inputs (a first layer, an embedding) is Gaussian only if its initializer is, and not for the truncated
@@ -77,11 +80,14 @@ def infinite_width(
             `ntk.family`. Widths 64 and 256 must be allowed.
         example: an input (array or jax.ShapeDtypeStruct), or a tuple of several; the batch axis comes first.
         parametrization: "ntk"; no other has a kernel limit.
-        base_width: the width whose initial scale is kept, as in `limits.parametrize(..., base_width=...)`: needed where
-            an initializer does not divide by the fan-in. None if the model's own scale has a limit.
+        base_width: the width at which the network is the model itself, as in `limits.parametrize`. Needed where an
+            initializer does not divide by the fan-in. None if the model's own scale has a limit.
         learning_rates: factors of the learning rates, 1 by default: a tree like the parameters, or {pattern of the
             path: factor}; 0 freezes a parameter.
-        bias_std: standard deviation given to parameters named `bias` that start at zero; None leaves them there.
+        bias_std: standard deviation of a normal law given to parameters named `bias` that start at zero; None leaves
+            them there.
+        roles: roles of parameters that names and shapes cannot tell, see `ntk.width_axes`; they count where fans are
+            compared with those at `base_width`.
         batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
         attention_samples: draws of random scores for each pair of samples, a power of two; the error falls as
             1/sqrt(attention_samples), and faster for a few positions.
@@ -90,14 +96,16 @@ def infinite_width(
         `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`.
 
     Raises:
+        TypeError: an unknown option, with the nearest one; an option of another type.
         ValueError: the model contains an operation without a limit here; the message names the primitive, the line
             of the model, and what to do. Also for parametrizations without a kernel limit.
 
     Source: Yang (2019, 2020), Tensor Programs I and II; Yang & Littwin (2021), Tensor Programs IIb; for random scores
         Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention".
     """
-    options = (parametrization, base_width, learning_rates, bias_std, batched, attention_samples)
-    traced = _trace(family, example, *options)
+    _check_parametrization(parametrization)
+    assumed = (base_width, learning_rates, bias_std, roles)
+    traced = _trace(family, example, assumed, batched, attention_samples)
     return kernel_function(traced, batched)
 
 
@@ -112,18 +120,12 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     Returns:
         Explanation(steps, parameters); prints as two tables in a terminal and in a notebook.
     """
-    defaults = {
-        "parametrization": "ntk",
-        "base_width": None,
-        "learning_rates": None,
-        "bias_std": None,
-        "batched": True,
-        "attention_samples": 1024,
-    }
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise ValueError(f"explain has no option {sorted(unknown)}; there are {sorted(defaults)}")
-    return explanation(_trace(family, example, *(defaults | options).values()))
+    defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
+    check_keywords("explain", options, list(defaults))
+    given = defaults | options
+    _check_parametrization(given.pop("parametrization"))
+    batched, samples = given.pop("batched"), given.pop("attention_samples")
+    return explanation(_trace(family, example, tuple(given.values()), batched, samples))
 
 
 def attention_error(
@@ -154,14 +156,11 @@ def attention_error(
 def _trace(
     family: Callable,
     example: Any,
-    parametrization: str,
-    base_width: int | None,
-    learning_rates: Any,
-    bias_std: float | None,
+    assumed: tuple,
     batched: bool,
     attention_samples: int,
 ) -> Traced:
-    _check_parametrization(parametrization)
+    """The traced network; `assumed` is (base_width, learning_rates, bias_std, roles)."""
     if attention_samples < 4 or attention_samples & (attention_samples - 1):
         raise ValueError(
             f"attention_samples is {attention_samples}; it must be a power of two, at least 4"
@@ -178,7 +177,7 @@ def _trace(
     with jax.enable_x64(True):
         nets = [families.network(family, width, first) for width in WIDTHS]
         laws = [initial.laws(net.init) for net in nets]
-        parameters = read_parameters(laws, family, first, base_width, learning_rates, bias_std)
+        parameters = read_parameters(laws, family, first, *assumed)
         shapes = [
             tuple(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs)
             for batch in BATCHES
