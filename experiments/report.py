@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir, settings
+from experiments import claims, page, plotting, rundir, seals, settings
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -118,9 +118,11 @@ def read_run(
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a directory; expected one that experiments.run made")
-    config, manifest = (_read_object(run_dir / name) for name in ("config.json", "manifest.json"))
+    config, manifest = (
+        rundir.read_object(run_dir / name) for name in ("config.json", "manifest.json")
+    )
     _check_manifest(run_dir / "manifest.json", manifest)
-    data = rundir.read_dataset(run_dir / "data.nc")
+    data = rundir.read_dataset(run_dir / "data.nc", seals.digest(config))
     path = run_dir / "claims.json"
     try:
         recorded = claims.from_json(path.read_text(encoding="utf-8"))
@@ -225,13 +227,6 @@ def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Data
             f"{run_dir / 'data.nc'}: {study.__name__} cannot make its {what} from it "
             f"({type(error).__name__}: {error}); if the study has changed since, run it again"
         ) from error
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    content = rundir.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
 
 
 if __name__ == "__main__":

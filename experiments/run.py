@@ -6,7 +6,8 @@
     python -m experiments --config=learning_rate_transfer:cpu --config.sweep.steps=500 --check
 
 The same command again skips what has finished and goes on with what was interrupted. Exit status: 0 the study
-ran (whether its claims hold is in the table), 2 it could not run (one message says why), 130 interrupted.
+ran (whether its claims hold is in the table), 2 it could not run (one message says why), 128 + its number after a
+signal that ends it (Ctrl-C, SIGTERM, SIGHUP): the points in training are saved first.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import functools
 import importlib
 import os
 import pathlib
+import signal
 import sys
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments import checks, claims, listing, loop, report, rundir, settings, tasks
+from experiments import checks, claims, listing, loop, report, rundir, seals, settings, tasks
 from experiments.settings import find_study
 
 __all__ = ["check", "find_study", "main", "run"]
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> int:
         if options.config is None:
             raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")
         config, preset = settings.load(options.config, options.changes)
-        return _start(config, preset, options)
+        with _signals():
+            return _start(config, preset, options)
     except BrokenPipeError:  # the reader of the output has gone, as of --list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -56,9 +59,9 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"error: not enough memory on the device ({_first_line(error)})", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def _start(config: Any, preset: str, options: settings.Options) -> int:
@@ -127,14 +130,53 @@ def run(
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    path = rundir.open_run(folder, config.to_dict(), config.study, preset)
-    started = time.monotonic()
-    with loop.progress(study.total_steps(config), pathlib.Path(config.study).stem) as progress:
-        session = loop.Session(path, progress, sinks, devices, checkpoint_seconds)
-        data = study.run(config, session)
-    rundir.finish_run(path, data, time.monotonic() - started)
-    rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
+    configuration = seals.digest(config.to_dict())
+    with rundir.lock(folder) as path:
+        rundir.open_run(path, config.to_dict(), config.study, preset)
+        for sentence in rundir.changes(path):
+            print(f"note: {path}: {sentence}", file=sys.stderr)
+        data = rundir.finished(path, configuration)
+        if data is None:
+            data = _train(study, config, path, sinks, devices, checkpoint_seconds)
+        else:
+            print(f"{path} is finished: nothing is left to train", file=sys.stderr)
+        rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
     return path
+
+
+def _train(study, config, path, sinks, devices, checkpoint_seconds) -> Any:
+    configuration = seals.digest(config.to_dict())
+    total = study.total_steps(config)
+    try:
+        with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
+            session = loop.Session(
+                path, progress, sinks, devices, checkpoint_seconds, configuration
+            )
+            data = study.run(config, session)
+    except BaseException:
+        rundir.forget(path)
+        raise
+    rundir.finish_run(path, data, configuration)
+    return data
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does; nohup's choice to ignore SIGHUP stands."""
+
+    def interrupt(number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
