@@ -7,7 +7,6 @@ what needs features.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import xarray as xr
 
 import limits
 from experiments import checks, losses, tasks
+from experiments.grid import Axis, Program, Variable, array, train_grid
 from experiments.loop import Session
 from experiments.studies import feature_learning_limit_networks as networks
 from experiments.studies.feature_learning_limit_claims import claims
@@ -190,40 +190,38 @@ def _words(config: Any, session: Session) -> xr.Dataset:
     source = word_pairs.corpus(part.data_dir, part.vocabulary, part.analogies)
     noise = jnp.asarray(source.frequency**0.75)
     untrained = cbow.limit(len(source.words))
-    columns = [*part.widths, 0]  # 0 is the limit
-    shape = (len(part.seeds), len(columns))
-    measured = {name: np.full(shape, np.nan) for name in ("rank", "analogy", "gram")}
-    pictures = None
-    for s, seed in enumerate(part.seeds):
-        train = functools.partial(_word_run, part, source, noise, untrained, seed)
-        found = networks.kept(session, f"words-{seed}", train)
-        for name, values in measured.items():
-            values[s] = found[name]
-        pictures = found["plane"] if pictures is None else pictures
-    kernel = scores(source, untrained.context)
-    law = networks.fit(part.widths, measured["gram"][:, :-1])
     shown, group = _shown(source)
     labels = [f"width {n}" for n in _pictured(part)] + ["limit", "kernel limit"]
-    return xr.Dataset(
-        {
-            "word_rank": (("word_seed", "word_width"), measured["rank"]),
-            "analogy": (("word_seed", "word_width"), measured["analogy"]),
-            "gram_distance": (("word_seed", "word_width"), measured["gram"]),
-            "gram_slope": law.exponent,
-            "gram_slope_interval": ("end", law.exponent_interval),
-            "kernel_rank": kernel[0],
-            "kernel_analogy": kernel[1],
-            "plane": (("panel", "word", "axis"), pictures),
-            "vocabulary": len(source.words),
-            "pairs": sum(map(len, source.relations.values())),
-        },
-        {
-            "word_width": columns,
-            "word_seed": list(part.seeds),
-            "panel": labels,
-            "word": [source.words[partner] for _, partner in shown],
-            "group": ("word", group),
-        },
+
+    def unit(part, word_seed):
+        return _word_run(part, source, noise, untrained, word_seed)
+
+    over = ("word_width",)
+    variables = {
+        "word_rank": Variable("rank of the partner by cosine", dims=over),
+        "analogy": Variable("share of analogies that are right", dims=over),
+        "gram_distance": Variable("distance of inner products from the limit's", dims=over),
+        "plane": Variable("principal components", dims=("panel", "word", "axis")),
+    }
+    own = {
+        "word_width": Axis([*part.widths, 0], "width, 0 for the limit", "neurons"),
+        "panel": Axis(labels, "network"),
+        "word": Axis([source.words[partner] for _, partner in shown], "word"),
+        "group": Axis(group, "relation", dims=("word",)),
+    }
+    axes = {"word_seed": Axis(list(part.seeds), "seed")}
+    made = train_grid(axes, part, Program("words", unit, variables, own), session)
+    kernel = scores(source, untrained.context)
+    law = networks.fit(part.widths, made["gram_distance"].values[:, :-1])
+    slope = "exponent of the distance in the width"
+    return made.assign(
+        plane=made["plane"].isel(word_seed=0, drop=True),
+        gram_slope=array((), law.exponent, slope),
+        gram_slope_interval=array("end", law.exponent_interval, f"{slope}, 95 % interval"),
+        kernel_rank=array((), kernel[0], "rank of the partner in the kernel limit"),
+        kernel_analogy=array((), kernel[1], "share of analogies right in the kernel limit"),
+        vocabulary=array((), len(source.words), "words of the vocabulary", "words"),
+        pairs=array((), sum(map(len, source.relations.values())), "pairs of words", "pairs"),
     )
 
 
@@ -240,16 +238,16 @@ def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
     }
     limit = cbow.train(untrained, examples, noise, draws, **options)[0].context
     shown, _ = _shown(source)
-    found = {"rank": [], "analogy": [], "gram": [], "plane": []}
+    found = {"word_rank": [], "analogy": [], "gram_distance": [], "plane": []}
     for number, width in enumerate((*part.widths, 0)):
         vectors = limit
         if width:
             start = networks.sample(untrained, jax.random.fold_in(init, number), width)
             vectors = cbow.train(start, examples, noise, draws, **options)[0].context
         rank, analogy = scores(source, vectors)
-        found["rank"].append(rank)
+        found["word_rank"].append(rank)
         found["analogy"].append(analogy)
-        found["gram"].append(_gram_distance(vectors, limit))
+        found["gram_distance"].append(float(_gram_distance(vectors, limit)))
         if width in (*_pictured(part), 0):
             found["plane"].append(_plane(vectors, shown))
     still = networks.sample(untrained, init, max(part.widths)).context
@@ -291,29 +289,25 @@ META_TRAIN, META_TEST = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 def _few_shot(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.few_shot
     data = tasks.Data(*(np.concatenate(leaves) for leaves in zip(task.train, task.test)))
-    shape = (len(part.backgrounds), len(part.seeds))
-    columns = [*part.widths, 0]
-    limit = np.full((*shape, len(columns)), np.nan)
-    kernel = np.full((*shape, len(part.kernel_rates), 2), np.nan)
-    for b, background in enumerate(part.backgrounds):
-        for s, seed in enumerate(part.seeds):
-            train = functools.partial(_few_shot_run, part, data, background, seed)
-            found = networks.kept(session, f"few-shot-{b}-{seed}", train)
-            limit[b, s], kernel[b, s] = found["accuracy"], found["kernel"]
-    dims = ("background", "few_seed")
-    return xr.Dataset(
-        {
-            "few_accuracy": ((*dims, "few_width"), limit),
-            "few_kernel": ((*dims, "kernel_rate", "trained"), kernel),
-        },
-        {
-            "background": list(part.backgrounds),
-            "few_seed": list(part.seeds),
-            "few_width": columns,
-            "kernel_rate": list(part.kernel_rates),
-            "trained": [0, 1],
-        },
-    )
+
+    def unit(part, background, few_seed):
+        return _few_shot_run(part, data, background, few_seed)
+
+    accuracy = "accuracy on new digits"
+    variables = {
+        "few_accuracy": Variable(accuracy, dims=("few_width",)),
+        "few_kernel": Variable(f"{accuracy}, kernel limit", dims=("kernel_rate", "trained")),
+    }
+    own = {
+        "few_width": Axis([*part.widths, 0], "width, 0 for the limit", "neurons"),
+        "kernel_rate": Axis(list(part.kernel_rates), "learning rate over that of the limit"),
+        "trained": Axis([0, 1], "whether the kernel limit is trained"),
+    }
+    axes = {
+        "background": Axis(list(part.backgrounds), "background of the images"),
+        "few_seed": Axis(list(part.seeds), "seed"),
+    }
+    return train_grid(axes, part, Program("few-shot", unit, variables, own), session)
 
 
 def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
@@ -330,7 +324,7 @@ def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
     def accuracy(net, rate):
         steps = {"inner_rate": rate, "inner_steps": part.test_steps}
         outputs = one_layer.adapted_outputs(net, x_test, test, **steps)
-        return losses.accuracy(outputs, test.query_labels)
+        return float(losses.accuracy(outputs, test.query_labels))
 
     def trained(net, rate):
         return one_layer.meta_train(net, x, train, inner_rate=rate, **options)[0]
@@ -341,10 +335,10 @@ def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
     start = one_layer.kernel_limit(x.shape[1], part.ways)
     rates = [part.inner_rate * factor for factor in part.kernel_rates]
     return {
-        "accuracy": [
+        "few_accuracy": [
             accuracy(trained(net, part.inner_rate), part.inner_rate) for net in [*nets, limit]
         ],
-        "kernel": [
+        "few_kernel": [
             [accuracy(net, rate) for net in (start, trained(start, rate))] for rate in rates
         ],
     }

@@ -20,8 +20,9 @@ import xarray as xr
 from flax import linen as nn
 
 import models
-from experiments import checks, losses, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies import grokking_corrupted_figures
 from experiments.studies.grokking_corrupted_claims import (
     PERIODIC,
@@ -120,7 +121,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
             _close_look(config, session),
             _phase_diagram(config, session),
             _transformer(config, session),
-            _analytic(config),
+            _analytic(config, session),
         ]
     ).assign_attrs(modulus=config.task.modulus, label_noise=config.runs.noise)
 
@@ -382,68 +383,72 @@ def label(kind: str, strength: float) -> str:
     return f"{names[kind]} {strength:g}" if strength else "none"
 
 
-def _train(config, session, compiled, part, point, *, groups=0) -> dict[str, np.ndarray]:
-    """Records of one run; ``compiled`` keeps the programs, with and without BatchNorm, of one number of examples."""
-    name, kind, strength, fraction, noise, seed = point
-    probes = part.probes
+WORDS = {
+    "train": "accuracy on the training set",
+    "corrupted": "accuracy on the corrupted examples, with their wrong labels",
+    "restored": "accuracy on the corrupted examples, with the true labels",
+    "test": "accuracy on the test set",
+    "ipr": "mean inverse participation ratio",
+}
+
+
+def _accuracies(
+    prefix: str, *dims: str, names: tuple[str, ...] = ACCURACIES
+) -> dict[str, Variable]:
+    return {f"{prefix}{name}": Variable(WORDS[name], dims=dims) for name in names}
+
+
+def _seeds(part: Any) -> Axis:
+    return Axis(list(part.seeds), "seed")
+
+
+def _training(config, part, kind, strength, fraction, noise, seed, keep, groups=0) -> Training:
+    """One run; all of one number of examples share two programs, with and without BatchNorm."""
     data = regularised(examples(config, fraction, noise, seed), kind, strength)
-    minibatch = kind == "batch_norm"
-    if minibatch not in compiled:
-        steps = _steps(part, kind) // probes
-        compiled[minibatch] = program(config, kind, data, steps, probes, groups)
-    rate = learning_rate(config, kind)
-    records = train_runs(
-        compiled[minibatch], data, [rate], [seed], chunks=probes, name=name, session=session
+    steps, minibatch = _steps(part, kind), kind == "batch_norm"
+    return Training(
+        lambda: program(config, kind, data, steps // part.probes, part.probes, groups),
+        (fraction, minibatch),
+        *(data, [learning_rate(config, kind)], [seed], part.probes, steps),
+        keep=lambda records: keep({key: values[0] for key, values in records.items()}),
     )
-    return {key: values[0] for key, values in records.items()}
 
 
 def _close_look(config: Any, session: Session) -> xr.Dataset:
     part = config.runs
-    settings = [(label(*setting), *setting, part.noise) for setting in part.regularisers]
-    settings.append((SHUFFLED, "decay", 0.0, part.control_noise))
-    compiled: dict[bool, Program] = {}
-    records = [
-        [
-            _train(
-                *(config, session, compiled, part),
-                (f"{name}-{seed}".replace(" ", "-"), kind, strength, part.fraction, noise, seed),
-                groups=part.groups,
-            )
-            for seed in part.seeds
-        ]
-        for name, kind, strength, noise in settings
-    ]
-    stacked = {
-        key: np.stack([[run[key] for run in runs] for runs in records]) for key in records[0][0]
+    settings = {label(*setting): (*setting, part.noise) for setting in part.regularisers}
+    settings[SHUFFLED] = ("decay", 0.0, part.control_noise)
+    curves = _accuracies("", "time", names=(*ACCURACIES, "ipr"))
+    last = _accuracies("pruned_", "order", "share") | {
+        "neuron_ipr": Variable("inverse participation ratio", dims=("neuron",)),
+        "neuron_gain": Variable("gain of the neuron", dims=("neuron",)),
+        "neuron_frequency": Variable("frequency of the neuron", dims=("neuron",)),
+        "neuron_phases": Variable("phase of the neuron", "rad", dims=("vector", "neuron")),
+        "shown_neuron": Variable("number of the neuron", dims=("shown",)),
+        "shown_weights": Variable("weight", dims=("shown", "vector", "residue")),
     }
-    last = {key: values[:, :, -1] for key, values in stacked.items()}
-    run = ("regulariser", "seed")
-    curves = {name: ((*run, "time"), stacked[name]) for name in (*ACCURACIES, "ipr")}
-    pruned = {
-        f"pruned_{name}": ((*run, "order", "share"), last[f"pruned_{name}"]) for name in ACCURACIES
+
+    def unit(config, regulariser, seed):
+        kind, strength, noise = settings[regulariser]
+
+        def keep(records):
+            return records | {name: records[name][-1] for name in last}
+
+        return _training(
+            config, part, kind, strength, part.fraction, noise, seed, keep, part.groups
+        )
+
+    axes = {"regulariser": Axis(list(settings), "regulariser"), "seed": _seeds(part)}
+    own = {
+        "order": Axis(["low", "high", "random"], "which neurons are pruned first"),
+        "share": Axis(np.arange(part.groups + 1) / part.groups, "share of neurons pruned"),
+        "vector": Axis(["U", "V", "W"], "weights of a neuron"),
     }
-    neurons = {
-        name: ((*run, "neuron"), last[name])
-        for name in ("neuron_ipr", "neuron_gain", "neuron_frequency")
-    }
-    others = {
-        "neuron_phases": ((*run, "vector", "neuron"), last["neuron_phases"]),
-        "shown_neuron": ((*run, "shown"), last["shown_neuron"]),
-        "shown_weights": ((*run, "shown", "vector", "residue"), last["shown_weights"]),
-        "step": (
-            ("regulariser", "time"),
-            [np.linspace(0, _steps(part, kind), part.probes + 1) for _, kind, *_ in settings],
-        ),
-    }
-    coordinates = {
-        "regulariser": [name for name, *_ in settings],
-        "seed": list(part.seeds),
-        "order": ["low", "high", "random"],
-        "share": np.arange(part.groups + 1) / part.groups,
-        "vector": ["U", "V", "W"],
-    }
-    return xr.Dataset(curves | pruned | neurons | others, coordinates)
+    made = train_grid(
+        axes, config, grid.Program("run", unit, curves | last, own, trains=True), session
+    )
+    steps = [np.linspace(0, _steps(part, kind), part.probes + 1) for kind, *_ in settings.values()]
+    return made.assign(step=grid.array(("regulariser", "time"), steps, "training step", "steps"))
 
 
 # The phase diagram
@@ -451,27 +456,23 @@ def _close_look(config: Any, session: Session) -> xr.Dataset:
 
 def _phase_diagram(config: Any, session: Session) -> xr.Dataset:
     part = config.phases
-    names = [label(*setting) for setting in part.regularisers]
-    shape = (len(names), len(part.noises), len(part.fractions))
-    results = {name: np.full(shape, np.nan) for name in (*ACCURACIES, "ipr")}
-    for f, fraction in enumerate(part.fractions):
-        compiled: dict[bool, Program] = {}
-        for r, (kind, strength) in enumerate(part.regularisers):
-            for n, noise in enumerate(part.noises):
-                name = f"phase-{names[r]}-{fraction:g}-{noise:g}".replace(" ", "-")
-                point = (name, kind, strength, fraction, noise, part.seed)
-                records = _train(config, session, compiled, part, point)
-                for key, values in results.items():
-                    values[r, n, f] = records[key][-1]
-    dims = ("phase_regulariser", "noise", "fraction")
-    return xr.Dataset(
-        {f"phase_{name}": (dims, values) for name, values in results.items()},
-        {
-            "phase_regulariser": names,
-            "noise": list(part.noises),
-            "fraction": list(part.fractions),
-        },
-    )
+    settings = {label(*setting): setting for setting in part.regularisers}
+
+    def keep(records):
+        return {f"phase_{name}": records[name][-1] for name in (*ACCURACIES, "ipr")}
+
+    def unit(config, phase_regulariser, noise, fraction):
+        return _training(
+            config, part, *settings[phase_regulariser], fraction, noise, part.seed, keep
+        )
+
+    axes = {
+        "phase_regulariser": Axis(list(settings), "regulariser"),
+        "noise": Axis(list(part.noises), "share of training labels corrupted"),
+        "fraction": Axis(list(part.fractions), "share of pairs trained on"),
+    }
+    variables = _accuracies("phase_", names=(*ACCURACIES, "ipr"))
+    return train_grid(axes, config, grid.Program("phase", unit, variables, trains=True), session)
 
 
 # The Transformer
@@ -479,56 +480,37 @@ def _phase_diagram(config: Any, session: Session) -> xr.Dataset:
 
 def _transformer(config: Any, session: Session) -> xr.Dataset:
     part = config.transformer
-    if not part.decays:
-        return xr.Dataset()
     config = config.copy_and_resolve_references()
     config.task.modulus = part.modulus
-    compiled = None
-    records = []
-    for decay in part.decays:
-        by_seed = []
-        for seed in part.seeds:
-            data = regularised(examples(config, part.fraction, part.noise, seed), "decay", decay)
-            compiled = compiled or transformer_program(config, data)
-            found = train_runs(
-                compiled,
-                data,
-                [part.learning_rate],
-                [seed],
-                chunks=part.probes,
-                name=f"transformer-{decay:g}-{seed}",
-                session=session,
-            )
-            by_seed.append({key: values[0] for key, values in found.items()})
-        records.append(by_seed)
-    run = ("decay", "transformer_seed")
 
-    def stack(key):
-        return np.array([[run[key] for run in by_seed] for by_seed in records])
+    def keep(records):
+        curves = {f"transformer_{name}": records[name][0] for name in ACCURACIES}
+        pruned = {name: records[f"pruned_{name}"][0, -1] for name in ACCURACIES}
+        return curves | {f"transformer_pruned_{name}": value for name, value in pruned.items()}
 
-    curves = {
-        f"transformer_{name}": ((*run, "transformer_time"), stack(name)) for name in ACCURACIES
-    }
-    pruned = {
-        f"transformer_pruned_{name}": (
-            (*run, "transformer_order", "transformer_share"),
-            stack(f"pruned_{name}")[:, :, -1],
+    def unit(config, decay, transformer_seed):
+        start = examples(config, part.fraction, part.noise, transformer_seed)
+        data = regularised(start, "decay", decay)
+        return Training(
+            lambda: transformer_program(config, data),
+            "one",
+            *(data, [part.learning_rate], [transformer_seed], part.probes, part.steps),
+            keep=keep,
         )
-        for name in ACCURACIES
+
+    axes = {"decay": Axis(list(part.decays), "weight decay"), "transformer_seed": _seeds(part)}
+    order, time = ("transformer_order", "transformer_share"), "transformer_time"
+    variables = _accuracies("transformer_", time) | _accuracies("transformer_pruned_", *order)
+    steps = np.linspace(0, part.steps, part.probes + 1)
+    own = {
+        "transformer_order": Axis(["low", "high"], "which neurons are pruned first"),
+        "transformer_share": Axis(
+            np.arange(part.groups + 1) / part.groups, "share of neurons pruned"
+        ),
+        "transformer_step": Axis(steps, "training step", "steps", (time,)),
     }
-    return xr.Dataset(
-        curves | pruned,
-        {
-            "decay": list(part.decays),
-            "transformer_seed": list(part.seeds),
-            "transformer_order": ["low", "high"],
-            "transformer_share": np.arange(part.groups + 1) / part.groups,
-            "transformer_step": (
-                "transformer_time",
-                np.linspace(0, part.steps, part.probes + 1),
-            ),
-        },
-    )
+    program = grid.Program("transformer", unit, variables, own, trains=True)
+    return train_grid(axes, config, program, session)
 
 
 def transformer(config: Any) -> models.Transformer:
@@ -613,7 +595,7 @@ def pruned_transformer(params: dict[str, Any], keep: jax.Array) -> dict[str, Any
 # The analytic solution
 
 
-def _analytic(config: Any) -> xr.Dataset:
+def _analytic(config: Any, session: Session) -> xr.Dataset:
     """Accuracy of the solution with random phases, its estimate, and the error of the exact one."""
     p, part = config.task.modulus, config.analytic
     pairs, truth = modular.table(p, "add")
@@ -624,27 +606,31 @@ def _analytic(config: Any) -> xr.Dataset:
     def accuracy(solution):
         return float((logits(solution).argmax(axis=1) == truth).mean())
 
+    def unit(p, analytic_width):
+        drawn = [modular.fourier_solution(p, analytic_width, s) for s in range(part.seeds)]
+        return {
+            "analytic_accuracy": [accuracy(solution) for solution in drawn],
+            "analytic_predicted": modular.fourier_accuracy(p, analytic_width),
+        }
+
     widths = [count * (p - 1) // 2 for count in part.neurons_per_frequency]
-    measured = [
-        [accuracy(modular.fourier_solution(p, width, seed)) for seed in range(part.seeds)]
-        for width in widths
-    ]
+    what = "accuracy of the solution with random phases"
+    variables = {
+        "analytic_accuracy": Variable(what, dims=("analytic_seed",)),
+        "analytic_predicted": Variable(f"{what}, predicted"),
+    }
+    own = {"analytic_seed": Axis(np.arange(part.seeds), "seed")}
+    axes = {"analytic_width": Axis(widths, "width", "neurons")}
+    made = train_grid(axes, p, grid.Program("analytic", unit, variables, own, steps=0), session)
     exact = modular.fourier_solution(p, 3 * (p - 1))
     expected = modular.fourier_logits(p, 3 * (p - 1))
     expected = np.where(np.eye(p)[truth] == 1, expected.right, expected.wrong)
+    error = np.abs(logits(exact) - expected).max() / expected.max()
     other = modular.fourier_solution(p, widths[-1], part.seeds).readout
     wrong = modular.fourier_solution(p, widths[-1], 0)._replace(readout=other)
-    return xr.Dataset(
-        {
-            "analytic_accuracy": (("analytic_width", "analytic_seed"), measured),
-            "analytic_predicted": (
-                "analytic_width",
-                [modular.fourier_accuracy(p, width) for width in widths],
-            ),
-            "exact_error": np.abs(logits(exact) - expected).max() / expected.max(),
-            "wrong_phases_accuracy": accuracy(wrong),
-        },
-        {"analytic_width": widths, "analytic_seed": np.arange(part.seeds)},
+    return made.assign(
+        exact_error=grid.array((), error, "error of the exact solution's logits"),
+        wrong_phases_accuracy=grid.array((), accuracy(wrong), "accuracy with wrong phases"),
     )
 
 

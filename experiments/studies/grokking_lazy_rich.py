@@ -10,7 +10,6 @@ examples, which must not grok; and a falling weight norm, which must not be the 
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,9 @@ from scipy.sparse.linalg import eigsh
 
 import metrics
 import models
-from experiments import checks, losses, tasks, train
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks, train
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies import grokking_lazy_rich_figures
 from experiments.studies.grokking_lazy_rich_claims import claims, crossing, times
 from experiments.tasks import polynomials
@@ -303,23 +303,55 @@ def observables(path: Moments, start: Moments, data: Problem, *, alpha, epsilon)
     }
 
 
+WORDS = {
+    "train": "training loss",
+    "test": "test loss",
+    "variance": "squared error of the mean output",
+    "misalignment": "error in quadratic features other than the target's",
+    "linear_power": "error of the linear part",
+    "movement": "change of the kernel",
+    "cka": "alignment of the kernel with the target",
+    "norm": "norm of the weights",
+}
+
+
+def _seeds(values: Any) -> Axis:
+    return Axis(list(values), "seed")
+
+
+def _record_axis(steps: Any) -> Axis:
+    return Axis(steps, "training step", "steps")
+
+
+ALPHA, EPSILON = "output scale alpha", "alignment epsilon of the initial features"
+
+
 def _sweep(config: Any, session: Session) -> xr.Dataset:
     part = config.sweep
-    grid = [(seed, alpha) for seed in config.seeds for alpha in part.alphas]
-    curves = [
-        follow(config, session, part.steps, seed=seed, alpha=alpha)[1] for seed, alpha in grid
-    ]
     steps = record_steps(config, part.steps)
-    shape = (len(config.seeds), len(part.alphas), len(steps))
-    dims = ("seed", "alpha", "sweep_step")
-    variables = {key: (dims, np.reshape([c[key] for c in curves], shape)) for key in curves[0]}
-    lazy = np.array([lazy_loss(config, seed, [*steps, np.inf]) for seed in config.seeds])
-    variables |= {
-        "lazy_test": (("seed", "sweep_step"), lazy[:, :-1]),
-        "regression_loss": ("seed", lazy[:, -1]),
+
+    def unit(config, seed, alpha):
+        return follow(config, Session(), part.steps, seed=seed, alpha=alpha)[1]
+
+    def lazy(config, seed):
+        loss = lazy_loss(config, seed, [*steps, np.inf])
+        return {"lazy_test": loss[:-1], "regression_loss": loss[-1]}
+
+    curves = {name: Variable(words, dims=("sweep_step",)) for name, words in WORDS.items()}
+    kernel = {
+        "lazy_test": Variable("test loss of the linearised network", dims=("sweep_step",)),
+        "regression_loss": Variable("test loss of kernel regression"),
     }
-    coordinates = {"seed": list(config.seeds), "alpha": list(part.alphas), "sweep_step": steps}
-    return xr.Dataset(variables, coordinates)
+    seeds = {"seed": _seeds(config.seeds)}
+    axes, own = (
+        seeds | {"alpha": Axis(list(part.alphas), ALPHA)},
+        {"sweep_step": _record_axis(steps)},
+    )
+    rich = grid.Program("sweep", unit, curves, own, steps=part.steps)
+    linear = grid.Program("lazy", lazy, kernel, own, steps=0)
+    return xr.merge(
+        [train_grid(axes, config, rich, session), train_grid(seeds, config, linear, session)]
+    )
 
 
 def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) -> np.ndarray:
@@ -337,57 +369,70 @@ def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) 
     return np.asarray(loss.total)
 
 
-def _grid(config, session, name, part, axes, test_threshold=None, **fixed) -> xr.Dataset:
+def _delays(config, session, name, part, axes, arguments, **fixed) -> xr.Dataset:
     """Training and test times, first CKA and last over first test loss over a grid of settings.
 
-    ``axes`` maps the name of a dimension to (argument of `follow`, its values).
+    ``arguments`` are those of `follow` that the axes vary.
     """
     steps = record_steps(config, part.steps)
-    arguments, values = zip(*axes.values())
-    rows = []
-    for point in itertools.product(*values):
-        _, curves = follow(config, session, part.steps, **fixed, **dict(zip(arguments, point)))
+    threshold = config.threshold
+    test_threshold = part.threshold if name == "epsilon" else threshold
+
+    def unit(config, **point):
+        varied = dict(zip(arguments, point.values()))
+        _, curves = follow(config, Session(), part.steps, **fixed, **varied)
         test = curves["test"]
-        rows.append(
-            {
-                "train_time": crossing(steps, curves["train"], config.threshold),
-                "test_time": crossing(steps, test, test_threshold or config.threshold),
-                "cka": curves["cka"][0],
-                "first": test[0],
-                "final": test[-1] / test[0],
-            }
-        )
-    shape = [len(v) for v in values]
-    return xr.Dataset(
-        {f"{name}_{k}": (list(axes), np.reshape([r[k] for r in rows], shape)) for k in rows[0]},
-        {dim: list(v) for dim, (_, v) in axes.items()},
-    )
+        found = {
+            "train_time": crossing(steps, curves["train"], threshold),
+            "test_time": crossing(steps, test, test_threshold),
+            "cka": curves["cka"][0],
+            "first": test[0],
+            "final": test[-1] / test[0],
+        }
+        return {f"{name}_{key}": value for key, value in found.items()}
+
+    variables = {
+        f"{name}_train_time": Variable("step at which the training loss is low", "steps"),
+        f"{name}_test_time": Variable("step at which the test loss is low", "steps"),
+        f"{name}_cka": Variable("first alignment of the kernel with the target"),
+        f"{name}_first": Variable("first test loss"),
+        f"{name}_final": Variable("last over first test loss"),
+    }
+    program = grid.Program(name, unit, variables, steps=part.steps)
+    return train_grid(axes, config, program, session)
 
 
 def _grids(config: Any, session: Session) -> xr.Dataset:
     """Delays against epsilon, the number of examples, initial alignment, and over alpha x epsilon."""
-    seeds, found = ("seed", config.seeds), []
-    grid = functools.partial(_grid, config, session)
+    delays, seeds = functools.partial(_delays, config, session), _seeds(config.seeds)
     part = config.epsilons
-    axes = {"epsilon": ("epsilon", part.grid), "seed": seeds}
-    found.append(grid("epsilon", part, axes, part.threshold, alpha=part.alpha))
+    axes = {"epsilon": Axis(list(part.grid), EPSILON), "seed": seeds}
+    found = [delays("epsilon", part, axes, ("epsilon", "seed"), alpha=part.alpha)]
     part = config.examples
-    axes = {"num_train": ("num_train", part.num_train), "examples_seed": ("seed", part.seeds)}
-    found.append(grid("examples", part, axes, alpha=part.alpha))
-    regression = [
-        [lazy_loss(config, seed, [np.inf], number)[0] for seed in part.seeds]
-        for number in part.num_train
-    ]
-    found.append(xr.Dataset({"examples_regression": (list(axes), regression)}))
+    numbers = Axis(list(part.num_train), "training examples", "examples")
+    axes = {"num_train": numbers, "examples_seed": _seeds(part.seeds)}
+    found.append(delays("examples", part, axes, ("num_train", "seed"), alpha=part.alpha))
+    found.append(_regression(config, session, axes))
     part = config.aligned
-    axes = {"strength": ("strength", part.strengths), "seed": seeds}
-    found.append(grid("aligned", part, axes, alpha=part.alpha))
+    axes = {"strength": Axis(list(part.strengths), "initial alignment"), "seed": seeds}
+    found.append(delays("aligned", part, axes, ("strength", "seed"), alpha=part.alpha))
     part = config.map
-    axes = {"map_epsilon": ("epsilon", part.epsilons), "map_alpha": ("alpha", part.alphas)}
-    axes |= {"map_seed": ("seed", part.seeds)}
+    axes = {
+        "map_epsilon": Axis(list(part.epsilons), EPSILON),
+        "map_alpha": Axis(list(part.alphas), ALPHA),
+        "map_seed": _seeds(part.seeds),
+    }
     fixed = {"dim": part.dim, "num_train": part.num_train}
-    found.append(grid("map", part, axes, **fixed))
+    found.append(delays("map", part, axes, ("epsilon", "alpha", "seed"), **fixed))
     return xr.merge(found)
+
+
+def _regression(config: Any, session: Session, axes: dict[str, Axis]) -> xr.Dataset:
+    def unit(config, num_train, examples_seed):
+        return {"examples_regression": lazy_loss(config, examples_seed, [np.inf], num_train)[0]}
+
+    variables = {"examples_regression": Variable("test loss of kernel regression")}
+    return train_grid(axes, config, grid.Program("regression", unit, variables, steps=0), session)
 
 
 # Explicit networks of finite width
@@ -425,32 +470,37 @@ def _network(config: Any, session: Session) -> xr.Dataset:
     part, task = config.network, config.task
     data = problem(config, config.seeds[0], task.num_train, task.dim, fresh=task.num_test)
     arrays = {"train": (data.x, data.y), "test": (data.fresh_x, data.fresh_y)}
-    settings = [
-        {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(config.epsilon)}
-        for alpha in part.alphas
-    ]
-    measured = [_train(config, session, arrays, settings, size) for size in part.batch_sizes]
     steps = np.arange(0, part.steps + 1, part.chunk)
-    closed = [
-        [_closed(config, arrays, steps, seed, setting) for seed in part.seeds]
-        for setting in settings
-    ]
-    dims = ("network_alpha", "network_seed", "data", "network_step")
-    return xr.Dataset(
-        {"network_loss": (("batch_size", *dims), measured), "closed_loss": (dims, closed)},
-        {
-            "batch_size": list(part.batch_sizes),
-            "network_alpha": list(part.alphas),
-            "data": ["train", "test"],
-            "network_seed": list(part.seeds),
-            "network_step": steps,
-        },
+
+    def setting(alpha):
+        return {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(config.epsilon)}
+
+    def explicit(arrays, batch_size, network_alpha):
+        return _training(config, arrays | setting(network_alpha), batch_size)
+
+    def closed(arrays, network_alpha, network_seed):
+        path = _closed(config, arrays, steps, network_seed, setting(network_alpha))
+        return {"closed_loss": path}
+
+    sizes = {"batch_size": Axis(list(part.batch_sizes), "batch size, 0 for all", "examples")}
+    alphas = {"network_alpha": Axis(list(part.alphas), ALPHA)}
+    seeds = {"network_seed": _seeds(part.seeds)}
+    own = {"data": Axis(["train", "test"], "examples"), "network_step": _record_axis(steps)}
+    trained = Variable("mean squared error", dims=("network_seed", "data", "network_step"))
+    followed = Variable("mean squared error, closed dynamics", dims=("data", "network_step"))
+    network = grid.Program("network", explicit, {"network_loss": trained}, seeds | own, trains=True)
+    theory = grid.Program("closed", closed, {"closed_loss": followed}, own, steps=0)
+    return xr.merge(
+        [
+            train_grid(sizes | alphas, arrays, network, session),
+            train_grid(alphas | seeds, arrays, theory, session),
+        ]
     )
 
 
-def _train(config, session, arrays, settings, batch_size) -> list[np.ndarray]:
-    """Losses of the explicit networks of each alpha, (seeds, 2, records)."""
-    part, program, found = config.network, None, []
+def _training(config: Any, data: dict[str, Any], batch_size: int) -> Training:
+    """Losses of the explicit networks of one alpha, (seeds, 2, records); all alphas share a program."""
+    part = config.network
 
     def measure(params, carry, rate, data):
         return carry, {
@@ -458,27 +508,20 @@ def _train(config, session, arrays, settings, batch_size) -> list[np.ndarray]:
             for key in ("train", "test")
         }
 
-    for setting in settings:
-        data = arrays | setting
-        program = program or train.compile_program(
+    def compile():
+        return train.compile_program(
             functools.partial(network_setup, part.width, config.task.dim, part.centered),
             data,
             steps=part.chunk,
             batch_size=batch_size or None,
             probe=train.Probe(lambda params, key, data: (), measure),
         )
-        rates, name = [config.learning_rate] * len(part.seeds), f"{float(setting['alpha']):g}"
-        records = train_runs(
-            program,
-            data,
-            rates,
-            part.seeds,
-            chunks=part.steps // part.chunk,
-            name=f"network-{batch_size}-{name}",
-            session=session,
-        )
-        found.append(np.stack([records["train"], records["test"]], axis=1))
-    return found
+
+    def keep(records):
+        return {"network_loss": np.stack([records["train"], records["test"]], axis=1)}
+
+    rates, chunks = [config.learning_rate] * len(part.seeds), part.steps // part.chunk
+    return Training(compile, batch_size, data, rates, part.seeds, chunks, part.steps, keep)
 
 
 def _closed(config, arrays, steps, seed, setting) -> list[jax.Array]:
@@ -513,52 +556,61 @@ def _widths(config: Any, session: Session) -> xr.Dataset:
         power = _population_loss(change, zero, alpha=part.alpha, epsilon=config.epsilon).total
         return np.sqrt(np.mean(power))
 
-    def outputs(width, seed):
-        return follow(config, session, part.steps, seed=seed, alpha=part.alpha, width=width)[0]
+    def unit(config, seed):
+        setting = {"seed": seed, "alpha": part.alpha}
+        limit, *nets = (
+            follow(config, Session(), part.steps, width=width, **setting)[0]
+            for width in (None, *part.widths)
+        )
+        distances = [size(mean_field.subtract(net, limit)) / size(limit) for net in nets]
+        return {"width_distance": distances}
 
-    limits = [outputs(None, seed) for seed in config.seeds]
-    distances = [
-        [
-            size(mean_field.subtract(outputs(width, seed), limit)) / size(limit)
-            for seed, limit in zip(config.seeds, limits)
-        ]
-        for width in part.widths
-    ]
-    fit = metrics.fit_power_law(part.widths, np.transpose(distances), jax.random.key(0))
+    words = "distance of outputs from infinite width"
+    variables = {"width_distance": Variable(words, dims=("width",))}
+    own = {"width": Axis(list(part.widths), "width", "neurons")}
+    steps = (len(part.widths) + 1) * part.steps
+    program = grid.Program("widths", unit, variables, own, steps=steps)
+    made = train_grid({"seed": _seeds(config.seeds)}, config, program, session)
+    distances = made["width_distance"].values
+    fit = metrics.fit_power_law(part.widths, distances, jax.random.key(0))
     law = [fit.exponent, *fit.exponent_interval, fit.prefactor]
-    coordinates = {"width": list(part.widths), "seed": list(config.seeds)}
-    return xr.Dataset(
-        {"width_distance": (("width", "seed"), distances), "width_law": ("law", law)},
-        coordinates | {"law": ["exponent", "low", "high", "prefactor"]},
-    )
+    names = grid.array("law", ["exponent", "low", "high", "prefactor"], "number of the power law")
+    law = grid.array("law", law, f"power law of the {words}")
+    return made.transpose("width", "seed").assign(width_law=law).assign_coords(law=names)
 
 
 def _dmft(config: Any, session: Session) -> xr.Dataset:
     """Narrow networks of several dimensions, without centring, and the theory of infinite dimension."""
     part = config.dmft
-    setting = {"alpha": part.alpha, "epsilon": part.epsilon}
-    theory = dmft.high_dimensional_descent(
-        part.overlap,
-        jax.random.key(0),
-        density=part.density,
-        learning_rate=part.learning_rate,
-        steps=part.steps,
-        num_samples=part.samples,
-        **setting,
-    )
-    runs = [[_high_dimensional(part, dim, seed) for seed in config.seeds] for dim in part.dims]
-    steps = np.arange(part.steps + 1)
-    return xr.Dataset(
-        {
-            "dmft_network": (("dim", "seed", "data", "dmft_step"), runs),
-            "dmft_theory": (("data", "dmft_step"), [theory.train_loss, theory.test_loss]),
-        },
-        {
-            "dim": list(part.dims),
-            "seed": list(config.seeds),
-            "data": ["train", "test"],
-            "dmft_step": steps,
-        },
+
+    def theory(part):
+        path = dmft.high_dimensional_descent(
+            part.overlap,
+            jax.random.key(0),
+            density=part.density,
+            learning_rate=part.learning_rate,
+            steps=part.steps,
+            num_samples=part.samples,
+            alpha=part.alpha,
+            epsilon=part.epsilon,
+        )
+        return {"dmft_theory": [path.train_loss, path.test_loss]}
+
+    def network(part, dim, seed):
+        return {"dmft_network": _high_dimensional(part, dim, seed)}
+
+    dims = ("data", "dmft_step")
+    own = {
+        "data": Axis(["train", "test"], "examples"),
+        "dmft_step": _record_axis(np.arange(part.steps + 1)),
+    }
+    axes = {"dim": Axis(list(part.dims), "dimension of the inputs"), "seed": _seeds(config.seeds)}
+    measured = {"dmft_network": Variable("mean squared error", dims=dims)}
+    predicted = {"dmft_theory": Variable("mean squared error, infinite dimension", dims=dims)}
+    finite = grid.Program("dmft-network", network, measured, own, steps=0)
+    infinite = grid.Program("dmft-theory", theory, predicted, own, steps=0)
+    return xr.merge(
+        [train_grid(axes, part, finite, session), train_grid({}, part, infinite, session)]
     )
 
 
@@ -627,33 +679,35 @@ def _digits(config: Any, session: Session) -> xr.Dataset:
         return first, values | {"alignment": alignment, "norm": optax.global_norm(params)}
 
     chunks = part.steps // part.chunk
-    program, found = None, []
-    for alpha in part.alphas:
-        full = data | {"alpha": jnp.float32(alpha)}
-        program = program or train.compile_program(
-            setup,
-            full,
-            steps=part.chunk,
-            batch_size=part.batch_size,
-            probe=train.Probe(lambda params, key, data: features(params, data)[1][last], measure),
+
+    def unit(data, digits_alpha):
+        full = data | {"alpha": jnp.float32(digits_alpha)}
+        probe = train.Probe(lambda params, key, data: features(params, data)[1][last], measure)
+        options = {"steps": part.chunk, "batch_size": part.batch_size, "probe": probe}
+        return Training(
+            lambda: train.compile_program(setup, full, **options),
+            "one",
+            *(full, [part.learning_rate] * len(part.seeds), part.seeds, chunks, part.steps),
+            keep=lambda records: {f"digits_{name}": value for name, value in records.items()},
         )
-        rates = [part.learning_rate] * len(part.seeds)
-        name = f"digits-{alpha}"
-        records = train_runs(
-            program, full, rates, part.seeds, chunks=chunks, name=name, session=session
-        )
-        found.append(records)
-    dims = ("digits_alpha", "digits_seed", "digits_step")
-    names = [name for name in found[0] if name != "batch_loss"]
-    coordinates = {
-        "digits_alpha": list(part.alphas),
-        "digits_seed": list(part.seeds),
-        "digits_step": part.chunk * np.arange(chunks + 1),
+
+    words = {
+        "test_loss": "test loss",
+        "test_accuracy": "test accuracy",
+        "train_loss": "training loss",
+        "train_accuracy": "training accuracy",
+        "alignment": "alignment of the features with the first ones",
+        "norm": "norm of the weights",
     }
-    return xr.Dataset(
-        {f"digits_{name}": (dims, np.stack([r[name] for r in found])) for name in names},
-        coordinates,
-    )
+    over = ("digits_seed", "digits_step")
+    variables = {f"digits_{name}": Variable(text, dims=over) for name, text in words.items()}
+    own = {
+        "digits_seed": _seeds(part.seeds),
+        "digits_step": _record_axis(part.chunk * np.arange(chunks + 1)),
+    }
+    axes = {"digits_alpha": Axis(list(part.alphas), ALPHA)}
+    program = grid.Program("digits", unit, variables, own, trains=True)
+    return train_grid(axes, data, program, session)
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import checks, losses, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
 from experiments.train import Probe, Program, Setup, compile_program
@@ -42,6 +43,18 @@ PROBLEMS = {
 }
 # What the theory predicts, and its dimensions
 MATRICES = {"loss": (), "weight_gram": ROWS, "mean_gram": ROWS, "product": ROWS}
+LAYERS = {"nc1": ("layer",), "nc2": ("layer",), "nc4": ("layer",)}
+WORDS = {
+    "loss": "objective",
+    "weight_gram": "Gram matrix of the product of the linear layers",
+    "mean_gram": "Gram matrix of the class means",
+    "product": "outputs of the class means",
+    "angle": "distance of the unit vectors of weights and class means",
+    "nc1": "within-class variability",
+    "nc2": "distance of the class means from the frame",
+    "nc4": "share of examples decided unlike the nearest class mean",
+    "accuracy": "training accuracy",
+}
 ABSENT = -1e9  # the logit of a class that is not there
 
 
@@ -383,59 +396,76 @@ def _labels(sizes) -> np.ndarray:
     return np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
 
 
-def _train(program, data, part, seeds, name, session) -> dict[str, np.ndarray]:
+def _training(compile: Callable, shape: Any, data: Any, part: Any, seeds: Any, keep: Callable):
     rates, chunks = [part.learning_rate] * len(seeds), part.steps // part.chunk
-    return train_runs(program, data, rates, seeds, chunks=chunks, name=name, session=session)
+    return Training(compile, shape, data, rates, seeds, chunks, part.steps, keep)
+
+
+def _measured(names: dict[str, tuple[str, ...]], *over: str, end: str = "") -> dict[str, Variable]:
+    """Variables of those names, over some dimensions and then their own."""
+    return {
+        name + end: Variable(WORDS[name] + end.replace("_", ", "), dims=(*over, *dims))
+        for name, dims in names.items()
+    }
+
+
+def _depths(part: Any) -> dict[str, Axis]:
+    return {"depth": Axis(list(part.depths), "linear layers", "layers")}
+
+
+def _seeds(part: Any) -> dict[str, Axis]:
+    return {"seed": Axis(list(part.seeds), "seed")}
+
+
+def _sizes(sizes: Any) -> Axis:
+    return Axis(np.array(sizes), "size of the class", "examples", ("class",))
+
+
+def _steps(part: Any) -> Axis:
+    return Axis(np.arange(0, part.steps + 1, part.chunk), "training step", "steps")
 
 
 # Squared error on free features
 
 
 def _free(part: Any, session: Session) -> xr.Dataset:
-    trained, expected = [], []
-    for depth in part.depths:
-        for values, rows in zip(_free_depth(part, depth, session), (trained, expected)):
-            rows.append(values)
-    dims = ("depth", "problem")
-    variables = {
-        name: ((*dims, "seed", "step", *extra), _gathered(trained, name))
-        for name, extra in {**MATRICES, "nc1": ("layer",), "angle": ("class",)}.items()
-    }
-    variables |= {
-        f"{name}_predicted": ((*dims, *extra), _gathered(expected, name))
-        for name, extra in MATRICES.items()
-    }
-    coordinates = {
-        "depth": list(part.depths),
-        "problem": list(PROBLEMS),
-        "seed": list(part.seeds),
-        "step": np.arange(0, part.steps + 1, part.chunk),
-        "size": ("class", np.array(part.imbalanced)),
-    }
-    return xr.Dataset(variables, coordinates).isel(layer=0).assign(decay=part.decay)
+    axes = {**_depths(part), "problem": Axis(list(PROBLEMS), "problem")}
+    names = {**MATRICES, "nc1": ("layer",), "angle": ("class",)}
+    own = {**_seeds(part), "step": _steps(part), "size": _sizes(part.imbalanced)}
+    variables = _measured(names, "seed", "step")
+
+    def unit(part, depth, problem):
+        return _free_unit(part, depth, problem)
+
+    trained = grid.Program("free", unit, variables, own, trains=True)
+    known = grid.Program("free-predicted", _free_known, _measured(MATRICES, end="_predicted"))
+    made = xr.merge([train_grid(axes, part, each, session) for each in (trained, known)])
+    return made.isel(layer=0).assign(decay=grid.array((), part.decay, "weight decay"))
 
 
-def _free_depth(part, depth, session) -> tuple[list, list]:
-    """Records and predictions of every problem at one depth; one compiled program."""
-    classes, samples = len(part.balanced), sum(part.balanced)
-    network = free_features(samples, classes, depth, part.width)
-    loss, decay = "squared_error", (part.decay,) * 2
-    compiled, trained, expected = None, [], []
-    for name, (sizes, bias, decayed) in PROBLEMS.items():
-        sizes, y = part[sizes], _labels(part[sizes])
-        expected.append(prediction(loss, sizes, depth, decay, bias))
-        data = problem(y, sizes, depth, decay, bias=bias, init_std=part.init_std)
-        if not decayed:
-            data["decay"] = 0 * data["decay"]
-        compiled = compiled or program(
-            network, loss, data, momentum, part, layers=("features",), runs=len(part.seeds)
-        )
-        trained.append(_train(compiled, data, part, part.seeds, f"free-{name}-{depth}", session))
-    return trained, expected
+def _free_unit(part: Any, depth: int, name: str) -> Training:
+    """All problems of one depth share one compiled program."""
+    sizes, bias, decayed = PROBLEMS[name]
+    sizes, decay = part[sizes], (part.decay,) * 2
+    data = problem(_labels(sizes), sizes, depth, decay, bias=bias, init_std=part.init_std)
+    if not decayed:
+        data["decay"] = 0 * data["decay"]
+    network = free_features(sum(sizes), len(sizes), depth, part.width)
+    options = {"layers": ("features",), "runs": len(part.seeds)}
+
+    def compile():
+        return program(network, "squared_error", data, momentum, part, **options)
+
+    return _training(compile, depth, data, part, part.seeds, lambda records: records)
 
 
-def _gathered(rows: list[list[dict]], name: str) -> np.ndarray:
-    return np.array([[cell[name] for cell in row] for row in rows])
+def _free_known(part: Any, depth: int, problem: str) -> dict[str, Any]:
+    sizes, bias, _ = PROBLEMS[problem]
+    return _predicted("squared_error", part[sizes], depth, (part.decay,) * 2, bias)
+
+
+def _predicted(*arguments) -> dict[str, Any]:
+    return {f"{name}_predicted": value for name, value in prediction(*arguments).items()}
 
 
 # Minority collapse: class sizes on both sides of the threshold
@@ -449,71 +479,89 @@ def tail_decay(depth: int, sizes: tuple[int, ...], threshold: float) -> float:
 
 
 def _tail(part: Any, session: Session) -> xr.Dataset:
-    sizes, y = part.sizes, _labels(part.sizes)
-    decays = [tail_decay(depth, sizes, part.threshold) for depth in part.depths]
-    products, means = [], []
-    for depth, decay in zip(part.depths, decays):
-        network = free_features(len(y), len(sizes), depth, part.width)
-        data = problem(y, sizes, depth, (decay, decay), init_std=part.init_std, fitted=True)
-        compiled = program(network, "squared_error", data, momentum, part, runs=len(part.seeds))
-        records = _train(compiled, data, part, part.seeds, f"tail-{depth}", session)
-        products.append(records["product"][:, -1])
-        means.append(np.diagonal(records["mean_gram"][:, -1], axis1=1, axis2=2))
-    dims = ("depth", "seed", "class")
-    rest = np.array(products) - np.eye(len(sizes))
-    # The mode's part of the loss over what it is at zero: each of the M + 1 factors costs the same.
-    cost = np.array([(m + 1) * len(y) * decay for m, decay in zip(part.depths, decays)])
-    return xr.Dataset(
-        {
-            "z": (dims, np.diagonal(np.array(products), axis1=2, axis2=3)),
-            "mode_loss": (dims, (rest**2).sum(2) + cost[:, None, None] * np.array(means)),
-            "decay": ("depth", np.array(decays)),
-            "threshold": float(part.threshold),
-        },
-        {"depth": list(part.depths), "seed": list(part.seeds), "size": ("class", np.array(sizes))},
+    variables = {
+        "z": Variable("output of the class mean for its own class", dims=("seed", "class")),
+        "mode_loss": Variable("part of the loss of one class", dims=("seed", "class")),
+    }
+    own = {**_seeds(part), "size": _sizes(part.sizes)}
+    tail = grid.Program("tail", _tail_unit, variables, own, trains=True)
+    decays = [tail_decay(depth, part.sizes, part.threshold) for depth in part.depths]
+    return train_grid(_depths(part), part, tail, session).assign(
+        decay=grid.array("depth", decays, "weight decay"),
+        threshold=grid.array((), float(part.threshold), "threshold of the class size", "examples"),
     )
+
+
+def _tail_unit(part: Any, depth: int) -> Training:
+    sizes, y = part.sizes, _labels(part.sizes)
+    decay = tail_decay(depth, sizes, part.threshold)
+    network = free_features(len(y), len(sizes), depth, part.width)
+    data = problem(y, sizes, depth, (decay, decay), init_std=part.init_std, fitted=True)
+
+    def compile():
+        return program(network, "squared_error", data, momentum, part, runs=len(part.seeds))
+
+    def keep(records):
+        product = records["product"][:, -1]
+        means = np.diagonal(records["mean_gram"][:, -1], axis1=1, axis2=2)
+        # The mode's part of the loss over what it is at zero: each of the M + 1 factors costs the same.
+        cost = (depth + 1) * len(y) * decay
+        rest = ((product - np.eye(len(sizes))) ** 2).sum(1)
+        return {"z": np.diagonal(product, axis1=1, axis2=2), "mode_loss": rest + cost * means}
+
+    return _training(compile, depth, data, part, part.seeds, keep)
 
 
 # Cross-entropy over (K, M)
 
 
 def _map(part: Any, session: Session) -> xr.Dataset:
-    most, dims = max(part.classes), ("depth", "classes")
-    shape = (len(part.depths), len(part.classes))
-    found = np.full((3, *shape, 2, len(part.seeds)), np.nan)
-    known = np.full((3, *shape), np.nan)
-    for i, depth in enumerate(part.depths):
-        network, compiled = free_features(most, most, depth, most), None
-        for j, classes in enumerate(part.classes):
-            known[:, i, j] = _known(classes, depth, part.decay)
-            for k, start in enumerate(("random", "simplex")):
-                data = _map_problem(part, depth, classes, fitted=start == "simplex")
-                compiled = compiled or program(
-                    network, "cross_entropy", data, adam(part.steps), part, runs=len(part.seeds)
-                )
-                name = f"map-{depth}-{classes}-{start}"
-                records = _train(compiled, data, part, part.seeds, name, session)
-                found[0, i, j, k] = records["loss"][:, -1]
-                logits = records["product"][:, -1, :classes, :classes]
-                found[1, i, j, k] = logit_rank(logits)
-                found[2, i, j, k] = distance(logits, frames.simplex(classes))
-    runs = (*dims, "start", "seed")
-    return xr.Dataset(
-        {
-            "loss": (runs, found[0]),
-            "rank": (runs, found[1]),
-            "simplex_error": (runs, found[2]),
-            "simplex": (dims, known[0]),
-            "known": (dims, known[1]),
-            "known_rank": (dims, known[2]),
-        },
-        {
-            "start": ["random", "simplex"],
-            "depth": list(part.depths),
-            "classes": list(part.classes),
-            "seed": list(part.seeds),
-        },
+    cells = {**_depths(part), "classes": Axis(list(part.classes), "classes", "classes")}
+    starts = {"start": Axis(["random", "simplex"], "start of the training")}
+    reached = {
+        "loss": Variable("objective reached", dims=("seed",)),
+        "rank": Variable("rank of the logits", dims=("seed",)),
+        "simplex_error": Variable("distance of the logits from the simplex", dims=("seed",)),
+    }
+    known = {
+        "simplex": Variable("objective of the simplex"),
+        "known": Variable("objective of the best known frame"),
+        "known_rank": Variable("rank of the best known frame"),
+    }
+    trained = grid.Program("map", _map_unit, reached, _seeds(part), trains=True)
+    closed = grid.Program("map-known", _map_known, known)
+    return xr.merge(
+        [
+            train_grid(cells | starts, part, trained, session),
+            train_grid(cells, part, closed, session),
+        ]
     )
+
+
+def _map_unit(part: Any, depth: int, classes: int, start: str) -> Training:
+    """All cells of one depth share one compiled program."""
+    most = max(part.classes)
+    network = free_features(most, most, depth, most)
+    data = _map_problem(part, depth, classes, fitted=start == "simplex")
+
+    def compile():
+        runs = len(part.seeds)
+        return program(network, "cross_entropy", data, adam(part.steps), part, runs=runs)
+
+    def keep(records):
+        logits = records["product"][:, -1, :classes, :classes]
+        return {
+            "loss": records["loss"][:, -1],
+            "rank": np.float64(logit_rank(logits)),
+            "simplex_error": distance(logits, frames.simplex(classes)),
+        }
+
+    return _training(compile, depth, data, part, part.seeds, keep)
+
+
+def _map_known(part: Any, depth: int, classes: int) -> dict[str, float]:
+    names = ("simplex", "known", "known_rank")
+    return dict(zip(names, map(float, _known(classes, depth, part.decay))))
 
 
 def _map_problem(part, depth, classes, fitted) -> dict[str, Any]:
@@ -563,21 +611,30 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
         drops = {int(share * part.steps): 0.1 for share in part.drops}
         return optax.adam(optax.piecewise_constant_schedule(rate, drops))
 
-    compiled = program(network, part.loss, data, optimizer, part, layers=layers)
-    records = _train(compiled, data, part, (part.seed,), name, session)
-    by_layer = dict.fromkeys(("nc1", "nc2", "nc4"), ("layer",))
-    kept = {**MATRICES, **by_layer, "angle": ("class",), "accuracy": ()}
-    variables = {key: (("step", *dims), records[key][0]) for key, dims in kept.items()}
-    expected = prediction(part.loss, part.sizes, part.linear, decay)
-    variables |= {f"{key}_predicted": (dims, expected[key]) for key, dims in MATRICES.items()}
-    coordinates = {
-        "step": np.arange(0, part.steps + 1, part.chunk),
-        "layer": list(layers),
-        "size": ("class", np.array(part.sizes)),
+    def compile():
+        return program(network, part.loss, data, optimizer, part, layers=layers)
+
+    def keep(records):
+        return {key: values[0] for key, values in records.items()}
+
+    names = {**MATRICES, **LAYERS, "angle": ("class",), "accuracy": ()}
+    own = {
+        "step": _steps(part),
+        "layer": Axis(list(layers), "layer"),
+        "size": _sizes(part.sizes),
     }
-    made = xr.Dataset(variables, coordinates)
+    unit = _training(compile, name, data, part, (part.seed,), keep)
+    trained = grid.Program(name, lambda _: unit, _measured(names, "step"), own, trains=True)
+    known = grid.Program(
+        f"{name}-predicted",
+        lambda _: _predicted(part.loss, part.sizes, part.linear, decay),
+        _measured(MATRICES, end="_predicted"),
+    )
+    made = xr.merge([train_grid({}, None, each, session) for each in (trained, known)])
     return made.assign(
-        linear=part.linear, squared=part.loss == "squared_error", decay=("kind", list(decay))
+        linear=grid.array((), part.linear, "linear layers", "layers"),
+        squared=grid.array((), part.loss == "squared_error", "whether the loss is squared error"),
+        decay=grid.array("kind", list(decay), "weight decay of the layers and of the features"),
     )
 
 

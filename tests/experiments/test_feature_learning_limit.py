@@ -216,16 +216,6 @@ def test_networks_converge_to_their_limit_and_ntk_does_not():
     assert float(wide[-1]) < 0.8 * float(wide[0])
 
 
-def test_a_finished_part_is_loaded(tmp_path):
-    seen = []
-    session = Session(tmp_path, lambda steps, name, loss: seen.append((steps, name, loss)))
-    (tmp_path / "points").mkdir()
-    first = networks.kept(session, "part", lambda: {"a": [1.0, 3.0]})
-    again = networks.kept(session, "part", lambda: pytest.fail("computed twice"))
-    np.testing.assert_array_equal(first["a"], again["a"])
-    assert seen == [(1, "part", 2.0)] * 2
-
-
 def test_every_seed_has_as_many_windows():
     """Models of one width then share one compiled program; without thinning no window is lost."""
     source = word_pairs.corpus("", 300)
