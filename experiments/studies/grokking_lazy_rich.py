@@ -10,6 +10,7 @@ examples, which must not grok; and a falling weight norm, which must not be the 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax

@@ -8,7 +8,6 @@ import sys
 import threading
 
 import pytest
-from absl.testing import flagsaver
 
 from experiments import run
 
@@ -28,7 +27,6 @@ def test_a_study_ended_at_random_moments_goes_on_to_the_same_bytes(name, command
     assert set(found["ends"]) <= {expected, 0}
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_end_a_command_with_one_line_and_their_number(
     number, command_line, tmp_path, monkeypatch, capsys
@@ -40,8 +38,7 @@ def test_signals_end_a_command_with_one_line_and_their_number(
     monkeypatch.setattr(run, "run", interrupted)
     monkeypatch.setattr(sys, "argv", command_line.study("ntk_convergence.py:smoke", tmp_path)[2:])
     before = signal.getsignal(number)
-    with flagsaver.flagsaver():
-        assert run.main(sys.argv) == 128 + number
+    assert run.main(sys.argv) == 128 + number
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
     assert signal.getsignal(number) == before
 
