@@ -87,10 +87,9 @@ def initial_state(family, width, example, key) -> dict:
 
 
 def check_width(name, width) -> int:
-    """The width as an int; refused unless it is a positive integer (TypeError: no integer, ValueError: below 1)."""
-    if isinstance(width, bool) or not hasattr(width, "__index__"):
-        raise TypeError(f"{name} is {width!r}; it must be a positive integer")
-    if operator.index(width) < 1:
+    """The width as an int; ValueError unless it is a positive integer."""
+    integer = hasattr(width, "__index__") and not isinstance(width, bool)
+    if not integer or operator.index(width) < 1:
         raise ValueError(f"{name} is {width!r}; it must be a positive integer")
     return operator.index(width)
 
@@ -99,12 +98,12 @@ def _check_family(family):
     """Refuse what is no function of the width, a module at one width among it; flax is not imported for that."""
     classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
     if "flax.Module" in classes:
-        raise TypeError(
+        raise ValueError(
             f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
             f"lambda width: {type(family).__name__}(width)"
         )
     if not callable(family):
-        raise TypeError(f"family is {family!r}; it must be a function of the width")
+        raise ValueError(f"family is {family!r}; it must be a function of the width")
 
 
 def _split(family, width, example):

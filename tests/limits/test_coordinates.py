@@ -249,8 +249,8 @@ def test_mistakes_are_named(call, message):
 
 
 def test_the_interval_is_that_of_the_spread_over_repeats():
-    """400 repeats: the half-widths, over Student's quantile, against the spread of the exponents themselves."""
-    draws = np.random.default_rng(0).standard_normal((3, 2, 400, 1))
+    """4000 repeats: the half-widths, over Student's quantile, against the spread of the exponents themselves."""
+    draws = np.random.default_rng(0).standard_normal((3, 2, 4000, 1))
     widths = np.array([8, 32, 128])
     values = widths[:, None, None, None] ** 0.3 * np.exp(0.1 * draws)
     scaling = judgement.fit(widths, values, 0.95)
@@ -258,9 +258,9 @@ def test_the_interval_is_that_of_the_spread_over_repeats():
     reported = np.sqrt(
         np.mean((half / 12.7062047) ** 2)
     )  # Student's quantile of one degree of freedom
-    assert abs(reported / scaling.exponent.std() - 1) < 0.15
+    assert abs(reported / scaling.exponent.std() - 1) < 0.1
     assert abs(scaling.exponent.mean() - 0.3) < 0.02
-    assert np.mean(np.abs(scaling.exponent - 0.3) < half) == pytest.approx(0.95, abs=0.03)
+    assert np.mean(np.abs(scaling.exponent - 0.3) < half) == pytest.approx(0.95, abs=0.015)
 
 
 class Powers(NamedTuple):
@@ -329,12 +329,6 @@ def test_a_wrong_power_is_named_near_the_base_width_if_it_is_large():
     assert judged([64, 256, 1024], power=0.5, base_width=8)[0] == ("body/hidden",)
     assert judged([64, 256, 1024], power=-0.5, base_width=8)[0] == ("body/hidden",)
     assert judged([64, 256, 1024], base_width=8)[1]
-
-
-def test_widths_too_close_to_tell_powers_apart_decide_nothing():
-    wrong, passed, verdict = judged([64, 65, 66])
-    assert (wrong, passed) == ((), False)
-    assert "undecided" in verdict
 
 
 def test_an_enclosing_module_is_as_its_outputs_are():

@@ -344,7 +344,7 @@ class Channels(nn.Module):
         conv = nn.vmap(nn.Conv, split_rngs={"params": True}, **options)
         h = conv(1, (3,), name="conv")(h)[..., 0]
         rates = self.param("A_log", nn.initializers.ones, (self.width, 4))
-        return nn.Dense(2, name="out")(jnp.exp(-rates.sum(1)) * h.mean(-1))
+        return nn.Dense(2, name="out")(jnp.exp(-rates.sum(1))[None] * h.mean(-1))
 
 
 def test_a_table_of_numbers_for_each_unit_is_no_readout():
