@@ -20,6 +20,7 @@ from ntk.trace.coordinates import (
 from ntk.trace.processes import process_of
 from ntk.trace.products import data_moments, scale_text
 from ntk.trace.steps import Note
+from ntk.weights import NORMAL
 
 
 def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -99,6 +100,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         window,
         tuple(params["window_strides"]),
         tuple(map(tuple, params["padding"])),
+        NORMAL if is_random(value.body) else context.standard(weight),
         tuple(shape[out][0] for out in out_spatial),
     )
     note = Note(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from ntk.inputs import Need, Plan
 from ntk.kernel import Array, Kernel
 from ntk.options import check_keywords, known_keywords
 from ntk.trace import axes as ax
-from ntk.trace import initial, interpret
+from ntk.trace import initial, interpret, trees
 from ntk.trace import run as running
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
@@ -39,6 +39,7 @@ from ntk.trace.setting import Setting, Sides
 from ntk.trace.sharing import jaxpr_of
 from ntk.trace.steps import Step
 from ntk.trace.traced import Traced, pruned
+from ntk.weights import NORMAL, Standard
 
 
 @known_keywords
@@ -270,10 +271,38 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     return Traced(steps, notes, constants, order, dtypes, facts, loops(steps))
 
 
+CURVED = (
+    "no infinite-width tangent kernel: a nonlinearity acts on the outputs of the last layer of weights, and its slope "
+    "there is random at every width, so that the tangent kernel differs from one initialisation to the next. Take the "
+    "kernel of the readout (let the model return what the nonlinearity acts on, and put the nonlinearity into the "
+    'loss), or ask for get="nngp" alone: the second moments of the outputs, which are not Gaussian'
+)
+
+
+def is_curved(steps: Sequence[Step]) -> bool:
+    """Whether a nonlinearity, or a product of activations, follows the last layer of weights."""
+    left = [len(steps) - 1]
+    while left:
+        step = steps[left.pop()]
+        if step.operation == "function" and not all(_is_straight(t) for t in step.static[0]):
+            return True
+        if step.operation in ("function", "combine", "mix"):
+            left += [i for i in step.inputs if isinstance(i, int)]
+    return False
+
+
+def _is_straight(term: tuple) -> bool:
+    _, _, factors, _ = term
+    return not factors or (len(factors) == 1 and trees.is_linear(factors[0][2]))
+
+
 def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
     """The kernel function of a traced network."""
+    curved = is_curved(traced.steps)
 
     def pair(x1: Any, x2: Any, coincident: Array | None, plan: Plan) -> Kernel:
+        if plan.ntk and curved:
+            raise ValueError(CURVED)
         return _evaluated(traced, x1, x2, coincident, plan)
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -303,13 +332,22 @@ def sizes_of(step: Step) -> tuple[int, ...]:
     return ()
 
 
+def _has_entries(steps: Sequence[Step]) -> bool:
+    """Whether a layer sums over a fixed number of weights that are not normal."""
+    return any(isinstance(x, Standard) and x != NORMAL for step in steps for x in _static(step))
+
+
+def _static(step: Step) -> tuple:
+    return step.static if step.operation in ("affine", "convolve", "vector", "lookup") else ()
+
+
 def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) -> Kernel:
     firsts, seconds = (x if isinstance(x, tuple) else (x,) for x in (x1, x2))
     if len(firsts) != len(traced.dtypes):
         raise ValueError(f"the network takes {len(traced.dtypes)} inputs, and got {len(firsts)}")
     dtype = next((x.dtype for x in firsts if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
     samples = firsts[0].shape[0], seconds[0].shape[0]
-    setting = Setting(samples, dtype, plan, coincident)
+    setting = Setting(samples, dtype, plan, coincident, _has_entries(traced.steps))
     needs = running.needs_of(traced.steps, len(traced.steps) - 1, plan.need)
     values: dict[Any, Any] = {}
     for k, (one, two, kind) in enumerate(zip(firsts, seconds, traced.dtypes)):

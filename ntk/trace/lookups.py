@@ -67,7 +67,8 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
         weight.name, axes=" x ".join(str(a.size[0]) for a in axes), parameters=(weight.name,)
     )
     shape = tuple(a.size[0] for a in axes)
-    static = (variance, variance * rate, coded, shape)
+    count = ax.extent(table.dims[axis[0]])[0]
+    static = (variance, variance * rate, coded, shape, context.standard(weight), count)
     index = context.program.add("lookup", static, (indices.body.index,), note)
     context.record(weight.name, variance=variance, rate=variance * rate, role="table", mean=0.0)
     new = tuple(a for dim in columns for a in dim)

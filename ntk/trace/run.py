@@ -161,7 +161,7 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
         return None
     affine, function = block
     law = values[affine.inputs[0]]
-    total, rate, flat, bias, apart, _ = affine.static
+    total, rate, flat, bias, apart, *_ = affine.static
     known = single(function)
     trained = rate == total and (bias is None or bias[0] == bias[1])
     if flat or apart or not trained or law.means is not None or known is None:
