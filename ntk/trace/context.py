@@ -221,7 +221,8 @@ class Context:
                 "parameter", parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
             )
             self.sources[key] = self.program.add("vector", (variance, factor, sizes, law), (), note)
-            self.record(weight.name, variance=variance, mean=mean, rate=factor, role="vector")
+            known = {"variance": variance, "mean": mean, "rate": factor, "fixed": law != NORMAL}
+            self.record(weight.name, role="vector", **known)
         index = self.sources[key]
         units = ax.units(value.dims)
         process = self.program.process(

@@ -64,9 +64,15 @@ def infinite_width(
     With `base_width` all parameters are those of the model at that width, trained at unit rate, and multipliers
     (growth of the fan-in)^-1/2 carry on from there.
 
-    The initial law counts by its variance. That is exact for a layer that sums over units; one that sums over a fixed
-    number of inputs (a first layer, an embedding) is Gaussian only if its initializer is, and not for the truncated
-    normal of Flax's defaults.
+    The initial law counts by its variance in a layer that sums over units, which is exact. A layer that sums over a
+    fixed number of entries (a first layer, an embedding, a bias) has the law of its weights, as they are read off the
+    initializer: truncated normal for Flax's defaults. Nonlinearities act on it under that law by its fourth cumulant,
+    or, where the excess kurtosis of an entry is above `true_law.MOST` (a truncated normal and fewer than three equal
+    inputs, or a one-hot input), by means over weights at `weights.POINTS` points. Relative errors of the kernels are
+    below .003 and .001 (measured up to nine inputs for activations of moderate slope); `attention_error` gives that of
+    the means, and `explain` says what is done with each parameter. Where such a layer is added to one over units, and
+    for covariances between more than 32 positions, there is the fourth cumulant alone, whose error is of the order of
+    the square of the kurtosis: .01 at one input. Normal initializers give Gaussian first layers, without error.
 
     Attention with scores scaled by 1/d attends to every position alike in the limit. Under 1/sqrt(d) scores stay
     random, one draw for each head, and the number of heads grows too: the kernels are those of infinitely many heads,
@@ -132,7 +138,7 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
 def attention_error(
     kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
 ) -> Array:
-    """Standard error of a kernel with random attention scores, which is a mean over draws of them.
+    """Standard error of a kernel that is a mean over draws: of random attention scores, or of first-layer weights.
 
     Args:
         kernel_fn: of `infinite_width`.
@@ -143,7 +149,7 @@ def attention_error(
 
     Returns:
         The standard deviation of one estimate, an array like that of `kernel_fn(x1, x2, get)`; zero for a network
-        without random scores.
+        without random scores whose first layers are normal, or taken by their fourth cumulant.
 
     Raises:
         ValueError: seeds is less than 2.

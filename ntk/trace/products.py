@@ -148,7 +148,14 @@ def _affine(
     static = (total, total * rate, flat, None, apart, len(kept), law)
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
-    context.record(weight.name, variance=total, rate=total * rate, role="weights", mean=0.0)
+    context.record(
+        weight.name,
+        variance=total,
+        rate=total * rate,
+        role="weights",
+        mean=0.0,
+        fixed=law != NORMAL,
+    )
     process = context.program.process(index, kept, units, gaussian=True)
     return Linear(((Ref(process, (), kept, units), Coefficient(1.0, left_over)),))
 
