@@ -29,12 +29,14 @@ class Entries:
         two: (N2, *S, d).
         laws: law and number of the weights, in order; d in all.
         rest: whether a Gaussian process is added whose entries are not here.
+        shared: whether one weight that is not normal is the same for every sample, as a random bias.
     """
 
     one: Array
     two: Array
     laws: tuple[tuple[Standard, int], ...] = dataclasses.field(metadata={"static": True})
     rest: bool = dataclasses.field(default=False, metadata={"static": True})
+    shared: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def kurtosis(self) -> np.ndarray:
@@ -86,7 +88,14 @@ def added(parts: Sequence[Entries | None]) -> Entries | None:
             jnp.concatenate([jnp.broadcast_to(a, (*shape, a.shape[-1])) for a in arrays], -1)
         )
     rest = len(known) < len(parts) or any(p.rest for p in known)
-    return Entries(*sides, tuple(law for p in known for law in p.laws), rest)
+    shared = any(p.shared and not p.normal for p in known)
+    if rest and shared:
+        raise Refusal(
+            "no infinite-width kernel: a random parameter of each unit that is not normal at initialisation (a uniform "
+            "bias) is added to a sum over units: the law of one weight next to a Gaussian has a rule in layers that "
+            "read the data only. Let its initializer be normal"
+        )
+    return Entries(*sides, tuple(law for p in known for law in p.laws), rest, shared)
 
 
 def patches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -104,7 +105,7 @@ def _identity(
         return None
     count = math.prod(sizes)
     eye = jnp.eye(count, dtype=setting.dtype).reshape(1, *sizes, count)
-    return entries.of_weights(eye, eye, law, scale)
+    return dataclasses.replace(entries.of_weights(eye, eye, law, scale), shared=True)
 
 
 def lookup_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:

@@ -100,12 +100,12 @@ def model(kernel_init=None, table=None):
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (model(KINDS["identity"][0]), "Dense_1/kernel is the same array for every key"),
+        (model(KINDS["identity"][0]), "Dense_2/kernel is the same array for every key"),
         (
             model(table=elementwise(lambda k, s: jnp.sin(jnp.arange(s[0])))),
             "table is the same array",
         ),
-        (model(KINDS["triangle"][0]), "the initial law of Dense_1/kernel cannot be read off"),
+        (model(KINDS["triangle"][0]), "the initial law of Dense_2/kernel cannot be read off"),
     ],
 )
 def test_structured_initializers_are_refused(family, message):

@@ -367,7 +367,7 @@ def half_linear(derivative):
     return linen(lambda module, x, n: nn.Dense(1)(clip(nn.Dense(n, kernel_init=NORMAL)(x))))
 
 
-def test_a_rule_that_is_the_derivative_at_most_points_is_refused():
+def test_a_rule_that_is_the_derivative_at_most_points_is_refused(x64):
     with pytest.raises(ValueError, match="a derivative rule of its own"):
         ntk.infinite_width(half_linear(jnp.ones_like), VECTORS)
     right = half_linear(lambda z: (jnp.abs(z) < 2).astype(z.dtype))

@@ -129,6 +129,20 @@ def test_uniform_biases_of_each_unit():
         assert_near(a, k, error, 2e-3)
 
 
+def test_a_uniform_bias_next_to_a_sum_over_units_is_refused():
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.relu(nn.Dense(self.width)(x))
+            return nn.Dense(1)(jnp.sin(nn.Dense(self.width, bias_init=uniform(2.0))(h)))
+
+    x = jnp.asarray(data(3, 2))
+    with pytest.raises(ValueError, match="a uniform bias.*Let its initializer be normal"):
+        ntk.infinite_width(Net, x[:1])(x, None, "nngp")
+
+
 def test_one_hot_inputs_see_one_weight_each():
     """In 64 dimensions: E f(w)^2 on the diagonal and (E f(w))^2 beside it, one-dimensional integrals."""
     x = jnp.eye(64)[:3] * 8.0
