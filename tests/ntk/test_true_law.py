@@ -139,7 +139,7 @@ def test_a_uniform_bias_next_to_a_sum_over_units_is_refused():
             return nn.Dense(1)(jnp.sin(nn.Dense(self.width, bias_init=uniform(2.0))(h)))
 
     x = jnp.asarray(data(3, 2))
-    with pytest.raises(ValueError, match="a uniform bias.*Let its initializer be normal"):
+    with pytest.raises(ValueError, match=r"a uniform bias.*Let its initializer be normal"):
         ntk.infinite_width(Net, x[:1])(x, None, "nngp")
 
 
