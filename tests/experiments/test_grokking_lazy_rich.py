@@ -173,7 +173,7 @@ def test_weights_of_the_loop_and_of_the_theory_are_the_same():
     ("change", "words"),
     [
         (
-            lambda c: c.task.update(name="digits"),
+            lambda c: c.update(task=tasks.default_config("digits")),
             "task.name is 'digits'; it must be one of polynomial",
         ),
         (
