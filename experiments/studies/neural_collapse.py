@@ -112,7 +112,7 @@ def check(config: Any, task: tasks.Task) -> None:
         key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())
     ]
     checks.several(checks.choice(known))("networks", config.networks)
-    of_networks = {f"{name}.{k}": r for name in config.networks for k, r in _NETWORK.items()}
+    of_networks = {f"{name}.{k}": r for name in known for k, r in _NETWORK.items()}
     checks.values(config, RULES | of_networks)
     for name in ("free", "tail", "map", *config.networks):
         checks.multiple(config, f"{name}.steps", "chunk")

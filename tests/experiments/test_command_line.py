@@ -72,7 +72,7 @@ def test_every_key_refuses_what_is_not_of_its_type(study, capsys, tmp_path):
             if (study, key, text) in FREE or (key.endswith("drops") and text == "()"):
                 continue
             arguments = (f"--config={study}:smoke", f"--config.{key}={text}")
-            message = is_refusal(capsys, *arguments, f"--workdir={tmp_path / 'run'}")
+            message = is_refusal(capsys, *arguments, "--check", f"--workdir={tmp_path / 'run'}")
             assert key.split(".")[0] in message, message
     assert not list(tmp_path.iterdir())
 
