@@ -119,7 +119,12 @@ def check(config: Any, task: tasks.Task) -> None:
     no_coordinates = {"coordinates.widths": lambda path, value: None}
     three = {"coordinates.widths": checks.widths(3)}
     checks.values(config, RULES | (three if config.coordinates.widths else no_coordinates))
-    for optimizer in config.sweep.optimizers:
+    for name in config.trajectory.learning_rates:
+        path = f"trajectory.learning_rates.{name}"
+        checks.positive()(path, config.trajectory.learning_rates[name])
+    for optimizer in sorted({*config.sweep.optimizers, *config.sweep.log2_rates}):
+        if optimizer not in config.sweep.log2_rates:
+            raise ValueError(f"config.sweep.log2_rates lacks {optimizer!r}; give it rates")
         path = f"sweep.log2_rates.{optimizer}"
         _RATES(path, config.sweep.log2_rates[optimizer])
         low, high, _ = config.sweep.log2_rates[optimizer]
@@ -131,9 +136,6 @@ def check(config: Any, task: tasks.Task) -> None:
     for rule in config.trajectory.parametrizations:
         if rule not in config.trajectory.learning_rates:
             raise ValueError(f"config.trajectory.learning_rates lacks {rule!r}; give it a rate")
-        checks.positive()(
-            f"trajectory.learning_rates.{rule}", config.trajectory.learning_rates[rule]
-        )
     for part in ("sweep", "trajectory"):
         checks.multiple(config, f"{part}.steps", "chunk")
     checks.classes(task)
