@@ -77,13 +77,23 @@ def test_every_key_refuses_what_is_not_of_its_type(study, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_the_presets_are_accepted_and_nothing_is_made(study, capsys, tmp_path, monkeypatch):
+# With the closed forms of all their depths, or with the spectra of all their training sets.
+SLOW = {("neural_collapse", "cpu"), ("grokking_lazy_rich", "cpu")}
+
+
+@pytest.mark.parametrize(
+    ("study", "preset"),
+    [
+        pytest.param(study, preset, marks=[pytest.mark.slow] * ((study, preset) in SLOW))
+        for study in STUDIES
+        for preset in ("smoke", "cpu")
+    ],
+)
+def test_the_presets_are_accepted_and_nothing_is_made(study, preset, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for preset in ("smoke", "cpu"):
-        status, out, err = outcome(capsys, f"--config={study}:{preset}", "--check")
-        assert (status, err) == (0, ""), err
-        assert "nothing is wrong" in out
+    status, out, err = outcome(capsys, f"--config={study}:{preset}", "--check")
+    assert (status, err) == (0, ""), err
+    assert "nothing is wrong" in out
     assert not list(tmp_path.iterdir())
 
 
