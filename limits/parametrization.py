@@ -159,7 +159,9 @@ def parametrize(
     check_readout(family, example, widths, named, rule)
     rates = rate_factors(learning_rates, named)
     net = families.network(family, width, example)
-    laws = _initial_laws(net) if base_width is None or bias_std is not None else {}
+    laws = {}
+    if base_width is None or bias_std is not None:
+        laws = _initial_laws(net, whole=base_width is None)
     biases = drawn_biases(laws, bias_std)
     if base_width is None:
         factors = {n: _unit(n, named[n], laws[n], bias_std if n in biases else 0) for n in named}
@@ -203,11 +205,17 @@ def _compared(rule, width, base_width):
     return 64, 64, 256, width
 
 
-def _initial_laws(net):
+def _initial_laws(net, whole):
+    """Law of each parameter; those that have none are refused if all are needed."""
     from ntk.trace import initial  # reads `init`; not needed, and not imported, with a base width
 
     with jax.enable_x64(True):
-        return initial.laws(net.init)[0]
+        laws = initial.laws(net.init)[0]
+    for name, law in laws.items():
+        why = initial.refusal(name, law)
+        if whole and why:
+            raise ValueError(why)
+    return laws
 
 
 def _with_biases(net, names, std):

@@ -26,6 +26,7 @@ import numpy as np
 
 from ntk import kernel as kernels
 from ntk import weights
+from ntk.arcs import root
 from ntk.kernel import Array
 from ntk.weights import Standard
 
@@ -118,7 +119,7 @@ def _rule(order: int) -> tuple[np.ndarray, np.ndarray]:
 def coefficients(f: Callable, q: Array, order: int) -> Array:
     """Normalised Hermite coefficients of z -> f(sqrt(q) z), (order + 1, *q.shape)."""
     z, rows = _rule(order)
-    x = jnp.asarray(z, q.dtype).reshape((-1,) + (1,) * q.ndim) * jnp.sqrt(q)[None]
+    x = jnp.asarray(z, q.dtype).reshape((-1,) + (1,) * q.ndim) * root(q)[None]
     return jnp.tensordot(jnp.asarray(rows, q.dtype), f(x).astype(q.dtype), 1, precision="highest")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ntk import kernel as kernels
 from ntk import rules, true_law, weights
+from ntk.arcs import root
 from ntk.duals import Dual
 from ntk.kernel import Array, Kernel
 from ntk.trace.activations import Function
@@ -114,7 +115,7 @@ def of_function(
         )
     within = []
     for rho, norm in zip(found.within, found.norms):
-        a, b = (None, None) if rho is None else kernels.views_within(jnp.sqrt(norm))
+        a, b = (None, None) if rho is None else kernels.views_within(root(norm))
         within.append(None if rho is None else rho * (a * b))
     out = kernel.replace(
         correlation=found.rho,
@@ -164,7 +165,8 @@ def _expanded(
             value = change.value * (inverse[0] * inverse[1])
         near = true_law.apart(rho, closed)
         scale = true_law.viewed(*(jax.lax.rsqrt(share[k]) for k in (u, v)), layout)
-        new = jnp.clip(new + near * ((new + value) * (scale[0] * scale[1]) - new), -1, 1)
+        new = new + near * ((new + value) * (scale[0] * scale[1]) - new)
+        new = jnp.where(new > 1, 1, jnp.where(new < -1, -1, new))  # a derivative at 1 stays whole
         if not tangent:
             return new, None
         if closed:
