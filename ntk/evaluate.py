@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import flow
+from ntk import flow, precision
 from ntk.inputs import Need as Need
 from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
 from ntk.inputs import join as join
@@ -28,6 +28,9 @@ OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 TILE = {"cpu": 3 * 2**16}
 """Entries (pairs of samples times pairs of pixels) of one tile, by platform; on a CPU what its caches hold."""
 TILE_ELSEWHERE = 2**24
+
+SMALL = 2**14
+"""Entries up to which a kernel is evaluated in double precision whatever the samples are."""
 
 _BETWEEN = ("correlation", "nngp", "ntk", "coincident")
 _FIRST = ("var1", "cov1", "within1", "mask1")
@@ -231,7 +234,7 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
 
 def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
-    def network(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+    def network(x1, x2, mask1, mask2, pattern, coincident, plan=plan) -> Any:
         if fn.pair is not None:
             return _result(fn.pair(x1, x2, coincident, plan), plan.names)
         parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
@@ -246,29 +249,33 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
     first, second = (x[0] if isinstance(x, tuple) else x for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
-    tile = _tile_sizes(sizes, first, batch, plan, fn.area)
+    entries = _entries(first, batch, plan, fn.area)
+    tile = _tile_sizes(sizes, entries, plan)
     data = (x1, x2, mask1, mask2, pattern)
+    values = network
+    if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
+        if math.prod(sizes) * entries <= SMALL:
+            values = precision.doubled(network)
+        else:
+            values = precision.doubled_where_near(network, batch)
+    slopes = functools.partial(network, plan=plan._replace(differentiated=True))
+    network = precision.split(values, slopes)
     if tile is None:
         return network(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
     return _tiled(network, plan, batch, sizes, tile, data)
 
 
-def _tile_sizes(
-    sizes: tuple[int, int],
-    x: Array,
-    batch: int,
-    plan: Plan,
-    area: Callable[[Need], int] | None,
-) -> tuple[int, int] | None:
+def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | None) -> int:
+    """Pairs of pixels of one pair of samples."""
+    if area is not None:
+        return area(plan.need)
+    channel = plan.channel_axis % x.ndim
+    pixels = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
+    return pixels**2 if plan.need.pairs else pixels
+
+
+def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, int] | None:
     """Samples of each batch in a tile; None if everything is one tile."""
-    if area is None:
-        channel = plan.channel_axis % x.ndim
-        pixels = math.prod(
-            size for axis, size in enumerate(x.shape) if axis not in (batch, channel)
-        )
-        entries = pixels**2 if plan.need.pairs else pixels
-    else:
-        entries = area(plan.need)
     target = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
     if plan.need.whole or sizes[0] * sizes[1] * entries <= target:
         return None

@@ -9,6 +9,7 @@ import functools
 import operator
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from ntk import kernel as kernels
@@ -52,7 +53,7 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
         if cov is not None:
             q, n = kernels.views_within(var), kernels.views_within(norm)
             rho = cov * (kernels.inverse_sqrt(q[0]) * kernels.inverse_sqrt(q[1]))
-            cov = _dual(dual, rho, *q, *n)[0] * (jnp.sqrt(n[0]) * jnp.sqrt(n[1]))
+            cov = _dual(dual, rho, *q, *n)[0] * (root(n[0]) * root(n[1]))
         within.append(cov)
     return kernel.replace(
         correlation=correlation,
@@ -90,10 +91,19 @@ def _dual(
     return k / dual.norm(one), slope
 
 
+@jax.custom_jvp
 def snap(rho: Array) -> Array:
-    """Clips to [-1, 1], and rounds up to 1 what is within rounding of it, so that coincident inputs stay so."""
+    """Clips to [-1, 1], and rounds up to 1 what is within rounding of it, so that coincident inputs stay so.
+
+    Derivatives are those of rho: at coincident points the second ones do not vanish.
+    """
     top = 1 - 4 * jnp.finfo(rho.dtype).eps
     return jnp.where(rho > top, 1, jnp.maximum(rho, -1))
+
+
+@snap.defjvp
+def _snap_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return snap(*primals), tangents[0]
 
 
 def affine(
