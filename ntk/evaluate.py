@@ -234,16 +234,31 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
 
 def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
+    def inputs(x1, x2, mask1, mask2, coincident, plan) -> tuple[Kernel, ...]:
+        parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
+        return tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
+
+    def layers(kernels: tuple[Kernel, ...], pattern: Any) -> Any:
+        one = kernels if isinstance(x1, tuple) else kernels[0]
+        out = fn.rule(one, pattern=pattern, **dict(plan.context))
+        return jax.tree.map(
+            lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
+        )
+
     def network(x1, x2, mask1, mask2, pattern, coincident, plan=plan) -> Any:
         if fn.pair is not None:
             return _result(fn.pair(x1, x2, coincident, plan), plan.names)
-        parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
-        inputs = tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
-        out = fn.rule(
-            inputs if isinstance(x1, tuple) else inputs[0], pattern=pattern, **dict(plan.context)
-        )
-        return jax.tree.map(
-            lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
+        return layers(inputs(x1, x2, mask1, mask2, coincident, plan), pattern)
+
+    def unless_near(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+        data = (x1, x2, mask1, mask2, pattern, coincident)
+        if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
+            close = precision.near_samples(x1, x2, coincident, batch)
+            return jax.lax.cond(close, precision.doubled(network), network, *data)
+        kernels = inputs(x1, x2, mask1, mask2, coincident, plan)
+        close = precision.near(kernels[0].correlation, coincident)
+        return jax.lax.cond(
+            close, precision.doubled(network), lambda *_: layers(kernels, pattern), *data
         )
 
     first, second = (x[0] if isinstance(x, tuple) else x for x in (x1, x2))
@@ -257,12 +272,12 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
         if math.prod(sizes) * entries <= SMALL:
             values = precision.doubled(network)
         else:
-            values = precision.doubled_where_near(network, batch)
+            values = unless_near
     slopes = functools.partial(network, plan=plan._replace(differentiated=True))
-    network = precision.split(values, slopes)
+    evaluated = precision.split(values, slopes)
     if tile is None:
-        return network(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
-    return _tiled(network, plan, batch, sizes, tile, data)
+        return evaluated(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
+    return _tiled(evaluated, plan, batch, sizes, tile, data)
 
 
 def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | None) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -63,26 +64,22 @@ def doubled(network: Callable[..., Any]) -> Callable[..., Any]:
     return wide
 
 
-def doubled_where_near(network: Callable[..., Any], batch_axis: int) -> Callable[..., Any]:
-    """`network`, evaluated in double precision if two of the samples nearly coincide.
+def near(correlation: Array, same: Array | None) -> Array:
+    """Whether a correlation (N1, N2) of different samples exceeds `NEAR`; opposite samples count, too."""
+    size = abs(correlation)
+    size = size if same is None else jnp.where(same, 0, size)
+    return jnp.any(jnp.max(size, 0) > NEAR)  # a maximum over both axes would not be vectorised
 
-    Args:
-        network: function of both batches, anything else, and (N1, N2), True where the samples are the same (or None).
-        batch_axis: of the samples.
+
+def near_samples(x1: Any, x2: Any, same: Array | None, batch_axis: int) -> Array:
+    """`near` of samples of any shape, from a quarter as many numbers: sums of four entries with random signs.
+
+    These are a contraction, so that no pair is missed, and some are taken that are twice as far apart.
     """
-
-    def call(x1: Any, x2: Any, *rest: Any) -> Any:
-        near = _near(x1, x2, rest[-1], batch_axis)
-        return jax.lax.cond(near, doubled(network), network, x1, x2, *rest)
-
-    return call
-
-
-def _near(x1: Any, x2: Any, same: Array | None, batch_axis: int) -> Array:
-    """Whether the correlation of two different samples exceeds `NEAR`; opposite samples count, too."""
-    one, two = (_directions(x, batch_axis) for x in (x1, x2))
-    size = abs(jnp.matmul(one, two.T, precision="highest"))
-    return jnp.max(size if same is None else jnp.where(same, 0, size)) > NEAR
+    one, two = (_folded(_directions(x, batch_axis)) for x in (x1, x2))
+    lost = [(1 - jnp.sum(y * y, 1)) / 2 for y in (one, two)]
+    bound = abs(jnp.matmul(one, two.T, precision="highest")) + (lost[0][:, None] + lost[1][None])
+    return near(bound, same)
 
 
 def _directions(x: Any, batch_axis: int) -> Array:
@@ -90,6 +87,12 @@ def _directions(x: Any, batch_axis: int) -> Array:
     x = jnp.concatenate([p.reshape(p.shape[0], -1) for p in parts], 1)
     size = jnp.sum(x * x, 1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(size > 0, size, 1))
+
+
+def _folded(x: Array) -> Array:
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % 4)])
+    signs = np.random.default_rng(0).choice([-0.5, 0.5], x.shape[1])
+    return jnp.sum((x * jnp.asarray(signs, x.dtype)[None]).reshape(x.shape[0], 4, -1), 1)
 
 
 def _cast(x: Array, old: Any, new: Any) -> Array:
