@@ -72,7 +72,7 @@ def near(correlation: Array, same: Array | None) -> Array:
 
 
 def near_samples(x1: Any, x2: Any, same: Array | None, batch_axis: int) -> Array:
-    """`near` of samples of any shape, from a quarter as many numbers: sums of four entries with random signs.
+    """`near` of samples of any shape, from a quarter of 64 numbers or more: sums of four with random signs.
 
     These are a contraction, so that no pair is missed, and some are taken that are twice as far apart.
     """
@@ -90,6 +90,8 @@ def _directions(x: Any, batch_axis: int) -> Array:
 
 
 def _folded(x: Array) -> Array:
+    if x.shape[1] < 64:
+        return x
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % 4)])
     signs = np.random.default_rng(0).choice([-0.5, 0.5], x.shape[1])
     return jnp.sum((x * jnp.asarray(signs, x.dtype)[None]).reshape(x.shape[0], 4, -1), 1)
