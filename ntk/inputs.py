@@ -154,7 +154,7 @@ def inputs_to_kernel(
     spread = plan.need.pairs and pixels > 0
     correlation = _inner(*units, pixels, spread, 2)
     kernel = Kernel(
-        correlation=rules.snap(correlation),
+        correlation=rules.snap(correlation, width),
         var1=norms[0] / width,
         var2=norms[1] / width,
         ntk=jnp.zeros((), correlation.dtype) if plan.ntk else None,

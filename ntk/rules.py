@@ -91,19 +91,23 @@ def _dual(
     return k / dual.norm(one), slope
 
 
-@jax.custom_jvp
-def snap(rho: Array) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def snap(rho: Array, width: int = 0) -> Array:
     """Clips to [-1, 1], and rounds up to 1 what is within rounding of it, so that coincident inputs stay so.
 
     Derivatives are those of rho: at coincident points the second ones do not vanish.
+
+    Args:
+        rho: correlations.
+        width: terms of the inner product that they come from; its rounding grows with their number.
     """
-    top = 1 - 4 * jnp.finfo(rho.dtype).eps
+    top = 1 - float((4 + width**0.5 / 4) * jnp.finfo(rho.dtype).eps)
     return jnp.where(rho > top, 1, jnp.maximum(rho, -1))
 
 
 @snap.defjvp
-def _snap_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return snap(*primals), tangents[0]
+def _snap_jvp(width: int, primals: tuple, tangents: tuple) -> tuple:
+    return snap(*primals, width), tangents[0]
 
 
 def affine(
