@@ -19,10 +19,18 @@ Array = jax.Array
 # unless a cheap operation (a factor, a selection) lies between: formulas for whole matrices are written so.
 
 
+# Not as a selection between sqrt(x) and 0: of several roots fused into one program, XLA's CPU compiler then loses some.
+@jax.custom_jvp
 def root(x: Array) -> Array:
     """sqrt(max(x, 0)) with derivative zero, not infinite, where x <= 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@root.defjvp
+def _root_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    value, positive = root(x), x > 0
+    return value, jnp.where(positive, 0.5 / jnp.where(positive, value, 1), 0) * dx
 
 
 def polynomial(coefficients, x: Array) -> Array:

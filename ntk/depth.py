@@ -114,12 +114,14 @@ def depth_map(
                 f"the map of {depth} layers is too steep near correlation 1 to be tabulated (error "
                 f"{table.error:.1e}): the network is chaotic; evaluate layer by layer"
             )
-        return _apply(table, rho)
+        correlation, ntk, gain = _apply(table, rho)
+        return _with_slope(correlation, gain * (numbers[2] / last), rho), ntk, gain
 
     def error(dtype):
         return _table(dual, numbers, depth, _size(dtype)).error
 
-    return DepthMap(maps, _final_variance(dual, numbers, depth), error)
+    last = _final_variance(dual, numbers, depth)
+    return DepthMap(maps, last, error)
 
 
 def _size(dtype):
@@ -225,6 +227,17 @@ def _apply(table, rho):
     x = _straighten(arccos(rho), table.scale)
     correlation, ntk, gain = (_series(row, x) for row in table.coefficients)
     return jnp.clip(correlation, -1, 1), ntk, gain
+
+
+@jax.custom_jvp
+def _with_slope(correlation, slope, rho):
+    """The correlation, whose derivative by rho the series in the angle does not have at rho = 1."""
+    return correlation
+
+
+@_with_slope.defjvp
+def _with_slope_jvp(primals, tangents):
+    return _with_slope(*primals), primals[1] * tangents[2]
 
 
 def _series(coefficients, x):

@@ -9,6 +9,7 @@ import functools
 import operator
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from ntk import kernel as kernels
@@ -52,7 +53,7 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
         if cov is not None:
             q, n = kernels.views_within(var), kernels.views_within(norm)
             rho = cov * (kernels.inverse_sqrt(q[0]) * kernels.inverse_sqrt(q[1]))
-            cov = _dual(dual, rho, *q, *n)[0] * (jnp.sqrt(n[0]) * jnp.sqrt(n[1]))
+            cov = _dual(dual, rho, *q, *n)[0] * (root(n[0]) * root(n[1]))
         within.append(cov)
     return kernel.replace(
         correlation=correlation,
@@ -90,10 +91,23 @@ def _dual(
     return k / dual.norm(one), slope
 
 
-def snap(rho: Array) -> Array:
-    """Clips to [-1, 1], and rounds up to 1 what is within rounding of it, so that coincident inputs stay so."""
-    top = 1 - 4 * jnp.finfo(rho.dtype).eps
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def snap(rho: Array, width: int = 0) -> Array:
+    """Clips to [-1, 1], and rounds up to 1 what is within rounding of it, so that coincident inputs stay so.
+
+    Derivatives are those of rho: at coincident points the second ones do not vanish.
+
+    Args:
+        rho: correlations.
+        width: terms of the inner product that they come from; its rounding grows with their number.
+    """
+    top = 1 - float((4 + width**0.5 / 4) * jnp.finfo(rho.dtype).eps)
     return jnp.where(rho > top, 1, jnp.maximum(rho, -1))
+
+
+@snap.defjvp
+def _snap_jvp(width: int, primals: tuple, tangents: tuple) -> tuple:
+    return snap(*primals, width), tangents[0]
 
 
 def affine(
