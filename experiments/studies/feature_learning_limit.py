@@ -1,8 +1,8 @@
 """A parametrization either learns features or is a kernel machine, and the former can be trained in its limit.
 
 Yang & Hu 2021 in four parts: the dynamical dichotomy of abc-parametrizations; finite networks against their
-explicit limits; Word2Vec and first-order MAML in the limit. The control is the kernel limit, which must fail
-what needs features.
+explicit limits; Word2Vec and first-order MAML in the limit. The controls are the kernel limit, which must fail
+what needs features, and Word2Vec on a text whose words are shuffled.
 """
 
 from __future__ import annotations
@@ -97,12 +97,15 @@ def _words(config: Any, session: Session) -> xr.Dataset:
     columns = [*part.widths, 0]  # 0 is the limit
     shape = (len(part.seeds), len(columns))
     measured = {name: np.full(shape, np.nan) for name in ("rank", "analogy", "gram")}
+    shuffled = {"rank": [], "analogy": []}
     pictures = None
     for s, seed in enumerate(part.seeds):
         train = functools.partial(_word_run, part, source, noise, untrained, seed)
         found = networks.kept(session, f"words-{seed}", train)
         for name, values in measured.items():
             values[s] = found[name]
+        for name, values in shuffled.items():
+            values.append(found[f"shuffled_{name}"])
         pictures = found["plane"] if pictures is None else pictures
     kernel = scores(source, untrained.context)
     law = networks.fit(part.widths, measured["gram"][:, :-1])
@@ -115,6 +118,8 @@ def _words(config: Any, session: Session) -> xr.Dataset:
             "gram_distance": (("word_seed", "word_width"), measured["gram"]),
             "gram_slope": law.exponent,
             "gram_slope_interval": ("end", law.exponent_interval),
+            "shuffled_rank": ("word_seed", np.array(shuffled["rank"], float)),
+            "shuffled_analogy": ("word_seed", np.array(shuffled["analogy"], float)),
             "kernel_rank": kernel[0],
             "kernel_analogy": kernel[1],
             "plane": (("panel", "word", "axis"), pictures),
@@ -134,7 +139,11 @@ def _words(config: Any, session: Session) -> xr.Dataset:
 def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
     """Scores of every width and of the limit for one seed, trained on the same examples and random targets."""
     thinned = {"epochs": part.epochs, "subsample": part.subsample, "multiple": part.batch_size}
-    examples = cbow.Windows(*word_pairs.windows(source, part.window, seed, **thinned))
+
+    def windows(text):
+        return cbow.Windows(*word_pairs.windows(text, part.window, seed, **thinned))
+
+    examples = windows(source)
     init, draws = jax.random.split(jax.random.key(seed))
     options = {
         "learning_rate": part.learning_rate,
@@ -143,8 +152,13 @@ def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
         "batch_size": part.batch_size,
     }
     limit = cbow.train(untrained, examples, noise, draws, **options)[0].context
+    # The control: the same words as often, in an order that says nothing about them.
+    order = np.random.default_rng([seed, 1]).permutation(source.ids)
+    mixed = windows(source._replace(ids=order))
+    wrong = scores(source, cbow.train(untrained, mixed, noise, draws, **options)[0].context)
     shown, _ = _shown(source)
-    found = {"rank": [], "analogy": [], "gram": [], "plane": []}
+    found = {"shuffled_rank": wrong[0], "shuffled_analogy": wrong[1]}
+    found |= {"rank": [], "analogy": [], "gram": [], "plane": []}
     for number, width in enumerate((*part.widths, 0)):
         vectors = limit
         if width:

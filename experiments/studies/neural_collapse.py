@@ -3,7 +3,7 @@
 Four experiments on M linear layers with weight decay: squared error on free features, balanced and imbalanced, against
 the exact frames; class sizes on both sides of the threshold of minority collapse; cross-entropy over (K, M), where from
 two layers on frames of lower rank beat the simplex; ReLU networks on images. Controls: no weight decay, frames of equal
-lengths or the simplex for imbalanced classes, the shallow threshold for deep networks, untrained networks.
+lengths or the simplex for imbalanced classes, the shallow threshold for deep networks, networks without weight decay.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def total_steps(config: Any) -> int:
         len(PROBLEMS) * len(free.depths) * len(free.seeds) * free.steps
         + len(tail.depths) * len(tail.seeds) * tail.steps
         + 2 * len(cells.depths) * len(cells.classes) * len(cells.seeds) * cells.steps
-        + sum(config[name].steps for name in config.networks)
+        + 2 * sum(config[name].steps for name in config.networks)
     )
 
 
@@ -468,9 +468,21 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
 
     compiled = program(network, part.loss, data, optimizer, part, layers=layers)
     records = _train(compiled, data, part, (part.seed,), name, session)
+    bare = _train(
+        compiled,
+        data | {"decay": 0 * data["decay"]},
+        part,
+        (part.seed,),
+        f"{name}-undecayed",
+        session,
+    )
     by_layer = dict.fromkeys(("nc1", "nc2", "nc4"), ("layer",))
     kept = {**MATRICES, **by_layer, "angle": ("class",), "accuracy": ()}
     variables = {key: (("step", *dims), records[key][0]) for key, dims in kept.items()}
+    variables |= {
+        f"undecayed_{key}": (dims, bare[key][0, -1])
+        for key, dims in {**MATRICES, "accuracy": ()}.items()
+    }
     expected = prediction(part.loss, part.sizes, part.linear, decay)
     variables |= {f"{key}_predicted": (dims, expected[key]) for key, dims in MATRICES.items()}
     coordinates = {

@@ -65,6 +65,9 @@ ACTIVATIONS = {
     "interior": INTERIOR,
 }
 
+# Networks of these, judged as the optimal ones, must fail.
+WRONG = ("x² − 1", "ReLU, centred")
+
 
 def total_steps(config: Any) -> int:
     """Classifications of the whole study, for the progress bar."""
@@ -200,7 +203,25 @@ def _noise(config: Any, progress: Callable) -> xr.Dataset:
         "noise_agreement": (dims, agrees),
     }
     coordinates = {dim: list(values) for dim, values in coordinates.items()}
-    return xr.Dataset(variables, coordinates | {"classifier": list(CLASSIFIERS)})
+    wrong = _wrong_activations(part)
+    return xr.Dataset(variables, coordinates | {"classifier": list(CLASSIFIERS)}).merge(wrong)
+
+
+def _wrong_activations(part: Any) -> xr.Dataset:
+    """How often networks of activations that are not optimal decide as the Hilbert estimate does."""
+    d, count = part.dimensions[0], min(part.counts, key=lambda count: abs(count - 400))
+    agrees = np.empty((len(WRONG), len(part.seeds)))
+    for s, seed in enumerate(part.seeds):
+        random = _generator("noise", d, count, seed)
+        train, test = sphere(count, d, random), sphere(part.num_test, d, random)
+        labels = draw(two_regions(train), random)
+        hilbert = depth.hilbert_estimate(train, labels, test, d)
+        for i, name in enumerate(WRONG):
+            activation = ACTIVATIONS[name]
+            scores = depth.deep_classifier(activation, part.depth, train, labels, test)
+            agrees[i, s] = agreement(scores, hilbert)
+    coordinates = {"wrong_activation": list(WRONG), "noise_seed": list(part.seeds)}
+    return xr.Dataset({"wrong_agreement": (tuple(coordinates), agrees)}, coordinates)
 
 
 def _depth(config: Any, progress: Callable) -> xr.Dataset:
