@@ -415,6 +415,7 @@ def digits_times(data: xr.Dataset) -> xr.Dataset:
 def _digits_claims(data: xr.Dataset) -> list[Claim]:
     found = digits_times(data)
     ratio = found.test / found.train
+    ratio = ratio.fillna(np.inf)  # neither is reached, which the preconditions say
     made = []
     for name, place in (("digits, large output", -1), ("control, digits, small output", 0)):
         run, reached = data.isel(digits_alpha=place), found.isel(digits_alpha=place)

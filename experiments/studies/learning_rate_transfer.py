@@ -22,7 +22,7 @@ import models
 from experiments import losses, plotting, tasks
 from experiments.loop import Session, train_runs
 from experiments.studies.learning_rate_transfer_claims import claims, optima
-from experiments.train import Probe, Program, Setup, compile_program
+from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
@@ -210,6 +210,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
     names = ("loss", "sharpness", "sharpness_error")
     shape = (len(part.parametrizations), len(part.widths), len(part.seeds), chunks + 1)
     results = {name: np.full(shape, np.nan) for name in names}
+    chosen = {rule: trajectory_rate(config, task, rule) for rule in part.parametrizations}
     for w, width in enumerate(part.widths):
         program = None
         for r, rule in enumerate(part.parametrizations):
@@ -219,7 +220,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
                 "factors": net.factors,
             }
             program = program or trajectory_program(config, net, data)
-            rates = [part.learning_rates[rule]] * len(part.seeds)
+            rates = [chosen[rule]] * len(part.seeds)
             name = f"trajectory-{rule}-{width}"
             records = train_runs(
                 program, data, rates, part.seeds, chunks=chunks, name=name, session=session
@@ -227,7 +228,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
             for key in names:
                 results[key][r, w] = records[key]
     dims = ("trajectory_parametrization", "trajectory_width", "trajectory_seed", "step")
-    rates = [part.learning_rates[rule] for rule in part.parametrizations]
+    rates = [chosen[rule] for rule in part.parametrizations]
     return xr.Dataset(
         {
             "trajectory_loss": (dims, results["loss"]),
@@ -242,6 +243,25 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
             "trajectory_learning_rate": ("trajectory_parametrization", rates),
         },
     )
+
+
+def trajectory_rate(config: Any, task: tasks.Task, rule: str) -> float:
+    """The learning rate of a rule: its share of 2 over the sharpness before training, that of the widest network.
+
+    At 1 descent would start at the edge of stability, whatever the data (mean over the seeds, `metrics.sharpness`).
+    """
+    part = config.trajectory
+    net = network(config, task, part, rule, max(part.widths))
+    batch = tuple(leaf[: part.num_train] for leaf in task.train)
+    loss, scale = losses.supervised(part.loss, net.apply), net.lr_scale("sgd")
+
+    @jax.jit
+    def sharpness(key, batch):
+        options = {"start": jax.random.fold_in(key, 1), "num_steps": 4 * part.lanczos_steps}
+        return metrics.sharpness(loss, net.init(key), batch, scale=scale, **options).value[0]
+
+    values = [float(sharpness(stream(seed, INIT), batch)) for seed in part.seeds]
+    return part.learning_rates[rule] * 2 / float(np.mean(values))
 
 
 def trajectory_program(config, net, data) -> Program:

@@ -183,7 +183,7 @@ def _tail_claims(tail: xr.Dataset) -> list[Claim]:
             "largest distance of z, the fitted output of a class, from the closed form's",
             abs(tail.z - tail_theory(tail)),
             1e-3,
-            reads=(tail.z,),
+            reads=(tail.z, tail.decay),
         ),
         *_threshold_claims(deep, source),
     ]
@@ -242,7 +242,7 @@ def _threshold_claims(deep: xr.Dataset, source: str) -> list[Claim]:
             wrong,
             1e-3,
             control=True,
-            reads=(deep.z,),
+            reads=(deep.z, deep.decay),
             preconditions=needs,
         ),
     ]
