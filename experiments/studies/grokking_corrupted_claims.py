@@ -278,7 +278,7 @@ def _width_claims(data: xr.Dataset, source: str) -> list[Claim]:
         over_seeds(
             claim(
                 at_least,
-                "A3 control, too narrow",
+                "A3 control",
                 source,
                 f"{wrong}{widths[0]} neurons",
                 bound=0.99,

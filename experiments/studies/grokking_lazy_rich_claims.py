@@ -7,9 +7,9 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, over_seeds
+from experiments.studies.grokking_theory_claims import KUMAR, theory_claims
 
-KUMAR = "Kumar et al. 2024"
 GROKS = 4.0  # a network groks if its test loss takes this many times as many steps to fall as its training loss
 
 
@@ -56,9 +56,10 @@ def claims(data: xr.Dataset) -> list[Claim]:
     return [
         *_alpha_claims(data),
         *_feature_claims(data),
+        _decayed_claim(data),
         *_alignment_claims(data),
         *_example_claims(data),
-        *_theory_claims(data),
+        *theory_claims(data),
         *_digits_claims(data),
     ]
 
@@ -85,7 +86,7 @@ def _medians(values: xr.DataArray, dim: str = "seed") -> np.ndarray:
 
 def _fitted(times: xr.DataArray, share: float) -> Precondition:
     """That every training loss falls below the threshold within the steps."""
-    never = int(np.isinf(times).sum())
+    never = int((~np.isfinite(times)).sum())
     found = f"{never} of {times.size} training losses never fall to {share:g} of their first value"
     return Precondition("fitted", not never, found)
 
@@ -220,7 +221,6 @@ def _feature_claims(data: xr.Dataset) -> list[Claim]:
             1.2,
             reads=(*curves, data.norm.sel(alpha=chosen)),
         ),
-        _decayed_claim(data),
     ]
 
 
@@ -337,63 +337,6 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             reads=[time.sel(num_train=many) for time in times],
         ),
     ]
-
-
-def _theory_claims(data: xr.Dataset) -> list[Claim]:
-    law, sizes = data.width_law, data.batch_size.values.tolist()
-    highest = data.dmft_network.isel(dim=-1).sel(data="test")
-    far = abs(highest.mean("seed", skipna=False) / data.dmft_theory.sel(data="test") - 1)
-    made = [
-        _descent_claim(data, 0),
-        near(
-            "G8 infinite width",
-            "limits.mean_field",
-            "exponent in width of the distance of the outputs from those at infinite width",
-            float(law.sel(law="exponent")),
-            -0.5,
-            0.15,
-            interval=(float(law.sel(law="low")), float(law.sel(law="high"))),
-            resolve=True,
-            reads=(law, data.width_distance),
-        ),
-        at_most(
-            f"G8 infinite dimension, D = {data.dim.values[-1]}",
-            "limits.dmft",
-            "mean over training of the relative difference of the test loss (mean over seeds) from dynamical "
-            "mean-field theory",
-            float(far.mean(skipna=False)),
-            0.1,
-            reads=(highest, data.dmft_theory),
-        ),
-    ]
-    return made + [_descent_claim(data, size) for size in [s for s in sizes if s] or [None]]
-
-
-def _descent_claim(data: xr.Dataset, batch_size: int | None) -> Claim:
-    """Networks against the closed dynamics: exact for full batches (0), close for minibatches."""
-    off = np.expm1(abs(np.log(data.network_loss / data.closed_loss)).sel(data="test"))
-    missing, values = (absent("networks of such batches"),), off.isel(batch_size=0)
-    if batch_size in data.batch_size:
-        missing, values = (), off.sel(batch_size=batch_size)
-    inner = [dim for dim in values.dims if dim != "network_seed"]
-    if batch_size == 0:
-        claim = functools.partial(
-            at_most,
-            "G8 closed dynamics are exact",
-            "limits.mean_field",
-            f"largest relative difference of the test loss of {data.attrs['network_width']} neurons under gradient "
-            "descent from the closed dynamics of its moments, over training, alphas and seeds",
-            bound=0.01,
-        )
-        return over_seeds(claim, values.max(inner, skipna=False), preconditions=missing)
-    claim = functools.partial(
-        at_most,
-        "G8 minibatches" + (f" of {batch_size}" if batch_size else ""),
-        f"{KUMAR}, Fig. 1",
-        "the same relative difference under stochastic gradient descent, mean over training, alphas and seeds",
-        bound=0.1,
-    )
-    return over_seeds(claim, values.mean(inner, skipna=False), "mean", preconditions=missing)
 
 
 # Accuracies on images that count as learnt and as generalised.
