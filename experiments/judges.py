@@ -132,7 +132,7 @@ def over_seeds(
         values: one number a seed.
         by: what stands for the seeds. "worst": the seed that speaks most against the claim, for a control the one
             that comes nearest to meeting the criterion; its interval is the range. "median": with the range.
-            "mean": with two standard errors, which must leave no doubt about the verdict.
+            "mean": with two standard errors, which must leave no doubt about the verdict (one seed has none).
         reads: arrays besides ``values`` that must hold no nan.
         **claim: what judge takes besides: name, source, statement, bound (or target and tolerance), control, ...
 
@@ -152,7 +152,8 @@ def over_seeds(
         return judge(measured=math.nan, **claim)
     span = (found.min(), found.max()) if found.size > 1 else None
     if by == "mean":
-        return judge(measured=found.mean(), interval=_two_errors(found), resolve=True, **claim)
+        several = {"interval": _two_errors(found), "resolve": True} if found.size > 1 else {}
+        return judge(measured=found.mean(), **several, **claim)
     if by == "median":
         return judge(measured=np.median(found), interval=span, **claim)
     ends = [judge(measured=end, interval=span, **claim) for end in (found.min(), found.max())]
@@ -261,9 +262,7 @@ def _resolved(interval, bounds) -> Precondition:
     return Precondition(name, not inside, found)
 
 
-def _two_errors(values: np.ndarray) -> tuple[float, float] | None:
-    if values.size < 2:
-        return None
+def _two_errors(values: np.ndarray) -> tuple[float, float]:
     half = 2 * values.std(ddof=1) / math.sqrt(values.size)
     return values.mean() - half, values.mean() + half
 
