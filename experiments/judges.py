@@ -165,8 +165,10 @@ def every_run(*arrays: xr.DataArray) -> Precondition:
     for array in arrays:
         if array.dtype.kind not in "fc" or not (missing := np.isnan(array.values)).any():
             continue
-        first = array[tuple(int(i) for i in np.argwhere(missing)[0])]
-        run = ", ".join(f"{key} {_label(value)}" for key, value in first.coords.items())
+        first = np.argwhere(missing)[0].tolist()
+        labels = {key: _label(value) for key, value in array[tuple(first)].coords.items()}
+        labels = dict(zip(array.dims, first)) | labels  # a dimension without labels is counted
+        run = ", ".join(f"{key} {label}" for key, label in labels.items())
         count = f"{int(missing.sum())} of {array.size}"
         found = f"{array.name or 'what is measured'} is nan{' at ' * bool(run)}{run} ({count})"
         return Precondition("every run", False, found)

@@ -249,6 +249,9 @@ def test_the_reason_names_the_variable_and_the_run():
     assert not found.met
     assert found.found == "loss is nan at width 64, seed 1, optimizer sgd (2 of 4)"
     assert claims.every_run(SEEDS) == ("every run", True, "")
+    assert (
+        "loss is nan at width 0, seed 1" in claims.every_run(losses.drop_vars(losses.coords)).found
+    )
 
 
 def test_seeds_that_decide_nothing_are_refused():
