@@ -44,7 +44,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "loss": "cross_entropy",
         # log2 of the first rate, of the last rate, and how many (as many for each optimizer)
         "log2_rates": {"sgd": (-3.0, 3.0, 7), "adam": (-10.0, -4.0, 7)},
-        # Eight: a seed's own optimum moves by half an octave, and the drift is to be known to a third.
+        # Eight: with Adam a seed's own optimum moves by a third of an octave, and their mean must be known to a fifth.
         "seeds": tuple(range(8)),
         "batch_size": 64,
         "num_test": 1024,

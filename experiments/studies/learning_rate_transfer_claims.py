@@ -68,7 +68,7 @@ def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: st
     source = f"{YANG}, Fig. 1; {NOCI}, Fig. 1"
     low, high = data.width.values[[0, -1]]
     statement = (
-        f"the best learning rate moves by |log2| from width {low} to {high}; a rate at which a seed diverges counts as "
+        f"the best learning rate moves by |log2| from width {low} to {high}, mean over seeds; a rate at which a seed diverges counts as "
         "infinitely bad"
     )
     if optimizer not in data.optimizer or rule not in data.parametrization:
@@ -76,9 +76,9 @@ def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: st
         return at_most(name, source, statement, np.nan, 0.5, control=control, preconditions=needs)
     line = best.sel(optimizer=optimizer, parametrization=rule).isel(width=[0, -1])
     step = float(np.diff(np.log2(data.learning_rate.sel(optimizer=optimizer).values)).max())
-    drift = float(abs(line.log2_rate[-1] - line.log2_rate[0]))
-    # The same seeds at both widths see the same batches: the error is that of their difference.
+    # The same seeds at both widths see the same batches: the mean of their moves, with the error of that mean.
     moves = (line.per_seed[-1] - line.per_seed[0]).values
+    drift = float(abs(moves.mean()))
     error = 2 * moves.std(ddof=1) / np.sqrt(moves.size) if moves.size > 1 else np.nan
     # Beside divergence no parabola can be drawn: the optimum lies within one step of the grid.
     error += step * int((line.edge == "divergence").sum())
