@@ -68,8 +68,8 @@ def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: st
     source = f"{YANG}, Fig. 1; {NOCI}, Fig. 1"
     low, high = data.width.values[[0, -1]]
     statement = (
-        f"the best learning rate moves by |log2| from width {low} to {high}, mean over seeds; a rate at which a seed diverges counts as "
-        "infinitely bad"
+        f"the best learning rate moves by |log2| from width {low} to {high}, mean over seeds; a rate at which a seed "
+        "diverges counts as infinitely bad"
     )
     if optimizer not in data.optimizer or rule not in data.parametrization:
         needs, control = (absent(f"sweep of {rule} with {optimizer}"),), rule != "mup"
