@@ -39,7 +39,9 @@ class Task(NamedTuple):
     options: dict[str, Any]
 
 
-HE = nn.initializers.he_normal()
+# Normal, as in stax: the truncated law of he_normal shows in a first layer.
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 def mlp(activation: Any, depth: int, b_std: float | None) -> Any:
@@ -85,7 +87,9 @@ def tasks(points: int = 2000, images: int = 16, pixels: int = 16) -> dict[str, T
             conv(pooling="flatten"), cnn(stax.Flatten()), (4 * images, *pooled[1:]), {}
         ),
         "residual_norm": Task(
-            models.family("ResNet", depth=4, outputs=1, block_depth=1, norm="layer"),
+            models.family(
+                "ResNet", depth=4, outputs=1, block_depth=1, norm="layer", kernel_init=NORMAL
+            ),
             residual(4),
             (max(images // 2, 2), *pooled[1:]),
             {"learning_rates": {"*norm*": 0}},

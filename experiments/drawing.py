@@ -291,4 +291,5 @@ def words(dim: str) -> str:
 def label_of(array: xr.DataArray, otherwise: str) -> str:
     """The array's own long_name and units, as xarray keeps them, or else the given words."""
     text = array.attrs.get("long_name", otherwise)
-    return f"{text} ({array.attrs['units']})" if "units" in array.attrs else text
+    units = array.attrs.get("units", "1")  # 1: a pure number
+    return f"{text} ({units})" if units != "1" else text

@@ -32,6 +32,7 @@ class Session(NamedTuple):
     sinks: tuple[Callable[[dict[str, Any]], None], ...] = ()
     devices: int = 1
     checkpoint_seconds: float = 20.0
+    configuration: str = ""  # its hash, which all that is kept carries
 
 
 def train_runs(
@@ -67,7 +68,7 @@ def train_runs(
     rows = [(float(rate), int(seed)) for rate, seed in zip(learning_rates, seeds)]
     units = {name: rows}
     if program.runs is None:
-        units = {f"{name}-{run:03d}": [row] for run, row in enumerate(rows)}
+        units = {label: [row] for label, row in zip(_labels(name, count), rows)}
     stop = threading.Event()
     double = jax.config.jax_enable_x64  # a thread begins without the caller's context
 
@@ -81,6 +82,24 @@ def train_runs(
         except BaseException:
             stop.set()
             raise
+    return _join(pieces)
+
+
+def load_runs(session: Session, name: str, count: int) -> dict[str, np.ndarray] | None:
+    """What `train_runs` returned for a group of runs of that name, or None where one is not finished."""
+    together = load(session, name)
+    if together:
+        return together
+    pieces = [load(session, label) for label in _labels(name, count)] if session.path else []
+    return _join(pieces) if pieces and all(pieces) else None
+
+
+def _labels(name: str, count: int) -> list[str]:
+    """The names of the runs of a group that train one by one."""
+    return [f"{name}-{run:03d}" for run in range(count)]
+
+
+def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
@@ -97,7 +116,7 @@ def _side_by_side(program: Program) -> int:
 
 
 def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, np.ndarray]:
-    finished = session.path and rundir.load_point(session.path, label)
+    finished = load(session, label)
     if finished:
         _progress(session, len(rows) * chunks * program.steps, label, np.nan)
         return finished
@@ -107,24 +126,18 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
     shapes = {"batch_loss": ()} | {key: value.shape[1:] for key, value in values.items()}
     records = {key: np.full((len(rows), chunks + 1, *rest), np.nan) for key, rest in shapes.items()}
     alive = np.ones(len(rows), bool)
-    done = 0
-    folder = session.path / "checkpoints" / label if session.path else None
-    with _SHARED:
-        saved = folder and checkpoint.restore(folder, (state, records, alive))
+    saved = _restore(session, label, (state, records, alive))
     if saved:
         done, (state, records, alive) = saved
         records, alive = jax.tree.map(np.array, (records, alive))
         _progress(session, len(rows) * done * program.steps, label, np.nan)
     else:
+        done = 0
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
-    if session.path:
-        with _SHARED:
-            rundir.keep_metrics(
-                session.path, lambda row: row["run"] != label or row["chunk"] <= done
-            )
     last_save = time.monotonic()
     for chunk in range(done + 1, chunks + 1):
         if stop.is_set():
+            _save(session, label, chunk - 1, (state, records, alive))
             raise concurrent.futures.CancelledError
         if not alive.any():  # nothing left to train: every record from here on is nan already
             _progress(session, len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
@@ -135,14 +148,41 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         alive &= np.isfinite(losses).all(axis=1)
         _record(records, chunk, alive, values, losses.mean(axis=1))
         _report(session, records, chunk, program.steps, label, rows)
-        if session.path and time.monotonic() - last_save > session.checkpoint_seconds:
-            with _SHARED:
-                checkpoint.save(folder, chunk, (state, records, alive))
+        if time.monotonic() - last_save > session.checkpoint_seconds:
+            _save(session, label, chunk, (state, records, alive))
             last_save = time.monotonic()
-    if session.path:
-        rundir.save_point(session.path, label, records)
-        checkpoint.drop(folder)
+    keep(session, label, records)
     return records
+
+
+def load(session: Session, label: str) -> dict[str, np.ndarray] | None:
+    """The point that was kept under a label, or None."""
+    return session.path and rundir.load_point(session.path, label, session.configuration)
+
+
+def keep(session: Session, label: str, arrays: dict[str, np.ndarray]) -> None:
+    """Keeps a finished point, in place of its checkpoints."""
+    if session.path:
+        rundir.save_point(session.path, label, arrays, session.configuration)
+        checkpoint.drop(session.path / "checkpoints" / label)
+
+
+def _save(session: Session, label: str, chunk: int, state: Any) -> None:
+    if session.path and chunk:
+        with _SHARED:
+            folder = session.path / "checkpoints" / label
+            checkpoint.save(folder, chunk, state, session.configuration)
+
+
+def _restore(session: Session, label: str, like: Any) -> tuple[int, Any] | None:
+    """The newest checkpoint; rows of metrics that come after it are dropped: they will be measured again."""
+    if not session.path:
+        return None
+    with _SHARED:
+        folder = session.path / "checkpoints" / label
+        saved = checkpoint.restore(folder, like, session.configuration)
+        rundir.drop_metrics(session.path, label, saved[0] if saved else 0)
+    return saved
 
 
 def _arguments(program: Program, rows) -> tuple[Any, Any]:
@@ -222,17 +262,19 @@ def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float
 
 
 def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
-    start = last = time.monotonic()
-    done = 0
+    start = time.monotonic()
+    last = start - every / 2  # the first line after half the time
+    done = trained = 0
 
     def report(steps: int, name: str, loss: float) -> None:
-        nonlocal done, last
+        nonlocal done, trained, last
         done += steps
+        trained += 0 if np.isnan(loss) else steps  # what was loaded says nothing about the rate
         now = time.monotonic()
         if now - last < every and done < total_steps:
             return
         last = now
-        rate = done / max(now - start, 1e-9)
+        rate = trained / max(now - start, 1e-9)
         left = (total_steps - done) / max(rate, 1e-9)
         print(
             f"{title}: {done}/{total_steps} steps, {rate:.0f}/s, {left:.0f} s left, {name}, loss {loss:.3g}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -125,17 +126,39 @@ def summary_page(reports: Sequence[tuple[str, Report]]) -> str:
     """
     every = [claim for _, report in reports for claim in report.claims]
     parts = ["<h1>All claims</h1>", f"<p class=summary>{escape(summary(every))}</p>"]
-    for address, report in reports:
+    for (address, report), folder in zip(reports, folders(reports)):
         about = f"{report.paper} · {report.manifest['variant']} preset · {duration(report.manifest['seconds'])}"
         parts += [
             f'<h2><a href="{escape(address)}">{escape(report.title)}</a></h2>',
             f"<p class=muted>{escape(about)}</p>",
+            f"<p class=muted>{escape(folder)}</p>",
             _warning(report.manifest),
             f"<p>{escape(summary(report.claims))}</p>",
             _differences(report.differences),
             _claims(report.claims),
         ]
     return _document("All claims", parts)
+
+
+def folders(reports: Sequence[tuple[str, Report]]) -> list[str]:
+    """The folder of each run and, of several runs of one study, the keys in which they differ.
+
+    Args:
+        reports: (address of the run's own page, report) for each.
+    """
+    found = []
+    for address, report in reports:
+        here = flatten(report.config)
+        same = [r.config for _, r in reports if r.manifest["study"] == report.manifest["study"]]
+        keys = [key for key in here if any(_value(config, key) != here[key] for config in same)]
+        name = address.rpartition("/")[0] or "."
+        values = ", ".join(f"{key} = {_plain(here[key])}" for key in keys)
+        found.append(f"{name}: {values}" if values else name)
+    return found
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    return flatten(config).get(key, "(not there)")
 
 
 def readme_table(reports: Sequence[Report]) -> str:
@@ -196,9 +219,9 @@ def device(manifest: dict[str, Any]) -> str:
 
 
 def command(manifest: dict[str, Any]) -> str:
-    """The command line that made the run."""
+    """The command line that made the run, quoted for a shell."""
     words = manifest["command"]
-    return words if isinstance(words, str) else " ".join(map(str, words))
+    return words if isinstance(words, str) else shlex.join(map(str, words))
 
 
 def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir
+from experiments import claims, page, plotting, rundir, seals, settings
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -68,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         status = 2
-    failed = any(not claim.passed for _, report in reports for claim in report.claims)
-    if (
-        options.check
-        and status == 0
-        and (failed or any(report.differences for _, report in reports))
-    ):
-        return 1
+    if options.check and status == 0:
+        for run_dir, report in reports:
+            failed = [claim.name for claim in report.claims if not claim.passed]
+            if failed:
+                print(f"check: {run_dir}: does not hold: {'; '.join(failed)}", file=sys.stderr)
+            if report.differences:
+                print(f"check: {run_dir}: claims.json does not agree with data.nc", file=sys.stderr)
+            if failed or report.differences:
+                status = 1
     return status
 
 
@@ -99,7 +101,7 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
         manifest=manifest,
     )
     rundir.write_text(run_dir / "report.html", page.run_page(report))
-    claims.print_table(computed, f"{study.TITLE} ({study.PAPER})")
+    claims.print_table(computed, f"{study.TITLE} ({study.PAPER}), {run_dir}")
     if warning := page.warning(manifest):
         print(warning)
     for sentence in report.differences:
@@ -118,11 +120,11 @@ def read_run(
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a directory; expected one that experiments.run made")
-    config, manifest = (_read_object(run_dir / name) for name in ("config.json", "manifest.json"))
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise ValueError(f"{run_dir / 'manifest.json'} lacks {', '.join(missing)}")
-    data = rundir.read_dataset(run_dir / "data.nc")
+    config, manifest = (
+        rundir.read_object(run_dir / name) for name in ("config.json", "manifest.json")
+    )
+    _check_manifest(run_dir / "manifest.json", manifest)
+    data = rundir.read_dataset(run_dir / "data.nc", seals.digest(config))
     path = run_dir / "claims.json"
     try:
         recorded = claims.from_json(path.read_text(encoding="utf-8"))
@@ -133,12 +135,27 @@ def read_run(
     return config, manifest, data, recorded
 
 
+def _check_manifest(path: pathlib.Path, manifest: dict[str, Any]) -> None:
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    kinds = {"study": str, "variant": str, "command": list | str, "versions": dict, "devices": int}
+    kinds |= {"seconds": int | float, "device": str}
+    for key, kind in kinds.items():
+        if not isinstance(manifest[key], kind) or isinstance(manifest[key], bool):
+            raise ValueError(
+                f"{path}: {key} is {manifest[key]!r}: the file is damaged; run the command of the run again"
+            )
+
+
 def import_study(name: str) -> ModuleType:
-    """The module of a study.
+    """The module of a study; one outside this package is named by its file.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if str(name).endswith(".py"):
+        return settings.find_study(name)
     module = f"experiments.studies.{name}"
     try:
         return importlib.import_module(module)
@@ -180,6 +197,8 @@ def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page
     path.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(path, page.summary_page(linked))
     every = [claim for _, report in reports for claim in report.claims]
+    if len(linked) > 1:
+        print("\n".join(page.folders(linked)))
     print(f"{claims.summary(every)}\npage: {path}")
 
 
@@ -210,13 +229,6 @@ def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Data
             f"{run_dir / 'data.nc'}: {study.__name__} cannot make its {what} from it "
             f"({type(error).__name__}: {error}); if the study has changed since, run it again"
         ) from error
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    content = rundir.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
 
 
 if __name__ == "__main__":

@@ -1,74 +1,104 @@
-"""Runs a study: trains, writes the labelled result, the claims and the figures.
+"""Runs a study: checks all it is asked for, trains, writes the labelled result, the claims and the figures.
 
 ::
 
-    python -m experiments.run --config=experiments/configs/learning_rate_transfer.py:cpu --workdir=runs/transfer
+    python -m experiments --config=learning_rate_transfer:cpu --workdir=runs/transfer
+    python -m experiments --config=learning_rate_transfer:cpu --config.sweep.steps=500 --check
 
 The same command again skips what has finished and goes on with what was interrupted. Exit status: 0 the study
-ran (whether its claims hold is in the table), 2 it could not run (one message says why), 130 interrupted.
+ran (whether its claims hold is in the table), 2 it could not run (one message says why), 128 + its number after a
+signal that ends it (Ctrl-C, SIGTERM, SIGHUP): the points in training are saved first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib
+import os
 import pathlib
+import signal
 import sys
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import flags, logging
-from ml_collections import config_flags
+import jax
+from absl import logging
 
-from experiments import claims, loop, report, rundir
+from experiments import checks, claims, listing, loop, report, rundir, seals, settings, tasks
+from experiments.settings import find_study
 
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", None, "Configuration file and preset, as experiments/configs/NAME.py:PRESET."
-)
-flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-PRESET.")
-flags.DEFINE_integer(
-    "devices", 1, "Devices to spread the runs of a sweep (or one run's batch) over."
-)
-flags.DEFINE_float(
-    "checkpoint_seconds", 20.0, "Seconds between checkpoints of the point in training."
-)
-flags.DEFINE_string(
-    "tensorboard", None, "Folder to which metrics are also written for TensorBoard."
-)
-flags.DEFINE_string("wandb", None, "Weights & Biases project to which metrics are also sent.")
+__all__ = ["check", "find_study", "main", "run"]
 
 
 def main(arguments: list[str]) -> int:
     """Parses the command line, runs the study, prints the claims; returns the exit status."""
     logging.set_verbosity(logging.FATAL)
     try:
-        _check_config_argument(arguments)
-        left = FLAGS(arguments)
-        if len(left) > 1:
-            raise ValueError(f"unexpected arguments {left[1:]}; options are written --name=value")
-        with _sinks() as sinks:
-            path = run(
-                FLAGS.config,
-                FLAGS.workdir,
-                _preset(arguments),
-                devices=FLAGS.devices,
-                checkpoint_seconds=FLAGS.checkpoint_seconds,
-                sinks=sinks,
-            )
-        return report.main([str(path)])
-    except (ValueError, AttributeError, flags.Error, OSError) as error:
+        options = settings.parse(arguments[1:])
+        if options.help:
+            print(listing.usage())
+            return 0
+        if options.list:
+            print(listing.everything(options.config))
+            return 0
+        if options.config is None:
+            raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")
+        config, preset = settings.load(options.config, options.changes)
+        with _signals():
+            return _start(config, preset, options)
+    except BrokenPipeError:  # the reader of the output has gone, as of --list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, MemoryError) as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
-    except KeyError as error:  # ml_collections: a key that is not declared, with the nearest name
-        print(f"error: configuration: {_message(error)}", file=sys.stderr)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: not enough memory on the device ({_first_line(error)})", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _start(config: Any, preset: str, options: settings.Options) -> int:
+    limits = {"devices": options.devices, "checkpoint_seconds": options.checkpoint_seconds}
+    if options.check or options.tensorboard or options.wandb:  # which make folders too
+        _check_folder(_folder(config, preset, options.workdir))
+        check(config, **limits)
+    if options.check:
+        print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
+        return 0
+    with _sinks(options) as sinks:
+        path = run(config, options.workdir, preset, **limits, sinks=sinks)
+    return report.main([str(path)])
+
+
+def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) -> Any:
+    """Everything that can be refused before the first step; nothing is trained and no file written.
+
+    Returns:
+        The study's module.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    study, there = find_study(config.study), len(jax.devices())
+    if type(devices) is not int or not 1 <= devices <= there:
+        raise ValueError(
+            f"devices is {devices!r}, but there are {there}; ask for 1 to {there} "
+            "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual ones)"
+        )
+    if not 0 <= checkpoint_seconds < float("inf"):
+        raise ValueError(
+            f"checkpoint_seconds is {checkpoint_seconds}; it must be a finite number from 0 on"
+        )
+    task = checks.context("task", tasks.load, config.task) if "task" in config else None
+    study.check(config, task)
+    return study
 
 
 def run(
@@ -94,90 +124,111 @@ def run(
         The folder.
 
     Raises:
-        ValueError: unknown study, or anything in the configuration that the study refuses.
+        ValueError: unknown study, or anything in the configuration that the study refuses: before the folder is
+            made.
     """
-    study = find_study(config.study)
-    path = rundir.open_run(
-        workdir or f"runs/{config.study}-{preset}", config.to_dict(), config.study, preset
-    )
-    started = time.monotonic()
-    with loop.progress(study.total_steps(config), config.study) as progress:
-        session = loop.Session(path, progress, sinks, devices, checkpoint_seconds)
-        data = study.run(config, session)
-    rundir.finish_run(path, data, time.monotonic() - started)
-    rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
+    folder = _folder(config, preset, workdir)
+    _check_folder(folder)
+    study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
+    configuration = seals.digest(config.to_dict())
+    with rundir.lock(folder) as path:
+        rundir.open_run(path, config.to_dict(), config.study, preset)
+        for sentence in rundir.changes(path):
+            print(f"note: {path}: {sentence}", file=sys.stderr)
+        data = rundir.finished(path, configuration)
+        if data is None:
+            data = _train(study, config, path, sinks, devices, checkpoint_seconds)
+        else:
+            print(f"{path} is finished: nothing is left to train", file=sys.stderr)
+        rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
     return path
 
 
-def find_study(name: str) -> Any:
-    """The module experiments.studies.<name>.
-
-    Raises:
-        ValueError: there is no such study; names the nearest.
-    """
-    # A study has a configuration of its name; other modules there draw or judge for one.
-    folder = pathlib.Path(__file__).parent
-    files = {
-        part: {file.stem for file in (folder / part).glob("[a-z]*.py")}
-        for part in ("studies", "configs")
-    }
-    names = sorted(files["studies"] & files["configs"])
-    if name not in names:
-        raise ValueError(
-            f"unknown study {name!r}{_nearest(name, names)}; there are: {', '.join(names)}"
-        )
-    return importlib.import_module(f"experiments.studies.{name}")
-
-
-def _check_config_argument(arguments: list[str]) -> None:
-    value = _config_argument(arguments)
-    file = pathlib.Path(value.split(":")[0])
-    if not file.exists():
-        names = sorted(
-            p.stem for p in (pathlib.Path(__file__).parent / "configs").glob("[a-z]*.py")
-        )
-        raise ValueError(
-            f"there is no configuration {str(file)!r}{_nearest(file.stem, names)}; studies: {', '.join(names)}"
-        )
-
-
-def _config_argument(arguments: list[str]) -> str:
-    for argument, following in zip(arguments, [*arguments[1:], ""]):
-        if argument in ("--config", "-config"):
-            return following
-        if argument.startswith(("--config=", "-config=")):
-            return argument.split("=", 1)[1]
-    raise ValueError("give --config=experiments/configs/NAME.py:PRESET")
-
-
-def _preset(arguments: list[str]) -> str:
-    return (_config_argument(arguments) + ":cpu").split(":")[1]
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _message(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if "Traceback" in text:  # what get_config raised, as config_flags quotes it
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    return text
+def _train(study, config, path, sinks, devices, checkpoint_seconds) -> Any:
+    configuration = seals.digest(config.to_dict())
+    total = study.total_steps(config)
+    try:
+        with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
+            session = loop.Session(
+                path, progress, sinks, devices, checkpoint_seconds, configuration
+            )
+            data = study.run(config, session)
+    except BaseException:
+        rundir.forget(path)
+        raise
+    rundir.finish_run(path, data, configuration)
+    return data
 
 
 @contextlib.contextmanager
-def _sinks():
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does; nohup's choice to ignore SIGHUP stands."""
+
+    def interrupt(number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
+    return pathlib.Path(workdir or f"runs/{pathlib.Path(config.study).stem}-{preset}").expanduser()
+
+
+def _check_folder(path: pathlib.Path) -> None:
+    """Refuses a folder that cannot be made or written to; makes none."""
+    there = next(part for part in (path, *path.absolute().parents) if _exists(part))
+    if not there.is_dir():
+        raise ValueError(f"workdir is {str(path)!r}, but {there} is not a folder; give another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"workdir is {str(path)!r}, but {there} cannot be written to; give another"
+        )
+
+
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({_first_line(error)}); make widths, batches or examples smaller"
+    return str(error).strip().replace("\n", " ")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _sinks(options: settings.Options):
     sinks: list[Callable[[dict[str, Any]], None]] = []
     with contextlib.ExitStack() as stack:
-        if FLAGS.tensorboard:
+        if options.tensorboard:
             writer = stack.enter_context(
-                contextlib.closing(_optional("tensorboardX").SummaryWriter(FLAGS.tensorboard))
+                contextlib.closing(_optional("tensorboardX").SummaryWriter(options.tensorboard))
             )
             sinks.append(functools.partial(_to_tensorboard, writer))
-        if FLAGS.wandb:
+        if options.wandb:
             wandb = _optional("wandb")
-            stack.enter_context(wandb.init(project=FLAGS.wandb))
+            try:
+                stack.enter_context(wandb.init(project=options.wandb))
+            except Exception as error:  # no login, no network, no such project
+                raise ValueError(f"Weights & Biases: {_first_line(error)}") from error
             sinks.append(wandb.log)
         yield tuple(sinks)
 

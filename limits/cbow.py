@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 
 
 class Embeddings(NamedTuple):
@@ -56,6 +59,7 @@ class Windows(NamedTuple):
     mask: jax.Array
 
 
+@takes(words=integer, dtype=real_dtype)
 def limit(words: int, dtype=jnp.float32) -> Embeddings:
     """The infinitely wide model at its start: v the identity, u zero, both (words, words)."""
     if words < 2:
@@ -63,6 +67,16 @@ def limit(words: int, dtype=jnp.float32) -> Embeddings:
     return Embeddings(jnp.eye(words, dtype=dtype), jnp.zeros((words, words), dtype))
 
 
+@takes(
+    embeddings=instance(Embeddings, remedy=", such as cbow.limit(words)"),
+    windows=instance(Windows),
+    noise=array(),
+    key=key,
+    learning_rate=number(),
+    weight_decay=number(),
+    negatives=integer,
+    batch_size=integer,
+)
 def train(
     embeddings: Embeddings,
     windows: Windows,
@@ -112,6 +126,9 @@ def train(
             f"noise has shape {jnp.shape(noise)}, expected one probability for each of the"
             f" {words} words."
         )
+    _check_words(windows, words)
+    if not isinstance(noise, jax.core.Tracer) and not np.all(np.asarray(noise) >= 0):
+        raise ValueError("noise has negative entries; it must be a probability for each word")
     if negatives < 1:
         raise ValueError(f"negatives={negatives} must be at least 1.")
     steps = count // batch_size
@@ -126,6 +143,22 @@ def train(
     )
     rates = (jnp.asarray(learning_rate, embeddings.context.dtype), weight_decay)
     return _train(embeddings, batches, rates)
+
+
+def _check_words(windows, words):
+    """Refuse numbers of words that there are not: indexing would take the last word for them."""
+    for name in ("target", "context"):
+        numbers = getattr(windows, name)
+        if not jnp.issubdtype(numbers.dtype, jnp.integer):
+            raise TypeError(
+                f"windows.{name} is of {numbers.dtype}; it must be integers, numbers of words"
+            )
+        if not isinstance(numbers, jax.core.Tracer) and numbers.size:
+            low, high = int(numbers.min()), int(numbers.max())
+            if low < 0 or high >= words:
+                raise ValueError(
+                    f"windows.{name} has numbers from {low} to {high}; they must be below the {words} words"
+                )
 
 
 @jax.jit
@@ -169,6 +202,7 @@ def _update(v, u, scale, targets, batch):
     return (share[:, :, None] * back[:, None], g[:, :, None] * h[:, None]), loss
 
 
+@takes(vectors=array(2))
 @jax.jit
 def cosines(vectors: jax.Array) -> jax.Array:
     """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
@@ -176,6 +210,7 @@ def cosines(vectors: jax.Array) -> jax.Array:
     return unit @ unit.T
 
 
+@takes(near=array(2), pairs=array(2, integers=True, columns=2))
 @jax.jit
 def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
@@ -196,6 +231,7 @@ def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     return (better * others).sum(1) / (near.shape[1] - 2)
 
 
+@takes(near=array(2), pairs=array(2, integers=True, columns=2))
 @jax.jit
 def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.

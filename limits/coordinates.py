@@ -8,21 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
 
+from limits import judgement
+from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
-
-
-class Scaling(NamedTuple):
-    """n^exponent fitted over the widths, seed by seed.
-
-    Attributes:
-        exponent: (steps, layers), mean over seeds; nan where a value is zero or not finite.
-        interval: (steps, layers, 2), its confidence interval from the spread over seeds.
-    """
-
-    exponent: np.ndarray
-    interval: np.ndarray
+from ntk.family import check_width, named_leaves
+from ntk.options import check_count, check_real, known_keywords
 
 
 class CoordinateCheck(NamedTuple):
@@ -40,8 +31,8 @@ class CoordinateCheck(NamedTuple):
         own_scaling: Scaling of `own`.
         predicted: the Regime compared with.
         wrong: names of the layers that are wrong, () if none.
-        passed: whether every layer scales as predicted.
-        verdict: the same in words.
+        passed: whether every layer scales as predicted; False, with no layer wrong, where that is undecided.
+        verdict: the same in words, with widths that would decide what is undecided.
     """
 
     layers: tuple[str, ...]
@@ -87,6 +78,7 @@ def captured_outputs(net, params, inputs) -> dict[str, jax.Array]:
     return found
 
 
+@known_keywords
 def coordinate_check(
     net_at_width: Callable[[int], Any],
     widths: Sequence[int],
@@ -124,7 +116,8 @@ def coordinate_check(
         optimizer: an optax factory, such as optax.sgd or optax.adam.
         steps: optimizer steps; with a readout that starts at zero at least 2.
         seeds: initialisations, at least 2, for the intervals.
-        predicted: the Regime to compare with, from `classify`, with as many layers as `features` names. By
+        predicted: the Regime to compare with, from `classify`, with as many hidden layers as `features` names:
+            those whose outputs grow with the width. All others are compared with its readout. By
             default maximal update (mup): outputs start at n^-1/2 or zero, all else at order one, and every
             layer's update acts at order one.
         features: `features(net, params, inputs)`, layer outputs by name from the input to the readout.
@@ -133,56 +126,96 @@ def coordinate_check(
         confidence: coverage of the intervals.
 
     Returns:
-        CoordinateCheck. A deviation beyond `tolerance` is wrong if the prediction lies outside the
-        interval; otherwise the verdict is "undecided".
+        CoordinateCheck. A deviation beyond `tolerance` is wrong if the prediction lies outside the interval, and
+        larger than corrections n^s (1 + c (base/n)^1/2) of the initial outputs can explain, |c| up to 2: near the
+        base width they bend what is a power of the width further on. Otherwise, and where an exponent half a power away
+        lies inside the interval, the verdict is "undecided" and says which widths would decide.
 
     Raises:
+        TypeError: arguments of another type, named.
         ValueError: fewer than three widths, two seeds or one step; a prediction with another number of
             layers; layers that differ between widths.
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which reads the exponents off a plot by eye.
     """
-    widths = np.asarray(widths)
-    _check_settings(widths, steps, seeds)
+    widths, base = _check_settings(widths, steps, seeds), 1
+    check_real("learning_rate", learning_rate, positive=True)
+    check_real("tolerance", tolerance, positive=True)
+    if not 0 < check_real("confidence", confidence) < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
+    if not (predicted is None or isinstance(predicted, Regime)):
+        raise TypeError(f"predicted is {predicted!r}; it must be a Regime, from limits.classify.")
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise TypeError(f"key is {key!r}; it must be a key: jax.random.key(0)")
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError("batch must be a pair (inputs, targets).")
+    for name, value in {"net_at_width": net_at_width, "loss": loss, "features": features}.items():
+        if not callable(value):
+            raise TypeError(f"{name} is {value!r}; it must be a function.")
     keys = jax.random.split(key, seeds)
-    names, size, change, own = None, [], [], []
+    names, sizes, size, change, own = None, [], [], [], []
     for width in widths:
         net = net_at_width(int(width))
-        found, *measured = _train(net, batch, loss, keys, optimizer, learning_rate, steps, features)
+        base = getattr(net, "base_width", None) or 1
+        found, shapes, *measured = _train(
+            net, batch, loss, keys, optimizer, learning_rate, steps, features
+        )
         if names not in (None, found):
             raise ValueError(
                 f"the layers at width {width} are {found}, at the first width {names}."
             )
         names = found
+        sizes.append(shapes)
         for values, value in zip((size, change, own), measured):
             values.append(value)
-    predicted = _prediction(predicted, names)
+    places = _places(sizes)
+    predicted = _prediction(predicted, names, places)
     size, change, own = map(np.stack, (size, change, own))
-    fits = [_fit(widths, values, confidence) for values in (size, change, own)]
-    wrong, passed, verdict = _judge(names, widths, (size, change, own), fits, predicted, tolerance)
+    fits = [judgement.fit(widths, values, confidence) for values in (size, change, own)]
+    measured = judgement.Measured(
+        names, places, widths, (size, change, own), fits, confidence, base
+    )
+    wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
     return CoordinateCheck(
         names, widths, size, change, own, *fits, predicted, wrong, passed, verdict
     )
 
 
 def _check_settings(widths, steps, seeds):
-    if widths.ndim != 1 or len(set(widths.tolist())) < 3 or (widths < 1).any():
-        raise ValueError(f"widths={widths.tolist()} must be at least three different widths.")
+    """The widths as an array of integers."""
+    check_count("seeds", seeds, least=1)
+    check_count("steps", steps, least=0)
     if seeds < 2 or steps < 1:
         raise ValueError(
             f"seeds={seeds} must be at least 2, for an interval, and steps={steps} at least 1."
         )
+    try:
+        widths = np.asarray([check_width("width", width) for width in widths])
+    except TypeError as error:
+        raise TypeError(f"widths={widths!r} must be at least three integers: {error}") from None
+    if len(set(widths.tolist())) < 3:
+        raise ValueError(f"widths={widths.tolist()} must be at least three different widths.")
+    return widths
 
 
-def _prediction(predicted, names):
-    if len(names) < 2:
+def _places(shapes):
+    """Place of each layer in a Regime: 0 ... L-1 for those whose outputs grow with the width, -1 for readouts."""
+    grows = [len(set(along)) > 1 for along in zip(*shapes, strict=True)]
+    if not any(grows):
+        grows = [True] * (len(grows) - 1) + [False]
+    return [sum(grows[:l]) if grow else -1 for l, grow in enumerate(grows)]
+
+
+def _prediction(predicted, names, places):
+    hidden = max(places) + 1
+    if len(names) < 2 or hidden < 1:
         raise ValueError(f"the layers are {names}: a hidden layer and a readout are needed.")
     if predicted is None:
-        return classify(*abc("mup", len(names) - 1))
-    if len(predicted.layers) != len(names):
+        return classify(*abc("mup", hidden))
+    if len(predicted.layers) != hidden + 1:
         raise ValueError(
-            f"the prediction has {len(predicted.layers)} layers and the network {len(names)},"
-            f" {', '.join(names)}: for a named rule use classify(*abc(rule, {len(names) - 1}))."
+            f"the prediction has {len(predicted.layers)} layers and the network {hidden + 1},"
+            f" {', '.join(names)}: for a named rule use classify(*abc(rule, {hidden}))."
         )
     return predicted
 
@@ -225,7 +258,7 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
 
     start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
-    names, masks = _layers(net, start, inputs, features)
+    names, shapes, masks = _layers(net, start, inputs, features)
     size, change, own = [], [], []
     for _ in range(steps):
         params, state, initial, after, moved = advance(
@@ -241,7 +274,11 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
             for l, mask in enumerate(masks)
         ]
         own.append(np.stack(alone, axis=-1))
-    return names, *(np.stack(values, axis=1).astype(float) for values in (size, change, own))
+    return (
+        names,
+        shapes,
+        *(np.stack(values, axis=1).astype(float) for values in (size, change, own)),
+    )
 
 
 def _sizes(arrays):
@@ -249,95 +286,22 @@ def _sizes(arrays):
 
 
 def _layers(net, params, inputs, features):
-    """Layer names, and (layers, leaves): whether a parameter lies under the layer's path."""
-    names = []
-    # Through an abstract evaluation, because the order of a dict does not survive a transformation.
+    """Layer names, shapes of their outputs, and (layers, leaves): whether a parameter is the layer's own.
+
+    It is if it lies under the layer's path and under that of no other layer inside.
+    """
+    found = {}
+
+    def record(params, inputs):
+        # Inside an abstract evaluation, because the order of a dict does not survive a transformation.
+        found.update({name: x.shape for name, x in features(net, params, inputs).items()})
+
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
-    jax.eval_shape(lambda p, x: names.extend(features(net, p, x)), one, inputs)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    jax.eval_shape(record, one, inputs)
+    paths = list(named_leaves(params))
+    owners = [
+        max((name for name in found if f"{path}/".startswith(f"{name}/")), key=len, default=None)
+        for path in paths
     ]
-    under = [[f"{path}/".startswith(f"{name}/") for path in paths] for name in names]
-    return tuple(names), np.array(under)
-
-
-def _fit(widths, values, confidence):
-    """Scaling of values (widths, seeds, steps, layers)."""
-    x = np.log(widths) - np.log(widths).mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_values = np.log(values)
-        slopes = np.einsum("w,w...->...", x / (x @ x), log_values)  # (seeds, steps, layers)
-        slopes = np.where(np.isfinite(slopes), slopes, np.nan)
-    seeds = slopes.shape[0]
-    half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * slopes.std(0, ddof=1) / np.sqrt(seeds)
-    mean = slopes.mean(axis=0)
-    return Scaling(mean, np.stack([mean - half, mean + half], axis=-1))
-
-
-class _Stage(NamedTuple):
-    """One comparison of all layers: values (widths, seeds, layers) and what is expected of them."""
-
-    when: str
-    what: str
-    values: np.ndarray
-    exponent: np.ndarray
-    interval: np.ndarray
-    expected: tuple
-    inherited: bool  # a deviation is handed on to later layers
-    may_vanish: bool
-
-
-def _judge(names, widths, values, fits, predicted, tolerance):
-    """(wrong, passed, verdict), from the first stage at which a layer deviates."""
-    doubts = []
-    for stage in _stages(values, fits, predicted):
-        wrong = {}
-        for l, name in enumerate(names):
-            certain, text = _deviation(stage, l, widths, tolerance)
-            if text and certain:
-                wrong[name] = f"{name} is wrong {stage.when}: {stage.what} {text}"
-            elif text:
-                doubts.append(f"{name} is undecided {stage.when}: {stage.what} {text}")
-        if wrong:
-            named = tuple(wrong)[:1] if stage.inherited else tuple(wrong)
-            text = "; ".join(wrong[name] for name in named)
-            return named, False, f"{text}. Later deviations can follow from this."
-    if doubts:
-        return (), False, f"{'; '.join(doubts)}. Take more seeds or a wider range of widths."
-    return (
-        (),
-        True,
-        f"{', '.join(names)} scale as predicted ({predicted.kind}), within {tolerance}.",
-    )
-
-
-def _stages(values, fits, predicted):
-    (size, change, own), (size_fit, change_fit, own_fit) = values, fits
-    steps = change.shape[2]
-    start = size[:, :, 0], size_fit.exponent[0], size_fit.interval[0]
-    yield _Stage("at initialisation", "its size", *start, predicted.initial, True, True)
-    for t in range(steps):
-        measured = own[:, :, t], own_fit.exponent[t], own_fit.interval[t]
-        expected = tuple(-r for r in (predicted.layers if t else predicted.first))
-        what = "the change by its own update"
-        yield _Stage(f"at step {t + 1}", what, *measured, expected, False, t + 1 < steps)
-    end = change[:, :, -1], change_fit.exponent[-1], change_fit.interval[-1]
-    yield _Stage(f"at step {steps}", "its change", *end, predicted.change, True, False)
-
-
-def _deviation(stage, l, widths, tolerance):
-    """(certain, what is wrong with layer l, or "")."""
-    values, expected = stage.values[:, :, l], stage.expected[l]
-    if np.isnan(values).all() and "own" in stage.what:
-        return True, ""  # its name is not a path in the parameters
-    if not np.isfinite(values).all():
-        first = widths[~np.isfinite(values).all(axis=1)].min()
-        return True, f"is not finite from width {first} (lower the learning rate)"
-    if (values == 0).any():
-        return True, "" if stage.may_vanish else "is exactly zero"
-    exponent, (low, high) = stage.exponent[l], stage.interval[l]
-    if abs(exponent - expected) <= tolerance:
-        return True, ""
-    text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected:g}"
-    return not low <= expected <= high, text
+    own = [[owner == name for owner in owners] for name in found]
+    return tuple(found), tuple(found.values()), np.array(own)

@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from limits.arguments import array, real, takes
+from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, descend, dual_map, log_shrinkage, near
 from ntk import duals, powers
 
@@ -123,16 +125,33 @@ def optimal_activation(dimension: int) -> duals.Dual:
     return powers.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
 
 
+def _examples(name, value):
+    try:
+        right = np.asarray(value, np.float64).ndim > 0
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise TypeError(
+            f"{name} is {type(value).__name__}; it must be an array (examples, coordinates)"
+        )
+
+
+@takes(xi=array())
 def dual_curve(activation: Activation, xi) -> np.ndarray:
     """The normalised dual phi^ at correlations xi in [-1, 1], of any shape."""
     found = dual_map(activation)
     gap = 1 - np.asarray(xi, np.float64)
+    if gap.size and not (gap.min() >= -1e-9 and gap.max() <= 2 + 1e-9):
+        raise ValueError(
+            f"xi is from {1 - gap.max()} to {1 - gap.min()}; correlations lie in [-1, 1]"
+        )
     return 1 - gap * near(found, found.ratio, gap, np)
 
 
 # Kernels of depth L, as functions of the gap 1 - xi
 
 
+@takes(x1=_examples, x2=_examples)
 def gaps(x1, x2) -> np.ndarray:
     """1 - <x1, x2> of unit vectors, exact to rounding also where they nearly coincide.
 
@@ -226,6 +245,7 @@ def singular_kernel(activation: Activation) -> Callable:
 # Classifiers: scores whose sign (or largest column) decides
 
 
+@takes(train=_examples, labels=array(), test=_examples)
 def deep_classifier(
     activation: Activation, depth: int, train, labels, test, *, kernel: str = "nngp"
 ) -> np.ndarray:
@@ -265,6 +285,7 @@ def deep_classifier(
     return _vote(entries, train, weights, test)
 
 
+@takes(train=_examples, labels=array(), test=_examples)
 def singular_classifier(activation: Activation, train, labels, test) -> np.ndarray:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
 
@@ -273,6 +294,7 @@ def singular_classifier(activation: Activation, train, labels, test) -> np.ndarr
     return _vote(singular_kernel(activation), train, _labels(labels, len(train)), test)
 
 
+@takes(train=_examples, labels=array(), test=_examples, exponent=real)
 def hilbert_estimate(train, labels, test, exponent: float) -> np.ndarray:
     """The Hilbert estimate sum_i y_i / |x - x_i|^exponent, consistent if exponent = d.
 
@@ -294,6 +316,7 @@ def hilbert_estimate(train, labels, test, exponent: float) -> np.ndarray:
     return _vote(weights, train, _labels(labels, len(train)), test)
 
 
+@takes(train=_examples, labels=array(), test=_examples)
 def nearest_neighbor(train, labels, test) -> np.ndarray:
     """The label of the nearest example, (m,) or (m, classes); of the first, if several are."""
     labels = _labels(labels, len(train))
@@ -301,6 +324,7 @@ def nearest_neighbor(train, labels, test) -> np.ndarray:
     return labels[np.concatenate(nearest)]
 
 
+@takes(labels=array(), count=counts(0))
 def majority_vote(labels, count: int) -> np.ndarray:
     """The sum of the labels, for each of `count` examples."""
     labels = np.asarray(labels, np.float64)

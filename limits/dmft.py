@@ -25,6 +25,8 @@ import jax
 import numpy as np
 import scipy.special
 
+from limits.arguments import array, integer, key, number, real, takes
+
 
 class Dynamics(NamedTuple):
     """Order parameters at steps 0 to T."""
@@ -35,6 +37,17 @@ class Dynamics(NamedTuple):
     correlation: np.ndarray  # (T + 1, N, N) of the neurons' weights, w_i . w_j / D
 
 
+@takes(
+    overlap=array(),
+    key=key,
+    alpha=number(positive=True),
+    epsilon=real,
+    learning_rate=number(),
+    steps=integer,
+    num_samples=integer,
+    coefficient=real,
+    density=real,
+)
 def high_dimensional_descent(
     overlap: Sequence[float],
     key: jax.Array,

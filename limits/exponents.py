@@ -4,6 +4,7 @@ The exponents are relative: at m times the base width a parameter is used as m^-
 standard deviation times m^-b, and learns at eta m^-c.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def named_rule(rule) -> Rule:
     """The rule of that name, or the rule itself."""
     if isinstance(rule, Rule):
         return rule
-    if rule in RULES:
+    if isinstance(rule, str) and rule in RULES:
         return RULES[rule]
     raise ValueError(
         f"rule is {rule!r}; allowed are {', '.join(RULES)}, or a limits.Rule of your own"
@@ -97,6 +98,11 @@ def symmetry(rule, t) -> Rule:
     unknown = set(shifts) - {"input", "hidden", "output"}
     if unknown:
         raise ValueError(f"t has the roles {sorted(unknown)}; allowed are input, hidden, output")
+    for role, amount in shifts.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise TypeError(f"t is {amount!r} for {role}; it must be a finite number")
+        if not math.isfinite(amount):
+            raise ValueError(f"t is {amount!r} for {role}; it must be a finite number")
     moved = {role: _shift(getattr(rule, role), amount) for role, amount in shifts.items()}
     return rule._replace(name=f"{rule.name}, shifted", **moved)
 
@@ -132,6 +138,9 @@ def branch_multiplier(depth_rule, depth, base_depth) -> float:
     Source: sqrt: Yang et al. (2023), Bordelon et al. (2023), claimed for branches of one layer only;
         completep: Dey et al. (2025).
     """
+    for name, value in {"depth": depth, "base_depth": base_depth}.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} is {value!r}; it must be a positive integer")
     if min(depth, base_depth) < 1:
         raise ValueError(f"depth is {depth} and base_depth {base_depth}; both must be at least 1")
     return (depth / base_depth) ** -depth_alpha(depth_rule)
@@ -139,6 +148,6 @@ def branch_multiplier(depth_rule, depth, base_depth) -> float:
 
 def depth_alpha(depth_rule) -> float:
     """alpha of a depth rule, by its name."""
-    if depth_rule not in DEPTH_RULES:
+    if not isinstance(depth_rule, str) or depth_rule not in DEPTH_RULES:
         raise ValueError(f"depth_rule is {depth_rule!r}; allowed are {', '.join(DEPTH_RULES)}")
     return DEPTH_RULES[depth_rule]

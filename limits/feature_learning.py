@@ -25,6 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from limits.arguments import (
+    array,
+    batch,
+    count,
+    function,
+    instance,
+    integer,
+    key,
+    number,
+    real_dtype,
+    takes,
+)
 from limits.exponents import named_rule
 from limits.regimes import abc, classify
 
@@ -112,6 +124,15 @@ class KernelLimit(NamedTuple):
 Net = Particles | LinearLimit | KernelLimit
 
 
+def _rate(name, value):
+    if not isinstance(value, Net):
+        number()(name, value)
+
+
+_network = instance(Particles, LinearLimit, KernelLimit, remedy=", from particles or linear_limit")
+
+
+@takes(inputs=integer, outputs=integer, sigma_u=number(), sigma_v=number(), dtype=real_dtype)
 def linear_limit(
     inputs: int, outputs: int, *, sigma_u: float = 1.0, sigma_v: float = 1.0, dtype=jnp.float32
 ) -> LinearLimit:
@@ -131,6 +152,15 @@ def linear_limit(
     return LinearLimit(jnp.pad(u, ((0, outputs), (0, 0))), jnp.pad(v, ((inputs, 0), (0, 0))))
 
 
+@takes(
+    key=key,
+    width=integer,
+    inputs=integer,
+    outputs=integer,
+    sigma_u=number(),
+    sigma_v=number(),
+    dtype=real_dtype,
+)
 def particles(
     key: jax.Array,
     width: int,
@@ -153,6 +183,7 @@ def particles(
     )
 
 
+@takes(inputs=integer, outputs=integer, dtype=real_dtype)
 def kernel_limit(inputs: int, outputs: int, dtype=jnp.float32) -> KernelLimit:
     """The kernel limit of a linear network whose outputs start at zero."""
     _check_sizes(inputs=inputs, outputs=outputs)
@@ -165,6 +196,7 @@ def _check_sizes(**sizes):
             raise ValueError(f"{name}={size} must be at least 1.")
 
 
+@takes(net=instance(Particles, remedy=", from feature_learning.particles"))
 def weights(net: Particles, rule="mup") -> dict[str, Any]:
     """The finite network as trainable weights of a rule: multipliers n^-a, learning rates eta n^-c.
 
@@ -210,16 +242,23 @@ class Trained(NamedTuple):
     outputs: jax.Array | tuple
 
 
+@takes(outputs=array(), targets=array())
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Half the squared error, summed over outputs, mean over examples."""
+    if jnp.shape(outputs) != jnp.shape(targets):
+        raise ValueError(
+            f"outputs have the shape {jnp.shape(outputs)} and targets {jnp.shape(targets)}; they must be equal"
+        )
     return 0.5 * jnp.square(outputs - targets).sum(axis=-1).mean()
 
 
+@takes(outputs=array(), labels=array(integers=True))
 def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean softmax cross-entropy in nats, for integer labels."""
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
+@takes(net=_network, batch=batch, activation=function, loss=function)
 def gradient(
     net: Net, batch: tuple, *, activation: Callable = identity, loss: Callable = squared_error
 ):
@@ -228,12 +267,14 @@ def gradient(
     return value, jax.tree.map(lambda g: g / net.scale, slope)
 
 
+@takes(net=_network, slope=_network)
 def norm(net: Net, slope: Net) -> jax.Array:
     """Norm of such a gradient, free of the width: the root of the mean over units of the squared entries."""
     squares = jax.tree.map(lambda g: jnp.square(g).sum(), slope)
     return jnp.sqrt(net.scale * sum(jax.tree.leaves(squares)))
 
 
+@takes(net=_network, batches=batch, learning_rate=_rate, activation=function, loss=function)
 @functools.partial(jax.jit, static_argnames=("activation", "loss"))
 def train(
     net: Net,
@@ -294,6 +335,7 @@ class Episodes(NamedTuple):
     query_labels: jax.Array
 
 
+@takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)
 def adapt(
     net: Net, batch: tuple, rate: float, steps: int = 1, *, activation: Callable = identity
 ) -> Net:
@@ -306,6 +348,16 @@ def adapt(
     return jax.lax.scan(step, net, length=steps)[0]
 
 
+@takes(
+    net=_network,
+    inputs=array(2),
+    episodes=instance(Episodes),
+    inner_rate=number(),
+    outer_rate=number(),
+    clip=number(),
+    inner_steps=count(0),
+    activation=function,
+)
 @functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
 def meta_train(
     net: Net,
@@ -354,6 +406,14 @@ def meta_train(
     return jax.lax.scan(step, net, episodes)
 
 
+@takes(
+    net=_network,
+    inputs=array(2),
+    episodes=instance(Episodes),
+    inner_rate=number(),
+    inner_steps=count(0),
+    activation=function,
+)
 @functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
 def adapted_outputs(
     net: Net,

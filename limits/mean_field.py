@@ -25,6 +25,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limits.arguments import (
+    array,
+    count,
+    instance,
+    number,
+    pair,
+    real,
+    real_dtype,
+    same_columns,
+    takes,
+)
+
 
 class Moments(NamedTuple):
     """First and second moment of the neurons' weights; may carry leading axes (recorded steps, runs)."""
@@ -53,6 +65,7 @@ class Loss(NamedTuple):
         return self.variance + self.misalignment + self.linear_power
 
 
+@takes(weights=array(2), x=array(2), alpha=real, epsilon=real)
 def apply(weights: jax.Array, x: jax.Array, *, alpha, epsilon) -> jax.Array:
     """The finite network (alpha / N) sum_i phi(w_i . x), phi(h) = h + (epsilon / 2) h^2.
 
@@ -65,20 +78,24 @@ def apply(weights: jax.Array, x: jax.Array, *, alpha, epsilon) -> jax.Array:
     Returns:
         Outputs, (P,).
     """
+    same_columns(weights=weights, x=x)
     h = x @ weights.T
     return alpha * jnp.mean(h + (epsilon / 2) * h**2, axis=1)
 
 
+@takes(weights=array(2))
 def moments(weights: jax.Array) -> Moments:
     """Moments of the weights (N, D) of a finite network: where its closed dynamics start."""
     return Moments(jnp.mean(weights, axis=0), weights.T @ weights / weights.shape[0])
 
 
+@takes(dim=count(), dtype=real_dtype)
 def infinite_width(dim: int, dtype=jnp.float32) -> Moments:
     """Moments of w ~ N(0, I) at infinite width: zero and the identity."""
     return Moments(jnp.zeros(dim, dtype), jnp.eye(dim, dtype=dtype))
 
 
+@takes(one=instance(Moments), other=instance(Moments))
 def subtract(one: Moments, other: Moments) -> Moments:
     """Difference of moments; outputs are linear in them, so of ``later`` and ``start`` it predicts f - f_0."""
     return jax.tree.map(
@@ -86,12 +103,15 @@ def subtract(one: Moments, other: Moments) -> Moments:
     )
 
 
+@takes(moments=instance(Moments), x=array(2), alpha=real, epsilon=real)
 def predict(moments: Moments, x: jax.Array, *, alpha, epsilon) -> jax.Array:
     """Outputs alpha mean . x + (alpha epsilon / 2) x^T second x, (P,), of inputs (P, D)."""
+    same_columns(moments=moments.mean, x=x)
     quadratic = jnp.sum((x @ moments.second) * x, axis=1)
     return alpha * (x @ moments.mean + (epsilon / 2) * quadratic)
 
 
+@takes(moments=instance(Moments), x1=array(2), epsilon=real)
 def tangent_kernel(
     moments: Moments, x1: jax.Array, x2: jax.Array | None = None, *, epsilon
 ) -> jax.Array:
@@ -107,10 +127,20 @@ def tangent_kernel(
         (P1, P2). With loss mean((f - y)^2) / alpha^2 and learning rate c N, a step changes f by -(2 c / P) K (f - y).
     """
     x2 = x1 if x2 is None else x2
+    array(2)("x2", x2)
+    same_columns(moments=moments.mean, x1=x1, x2=x2)
     linear = (x1 @ moments.mean)[:, None] + (x2 @ moments.mean)[None, :]
     return (x1 @ x2.T) * (1 + epsilon * linear + epsilon**2 * (x1 @ moments.second @ x2.T))
 
 
+@takes(
+    start=instance(Moments),
+    train=pair,
+    steps=array(integers=True),
+    alpha=real,
+    epsilon=real,
+    learning_rate=number(),
+)
 def gradient_descent(
     start: Moments,
     train: tuple[jax.Array, jax.Array],
@@ -181,6 +211,7 @@ def _descend(start, reference, x, y, alpha, epsilon, learning_rate, times):
     return jax.tree.map(lambda change, first: change + first[None], changes, start)
 
 
+@takes(start=instance(Moments), train=pair, epsilon=real, learning_rate=number())
 def lazy_descent(
     start: Moments,
     train: tuple[jax.Array, jax.Array],
@@ -236,6 +267,7 @@ def _descend_lazily(start, x, y, epsilon, rate, steps):
     return jax.vmap(change)(steps), values[-1]
 
 
+@takes(moments=instance(Moments), target=instance(Target), alpha=real, epsilon=real)
 def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss:
     """Test loss E (f - y)^2 over x ~ N(0, I / D), from the moments alone.
 
@@ -250,6 +282,7 @@ def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss
 
     Source: Kumar et al. 2024, section 3 (there for y = (beta . x)^2 / 2).
     """
+    same_columns(moments=moments.mean, target=target.linear)
     dim = moments.mean.shape[-1]
     lead = (1,) * (moments.mean.ndim - 1)
     linear = alpha * moments.mean - target.linear.reshape(*lead, dim)
@@ -262,6 +295,7 @@ def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss
     )
 
 
+@takes(start=instance(Moments), direction=array(1), strength=real)
 def aligned(start: Moments, direction: jax.Array, strength) -> Moments:
     """A start whose features know a direction: weights w + strength g b / |b|, g ~ N(0, 1) for each neuron.
 
@@ -273,6 +307,7 @@ def aligned(start: Moments, direction: jax.Array, strength) -> Moments:
     Returns:
         Moments; the second one gains strength^2 b b^T / |b|^2.
     """
+    same_columns(start=start.mean, direction=direction)
     unit = direction / jnp.linalg.norm(direction)
     return start._replace(second=start.second + strength**2 * jnp.outer(unit, unit))
 

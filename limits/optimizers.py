@@ -1,46 +1,133 @@
 """Optimizers under a parametrization: one factor on each parameter's learning rate and gradient.
 
 The factors multiply what goes into and what comes out of an ordinary optax optimizer, leaf by leaf and found
-by the leaf's path, so that the same transformation works on dicts, on NNX states and in `nnx.Optimizer`.
+by the leaf's path, so that the same transformation works on dicts, on NNX states and in `nnx.Optimizer`. They are
+right for two kinds of optimizer, told apart by what the update does when the gradient is scaled: "sgd" (linear in it)
+and "adam" (unchanged). Both act on every entry of a parameter alone, and on its size by weight decay at most.
 """
 
+import functools
+import warnings
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ntk import family
 
-# An optimizer's kind says how its update scales with the gradient: "sgd" linearly, "adam" not at all.
-_NAMES = {
-    "sgd": ("sgd",),
-    "adam": (
-        *("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief"),
-        *("rmsprop", "adagrad", "lion"),
-    ),
-}
-KINDS = {getattr(optax, name): kind for kind, names in _NAMES.items() for name in names}
+KINDS = ("sgd", "adam")
+_STEPS = 12
+_UNTRIED = "its update cannot be tried"
 
 
-def optimizer_kind(factory, kind=None) -> str:
-    """ "sgd" or "adam": how the update of an optax factory scales with the gradient.
+def optimizer_kind(factory, kind=None, **kwargs) -> str:
+    """ "sgd" or "adam": how the update of an optax factory scales with the gradient, found by trying it.
+
+    The optimizer takes a few steps on three small parameters, with gradients of two scales, two signs, and changed in
+    one entry, and with parameters of two sizes.
 
     Args:
-        factory: an optax optimizer such as `optax.sgd`.
-        kind: says it for a factory that is not known here, such as a chain of one's own.
+        factory: an optax optimizer such as `optax.sgd`: `factory(learning_rate, **kwargs)` is the transformation.
+        kind: what it is expected to be; one that cannot be tried (its update needs more than gradients and
+            parameters) is taken at this word.
+        **kwargs: hyperparameters of the factory; traced ones are left at their defaults for the trial.
+
+    Returns:
+        The kind.
 
     Raises:
-        ValueError: an unknown factory without a kind, or an unknown kind.
+        TypeError: the factory is no function of a learning rate.
+        ValueError: an unknown kind; another kind than the one given; an optimizer of neither kind, with what it does.
     """
-    kind = KINDS.get(factory) if kind is None else kind
-    if kind in ("sgd", "adam"):
-        return kind
-    known = sorted(name for names in _NAMES.values() for name in names)
-    if kind is not None:
+    if kind not in (None, *KINDS):
         raise ValueError(f'kind is {kind!r}; allowed are "sgd" and "adam"')
-    raise ValueError(
-        f"how the update of {getattr(factory, '__name__', factory)!r} scales with the gradient is not known "
-        f'(known: {", ".join(known)}). Pass kind="sgd" if it is linear in the gradient, '
-        'kind="adam" if a gradient twice as large gives the same update'
-    )
+    if not callable(factory):
+        raise TypeError(
+            f"factory is {factory!r}; it must be a function of the learning rate, such as optax.adam"
+        )
+    name = getattr(getattr(factory, "func", factory), "__name__", repr(factory))
+    found, why = _tried(factory, kwargs)
+    if found is None and not (why.startswith(_UNTRIED) and kind):
+        raise ValueError(
+            f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose "
+            'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale '
+            '("adam", adamw, lion, rmsprop, ...), and acts on each entry alone'
+        )
+    if None not in (found, kind) and found != kind:
+        raise ValueError(
+            f'{name} is of the kind "{found}" and not "{kind}": {why}. Leave kind= out'
+        )
+    return found or kind
+
+
+def _tried(factory, kwargs):
+    """(kind or None, what was seen)."""
+    kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, jax.core.Tracer)}
+    try:
+        return _measured_once(factory, tuple(sorted(kwargs.items())))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _measured(factory, kwargs)
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_once(factory, items):
+    return _measured(factory, dict(items))
+
+
+def _measured(factory, kwargs):
+    draws = np.random.default_rng(0).standard_normal((_STEPS + 1, 34)).astype(np.float32)
+    gradients, params = 0.01 * draws[:-1], np.abs(draws[-1]) + 0.5
+
+    @jax.jit
+    def steps(gradients, params):
+        """Updates of all steps, (steps, entries); the parameters stay where they are."""
+        transformation = optax.with_extra_args_support(factory(1.0, **kwargs))
+
+        def step(state, gradient):
+            update, state = transformation.update(_leaves(gradient), state, _leaves(params))
+            return state, jnp.concatenate([u.ravel() for u in update.values()])
+
+        return jax.lax.scan(step, transformation.init(_leaves(params)), gradients)[1]
+
+    def updates(gradients, params=0 * params):
+        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(steps(gradients, params), float)
+
+    try:
+        still = updates(gradients)
+    except (
+        Exception
+    ) as error:  # whatever a transformation raises that needs a loss, a mask or a seed
+        return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
+    if not still.any():
+        return None, f"{_UNTRIED} (its first {_STEPS} updates are zero)"
+    moved = [updates(g, params) - updates(g) for g in (gradients, -gradients)]
+    if not _equal(*moved):
+        return None, "its update depends on the size of the parameters by more than weight decay"
+    # A larger gradient of the first entry of the kernel, which comes second in the order of names.
+    one = gradients * np.where(np.arange(34) == 6, 10, 1)
+    if not _equal(*(np.delete(u, 6, axis=1) for u in (updates(one), still))):
+        return None, "the update of one entry depends on the gradient of others"
+    rest, small = updates(0 * gradients), updates(0.01 * gradients)
+    if _equal(100 * (small - rest), still - rest) and not _equal(still, rest):
+        return "sgd", "its update is linear in the gradient"
+    # Constants beside squared gradients (eps, the start of adagrad) count for nothing where gradients are large.
+    if _equal(updates(1e8 * gradients), updates(1e9 * gradients)):
+        return "adam", "its update does not change with the scale of the gradient"
+    return None, "its update is neither linear in the gradient nor unchanged by its scale"
+
+
+def _leaves(array):
+    return {"bias": array[:6], "kernel": array[6:30].reshape(4, 6), "scale": array[30:]}
+
+
+def _equal(one, two):
+    """Whether two updates are equal, but for rounding and the constants inside optimizers."""
+    return bool(np.abs(one - two).max() <= 1e-3 * max(np.abs(one).max(), np.abs(two).max()) + 1e-12)
 
 
 def multiply(tree, factors):
@@ -74,7 +161,7 @@ def scale_per_leaf(
 
     Args:
         optimizer: an optax gradient transformation, its own learning rate included.
-        learning_rate: {path name: factor} on the update.
+        learning_rate: {path name: factor} on the update; a parameter of factor 0 stays where it is.
         gradient: {path name: factor} on the gradient before the optimizer: for an Adam-like optimizer the
             same as dividing its eps by that factor.
 
@@ -82,7 +169,10 @@ def scale_per_leaf(
         A gradient transformation with the optimizer's own state.
     """
     inner = optax.with_extra_args_support(optimizer)
-    inverse = {name: 1.0 / factor for name, factor in learning_rate.items()}
+    inverse = {
+        name: 1.0 if isinstance(factor, float) and factor == 0 else 1.0 / factor
+        for name, factor in learning_rate.items()
+    }
 
     def update(updates, state, params=None, **extra):
         if gradient is not None:

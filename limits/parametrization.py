@@ -6,25 +6,29 @@ network is the plain Flax network, bit for bit.
 """
 
 import math
+import zlib
 from collections.abc import Callable
-from html import escape
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from limits import optimizers
 from limits.exponents import (
     DEPTH_RULES,
+    RULES,
     Exponents,
     Rule,
     branch_multiplier,
     depth_alpha,
     named_rule,
 )
+from limits.initial_scale import PROBE_WIDTH, own_scales
 from limits.optimizers import multiply
+from limits.readout import check_readout
+from limits.summary import summarise
 from ntk import family as families
 from ntk.family import ParamAxes, named_leaves
+from ntk.options import drawn_biases, known_keywords, rate_factors
 
 
 class Factors(NamedTuple):
@@ -35,42 +39,6 @@ class Factors(NamedTuple):
     sgd: float
     adam: float
     gradient: float
-
-
-class Row(NamedTuple):
-    """One parameter in a summary."""
-
-    parameter: str
-    role: str
-    shape: tuple
-    init_std: float
-    multiplier: float
-    lr_sgd: float
-    lr_adam: float
-
-
-class Summary(NamedTuple):
-    """A table of all parameters, for the terminal (str) and the notebook (HTML)."""
-
-    title: str
-    rows: list[Row]
-
-    def __str__(self):
-        cells = [Row._fields, *(self._cells(row) for row in self.rows)]
-        lengths = [max(len(line[k]) for line in cells) for k in range(len(Row._fields))]
-        lines = ["  ".join(map(str.ljust, line, lengths)).rstrip() for line in cells]
-        return "\n".join([self.title, *lines])
-
-    def _repr_html_(self):
-        head = "".join(f"<th>{field}</th>" for field in Row._fields)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in self._cells(row)) + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><caption>{escape(self.title)}</caption><tr>{head}</tr>{body}</table>"
-
-    def _cells(self, row):
-        return [f"{x:.4g}" if isinstance(x, float) else str(x) for x in row]
 
 
 class Parametrized(NamedTuple):
@@ -114,14 +82,17 @@ class Parametrized(NamedTuple):
     with_factors: Callable
 
 
+@known_keywords
 def parametrize(
     family,
     rule,
     *,
     width,
-    base_width,
+    base_width=None,
     example=None,
     roles=None,
+    learning_rates=None,
+    bias_std=None,
     depth_rule=None,
     depth=None,
     base_depth=None,
@@ -130,10 +101,20 @@ def parametrize(
 ) -> Parametrized:
     """A family at one width under an abc-parametrization, with no change to the model.
 
-    The exponents are statements about the network at width m n_0 relative to base width n_0. They hold
-    whatever initializer the model uses: how its standard deviation scales by itself is measured between two
-    small widths, and corrected. "standard" therefore changes nothing in a model of fan-in initializers
-    (LeCun, He), and adds the missing m^(-1/2) to a constant standard deviation.
+    With a base width n_0 the exponents are statements about the network at width m n_0 relative to n_0, where it is
+    the model itself. They hold whatever initializer the model uses: how its standard deviation scales by itself is
+    measured between two small widths, and corrected. "standard" therefore changes nothing in a model of fan-in
+    initializers (LeCun, He), and adds the missing m^(-1/2) to a constant standard deviation.
+
+    Without one, which only "ntk" allows, the network is the textbook's: each weight is a parameter of unit variance
+    times its initial standard deviation at this width, so that the outputs at initialisation are those of the model;
+    what is constant at initialisation (a bias at zero, the gain of a norm) stays as it is, and all factors of
+    optimizers are one.
+
+    Either way each weight keeps the law of its initializer up to its scale (Flax's own is a truncated normal), and
+    `ntk.infinite_width(family, x, base_width=, roles=, learning_rates=, bias_std=)` is the infinite-width limit
+    of `parametrize(family, "ntk", width=n, ...)` with the same values: `ntk.empirical_ntk(net.apply, net.init(key), x)`
+    tends to it with errors of order n^-1/2.
 
     Two things stay with the model: attention logits divided by the head size instead of its square root, and
     a tied readout (role "tied": trained as the embedding it is; the model divides its logits by m for mup and
@@ -143,9 +124,14 @@ def parametrize(
         family: a function of the width, see `ntk.family`.
         rule: "standard", "ntk", "mup", "mean_field", or a Rule.
         width: the width n.
-        base_width: the width n_0 at which the hyper-parameters were tuned.
+        base_width: the width n_0 at which the hyper-parameters were tuned, and at which the network is the plain
+            model bit for bit. None for the NTK parametrization of weights of unit variance.
         example: input (or tuple of inputs) of a linen model.
         roles: roles of parameters that names and shapes cannot tell, see `ntk.family.width_axes`.
+        learning_rates: factors on the learning rates, as in `ntk.infinite_width`: a tree like the parameters, or
+            {pattern of the path: factor}. A factor r multiplies the parameter by sqrt(r) and divides its initial
+            value, which is the same as a learning rate r times as large, for every optimizer; 0 stops its gradient.
+        bias_std: standard deviation of a normal law given to parameters named `bias` that start at zero.
         depth_rule: "sqrt", "1/L" or "completep" for residual networks; needs the next three arguments.
         depth: number of residual branches of this family.
         base_depth: number of residual branches at which the hyper-parameters were tuned.
@@ -158,27 +144,98 @@ def parametrize(
         Parametrized(init, apply, optimizer, summary, ...).
 
     Raises:
+        TypeError: an unknown option, with the nearest one; a value of another type.
         ValueError: an unknown rule; a family that is ambiguous, does not grow or reads out with no parameter
-            of role "output"; an initializer whose scale follows no power of the fans.
+            of role "output", or with one whose scale does not reach the outputs (weight normalisation); an
+            initializer whose scale follows no power of the fans; no base width for a rule that needs one.
 
-    Source: Yang & Hu (2021), Tensor Programs IV; Yang et al. (2022), Tensor Programs V.
+    Source: Yang & Hu (2021), Tensor Programs IV; Yang et al. (2022), Tensor Programs V; Jacot et al. (2018) for
+    the form without a base width.
     """
     rule = named_rule(rule)
-    probe = base_width * max(1, -(-_PROBE_WIDTH // max(base_width, 1)))
-    widths = (base_width, probe, 4 * probe, width)
+    widths = _compared(rule, width, base_width)
     axes = families.width_axes(family, example, widths=widths, roles=roles)
     named = named_leaves(axes, is_leaf=_is_axes)
-    _check_readout(family, example, widths, named)
+    check_readout(family, example, widths, named, rule)
+    rates = rate_factors(learning_rates, named)
     net = families.network(family, width, example)
-    own = _own_scales(family, example, widths, named)
+    laws = _initial_laws(net) if base_width is None or bias_std is not None else {}
+    biases = drawn_biases(laws, bias_std)
+    if base_width is None:
+        factors = {n: _unit(n, named[n], laws[n], bias_std if n in biases else 0) for n in named}
+    else:
+        own = own_scales(family, example, widths, named)
+        factors = {name: _factors(rule, leaf, own[name]) for name, leaf in named.items()}
     depths = _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named)
-    factors = {name: _factors(rule, leaf, own[name], *depths[name]) for name, leaf in named.items()}
+    factors = {n: _times(_times(factors[n], depths[n]), _learning(rates[n])) for n in named}
     table = {field: {n: getattr(f, field) for n, f in factors.items()} for field in Factors._fields}
-    return _parametrized(table, net, axes, rule, width, base_width, family, example)
+    held = frozenset(name for name, rate in rates.items() if rate == 0)
+    whole = Whole(
+        family, example, width, base_width, rule, _with_biases(net, biases, bias_std), axes
+    )
+    return _parametrized(whole, table, held)
 
 
-def _parametrized(factors, net, axes, rule, width, base_width, family, example) -> Parametrized:
-    """The pure functions around `net` that apply a table of factors, {field: {path name: factor}}."""
+class Whole(NamedTuple):
+    """What a parametrized network is made of, but for its factors."""
+
+    family: Callable
+    example: Any
+    width: int
+    base_width: int | None
+    rule: Rule
+    net: families.Network
+    axes: Any
+
+
+def _compared(rule, width, base_width):
+    """Widths whose shapes are compared: the base, two for measurements, the width."""
+    families.check_width("width", width)
+    if base_width is not None:
+        families.check_width("base_width", base_width)
+        probe = base_width * max(1, -(-PROBE_WIDTH // base_width))
+        return base_width, probe, 4 * probe, width
+    if rule != RULES["ntk"]:
+        raise ValueError(
+            f"base_width is None; the rule {rule.name!r} says how a network differs from the one at a base width: give "
+            'base_width=, the width at which it is your own model (only "ntk" has a form without)'
+        )
+    return 64, 64, 256, width
+
+
+def _initial_laws(net):
+    from ntk.trace import initial  # reads `init`; not needed, and not imported, with a base width
+
+    with jax.enable_x64(True):
+        return initial.laws(net.init)[0]
+
+
+def _with_biases(net, names, std):
+    """The network with normal draws in place of the biases of those names."""
+    if not names:
+        return net
+    ids = {name: zlib.crc32(name.encode()) for name in names}
+
+    def init(key):
+        def draw(path, leaf):
+            name = families.path_name(path)
+            if name not in ids:
+                return leaf
+            return std * jax.random.normal(
+                jax.random.fold_in(key, ids[name]), leaf.shape, leaf.dtype
+            )
+
+        return jax.tree_util.tree_map_with_path(draw, net.init(key))
+
+    return net._replace(init=init)
+
+
+def _parametrized(whole, factors, held) -> Parametrized:
+    """The pure functions around a network that apply a table of factors, {field: {path name: factor}}.
+
+    `held` are the parameters that do not learn.
+    """
+    net, axes = whole.net, whole.axes
 
     def tree(field):
         structure = jax.tree.structure(axes, is_leaf=_is_axes)
@@ -190,7 +247,7 @@ def _parametrized(factors, net, axes, rule, width, base_width, family, example) 
         return tree(kind)
 
     def optimizer(factory, learning_rate, *, kind=None, **kwargs):
-        kind = optimizers.optimizer_kind(factory, kind)
+        kind = optimizers.optimizer_kind(factory, kind, **kwargs)
         gradient = factors["gradient"] if kind == "adam" else None
         inner = factory(learning_rate, **kwargs)
         return optimizers.scale_per_leaf(inner, factors[kind], gradient)
@@ -199,27 +256,35 @@ def _parametrized(factors, net, axes, rule, width, base_width, family, example) 
         return multiply(net.init(key), factors["init"])
 
     def apply(params, *inputs, **kwargs):
-        return net.apply(multiply(params, factors["multiplier"]), *inputs, **kwargs)
-
-    def with_factors(factors):
-        return _parametrized(factors, net, axes, rule, width, base_width, family, example)
+        return net.apply(_held(multiply(params, factors["multiplier"]), held), *inputs, **kwargs)
 
     return Parametrized(
         init=init,
         apply=apply,
-        state=lambda key: families.initial_state(family, width, example, key),
+        state=lambda key: families.initial_state(whole.family, whole.width, whole.example, key),
         optimizer=optimizer,
-        summary=lambda: _summary(rule, width, base_width, axes, factors, init),
+        summary=lambda: summarise(whole, factors, init),
         lr_scale=lr_scale,
         axes=axes,
         multiplier=tree("multiplier"),
         init_scale=tree("init"),
-        rule=rule,
-        width=width,
-        base_width=base_width,
+        rule=whole.rule,
+        width=whole.width,
+        base_width=whole.base_width,
         factors=factors,
-        with_factors=with_factors,
+        with_factors=lambda factors: _parametrized(whole, factors, held),
     )
+
+
+def _held(params, names):
+    """The parameters, with no gradient for those of these names."""
+    if not names:
+        return params
+
+    def hold(path, leaf):
+        return jax.lax.stop_gradient(leaf) if families.path_name(path) in names else leaf
+
+    return jax.tree_util.tree_map_with_path(hold, params)
 
 
 def _is_axes(leaf):
@@ -238,23 +303,50 @@ def _growth(axes, index=-1):
     }[axes.role]
 
 
-def _factors(rule, axes, own, multiplier, sgd, adam, gradient):
-    """Factors of one parameter: those of its role at this width, times those of its depth."""
+def _factors(rule, axes, own):
+    """Factors of one parameter at this width, by its role."""
     rows = {"hidden": rule.hidden, "output": rule.output, "scalar": Exponents()}
     e = rows.get(axes.role, rule.input)
     m, m_out = _growth(axes)
     init = m**-e.b / own
     return Factors(
-        multiplier=multiplier * m**-e.a,
+        multiplier=m**-e.a,
         init=1.0 if math.isclose(init, 1.0, rel_tol=1e-9) else init,
-        sgd=sgd * m**-e.sgd * m_out**-e.sgd_out,
-        adam=adam * m**-e.adam,
-        gradient=gradient * m**e.gradient * m_out**e.gradient_out,
+        sgd=m**-e.sgd * m_out**-e.sgd_out,
+        adam=m**-e.adam,
+        gradient=m**e.gradient * m_out**e.gradient_out,
     )
 
 
+def _unit(name, axes, law, bias_std):
+    """Factors of a parameter of unit variance, used times its standard deviation; of a constant, none."""
+    std = bias_std or math.sqrt(law.variance)
+    if std == 0 and axes.role in ("hidden", "output"):
+        raise ValueError(
+            f"{name} of role {axes.role!r} is constant at initialisation, so that it has no standard deviation to be "
+            "written as a multiplier: give base_width=, or another initializer"
+        )
+    return Factors(std, 1 / std, 1.0, 1.0, 1.0) if std else Factors(1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def _learning(rate):
+    """Factors that make a parameter learn `rate` times as fast, by the symmetry of a, b and c.
+
+    Used times s = sqrt(rate), it moves the network s times as far for the same step; SGD's step is s times as long too,
+    Adam's is not.
+    """
+    if rate == 0:
+        return Factors(1.0, 1.0, 0.0, 0.0, 1.0)
+    s = math.sqrt(rate)
+    return Factors(s, 1 / s, 1.0, s, 1 / s)
+
+
+def _times(one, two):
+    return Factors(*(x * y for x, y in zip(one, two)))
+
+
 def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
-    """{name: (multiplier, sgd, adam, gradient)}: for x + beta branch(x) with beta = m_L^-alpha."""
+    """{name: Factors} for x + beta branch(x) with beta = m_L^-alpha."""
     if depth_rule is None:
         given = [depth, base_depth, branch, branch_last]
         if any(value is not None for value in given):
@@ -262,7 +354,7 @@ def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
                 f"depth, base_depth, branch, branch_last = {given} have no effect without a depth_rule: "
                 f"{', '.join(DEPTH_RULES)}"
             )
-        return dict.fromkeys(named, (1.0, 1.0, 1.0, 1.0))
+        return dict.fromkeys(named, Factors(1.0, 1.0, 1.0, 1.0, 1.0))
     if None in (depth, base_depth, branch):
         raise ValueError(
             f"depth_rule={depth_rule!r} needs depth, base_depth and branch (the pattern of the parameters "
@@ -278,118 +370,5 @@ def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
         last = branch_last is not None and families.match(name, [branch_last])
         inside = last or families.match(name, [branch])
         scales = (m ** (2 * alpha - 1), m ** (alpha - 1), m**alpha) if inside else (1.0, 1.0, 1.0)
-        factors[name] = (beta if last else 1.0, *scales)
+        factors[name] = Factors(beta if last else 1.0, 1.0, *scales)
     return factors
-
-
-def _check_readout(family, example, widths, named):
-    """Refuse outputs of fixed size that no "output" parameter computes: a tied or hidden readout."""
-    if example is None or any(axes.role in ("output", "tied") for axes in named.values()):
-        return
-    inputs = families.example_inputs(example)
-
-    def outputs(width, key):
-        net = families.network(family, width, example)
-        state = families.initial_state(family, width, example, key)
-        return net.apply(net.init(key), *inputs, **({"state": state} if state else {}))
-
-    shapes = [
-        jax.tree.map(jnp.shape, jax.eval_shape(lambda key, w=w: outputs(w, key), jax.random.key(0)))
-        for w in widths[1:3]
-    ]
-    if shapes[0] == shapes[1]:
-        raise ValueError(
-            'the outputs do not grow with the width, yet no parameter has the role "output". If an embedding '
-            'is also the readout, say so with roles={"embed/embedding": "tied"}; otherwise name the readout: '
-            f'roles={{path: "output"}}. Parameters: {list(named)}'
-        )
-
-
-def _own_scales(family, example, widths, named):
-    """{name: RMS of the model's own initialisation at the last width over that at the first}.
-
-    Measured between the two widths in the middle and matched to the laws that initializers follow, so that
-    the ratio is exact.
-    """
-    if widths[-1] == widths[0]:
-        return dict.fromkeys(named, 1.0)
-    nets = [families.network(family, width, example) for width in widths[1:3]]
-    low, high = (_rms(net.init, _num_keys(widths)) for net in nets)
-    scales = {}
-    for name, axes in named.items():
-        law = _own_law(name, axes, widths, low[name], high[name])
-        scales[name] = _laws(axes, widths, 0, -1)[law]
-    return scales
-
-
-_PROBE_WIDTH = 8  # the least width at which a standard deviation is measured
-
-
-def _num_keys(widths):
-    """Enough draws of a single vector at the lower probe width to tell half powers apart."""
-    return max(4, 128 // widths[1])
-
-
-def _rms(init, num_keys):
-    """{name: RMS over entries and keys}."""
-    # XLA's own generator compiles faster. Op by op, so that the next network finds its shapes compiled.
-    keys = [jax.random.key(seed, impl="rbg") for seed in range(num_keys)]
-    draws = [named_leaves(init(key)) for key in keys]
-    return {
-        name: math.sqrt(sum(float(jnp.mean(jnp.square(draw[name]))) for draw in draws) / num_keys)
-        for name in draws[0]
-    }
-
-
-def _laws(axes, widths, before, after):
-    """How an initializer may scale, as ratios of the standard deviation between two of the widths."""
-    (in_0, out_0), (in_1, out_1) = axes.fans(before), axes.fans(after)
-    fans = {
-        "fan_in": in_1 / in_0,
-        "fan_out": out_1 / out_0,
-        "width": widths[after] / widths[before],
-        "fan_avg": (in_1 + out_1) / (in_0 + out_0),
-        "fan_max": max(in_1, out_1) / max(in_0, out_0),
-    }
-    laws = {"constant": 1.0}
-    return laws | {(f, p): m**-p for p in (1 / 2, 1) for f, m in fans.items()}
-
-
-def _own_law(name, axes, widths, low, high):
-    """The law nearest to the measurement, if within its error; powers of one fan come before joint ones."""
-    if low == high == 0:
-        return "constant"
-    entries = [_num_keys(widths) * math.prod(axes.shapes[k]) for k in (1, 2)]
-    tolerance = min(0.3, 0.02 + 4 * math.sqrt(sum(0.5 / max(n, 1) for n in entries)))
-    if low > 0 and high > 0:
-        laws = _laws(axes, widths, 1, 2)
-        errors = {law: abs(math.log(high / low / ratio)) for law, ratio in laws.items()}
-        for joint in (False, True):
-            group = [law for law in laws if (law[0] in ("fan_avg", "fan_max")) == joint]
-            nearest = min(group, key=errors.get)
-            if errors[nearest] < tolerance:
-                return nearest
-    raise ValueError(
-        f"the initial standard deviation of {name} goes from {low:.3g} at width {widths[1]} to {high:.3g} at "
-        f"{widths[2]}, which is no power 0, 1/2 or 1 of its fan-in, fan-out, their mean or maximum. Use a "
-        "constant, variance-scaling (LeCun, He, Glorot) or orthogonal initializer, or name the parameter's fans "
-        "in `roles`"
-    )
-
-
-def _summary(rule, width, base_width, axes, factors, init):
-    named = named_leaves(axes, is_leaf=_is_axes)
-    deviations = jax.jit(lambda key: jax.tree.map(jnp.std, init(key)))(jax.random.key(0))
-    rows = [
-        Row(
-            parameter=name,
-            role=named[name].role,
-            shape=named[name].shapes[-1],
-            init_std=float(std),
-            multiplier=factors["multiplier"][name],
-            lr_sgd=factors["sgd"][name],
-            lr_adam=factors["adam"][name],
-        )
-        for name, std in named_leaves(deviations).items()
-    ]
-    return Summary(f"{rule.name} at width {width} (base width {base_width})", rows)

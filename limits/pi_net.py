@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
 
 
@@ -96,6 +97,9 @@ class PiLimit(NamedTuple):
         return PiNet(self.first, tuple(omega), tuple(w))
 
 
+@takes(
+    key=key, inputs=integer, outputs=integer, rank=integer, hidden_layers=integer, dtype=real_dtype
+)
 def limit(
     key: jax.Array,
     inputs: int,
@@ -121,6 +125,7 @@ def limit(
         ValueError: a size that is not positive.
     """
     start = rank if start is None else start
+    integer("start", start)
     sizes = {"inputs": inputs, "outputs": outputs, "rank": rank}
     for name, size in {**sizes, "hidden_layers": hidden_layers, "start": start}.items():
         if size < 1:
@@ -155,6 +160,12 @@ def _forward(net, x, shifts=None):
     return g, seen
 
 
+@takes(
+    net=instance(PiLimit, PiNet, remedy=", from pi_net.limit"),
+    batches=batch,
+    learning_rate=number(),
+    loss=function,
+)
 def train(
     net: PiLimit | PiNet, batches: tuple, learning_rate: float, *, loss: Callable = squared_error
 ) -> tuple[PiLimit | PiNet, jax.Array]:

@@ -64,6 +64,8 @@ def abc(rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:
     """
     rule = named_rule(rule)
     _check_optimizer(optimizer)
+    if isinstance(hidden_layers, bool) or not isinstance(hidden_layers, int):
+        raise TypeError(f"hidden_layers={hidden_layers!r} must be an integer, at least 1.")
     if hidden_layers < 1:
         raise ValueError(f"hidden_layers={hidden_layers} must be at least 1.")
     rows = (rule.input, *[rule.hidden] * (hidden_layers - 1), rule.output)
@@ -101,16 +103,17 @@ def classify(
         Regime. For an unstable one the exponents hold at most for the first steps.
 
     Raises:
+        TypeError: exponents that are no numbers.
         ValueError: a and b not of one length of at least 2; c neither one number nor of that length;
-            an unknown optimizer; omega_out not in [1/2, 1].
+            exponents that are not finite; an unknown optimizer; omega_out not in [1/2, 1].
 
     Source: Yang & Hu 2021, arXiv:2011.14522, section 3 and theorem 3.6, for tanh or smoothed ReLU; alignment:
     Everett et al. 2024, arXiv:2407.05872.
     """
     a, b, c = _layers(a, b, c)
     _check_optimizer(optimizer)
-    if not 0.5 <= omega_out <= 1:
-        raise ValueError(f"omega_out={omega_out} must lie in [1/2, 1].")
+    if not isinstance(omega_out, int | float) or not 0.5 <= omega_out <= 1:
+        raise ValueError(f"omega_out={omega_out!r} must lie in [1/2, 1].")
     depth = len(a) - 1
     readout = a[-1] + b[-1]
     scale, gradient, early = a, 0.0, 0.0
@@ -203,16 +206,27 @@ def _reasons(kind, failed, layers, frozen):
 
 
 def _layers(a, b, c):
-    a, b = tuple(map(float, a)), tuple(map(float, b))
+    a, b = _exponents("a", a), _exponents("b", b)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"a has {len(a)} and b {len(b)} layers: give one number per layer, readout included,"
             " for at least one hidden layer."
         )
-    c = (float(c),) * len(a) if not hasattr(c, "__len__") else tuple(map(float, c))
+    c = _exponents("c", c if hasattr(c, "__len__") else (c,) * len(a))
     if len(c) != len(a):
         raise ValueError(f"c has {len(c)} layers: give one number, or {len(a)} as for a and b.")
     return a, b, c
+
+
+def _exponents(name, values):
+    """The exponents as floats; refused unless they are finite numbers."""
+    try:
+        floats = tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {values!r}; it must be one finite number per layer") from None
+    if isinstance(values, str) or not all(map(math.isfinite, floats)):
+        raise ValueError(f"{name} is {values!r}; exponents must be finite numbers, one per layer")
+    return floats
 
 
 def _check_optimizer(optimizer):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from metrics import checks
+from metrics.programs import remembered
+
 
 def layers(params: Any) -> list[str]:
     """Names of the groups of parameters that share a parent, as ``hidden_0`` of ``hidden_0/kernel``."""
+    checks.check_params(params)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return list(dict.fromkeys(_path_name(path[:-1]) for path in paths))
 
@@ -26,15 +29,17 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
         (block, rest), for `on_block`.
 
     Raises:
+        TypeError: select is neither a path nor a function of one.
         ValueError: nothing is selected.
     """
+    checks.check_params(params)
     if isinstance(select, str):
         prefix = select.split("/") if select else []
 
         def chosen(path):
             return path.split("/")[: len(prefix)] == prefix
     else:
-        chosen = select
+        chosen = checks.function("select", select, "path")
 
     def part(keep):
         return jax.tree_util.tree_map_with_path(
@@ -47,7 +52,7 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
     return block, part(False)
 
 
-@functools.lru_cache(maxsize=64)
+@remembered
 def on_block(function: Callable) -> Callable:
     """A loss or apply as a function of a block only; curvature then costs the block, not the network.
 
@@ -56,7 +61,11 @@ def on_block(function: Callable) -> Callable:
 
     Returns:
         ``function_of_block(block, (batch, rest))``, with block and rest from `partition`.
+
+    Raises:
+        TypeError: function is none of params and batch.
     """
+    checks.function("function", function, "params", "batch")
 
     def function_of_block(block, batch_and_rest):
         batch, rest = batch_and_rest
@@ -79,7 +88,11 @@ def per_layer(estimate: Callable, params: Any, batch: Any) -> dict[str, Any]:
 
     Returns:
         One estimate per name of `layers`.
+
+    Raises:
+        TypeError: estimate is no function of a block and data.
     """
+    checks.function("estimate", estimate, "block", "data")
     results = {}
     for name in layers(params):
         block, rest = partition(params, name)

@@ -1,9 +1,16 @@
-"""What the curvature functions refuse, and the sentence that says what to do instead."""
+"""What the metrics refuse, and the sentence that says what to do instead.
+
+Arguments first: what a user gives, made an array in single precision at least, an integer, a key or a
+function; then what the curvature functions ask of losses and parameters.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +18,275 @@ import jax.numpy as jnp
 import numpy as np
 
 from metrics.estimate import concrete
+
+
+def real(name: str, value: Any, *axes: str | int) -> jax.Array:
+    """The value as an array of real numbers, in single precision at least.
+
+    Sums of squares of integers overflow, and those of half precision round and overflow: both are computed in
+    single precision (integers in the default precision).
+
+    Args:
+        name: of the argument, for the message.
+        value: an array, a number or nested lists of them.
+        *axes: the shape that is asked for, a size or a letter for each axis, one letter for one size; a last
+            "..." stands for any axes. Nothing for any shape.
+
+    Raises:
+        TypeError: these are no numbers.
+        ValueError: complex numbers, or another shape.
+    """
+    dtype = dtype_of(name, value)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"{name} is complex; it must be real: give its real part, or its modulus")
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise TypeError(f"{name} is an array of {dtype}; it must be one of real numbers")
+    if axes:
+        check_shape(name, np.shape(value), axes)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    wide = jax.dtypes.canonicalize_dtype(
+        jnp.promote_types(dtype, jnp.float32) if floating else float
+    )
+    if not isinstance(value, jax.Array):
+        # NumPy first: JAX would cut 64-bit integers to 32 bits.
+        with contextlib.suppress(
+            jax.errors.TracerArrayConversionError
+        ):  # of a list of traced numbers
+            value = np.asarray(value).astype(wide)
+    return jnp.asarray(value, wide)
+
+
+def doubles(name: str, value: Any) -> np.ndarray:
+    """The value as a NumPy array of real numbers in double precision, for what is computed on the host."""
+    real(name, value)
+    values = concrete(value)
+    if values is None:
+        raise TypeError(f"{name} is {_shown(value)}; it must be known: call this outside of jit")
+    return values.astype(np.float64)
+
+
+def dtype_of(name, value):
+    """The dtype of an array, or of what would be one."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return value.dtype
+    plain = (bool, int, float, complex, list, tuple)
+    if not isinstance(value, plain):
+        raise TypeError(f"{name} is {_shown(value)}; it must be an array of real numbers")
+    try:
+        return jnp.result_type(np.asarray(value))
+    except jax.errors.TracerArrayConversionError:
+        return jnp.result_type(*jax.tree.leaves(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} is {_shown(value)}; it must be an array of real numbers: {error}"
+        ) from error
+
+
+def check_shape(name: str, shape: tuple, axes: Sequence[str | int]) -> None:
+    """Refuses a shape that is not the one described, see `real`."""
+    fixed = axes[:-1] if axes[-1] == "..." else axes
+    fits = len(shape) == len(fixed) or (len(shape) > len(fixed) and axes[-1] == "...")
+    sizes: dict = {}
+    for size, axis in zip(shape, fixed):
+        fits = (
+            fits
+            and size > 0
+            and size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+        )
+    if not fits:
+        wanted = ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "")
+        empty = ", not empty" if 0 in shape else ""
+        raise ValueError(f"{name} has shape {tuple(shape)}; it must be ({wanted}){empty}")
+
+
+def same_shape(**arrays: jax.Array) -> None:
+    """Refuses arrays of different shapes: nothing here broadcasts."""
+    if len({x.shape for x in arrays.values()}) > 1:
+        shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
+        raise ValueError(f"{shapes} differ in shape; they must be equal: nothing is broadcast")
+
+
+def same_trees(**trees: Any) -> None:
+    """Refuses pytrees of arrays that differ in structure or in the shape of a leaf."""
+    (first, one), (second, other) = trees.items()
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        raise ValueError(
+            f"{first} and {second} differ in structure: {jax.tree.structure(one)} and "
+            f"{jax.tree.structure(other)}; give the parameters of one network twice"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(one)
+    if not leaves:
+        raise ValueError(f"{first} holds no arrays")
+    for (path, a), b in zip(leaves, jax.tree.leaves(other)):
+        same_shape(**{f"{first}/{_name(path)}": a, f"{second}/{_name(path)}": b})
+
+
+def finite(name: str, array: jax.Array) -> jax.Array:
+    """Refuses what is not finite, where it can be looked at, and says where it is."""
+    values = concrete(array)
+    if values is not None and not np.isfinite(values).all():
+        place = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise ValueError(f"{name}{place} is {values[tuple(place)]}; it must be finite")
+    return array
+
+
+def within(name: str, value: Any, holds: Callable, words: str) -> jax.Array:
+    """A number, or an array of numbers, for all of which a condition holds, where they can be looked at."""
+    array = real(name, value)
+    values = concrete(
+        value
+    )  # inside of a trace a number given is known, an array made of it is not
+    if values is not None and not np.all(holds(values)):
+        raise ValueError(f"{name} is {value}; it must be {words}")
+    return array
+
+
+def positive(name: str, value: Any) -> jax.Array:
+    """A number, or an array of numbers, that is positive and finite."""
+    return within(name, value, lambda x: (x > 0) & np.isfinite(x), "positive and finite")
+
+
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """An integer, between low and high if given, both included.
+
+    Raises:
+        TypeError: a float, a boolean, an array, a traced value.
+        ValueError: out of range.
+    """
+    try:
+        if isinstance(value, bool | np.bool_) or np.ndim(value):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is {_shown(value)}; it must be an integer, known before anything is compiled"
+        ) from error
+    if (low is not None and number < low) or (high is not None and number > high):
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} is {number}; it must be {wanted}")
+    return number
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Refuses a word that is none of those allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        words = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {tuple(allowed)}"
+        raise ValueError(f"{name} is {value!r}; it must be {words}")
+
+
+def switch(name: str, value: Any) -> None:
+    """Refuses what is none of True, False and None."""
+    if not (value is None or isinstance(value, bool | np.bool_)):
+        raise TypeError(f"{name} is {_shown(value)}; it must be True, False or None")
+
+
+def key(value: Any, name: str = "key") -> jax.Array:
+    """A PRNG key, one of them.
+
+    Raises:
+        TypeError: no key.
+        ValueError: several keys.
+    """
+    typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    legacy = isinstance(value, jax.Array | np.ndarray) and value.dtype == np.uint32
+    if not typed and not (legacy and value.ndim):
+        raise TypeError(f"{name} is {_shown(value)}; it must be a PRNG key: jax.random.key(0)")
+    if value.ndim != (0 if typed else 1):
+        raise ValueError(f"{name} holds keys of shape {value.shape}; give one of them: {name}[0]")
+    return value
+
+
+def function(name: str, value: Any, *arguments: str) -> Callable:
+    """A function that can be called with so many arguments, and is no module.
+
+    Raises:
+        TypeError: a module, something that cannot be called so, or has no hash.
+    """
+    call = f"{name}({', '.join(arguments)})"
+    if any(c.__name__ == "Module" and c.__module__.startswith("flax") for c in type(value).__mro__):
+        raise TypeError(
+            f"{name} is the module {type(value).__name__}; it must be a function {call}: for a linen module "
+            "lambda params, batch: ... model.apply({'params': params}, batch)"
+        )
+    if not callable(value):
+        raise TypeError(f"{name} is {_shown(value)}; it must be a function {call}")
+    try:
+        inspect.signature(value).bind(*arguments)
+    except ValueError:  # a builtin without a signature
+        pass
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be called as {call}: {error}") from error
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} has no hash, so that what is compiled for it cannot be found again: "
+            f"give a function {call}"
+        ) from error
+    return value
+
+
+def labels(
+    name: str, value: Any, rows: int, num_classes: int, *, padding: bool = False
+) -> jax.Array:
+    """Class numbers (rows,), integers 0..num_classes-1; -1 for padded rows where these are allowed."""
+    check_integers(name, value, rows)
+    values = concrete(value)
+    if (
+        values is not None
+        and values.size
+        and (values.min() < -padding or values.max() >= num_classes)
+    ):
+        raise ValueError(
+            f"{name} run from {values.min()} to {values.max()}; they must be 0..{num_classes - 1}"
+            + padding * ", or -1 for a padded row"
+        )
+    return jnp.asarray(value)
+
+
+def check_integers(name: str, array: Any, rows: int) -> None:
+    """Refuses what is not one integer for each row."""
+    dtype, shape = dtype_of(name, array), np.shape(array)
+    if shape != (rows,) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"{name} are {dtype}{list(shape)}; they must be integers "
+            f"of shape ({rows},), one per row of features"
+        )
+
+
+def layers(**dicts: Any) -> None:
+    """Refuses what is no dict of layers."""
+    for name, value in dicts.items():
+        if not isinstance(value, Mapping) or not value:
+            raise TypeError(
+                f"{name} is {_shown(value)}; it must be a dict, layer name -> (N, ...), as a model's "
+                "features=True returns"
+            )
+
+
+def examples(name: str, batch: Any) -> int:
+    """Number of examples of a batch: the leading axis that all its leaves share.
+
+    Raises:
+        ValueError: they share none.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or () in shapes or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"the leaves of {name} have shapes {shapes}; all need one leading axis, the examples: keep what "
+            "the examples share in the loss"
+        )
+    if shapes[0][0] == 0:
+        raise ValueError(f"{name} is empty; it must hold at least 1 example")
+    return shapes[0][0]
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: itself where it is short."""
+    if isinstance(value, jax.core.Tracer):
+        return f"traced ({value.aval})"
+    text = repr(value)
+    return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
 def check_params(params: Any) -> int:
@@ -21,9 +297,10 @@ def check_params(params: Any) -> int:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = dtype_of(f"parameter {_name(path)}", leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"parameter {_name(path)} has dtype {jnp.result_type(leaf)}; curvature needs real "
+                f"parameter {_name(path)} has dtype {dtype}; curvature needs real "
                 "floating-point parameters: leave counters and flags out of params"
             )
     n = sum(jnp.size(leaf) for _, leaf in leaves)
@@ -43,13 +320,25 @@ def check_loss(loss: Callable, params: Any, batch: Any) -> None:
         )
 
 
+def check_losses(losses: Callable, params: Any, batch: Any) -> int:
+    """Number N of examples of a function that returns a loss for each."""
+    out = jax.eval_shape(losses, params, batch)
+    shape = getattr(out, "shape", None)
+    if shape is None or len(shape) != 1 or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(
+            f"losses returns shape {shape}; it must return one number per example, (N,): "
+            "operators.per_example(loss) makes it from a mean"
+        )
+    return shape[0]
+
+
 def check_scale(scale: Any, params: Any) -> None:
     """Refuses factors that do not fit params, or (outside of a trace) are negative."""
     try:
         full = jax.tree.broadcast(scale, params)
         jax.tree.map(
             lambda d, p: jax.eval_shape(
-                functools.partial(jnp.broadcast_to, shape=jnp.shape(p)), jnp.asarray(d)
+                functools.partial(jnp.broadcast_to, shape=jnp.shape(p)), real("scale", d)
             ),
             full,
             params,
@@ -68,7 +357,7 @@ def check_scale(scale: Any, params: Any) -> None:
 
 def check_steps(num_steps: int, n: int) -> None:
     """Refuses a number of Lanczos steps that is not positive or exceeds the dimension n."""
-    if not 1 <= num_steps <= n:
+    if not 1 <= integer("num_steps", num_steps) <= n:
         raise ValueError(
             f"num_steps is {num_steps}; it must be between 1 and {n}, the number of parameters"
         )
@@ -133,34 +422,6 @@ def _non_finite_examples(loss, params, batch) -> list[int]:
     except (TypeError, ValueError):  # a loss that needs its whole batch
         return []
     return np.flatnonzero(~np.isfinite(np.asarray(values, np.float64))).tolist()
-
-
-def steps_better(product: Callable, params: Any, batch: Any) -> bool:
-    """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
-    return jax.default_backend() == "cpu" and _contains(
-        product, params, batch, {"conv_general_dilated"}
-    )
-
-
-def loops(product: Callable, params: Any, batch: Any) -> bool:
-    """Whether the product itself is a loop, as over batches: what it computes is then too large to keep."""
-    return _contains(product, params, batch, {"scan", "while"})
-
-
-def _contains(product, params, batch, primitives):
-    """Walks the equations, since printing them takes as long as a Hessian product of a small network."""
-
-    def found(jaxpr):
-        return any(
-            equation.primitive.name in primitives
-            or any(
-                hasattr(part, "eqns") and found(part)
-                for part in jax.tree.leaves(list(equation.params.values()))
-            )
-            for equation in jaxpr.eqns
-        )
-
-    return found(jax.jit(product).trace(params, batch, params).jaxpr)
 
 
 def flag(condition: Any) -> bool | None:

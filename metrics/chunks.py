@@ -10,7 +10,6 @@ backend runs its own convolutions about 50 times slower.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metrics import operators
+from metrics import checks, operators
+from metrics.programs import remembered
 from ntk import program
 
 
-@functools.lru_cache(maxsize=64)
+@remembered
 def chunked(product: operators.Product, size: int) -> operators.Product:
     """A product over a batch as the weighted sum of products over chunks of it, one in memory at a time.
 
@@ -39,9 +39,11 @@ def chunked(product: operators.Product, size: int) -> operators.Product:
         ``product(params, batch, vector)``, where the leaves of batch share their leading axis.
 
     Raises:
+        TypeError: product is no function of three arguments, size no integer.
         ValueError: size is not positive, or (when it is called) the leading axes differ.
     """
-    if size < 1:
+    checks.function("product", product, "params", "batch", "vector")
+    if checks.integer("size", size) < 1:
         raise ValueError(f"size is {size}; a chunk needs at least 1 example")
     mean = operators.accumulated(product)
 
@@ -71,7 +73,7 @@ def _examples(batch):
     return counts[0][0]
 
 
-@functools.lru_cache(maxsize=64)
+@remembered
 def matrix_convolutions(function: Callable) -> Callable:
     """The same function with its convolutions as matrix products of patches (im2col).
 
@@ -84,7 +86,11 @@ def matrix_convolutions(function: Callable) -> Callable:
 
     Returns:
         ``function(params, batch)``, equal to rounding, for `operators.hessian` and its like.
+
+    Raises:
+        TypeError: function is none of params and batch.
     """
+    checks.function("function", function, "params", "batch")
 
     def rewritten(*arguments):
         leaves, tree = jax.tree.flatten(arguments)

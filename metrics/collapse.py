@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metrics.estimate import Estimate, concrete
+from metrics import checks
+from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import (
     FRAMES,
     Duality,
@@ -26,6 +27,8 @@ from metrics.scatter import (
     WithinClass,
     check_center,
     check_counts,
+    check_readout,
+    check_tolerance,
     class_centers,
     class_means,
     feature_rows,
@@ -66,14 +69,16 @@ def neural_collapse(
 
     Exact for the samples given. The standard errors say how far the same numbers would move on
     another sample of the same size, class means held fixed: valid near collapse (NC1 << 1), where
-    the means' own share is smaller by a factor sqrt(NC1); too small far from it.
+    the means' own share is smaller by a factor sqrt(NC1); too small far from it. NaN where a class has
+    fewer than three samples.
 
     Pure and compiled once per shape; may be called inside jit, scan and vmap (over seeds). There,
     labels cannot be looked at, and a class without samples makes the numbers NaN. Data that do not
     fit in memory: `class_means`, `merge_means`, `class_centers`, `within_class`, `collapse_report`.
 
     Args:
-        features: (N, ...), flattened to (N, d); float32 at least is used inside.
+        features: (N, ...), floating point, flattened to (N, d); float32 at least is used inside, at any scale.
+            What is not finite is refused, inside jit it makes the numbers NaN.
         labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
         num_classes: K.
         weights: (K, d) rows of the classifier (a Flax kernel transposed), for NC2-NC4.
@@ -90,14 +95,19 @@ def neural_collapse(
         Collapse.
 
     Raises:
-        ValueError: wrong shapes or dtypes, labels outside -1..K-1, a class without samples.
+        TypeError: features are no numbers, num_classes no integer.
+        ValueError: wrong shapes or dtypes, labels outside -1..K-1, a class without samples, features that are
+            not finite.
 
     Source: Papyan, Han & Donoho 2020 (NC1-NC4); Galanti, Gyorgy & Hutter 2022 (CDNV).
     """
     _check(features, labels, num_classes, weights, bias, predictions, frame, center)
-    return _neural_collapse(
+    check_tolerance(rtol)
+    report = _neural_collapse(
         features, labels, num_classes, weights, bias, predictions, frame, center, rtol
     )
+    _check_finite(report.ncc_accuracy.value, features, labels)
+    return report
 
 
 @partial(jax.jit, static_argnames=("num_classes", "frame", "center", "rtol"))
@@ -125,8 +135,10 @@ def collapse_by_layer(
         layer name -> Collapse.
 
     Raises:
+        TypeError: features is no dict.
         ValueError: as `neural_collapse`, naming the layer; weights or bias were given.
     """
+    checks.layers(features=features)
     for name in ("weights", "bias"):
         if name in options:
             raise ValueError(
@@ -142,7 +154,6 @@ def collapse_by_layer(
     return collapse
 
 
-@partial(jax.jit, static_argnames=("frame",))
 def collapse_report(
     centers: Centers,
     within: WithinClass,
@@ -164,11 +175,23 @@ def collapse_report(
         Collapse; nc4 is meaningful where `within_class` was given weights or predictions.
 
     Raises:
-        ValueError: frame is unknown.
+        TypeError: centers is no Centers, within no WithinClass.
+        ValueError: frame is unknown, or weights and bias do not fit.
     """
+    for name, value, kind in (("centers", centers, Centers), ("within", within, WithinClass)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__}")
+    checks.choice("frame", frame, FRAMES)
+    check_readout(*centers.mean.shape, 0, weights, bias, None)
+    return _report(centers, within, weights, bias, frame)
+
+
+@partial(jax.jit, static_argnames=("frame",))
+def _report(centers, within, weights, bias, frame):
     means = centers.mean
     centered = means - centers.global_mean[None]
     vectors = centered if frame == "simplex" else means
+    centered = centered / centers.unit
     num_classes = means.shape[0]
     total = jnp.sum(within.count)
     between = jnp.sum(centered**2) / num_classes
@@ -176,10 +199,14 @@ def collapse_report(
     inverse = jnp.where(jnp.eye(num_classes, dtype=bool), 0, 1 / distances)
     per_class = jnp.sum(inverse, axis=1) / (num_classes * (num_classes - 1))
     spread = (within.distance, within.distance_squared)
-    rows = None if weights is None else weights.astype(means.dtype)
+    rows = None if weights is None else jnp.asarray(weights, means.dtype)
+    nc1 = _weighted(within.count, within.whitened, within.whitened_squared, 1 / total)
+    quotient = _weighted(within.count, *spread, 1 / (total * between))
+    # Means that coincide leave no direction to measure in: 0/0 without spread, else infinite.
+    alone = centers.rank == 0
     return Collapse(
-        nc1=_weighted(within.count, within.whitened, within.whitened_squared, 1 / total),
-        quotient=_weighted(within.count, *spread, 1 / (total * between)),
+        nc1=jax.tree.map(lambda a, b: jnp.where(alone, b, a), nc1, quotient),
+        quotient=quotient,
         cdnv=_weighted(within.count, *spread, per_class / within.count),
         nc2=frame_geometry(vectors, frame=frame),
         nc2_weights=None if rows is None else frame_geometry(rows, frame=frame),
@@ -192,17 +219,21 @@ def collapse_report(
 
 
 def _weighted(count, total, squares, scale):
-    """scale * total summed over classes, with the standard error of independent samples in each."""
+    """scale * total summed over classes, with the standard error of independent samples in each.
+
+    total sums a quadratic form q_i of h_i - mu over n samples, mu their own mean. For Gaussian h its variance is
+    (n - 1) v and E sum_i (q_i - mean q)^2 = (n - 2) (n - 1) v / n, v the variance of q around the true mean: the
+    class mean and the mean of q take a degree of freedom each. Two samples lie at one distance and tell nothing.
+    """
     mean = total / count
-    variance = jnp.maximum(squares / count - mean**2, 0) * count / jnp.maximum(count - 1, 1)
-    return Estimate(
-        jnp.sum(total * scale), jnp.sqrt(jnp.sum(jnp.asarray(scale) ** 2 * count * variance))
-    )
+    deviations = jnp.maximum(squares - count * mean**2, 0)
+    variance = jnp.where(count > 2, deviations * count / jnp.maximum(count - 2, 1), jnp.nan)
+    return Estimate(jnp.sum(total * scale), norm(jnp.asarray(scale) * jnp.sqrt(variance)))
 
 
 def _share(hits, total):
     share = jnp.sum(hits) / total
-    return Estimate(share, jnp.sqrt(share * (1 - share) / total))
+    return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 
 
 class Generalized(NamedTuple):
@@ -217,11 +248,11 @@ class Generalized(NamedTuple):
 @partial(jax.jit, static_argnames=("num_classes", "num_steps"))
 def _generalized(features, labels, num_classes, weights, num_steps):
     h = feature_rows(features)
-    h = h / jnp.linalg.norm(h, axis=1, keepdims=True)
+    h = h / norm(h, 1)[:, None]
     centers = class_centers(class_means(h, labels, num_classes))
     report = collapse_report(centers, within_class(centers, h, labels))
-    rows = weights.astype(h.dtype)
-    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    rows = jnp.asarray(weights, h.dtype)
+    rows = rows / norm(rows, 1)[:, None]
     distance = one_vs_rest_distance(rows, num_steps=num_steps)
     nearest = jnp.argmin(distance.value)
     gnc2 = Estimate(
@@ -257,10 +288,12 @@ def generalized_collapse(
     Source: Jiang, Zhou, Wang et al. 2023, generalized neural collapse for a large number of classes.
     """
     _check(features, labels, num_classes, weights, None, None, "simplex", "classes")
-    return _generalized(features, labels, num_classes, weights, num_steps)
+    checks.integer("num_steps", num_steps, 1)
+    report = _generalized(features, labels, num_classes, weights, num_steps)
+    _check_finite(report.ncc_accuracy.value, features, labels)
+    return report
 
 
-@jax.jit
 def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
     """NC5: mean over classes of |cos(mu_c, mu_out)|, 0 where other data are orthogonal to every class.
 
@@ -272,10 +305,25 @@ def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
         Estimate; the standard error is over outside, to first order, class means held fixed. Of order
         1/sqrt(d) for a random direction: compare with that, not with 0.
 
+    Raises:
+        TypeError: means or outside are no numbers.
+        ValueError: means is not (K, d), outside holds fewer than 2 samples or has another dimension.
+
     Source: Ben Ammar et al. 2024 (arXiv 2310.06823), NC5.
     """
-    h = feature_rows(outside)
-    unit = means / jnp.linalg.norm(means, axis=1, keepdims=True)
+    means = checks.real("means", means, "K", "d")
+    h = checks.real("outside", outside, "N", "d", "...")
+    h = h.reshape(h.shape[0], -1)
+    checks.check_shape("outside", h.shape, ("N", means.shape[1]))
+    if h.shape[0] < 2:
+        raise ValueError("outside holds 1 sample; a standard error over samples needs at least 2")
+    return _ood_orthogonality(means, h)
+
+
+@jax.jit
+def _ood_orthogonality(means, h):
+    h = h / power_of_two(h)
+    unit = means / norm(means, 1)[:, None]
     mean = jnp.mean(h, axis=0)
     length = jnp.linalg.norm(mean)
     cosine = matmul(unit, mean / length)
@@ -290,44 +338,30 @@ def _offset(rows, bias, global_mean):
 
 
 def _check(features, labels, num_classes, weights, bias, predictions, frame, center):
-    if frame not in FRAMES:
-        raise ValueError(f"frame is {frame!r}; it must be one of {FRAMES}")
+    checks.choice("frame", frame, FRAMES)
     check_center(center)
-    if num_classes < 2:
+    if checks.integer("num_classes", num_classes) < 2:
         raise ValueError(f"num_classes is {num_classes}; collapse needs at least 2")
-    shape = jnp.shape(features)
-    if len(shape) < 2 or not jnp.issubdtype(jnp.result_type(features), jnp.floating):
+    h = checks.real("features", features)
+    if h.ndim < 2 or not h.size or not jnp.issubdtype(jnp.result_type(features), jnp.floating):
         raise ValueError(
-            f"features are {jnp.result_type(features)}{list(shape)}; they must be floating (N, ...)"
+            f"features are {jnp.result_type(features)}{list(h.shape)}; they must be floating (N, ...)"
         )
-    dim = int(np.prod(shape[1:]))
-    _check_integers("labels", labels, shape[0])
-    if predictions is not None:
-        if weights is not None:
-            raise ValueError("give weights or predictions, not both: NC4 has one network")
-        _check_integers("predictions", predictions, shape[0])
-    if weights is not None and jnp.shape(weights) != (num_classes, dim):
-        hint = "; transpose it" if jnp.shape(weights) == (dim, num_classes) else ""
-        raise ValueError(
-            f"weights has shape {jnp.shape(weights)}; it must be (num_classes, d) = "
-            f"({num_classes}, {dim}){hint}"
-        )
-    if bias is not None and (weights is None or jnp.shape(bias) != (num_classes,)):
-        raise ValueError(f"bias must be ({num_classes},) and come with weights")
-    values = concrete(labels)
-    if values is None:
+    checks.labels("labels", labels, h.shape[0], num_classes, padding=True)
+    check_readout(num_classes, int(np.prod(h.shape[1:])), h.shape[0], weights, bias, predictions)
+    y = concrete(labels)
+    if y is not None:
+        check_counts(np.bincount(y[y >= 0], minlength=num_classes))
+
+
+def _check_finite(result, features, labels):
+    """Refuses features that are not finite, seen by what came out, and says of which example."""
+    if checks.is_finite(result) is not False:
         return
-    if values.min() < -1 or values.max() >= num_classes:
+    rows = np.asarray(features, np.float64).reshape(len(labels), -1)
+    bad = np.flatnonzero(~np.isfinite(rows).all(1) & (np.asarray(labels) >= 0))
+    if bad.size:
         raise ValueError(
-            f"labels run from {values.min()} to {values.max()}; they must be 0..{num_classes - 1}, "
-            "or -1 for a padded row"
-        )
-    check_counts(np.bincount(values[values >= 0], minlength=num_classes))
-
-
-def _check_integers(name, array, rows):
-    if jnp.shape(array) != (rows,) or not jnp.issubdtype(jnp.result_type(array), jnp.integer):
-        raise ValueError(
-            f"{name} are {jnp.result_type(array)}{list(jnp.shape(array))}; they must be integers "
-            f"of shape ({rows},), one per row of features"
+            f"the features of examples {bad[:10].tolist()} are not finite: the network has diverged, or its "
+            "input is not finite there"
         )

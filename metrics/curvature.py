@@ -17,14 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metrics import checks, operators
+from metrics import checks, operators, programs
+from metrics.estimate import norm, power_of_two
+from metrics.geometry import matmul
 
 
 class Sharpness(NamedTuple):
     """Ritz pairs of a symmetric operator, the wanted end of the spectrum first."""
 
     value: jax.Array  # (k,)
-    residual: jax.Array  # (k,): some eigenvalue lies within it; the error is <= residual^2 / gap
+    # (k,): some eigenvalue lies within it; the error is <= residual^2 / gap, down to what rounding costs, which the
+    # residual includes: eps |A|, eps of the coarsest arithmetic in the product.
+    residual: jax.Array
     vector: Any  # a pytree like params, every leaf with a leading axis of length k
 
 
@@ -79,14 +83,18 @@ def sharpness(
 
     Returns:
         Sharpness(value, residual, vector). In single precision the values have a floor of
-        about 1e-6 relative to the largest.
+        about 1e-6 relative to the largest, at any scale of the loss between 1e-25 and 1e25. Parameters in half
+        precision are taken to single precision first; where the loss itself computes in half precision the
+        residual is at least what its rounding costs, about 4 eps times the largest eigenvalue.
 
     Raises:
+        TypeError: loss is no function, k or num_steps no integer.
         ValueError: k or num_steps is out of range, a parameter is not floating point, the loss is
             not a scalar or (outside of a trace) not finite, a factor is negative.
 
     Source: Cohen et al. (2021), arXiv:2103.00065; Noci et al. (2024), arXiv:2402.17457.
     """
+    checks.function("loss", loss, "params", "batch")
     checks.check_params(params)
     checks.check_loss(loss, params, batch)
     product, data = operators.hessian(loss), batch
@@ -126,9 +134,13 @@ def eigenpairs(
         Sharpness(value, residual, vector).
 
     Raises:
+        TypeError: product is no function of three arguments, k or num_steps no integer.
         ValueError: as in `sharpness`, for k, num_steps, start, which and params; k exceeds the rank that
             the examples can give (`operators.empirical_fisher`); the result is not finite.
     """
+    checks.function("product", product, "params", "batch", "vector")
+    checks.integer("k", k)
+    checks.check_params(params)
     if hasattr(product, "rank") and which == "largest":
         checks.check_rank(k, product.rank(params, batch))
     pairs = _pairs(product, params, batch, k, num_steps, start, which, unroll)
@@ -138,17 +150,43 @@ def eigenpairs(
 
 def _pairs(product, params, batch, k, num_steps, start, which, unroll):
     n = checks.check_params(params)
-    if which not in ("largest", "smallest"):
-        raise ValueError(f"which is {which!r}; it must be 'largest' or 'smallest'")
+    checks.choice("which", which, ("largest", "smallest"))
+    checks.switch("unroll", unroll)
+    checks.integer("k", k)
     checks.check_steps(num_steps, n)
-    if not 1 <= k <= num_steps:
+    if not 1 <= checks.integer("k", k) <= num_steps:
         raise ValueError(
             f"k is {k}; it must be between 1 and num_steps={num_steps}, since m Lanczos steps "
             f"know m eigenvalues: ask for fewer, or raise num_steps (at most {n}, the parameters)"
         )
+    params = single_precision(product, params, batch)
     key, vector = _split_start(start, params)
     space = krylov(product, params, batch, key, vector, num_steps=num_steps, unroll=unroll)
-    return _ritz(params, space, k, which)
+    return _ritz(params, space, rounding(product, params, batch), k, which)
+
+
+def single_precision(product, params, batch):
+    """Parameters in single precision at least, where the product takes them so."""
+    half = [p for p in jax.tree.leaves(params) if jnp.finfo(jnp.result_type(p)).bits < 32]
+    if not half:
+        return params
+    wide = jax.tree.map(
+        lambda p: jnp.asarray(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params
+    )
+    try:
+        if not operators.is_streamed(product):
+            jax.eval_shape(product, wide, batch, wide)
+    except (TypeError, ValueError):  # operations that ask for one dtype
+        return params
+    return wide
+
+
+def rounding(product, params, batch):
+    """Relative rounding of the product; a loader's batches are not looked at."""
+    own = max(float(jnp.finfo(jnp.result_type(p)).eps) for p in jax.tree.leaves(params))
+    if operators.is_streamed(product):
+        return own
+    return max(own, programs.rounding(product, params, batch))
 
 
 def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Krylov:
@@ -165,10 +203,10 @@ def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Kr
             space = _extended(random, space, _flat(w)[0], j)
         return space
     if unroll is None:
-        unroll = checks.steps_better(product, params, batch)
+        unroll = programs.steps_better(product, params, batch)
     if not unroll:
         return _looped(product, params, batch, random, space)
-    if not checks.loops(product, params, batch):
+    if not programs.loops(product, params, batch):
         product, batch = _applied, _linearized(product, params, batch)
     for j in range(num_steps):
         space = _next(product, params, batch, random, space, j)
@@ -192,9 +230,9 @@ def _first(params, key, vector, num_steps):
     like = _flat(params)[0]
     random = jax.random.uniform(key, like.shape, like.dtype, -1, 1)
     start = random if vector is None else _flat(vector)[0]
-    norm = _norm(start)
-    usable = jnp.isfinite(norm) & (norm > 0)
-    start = jnp.where(usable, start / jnp.where(usable, norm, 1), random / _norm(random))
+    size = norm(start)
+    usable = jnp.isfinite(size) & (size > 0)
+    start = jnp.where(usable, start / jnp.where(usable, size, 1), random / norm(random))
     basis = jnp.zeros((num_steps, start.size), start.dtype).at[0].set(start)
     zeros = jnp.zeros(num_steps, start.dtype)
     return Krylov(basis, zeros, zeros), random
@@ -223,51 +261,49 @@ def _extended(random, space, w, j):
     """Step j: orthogonalise the product w with row j against every earlier one, and write row j + 1."""
     V, diagonal, off_diagonal = space
     v = V[j]
-    alpha = w @ v
+    alpha = matmul(w, v)
     # The three-term recurrence first: a single pass of classical Gram-Schmidt that has to remove
     # large components loses orthogonality geometrically. Once they are gone one pass suffices;
     # another follows a cancellation (Parlett, section 6.9) or a restart.
     w = w - alpha * v - off_diagonal[j - 1] * V[j - 1]
-    size = _norm(w)
+    size = norm(w)
     w = _orthogonal(V, w)
-    beta = _norm(w)
+    beta = norm(w)
     diagonal = diagonal.at[j].set(alpha)
     largest = jnp.max(jnp.abs(diagonal) + off_diagonal)
     broken = beta <= 10 * jnp.finfo(w.dtype).eps * largest
     w = jnp.where(broken, jnp.roll(random, j + 1), w)
     again = broken | (beta < 0.7 * size)
     w = jax.lax.cond(again, lambda u: _orthogonal(V, u), lambda u: u, w)
-    beta = _norm(w)
+    beta = norm(w)
     V = V.at[j + 1].set(w / jnp.where(beta > 0, beta, 1), mode="drop")
     return Krylov(V, diagonal, off_diagonal.at[j].set(jnp.where(broken, 0, beta)))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "which"))
-def _ritz(params, space, k, which):
+def _ritz(params, space, eps, k, which):
     """The k wanted eigenpairs of the tridiagonal matrix, lifted to parameter space."""
     values, vectors = tridiagonal_eigh(space)
     if which == "largest":
         values, vectors = values[::-1], vectors[:, ::-1]
     values, vectors = values[:k], vectors[:, :k]
     # Below rounding of the largest entry a residual means nothing.
-    floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(space.diagonal))
+    floor = eps * jnp.max(jnp.abs(space.diagonal) + space.off_diagonal)
     residual = jnp.maximum(jnp.abs(space.off_diagonal[-1] * vectors[-1]), floor)
-    return Sharpness(values, residual, jax.vmap(_flat(params)[1])(vectors.T @ space.basis))
+    return Sharpness(values, residual, jax.vmap(_flat(params)[1])(matmul(vectors.T, space.basis)))
 
 
 def tridiagonal_eigh(space: Krylov) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues (m,), ascending, and eigenvectors (m, m) of the tridiagonal matrix."""
     coupling = space.off_diagonal[:-1]
     T = jnp.diag(space.diagonal) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
-    return jnp.linalg.eigh(T, symmetrize_input=False)
-
-
-def _norm(w):
-    return jnp.sqrt(w @ w)
+    unit = power_of_two(T)  # not every backend's solver scales its matrix
+    values, vectors = jnp.linalg.eigh(T / unit, symmetrize_input=False)
+    return values * unit[0], vectors
 
 
 def _orthogonal(V, w):
-    return w - (V @ w) @ V
+    return w - matmul(matmul(V, w), V)
 
 
 def _flat(tree):

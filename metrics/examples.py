@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
-from metrics.estimate import Estimate, concrete
+from metrics import checks
+from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
 
 
 class Forgetting(NamedTuple):
@@ -43,23 +45,32 @@ def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
         targets: (N,) integer labels, or (N, K) probabilities.
 
     Returns:
-        (..., N), between 0 and sqrt(2).
+        (..., N), between 0 and sqrt(2); NaN inside of a trace where a label is none of 0..K-1.
 
     Raises:
-        ValueError: targets do not fit the logits.
+        TypeError: logits or targets are no numbers.
+        ValueError: targets do not fit the logits, or labels are not in 0..K-1.
 
     Source: Paul, Ganguli & Dziugaite 2021, definition 2.2.
     """
-    targets = jnp.asarray(targets)
-    if targets.shape == logits.shape[-2:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    if targets.shape != logits.shape[-2:]:
+    logits, given = checks.real("logits", logits), checks.real("targets", targets)
+    dtype = checks.dtype_of("targets", targets)
+    if logits.ndim < 2:
+        raise ValueError(f"logits has shape {logits.shape}; it must be (..., N, K)")
+    rows, classes = logits.shape[-2:]
+    if given.shape == (rows,) and jnp.issubdtype(dtype, jnp.integer):
+        labels = checks.labels("targets", targets, rows, classes)[:, None]
+        known = (labels >= 0) & (labels < classes)
+        given = jnp.where(
+            known, (labels == jnp.arange(classes)[None]).astype(logits.dtype), jnp.nan
+        )
+    if given.shape != (rows, classes):
         raise ValueError(
-            f"targets are {targets.dtype}{list(targets.shape)}; they must be integers (N,) or "
+            f"targets are {dtype}{list(given.shape)}; they must be integers (N,) or "
             f"(N, K) for logits (..., N, K) = {logits.shape}"
         )
     extra = tuple(range(logits.ndim - 2))
-    error = jax.nn.softmax(logits) - jnp.expand_dims(targets, extra)
+    error = jax.nn.softmax(logits) - jnp.expand_dims(given, extra)
     return jnp.linalg.norm(error, axis=-1)
 
 
@@ -87,35 +98,47 @@ def grand(
         (N,) scores.
 
     Raises:
+        TypeError: loss is no function of (params, x, y), batch_size no integer.
         ValueError: numbers of examples differ, batch_size is not positive, or loss returns an array.
 
     Source: Paul, Ganguli & Dziugaite 2021, definition 2.1.
     """
+    checks.function("loss", loss, "params", "x", "y")
+    for name, array in (("inputs", inputs), ("targets", targets)):
+        if not np.shape(checks.real(name, array)):
+            raise ValueError(f"{name} is a single number; it must be (N, ...)")
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
     if inputs.shape[0] != targets.shape[0]:
         raise ValueError(f"{inputs.shape[0]} inputs and {targets.shape[0]} targets; give one each")
-    if batch_size < 1:
+    if checks.integer("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be positive")
-    shape = jax.eval_shape(loss, params, inputs[0], targets[0]).shape
+    shape = getattr(jax.eval_shape(loss, params, inputs[0], targets[0]), "shape", None)
     if shape != ():
         raise ValueError(f"loss of one example has shape {shape}; it must be a scalar")
 
     def score(example):
         gradient = jax.grad(loss)(params, *example)
-        return jnp.sqrt(sum(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(gradient)))
+        sizes = [
+            norm(g.astype(jnp.promote_types(g.dtype, jnp.float32)))
+            for g in jax.tree.leaves(gradient)
+        ]
+        return norm(jnp.stack(sizes))
 
     return jax.lax.map(score, (inputs, targets), batch_size=min(batch_size, inputs.shape[0]))
 
 
 def over_runs(scores: jax.Array) -> Estimate:
     """Mean over R networks (seeds) and its standard error, of scores (R, ...), R >= 2."""
-    runs = scores.shape[0]
+    scores = checks.real("scores", scores)
+    runs = scores.shape[0] if scores.ndim else 1
     if runs < 2:
         raise ValueError(f"scores of {runs} run: a standard error over runs needs at least 2")
-    return Estimate(jnp.mean(scores, 0), jnp.std(scores, 0, ddof=1) / jnp.sqrt(runs))
+    return mean_estimate(scores)
 
 
 def no_forgetting(num_examples: int) -> Forgetting:
     """Counts before training."""
+    checks.integer("num_examples", num_examples, 1)
     return Forgetting(*(jnp.zeros(num_examples, kind) for kind in (bool, jnp.int32, bool)))
 
 
@@ -130,9 +153,27 @@ def update_forgetting(state: Forgetting, ids: jax.Array, correct: jax.Array) -> 
     Returns:
         Forgetting.
 
+    Raises:
+        TypeError: state is no Forgetting, ids are no integers, correct no booleans.
+        ValueError: shapes differ; (outside of a trace) an id is out of range, or there twice.
+
     Source: Toneva et al. 2019, algorithm 1.
     """
-    correct = correct.astype(bool)
+    _check_state(state)
+    for name, array, kind in (("ids", ids, jnp.integer), ("correct", correct, jnp.bool_)):
+        if not jnp.issubdtype(checks.dtype_of(name, array), kind):
+            words = {"ids": "integers", "correct": "booleans"}[name]
+            raise TypeError(f"{name} are {checks.dtype_of(name, array)}; they must be {words}")
+    ids, correct = jnp.asarray(ids), jnp.asarray(correct)
+    checks.check_shape("ids", ids.shape, ("B",))
+    checks.same_shape(ids=ids, correct=correct)
+    values = concrete(ids)
+    if values is not None and (values.min() < 0 or values.max() >= state.correct.size):
+        raise ValueError(
+            f"ids run from {values.min()} to {values.max()}; they must be 0..{state.correct.size - 1}"
+        )
+    if values is not None and np.unique(values).size < values.size:
+        raise ValueError("ids holds an example twice; each is looked at once in a minibatch")
     lost = state.correct[ids] & ~correct
     return Forgetting(
         state.correct.at[ids].set(correct),
@@ -143,7 +184,15 @@ def update_forgetting(state: Forgetting, ids: jax.Array, correct: jax.Array) -> 
 
 def forgetting_scores(state: Forgetting) -> jax.Array:
     """Forgetting events per example (N,); inf for an example that was never correct."""
+    _check_state(state)
     return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
+
+
+def _check_state(state):
+    if not isinstance(state, Forgetting):
+        raise TypeError(
+            f"state is of type {type(state).__name__}; it must be what no_forgetting(num_examples) starts"
+        )
 
 
 def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) -> Opposing:
@@ -151,8 +200,9 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
 
     At the step of the largest rise of the mean loss, the examples with the largest rises and the
     largest falls; then how the two groups' changes move together within `window` steps of it. Groups
-    with opposing signals show rise > 0 and both correlations near -1; below the edge of stability the
-    loss does not rise and the autocorrelation is not negative.
+    with opposing signals show rise > 0 and both correlations near -1. Correlations alone are no evidence: where
+    the loss never rises, groups chosen so show -.4 to -1 for both all the same (gradient descent that oscillates
+    along a direction of small loss, or noise). Ask for rise > 0 first.
 
     Args:
         losses: (T, N) loss of every example after every full-batch step, T >= 4.
@@ -164,13 +214,16 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
         standard error is given.
 
     Raises:
+        TypeError: losses are no numbers, group_size or window no integer.
         ValueError: losses is not (T, N), too short or not finite, or group_size does not fit.
 
     Source: Rosenfeld & Risteski 2023 (arXiv 2311.04163).
     """
+    losses = checks.real("losses", losses)
+    checks.integer("window", window, 1)
     if losses.ndim != 2 or losses.shape[0] < 4:
         raise ValueError(f"losses has shape {losses.shape}; it must be (T, N) with T >= 4")
-    if not 1 <= group_size <= losses.shape[1] // 2:
+    if not 1 <= checks.integer("group_size", group_size) <= losses.shape[1] // 2:
         raise ValueError(
             f"group_size is {group_size}; with {losses.shape[1]} examples it must be 1.."
             f"{losses.shape[1] // 2}"
@@ -184,6 +237,8 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
 
 @partial(jax.jit, static_argnames=("group_size", "window"))
 def _opposing(losses, group_size, window):
+    unit = power_of_two(losses)
+    losses = losses / unit
     change = jnp.diff(losses, axis=0)
     step = jnp.argmax(jnp.mean(change, axis=1))
     order = jnp.argsort(change[step], descending=True)
@@ -193,7 +248,7 @@ def _opposing(losses, group_size, window):
     carried = jnp.sum(jnp.abs(change[step, up])) + jnp.sum(jnp.abs(change[step, down]))
     return Opposing(
         step,
-        jnp.mean(change[step]),
+        jnp.mean(change[step]) * unit[0, 0],
         up,
         down,
         _correlation(rise, fall, near),
@@ -212,14 +267,19 @@ def gradient_cosine(loss: Callable[..., jax.Array], params: Any, one: Any, other
         other: batch of the second.
 
     Returns:
-        Cosine.
+        Cosine; NaN where a gradient is zero.
+
+    Raises:
+        TypeError: loss is no function of params and batch.
+        ValueError: a parameter is not floating point, or the loss is not a scalar.
     """
-    a, b = (jax.tree.leaves(jax.grad(loss)(params, batch)) for batch in (one, other))
-
-    def inner(u, v):
-        return sum(jnp.vdot(x, y) for x, y in zip(u, v))
-
-    return inner(a, b) / jnp.sqrt(inner(a, a) * inner(b, b))
+    checks.function("loss", loss, "params", "batch")
+    checks.check_params(params)
+    for batch in (one, other):
+        checks.check_loss(loss, params, batch)
+    a, b = (ravel_pytree(jax.grad(loss)(params, batch))[0] for batch in (one, other))
+    a, b = (g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in (a, b))
+    return jnp.sum((a / norm(a)) * (b / norm(b)))
 
 
 def _correlation(a, b, use):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metrics.estimate import Estimate
+from metrics import checks
+from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 
 
 class Rank(NamedTuple):
@@ -37,12 +38,18 @@ def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
         centered: subtract the mean over rows (features of N examples).
 
     Returns:
-        Rank; 0 for a zero matrix. Exact for the matrix given: features of N examples show at most
-        N directions, so compare ranks at equal N.
+        Rank; 0 for a zero matrix, NaN for one that is not finite. Exact for the matrix given: features of N
+        examples show at most N directions, so compare ranks at equal N.
+
+    Raises:
+        TypeError: matrix holds no numbers.
+        ValueError: it is not (N, d) or more, or empty.
 
     Source: Roy & Vetterli 2007; Gao et al. 2017 (participation); Rudelson & Vershynin 2007 (stable).
     """
+    matrix = checks.real("matrix", matrix, "N", "d", "...")
     rows = matrix.reshape(matrix.shape[0], -1)
+    rows = rows / power_of_two(rows)
     if centered:
         rows = rows - jnp.mean(rows, axis=0, keepdims=True)
     s = jnp.linalg.svd(rows, compute_uv=False)
@@ -50,7 +57,7 @@ def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
     square = _ratio(s, s[0]) ** 2
     entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)))
     return Rank(
-        jnp.where(s[0] > 0, jnp.exp(entropy), 0),
+        jnp.where(s[0] == 0, 0, jnp.exp(entropy)),
         _ratio(jnp.sum(square) ** 2, jnp.sum(square**2)),
         jnp.sum(square),
     )
@@ -60,16 +67,24 @@ def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: in
     """IPR = sum_k (|v_k| / |v|)^(2r): 1 on one coordinate, n^(1-r) spread evenly over n.
 
     Args:
-        vectors: any shape.
+        vectors: any shape, real or complex.
         axis: of the coordinates.
-        power: r.
+        power: r, at least 1.
 
     Returns:
         The shape without axis; 0 for a zero vector (a neuron dead under weight decay).
 
+    Raises:
+        TypeError: vectors holds no numbers, or axis or power is no integer.
+        ValueError: axis or power is out of range.
+
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
     """
-    square = jnp.abs(vectors) ** 2
+    if not jnp.iscomplexobj(vectors):
+        vectors = checks.real("vectors", vectors)
+    axis = _axis(axis, vectors.ndim)
+    checks.integer("power", power, 1)
+    square = jnp.abs(vectors / power_of_two(vectors, axis)) ** 2
     return jnp.sum(_ratio(square, jnp.sum(square, axis=axis, keepdims=True)) ** power, axis=axis)
 
 
@@ -88,9 +103,21 @@ def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Ar
     Returns:
         The shape without axis.
 
+    Raises:
+        TypeError: weights holds no numbers, or axis or power is no integer.
+        ValueError: weights is complex; axis or power is out of range.
+
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
     """
+    weights = checks.real("weights", weights)
+    axis = _axis(axis, weights.ndim)
     return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
+
+
+def _axis(axis, ndim):
+    if ndim == 0:
+        raise ValueError("a single number has no coordinates; give an array with an axis of them")
+    return checks.integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
 class Tuning(NamedTuple):
@@ -114,7 +141,15 @@ def fourier_tuning(weights: jax.Array) -> Tuning:
     Returns:
         Tuning; the frequency is common to a neuron's vectors, the constant (frequency 0) is no candidate but counts
         in the share. A neuron of zero weights has share 0 and a frequency and phases that mean nothing.
+
+    Raises:
+        TypeError: weights holds no numbers.
+        ValueError: weights is not (j, n, p) with p >= 2.
     """
+    weights = checks.real("weights", weights, "j", "n", "p")
+    if weights.shape[-1] < 2:
+        raise ValueError("weights has 1 residue; a frequency needs at least 2")
+    weights = weights / power_of_two(weights, -1)
     p = weights.shape[-1]
     waves = jnp.fft.rfft(weights, axis=-1)
     # The coefficients at k and p - k carry equal power; the constant, and p/2 where it is there, stand alone.
@@ -140,8 +175,16 @@ def pruning_mask(
     Returns:
         Booleans (n,); of equal scores the first go first.
 
+    Raises:
+        TypeError: scores or share are no numbers.
+        ValueError: scores is not (n,) or (outside of a trace) not finite, share not a number in [0, 1].
+
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.1.
     """
+    scores = checks.finite("scores", checks.real("scores", scores, "n"))
+    share = checks.within("share", share, lambda s: (s >= 0) & (s <= 1), "in [0, 1]")
+    if share.ndim:
+        raise ValueError(f"share has shape {share.shape}; it must be one number")
     rank = jnp.argsort(jnp.argsort(-scores if highest else scores))
     return rank >= jnp.round(share * scores.size)
 
@@ -166,10 +209,14 @@ def pruned_outputs(
         them: the first is the whole network, the last is zero.
 
     Raises:
-        ValueError: groups does not divide n.
+        TypeError: arrays of no numbers, groups no integer.
+        ValueError: groups does not divide n, shapes do not fit, or scores are not finite.
     """
+    hidden, readout = checks.real("hidden", hidden, "N", "n"), checks.real("readout", readout)
     count, size = hidden.shape
-    if groups < 1 or size % groups:
+    checks.check_shape("readout", readout.shape, (size, "outputs"))
+    scores = checks.finite("scores", checks.real("scores", scores, size))
+    if checks.integer("groups", groups) < 1 or size % groups:
         raise ValueError(f"groups is {groups}; it must be a divisor of the {size} neurons")
     order = jnp.argsort(-scores if highest else scores)[::-1]
     parts = jnp.einsum(
@@ -191,18 +238,25 @@ def feature_change(features: jax.Array, initial: jax.Array) -> Change:
         Change; examples whose features are zero count as unchanged in cosine and relative change.
 
     Raises:
-        ValueError: shapes differ.
+        TypeError: arrays of no numbers.
+        ValueError: shapes differ, or there are fewer than 2 examples, which have no standard error.
     """
+    features = checks.real("features", features, "N", "d", "...")
+    initial = checks.real("initial", initial, "N", "d", "...")
+    if features.shape[0] < 2:
+        raise ValueError(
+            "features are of 1 example; a standard error over examples needs at least 2"
+        )
     if features.shape != initial.shape:
         raise ValueError(
             f"features have shapes {features.shape} and {initial.shape}; they must be equal"
         )
     h, start = (a.reshape(a.shape[0], -1) for a in (features, initial))
-    moved = jnp.linalg.norm(h - start, axis=1)
-    before = jnp.linalg.norm(start, axis=1)
-    both = before * jnp.linalg.norm(h, axis=1)
-    cosine = jnp.where(both > 0, _ratio(jnp.sum(h * start, axis=1), both), 1)
-    return Change(_mean(_ratio(moved, before)), _mean(moved / jnp.sqrt(h.shape[1])), _mean(cosine))
+    moved, before, after = norm(h - start, 1), norm(start, 1), norm(h, 1)
+    units = (_ratio(h, after[:, None]), _ratio(start, before[:, None]))
+    cosine = jnp.where((before == 0) | (after == 0), 1, jnp.sum(units[0] * units[1], axis=1))
+    rows = (_ratio(moved, before), moved / jnp.sqrt(h.shape[1]), cosine)
+    return Change(*map(mean_estimate, rows))
 
 
 def feature_change_by_layer(
@@ -218,8 +272,10 @@ def feature_change_by_layer(
         layer name -> Change.
 
     Raises:
+        TypeError: features or initial is no dict.
         ValueError: names differ, or shapes of a layer.
     """
+    checks.layers(features=features, initial=initial)
     if features.keys() != initial.keys():
         raise ValueError(
             f"layers differ: {sorted(features)} and {sorted(initial)}; give one network twice"
@@ -227,11 +283,7 @@ def feature_change_by_layer(
     return {name: feature_change(features[name], initial[name]) for name in features}
 
 
-def _mean(values):
-    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / jnp.sqrt(values.size))
-
-
 def _ratio(numerator, denominator):
-    """0 where the denominator is 0, without a NaN on the way."""
-    safe = jnp.where(denominator > 0, denominator, 1)
-    return jnp.where(denominator > 0, numerator / safe, 0)
+    """0 where the denominator is 0, without a NaN on the way; what is NaN stays so."""
+    empty = denominator == 0
+    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metrics import checks
+
 
 class Thresholds(NamedTuple):
     """Values of beta_k = M N kappa / n_k at which the mode of a class disappears."""
@@ -90,11 +92,10 @@ def mode(beta, depth: int, *, branch: str = "global") -> np.ndarray:
         ValueError: depth, beta not positive, or branch unknown.
     """
     limits = thresholds(depth)
-    beta = np.asarray(beta, np.float64)
-    if not (beta > 0).all():
+    beta = checks.doubles("beta", beta)
+    if not ((beta > 0) & np.isfinite(beta)).all():
         raise ValueError(f"beta is {beta}; it must be positive: every regulariser is needed")
-    if branch not in ("global", "upper"):
-        raise ValueError(f"branch is {branch!r}; it must be 'global' or 'upper'")
+    checks.choice("branch", branch, ("global", "upper"))
     if depth == 1:
         return np.maximum(1 / np.sqrt(beta) - 1, 0)
     alive = beta < (limits.collapse if branch == "global" else limits.spinodal)
@@ -142,7 +143,7 @@ def mse_optimum(
     """
     n, decays = _check_problem(class_sizes, weight_decays, feature_decay)
     depth, total, classes = len(decays), n.sum(), n.size
-    if dim is not None and dim < 1:
+    if dim is not None and checks.integer("dim", dim) < 1:
         raise ValueError(f"dim is {dim}; it must be positive")
     kappa = (total * feature_decay * np.prod(decays)) ** (1 / depth)
     # Targets of each class: columns of (I - n 1^T / N) or I; modes: their weighted singular vectors.
@@ -154,7 +155,9 @@ def mse_optimum(
         left, size = np.eye(classes), n.astype(np.float64)
     beta = depth * total * kappa / size
     x = mode(beta, depth, branch=branch)
-    unique = branch == "upper" or not np.isclose(beta, thresholds(depth).collapse, 1e-12).any()
+    # At the threshold a mode may be there or not; a single layer's reaches it at zero.
+    tied = depth > 1 and np.isclose(beta, thresholds(depth).collapse, 1e-12).any()
+    unique = branch == "upper" or not tied
     if dim is not None and dim < size.size:
         order = np.argsort(-size, kind="stable")
         unique = unique and not np.isclose(size[order[dim - 1]], size[order[dim]], 1e-9)
@@ -178,19 +181,20 @@ def mse_optimum(
 
 def simplex(num_classes: int) -> np.ndarray:
     """Logits of the simplex equiangular tight frame, rank K-1: I - 11^T/K."""
+    checks.integer("num_classes", num_classes, 2)
     return np.eye(num_classes) - 1 / num_classes
 
 
 def orthoplex(num_classes: int) -> np.ndarray:
     """Logits of pairs of opposite orthogonal vectors, rank K/2: +1 own, -1 partner, 0 others; K even."""
-    if num_classes % 2:
+    if checks.integer("num_classes", num_classes, 2) % 2:
         raise ValueError(f"num_classes is {num_classes}; opposite pairs need an even number")
     return np.kron(np.eye(num_classes // 2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
 
 
 def polygon(num_classes: int) -> np.ndarray:
     """Logits of K points on a circle, rank 2: cos(2 pi (i - j) / K)."""
-    k = np.arange(num_classes)
+    k = np.arange(checks.integer("num_classes", num_classes, 2))
     return np.cos(2 * np.pi * (k[:, None] - k[None]) / num_classes)
 
 
@@ -199,7 +203,7 @@ def pair_subsets(num_points: int) -> np.ndarray:
 
     m = 4 is `orthoplex` of K = 6 in another order; m = 5 lives on the Petersen graph.
     """
-    if num_points < 3:
+    if checks.integer("num_points", num_points) < 3:
         raise ValueError(f"num_points is {num_points}; it must be at least 3")
     first, second = np.triu_indices(num_points, 1)
     members = np.eye(num_points)[first] + np.eye(num_points)[second] - 2 / num_points
@@ -244,9 +248,10 @@ def cross_entropy_loss(
 
     Source: Schatten quasi-norms as factorisation costs (Shang, Liu & Cheng 2016).
     """
-    logits = np.asarray(logits, np.float64)
+    logits = checks.doubles("logits", logits)
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
         raise ValueError(f"logits has shape {logits.shape}; it must be (K, K)")
+    checks.integer("samples_per_class", samples_per_class, 1)
     _, decays = _check_problem([samples_per_class] * len(logits), weight_decays, feature_decay)
     factors = len(decays) + 1
     price = factors / 2 * (samples_per_class * feature_decay * np.prod(decays)) ** (1 / factors)
@@ -281,7 +286,9 @@ def cross_entropy_optimum(
 
     Source: Garrod & Keating 2024 (arXiv 2410.23169) for the claim; frames and values derived here.
     """
-    pattern = np.asarray(pattern, np.float64)
+    pattern = checks.doubles("pattern", pattern)
+    if not np.isfinite(pattern).all() or not pattern.any():
+        raise ValueError("pattern must be finite and not all zero: it is known up to scale only")
     arguments = (samples_per_class, weight_decays, feature_decay)
     zero = cross_entropy_loss(0 * pattern, *arguments)
 
@@ -341,18 +348,21 @@ def _golden(function, low, high):
 
 
 def _check_depth(depth):
-    if depth < 1:
+    if checks.integer("depth", depth) < 1:
         raise ValueError(
             f"depth is {depth}; it must be at least 1 (weight layers above the features)"
         )
 
 
 def _check_problem(class_sizes, weight_decays, feature_decay):
-    n, decays = np.asarray(class_sizes, np.float64), np.asarray(weight_decays, np.float64)
-    if n.ndim != 1 or n.size < 2 or not (n > 0).all():
+    n, decays = (
+        checks.doubles("class_sizes", class_sizes),
+        checks.doubles("weight_decays", weight_decays),
+    )
+    if n.ndim != 1 or n.size < 2 or not ((n > 0) & np.isfinite(n)).all():
         raise ValueError(f"class_sizes is {class_sizes}; it must be two positive numbers or more")
-    if decays.ndim != 1 or decays.size < 1 or not (decays > 0).all():
+    if decays.ndim != 1 or decays.size < 1 or not ((decays > 0) & np.isfinite(decays)).all():
         raise ValueError(f"weight_decays is {weight_decays}; give one positive number per layer")
-    if not feature_decay > 0:
-        raise ValueError(f"feature_decay is {feature_decay}; it must be positive")
+    if checks.positive("feature_decay", feature_decay).ndim:
+        raise ValueError(f"feature_decay is {feature_decay}; it must be one number")
     return n, decays

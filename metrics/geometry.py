@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metrics.estimate import Estimate
+from metrics import checks
+from metrics.estimate import Estimate, concrete, norm, power_of_two
 
 FRAMES = ("simplex", "orthogonal")
 # Accelerators multiply float32 matrices in fewer bits unless asked.
@@ -24,6 +26,7 @@ class Frame(NamedTuple):
     equinorm: standard deviation over mean of the lengths.
     equiangularity: standard deviation over pairs of the cosines.
     max_angle: mean over pairs of |cosine - the frame's|.
+    A vector of length 0 has no angles: the last two are NaN then.
     """
 
     error: jax.Array
@@ -38,7 +41,7 @@ class Duality(NamedTuple):
 
     error: || W M^T/||.||_F - T/||T||_F ||_F, T the frame's Gram matrix.
     distance: || W/||W||_F - M/||M||_F ||_F^2.
-    angle: mean over k of 1 - cos(w_k, m_k): 0 whatever the lengths.
+    angle: mean over k of 1 - cos(w_k, m_k): 0 whatever the lengths, NaN where one is 0.
     uniformity: variance over k of <w_k, m_k>, over its squared mean.
     """
 
@@ -48,7 +51,6 @@ class Duality(NamedTuple):
     uniformity: jax.Array
 
 
-@partial(jax.jit, static_argnames=("frame",))
 def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
     """NC2 of K vectors: equal norms, equal angles, distance to the predicted frame.
 
@@ -60,32 +62,37 @@ def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
         Frame.
 
     Raises:
+        TypeError: vectors are no numbers.
         ValueError: frame is unknown, or vectors is not a matrix of two rows at least.
 
     Source: Papyan, Han & Donoho 2020; the Gram form: Zhu et al. 2021; general orthogonal frames:
     Dang et al. 2023.
     """
-    _check(vectors, frame)
+    return _frame_geometry(_vectors(vectors, frame), frame)
+
+
+@partial(jax.jit, static_argnames=("frame",))
+def _frame_geometry(vectors, frame):
+    vectors = vectors / power_of_two(vectors)
     count = vectors.shape[0]
     gram = matmul(vectors, vectors.T)
     length = jnp.sqrt(jnp.diagonal(gram))
     target = frame_gram(count, frame, gram.dtype)
     cosine_target = target / target[0, 0]
     outer = length[:, None] * length[None, :]
-    cosine = gram / jnp.where(outer > 0, outer, 1)
-    off = 1 - jnp.eye(count, dtype=gram.dtype)
+    cosine = gram / outer
+    off = ~jnp.eye(count, dtype=bool)
     pairs = count * (count - 1)
-    mean_cosine = jnp.sum(cosine * off) / pairs
+    mean_cosine = jnp.sum(jnp.where(off, cosine, 0)) / pairs
     return Frame(
         error=gram_error(gram, target),
         general=jnp.linalg.norm(gram - outer * cosine_target) / jnp.linalg.norm(gram),
         equinorm=jnp.std(length) / jnp.mean(length),
-        equiangularity=jnp.sqrt(jnp.sum((cosine - mean_cosine) ** 2 * off) / pairs),
-        max_angle=jnp.sum(jnp.abs(cosine - cosine_target) * off) / pairs,
+        equiangularity=jnp.sqrt(jnp.sum(jnp.where(off, cosine - mean_cosine, 0) ** 2) / pairs),
+        max_angle=jnp.sum(jnp.where(off, jnp.abs(cosine - cosine_target), 0)) / pairs,
     )
 
 
-@partial(jax.jit, static_argnames=("frame",))
 def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex") -> Duality:
     """NC3: classifier rows against class means.
 
@@ -98,37 +105,57 @@ def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex")
         Duality.
 
     Raises:
+        TypeError: rows or vectors are no numbers.
         ValueError: frame is unknown, or the shapes differ.
 
     Source: Papyan, Han & Donoho 2020 (distance); Zhu et al. 2021 (error); Jiang et al. 2023 (angle).
     """
-    _check(vectors, frame)
-    if rows.shape != vectors.shape:
-        raise ValueError(f"rows {rows.shape} and vectors {vectors.shape} must have one shape")
+    vectors, rows = _vectors(vectors, frame), checks.real("rows", rows, "K", "d")
+    checks.same_shape(rows=rows, vectors=vectors)
+    return _self_duality(rows, vectors, frame)
+
+
+@partial(jax.jit, static_argnames=("frame",))
+def _self_duality(rows, vectors, frame):
+    rows, vectors = rows / power_of_two(rows), vectors / power_of_two(vectors)
     inner = jnp.sum(rows * vectors, axis=1)
     norms = jnp.linalg.norm(rows, axis=1) * jnp.linalg.norm(vectors, axis=1)
     difference = rows / jnp.linalg.norm(rows) - vectors / jnp.linalg.norm(vectors)
     return Duality(
         error=gram_error(matmul(rows, vectors.T), frame_gram(rows.shape[0], frame, rows.dtype)),
         distance=jnp.sum(difference**2),
-        angle=jnp.mean(1 - inner / jnp.where(norms > 0, norms, 1)),
+        angle=jnp.mean(1 - inner / norms),
         uniformity=jnp.var(inner) / jnp.mean(inner) ** 2,
     )
 
 
 def gram_error(gram: jax.Array, target: jax.Array) -> jax.Array:
-    """|| G/||G||_F - T/||T||_F ||_F: distance to a frame up to scale, such as one of `metrics.frames`."""
-    return jnp.linalg.norm(gram / jnp.linalg.norm(gram) - target / jnp.linalg.norm(target))
+    """|| G/||G||_F - T/||T||_F ||_F: distance to a frame up to scale, such as one of `metrics.frames`.
+
+    Args:
+        gram: (K, K).
+        target: the same shape.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: they are not matrices of one shape.
+    """
+    gram, target = checks.real("gram", gram, "K", "L"), checks.real("target", target, "K", "L")
+    checks.same_shape(gram=gram, target=target)
+    return jnp.linalg.norm(gram / norm(gram) - target / norm(target))
 
 
 def frame_gram(count: int, frame: str, dtype=jnp.float32) -> jax.Array:
     """Gram matrix of the frame up to scale: I - 11^T/K ('simplex') or I ('orthogonal')."""
+    checks.integer("count", count, 1)
+    checks.choice("frame", frame, FRAMES)
     identity = jnp.eye(count, dtype=dtype)
     return identity - 1 / count if frame == "simplex" else identity
 
 
 def squared_distances(vectors: jax.Array) -> jax.Array:
     """|v_i - v_j|^2 of all pairs (K, K), from differences of rows: close vectors stay exact."""
+    vectors = checks.real("vectors", vectors, "K", "d")
 
     def row(v):
         return jnp.sum((vectors - v[None]) ** 2, axis=1)
@@ -136,7 +163,6 @@ def squared_distances(vectors: jax.Array) -> jax.Array:
     return jax.lax.map(row, vectors)
 
 
-@partial(jax.jit, static_argnames=("exponent",))
 def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
     """Hyperspherical uniformity: mean pair energy of normalised vectors, and its spread over pairs.
 
@@ -149,9 +175,23 @@ def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
         Estimate: mean over pairs; the second number is the standard deviation over pairs, which
         is 0 for an equiangular frame.
 
+    Raises:
+        TypeError: vectors or exponent are no numbers.
+        ValueError: vectors is not a matrix of two rows at least.
+
     Source: Liu et al. 2023, generalising neural collapse via hyperspherical uniformity.
     """
-    unit = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    checks.finite("exponent", checks.real("exponent", exponent))
+    if np.ndim(exponent) or concrete(exponent) is None:
+        raise TypeError(
+            f"exponent is {exponent}; it must be a number, known before anything is compiled"
+        )
+    return _uniformity(_vectors(vectors, "simplex"), float(exponent))
+
+
+@partial(jax.jit, static_argnames=("exponent",))
+def _uniformity(vectors, exponent):
+    unit = vectors / norm(vectors, 1)[:, None]
     count = unit.shape[0]
     off = 1 - jnp.eye(count, dtype=unit.dtype)
     distance = jnp.sqrt(jnp.where(off > 0, squared_distances(unit), 1))
@@ -161,7 +201,6 @@ def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
     return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
 
 
-@partial(jax.jit, static_argnames=("num_steps",))
 def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimate:
     """Distance of every vector to the convex hull of the others (generalised NC2: its minimum is maximal).
 
@@ -175,8 +214,20 @@ def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimat
     Returns:
         Estimate: distances (K,) from above, and how much lower the true ones may be (duality gap).
 
+    Raises:
+        TypeError: vectors are no numbers, num_steps no integer.
+        ValueError: vectors is not a matrix of two rows at least, num_steps not positive.
+
     Source: Jiang, Zhou, Wang et al. 2023, generalized neural collapse for a large number of classes.
     """
+    checks.integer("num_steps", num_steps, 1)
+    vectors = _vectors(vectors, "simplex")
+    unit = power_of_two(vectors)
+    return jax.tree.map(lambda x: x * unit[0, 0], _one_vs_rest_distance(vectors / unit, num_steps))
+
+
+@partial(jax.jit, static_argnames=("num_steps",))
+def _one_vs_rest_distance(vectors, num_steps):
     count = vectors.shape[0]
     gram = matmul(vectors, vectors.T)
     rate = 1 / jnp.max(jnp.sum(jnp.abs(gram), axis=1))
@@ -213,8 +264,16 @@ def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
     Returns:
         (K, n), rows adding up to 1.
 
+    Raises:
+        TypeError: rows are no numbers, allowed no booleans.
+        ValueError: they are not of one shape (K, n).
+
     Source: Held, Wolfe & Crowder 1974.
     """
+    rows = checks.real("rows", rows, "K", "n")
+    if not jnp.issubdtype(jnp.result_type(allowed), jnp.bool_):
+        raise TypeError(f"allowed are {jnp.result_type(allowed)}; they must be booleans")
+    checks.same_shape(rows=rows, allowed=jnp.asarray(allowed))
     masked = jnp.where(allowed, rows, -jnp.inf)
     ordered = -jnp.sort(-masked, axis=1)
     finite = jnp.isfinite(ordered)
@@ -225,8 +284,9 @@ def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.maximum(masked - level, 0)
 
 
-def _check(vectors, frame):
-    if frame not in FRAMES:
-        raise ValueError(f"frame is {frame!r}; it must be one of {FRAMES}")
-    if vectors.ndim != 2 or vectors.shape[0] < 2:
+def _vectors(vectors, frame):
+    checks.choice("frame", frame, FRAMES)
+    vectors = checks.real("vectors", vectors)
+    if vectors.ndim != 2 or vectors.shape[0] < 2 or not vectors.shape[1]:
         raise ValueError(f"vectors has shape {vectors.shape}; it must be (K, d) with K >= 2")
+    return vectors

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metrics.estimate import Estimate
+from metrics import checks
+from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
 
 
@@ -30,7 +32,7 @@ class Spectrum(NamedTuple):
 
 def center(kernel: jax.Array) -> jax.Array:
     """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
-    _check_square(kernel)
+    kernel = _square("kernel", kernel)
     return (
         kernel
         - jnp.mean(kernel, axis=0, keepdims=True)
@@ -54,15 +56,18 @@ def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> ja
         Alignment, in [0, 1] for positive semi-definite kernels.
 
     Raises:
+        TypeError: kernels are no numbers.
         ValueError: shapes differ, or centred kernels are not square matrices.
 
     Source: Cristianini et al. 2001; centred: Cortes, Mohri & Rostamizadeh 2012.
     """
+    one, other = checks.real("one", one), checks.real("other", other)
     if one.shape != other.shape:
         raise ValueError(f"kernels have shapes {one.shape} and {other.shape}; they must be equal")
     if centered:
         one, other = center(one), center(other)
-    return jnp.vdot(one, other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other))
+    one, other = one / power_of_two(one), other / power_of_two(other)
+    return jnp.sum(one * other) / (norm(one) * norm(other))
 
 
 def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = True) -> jax.Array:
@@ -79,8 +84,9 @@ def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = 
     Raises:
         ValueError: kernel is not square, or targets have another number of rows.
     """
-    _check_square(kernel)
+    kernel = _square("kernel", kernel)
     y = _columns(kernel, targets)
+    kernel, y = kernel / power_of_two(kernel), y / power_of_two(y)
     if centered:
         kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
     inner = jnp.sum(y * matmul(kernel, y))
@@ -93,13 +99,28 @@ def distance(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax
 
 
 def velocity(before: jax.Array, after: jax.Array, elapsed, *, centered: bool = False) -> jax.Array:
-    """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate)."""
+    """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate), positive."""
+    elapsed = checks.positive("elapsed", elapsed)
     return distance(before, after, centered=centered) / elapsed
 
 
 def relative_change(kernel: jax.Array, initial: jax.Array) -> jax.Array:
-    """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`."""
-    return jnp.linalg.norm(kernel - initial) / jnp.linalg.norm(initial)
+    """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`.
+
+    Args:
+        kernel: any shape.
+        initial: the same shape.
+
+    Returns:
+        The ratio; inf or NaN where the initial kernel is zero.
+
+    Raises:
+        TypeError: kernels are no numbers.
+        ValueError: shapes differ.
+    """
+    kernel, initial = checks.real("kernel", kernel), checks.real("initial", initial)
+    checks.same_shape(kernel=kernel, initial=initial)
+    return norm(kernel - initial) / norm(initial)
 
 
 def weight_movement(params: Any, initial: Any) -> Movement:
@@ -111,16 +132,31 @@ def weight_movement(params: Any, initial: Any) -> Movement:
 
     Returns:
         Movement; a leaf that started at zero and moved has relative movement inf, 0 if it did not.
+
+    Raises:
+        TypeError: a leaf is no array of numbers.
+        ValueError: structures or shapes differ, or there are no parameters.
     """
+    params, initial = _params("params", params), _params("initial", initial)
+    checks.same_trees(params=params, initial=initial)
 
     def relative(size, start):
-        return jnp.where(size > 0, size / jnp.where(start > 0, start, 0), 0)
+        return jnp.where(size == 0, 0, size / start)
 
-    moved = jax.tree.map(lambda new, old: jnp.linalg.norm((new - old).ravel()), params, initial)
-    start = jax.tree.map(lambda old: jnp.linalg.norm(old.ravel()), initial)
-    total = jnp.linalg.norm(jnp.stack(jax.tree.leaves(moved)))
-    norm = jnp.linalg.norm(jnp.stack(jax.tree.leaves(start)))
-    return Movement(total, relative(total, norm), jax.tree.map(relative, moved, start))
+    moved = jax.tree.map(lambda new, old: norm(new - old), params, initial)
+    start = jax.tree.map(norm, initial)
+    total = norm(jnp.stack(jax.tree.leaves(moved)))
+    before = norm(jnp.stack(jax.tree.leaves(start)))
+    return Movement(total, relative(total, before), jax.tree.map(relative, moved, start))
+
+
+def _params(name, tree):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: checks.real(
+            f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}", leaf
+        ),
+        tree,
+    )
 
 
 def representation_alignment(
@@ -142,6 +178,7 @@ def representation_alignment(
         ValueError: numbers of examples differ.
     """
     x, y = _features(features, initial)
+    x, y = x / power_of_two(x), y / power_of_two(y)
     if centered:
         x, y = (a - jnp.mean(a, axis=0, keepdims=True) for a in (x, y))
     if x.shape[0] < max(x.shape[1], y.shape[1]):
@@ -153,6 +190,7 @@ def representation_alignment(
 def cka(features: jax.Array, other: jax.Array) -> Estimate:
     """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
     x, y = _features(features, other)
+    x, y = x / power_of_two(x), y / power_of_two(y)
     return cka_kernels(matmul(x, x.T), matmul(y, y.T))
 
 
@@ -176,7 +214,7 @@ def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
     Source: Song et al. 2012, equation 5 (HSIC_1); Nguyen, Raghu & Kornblith 2021 (CKA with it);
     Efron & Stein 1981 (jackknife).
     """
-    _check_pair(one, other, 5)
+    one, other = (k / power_of_two(k) for k in _pair(one, other, 5))
     joint, rest = _hsic_jackknife(one, other)
     first, first_rest = _hsic_jackknife(one, one)
     second, second_rest = _hsic_jackknife(other, other)
@@ -196,8 +234,10 @@ def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -
         Estimate of two matrices (len(one), len(other)), layers in the order of the dicts.
 
     Raises:
+        TypeError: one or other is no dict.
         ValueError: as `cka`.
     """
+    checks.layers(one=one, other=other)
     cells = [cka(x, y) for x in one.values() for y in other.values()]
     return jax.tree.map(lambda *parts: jnp.stack(parts).reshape(len(one), len(other)), *cells)
 
@@ -217,9 +257,12 @@ def hsic(one: jax.Array, other: jax.Array) -> Estimate:
 
     Source: Song et al. 2012, equation 5.
     """
-    _check_pair(one, other, 5)
-    value, left_out = _hsic_jackknife(one, other)
-    return Estimate(value, _jackknife_error(left_out))
+    one, other = _pair(one, other, 5)
+    units = power_of_two(one)[0, 0], power_of_two(other)[0, 0]
+    value, left_out = _hsic_jackknife(one / units[0], other / units[1])
+    return jax.tree.map(
+        lambda e: e * units[0] * units[1], Estimate(value, _jackknife_error(left_out))
+    )
 
 
 def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Estimate:
@@ -238,6 +281,8 @@ def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Esti
 
     Source: Nguyen, Raghu & Kornblith 2021, equation 3.
     """
+    names = ("joint", "first", "second")
+    joint, first, second = map(checks.real, names, (joint, first, second))
     if not joint.shape == first.shape == second.shape or joint.ndim != 1 or joint.size < 2:
         raise ValueError(
             f"shapes are {joint.shape}, {first.shape}, {second.shape}; they must be one (B,), B >= 2"
@@ -271,11 +316,15 @@ def task_model_alignment(
 
     Source: Canatar, Bordelon & Pehlevan 2021, equation 8.
     """
-    _check_square(kernel)
+    kernel = _square("kernel", kernel)
     y = _columns(kernel, targets)
+    y = y / power_of_two(y)
     if centered:
         kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
-    values, vectors = jnp.linalg.eigh(kernel)
+    _check_symmetric(kernel)
+    unit = power_of_two(kernel)
+    values, vectors = jnp.linalg.eigh(kernel / unit)
+    values = values * unit[0]
     power = jnp.sum(matmul(vectors.T, y) ** 2, axis=1)[::-1] / jnp.sum(y**2)
     return Spectrum(values[::-1] / kernel.shape[0], power, jnp.cumsum(power))
 
@@ -300,16 +349,19 @@ def _jackknife_error(left_out):
 
 
 def _columns(kernel, targets):
-    y = targets[:, None] if targets.ndim == 1 else targets
-    if y.ndim != 2 or y.shape[0] != kernel.shape[0]:
+    y = checks.real("targets", targets)
+    if y.ndim not in (1, 2) or y.shape[0] != kernel.shape[0]:
         raise ValueError(
-            f"targets has shape {targets.shape}; it must be ({kernel.shape[0]},) or "
+            f"targets has shape {y.shape}; it must be ({kernel.shape[0]},) or "
             f"({kernel.shape[0]}, K) as the kernel has {kernel.shape[0]} examples"
         )
-    return y
+    return y[:, None] if y.ndim == 1 else y
 
 
 def _features(one, other):
+    one, other = (
+        checks.real(name, x, "N", "d", "...") for name, x in (("features", one), ("other", other))
+    )
     if one.shape[0] != other.shape[0]:
         raise ValueError(
             f"features are of {one.shape[0]} and {other.shape[0]} examples; they must be the same ones"
@@ -317,19 +369,31 @@ def _features(one, other):
     return one.reshape(one.shape[0], -1), other.reshape(other.shape[0], -1)
 
 
-def _check_pair(one, other, least):
-    for kernel in (one, other):
-        _check_square(kernel)
+def _pair(one, other, least):
+    one, other = _square("one", one), _square("other", other)
     if one.shape != other.shape or one.shape[0] < least:
         raise ValueError(
             f"kernels have shapes {one.shape} and {other.shape}; they must be equal, with {least} "
             "examples or more"
         )
+    return one, other
 
 
-def _check_square(kernel):
-    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+def _square(name, kernel):
+    kernel = checks.real(name, kernel)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
-            f"kernel has shape {kernel.shape}; it must be (N, N): bring one with outputs, "
+            f"{name} has shape {kernel.shape}; it must be (N, N): bring one with outputs, "
             "(N, N, K, K), to (NK, NK) by transpose(0, 2, 1, 3).reshape, or average over outputs"
+        )
+    return kernel
+
+
+def _check_symmetric(kernel):
+    """A solver for symmetric matrices reads half of another one, and its answer looks right."""
+    values = concrete(kernel)
+    if values is not None and np.abs(values - values.T).max() > 1e-3 * np.abs(values).max():
+        raise ValueError(
+            "kernel is not symmetric; its spectrum needs one of a set of examples with itself: "
+            "average it with its transpose if rounding made it so"
         )

@@ -8,9 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from metrics import checks, curvature, operators
-from metrics.estimate import Estimate
+from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
+from metrics.geometry import matmul
 
 
 class NoiseScale(NamedTuple):
@@ -18,11 +21,12 @@ class NoiseScale(NamedTuple):
 
     value: jax.Array  # tr(Sigma) / |G|^2; infinite where |G|^2 is not seen above the noise
     error: jax.Array
-    noise: jax.Array  # tr(Sigma), the trace of the per-example gradient covariance
-    signal: jax.Array  # |G|^2, unbiased
+    # tr(Sigma), the trace of the per-example gradient covariance, and |G|^2, unbiased: squares, NaN where single
+    # precision cannot hold them (gradients beyond 1e19, or below 1e-19).
+    noise: jax.Array
+    signal: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("losses", "chunk"))
 def gradient_noise_scale(
     losses: Callable, params: Any, batch: Any, *, chunk: int = 64
 ) -> NoiseScale:
@@ -38,42 +42,62 @@ def gradient_noise_scale(
         NoiseScale(value, error, noise, signal).
 
     Raises:
-        ValueError: fewer than 3 examples.
+        TypeError: losses is no function, or chunk no integer.
+        ValueError: fewer than 3 examples, leaves without a common leading axis, losses not one per example.
 
     Source: McCandlish et al. (2018), arXiv:1812.06162, equation 2.9 and appendix A.
     """
-    count = jax.eval_shape(losses, params, batch).size
+    checks.function("losses", losses, "params", "batch")
+    checks.integer("chunk", chunk, 1)
+    checks.check_params(params)
+    count = checks.examples("batch", batch)
     if count < 3:
         raise ValueError(
             f"the batch has {count} examples; a noise scale with an error needs at least 3"
         )
-    gradient = jax.grad(lambda p: losses(p, batch).mean())(params)
+    if (given := checks.check_losses(losses, params, batch)) != count:
+        raise ValueError(
+            f"losses returns {given} numbers for {count} examples; it must return one for each"
+        )
+    params = curvature.single_precision(lambda p, b, _: losses(p, b), params, batch)
+    return _noise_scale(losses, params, batch, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("losses", "chunk"))
+def _noise_scale(losses, params, batch, chunk):
+    n = jax.tree.leaves(batch)[0].shape[0]
+    gradient = ravel_pytree(jax.grad(lambda p: losses(p, batch).mean())(params))[0]
+    length = norm(gradient)
+    direction = gradient / jnp.where(length > 0, length, 1)
 
     def one(example):
         lone = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
-        g = jax.grad(lambda p: losses(p, lone)[0])(params)
-        return _dot(g, g), _dot(g, gradient)
+        g = ravel_pytree(jax.grad(lambda p: losses(p, lone)[0])(params))[0]
+        return norm(g), matmul(g, direction)
 
-    squares, along = jax.lax.map(one, batch, batch_size=min(chunk, count))
-    total, mean = squares.sum(), _dot(gradient, gradient)
+    # |g_i|, g_i . g / |g| and |g|: no squares yet, and then in units of the largest.
+    sizes, along = jax.lax.map(one, batch, batch_size=min(chunk, n))
+    unit = power_of_two(jnp.append(sizes, length))
+    sizes, along, length = sizes / unit, along / unit, length / unit[0]
+    squares, along, mean = sizes**2, along * length, length**2
+    total = squares.sum()
 
     def scale(total, mean, n):
         noise = (total - n * mean) / (n - 1)
         signal = mean - noise / n
-        return (
-            noise,
-            signal,
-            jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf),
-        )
+        unseen = signal <= 0  # not so for NaN, which stays
+        return noise, signal, jnp.where(unseen, jnp.inf, noise / jnp.where(unseen, 1, signal))
 
     # Leave one out: everything follows from |g_i|^2 and g_i . g.
-    n = count
     without = (n**2 * mean - 2 * n * along + squares) / (n - 1) ** 2
     left = scale(total - squares, without, n - 1)[2]
-    error = jnp.sqrt((n - 1) * jnp.mean(jnp.nan_to_num(left - left.mean(), nan=jnp.inf) ** 2))
-    error = jnp.where(jnp.isfinite(error), error, jnp.inf)
     noise, signal, value = scale(total, mean, n)
-    return NoiseScale(value, error, noise, signal)
+    error = jnp.sqrt((n - 1) * jnp.mean((left - left.mean()) ** 2))
+    error = jnp.where(jnp.isinf(left).any() | jnp.isinf(value), jnp.inf, error)
+    # The square of the unit is a number of its own only within the range of the precision.
+    square = unit[0] ** 2
+    square = jnp.where((square > 0) & jnp.isfinite(square), square, jnp.nan)
+    return NoiseScale(value, error, noise * square, signal * square)
 
 
 class BatchSharpness(NamedTuple):
@@ -119,15 +143,17 @@ def batch_sharpness_prediction(
         BatchSharpness(top, excess, value, error).
 
     Raises:
+        TypeError: losses is no function, key no PRNG key, a number no integer.
         ValueError: a batch size is not between 1 and N, or there are fewer than 2 probes.
 
     Source: derived here. Granziol, Zohren & Roberts (2022), arXiv:2006.09092, for independent noise
     (`iid_batch_sharpness`), which trained networks are far from.
     """
+    checks.key(key)
     count = _example_count(losses, params, batch, batch_sizes)
-    if num_probes < 2:
-        raise ValueError(f"num_probes is {num_probes}; it must be at least 2, for a standard error")
+    _check_least("num_probes", num_probes)
     mean_loss, weighted_loss = _mean_of(losses), _weighted(losses)
+    params = curvature.single_precision(operators.hessian(mean_loss), params, batch)
     keys = jax.random.split(key, num_probes + 1)
     pairs = curvature.sharpness(
         mean_loss, params, batch, num_steps=num_steps, start=keys[0], unroll=unroll
@@ -137,20 +163,39 @@ def batch_sharpness_prediction(
     rows = []
     for probe in keys[1:]:
         signs = jax.random.rademacher(probe, (count,), top.dtype) / jnp.sqrt(count)
-        w, square = _pushed(weighted_loss, params, batch, signs, u)
+        w, length = _pushed(weighted_loss, params, batch, signs, u)
         space = curvature.krylov(
             deflated, params, (batch, u), probe, w, num_steps=num_steps, unroll=unroll
         )
-        rows.append(square * _resolvent(space, top))
-    rows = jnp.stack(rows)
-    excess = Estimate(rows.mean(), jnp.std(rows, ddof=1) / jnp.sqrt(num_probes))
+        rows.append(length * (length * _resolvent(space, top)))
+    excess = mean_estimate(jnp.stack(rows))
     inverse = inverse_batch(batch_sizes, count)
     return BatchSharpness(top, excess, top + excess.value * inverse, excess.error * inverse)
 
 
 def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
-    """1/b = (N - B) / (B (N - 1)): variance of a mean of B out of N without replacement."""
-    sizes = jnp.asarray(batch_sizes, float)
+    """1/b = (N - B) / (B (N - 1)): variance of a mean of B out of N without replacement, in units of that of one.
+
+    Args:
+        batch_sizes: sizes B, integers from 1 to N; one, or several.
+        count: N, at least 2.
+
+    Returns:
+        1/b, of the shape of batch_sizes.
+
+    Raises:
+        TypeError: a size or count is no integer.
+        ValueError: a size is not between 1 and count.
+    """
+    checks.integer("count", count, 2)
+    if not np.issubdtype(np.asarray(batch_sizes).dtype, np.integer):
+        raise TypeError(f"batch_sizes is {batch_sizes}; it must be integers")
+    sizes = checks.within(
+        "batch_sizes",
+        batch_sizes,
+        lambda b: (b >= 1) & (b <= count),
+        f"between 1 and count = {count}",
+    )
     return (count - sizes) / (sizes * (count - 1))
 
 
@@ -183,13 +228,16 @@ def batch_sharpness(
         Estimate(mean, standard error of the mean over batches).
 
     Raises:
+        TypeError: losses is no function, key no PRNG key, a number no integer.
         ValueError: batch_size is not between 1 and N, or there are fewer than 2 batches.
     """
+    checks.key(key)
     count = _example_count(losses, params, batch, [batch_size])
-    if num_batches < 2:
+    if (rows := checks.examples("batch", batch)) != count:
         raise ValueError(
-            f"num_batches is {num_batches}; it must be at least 2, for a standard error"
+            f"losses returns {count} numbers for {rows} examples; it must return one for each"
         )
+    _check_least("num_batches", num_batches)
     mean_loss, values = _mean_of(losses), []
     for draw in jax.random.split(key, num_batches):
         chosen = jax.random.permutation(draw, count)[:batch_size]
@@ -198,8 +246,7 @@ def batch_sharpness(
             mean_loss, params, part, num_steps=num_steps, start=draw, which=which, unroll=unroll
         )
         values.append(top.value[0])
-    values = jnp.stack(values)
-    return Estimate(values.mean(), jnp.std(values, ddof=1) / jnp.sqrt(num_batches))
+    return mean_estimate(jnp.stack(values))
 
 
 def iid_batch_sharpness(top, noise, inverse):
@@ -212,10 +259,21 @@ def iid_batch_sharpness(top, noise, inverse):
         noise: P s^2, from `hessian_noise`.
         inverse: 1/b, from `inverse_batch`.
 
+    Raises:
+        ValueError: noise or inverse is negative, or the shapes of top and noise do not broadcast to inverse's.
+
     Source: Granziol, Zohren & Roberts (2022), arXiv:2006.09092, theorem 1.
     """
-    edge = jnp.sqrt(noise * inverse)
-    return jnp.where(top > edge, top + edge**2 / jnp.where(top > edge, top, 1), 2 * edge)
+    top = checks.real("top", top)
+    noise, inverse = (
+        checks.within(name, value, lambda x: ~(x < 0), "at least 0")
+        for name, value in (("noise", noise), ("inverse", inverse))
+    )
+    if top.ndim or noise.ndim:
+        checks.same_shape(top=top, noise=noise, inverse=inverse)
+    edge = jnp.sqrt(noise) * jnp.sqrt(inverse)
+    inside = top <= edge  # not so for NaN, which stays
+    return jnp.where(inside, 2 * edge, top + edge * (edge / jnp.where(inside, 1, top)))
 
 
 def hessian_noise(
@@ -229,18 +287,37 @@ def hessian_noise(
         batch: all N examples.
         key: PRNG key of the probes.
         num_probes: one product each.
+
+    Returns:
+        Estimate. It is a square: outside of a trace one that single precision cannot hold is refused.
+
+    Raises:
+        TypeError: losses is no function, key no PRNG key, num_probes no integer.
+        ValueError: fewer than 2 probes or examples; the noise is too large or too small for the precision.
     """
-    size = checks.check_params(params)
-    count = jax.eval_shape(losses, params, batch).size
-    weighted, rows = _weighted(losses), []
+    checks.key(key)
+    count = _example_count(losses, params, batch, [])
+    _check_least("num_probes", num_probes)
+    if count < 2:
+        raise ValueError(
+            f"the batch has {count} example; a variance over examples needs at least 2"
+        )
+    size, weighted, rows = checks.check_params(params), _weighted(losses), []
+    params = curvature.single_precision(operators.hessian(_mean_of(losses)), params, batch)
     for probe in jax.random.split(key, num_probes):
         signs_key, z_key = jax.random.split(probe)
         signs = jax.random.rademacher(signs_key, (count,), float)
         # Centred weights give H_i - H in one product; the variance lost to the mean is 1 - 1/N.
         weights = (signs - signs.mean()) / jnp.sqrt(count - 1)
-        rows.append(_squared_product(weighted, params, batch, weights, z_key) / size)
-    rows = jnp.stack(rows)
-    return Estimate(rows.mean(), jnp.std(rows, ddof=1) / jnp.sqrt(num_probes))
+        rows.append(_product_length(weighted, params, batch, weights, z_key))
+    lengths = jnp.stack(rows)
+    result = mean_estimate(lengths**2 / size)
+    lost = (lengths > 0) & (lengths**2 == 0)
+    if checks.flag(jnp.any(lost) | jnp.isinf(result.value)):
+        raise ValueError(
+            f"the noise is the square of {jnp.max(lengths):.3g}, which {lengths.dtype} cannot hold: scale the loss"
+        )
+    return result
 
 
 @functools.lru_cache(maxsize=64)
@@ -266,9 +343,9 @@ def _deflated(product):
 
 @functools.partial(jax.jit, static_argnames="weighted")
 def _pushed(weighted, params, batch, signs, u):
-    """w = sum_i x_i H_i u off u, and its squared norm."""
+    """w = sum_i x_i H_i u off u, and its norm."""
     w = _without(u, operators.hessian(weighted)(params, (batch, signs), u))
-    return w, _dot(w, w)
+    return w, norm(ravel_pytree(w)[0])
 
 
 @jax.jit
@@ -279,12 +356,12 @@ def _resolvent(space, top):
 
 
 @functools.partial(jax.jit, static_argnames="weighted")
-def _squared_product(weighted, params, batch, weights, key):
+def _product_length(weighted, params, batch, weights, key):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     z = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
     w = operators.hessian(weighted)(params, (batch, weights), jax.tree.unflatten(tree, z))
-    return _dot(w, w)
+    return norm(ravel_pytree(w)[0])
 
 
 def _without(u, v):
@@ -297,14 +374,19 @@ def _dot(a, b):
 
 
 def _example_count(losses, params, batch, batch_sizes):
-    shape = jax.eval_shape(losses, params, batch).shape
-    if len(shape) != 1:
-        raise ValueError(
-            f"losses returns shape {shape}; it must return one number per example, (N,)"
-        )
+    checks.function("losses", losses, "params", "batch")
+    checks.check_params(params)
+    count = checks.check_losses(losses, params, batch)
+    if np.ndim(batch_sizes) != 1:
+        raise TypeError(f"batch_sizes is {batch_sizes}; it must be a list of integers")
     for size in batch_sizes:
-        if not 1 <= size <= shape[0]:
+        if checks.integer("batch_size", size) < 1 or size > count:
             raise ValueError(
-                f"batch size {size} is not between 1 and the {shape[0]} examples there are"
+                f"batch size {size} is not between 1 and the {count} examples there are"
             )
-    return shape[0]
+    return count
+
+
+def _check_least(name, value):
+    if checks.integer(name, value) < 2:
+        raise ValueError(f"{name} is {value}; it must be at least 2, for a standard error")

@@ -17,21 +17,39 @@ Kronecker-factored approximations see curvlinops (PyTorch); to solve, `jax.scipy
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from metrics import checks
+from metrics.batches import accumulated, is_streamed, streamed
+from metrics.programs import remembered
+from ntk.linearize import pushforward
+
+__all__ = [
+    "LIKELIHOODS",
+    "accumulated",
+    "adam_factors",
+    "empirical_fisher",
+    "fisher",
+    "fisher_monte_carlo",
+    "gauss_newton",
+    "gradient_covariance",
+    "hessian",
+    "is_streamed",
+    "per_example",
+    "residual",
+    "scaled",
+    "streamed",
+]
+
 Loss = Callable[[Any, Any], jax.Array]
 Product = Callable[[Any, Any, Any], Any]
 
-# Equal arguments give the same product object, so what was compiled for it is found again.
-_remembered = functools.lru_cache(maxsize=64)
 
-
-@_remembered
+@remembered
 def hessian(loss: Loss) -> Product:
     """Hessian-vector product of a scalar loss, forward-over-reverse.
 
@@ -43,8 +61,12 @@ def hessian(loss: Loss) -> Product:
         (ReLU, convolutions) to 2 (tanh, gelu) gradients' on XLA's CPU backend with JAX 0.10, to 2.9
         (tanh) with 0.12: the reverse pass is differentiated forward, not recorded.
 
+    Raises:
+        TypeError: loss is no function of params and batch.
+
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
+    checks.function("loss", loss, "params", "batch")
 
     def product(params, batch, vector):
         gradient = jax.grad(loss)
@@ -54,7 +76,7 @@ def hessian(loss: Loss) -> Product:
     return product
 
 
-@_remembered
+@remembered
 def gauss_newton(apply: Callable, criterion: Callable) -> Product:
     """Generalised Gauss-Newton product G v = J^T (d2 criterion / d outputs2) J v.
 
@@ -66,16 +88,21 @@ def gauss_newton(apply: Callable, criterion: Callable) -> Product:
         criterion: ``criterion(outputs, batch)``, a scalar.
 
     Returns:
-        ``product(params, batch, vector)``.
+        ``product(params, batch, vector)``; where apply has a ``jax.custom_vjp``, which has no forward mode, by two
+        reverse passes more.
+
+    Raises:
+        TypeError: apply or criterion is no function of two arguments.
 
     Source: Schraudolph (2002), Fast curvature matrix-vector products, section 3.
     """
+    _check_model(apply, criterion)
 
     def product(params, batch, vector):
         def outputs_of(p):
             return apply(p, batch)
 
-        outputs, tangent = jax.jvp(outputs_of, (params,), (vector,))
+        outputs, tangent = pushforward(outputs_of, params, vector)
         slope = jax.grad(criterion)
         curved = jax.jvp(lambda f: slope(f, batch), (outputs,), (tangent,))[1]
         return jax.vjp(outputs_of, params)[1](curved)[0]
@@ -84,7 +111,7 @@ def gauss_newton(apply: Callable, criterion: Callable) -> Product:
     return product
 
 
-@_remembered
+@remembered
 def residual(apply: Callable, criterion: Callable) -> Product:
     """The rest R = H - G of the Hessian: sum over outputs of (d criterion / d f) times d2 f.
 
@@ -99,6 +126,7 @@ def residual(apply: Callable, criterion: Callable) -> Product:
 
     Source: Papyan (2019), arXiv:1901.08244, equation 4.
     """
+    _check_model(apply, criterion)
 
     def product(params, batch, vector):
         weights = jax.grad(criterion)(apply(params, batch), batch)
@@ -109,6 +137,11 @@ def residual(apply: Callable, criterion: Callable) -> Product:
         return jax.jvp(weighted_gradient, (params,), (vector,))[1]
 
     return product
+
+
+def _check_model(apply, criterion):
+    checks.function("apply", apply, "params", "batch")
+    checks.function("criterion", criterion, "outputs", "batch")
 
 
 # Exponential families whose natural parameters are the outputs: log-partition, sampled statistic.
@@ -149,7 +182,7 @@ def fisher(apply: Callable, likelihood: str) -> Product:
     return gauss_newton(apply, _mean_log_partition(likelihood))
 
 
-@_remembered
+@remembered
 def fisher_monte_carlo(apply: Callable, likelihood: str, num_samples: int = 1) -> Product:
     """Fisher information product with sampled labels; unbiased, its noise falls as 1/num_samples.
 
@@ -164,8 +197,8 @@ def fisher_monte_carlo(apply: Callable, likelihood: str, num_samples: int = 1) -
     Raises:
         ValueError: the likelihood is unknown, or num_samples is not positive.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    checks.function("apply", apply, "params", "batch")
+    checks.integer("num_samples", num_samples, 1)
     log_partition = _mean_log_partition(likelihood)
     sample = LIKELIHOODS[likelihood][1]
 
@@ -175,7 +208,7 @@ def fisher_monte_carlo(apply: Callable, likelihood: str, num_samples: int = 1) -
         def outputs_of(p):
             return apply(p, batch)
 
-        outputs, tangent = jax.jvp(outputs_of, (params,), (vector,))
+        outputs, tangent = pushforward(outputs_of, params, vector)
         examples = outputs.size // outputs.shape[-1]
         mean = jax.grad(log_partition)(outputs, batch) * examples
 
@@ -189,15 +222,20 @@ def fisher_monte_carlo(apply: Callable, likelihood: str, num_samples: int = 1) -
     return product
 
 
-@_remembered
+@remembered
 def _mean_log_partition(likelihood: str) -> Callable:
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood is {likelihood!r}; it must be one of {sorted(LIKELIHOODS)}")
+    checks.choice("likelihood", likelihood, sorted(LIKELIHOODS))
     log_partition = LIKELIHOODS[likelihood][0]
-    return lambda outputs, batch: jnp.mean(log_partition(outputs))
+
+    def mean_log_partition(outputs, batch):
+        if jnp.ndim(outputs) == 0:
+            raise ValueError("apply returns a single number; a likelihood needs outputs (..., C)")
+        return jnp.mean(log_partition(outputs))
+
+    return mean_log_partition
 
 
-@_remembered
+@remembered
 def per_example(loss: Loss) -> Callable:
     """The losses of single examples, from a loss that is their mean.
 
@@ -207,9 +245,16 @@ def per_example(loss: Loss) -> Callable:
 
     Returns:
         ``losses(params, batch)`` of shape (B,).
+
+    Raises:
+        TypeError: loss is no function of params and batch.
+        ValueError: (when it is called) the leaves of batch do not share their leading axis.
     """
+    checks.function("loss", loss, "params", "batch")
 
     def losses(params, batch):
+        checks.examples("batch", batch)
+
         def one(example):
             return loss(params, jax.tree.map(lambda x: jnp.expand_dims(x, 0), example))
 
@@ -218,7 +263,7 @@ def per_example(loss: Loss) -> Callable:
     return losses
 
 
-@_remembered
+@remembered
 def empirical_fisher(losses: Callable) -> Product:
     """The uncentred second moment (1/B) sum_i g_i g_i^T of the per-example gradients.
 
@@ -235,7 +280,7 @@ def empirical_fisher(losses: Callable) -> Product:
     return _second_moment(losses, centred=False)
 
 
-@_remembered
+@remembered
 def gradient_covariance(losses: Callable) -> Product:
     """The covariance (1/B) sum_i (g_i - g)(g_i - g)^T of the per-example gradients.
 
@@ -249,11 +294,15 @@ def gradient_covariance(losses: Callable) -> Product:
 
 
 def _second_moment(losses, centred):
+    checks.function("losses", losses, "params", "batch")
+
     def product(params, batch, vector):
+        checks.check_losses(losses, params, batch)
+
         def losses_of(p):
             return losses(p, batch)
 
-        along = jax.jvp(losses_of, (params,), (vector,))[1]
+        along = pushforward(losses_of, params, vector)[1]
         along = along - along.mean() if centred else along
         return jax.vjp(losses_of, params)[1](along / along.size)[0]
 
@@ -262,7 +311,7 @@ def _second_moment(losses, centred):
     return product
 
 
-@_remembered
+@remembered
 def scaled(product: Product) -> Product:
     """The product of D^(1/2) A D^(1/2), for factors D that travel beside the batch.
 
@@ -275,10 +324,16 @@ def scaled(product: Product) -> Product:
     Returns:
         ``product(params, (batch, factors), vector)``, where factors is a pytree like params, or a
         prefix of one, of non-negative numbers or of arrays that broadcast to the parameters.
+
+    Raises:
+        TypeError: product is no function of three arguments.
+        ValueError: (when it is called) the factors do not fit, or are negative.
     """
+    checks.function("product", product, "params", "batch", "vector")
 
     def scaled_product(params, batch_and_factors, vector):
         batch, factors = batch_and_factors
+        checks.check_scale(factors, params)
         roots = jax.tree.map(
             lambda d, p: jnp.broadcast_to(jnp.sqrt(jnp.asarray(d, p.dtype)), p.shape),
             jax.tree.broadcast(factors, params),
@@ -302,99 +357,15 @@ def adam_factors(nu: Any, count: Any, *, beta2: float = 0.999, epsilon: float = 
     Returns:
         A pytree like nu.
 
+    Raises:
+        ValueError: count is below 1, beta2 not in [0, 1), epsilon or an entry of nu negative.
+
     Source: Cohen et al. (2022), arXiv:2207.14484, equation 2.
     """
+    checks.within("count", count, lambda t: t >= 1, "at least 1: factors follow an update")
+    checks.within("beta2", beta2, lambda b: (b >= 0) & (b < 1), "in [0, 1)")
+    checks.within("epsilon", epsilon, lambda e: e >= 0, "at least 0")
+    nu = jax.tree.map(
+        lambda v: checks.within("nu", v, lambda x: ~(x < 0), "a mean of squares: at least 0"), nu
+    )
     return jax.tree.map(lambda v: 1 / (jnp.sqrt(v / (1 - beta2**count)) + epsilon), nu)
-
-
-@_remembered
-def accumulated(product: Product, *, axes: Any = 0, unroll: bool = False) -> Product:
-    """The mean of a product over batches, one batch in memory at a time.
-
-    Args:
-        product: the product over one batch.
-        axes: 0, or a tuple of 0 and None: None parts are shared, as in ``(batches, factors)``.
-        unroll: unroll the loop over batches; XLA's CPU backend needs it for convolutions.
-
-    Returns:
-        ``product(params, batches, vector)``, where leaves of batches have a leading axis (number of
-        batches). Batches are weighted equally; a shorter last one: `metrics.chunks.chunked`.
-    """
-
-    def mean_product(params, batches, vector):
-        parts, axes_of = (batches, axes) if isinstance(axes, tuple) else ((batches,), (axes,))
-        counts = {
-            leaf.shape[0]
-            for part, a in zip(parts, axes_of)
-            if a == 0
-            for leaf in jax.tree.leaves(part)
-        }
-        if len(counts) != 1:
-            raise ValueError(
-                f"the leaves of batches have leading axes {sorted(counts)}; all need the same, the "
-                "number of batches: reshape (N, ...) to (N // B, B, ...)"
-            )
-        (count,) = counts
-
-        def body(total, i):
-            at = tuple(
-                jax.tree.map(lambda x: x[i], part) if a == 0 else part
-                for part, a in zip(parts, axes_of)
-            )
-            one = product(params, at if isinstance(axes, tuple) else at[0], vector)
-            return jax.tree.map(jnp.add, total, one), None
-
-        zeros = jax.tree.map(jnp.zeros_like, vector)
-        total = jax.lax.scan(body, zeros, jnp.arange(count), unroll=unroll or 1)[0]
-        return jax.tree.map(lambda x: x / count, total)
-
-    return mean_product
-
-
-@_remembered
-def streamed(product: Product) -> Product:
-    """The mean of a product over a data loader: its batches need not fit in memory together.
-
-    Python drives it: `metrics.curvature` and `metrics.spectra` step it, and nothing may jit it.
-
-    Args:
-        product: the product over one batch, compiled for each shape of a batch. What travels beside the
-            data is in every batch: ``streamed(scaled(hessian(loss)))`` takes ``(batch, factors)``.
-
-    Returns:
-        ``product(params, batches, vector)``. Every call goes through batches: a list, a data loader, or
-        a function that returns an iterator; each counts by its examples, the leading axis of its first
-        array. The same examples every time, or it is no matrix.
-
-    Raises:
-        ValueError: batches is empty, or an iterator, which one pass exhausts.
-    """
-
-    @functools.partial(jax.jit, donate_argnames="total")
-    def add(total, params, batch, vector, count):
-        one = product(params, batch, vector)
-        return jax.tree.map(lambda t, x: t + count * x, total, one)
-
-    def mean_product(params, batches, vector):
-        if not callable(batches) and iter(batches) is batches:
-            raise ValueError(
-                "batches is an iterator, exhausted after one pass: give a list, a data loader, or a "
-                "function that returns a new iterator"
-            )
-        total, examples = jax.tree.map(jnp.zeros_like, vector), 0
-        for batch in batches() if callable(batches) else batches:
-            count = jnp.shape(jax.tree.leaves(batch)[0])[0]
-            jax.block_until_ready(total)  # one batch is in work while the loader prepares the next
-            total = add(total, params, batch, vector, count)
-            examples += count
-        if not examples:
-            raise ValueError("batches is empty; a mean needs at least one example")
-        return jax.tree.map(lambda t: t / examples, total)
-
-    mean_product.streamed = True
-    return mean_product
-
-
-def is_streamed(product: Product) -> bool:
-    """Whether Python drives the product, so that it cannot be compiled into a loop."""
-    return getattr(product, "streamed", False)

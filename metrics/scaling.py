@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from scipy import stats
 
+from metrics import checks
+
 # Exponents searched when there is an offset; steeper laws are not told from a step by few points.
 _LARGEST_EXPONENT = 5.0
 
@@ -41,7 +43,7 @@ def refined_optimum(learning_rates, losses) -> Optimum:
     diverges for the mean.
 
     Args:
-        learning_rates: (rates,), positive and increasing.
+        learning_rates: (rates,), positive, finite and increasing.
         losses: (rates,) or (seeds, rates), positive; inf or nan where the run diverged.
 
     Returns:
@@ -49,13 +51,15 @@ def refined_optimum(learning_rates, losses) -> Optimum:
         `edge` says so.
 
     Raises:
-        ValueError: rates not increasing and positive; shapes that do not match; a loss that is not
+        TypeError: rates or losses are no numbers.
+        ValueError: rates not increasing, finite and positive; shapes that do not match; a loss that is not
             positive.
 
     Source: Noci et al. 2024, arXiv:2402.17457, read optima off the grid; the parabola resolves
     shifts of a fraction of a grid step, where the loss is smooth at the scale of the grid.
     """
-    rates, losses = np.asarray(learning_rates, float), np.atleast_2d(np.asarray(losses, float))
+    rates = checks.doubles("learning_rates", learning_rates)
+    losses = np.atleast_2d(checks.doubles("losses", losses))
     _check_sweep(rates, losses)
     x, log_losses = np.log2(rates), np.log(np.where(np.isnan(losses), np.inf, losses))
     rate, height, edge = _vertex(x, log_losses.mean(axis=0))
@@ -66,7 +70,8 @@ def refined_optimum(learning_rates, losses) -> Optimum:
 
 
 def _check_sweep(rates, losses):
-    if rates.ndim != 1 or rates.size < 3 or not (rates > 0).all() or not (np.diff(rates) > 0).all():
+    sound = (rates > 0) & np.isfinite(rates)
+    if rates.ndim != 1 or rates.size < 3 or not sound.all() or not (np.diff(rates) > 0).all():
         raise ValueError(
             f"learning_rates={rates} must be at least three positive rates in increasing order."
         )
@@ -136,18 +141,20 @@ def fit_power_law(
         PowerLaw; its offset is 0 where none was fitted.
 
     Raises:
+        TypeError: x or y are no numbers, key no PRNG key, num_samples no integer, offset no bool.
         ValueError: too few points, shapes that do not match, or values that are not positive and
             finite (drop diverged runs first).
 
     Source: Hesterberg 2015, arXiv:1411.5279 (expanded percentiles). With an offset and points over
     less than a decade of x, exponent and offset trade off: the intervals say so.
     """
-    x, y = np.asarray(x, float), np.atleast_2d(np.asarray(y, float))
+    x, y = checks.doubles("x", x), np.atleast_2d(checks.doubles("y", y))
+    if not isinstance(offset, bool | np.bool_):
+        raise TypeError(f"offset is {offset!r}; it says whether to fit one: True or False")
     _check_points(x, y, 4 if offset else 3)
-    if not 0 < confidence < 1 or num_samples < 1:
-        raise ValueError(
-            f"confidence={confidence} must lie in (0, 1) and num_samples={num_samples} be positive."
-        )
+    checks.key(key)
+    checks.within("confidence", confidence, lambda c: (c > 0) & (c < 1), "a number in (0, 1)")
+    checks.integer("num_samples", num_samples, 1)
     fit = _fit_with_offset if offset else _fit_line
     num_params = 3 if offset else 2
     log_y = np.log(y)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metrics.estimate import concrete
+from metrics import checks
+from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
@@ -40,13 +41,16 @@ class Centers(NamedTuple):
     coordinates: jax.Array  # (K, r): centred means in that basis
     inverse: jax.Array  # (r,): 1 / s_j^2 of the kept singular values, 0 for the others
     rank: jax.Array
+    unit: (
+        jax.Array
+    )  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
 
 
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
 
     count: jax.Array
-    distance: jax.Array  # of |h - mu|^2
+    distance: jax.Array  # of |h - mu|^2, in units of `Centers.unit`
     distance_squared: jax.Array
     whitened: jax.Array  # of |Sigma_B^{+1/2} (h - mu)|^2 / K
     whitened_squared: jax.Array
@@ -54,7 +58,6 @@ class WithinClass(NamedTuple):
     nearest_is_prediction: jax.Array
 
 
-@partial(jax.jit, static_argnames=("num_classes",))
 def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
     """First pass over one batch: count and mean of every class (a class may be missing).
 
@@ -65,16 +68,38 @@ def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> Cla
 
     Returns:
         ClassMeans, to be joined by `merge_means`.
+
+    Raises:
+        TypeError: features are no numbers, num_classes no integer.
+        ValueError: wrong shapes, labels that are no integers.
     """
+    checks.integer("num_classes", num_classes, 1)
     h = feature_rows(features)
+    checks.check_integers("labels", labels, h.shape[0])
+    return _class_means(h, jnp.asarray(labels), num_classes)
+
+
+@partial(jax.jit, static_argnames=("num_classes",))
+def _class_means(h, labels, num_classes):
     y = _valid(labels, num_classes)
     count = jnp.bincount(y, length=num_classes + 1)[:num_classes].astype(h.dtype)
     return ClassMeans(count, _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None])
 
 
-@jax.jit
 def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
-    """Means of two batches together (Chan, Golub & LeVeque 1979); associative up to rounding."""
+    """Means of two batches together (Chan, Golub & LeVeque 1979); associative up to rounding.
+
+    Raises:
+        TypeError: one or other is no ClassMeans.
+        ValueError: they are of different numbers of classes or dimensions.
+    """
+    _check_kind(ClassMeans, one=one, other=other)
+    checks.same_shape(one=one.mean, other=other.mean)
+    return _merge_means(one, other)
+
+
+@jax.jit
+def _merge_means(one, other):
     count = one.count + other.count
     share = other.count / jnp.maximum(count, 1)
     return ClassMeans(count, one.mean + (other.mean - one.mean) * share[:, None])
@@ -94,9 +119,12 @@ def class_centers(
         Centers.
 
     Raises:
-        ValueError: center is unknown, or (outside jit) a class has no samples, by name.
+        TypeError: means is no ClassMeans, rtol no number.
+        ValueError: center is unknown, rtol not in [0, 1), or (outside jit) a class has no samples, by name.
     """
+    _check_kind(ClassMeans, means=means)
     check_center(center)
+    check_tolerance(rtol)
     check_counts(means.count)
     return _class_centers(means, center, rtol)
 
@@ -112,7 +140,9 @@ def _class_centers(means, center, rtol):
     left, s, right = jnp.linalg.svd(r, full_matrices=False)
     tolerance = (1e-12 if mean.dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     kept = (s > tolerance * s[0]) & (jnp.arange(s.size) < num_classes - 1)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, s, 1) ** 2, 0)
+    # Squares of squares of small distances vanish in single precision: in this unit they do not.
+    unit = power_of_two(s)[0]
+    inverse = jnp.where(kept, 1 / jnp.where(kept, s / unit, 1) ** 2, 0)
     return Centers(
         means.count,
         mean,
@@ -121,10 +151,10 @@ def _class_centers(means, center, rtol):
         right.T * s[None],
         jnp.where(jnp.isnan(s[0]), jnp.nan, inverse),
         jnp.sum(kept),
+        unit,
     )
 
 
-@jax.jit
 def within_class(
     centers: Centers,
     features: jax.Array,
@@ -146,8 +176,22 @@ def within_class(
 
     Returns:
         WithinClass; add two with `jax.tree.map(jnp.add, a, b)`, or over devices with psum.
+
+    Raises:
+        TypeError: centers is no Centers, features are no numbers.
+        ValueError: wrong shapes, labels or predictions that are no integers, weights and predictions both.
     """
+    _check_kind(Centers, centers=centers)
     h = feature_rows(features)
+    num_classes, dim = centers.mean.shape
+    checks.check_shape("features", h.shape, ("N", dim))
+    checks.check_integers("labels", labels, h.shape[0])
+    check_readout(num_classes, dim, h.shape[0], weights, bias, predictions)
+    return _within_class(centers, h, labels, weights, bias, predictions)
+
+
+@jax.jit
+def _within_class(centers, h, labels, weights, bias, predictions):
     num_classes = centers.count.size
     y = _valid(labels, num_classes)
     rows = None if weights is None else weights.astype(h.dtype)
@@ -161,9 +205,8 @@ def within_class(
 
 def feature_rows(features: jax.Array) -> jax.Array:
     """Features as a matrix (N, d), in float32 at least."""
-    h = jnp.asarray(features)
-    h = h.reshape(h.shape[0], -1)
-    return h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    h = checks.real("features", features, "N", "d", "...")
+    return h.reshape(h.shape[0], -1)
 
 
 def _valid(labels, num_classes):
@@ -172,7 +215,7 @@ def _valid(labels, num_classes):
 
 
 def _class_sums(values, y, num_classes):
-    """Sums over the rows of each class (K, m); rows of class K are dropped."""
+    """Sums over the rows of each class (K, m); rows of class K are dropped, whatever they hold."""
     return jax.lax.platform_dependent(
         values,
         y,
@@ -183,6 +226,7 @@ def _class_sums(values, y, num_classes):
 
 def _sums_one_hot(values, y, num_classes):
     members = (jnp.arange(num_classes)[:, None] == y[None, :]).astype(values.dtype)
+    values = jnp.where((y < num_classes)[:, None], values, 0)  # 0 times NaN is NaN
     return matmul(members, values)
 
 
@@ -208,13 +252,14 @@ def _residuals(centers, rows, offset, h, y, guess):
     basis = centers.basis.T
     directions = basis if rows is None else jnp.concatenate([basis, rows])
     projected = matmul(directions, h.T)
-    z = projected[:rank] - matmul(basis, centers.global_mean)[:, None]
+    coordinates, unit = centers.coordinates / centers.unit, centers.unit
+    z = (projected[:rank] - matmul(basis, centers.global_mean)[:, None]) / unit
     own = jnp.minimum(y, num_classes - 1)
-    distance = matmul((h - centers.mean[own]) ** 2, jnp.ones(h.shape[1], h.dtype))
-    whitened = matmul(centers.inverse, (z - centers.coordinates[own].T) ** 2)
+    distance = matmul(((h - centers.mean[own]) / unit) ** 2, jnp.ones(h.shape[1], h.dtype))
+    whitened = matmul(centers.inverse, (z - coordinates[own].T) ** 2)
     # |h - mu_c|^2 up to a term common to all classes: the means differ only inside the basis.
-    half_square = 0.5 * jnp.sum(centers.coordinates**2, axis=1)
-    score = matmul(centers.coordinates, z) - half_square[:, None]
+    half_square = 0.5 * jnp.sum(coordinates**2, axis=1)
+    score = matmul(coordinates, z) - half_square[:, None]
     nearest = score == jnp.max(score, axis=0, keepdims=True)
     classes = jnp.arange(num_classes)[:, None]
     if rows is None:
@@ -222,9 +267,17 @@ def _residuals(centers, rows, offset, h, y, guess):
     else:
         logits = projected[rank:] + offset
         predicted = logits == jnp.max(logits, axis=0, keepdims=True)
-    hits = [jnp.any(nearest & c, axis=0).astype(h.dtype) for c in (y[None] == classes, predicted)]
+    hits = [_agreement(nearest, chosen, h.dtype) for chosen in (y[None] == classes, predicted)]
+    # What is not a number is nearest to nothing, which is not a miss.
+    hits = [jnp.where(jnp.isfinite(distance), hit, jnp.nan) for hit in hits]
     ones = jnp.ones_like(distance)
     return jnp.stack([ones, distance, distance**2, whitened, whitened**2, *hits])
+
+
+def _agreement(one, other, dtype):
+    """Probability that two choices are the same class, each made at random among its ties."""
+    counts = jnp.sum(one, axis=0) * jnp.sum(other, axis=0)
+    return (jnp.sum(one & other, axis=0) / jnp.maximum(counts, 1)).astype(dtype)
 
 
 def _residuals_blocked(centers, rows, offset, h, y, guess):
@@ -243,8 +296,40 @@ def _residuals_blocked(centers, rows, offset, h, y, guess):
 
 def check_center(center: str):
     """Refuses an unknown convention of the global mean."""
-    if center not in CENTERS:
-        raise ValueError(f"center is {center!r}; it must be one of {CENTERS}")
+    checks.choice("center", center, CENTERS)
+
+
+def check_tolerance(rtol: float | None):
+    """Refuses a tolerance of singular values that is no number below 1."""
+    if rtol is not None:
+        checks.within("rtol", rtol, lambda r: (r >= 0) & (r < 1), "in [0, 1)")
+        if not isinstance(rtol, float | int):
+            raise TypeError(f"rtol is of type {type(rtol).__name__}; it must be a Python number")
+
+
+def check_readout(num_classes: int, dim: int, rows: int, weights, bias, predictions):
+    """Refuses a classifier or predictions that do not fit the features."""
+    if predictions is not None:
+        if weights is not None:
+            raise ValueError("give weights or predictions, not both: NC4 has one network")
+        checks.check_integers("predictions", predictions, rows)
+    if weights is not None:
+        shape = checks.real("weights", weights).shape
+        if shape != (num_classes, dim):
+            hint = "; transpose it" if shape == (dim, num_classes) else ""
+            raise ValueError(
+                f"weights has shape {shape}; it must be (num_classes, d) = ({num_classes}, {dim}){hint}"
+            )
+    if bias is not None:
+        shape = checks.real("bias", bias).shape
+        if weights is None or shape != (num_classes,):
+            raise ValueError(f"bias must be ({num_classes},) and come with weights")
+
+
+def _check_kind(kind, **values):
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__}")
 
 
 def check_counts(count):

@@ -13,10 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from metrics import checks, curvature, operators
-from metrics.estimate import Estimate
+from metrics import checks, curvature, operators, programs
+from metrics.estimate import Estimate, mean_estimate, power_of_two
+from metrics.geometry import matmul
 
 
 class Spectrum(NamedTuple):
@@ -52,25 +54,25 @@ def trace(
         unroll: as in `metrics.curvature.sharpness`.
 
     Returns:
-        Estimate(value, error). Hutchinson's variance is 2 (|A|_F^2 - |diag A|^2) per probe.
+        Estimate(value, error). Hutchinson's variance is 2 (|A|_F^2 - |diag A|^2) per probe. The error includes
+        the rounding of a product in half precision.
 
     Raises:
+        TypeError: product is no function, key no PRNG key, num_probes no integer.
         ValueError: fewer than 2 probes (6 for Hutch++), or more than Hutch++ can use (3 n); the result
             is not finite (seen outside of a trace only).
 
     Source: Hutchinson (1989); Meyer, Musco, Musco & Woodruff (2021), arXiv:2010.09649.
     """
-    n = checks.check_params(params)
-    if method not in ("hutchinson", "hutch++"):
-        raise ValueError(f"method is {method!r}; it must be 'hutchinson' or 'hutch++'")
-    _check_probes(num_probes, 6 if method == "hutch++" else 2)
+    checks.choice("method", method, ("hutchinson", "hutch++"))
+    params, n = _checked(product, params, batch, key, num_probes, 6 if method == "hutch++" else 2)
     unroll = _unrolled(product, params, batch, unroll)
     if method == "hutch++" and num_probes // 3 > n:
         raise ValueError(f"num_probes is {num_probes}; Hutch++ can use at most 3 n = {3 * n}")
     estimate = _hutchinson if method == "hutchinson" else _hutch_plus_plus
     result = estimate(product, params, batch, key, num_probes, unroll)
     checks.check_finite(result.value, product, params, batch)
-    return result
+    return _with_rounding(result, product, params, batch)
 
 
 def diagonal(
@@ -97,16 +99,16 @@ def diagonal(
         of its row's other entries.
 
     Raises:
+        TypeError: as in `trace`.
         ValueError: fewer than 2 probes, or the result is not finite, as in `trace`.
 
     Source: Bekas, Kokiopoulou & Saad (2007), An estimator for the diagonal of a matrix.
     """
-    checks.check_params(params)
-    _check_probes(num_probes, 2)
+    params, _ = _checked(product, params, batch, key, num_probes, 2)
     unroll = _unrolled(product, params, batch, unroll)
     result = _diagonal(product, params, batch, key, num_probes, unroll)
     checks.check_finite(result.value, product, params, batch)
-    return result
+    return _with_rounding(result, product, params, batch)
 
 
 def spectral_density(
@@ -137,13 +139,13 @@ def spectral_density(
         Spectrum(nodes, weights, size), for `density` and `trace_of_function`.
 
     Raises:
+        TypeError: as in `trace`.
         ValueError: fewer than 2 probes, or num_steps is not between 1 and n; the result is not finite, as
             in `trace`.
 
     Source: Ubaru, Chen & Saad (2017); Ghorbani, Krishnan & Xiao (2019), arXiv:1901.10159.
     """
-    n = checks.check_params(params)
-    _check_probes(num_probes, 2)
+    params, n = _checked(product, params, batch, key, num_probes, 2)
     checks.check_steps(num_steps, n)
     unroll = _unrolled(product, params, batch, unroll)
 
@@ -170,10 +172,18 @@ def density(spectrum: Spectrum, grid: jax.Array, width: float | jax.Array) -> Es
 
     Returns:
         Estimate of shape (G,).
+
+    Raises:
+        TypeError: spectrum is no Spectrum.
+        ValueError: grid is not (G,), or width not a positive number.
     """
-    at = (jnp.asarray(grid)[None, None] - spectrum.nodes[:, :, None]) / width
-    bumps = jnp.exp(-(at**2) / 2) / (width * jnp.sqrt(2 * jnp.pi))
-    return _mean(jnp.sum(spectrum.weights[:, :, None] * bumps, 1))
+    _check_spectrum(spectrum)
+    grid, width = checks.real("grid", grid, "G"), checks.positive("width", width)
+    if width.ndim:
+        raise ValueError(f"width has shape {width.shape}; it must be one number")
+    at = (grid[None, None] - spectrum.nodes[:, :, None]) / width
+    bumps = jnp.exp(-(at**2) / 2) / jnp.sqrt(2 * jnp.pi)
+    return mean_estimate(jnp.sum(spectrum.weights[:, :, None] * bumps, 1) / width)
 
 
 def trace_of_function(spectrum: Spectrum, function: Callable) -> Estimate:
@@ -185,8 +195,25 @@ def trace_of_function(spectrum: Spectrum, function: Callable) -> Estimate:
 
     Returns:
         Estimate, n times the mean quadrature of f.
+
+    Raises:
+        TypeError: spectrum is no Spectrum, or function no function of one array.
+        ValueError: f does not keep the shape of its array.
     """
-    return _mean(spectrum.size * jnp.sum(spectrum.weights * function(spectrum.nodes), 1))
+    _check_spectrum(spectrum)
+    values = checks.function("function", function, "eigenvalues")(spectrum.nodes)
+    if jnp.shape(values) != spectrum.nodes.shape:
+        raise ValueError(
+            f"function takes eigenvalues {spectrum.nodes.shape} to {jnp.shape(values)}; it must be elementwise"
+        )
+    return mean_estimate(spectrum.size * jnp.sum(spectrum.weights * values, 1))
+
+
+def _check_spectrum(spectrum):
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            f"spectrum is of type {type(spectrum).__name__}; it must be the result of spectral_density"
+        )
 
 
 def _compiled(function):
@@ -206,9 +233,11 @@ def _dual_gram(apply, criterion, params, batch):
     curved = jax.hessian(lambda f: criterion(unravel(f), batch))(outputs)
     jacobian = jax.jacrev(lambda p: ravel_pytree(apply(p, batch))[0])(params)
     rows = jnp.concatenate([j.reshape(outputs.size, -1) for j in jax.tree.leaves(jacobian)], 1)
-    values, vectors = jnp.linalg.eigh(curved)
+    unit = power_of_two(curved)
+    values, vectors = jnp.linalg.eigh(curved / unit)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
-    return jnp.linalg.eigvalsh(root.T @ (rows @ rows.T) @ root)[::-1], values
+    dual = matmul(matmul(root.T, matmul(rows, rows.T)), root)
+    return jnp.linalg.eigvalsh(dual)[::-1] * unit[0], values * unit[0]
 
 
 def gauss_newton_spectrum(
@@ -230,11 +259,16 @@ def gauss_newton_spectrum(
         Eigenvalues (N,), descending; where N > n the last N - n are zero to rounding.
 
     Raises:
+        TypeError: apply or criterion is no function of two arguments.
         ValueError: the criterion is not convex in the outputs (seen outside of a trace only).
 
     Source: Papyan (2019), arXiv:1901.08244; Karakida, Akaho & Amari (2019), arXiv:1806.01316.
     """
+    checks.function("apply", apply, "params", "batch")
+    checks.function("criterion", criterion, "outputs", "batch")
     checks.check_params(params)
+    checks.check_loss(lambda p, b: criterion(apply(p, b), b), params, batch)
+    params = curvature.single_precision(operators.gauss_newton(apply, criterion), params, batch)
     values, curved = _dual_gram(apply, criterion, params, batch)
     tolerance = 100 * jnp.finfo(curved.dtype).eps * jnp.max(jnp.abs(curved))
     if checks.flag(jnp.min(curved) < -tolerance):
@@ -242,6 +276,7 @@ def gauss_newton_spectrum(
             f"the criterion's Hessian in the outputs has the eigenvalue {jnp.min(curved):.3g}; it must "
             "be convex there: use eigenpairs(gauss_newton(apply, criterion), ...) instead"
         )
+    checks.check_finite(values, operators.gauss_newton(apply, criterion), params, batch)
     return values
 
 
@@ -257,7 +292,7 @@ def _hutchinson(product, params, batch, key, num_probes, unroll):
         z = _signs(key, params)
         return _dot(z, product(params, batch, z))
 
-    return _mean(_map(probe, jax.random.split(key, num_probes), unroll))
+    return mean_estimate(_map(probe, jax.random.split(key, num_probes), unroll))
 
 
 @_compiled
@@ -273,44 +308,56 @@ def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
 
     keys = jax.random.split(key)
     sketch = _map(multiply, signs(keys[0], rank), unroll)
-    Q = jnp.linalg.qr(sketch.T)[0]
+    Q = jnp.linalg.qr((sketch / power_of_two(sketch)).T)[0]
     known = jnp.sum(_map(multiply, Q.T, unroll) * Q.T)
 
     def probe(z):
-        rest = z - Q @ (Q.T @ z)
-        return rest @ multiply(rest)
+        rest = z - matmul(Q, matmul(Q.T, z))
+        return jnp.sum(rest * multiply(rest))
 
-    rest = _mean(_map(probe, signs(keys[1], num_probes - 2 * rank), unroll))
+    rest = mean_estimate(_map(probe, signs(keys[1], num_probes - 2 * rank), unroll))
     return Estimate(known + rest.value, rest.error)
 
 
 @_compiled
 def _diagonal(product, params, batch, key, num_probes, unroll):
-    """Running mean and sum of squared deviations (Welford), so memory does not grow with probes."""
+    """Running mean and root of the squared deviations (Welford), so memory does not grow with probes."""
 
     def step(carry, at):
-        mean, square = carry
+        mean, root = carry
         count, key = at
         z = _signs(key, params)
         x = jax.tree.map(jnp.multiply, z, product(params, batch, z))
-        new = jax.tree.map(lambda m, x: m + (x - m) / count, mean, x)
-        square = jax.tree.map(lambda s, m, n, x: s + (x - m) * (x - n), square, mean, new, x)
-        return (new, square), None
+        # S_n = S_{n-1} + (x - mean)^2 (n-1)/n; the root of it, which no scale overflows.
+        step = jnp.sqrt((count - 1) / count)
+        root = jax.tree.map(lambda r, m, x: jnp.hypot(r, (x - m) * step), root, mean, x)
+        mean = jax.tree.map(lambda m, x: m + (x - m) / count, mean, x)
+        return (mean, root), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    counts = jnp.arange(1, num_probes + 1)
+    counts = jnp.arange(1, num_probes + 1).astype(jax.tree.leaves(params)[0].dtype)
     at = (counts, jax.random.split(key, num_probes))
-    mean, square = _loop(step, (zeros, zeros), at, unroll)[0]
-    return Estimate(
-        mean, jax.tree.map(lambda s: jnp.sqrt(s / (num_probes * (num_probes - 1))), square)
+    mean, root = _loop(step, (zeros, zeros), at, unroll)[0]
+    return Estimate(mean, jax.tree.map(lambda r: r / np.sqrt(num_probes * (num_probes - 1)), root))
+
+
+def _with_rounding(estimate, product, params, batch):
+    """The error together with what a product in half precision costs; rounding in single precision is not counted."""
+    eps = curvature.rounding(product, params, batch)
+    if eps <= float(jnp.finfo(jnp.float32).eps):
+        return estimate
+    error = jax.tree.map(
+        lambda e, v: jnp.hypot(e, eps * jnp.abs(v)), estimate.error, estimate.value
     )
+    return Estimate(estimate.value, error)
 
 
 def _unrolled(product, params, batch, unroll):
     """How `_loop` runs: None in Python, True unrolled, False as one compiled loop."""
+    checks.switch("unroll", unroll)
     if operators.is_streamed(product):
         return None
-    return checks.steps_better(product, params, batch) if unroll is None else unroll
+    return programs.steps_better(product, params, batch) if unroll is None else unroll
 
 
 def _map(function, rows, unroll):
@@ -327,12 +374,6 @@ def _loop(body, carry, rows, unroll):
     return carry, None if results[0] is None else jnp.stack(results)
 
 
-def _mean(samples):
-    """Mean over the leading axis, and its standard error."""
-    count = samples.shape[0]
-    return Estimate(samples.mean(0), jnp.std(samples, 0, ddof=1) / jnp.sqrt(count))
-
-
 def _signs(key, like):
     leaves, tree = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
@@ -344,8 +385,13 @@ def _dot(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def _check_probes(num_probes, least):
-    if num_probes < least:
+def _checked(product, params, batch, key, num_probes, least):
+    """Parameters in single precision at least, and their number."""
+    checks.function("product", product, "params", "batch", "vector")
+    checks.key(key)
+    n = checks.check_params(params)
+    if checks.integer("num_probes", num_probes) < least:
         raise ValueError(
             f"num_probes is {num_probes}; it must be at least {least}, or there is no standard error"
         )
+    return curvature.single_precision(product, params, batch), n

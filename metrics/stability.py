@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metrics import curvature
-from metrics.estimate import Estimate
+from metrics import checks, curvature
+from metrics.estimate import Estimate, concrete
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam")
 
@@ -27,14 +28,16 @@ def threshold(learning_rate, rule: str = "gradient_descent", *, beta: float = 0.
         beta: momentum; Adam's beta1.
 
     Raises:
-        ValueError: rule is none of these, or beta is not in [0, 1).
+        TypeError: learning_rate or beta is no number.
+        ValueError: rule is none of these, learning_rate is not positive and finite, or beta not in [0, 1).
 
     Source: Cohen et al. (2021), arXiv:2103.00065, appendix B; (2022), arXiv:2207.14484, section 2.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; it must be one of {RULES}")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta is {beta}; it must be in [0, 1)")
+    checks.choice("rule", rule, RULES)
+    checks.within("beta", beta, lambda b: (b >= 0) & (b < 1), "in [0, 1)")
+    # A Python number stays one: what is computed from it keeps its double precision.
+    positive = checks.positive("learning_rate", learning_rate)
+    learning_rate = learning_rate if isinstance(learning_rate, int | float) else positive
     if rule == "gradient_descent":
         return 2 / learning_rate
     divisor = {"momentum": 1, "nesterov": 1 + 2 * beta, "adam": 1 - beta}[rule]
@@ -53,11 +56,20 @@ def maximal_learning_rate(
 
     Returns:
         Estimate(value, error): the error is the residual's. Infinite where no curvature is positive.
+
+    Raises:
+        TypeError: pairs is no Sharpness.
+        ValueError: as `threshold`.
     """
+    if not isinstance(pairs, curvature.Sharpness):
+        raise TypeError(
+            f"pairs is of type {type(pairs).__name__}; it must be the result of metrics.sharpness"
+        )
     top, residual = pairs.value[..., 0], pairs.residual[..., 0]
-    safe = jnp.where(top > 0, top, 1)
+    flat = top <= 0  # not so for NaN, which stays
+    safe = jnp.where(flat, 1, top)
     rate = threshold(1.0, rule, beta=beta) / safe
-    return Estimate(jnp.where(top > 0, rate, jnp.inf), rate * residual / safe)
+    return Estimate(jnp.where(flat, jnp.inf, rate), rate * (residual / safe))
 
 
 class EdgeReport(NamedTuple):
@@ -83,16 +95,33 @@ def edge_of_stability(
         tolerance: of the mean ratio around 1.
 
     Returns:
-        EdgeReport. A diverged run (not finite) is not at the edge.
+        EdgeReport. A diverged run (not finite) is not at the edge; its mean, error and above are NaN.
 
     Raises:
-        ValueError: tail is not in (0, 1], or holds fewer than 16 probes.
+        TypeError: sharpness or threshold are no numbers.
+        ValueError: tail is not in (0, 1], or holds fewer than 16 probes; threshold is not positive, or does not
+            broadcast to sharpness; tolerance is not positive.
 
     Source: Cohen et al. (2021), arXiv:2103.00065.
     """
+    sharpness = checks.real("sharpness", sharpness)
+    threshold = checks.positive("threshold", threshold)
+    checks.positive("tolerance", tolerance)
+    if (
+        sharpness.ndim == 0
+        or jnp.broadcast_shapes(sharpness.shape, threshold.shape) != sharpness.shape
+    ):
+        raise ValueError(
+            f"sharpness has shape {sharpness.shape} and threshold {threshold.shape}; they must be (..., T), time "
+            "last, and a number or what broadcasts to it"
+        )
     probes = sharpness.shape[-1]
-    late = int(tail * probes) // 8 * 8
-    if not 0 < tail <= 1 or late < 16:
+    checks.real("tail", tail)
+    fraction = concrete(tail)
+    if fraction is None or fraction.ndim:
+        raise TypeError(f"tail is {tail}; it must be a number, known before anything is compiled")
+    late = int(fraction * probes) // 8 * 8 if np.isfinite(fraction) else 0
+    if not 0 < fraction <= 1 or late < 16:
         raise ValueError(
             f"tail is {tail} of {probes} probes; it must be in (0, 1] and hold at least 16 probes: "
             "probe more often, or train longer"
@@ -104,5 +133,6 @@ def edge_of_stability(
     mean = last.mean(-1)
     blocks = last.reshape(*last.shape[:-1], 8, -1).mean(-1)
     error = jnp.std(blocks, -1, ddof=1) / jnp.sqrt(8)
+    above = jnp.where(jnp.isnan(mean), jnp.nan, over[..., -late:].mean(-1))
     at_edge = (crossed >= 0) & (jnp.abs(mean - 1) <= tolerance)
-    return EdgeReport(ratio, crossed, mean, error, over[..., -late:].mean(-1), at_edge)
+    return EdgeReport(ratio, crossed, mean, error, above, at_edge)

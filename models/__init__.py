@@ -28,6 +28,8 @@ def family(name: str, **fields: Any) -> Callable:
         ValueError: unknown architecture or field.
     """
     architectures = {m.__name__: m for m in (MLP, DeepLinear, CNN, ResNet, Transformer, ViT)}
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; it must be one of {', '.join(architectures)}")
     if name not in architectures:
         near = difflib.get_close_matches(name, architectures, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -37,7 +39,9 @@ def family(name: str, **fields: Any) -> Callable:
     ]
     for field in fields:
         if field not in known:
-            raise ValueError(f"{name} has no field {field!r}; it has: {', '.join(known)}")
+            near = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{name} has no field {field!r}{hint}; it has: {', '.join(known)}")
     return functools.partial(_at_width, architectures[name], fields)
 
 

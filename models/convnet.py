@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 
+from models.fields import check_fields
 from models.mlp import Activation, Initializer
 
 
@@ -41,6 +42,8 @@ class CNN(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     def __post_init__(self):
+        sizes = {"width": 1, "depth": 0, "outputs": 1, "kernel_size": 1, "strides": 1}
+        check_fields(self, sizes=sizes, functions=("activation", "kernel_init", "bias_init"))
         if self.pooling not in ("average", "flatten"):
             raise ValueError(f"pooling={self.pooling!r} is not one of 'average', 'flatten'.")
         super().__post_init__()
@@ -100,9 +103,11 @@ class ResNet(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __post_init__(self):
+        sizes = {"width": 1, "depth": 0, "outputs": 1, "block_depth": 1, "stages": 1}
+        check_fields(self, sizes=sizes, functions=("activation", "kernel_init"))
         if self.norm not in (None, "layer", "batch"):
             raise ValueError(f"norm={self.norm!r} is not one of None, 'layer', 'batch'.")
-        if self.stages < 1 or self.depth % self.stages:
+        if self.depth % self.stages:
             raise ValueError(
                 f"depth={self.depth} blocks cannot be split evenly into stages={self.stages}:"
                 " make depth a multiple of stages."

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from models.fields import check_fields
+
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
 
@@ -39,6 +41,11 @@ class MLP(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+
+    def __post_init__(self):
+        functions = ("activation", "kernel_init", "bias_init")
+        check_fields(self, sizes={"width": 1, "depth": 0, "outputs": 1}, functions=functions)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False):
@@ -77,6 +84,11 @@ class DeepLinear(nn.Module):
     depth: int
     outputs: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    def __post_init__(self):
+        sizes = {"width": 1, "depth": 0, "outputs": 1}
+        check_fields(self, sizes=sizes, functions=("kernel_init",))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False):

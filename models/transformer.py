@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.convnet import check_images
+from models.fields import check_fields
 from models.mlp import Activation
 
 # Coordinates of order one at every width, which is what a wide residual stream needs; Flax's own
@@ -51,6 +52,12 @@ class Transformer(nn.Module):
     branch_scale: float = 1.0
 
     def __post_init__(self):
+        sizes = ("width", "vocabulary", "context", "mlp_ratio")
+        check_fields(
+            self,
+            sizes={"depth": 0, "heads": 0} | dict.fromkeys(sizes, 1),
+            functions=("activation",),
+        )
         _check_attention(self.width, self.heads, self.attention_scale)
         super().__post_init__()
 
@@ -107,6 +114,12 @@ class ViT(nn.Module):
     branch_scale: float = 1.0
 
     def __post_init__(self):
+        sizes = ("width", "outputs", "patch", "mlp_ratio")
+        check_fields(
+            self,
+            sizes={"depth": 0, "heads": 0} | dict.fromkeys(sizes, 1),
+            functions=("activation",),
+        )
         _check_attention(self.width, self.heads, self.attention_scale)
         super().__post_init__()
 

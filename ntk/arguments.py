@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,9 @@ def map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> MapAxes:
     Raises:
         ValueError: kwargs that are not there, or axes for inputs without outputs or the reverse.
     """
+    for axis in jax.tree.leaves(vmap_axes):
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+            raise TypeError(f"vmap_axes has {axis!r}; axes are integers, or None")
     triple = isinstance(vmap_axes, tuple) and len(vmap_axes) == 3
     x_axes, out_axes, kw_axes = vmap_axes if triple else (vmap_axes, vmap_axes, {})
     kw_axes = {} if kw_axes is None else kw_axes
@@ -34,9 +38,19 @@ def map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> MapAxes:
     if unknown:
         raise ValueError(f"vmap_axes names {unknown}, which are not among {sorted(kwargs)}")
     wanted = (x_axes, {name: kw_axes.get(name) for name in kwargs})
-    axes = jax.tree.broadcast(wanted, (x, kwargs), is_leaf=lambda a: a is None)
+    try:
+        axes = jax.tree.broadcast(wanted, (x, kwargs), is_leaf=lambda a: a is None)
+    except ValueError as error:
+        raise ValueError(
+            f"vmap_axes {vmap_axes!r} has another structure than the inputs: {error}"
+        ) from error
     axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
     values = jax.tree.leaves((x, kwargs))
+    for axis, value in zip(axes, values):
+        if axis is not None and is_array(value) and not -np.ndim(value) <= axis < np.ndim(value):
+            raise ValueError(
+                f"vmap_axes has {axis}; an input of shape {np.shape(value)} has no such axis: examples go along axis 0"
+            )
     arrays = tuple(
         None if a is None else a % np.ndim(v) for a, v in zip(axes, values) if is_array(v)
     )
@@ -106,12 +120,33 @@ def broadcast(out_axes: Any, count: int) -> list[int | None]:
 
 
 def as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Axes as a tuple."""
-    return tuple(int(a) for a in np.atleast_1d(np.asarray(axes, int)))
+    """Axes as a tuple.
+
+    Raises:
+        TypeError: one is no integer.
+    """
+    axes = axes if isinstance(axes, tuple | list) else (axes,)
+    for axis in axes:
+        if isinstance(axis, bool | np.bool_) or not isinstance(axis, int | np.integer):
+            raise TypeError(
+                f"axes hold {axis!r}; axes are integers: trace_axes=(-1,), or () for none"
+            )
+    return tuple(int(axis) for axis in axes)
 
 
 def hashable(f: Callable) -> Callable:
-    """Compiled kernels are kept by function: one that has no hash is compiled for anew."""
+    """Compiled kernels are kept by function: one that has no hash is compiled for anew.
+
+    Raises:
+        TypeError: a module, or what cannot be called.
+    """
+    if any(c.__name__ == "Module" and c.__module__.startswith("flax") for c in type(f).__mro__):
+        raise TypeError(
+            f"f is the module {type(f).__name__}; give a function of parameters and inputs: for a linen module "
+            "lambda params, x: model.apply({'params': params}, x)"
+        )
+    if not callable(f):
+        raise TypeError(f"f is of type {type(f).__name__}; it must be a function f(params, x)")
     try:
         hash(f)
     except TypeError:
@@ -119,21 +154,106 @@ def hashable(f: Callable) -> Callable:
     return f
 
 
+@contextlib.contextmanager
+def explained(f: Callable, params: PyTree, **batches: tuple[PyTree, dict]) -> Iterator[None]:
+    """Says of an error inside of f which batch f cannot be evaluated on, given as (inputs, kwargs) by name.
+
+    Raises:
+        ValueError: f itself fails there.
+    """
+    try:
+        yield
+    except Exception as error:
+        for name, (x, kwargs) in batches.items():
+            try:
+                if x is not None:
+                    jax.eval_shape(lambda p, x=x, kwargs=kwargs: f(p, x, **kwargs), params)
+            except Exception as inner:
+                shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+                raise ValueError(
+                    f"f cannot be evaluated on {name} of shapes {shapes} with these params: "
+                    f"{type(inner).__name__}: {str(inner).splitlines()[0] if str(inner) else ''}"
+                ) from error
+        raise
+
+
 def check_inputs(x1: PyTree, x2: PyTree | None, params: PyTree) -> None:
     """Refuses what has no real kernel.
 
     Raises:
-        ValueError: complex arrays, an empty batch, no inputs, no parameters.
+        TypeError: what is no array of numbers.
+        ValueError: complex arrays, an empty batch, no inputs, no parameters, batches that do not fit each other,
+            whatever is not a parameter among the parameters.
     """
     for name, tree in (("x1", x1), ("x2", x2), ("params", params)):
-        for leaf in jax.tree.leaves(tree):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            dtype = _number_type(name, leaf)
+            if jnp.issubdtype(dtype, jnp.complexfloating):
                 raise ValueError(f"{name} is complex; kernels are of real inputs and parameters")
             if name != "params" and np.size(leaf) == 0:
                 raise ValueError(
                     f"{name} has an array of shape {np.shape(leaf)}: the batch is empty"
                 )
+            if name == "params" and not jnp.issubdtype(dtype, jnp.floating):
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"params/{where} is {dtype}, no parameter: leave counters and flags out of params, and close "
+                    "apply over them"
+                )
     if not jax.tree.leaves(x1):
         raise ValueError("x1 has no arrays")
-    if not any(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in jax.tree.leaves(params)):
+    if not jax.tree.leaves(params):
         raise ValueError("params has no floating-point arrays to differentiate by")
+    _check_collections(params)
+    if x2 is not None:
+        _check_pair(x1, x2)
+
+
+def _number_type(name: str, leaf: Any) -> Any:
+    try:
+        dtype = jnp.result_type(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} holds {type(leaf).__name__}; it must be a pytree of arrays of numbers"
+        ) from error
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise TypeError(f"{name} holds {dtype}; it must be a pytree of arrays of numbers")
+    return dtype
+
+
+def _check_collections(params: PyTree) -> None:
+    """The statistics that Flax keeps beside the parameters are no parameters, though floating-point."""
+    others = sorted(set(params) - {"params"}) if isinstance(params, Mapping) else []
+    if isinstance(params, Mapping) and "params" in params and others:
+        raise ValueError(
+            f"params has the collections {['params', *others]}; only 'params' are parameters: give "
+            "variables['params'], and apply = lambda p, x: model.apply({**variables, 'params': p}, x)"
+        )
+    variables = jax.tree.leaves(params, is_leaf=lambda v: _variable_kind(v) is not None)
+    kinds = {_variable_kind(v) for v in variables} - {None, "Param"}
+    if kinds:
+        raise ValueError(
+            f"params holds variables of kind {sorted(kinds)}; only nnx.Param are parameters: split them off by "
+            "graph, params, rest = nnx.split(model, nnx.Param, ...)"
+        )
+
+
+def _variable_kind(value: Any) -> str | None:
+    """Param, BatchStat, ...: which kind of NNX variable the value is; None for anything else."""
+    names = [c.__name__ for c in type(value).__mro__ if c.__module__.startswith("flax.nnx")]
+    if "Variable" not in names:
+        return None
+    return "Param" if "Param" in names else names[0]
+
+
+def _check_pair(x1: PyTree, x2: PyTree) -> None:
+    """Two batches of the same inputs differ in their numbers of examples only."""
+    if jax.tree.structure(x1) != jax.tree.structure(x2):
+        raise ValueError(
+            f"x1 and x2 differ in structure: {jax.tree.structure(x1)} and {jax.tree.structure(x2)}"
+        )
+    for a, b in zip(jax.tree.leaves(x1), jax.tree.leaves(x2)):
+        if np.ndim(a) != np.ndim(b):
+            raise ValueError(
+                f"x1 has an array of shape {np.shape(a)} and x2 of {np.shape(b)}: give both their axis of examples"
+            )

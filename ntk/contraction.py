@@ -24,6 +24,7 @@ from jax import lax
 
 from ntk import program as programs
 from ntk import structured, sums
+from ntk.linearize import pushforward
 from ntk.output_axes import OutputAxes
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
@@ -146,8 +147,8 @@ def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -
         def column(cotangent):
             cotangents = [jnp.zeros_like(y) for y in outputs]
             cotangents[index] = cotangent
-            tangents = pullback(cotangents)
-            return jax.jvp(lambda p: one.example(p, arrays1), (one.params,), tangents)[1][index]
+            tangents = pullback(cotangents)[0]
+            return pushforward(lambda p: one.example(p, arrays1), one.params, tangents)[1][index]
 
         columns = jax.vmap(column)(basis.reshape(-1, *outputs[index].shape))
         columns = columns.reshape(*basis.shape[:3], *columns.shape[1:])

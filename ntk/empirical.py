@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk import arguments, contraction
+from ntk.linearize import pushforward
 from ntk.output_axes import arrange, output_axes
 
 PyTree = Any
@@ -56,14 +57,15 @@ def empirical_ntk(
     Args:
         apply: ``apply(params, x, **kwargs) -> outputs``; arrays or pytrees. Give the same function
             object in every call: the compiled kernel is kept with it.
-        params: pytree of parameters; only floating-point leaves count.
+        params: pytree of floating-point parameters; of Flax's variables the "params" only.
         x1: inputs, examples along axis 0.
         x2: other inputs, None for x1 itself: half of the kernel is then computed and mirrored.
         trace_axes: output axes (of ``apply``'s result, batch axis included) over which the kernel is
             averaged: the trace over each pair of axes, divided by its size.
         diagonal_axes: output axes of which only the diagonal is kept.
         vmap_axes: axis of the examples in inputs and outputs; None where examples interact
-            (batch normalisation), at the cost of one backward pass over the batch per output entry.
+            (batch normalisation), at the cost of one backward pass over the batch per output entry. Whether they
+            do is tried on up to four examples, wherever inputs and parameters have values (not inside jit).
         implementation: see :class:`NtkImplementation`; also its name in lower case.
         **kwargs: passed to apply; the tuple ``(a, b)`` gives a for x1 and b for x2.
 
@@ -72,8 +74,10 @@ def empirical_ntk(
         axes once. So outputs (n1, k) and (n2, k) give (n1, n2, k, k). A pytree if apply returns one.
 
     Raises:
+        TypeError: apply is no function, an axis no integer, an input no array of numbers.
         ValueError: complex or missing inputs or parameters, an empty batch, axes out of range or
-            both traced and diagonal, shapes that differ along such an axis, unknown implementation.
+            both traced and diagonal, shapes that differ along such an axis, unknown implementation; examples that
+            interact, though vmap_axes says they do not; variables that are no parameters.
 
     Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720).
     """
@@ -118,10 +122,13 @@ def empirical_ntk_fn(
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         axes = arguments.map_axes(vmap_axes, x1, kwargs1)
         arrays1, static1 = arguments.partition((x1, kwargs1))
-        if x2 is None:
-            return _ntk(settings, axes, static1, None, arrays1, None, params)
-        arrays2, static2 = arguments.partition((x2, kwargs2))
-        return _ntk(settings, axes, static1, static2, arrays1, arrays2, params)
+        with arguments.explained(f, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
+            _check_apart(settings.f, axes, static1, arrays1, params)
+            if x2 is None:
+                return _ntk(settings, axes, static1, None, arrays1, None, params)
+            arrays2, static2 = arguments.partition((x2, kwargs2))
+            _check_apart(settings.f, axes, static2, arrays2, params)
+            return _ntk(settings, axes, static1, static2, arrays1, arrays2, params)
 
     return ntk_fn
 
@@ -139,13 +146,15 @@ def empirical_nngp_fn(
     Raises:
         ValueError: see :func:`empirical_ntk`.
     """
+    f = arguments.hashable(f)
     trace_axes, diagonal_axes = arguments.as_axes(trace_axes), arguments.as_axes(diagonal_axes)
 
     def nngp_fn(x1, x2, params, **kwargs):
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
-        out1 = f(params, x1, **kwargs1)
-        out2 = out1 if x2 is None else f(params, x2, **kwargs2)
+        with arguments.explained(f, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
+            out1 = f(params, x1, **kwargs1)
+            out2 = out1 if x2 is None else f(params, x2, **kwargs2)
 
         def outer(y1, y2):
             axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
@@ -189,6 +198,8 @@ def empirical_kernel_fn(
     }
 
     def kernel_fn(x1, x2, get, params, **kwargs):
+        if get is not None and not isinstance(get, str | tuple | list):
+            raise TypeError(f"get is {get!r}; it must be 'nngp', 'ntk', a tuple of these, or None")
         names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
         for name in names:
             if name not in fns:
@@ -224,16 +235,83 @@ def empirical_ntk_vp_fn(
 
     Source: Novak et al. 2022 (arXiv 2206.08720), appendix L.
     """
+    f = arguments.hashable(f)
     arguments.check_inputs(x1, x2, params)
     kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
     floats, rebuild = arguments.split_params(params)
 
     def ntk_vp_fn(cotangents: PyTree) -> PyTree:
         x2_ = x1 if x2 is None else x2
-        _, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
-        return jax.jvp(lambda p: f(rebuild(p), x1, **kwargs1), (floats,), pullback(cotangents))[1]
+        outputs, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
+        _check_cotangents(cotangents, outputs)
+        tangents = pullback(cotangents)[0]
+        return pushforward(lambda p: f(rebuild(p), x1, **kwargs1), floats, tangents)[1]
 
     return ntk_vp_fn
+
+
+def _check_cotangents(given: PyTree, outputs: PyTree) -> None:
+    shapes = [jax.tree.map(lambda y: tuple(jnp.shape(y)), tree) for tree in (given, outputs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the vector has shapes {shapes[0]}; it must be shaped as f(params, x2), {shapes[1]}"
+        )
+
+
+def _check_apart(f, axes, static, arrays, params) -> None:
+    """Refuses examples that interact: f of a few of them is not f of each."""
+    sizes = {v.shape[a] for v, a in zip(arrays, axes.arrays) if a is not None}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the inputs have {sorted(sizes)} examples; all need the same number of them"
+        )
+    traced = any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((arrays, params)))
+    if traced or not sizes or sizes == {1}:
+        return
+    few = [
+        v if a is None else jax.lax.slice_in_dim(jnp.asarray(v), 0, min(v.shape[a], _TRIED), axis=a)
+        for v, a in zip(arrays, axes.arrays)
+    ]
+    # Sizes of batches take different roads through coarse products: here they must agree.
+    with jax.default_matmul_precision("highest"):
+        gap = float(_interaction(f, axes, static, few, params))
+    if gap > 1:
+        raise ValueError(
+            "examples interact: f(x)[:1] is not f(x[:1]), as with batch normalisation in training mode or random "
+            "numbers drawn for a whole batch; with vmap_axes=None the kernel is that of f itself"
+        )
+
+
+_TRIED = 4  # examples
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _interaction(f, axes, static, arrays, params) -> jax.Array:
+    """Largest difference between f of the examples together and apart, in units of what rounding explains."""
+    floats, rebuild = arguments.split_params(params)
+    together = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))
+    examples = arguments.broadcast(axes.outputs, len(together))
+    one = functools.partial(_example, f, rebuild, static, axes.arrays, examples)
+    apart = contraction.Network(one, floats, arrays, axes.arrays).map(lambda a: one(floats, a))
+
+    def gap(y, z, axis):
+        z = jnp.moveaxis(z, 0, axis)
+        if y.shape != z.shape:
+            raise ValueError(
+                f"f gives outputs of shape {y.shape} for examples together and {z.shape} for each: name the axis of "
+                "the examples in vmap_axes, or use vmap_axes=None"
+            )
+        eps = min(0.1, 1e4 * float(jnp.finfo(y.dtype).eps))
+        return jnp.max(jnp.abs(y - z)) / (eps * jnp.max(jnp.abs(y)) + jnp.finfo(y.dtype).tiny)
+
+    _check_real(together)
+    return jnp.max(jnp.stack(list(map(gap, together, apart, examples))).astype(jnp.float32))
+
+
+def _check_real(outputs: list) -> None:
+    for y in outputs:
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            raise ValueError(f"f returns {y.dtype}; the NTK is of real floating-point outputs")
 
 
 class _Settings(NamedTuple):
@@ -259,9 +337,7 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
         output_axes(y1.shape, y2.shape, settings.trace_axes, settings.diagonal_axes, example)
         for y1, y2, example in zip(leaves1, leaves2, examples)
     ]
-    for y in leaves1:
-        if not jnp.issubdtype(y.dtype, jnp.floating):
-            raise ValueError(f"f returns {y.dtype}; the NTK is of real floating-point outputs")
+    _check_real(leaves1)
     one, two = (
         contraction.Network(
             functools.partial(_example, settings.f, rebuild, s, axes.arrays, examples),
@@ -299,6 +375,6 @@ def _implementation(value: NtkImplementation | int | str) -> NtkImplementation:
     names = [i.name.lower() for i in NtkImplementation]
     if isinstance(value, str) and value.lower() in names:
         return NtkImplementation[value.upper()]
-    if not isinstance(value, str) and value in list(NtkImplementation):
+    if isinstance(value, int) and not isinstance(value, bool) and value in list(NtkImplementation):
         return NtkImplementation(value)
     raise ValueError(f"implementation is {value!r}; there are {names} and 0 to 3")

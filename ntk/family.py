@@ -11,18 +11,15 @@ their path in the tree, `hidden_0/kernel`.
 """
 
 import math
-import re
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-ROLES = ("input", "hidden", "output", "scalar", "tied")
-_VECTORS = re.compile(r"(bias|scale|b)_?\d*")
-_KERNELS = {"kernel", "w", "W", "weight"}
-_SPLIT_HEADS = {"query", "key", "value", "qkv"}
+from ntk import conventions
 
 
 class Network(NamedTuple):
@@ -89,12 +86,29 @@ def initial_state(family, width, example, key) -> dict:
     return _split(family, width, example)[1](key)
 
 
-def _split(family, width, example):
+def check_width(name, width) -> int:
+    """The width as an int; ValueError unless it is a positive integer."""
+    integer = hasattr(width, "__index__") and not isinstance(width, bool)
+    if not integer or operator.index(width) < 1:
+        raise ValueError(f"{name} is {width!r}; it must be a positive integer")
+    return operator.index(width)
+
+
+def _check_family(family):
+    """Refuse what is no function of the width, a module at one width among it; flax is not imported for that."""
+    classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
+    if "flax.Module" in classes:
+        raise ValueError(
+            f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
+            f"lambda width: {type(family).__name__}(width)"
+        )
     if not callable(family):
         raise ValueError(f"family is {family!r}; it must be a function of the width")
-    if width != int(width) or width < 1:
-        raise ValueError(f"width is {width!r}; it must be a positive integer")
-    model = family(int(width))
+
+
+def _split(family, width, example):
+    _check_family(family)
+    model = family(check_width("width", width))
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         return Network(*model), lambda key: {}
     from flax import linen
@@ -205,7 +219,9 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     Only shapes are computed (`jax.eval_shape`), no array is allocated. Axes are read off shapes and the
     names that Flax gives: `kernel` is (..., in, out), with the heads of `query`, `key`, `value` in the
     fan-out and those of `out` in the fan-in; `bias` and `scale` are vectors; a stack of layers (nn.scan,
-    nnx.vmap) has a leading axis in neither fan. Other matrices are read as (in, out).
+    nnx.vmap) has a leading axis in neither fan, one layer for each unit (nn.vmap) a leading axis of units. Other
+    matrices are read as (in, out), but for those that only grow in rows and are not called like a readout: they may
+    be tables of a few numbers for each unit, and are ambiguous.
 
     Args:
         family: a function of the width, see `network`.
@@ -221,6 +237,8 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     Raises:
         ValueError: the trees differ between widths, nothing grows, or a parameter is ambiguous.
     """
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(f"roles is {roles!r}; it must be {{pattern of the path: role}}")
     roles = dict(roles or {})
     if len(set(widths)) < 2:
         raise ValueError(
@@ -230,7 +248,7 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
     trees = [jax.eval_shape(network(family, width, example).init, key) for width in widths]
     shapes = _compare([named_leaves(tree) for tree in trees], widths)
     _check_patterns(roles, shapes)
-    stacked = _stacked(shapes)
+    stacked = conventions.stacked(shapes)
     axes = [_param_axes(name, shapes, stacked, roles) for name in shapes]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
 
@@ -257,37 +275,12 @@ def _compare(leaves, widths):
 
 def _check_patterns(roles, shapes):
     for pattern, role in roles.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"roles: {pattern!r} is no pattern of a path, such as 'embed/*'")
         if not any(fnmatchcase(name, pattern) for name in shapes):
             raise ValueError(f"roles: {pattern!r} matches no parameter; there are {list(shapes)}")
-        if isinstance(role, str) and role not in ROLES:
-            raise ValueError(f"roles: {role!r} for {pattern!r} is none of {ROLES}")
-
-
-def _stacked(shapes):
-    """Names of the parameters whose first axis counts layers.
-
-    A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
-    has an axis too many.
-    """
-    scopes = {}
-    for name in shapes:
-        parts = name.split("/")
-        for end in range(len(parts)):
-            scopes.setdefault("/".join(parts[:end]), []).append(name)
-    stacked = set()
-    for names in scopes.values():
-        first = {shape[:1] for name in names for shape in shapes[name]}
-        if len(first) == 1 and any(len(shapes[name][0]) > _vector_rank(name) for name in names):
-            stacked.update(names)
-    return stacked
-
-
-def _vector_rank(name):
-    """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
-    *scope, leaf = name.split("/")
-    if not _VECTORS.fullmatch(leaf):
-        return math.inf
-    return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
+        if isinstance(role, str) and role not in conventions.ROLES:
+            raise ValueError(f"roles: {role!r} for {pattern!r} is none of {conventions.ROLES}")
 
 
 def _param_axes(name, shapes, stacked, roles):
@@ -300,7 +293,7 @@ def _param_axes(name, shapes, stacked, roles):
         fans = _fans_of_role(name, given, axes, infinite)
         return ParamAxes(sizes, infinite, *fans, given)
     fan_in, fan_out = (
-        _check_fans(name, given, axes) if given else _read(name, shapes, axes, infinite)
+        _check_fans(name, given, axes) if given else conventions.fans(name, shapes, axes, infinite)
     )
     grows = (not set(fan_in).isdisjoint(infinite), not set(fan_out).isdisjoint(infinite))
     role = {(0, 0): "scalar", (0, 1): "input", (1, 0): "output", (1, 1): "hidden"}[grows]
@@ -321,50 +314,12 @@ def _fans_of_role(name, role, axes, infinite):
 
 
 def _check_fans(name, given, axes):
-    fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
+    try:
+        fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
+    except TypeError:
+        raise TypeError(
+            f"roles: {given!r} for {name} is neither a role nor a pair (fan_in axes, fan_out axes)"
+        ) from None
     if set(fan_in) & set(fan_out) or not set(fan_in + fan_out) <= set(range(axes[-1] + 1)):
         raise ValueError(f"roles: {given} for {name} are not two disjoint groups of its axes")
     return fan_in, fan_out
-
-
-def _read(name, shapes, axes, infinite):
-    """(fan_in, fan_out) by the conventions of Flax."""
-    *scope, leaf = name.split("/")
-    if _VECTORS.fullmatch(leaf):
-        return (), axes
-    if len(axes) == 1 and infinite and not _is_bias(name, shapes):
-        raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
-    last = (axes[:-1], axes[-1:])
-    if len(axes) <= 2 or not set(infinite) - {axes[-1]}:
-        return ((), axes) if len(axes) < 2 else last
-    bias = shapes.get("/".join([*scope, "bias"]))
-    features = len(bias[0]) - axes[0] if bias else 1
-    if features > 1:
-        return axes[:-features], axes[-features:]
-    if scope and scope[-1] in _SPLIT_HEADS:
-        return axes[:1], axes[1:]
-    known = leaf in _KERNELS and (not set(infinite) & set(axes[:-2]) or bias or "out" in scope[-1:])
-    if not known:
-        raise _ambiguous(
-            name, shapes, "its axes may be split into fan-in and fan-out in several ways"
-        )
-    return last
-
-
-def _is_bias(name, shapes):
-    """Whether an unnamed vector is the second of a pair (matrix, vector) with as many columns."""
-    scope, _, leaf = name.rpartition("/")
-    matrix = shapes.get(f"{scope}/0")
-    return (
-        bool(scope)
-        and leaf == "1"
-        and bool(matrix)
-        and [m[-1:] for m in matrix] == list(shapes[name])
-    )
-
-
-def _ambiguous(name, shapes, why):
-    return ValueError(
-        f"{name} of shapes {list(shapes[name])} is ambiguous: {why}. Say which it is with "
-        f"roles={{{name!r}: role}}, a role of {ROLES} or a pair (fan_in axes, fan_out axes)"
-    )

@@ -1,29 +1,25 @@
 """Large Gram matrices of any kernel function: tiles over devices, one triangle, kept on disk as they come.
 
 A kernel function is ``kernel_fn(x1, x2, get, ...)`` with x2 = None for x2 = x1: ours, one of
-neural-tangents, or an empirical one. This is the only module of ntk that touches files.
+neural-tangents, or an empirical one. Files are the business of `ntk.storage`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import os
-import pathlib
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from ntk import tiles
+from ntk import storage, tiles
 
 PyTree = Any
 
 TILE = 1024
 """Samples along one side of a tile, unless told otherwise."""
-_FILES = {"manifest.json", "manifest.new", "gram.npy", "tiles.txt", "tiles.new"}
 
 
 def gram(
@@ -50,7 +46,8 @@ def gram(
         tile: samples along one side of a tile. At most two tiles for each device are under way.
         devices: devices that share the work; all local ones by default.
         path: folder that keeps finished tiles. The same call computes what is missing there, also
-            after a kill, to the same bits. Its ``gram.npy`` is the matrix.
+            after a kill, to the same bits. Its ``gram.npy`` is the matrix, whose space on the disk is
+            allocated before the first tile. One process at a time works on a folder.
         name: name and version of the kernel, which path needs to tell its folder from others'.
         progress: called as ``progress(done, total)``, in tiles, first with those found on disk.
         **kwargs: passed to kernel_fn, such as ``params`` of an empirical kernel. The tuple (a, b)
@@ -62,26 +59,37 @@ def gram(
 
     Raises:
         ValueError: inputs are empty or not finite; kernel_fn does not give an array of (n1, n2),
-            or is not symmetric; path is without name, or the folder belongs to another job.
+            or is not symmetric; path is without name, or the folder belongs to another job (its
+            inputs, options, versions, or the kernel's values on three samples are others), or is
+            in use by another process.
+        OSError: the disk has no room for the matrix, or the folder cannot be written to.
 
     Warns:
         UserWarning: tiles in path do not match their checksum; they are computed again.
     """
-    if path is not None and not name:
+    if path is not None and not (name and isinstance(name, str)):
         raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
     if job.traced:
         raise ValueError("gram fills an array of the host: call it outside jit, grad and vmap")
     shape, dtype = _shape(job)
-    todo, folder = job.positions(), None
-    total = len(todo)
     if path is None:
-        out = np.empty(shape, dtype)
-    else:
-        folder = _open(path, _about(job, name, get, shape, dtype))
-        out = folder.matrix
-        kept = _verified(folder, job)
-        todo = [ij for ij in todo if ij not in kept]
+        return _fill(job, np.empty(shape, dtype), None, progress)
+    with contextlib.closing(storage.open_folder(path, job, name, get, shape, dtype)) as folder:
+        _fill(job, folder.matrix, folder, progress)
+    return np.load(folder.path / "gram.npy", mmap_mode="r")
+
+
+def _fill(
+    job: tiles.Job,
+    out: np.ndarray,
+    folder: storage.Folder | None,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """Computes all tiles, or those that the folder lacks, into ``out``."""
+    kept = storage.verified(folder, job) if folder else set()
+    every = job.positions()
+    todo, total = [ij for ij in every if ij not in kept], len(every)
     done = total - len(todo)
     if progress is not None:
         progress(done, total)
@@ -92,11 +100,11 @@ def gram(
             order = mirror(entries if i == j else out[job.span(0, 0), job.span(1, 0)])
         _store(out, entries, i, j, job, order)
         if folder is not None:
-            _record(folder, job, i, j)
+            storage.record(folder, job, i, j)
         done += 1
         if progress is not None:
             progress(done, total)
-    return out if folder is None else np.load(folder.path / "gram.npy", mmap_mode="r")
+    return out
 
 
 def product(
@@ -217,108 +225,3 @@ def _store(
     out[rows, columns] = entries
     if job.symmetric and i != j:
         out[columns, rows] = entries.transpose(order)
-
-
-class _Folder(NamedTuple):
-    """A Gram matrix on disk: ``gram.npy``, the finished tiles in ``tiles.txt``, ``manifest.json``."""
-
-    path: pathlib.Path
-    matrix: np.memmap
-
-
-def _about(job: tiles.Job, name: str, get: str, shape: tuple, dtype: np.dtype) -> dict[str, Any]:
-    """What two jobs must share to share a folder."""
-    inputs = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves((job.one, job.two, job.arrays)):
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        inputs.update(f"{leaf.dtype}{leaf.shape}".encode())
-        inputs.update(np.ascontiguousarray(leaf))
-    options = [v[0] for v in job.call.static[1] if v and isinstance(v[0], str | int | float)]
-    return {
-        "kernel": name,
-        "get": get,
-        "options": repr(options),
-        "inputs": inputs.hexdigest(),
-        "shape": list(shape),
-        "dtype": str(dtype),
-        "tile": list(job.tile),
-        "symmetric": job.symmetric,
-    }
-
-
-def _open(path: str | os.PathLike, about: dict[str, Any]) -> _Folder:
-    """The folder of this job; made if it is not there."""
-    path = pathlib.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    manifest = path / "manifest.json"
-    if not manifest.exists():
-        _create(path, about)
-    try:
-        found = json.loads(manifest.read_text())
-    except ValueError:
-        raise ValueError(f"{manifest} cannot be read; choose another path, or remove it") from None
-    if not isinstance(found, dict) or set(found) != set(about):
-        raise ValueError(f"{manifest} is of another version; choose another path")
-    if found != about:
-        changes = [
-            f"{k} is {found[k]!r} there, {v!r} here" for k, v in about.items() if found[k] != v
-        ]
-        raise ValueError(
-            f"{path} belongs to another job ({'; '.join(changes)}); choose another path"
-        )
-    matrix = np.load(path / "gram.npy", mmap_mode="r+")
-    return _Folder(path, matrix)
-
-
-def _create(path: pathlib.Path, about: dict[str, Any]) -> None:
-    """The manifest comes last, so that a folder without one was never used."""
-    strangers = sorted({p.name for p in path.iterdir()} - _FILES)
-    if strangers:
-        raise ValueError(
-            f"{path} holds other files, such as {strangers[0]!r}; choose an empty folder"
-        )
-    shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
-    np.lib.format.open_memmap(path / "gram.npy", "w+", dtype, shape).flush()
-    (path / "tiles.txt").write_text("")
-    (path / "manifest.new").write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(path / "manifest.new", path / "manifest.json")
-
-
-def _digest(matrix: np.ndarray, job: tiles.Job, i: int, j: int) -> str:
-    """Checksum of a tile, and of its mirror image."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.ascontiguousarray(matrix[job.span(0, i), job.span(1, j)]))
-    if job.symmetric and i != j:
-        digest.update(np.ascontiguousarray(matrix[job.span(1, j), job.span(0, i)]))
-    return digest.hexdigest()
-
-
-def _record(folder: _Folder, job: tiles.Job, i: int, j: int) -> None:
-    """Notes a tile as finished, once it is on disk."""
-    folder.matrix.flush()
-    with open(folder.path / "tiles.txt", "a") as file:
-        file.write(f"{i} {j} {_digest(folder.matrix, job, i, j)}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _verified(folder: _Folder, job: tiles.Job) -> set[tuple[int, int]]:
-    """Finished tiles whose entries match their checksum; the journal is rewritten to these."""
-    journal = folder.path / "tiles.txt"
-    lines = journal.read_text().split("\n") if journal.exists() else []
-    # A kill can cut the last line short.
-    notes = [line.split(" ") for line in lines[:-1]]
-    noted = {(int(i), int(j)): digest for i, j, digest in notes}
-    good = {ij: d for ij, d in noted.items() if _digest(folder.matrix, job, *ij) == d}
-    broken = sorted(set(noted) - set(good))
-    if broken:
-        warnings.warn(
-            f"{len(broken)} of {len(noted)} tiles in {folder.path} do not match their checksum, "
-            f"such as {broken[0]}; they are computed again",
-            stacklevel=3,
-        )
-    fresh = journal.with_suffix(".new")
-    fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
-    os.replace(fresh, journal)
-    return set(good)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.program import equations
+
 PyTree = Any
 
 
@@ -47,6 +49,8 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
 
     Source: Bai & Lee 2020 (arXiv 1910.01619), equation 2.
     """
+    if not callable(f):
+        raise TypeError(f"f is of type {type(f).__name__}; it must be a function f(params, ...)")
     if not isinstance(degree, int) or isinstance(degree, bool) or degree < 0:
         raise ValueError(f"degree is {degree!r}; it must be an integer, 0 or more")
 
@@ -54,6 +58,11 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         old, new = jax.tree.structure(params), jax.tree.structure(new_params)
         if old != new:
             raise ValueError(f"new parameters have structure {new}; f is expanded about {old}")
+        for one, other in zip(jax.tree.leaves(new_params), jax.tree.leaves(params)):
+            if jnp.shape(one) != jnp.shape(other):
+                raise ValueError(
+                    f"new parameters have shape {jnp.shape(one)} where f is expanded about {jnp.shape(other)}"
+                )
         step = jax.tree.map(jnp.subtract, new_params, params)
 
         def along(s):
@@ -67,6 +76,30 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         return jax.tree.map(lambda *d: sum(d[1:], d[0]), *scaled)
 
     return f_taylor
+
+
+def pushforward(
+    f: Callable[[PyTree], PyTree], params: PyTree, tangent: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Outputs and their derivative J v along a tangent, also where f has rules for reverse mode only.
+
+    A ``jax.custom_vjp`` has no forward mode. There J v is the derivative by u of v^T J^T u, which is linear in u:
+    two reverse passes.
+
+    Args:
+        f: ``f(params)`` returning a pytree of real arrays.
+        params: pytree.
+        tangent: shaped as params.
+
+    Returns:
+        ``f(params)``, and J v shaped as it.
+    """
+    names = {e.primitive.name for e in equations(jax.make_jaxpr(f)(params).jaxpr)}
+    if not any(name.startswith("custom_vjp") for name in names):
+        return jax.jvp(f, (params,), (tangent,))
+    outputs, pullback = jax.vjp(f, params)
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+    return outputs, jax.vjp(lambda u: pullback(u)[0], zeros)[1](tangent)[0]
 
 
 def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:

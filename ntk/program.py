@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,3 +50,12 @@ def apply(jaxpr: jex.Jaxpr, equation: Any, operands: list, inline: bool = False)
         constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation]
     )
     return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, []))(*values.values()))
+
+
+def equations(jaxpr: jex.Jaxpr) -> Iterator[Any]:
+    """Every equation of a jaxpr, and of those nested in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(part, "eqns"):
+                yield from equations(part)

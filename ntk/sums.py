@@ -41,6 +41,9 @@ def contracted(fun: Callable) -> Callable:
         products, known = {}, {}
         for equation in jaxpr.eqns:
             operands = [program.read(env, v) for v in equation.invars]
+            if not equation.outvars:  # done for its effect, or left over from a derivative
+                program.apply(jaxpr, equation, operands)
+                continue
             name, result, made = equation.primitive.name, None, equation.outvars[0]
             if (factors := outer.follow(equation, operands, known)) is not None:
                 known[made] = factors

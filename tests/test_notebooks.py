@@ -12,6 +12,19 @@ QUICK = {"00_tour"}
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
+# What a notebook's text says of its figures, asserted in a cell of its own at the end.
+CLAIMS = {
+    "00_tour": """
+assert checks["mup"].passed, checks["mup"].verdict
+assert checks["ntk"].passed, checks["ntk"].verdict
+assert all(np.isfinite(c.change).all() and np.isfinite(c.size).all() for c in checks.values())
+assert np.isfinite(sweep.min("learning_rate")).all()
+assert np.isfinite(followed).all() and (followed * stable / 2 < 2).all(), followed
+assert (followed[:, -1] > followed.min("step")).all()
+"""
+}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_no_outputs(path):
     cells = nbformat.read(path, as_version=4).cells
@@ -28,6 +41,8 @@ def test_notebook_has_no_outputs(path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
+    if path.stem in CLAIMS:
+        notebook.cells.append(nbformat.v4.new_code_cell(CLAIMS[path.stem]))
     start = time.monotonic()
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
     figures = [

@@ -7,7 +7,6 @@ what needs features, and Word2Vec on a text whose words are shuffled.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -16,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 import limits
-from experiments import losses, tasks
+from experiments import checks, losses, tasks
+from experiments.grid import Axis, Program, Variable, array, train_grid
 from experiments.loop import Session
 from experiments.studies import feature_learning_limit_networks as networks
 from experiments.studies.feature_learning_limit_claims import claims
@@ -28,7 +28,7 @@ from limits import feature_learning as one_layer
 TITLE = "Feature learning at infinite width"
 PAPER = "Yang & Hu 2021, arXiv:2011.14522; pi-nets: Yang, Santacroce, Hu 2022"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 
 def total_steps(config: Any) -> int:
@@ -54,8 +54,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
             pairs of words.
     """
     session = session or Session()
-    _check(config)
     task = tasks.load(config.task)
+    check(config, task)
     parts = (
         networks.dichotomy(config, task, session),
         networks.convergence(config, task, session),
@@ -67,15 +67,111 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     return xr.merge(parts).assign_attrs(task=config.task.name, ways=few.ways, shots=few.shots)
 
 
-def _check(config: Any) -> None:
-    for name in set(config.convergence.systems) - set(networks.SYSTEMS):
-        raise ValueError(f"unknown system {name!r}; there are: {'; '.join(networks.SYSTEMS)}")
-    for name in config.dichotomy.rules:
-        limits.named_rule(networks.RULES.get(name, name))
-    for name in ("dichotomy", "convergence", "words"):
-        widths = tuple(config[name].widths)
-        if len(set(widths)) < 3:
-            raise ValueError(f"{name}.widths={widths} must be three or more, to fit an exponent")
+RULES = {
+    "dichotomy.rules": checks.several(checks.choice((*networks.RULES, *limits.exponents.RULES))),
+    "dichotomy.depth": checks.DEPTH,
+    "convergence.systems": checks.several(checks.choice(networks.SYSTEMS)),
+    "convergence.population": checks.whole(),
+    "convergence.pi.rank": checks.whole(1, 10**4),
+    "convergence.pi.hidden_layers": checks.whole(1, 100),
+    "convergence.pi.learning_rate": checks.positive(),
+    "convergence.pi.steps": checks.STEPS,
+    "convergence.pi.batch_size": checks.whole(),
+    "words.vocabulary": checks.whole(8, 10**7),
+    "words.epochs": checks.whole(1, 10**4),
+    "words.window": checks.whole(1, 1000),
+    "words.subsample": checks.positive(),
+    "words.negatives": checks.whole(),
+    "words.weight_decay": checks.real(0),
+    "words.batch_size": checks.whole(),
+    **{
+        f"{part}.learning_rate": checks.positive() for part in ("dichotomy", "convergence", "words")
+    },
+    **{f"{part}.widths": checks.widths(3) for part in ("dichotomy", "convergence", "words")},
+    **{
+        f"{part}.{key}": rule
+        for part in ("dichotomy", "convergence")
+        for key, rule in (
+            ("num_train", checks.whole()),
+            ("num_test", checks.whole()),
+            ("steps", checks.STEPS),
+        )
+    },
+    **{f"{part}.seeds": checks.SEEDS for part in ("dichotomy", "convergence", "words", "few_shot")},
+    "few_shot.backgrounds": checks.several(checks.real(0), ascending=True),
+    "few_shot.widths": checks.widths(),
+    "few_shot.ways": checks.whole(2, 20),
+    **{
+        f"few_shot.{key}": checks.whole()
+        for key in ("shots", "queries", "steps", "tasks", "test_tasks", "test_steps")
+    },
+    **{f"few_shot.{key}": checks.positive() for key in ("inner_rate", "outer_rate", "clip")},
+    "few_shot.kernel_rates": checks.several(checks.positive()),
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    checks.classes(task)
+    if task.train.x.ndim != 2:
+        raise ValueError(
+            f"config.task: inputs of {task.name} have shape {task.input_shape}; expected vectors, flatten=True"
+        )
+    pi, there = config.convergence.pi, len(task.train.x)
+    if pi.steps * pi.batch_size > there:
+        raise ValueError(
+            f"config.convergence.pi: {pi.steps} batches of {pi.batch_size} need more than the {there} examples:"
+            " decrease pi.steps or pi.batch_size, or take more by task.num_train"
+        )
+    for path, data in (("num_train", task.train), ("num_test", task.test)):
+        for name in ("dichotomy", "convergence"):
+            checks.whole(1, len(data.x))(f"{name}.{path}", config[name][path])
+    _check_sizes(config, task)
+    _check_few_shot(config.few_shot, task)
+    part = config.words
+    source = checks.context(
+        "words", word_pairs.corpus, part.data_dir, part.vocabulary, part.analogies
+    )
+    left = part.epochs * len(source.ids)
+    if left < part.batch_size:
+        checks.refuse(
+            "words.batch_size", part.batch_size, f"at most {left}, the words of all epochs"
+        )
+
+
+def _check_sizes(config: Any, task: tasks.Task) -> None:
+    inputs, part = task.train.x.shape[1], config.dichotomy
+    size = part.widths[-1] * inputs + (part.depth - 1) * part.widths[-1] ** 2
+    checks.memory(f"config.dichotomy.widths: training at {part.widths[-1]}", 5.0 * size)
+    part = config.convergence
+    widest = max(part.population, part.widths[-1])
+    checks.memory("config.convergence", 3.0 * widest * (inputs + task.outputs + part.num_train))
+    checks.memory("config.convergence: all batches", float(part.steps) * part.num_train)
+    part, few = config.words, config.few_shot
+    examples = 5e5 * part.epochs * (2 * part.window + part.negatives)
+    checks.memory(
+        "config.words", 6.0 * part.vocabulary * max(part.widths[-1], part.vocabulary) + examples
+    )
+    checks.memory("config.few_shot.widths", 4.0 * few.widths[-1] * (inputs + few.ways))
+    episodes = (few.steps * few.tasks + few.test_tasks) * few.ways * (few.shots + few.queries)
+    checks.memory("config.few_shot: all episodes", 4.0 * episodes)
+
+
+def _check_few_shot(part: Any, task: tasks.Task) -> None:
+    data = tasks.Data(*(np.concatenate(leaves) for leaves in zip(task.train, task.test)))
+    first = tasks.Data(data.x[:1], data.y[:1])
+    checks.context("task", few_shot.images, first, data.y[:1], 0.0, 0)
+    counts = np.bincount(data.y, minlength=10)[: len(META_TRAIN + META_TEST)]
+    if part.shots + part.queries > counts.min():
+        raise ValueError(
+            f"config.few_shot: {part.shots} shots and {part.queries} queries need as many examples of each of the"
+            f" classes 0 to 9; {task.name} has {counts.min()} of class {counts.argmin()}"
+        )
 
 
 # Word2Vec
@@ -94,45 +190,40 @@ def _words(config: Any, session: Session) -> xr.Dataset:
     source = word_pairs.corpus(part.data_dir, part.vocabulary, part.analogies)
     noise = jnp.asarray(source.frequency**0.75)
     untrained = cbow.limit(len(source.words))
-    columns = [*part.widths, 0]  # 0 is the limit
-    shape = (len(part.seeds), len(columns))
-    measured = {name: np.full(shape, np.nan) for name in ("rank", "analogy", "gram")}
-    shuffled = {"rank": [], "analogy": []}
-    pictures = None
-    for s, seed in enumerate(part.seeds):
-        train = functools.partial(_word_run, part, source, noise, untrained, seed)
-        found = networks.kept(session, f"words-{seed}", train)
-        for name, values in measured.items():
-            values[s] = found[name]
-        for name, values in shuffled.items():
-            values.append(found[f"shuffled_{name}"])
-        pictures = found["plane"] if pictures is None else pictures
-    kernel = scores(source, untrained.context)
-    law = networks.fit(part.widths, measured["gram"][:, :-1])
     shown, group = _shown(source)
     labels = [f"width {n}" for n in _pictured(part)] + ["limit", "kernel limit"]
-    return xr.Dataset(
-        {
-            "word_rank": (("word_seed", "word_width"), measured["rank"]),
-            "analogy": (("word_seed", "word_width"), measured["analogy"]),
-            "gram_distance": (("word_seed", "word_width"), measured["gram"]),
-            "gram_slope": law.exponent,
-            "gram_slope_interval": ("end", law.exponent_interval),
-            "shuffled_rank": ("word_seed", np.array(shuffled["rank"], float)),
-            "shuffled_analogy": ("word_seed", np.array(shuffled["analogy"], float)),
-            "kernel_rank": kernel[0],
-            "kernel_analogy": kernel[1],
-            "plane": (("panel", "word", "axis"), pictures),
-            "vocabulary": len(source.words),
-            "pairs": sum(map(len, source.relations.values())),
-        },
-        {
-            "word_width": columns,
-            "word_seed": list(part.seeds),
-            "panel": labels,
-            "word": [source.words[partner] for _, partner in shown],
-            "group": ("word", group),
-        },
+
+    def unit(part, word_seed):
+        return _word_run(part, source, noise, untrained, word_seed)
+
+    over = ("word_width",)
+    variables = {
+        "word_rank": Variable("rank of the partner by cosine", dims=over),
+        "analogy": Variable("share of analogies that are right", dims=over),
+        "shuffled_rank": Variable("rank of the partner after training on shuffled words"),
+        "shuffled_analogy": Variable("share of analogies right after training on shuffled words"),
+        "gram_distance": Variable("distance of inner products from the limit's", dims=over),
+        "plane": Variable("principal components", dims=("panel", "word", "axis")),
+    }
+    own = {
+        "word_width": Axis([*part.widths, 0], "width, 0 for the limit", "neurons"),
+        "panel": Axis(labels, "network"),
+        "word": Axis([source.words[partner] for _, partner in shown], "word"),
+        "group": Axis(group, "relation", dims=("word",)),
+    }
+    axes = {"word_seed": Axis(list(part.seeds), "seed")}
+    made = train_grid(axes, part, Program("words", unit, variables, own), session)
+    kernel = scores(source, untrained.context)
+    law = networks.fit(part.widths, made["gram_distance"].values[:, :-1])
+    slope = "exponent of the distance in the width"
+    return made.assign(
+        plane=made["plane"].isel(word_seed=0, drop=True),
+        gram_slope=array((), law.exponent, slope),
+        gram_slope_interval=array("end", law.exponent_interval, f"{slope}, 95 % interval"),
+        kernel_rank=array((), kernel[0], "rank of the partner in the kernel limit"),
+        kernel_analogy=array((), kernel[1], "share of analogies right in the kernel limit"),
+        vocabulary=array((), len(source.words), "words of the vocabulary", "words"),
+        pairs=array((), sum(map(len, source.relations.values())), "pairs of words", "pairs"),
     )
 
 
@@ -158,16 +249,16 @@ def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
     wrong = scores(source, cbow.train(untrained, mixed, noise, draws, **options)[0].context)
     shown, _ = _shown(source)
     found = {"shuffled_rank": wrong[0], "shuffled_analogy": wrong[1]}
-    found |= {"rank": [], "analogy": [], "gram": [], "plane": []}
+    found |= {"word_rank": [], "analogy": [], "gram_distance": [], "plane": []}
     for number, width in enumerate((*part.widths, 0)):
         vectors = limit
         if width:
             start = networks.sample(untrained, jax.random.fold_in(init, number), width)
             vectors = cbow.train(start, examples, noise, draws, **options)[0].context
         rank, analogy = scores(source, vectors)
-        found["rank"].append(rank)
+        found["word_rank"].append(rank)
         found["analogy"].append(analogy)
-        found["gram"].append(_gram_distance(vectors, limit))
+        found["gram_distance"].append(float(_gram_distance(vectors, limit)))
         if width in (*_pictured(part), 0):
             found["plane"].append(_plane(vectors, shown))
     still = networks.sample(untrained, init, max(part.widths)).context
@@ -209,29 +300,25 @@ META_TRAIN, META_TEST = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 def _few_shot(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.few_shot
     data = tasks.Data(*(np.concatenate(leaves) for leaves in zip(task.train, task.test)))
-    shape = (len(part.backgrounds), len(part.seeds))
-    columns = [*part.widths, 0]
-    limit = np.full((*shape, len(columns)), np.nan)
-    kernel = np.full((*shape, len(part.kernel_rates), 2), np.nan)
-    for b, background in enumerate(part.backgrounds):
-        for s, seed in enumerate(part.seeds):
-            train = functools.partial(_few_shot_run, part, data, background, seed)
-            found = networks.kept(session, f"few-shot-{b}-{seed}", train)
-            limit[b, s], kernel[b, s] = found["accuracy"], found["kernel"]
-    dims = ("background", "few_seed")
-    return xr.Dataset(
-        {
-            "few_accuracy": ((*dims, "few_width"), limit),
-            "few_kernel": ((*dims, "kernel_rate", "trained"), kernel),
-        },
-        {
-            "background": list(part.backgrounds),
-            "few_seed": list(part.seeds),
-            "few_width": columns,
-            "kernel_rate": list(part.kernel_rates),
-            "trained": [0, 1],
-        },
-    )
+
+    def unit(part, background, few_seed):
+        return _few_shot_run(part, data, background, few_seed)
+
+    accuracy = "accuracy on new digits"
+    variables = {
+        "few_accuracy": Variable(accuracy, dims=("few_width",)),
+        "few_kernel": Variable(f"{accuracy}, kernel limit", dims=("kernel_rate", "trained")),
+    }
+    own = {
+        "few_width": Axis([*part.widths, 0], "width, 0 for the limit", "neurons"),
+        "kernel_rate": Axis(list(part.kernel_rates), "learning rate over that of the limit"),
+        "trained": Axis([0, 1], "whether the kernel limit is trained"),
+    }
+    axes = {
+        "background": Axis(list(part.backgrounds), "background of the images"),
+        "few_seed": Axis(list(part.seeds), "seed"),
+    }
+    return train_grid(axes, part, Program("few-shot", unit, variables, own), session)
 
 
 def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
@@ -248,7 +335,7 @@ def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
     def accuracy(net, rate):
         steps = {"inner_rate": rate, "inner_steps": part.test_steps}
         outputs = one_layer.adapted_outputs(net, x_test, test, **steps)
-        return losses.accuracy(outputs, test.query_labels)
+        return float(losses.accuracy(outputs, test.query_labels))
 
     def trained(net, rate):
         return one_layer.meta_train(net, x, train, inner_rate=rate, **options)[0]
@@ -259,10 +346,10 @@ def _few_shot_run(part, data, background, seed) -> dict[str, Any]:
     start = one_layer.kernel_limit(x.shape[1], part.ways)
     rates = [part.inner_rate * factor for factor in part.kernel_rates]
     return {
-        "accuracy": [
+        "few_accuracy": [
             accuracy(trained(net, part.inner_rate), part.inner_rate) for net in [*nets, limit]
         ],
-        "kernel": [
+        "few_kernel": [
             [accuracy(net, rate) for net in (start, trained(start, rate))] for rate in rates
         ],
     }

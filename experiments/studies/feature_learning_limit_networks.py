@@ -15,7 +15,8 @@ import xarray as xr
 import limits
 import metrics
 import ntk
-from experiments import losses, rundir, tasks
+from experiments import losses, tasks
+from experiments.grid import Axis, Program, Variable, array, train_grid
 from experiments.loop import Session
 from experiments.train import ONCE
 from limits import feature_learning as one_layer
@@ -54,17 +55,6 @@ sample = jax.jit(
 linear_limit = jax.jit(one_layer.linear_limit, static_argnums=(0, 1), compiler_options=ONCE)
 _particles = jax.jit(one_layer.particles, static_argnums=(1, 2, 3), compiler_options=ONCE)
 _apply = jax.jit(lambda net, x, *rest: net.apply(x, *rest), static_argnums=2)
-
-
-def kept(session: Session, label: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` returns, from the files of the run where it is there already; one step of progress."""
-    found = session.path and rundir.load_point(session.path, label)
-    if not found:
-        found = {name: np.asarray(value) for name, value in compute().items()}
-        if session.path:
-            rundir.save_point(session.path, label, found)
-    session.progress(1, label, float(np.mean(next(iter(found.values())))))
-    return found
 
 
 def fit(widths: Sequence[int], values: np.ndarray) -> metrics.PowerLaw:
@@ -173,41 +163,37 @@ def dichotomy(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     names = [f"hidden_{l}" for l in range(part.depth)]
     batch, test = examples(task, part.num_train, part.num_test)
 
-    def at_width(width):
-        sizes = (task.train.x.shape[1], *[width] * part.depth, task.outputs)
+    def unit(part, dichotomy_width):
+        sizes = (task.train.x.shape[1], *[dichotomy_width] * part.depth, task.outputs)
         starts = [gaussians(jax.random.key(seed), sizes) for seed in part.seeds]
-        rules = [abc_factors(rule, part.depth, width) for rule in part.rules]
+        rules = [abc_factors(rule, part.depth, dichotomy_width) for rule in part.rules]
         run = functools.partial(train_twins, steps=part.steps)
         rate = part.learning_rate
         return {"change": [[run(s, f, batch, test, rate) for s in starts] for f in rules]}
 
-    found = [
-        kept(session, f"dichotomy-{width}", functools.partial(at_width, width))["change"]
-        for width in part.widths
-    ]
-    change = np.moveaxis(np.array(found), (0, 3), (3, 1))  # rule, quantity, seed, width
-    fits = [[fit(part.widths, values) for values in rows] for rows in change]
+    words = "RMS change of pre-activations, and of outputs from the linearisation's"
+    order = ("rule", "quantity", "dichotomy_seed", "dichotomy_width")
+    variables = {"change": Variable(words, dims=("rule", "dichotomy_seed", "quantity"))}
+    own = {
+        "rule": Axis(list(part.rules), "parametrization"),
+        "quantity": Axis([*names, "kernel_distance"], "what changes"),
+        "layer": Axis(names, "layer"),
+        "dichotomy_seed": Axis(list(part.seeds), "seed"),
+    }
+    axes = {"dichotomy_width": Axis(list(part.widths), "width", "neurons")}
+    made = train_grid(axes, part, Program("dichotomy", unit, variables, own), session)
+    made = made.transpose(*order, ...)
+    fits = [[fit(part.widths, values) for values in rows] for rows in made["change"].values]
     regimes = [limits.classify(*limits.abc(RULES.get(r, r), part.depth)) for r in part.rules]
-    dims = ("rule", "quantity")
-    return xr.Dataset(
-        {
-            "change": ((*dims, "dichotomy_seed", "dichotomy_width"), change),
-            "exponent": (dims, [[law.exponent for law in row] for row in fits]),
-            "exponent_interval": (
-                (*dims, "end"),
-                [[law.exponent_interval for law in row] for row in fits],
-            ),
-            "predicted": (("rule", "layer"), [regime.change[: part.depth] for regime in regimes]),
-            "regime": ("rule", [regime.kind for regime in regimes]),
-            "r": ("rule", [regime.r for regime in regimes]),
-        },
-        {
-            "rule": list(part.rules),
-            "quantity": [*names, "kernel_distance"],
-            "layer": names,
-            "dichotomy_width": list(part.widths),
-            "dichotomy_seed": list(part.seeds),
-        },
+    changes = [regime.change[: part.depth] for regime in regimes]
+    dims, exponent = ("rule", "quantity"), "exponent of the change in the width"
+    intervals = [[law.exponent_interval for law in row] for row in fits]
+    return made.assign(
+        exponent=array(dims, [[law.exponent for law in row] for row in fits], exponent),
+        exponent_interval=array((*dims, "end"), intervals, f"{exponent}, 95 % interval"),
+        predicted=array(("rule", "layer"), changes, f"{exponent}, predicted"),
+        regime=array("rule", [regime.kind for regime in regimes], "regime"),
+        r=array("rule", [regime.r for regime in regimes], "exponent r of the parametrization"),
     )
 
 
@@ -220,7 +206,7 @@ def convergence(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     batch, test = examples(task, part.num_train, part.num_test)
     batches = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (part.steps, *leaf.shape)), batch)
 
-    def of_system(system):
+    def unit(part, system):
         limit, activation = one_hidden_layer(part, system, batch[0].shape[1], task.outputs)
         options = {"activation": activation, "loss": losses.squared_error}
         goal = one_layer.train(limit, batches, part.learning_rate, **options)
@@ -242,28 +228,30 @@ def convergence(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
             "limit_loss": goal.losses,
         }
 
-    found = [
-        kept(session, f"convergence-{number}", functools.partial(of_system, system))
-        for number, system in enumerate(part.systems)
-    ]
-    every = {name: np.array([point[name] for point in found]) for name in found[0]}
-    fits = [fit(part.widths, rows.T) for rows in every["distance"]]
-    dims = ("system", "width", "seed")
-    return xr.Dataset(
-        {
-            "distance": (dims, every["distance"]),
-            "loss": ((*dims, "step"), every["loss"]),
-            "limit_loss": (("system", "step"), every["limit_loss"]),
-            "slope": ("system", [law.exponent for law in fits]),
-            "slope_interval": (("system", "end"), [law.exponent_interval for law in fits]),
-        },
-        {
-            "system": list(part.systems),
-            "width": list(part.widths),
-            "seed": list(part.seeds),
-            "step": np.arange(part.steps),
-        },
+    variables = {
+        "distance": Variable("RMS distance of outputs from the limit's", dims=("width", "seed")),
+        "loss": Variable("training loss", dims=("width", "seed", "step")),
+        "limit_loss": Variable("training loss of the limit", dims=("step",)),
+    }
+    own = {**_networks(part), "step": Axis(np.arange(part.steps), "training step", "steps")}
+    axes = {"system": Axis(list(part.systems), "network and parametrization")}
+    made = train_grid(axes, part, Program("convergence", unit, variables, own), session)
+    fits = [fit(part.widths, rows.T) for rows in made["distance"].values]
+    intervals = [law.exponent_interval for law in fits]
+    return made.assign(
+        slope=array("system", [law.exponent for law in fits], SLOPE),
+        slope_interval=array(("system", "end"), intervals, f"{SLOPE}, 95 % interval"),
     )
+
+
+SLOPE = "exponent of the distance in the width"
+
+
+def _networks(part: Any) -> dict[str, Axis]:
+    return {
+        "width": Axis(list(part.widths), "width", "neurons"),
+        "seed": Axis(list(part.seeds), "seed"),
+    }
 
 
 def one_hidden_layer(part: Any, system: str, inputs: int, outputs: int) -> tuple[Any, Callable]:
@@ -277,11 +265,6 @@ def pi_nets(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     """Distance of trained pi-nets from the trained limit, deep and nonlinear."""
     part, pi = config.convergence, config.convergence.pi
     count = pi.steps * pi.batch_size
-    if len(task.train.x) < count:
-        raise ValueError(
-            f"{pi.steps} batches of {pi.batch_size} need more than {len(task.train.x)} examples:"
-            " decrease convergence.pi.steps or batch_size, or take more by task.num_train"
-        )
     batch, test = examples(task, count, part.num_test)
     batches = jax.tree.map(lambda leaf: leaf.reshape(pi.steps, -1, *leaf.shape[1:]), batch)
 
@@ -289,23 +272,22 @@ def pi_nets(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
         trained, _ = pi_net.train(net, batches, pi.learning_rate, loss=losses.squared_error)
         return _apply(trained, test)
 
-    def compute():
+    def unit(part):
         sizes = {"rank": pi.rank, "hidden_layers": pi.hidden_layers}
         make = functools.partial(pi_net.limit, inputs=test.shape[1], outputs=task.outputs, **sizes)
         start = jax.jit(make, compiler_options=ONCE)(jax.random.key(0))
         goal = outputs(start)
         nets = [[sample(start, jax.random.key(s), n) for n in part.widths] for s in part.seeds]
         distance = [[rms(outputs(net) - goal) for net in row] for row in nets]
-        return {"distance": distance, "size": rms(goal)}
+        return {"pi_distance": distance, "pi_size": rms(goal)}
 
-    found = kept(session, "pi-nets", compute)
-    law = fit(part.widths, found["distance"])
-    return xr.Dataset(
-        {
-            "pi_distance": (("seed", "width"), found["distance"]),
-            "pi_size": found["size"],
-            "pi_slope": law.exponent,
-            "pi_slope_interval": ("end", law.exponent_interval),
-        },
-        {"width": list(part.widths), "seed": list(part.seeds)},
+    variables = {
+        "pi_distance": Variable("RMS distance of outputs from the limit's", dims=("seed", "width")),
+        "pi_size": Variable("RMS of the limit's outputs"),
+    }
+    made = train_grid({}, part, Program("pi-nets", unit, variables, _networks(part)), session)
+    law = fit(part.widths, made["pi_distance"].values)
+    return made.assign(
+        pi_slope=array((), law.exponent, SLOPE),
+        pi_slope_interval=array("end", law.exponent_interval, f"{SLOPE}, 95 % interval"),
     )

@@ -20,8 +20,9 @@ import xarray as xr
 from flax import linen as nn
 
 import models
-from experiments import losses, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies import grokking_corrupted_figures
 from experiments.studies.grokking_corrupted_claims import (
     PERIODIC,
@@ -37,7 +38,7 @@ from metrics import features
 TITLE = "To grok or not to grok: memorisation beside generalisation"
 PAPER = "Doshi et al. 2023, arXiv:2310.13061; Gromov 2023, arXiv:2301.02679"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 KINDS = ("decay", "dropout", "batch_norm")
 ACCURACIES = ("train", "corrupted", "restored", "test")
@@ -114,44 +115,109 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the configuration asks for something that is not there.
     """
     session = session or Session()
-    _check(config)
+    check(config, tasks.load(config.task))
     return xr.merge(
         [
             _close_look(config, session),
             _phase_diagram(config, session),
             _transformer(config, session),
-            _analytic(config),
+            _analytic(config, session),
         ]
     ).assign_attrs(modulus=config.task.modulus, label_noise=config.runs.noise)
 
 
-def _check(config: Any) -> None:
-    for kind, strength in (*config.runs.regularisers, *config.phases.regularisers):
-        if kind not in KINDS:
-            raise ValueError(f"unknown regulariser {kind!r}; there are: {', '.join(KINDS)}")
-        if kind == "dropout" and not 0 <= strength < 1:
-            raise ValueError(f"dropout is {strength}; it must lie in [0, 1)")
-    for part in (config.runs, config.phases):
-        names = [label(*regulariser) for regulariser in part.regularisers]
-        if "none" not in names or len(set(names)) < len(names):
-            raise ValueError(
-                f"regularisers are {names}; name each once, and ('decay', 0.0), the network without"
-            )
-    if config.task.encoding != "tokens" or config.task.operation != "add":
-        raise ValueError(
-            f"task is {config.task.operation!r} of {config.task.encoding!r}; "
-            "this study is about operation 'add' and encoding 'tokens'"
-        )
-    every = [(config.transformer.steps, config.transformer.probes)]
-    for part in (config.runs, config.phases):
-        every += [(part.steps, part.probes), (part.minibatch_steps, part.probes)]
-    for steps, probes in every:
-        if steps % probes:
-            raise ValueError(f"steps ({steps}) must be a multiple of probes ({probes})")
+_REGULARISERS = checks.several(
+    checks.fixed(checks.choice(KINDS), checks.real(0)), needs=(("decay", 0.0),)
+)
+_SHARE, _INSIDE = checks.real(0, 1), checks.real(0, 1, inside=True)
+_PART = {
+    "regularisers": _REGULARISERS,
+    "steps": checks.STEPS,
+    "minibatch_steps": checks.STEPS,
+    "probes": checks.STEPS,
+}
+RULES = {
+    "task.name": checks.choice(("modular",)),
+    "task.operation": checks.choice(("add",)),
+    "task.encoding": checks.choice(("tokens",)),
+    "network.width": checks.whole(4, 2**20),
+    "network.init_scale": checks.positive(),
+    "optimizer.learning_rate": checks.positive(),
+    "optimizer.b1": checks.real(0, 1 - 1e-7),
+    "optimizer.b2": checks.real(0, 1 - 1e-7),
+    "minibatch.batch_size": checks.whole(),
+    **{f"{part}.{key}": rule for part in ("runs", "phases") for key, rule in _PART.items()},
+    "runs.fraction": _INSIDE,
+    "runs.noise": _SHARE,
+    "runs.control_noise": _SHARE,
+    "runs.seeds": checks.SEEDS,
+    "runs.groups": checks.whole(),
+    "phases.fractions": checks.several(_INSIDE, ascending=True),
+    "phases.noises": checks.several(_SHARE, ascending=True),
+    "phases.seed": checks.whole(0),
+    "transformer.modulus": checks.whole(2, 10**4),
+    "transformer.width": checks.WIDTH,
+    "transformer.heads": checks.whole(),
+    "transformer.fraction": _INSIDE,
+    "transformer.noise": _SHARE,
+    "transformer.decays": checks.several(checks.real(0), 0, ascending=True),
+    "transformer.seeds": checks.SEEDS,
+    "transformer.learning_rate": checks.positive(),
+    "transformer.steps": checks.STEPS,
+    "transformer.cooldown": _SHARE,
+    "transformer.probes": checks.STEPS,
+    "transformer.groups": checks.whole(2),
+    "analytic.neurons_per_frequency": checks.several(checks.whole(1, 1000), ascending=True),
+    "analytic.seeds": checks.whole(1, 1000),
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    for path in ("runs", "phases"):
+        for kind, strength in config[path].regularisers:
+            if kind == "dropout" and strength >= 1:
+                checks.refuse(f"{path}.regularisers", (kind, strength), "a dropout below 1")
+        labels = [label(*regulariser) for regulariser in config[path].regularisers]
+        checks.several(checks.instance(str))(f"{path}.regularisers", labels)
+        checks.multiple(config, f"{path}.minibatch_steps", "probes")
+    for path in ("runs", "phases", "transformer"):
+        checks.multiple(config, f"{path}.steps", "probes")
+    for key in ("phases.fractions", "phases.noises", "transformer.decays"):
+        checks.six_digits(key, checks.at(config, key))
     if config.network.width % config.runs.groups:
-        raise ValueError(
-            f"width ({config.network.width}) must be a multiple of groups ({config.runs.groups})"
-        )
+        allowed = f"a divisor of network.width, {config.network.width}"
+        checks.refuse("runs.groups", config.runs.groups, allowed)
+    if config.transformer.width % config.transformer.heads:
+        allowed = f"a divisor of transformer.width, {config.transformer.width}"
+        checks.refuse("transformer.heads", config.transformer.heads, allowed)
+    _check_sizes(config)
+
+
+def _check_sizes(config: Any) -> None:
+    modulus, part = config.task.modulus, config.transformer
+    if modulus < 3 or modulus % 2 == 0:
+        checks.refuse("task.modulus", modulus, "an odd number from 3 on, for the analytic solution")
+    shares = [("runs", modulus, config.runs.fraction), ("transformer", part.modulus, part.fraction)]
+    shares += [("phases", modulus, fraction) for fraction in config.phases.fractions]
+    for path, p, fraction in shares:
+        if not 0 < round(fraction * p * p) < p * p:
+            allowed = f"such that some of the {p * p} pairs are left to train and to test on"
+            checks.refuse(f"{path}.fraction", fraction, allowed)
+    neurons = max(
+        config.network.width, (modulus - 1) // 2 * max(config.analytic.neurons_per_frequency)
+    )
+    checks.memory(f"{neurons} neurons on {modulus}^2 pairs", 4.0 * neurons * modulus**2, 8)
+    checks.memory(
+        "config.minibatch.batch_size", 2.0 * config.minibatch.batch_size * config.network.width
+    )
+    layers = 12.0 * part.width**2 + 8.0 * part.width * part.modulus**2
+    checks.memory("config.transformer", 4 * layers)
 
 
 # Data, network, one compiled program per number of examples
@@ -317,68 +383,72 @@ def label(kind: str, strength: float) -> str:
     return f"{names[kind]} {strength:g}" if strength else "none"
 
 
-def _train(config, session, compiled, part, point, *, groups=0) -> dict[str, np.ndarray]:
-    """Records of one run; ``compiled`` keeps the programs, with and without BatchNorm, of one number of examples."""
-    name, kind, strength, fraction, noise, seed = point
-    probes = part.probes
+WORDS = {
+    "train": "accuracy on the training set",
+    "corrupted": "accuracy on the corrupted examples, with their wrong labels",
+    "restored": "accuracy on the corrupted examples, with the true labels",
+    "test": "accuracy on the test set",
+    "ipr": "mean inverse participation ratio",
+}
+
+
+def _accuracies(
+    prefix: str, *dims: str, names: tuple[str, ...] = ACCURACIES
+) -> dict[str, Variable]:
+    return {f"{prefix}{name}": Variable(WORDS[name], dims=dims) for name in names}
+
+
+def _seeds(part: Any) -> Axis:
+    return Axis(list(part.seeds), "seed")
+
+
+def _training(config, part, kind, strength, fraction, noise, seed, keep, groups=0) -> Training:
+    """One run; all of one number of examples share two programs, with and without BatchNorm."""
     data = regularised(examples(config, fraction, noise, seed), kind, strength)
-    minibatch = kind == "batch_norm"
-    if minibatch not in compiled:
-        steps = _steps(part, kind) // probes
-        compiled[minibatch] = program(config, kind, data, steps, probes, groups)
-    rate = learning_rate(config, kind)
-    records = train_runs(
-        compiled[minibatch], data, [rate], [seed], chunks=probes, name=name, session=session
+    steps, minibatch = _steps(part, kind), kind == "batch_norm"
+    return Training(
+        lambda: program(config, kind, data, steps // part.probes, part.probes, groups),
+        (fraction, minibatch),
+        *(data, [learning_rate(config, kind)], [seed], part.probes, steps),
+        keep=lambda records: keep({key: values[0] for key, values in records.items()}),
     )
-    return {key: values[0] for key, values in records.items()}
 
 
 def _close_look(config: Any, session: Session) -> xr.Dataset:
     part = config.runs
-    settings = [(label(*setting), *setting, part.noise) for setting in part.regularisers]
-    settings.append((SHUFFLED, "decay", 0.0, part.control_noise))
-    compiled: dict[bool, Program] = {}
-    records = [
-        [
-            _train(
-                *(config, session, compiled, part),
-                (f"{name}-{seed}".replace(" ", "-"), kind, strength, part.fraction, noise, seed),
-                groups=part.groups,
-            )
-            for seed in part.seeds
-        ]
-        for name, kind, strength, noise in settings
-    ]
-    stacked = {
-        key: np.stack([[run[key] for run in runs] for runs in records]) for key in records[0][0]
+    settings = {label(*setting): (*setting, part.noise) for setting in part.regularisers}
+    settings[SHUFFLED] = ("decay", 0.0, part.control_noise)
+    curves = _accuracies("", "time", names=(*ACCURACIES, "ipr"))
+    last = _accuracies("pruned_", "order", "share") | {
+        "neuron_ipr": Variable("inverse participation ratio", dims=("neuron",)),
+        "neuron_gain": Variable("gain of the neuron", dims=("neuron",)),
+        "neuron_frequency": Variable("frequency of the neuron", dims=("neuron",)),
+        "neuron_phases": Variable("phase of the neuron", "rad", dims=("vector", "neuron")),
+        "shown_neuron": Variable("number of the neuron", dims=("shown",)),
+        "shown_weights": Variable("weight", dims=("shown", "vector", "residue")),
     }
-    last = {key: values[:, :, -1] for key, values in stacked.items()}
-    run = ("regulariser", "seed")
-    curves = {name: ((*run, "time"), stacked[name]) for name in (*ACCURACIES, "ipr")}
-    pruned = {
-        f"pruned_{name}": ((*run, "order", "share"), last[f"pruned_{name}"]) for name in ACCURACIES
+
+    def unit(config, regulariser, seed):
+        kind, strength, noise = settings[regulariser]
+
+        def keep(records):
+            return records | {name: records[name][-1] for name in last}
+
+        return _training(
+            config, part, kind, strength, part.fraction, noise, seed, keep, part.groups
+        )
+
+    axes = {"regulariser": Axis(list(settings), "regulariser"), "seed": _seeds(part)}
+    own = {
+        "order": Axis(["low", "high", "random"], "which neurons are pruned first"),
+        "share": Axis(np.arange(part.groups + 1) / part.groups, "share of neurons pruned"),
+        "vector": Axis(["U", "V", "W"], "weights of a neuron"),
     }
-    neurons = {
-        name: ((*run, "neuron"), last[name])
-        for name in ("neuron_ipr", "neuron_gain", "neuron_frequency")
-    }
-    others = {
-        "neuron_phases": ((*run, "vector", "neuron"), last["neuron_phases"]),
-        "shown_neuron": ((*run, "shown"), last["shown_neuron"]),
-        "shown_weights": ((*run, "shown", "vector", "residue"), last["shown_weights"]),
-        "step": (
-            ("regulariser", "time"),
-            [np.linspace(0, _steps(part, kind), part.probes + 1) for _, kind, *_ in settings],
-        ),
-    }
-    coordinates = {
-        "regulariser": [name for name, *_ in settings],
-        "seed": list(part.seeds),
-        "order": ["low", "high", "random"],
-        "share": np.arange(part.groups + 1) / part.groups,
-        "vector": ["U", "V", "W"],
-    }
-    return xr.Dataset(curves | pruned | neurons | others, coordinates)
+    made = train_grid(
+        axes, config, grid.Program("run", unit, curves | last, own, trains=True), session
+    )
+    steps = [np.linspace(0, _steps(part, kind), part.probes + 1) for kind, *_ in settings.values()]
+    return made.assign(step=grid.array(("regulariser", "time"), steps, "training step", "steps"))
 
 
 # The phase diagram
@@ -386,27 +456,23 @@ def _close_look(config: Any, session: Session) -> xr.Dataset:
 
 def _phase_diagram(config: Any, session: Session) -> xr.Dataset:
     part = config.phases
-    names = [label(*setting) for setting in part.regularisers]
-    shape = (len(names), len(part.noises), len(part.fractions))
-    results = {name: np.full(shape, np.nan) for name in (*ACCURACIES, "ipr")}
-    for f, fraction in enumerate(part.fractions):
-        compiled: dict[bool, Program] = {}
-        for r, (kind, strength) in enumerate(part.regularisers):
-            for n, noise in enumerate(part.noises):
-                name = f"phase-{names[r]}-{fraction:g}-{noise:g}".replace(" ", "-")
-                point = (name, kind, strength, fraction, noise, part.seed)
-                records = _train(config, session, compiled, part, point)
-                for key, values in results.items():
-                    values[r, n, f] = records[key][-1]
-    dims = ("phase_regulariser", "noise", "fraction")
-    return xr.Dataset(
-        {f"phase_{name}": (dims, values) for name, values in results.items()},
-        {
-            "phase_regulariser": names,
-            "noise": list(part.noises),
-            "fraction": list(part.fractions),
-        },
-    )
+    settings = {label(*setting): setting for setting in part.regularisers}
+
+    def keep(records):
+        return {f"phase_{name}": records[name][-1] for name in (*ACCURACIES, "ipr")}
+
+    def unit(config, phase_regulariser, noise, fraction):
+        return _training(
+            config, part, *settings[phase_regulariser], fraction, noise, part.seed, keep
+        )
+
+    axes = {
+        "phase_regulariser": Axis(list(settings), "regulariser"),
+        "noise": Axis(list(part.noises), "share of training labels corrupted"),
+        "fraction": Axis(list(part.fractions), "share of pairs trained on"),
+    }
+    variables = _accuracies("phase_", names=(*ACCURACIES, "ipr"))
+    return train_grid(axes, config, grid.Program("phase", unit, variables, trains=True), session)
 
 
 # The Transformer
@@ -414,56 +480,37 @@ def _phase_diagram(config: Any, session: Session) -> xr.Dataset:
 
 def _transformer(config: Any, session: Session) -> xr.Dataset:
     part = config.transformer
-    if not part.decays:
-        return xr.Dataset()
     config = config.copy_and_resolve_references()
     config.task.modulus = part.modulus
-    compiled = None
-    records = []
-    for decay in part.decays:
-        by_seed = []
-        for seed in part.seeds:
-            data = regularised(examples(config, part.fraction, part.noise, seed), "decay", decay)
-            compiled = compiled or transformer_program(config, data)
-            found = train_runs(
-                compiled,
-                data,
-                [part.learning_rate],
-                [seed],
-                chunks=part.probes,
-                name=f"transformer-{decay:g}-{seed}",
-                session=session,
-            )
-            by_seed.append({key: values[0] for key, values in found.items()})
-        records.append(by_seed)
-    run = ("decay", "transformer_seed")
 
-    def stack(key):
-        return np.array([[run[key] for run in by_seed] for by_seed in records])
+    def keep(records):
+        curves = {f"transformer_{name}": records[name][0] for name in ACCURACIES}
+        pruned = {name: records[f"pruned_{name}"][0, -1] for name in ACCURACIES}
+        return curves | {f"transformer_pruned_{name}": value for name, value in pruned.items()}
 
-    curves = {
-        f"transformer_{name}": ((*run, "transformer_time"), stack(name)) for name in ACCURACIES
-    }
-    pruned = {
-        f"transformer_pruned_{name}": (
-            (*run, "transformer_order", "transformer_share"),
-            stack(f"pruned_{name}")[:, :, -1],
+    def unit(config, decay, transformer_seed):
+        start = examples(config, part.fraction, part.noise, transformer_seed)
+        data = regularised(start, "decay", decay)
+        return Training(
+            lambda: transformer_program(config, data),
+            "one",
+            *(data, [part.learning_rate], [transformer_seed], part.probes, part.steps),
+            keep=keep,
         )
-        for name in ACCURACIES
+
+    axes = {"decay": Axis(list(part.decays), "weight decay"), "transformer_seed": _seeds(part)}
+    order, time = ("transformer_order", "transformer_share"), "transformer_time"
+    variables = _accuracies("transformer_", time) | _accuracies("transformer_pruned_", *order)
+    steps = np.linspace(0, part.steps, part.probes + 1)
+    own = {
+        "transformer_order": Axis(["low", "high"], "which neurons are pruned first"),
+        "transformer_share": Axis(
+            np.arange(part.groups + 1) / part.groups, "share of neurons pruned"
+        ),
+        "transformer_step": Axis(steps, "training step", "steps", (time,)),
     }
-    return xr.Dataset(
-        curves | pruned,
-        {
-            "decay": list(part.decays),
-            "transformer_seed": list(part.seeds),
-            "transformer_order": ["low", "high"],
-            "transformer_share": np.arange(part.groups + 1) / part.groups,
-            "transformer_step": (
-                "transformer_time",
-                np.linspace(0, part.steps, part.probes + 1),
-            ),
-        },
-    )
+    program = grid.Program("transformer", unit, variables, own, trains=True)
+    return train_grid(axes, config, program, session)
 
 
 def transformer(config: Any) -> models.Transformer:
@@ -548,7 +595,7 @@ def pruned_transformer(params: dict[str, Any], keep: jax.Array) -> dict[str, Any
 # The analytic solution
 
 
-def _analytic(config: Any) -> xr.Dataset:
+def _analytic(config: Any, session: Session) -> xr.Dataset:
     """Accuracy of the solution with random phases, its estimate, and the error of the exact one."""
     p, part = config.task.modulus, config.analytic
     pairs, truth = modular.table(p, "add")
@@ -559,27 +606,31 @@ def _analytic(config: Any) -> xr.Dataset:
     def accuracy(solution):
         return float((logits(solution).argmax(axis=1) == truth).mean())
 
+    def unit(p, analytic_width):
+        drawn = [modular.fourier_solution(p, analytic_width, s) for s in range(part.seeds)]
+        return {
+            "analytic_accuracy": [accuracy(solution) for solution in drawn],
+            "analytic_predicted": modular.fourier_accuracy(p, analytic_width),
+        }
+
     widths = [count * (p - 1) // 2 for count in part.neurons_per_frequency]
-    measured = [
-        [accuracy(modular.fourier_solution(p, width, seed)) for seed in range(part.seeds)]
-        for width in widths
-    ]
+    what = "accuracy of the solution with random phases"
+    variables = {
+        "analytic_accuracy": Variable(what, dims=("analytic_seed",)),
+        "analytic_predicted": Variable(f"{what}, predicted"),
+    }
+    own = {"analytic_seed": Axis(np.arange(part.seeds), "seed")}
+    axes = {"analytic_width": Axis(widths, "width", "neurons")}
+    made = train_grid(axes, p, grid.Program("analytic", unit, variables, own, steps=0), session)
     exact = modular.fourier_solution(p, 3 * (p - 1))
     expected = modular.fourier_logits(p, 3 * (p - 1))
     expected = np.where(np.eye(p)[truth] == 1, expected.right, expected.wrong)
+    error = np.abs(logits(exact) - expected).max() / expected.max()
     other = modular.fourier_solution(p, widths[-1], part.seeds).readout
     wrong = modular.fourier_solution(p, widths[-1], 0)._replace(readout=other)
-    return xr.Dataset(
-        {
-            "analytic_accuracy": (("analytic_width", "analytic_seed"), measured),
-            "analytic_predicted": (
-                "analytic_width",
-                [modular.fourier_accuracy(p, width) for width in widths],
-            ),
-            "exact_error": np.abs(logits(exact) - expected).max() / expected.max(),
-            "wrong_phases_accuracy": accuracy(wrong),
-        },
-        {"analytic_width": widths, "analytic_seed": np.arange(part.seeds)},
+    return made.assign(
+        exact_error=grid.array((), error, "error of the exact solution's logits"),
+        wrong_phases_accuracy=grid.array((), accuracy(wrong), "accuracy with wrong phases"),
     )
 
 

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from scipy.sparse.linalg import eigsh
 
 import metrics
 import models
-from experiments import losses, tasks, train
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks, train
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies import grokking_lazy_rich_figures
 from experiments.studies.grokking_lazy_rich_claims import claims, crossing, times
 from experiments.tasks import polynomials
@@ -31,7 +33,7 @@ from limits.mean_field import Moments, Target
 
 TITLE = "Grokking as the transition from lazy to rich training"
 PAPER = "Kumar, Bordelon, Gershman & Pehlevan 2024, arXiv:2310.06110"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 
 class Problem(NamedTuple):
@@ -74,7 +76,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the task is no polynomial of second degree, or steps are no multiple of chunk.
     """
     session = session or Session()
-    _check(config)
+    check(config, tasks.load(config.task))
     parts = (_sweep, _network, _widths, _grids, _dmft, _digits)
     data = xr.merge([part(config, session) for part in parts])
     return data.assign_attrs(
@@ -84,24 +86,129 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     )
 
 
-def _check(config: Any) -> None:
-    if config.task.name != "polynomial" or len(config.task.coefficients) > 3:
-        raise ValueError(
-            f"the task is {config.task.name!r} with coefficients {config.task.coefficients}; the closed dynamics need "
-            "a 'polynomial' of second degree, c_0, c_1, c_2"
-        )
+_SHARE = checks.real(0, 1, inside=True)
+_POSITIVES = checks.several(checks.positive(), ascending=True)
+RULES = {
+    "task.name": checks.choice(("polynomial",)),
+    "task.coefficients": checks.several(checks.real(), 2, distinct=False, most=3),
+    "epsilon": checks.positive(),
+    "learning_rate": checks.positive(),
+    "threshold": _SHARE,
+    "seeds": checks.SEEDS,
+    "records": checks.whole(2, 10**6),
+    "sweep.alphas": checks.several(checks.positive(), ascending=True, needs=(0.25, 1.0, 4.0)),
+    "network.width": checks.WIDTH,
+    "network.alphas": _POSITIVES,
+    "network.seeds": checks.SEEDS,
+    "network.batch_sizes": checks.several(checks.whole(0), needs=(0,)),
+    "network.steps": checks.STEPS,
+    "network.chunk": checks.STEPS,
+    "widths.widths": checks.widths(3),
+    "widths.alpha": checks.positive(),
+    "epsilons.grid": checks.several(checks.positive(), 2, ascending=True),
+    "epsilons.alpha": checks.positive(),
+    "epsilons.threshold": _SHARE,
+    "examples.num_train": checks.several(checks.whole(), ascending=True),
+    "examples.alpha": checks.positive(),
+    "examples.seeds": checks.SEEDS,
+    "aligned.strengths": checks.several(checks.real(0), 2, ascending=True, needs=(0.0,)),
+    "aligned.alpha": checks.positive(),
+    "map.dim": checks.whole(),
+    "map.num_train": checks.whole(),
+    "map.alphas": _POSITIVES,
+    "map.epsilons": _POSITIVES,
+    "map.seeds": checks.SEEDS,
+    "dmft.overlap": checks.several(checks.real(-1, 1), distinct=False),
+    "dmft.density": checks.positive(),
+    "dmft.alpha": checks.positive(),
+    "dmft.epsilon": checks.positive(),
+    "dmft.learning_rate": checks.positive(),
+    "dmft.steps": checks.whole(1, 10**4),
+    "dmft.samples": checks.whole(2),
+    "dmft.dims": checks.several(checks.whole(2), ascending=True),
+    "digits.width": checks.WIDTH,
+    "digits.depth": checks.DEPTH,
+    "digits.init_scale": checks.positive(),
+    "digits.alphas": checks.several(checks.positive(), 2, ascending=True),
+    "digits.learning_rate": checks.positive(),
+    "digits.weight_decay": checks.real(0),
+    "digits.batch_size": checks.whole(),
+    "digits.seeds": checks.SEEDS,
+    "digits.steps": checks.STEPS,
+    "digits.chunk": checks.STEPS,
+}
+CLOSED = ("sweep", "widths", "epsilons", "examples", "aligned", "map")
+"""Parts that follow the closed dynamics, at the steps of `record_steps`."""
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    steps = {f"{part}.steps": checks.STEPS for part in CLOSED}
+    checks.values(config, RULES | steps)
     if config.task.coefficients[0]:
-        raise ValueError(
-            f"c_0 is {config.task.coefficients[0]}; it must be 0, the network has no constant"
+        checks.refuse(
+            "task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant"
         )
-    shortest = min(part.steps for part in (config.sweep, config.widths, config.epsilons))
-    if config.records > shortest:
-        raise ValueError(
-            f"records is {config.records}; there must not be more than steps, {shortest}"
+    for part in CLOSED:
+        if config.records > config[part].steps:
+            checks.refuse("records", config.records, f"at most {part}.steps, {config[part].steps}")
+    for path in ("network", "digits"):
+        checks.multiple(config, f"{path}.steps", "chunk")
+    checks.six_digits("network.alphas", config.network.alphas)
+    if config.task.num_train not in config.examples.num_train:
+        allowed = (
+            f"a tuple that includes task.num_train, {config.task.num_train}: a claim is about it"
         )
-    for part in (config.network, config.digits):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
+        checks.refuse("examples.num_train", config.examples.num_train, allowed)
+    if round(config.dmft.density * config.dmft.dims[0]) < 1:
+        checks.refuse(
+            "dmft.density", config.dmft.density, "at least one example in every dimension"
+        )
+    _check_sizes(config)
+    _check_rate(config)
+    digits = checks.context("digits.task", tasks.load, config.digits.task, "digits.task")
+    checks.classes(digits)
+    size = (
+        digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
+    )
+    batch = config.digits.batch_size * (digits.train.x[0].size + config.digits.width)
+    checks.memory("config.digits", 4.0 * size + batch)
+
+
+def _check_rate(config: Any) -> None:
+    """The linearised network must converge on every training set on which it is followed (`lazy_loss`)."""
+    part, start = config.examples, mean_field.infinite_width(config.task.dim)
+    sets = {(seed, config.task.num_train) for seed in config.seeds}
+    for seed, number in sorted(sets | set(itertools.product(part.seeds, part.num_train))):
+        x = problem(config, seed, number, config.task.dim).x
+        kernel = np.asarray(mean_field.tangent_kernel(start, x, epsilon=config.epsilon), np.float64)
+        values = np.linalg.eigvalsh(kernel) if number < 50 else eigsh(kernel, 1)[0]
+        limit = number / values[-1]
+        if not config.learning_rate < limit:
+            allowed = f"below {limit:.3g}, to converge on {number} examples of seed {seed}"
+            checks.refuse("learning_rate", config.learning_rate, allowed)
+
+
+def _check_sizes(config: Any) -> None:
+    dim, most = config.task.dim, max(*config.examples.num_train, config.task.num_train)
+    checks.memory("config.task: the moments of the weights", 2.0 * (config.records + 1) * dim**2)
+    checks.memory("config.task: the examples", 2.0 * dim * (most + config.task.num_test), 8)
+    part = config.map
+    checks.memory(
+        "config.map", 2.0 * (config.records + 1) * part.dim**2 + part.dim * part.num_train, 8
+    )
+    widest = max(config.network.width, *config.widths.widths)
+    checks.memory("the widest network", 4.0 * widest * dim)
+    checks.memory("config.network.batch_sizes", float(max(config.network.batch_sizes)) * dim)
+    records = config.network.steps // config.network.chunk + 1
+    checks.memory("config.network: records of its moments", float(records) * dim**2)
+    part = config.dmft
+    checks.memory("config.dmft.dims", (part.steps + 1.0) * part.dims[-1] ** 2)
+    checks.memory("config.dmft.samples", 4.0 * part.samples * (part.steps + 1) * len(part.overlap))
 
 
 # The closed dynamics
@@ -197,23 +304,55 @@ def observables(path: Moments, start: Moments, data: Problem, *, alpha, epsilon)
     }
 
 
+WORDS = {
+    "train": "training loss",
+    "test": "test loss",
+    "variance": "squared error of the mean output",
+    "misalignment": "error in quadratic features other than the target's",
+    "linear_power": "error of the linear part",
+    "movement": "change of the kernel",
+    "cka": "alignment of the kernel with the target",
+    "norm": "norm of the weights",
+}
+
+
+def _seeds(values: Any) -> Axis:
+    return Axis(list(values), "seed")
+
+
+def _record_axis(steps: Any) -> Axis:
+    return Axis(steps, "training step", "steps")
+
+
+ALPHA, EPSILON = "output scale alpha", "alignment epsilon of the initial features"
+
+
 def _sweep(config: Any, session: Session) -> xr.Dataset:
     part = config.sweep
-    grid = [(seed, alpha) for seed in config.seeds for alpha in part.alphas]
-    curves = [
-        follow(config, session, part.steps, seed=seed, alpha=alpha)[1] for seed, alpha in grid
-    ]
     steps = record_steps(config, part.steps)
-    shape = (len(config.seeds), len(part.alphas), len(steps))
-    dims = ("seed", "alpha", "sweep_step")
-    variables = {key: (dims, np.reshape([c[key] for c in curves], shape)) for key in curves[0]}
-    lazy = np.array([lazy_loss(config, seed, [*steps, np.inf]) for seed in config.seeds])
-    variables |= {
-        "lazy_test": (("seed", "sweep_step"), lazy[:, :-1]),
-        "regression_loss": ("seed", lazy[:, -1]),
+
+    def unit(config, seed, alpha):
+        return follow(config, Session(), part.steps, seed=seed, alpha=alpha)[1]
+
+    def lazy(config, seed):
+        loss = lazy_loss(config, seed, [*steps, np.inf])
+        return {"lazy_test": loss[:-1], "regression_loss": loss[-1]}
+
+    curves = {name: Variable(words, dims=("sweep_step",)) for name, words in WORDS.items()}
+    kernel = {
+        "lazy_test": Variable("test loss of the linearised network", dims=("sweep_step",)),
+        "regression_loss": Variable("test loss of kernel regression"),
     }
-    coordinates = {"seed": list(config.seeds), "alpha": list(part.alphas), "sweep_step": steps}
-    return xr.Dataset(variables, coordinates)
+    seeds = {"seed": _seeds(config.seeds)}
+    axes, own = (
+        seeds | {"alpha": Axis(list(part.alphas), ALPHA)},
+        {"sweep_step": _record_axis(steps)},
+    )
+    rich = grid.Program("sweep", unit, curves, own, steps=part.steps)
+    linear = grid.Program("lazy", lazy, kernel, own, steps=0)
+    return xr.merge(
+        [train_grid(axes, config, rich, session), train_grid(seeds, config, linear, session)]
+    )
 
 
 def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) -> np.ndarray:
@@ -231,57 +370,70 @@ def lazy_loss(config: Any, seed: int, steps: Any, num_train: int | None = None) 
     return np.asarray(loss.total)
 
 
-def _grid(config, session, name, part, axes, test_threshold=None, **fixed) -> xr.Dataset:
+def _delays(config, session, name, part, axes, arguments, **fixed) -> xr.Dataset:
     """Training and test times, first CKA and last over first test loss over a grid of settings.
 
-    ``axes`` maps the name of a dimension to (argument of `follow`, its values).
+    ``arguments`` are those of `follow` that the axes vary.
     """
     steps = record_steps(config, part.steps)
-    arguments, values = zip(*axes.values())
-    rows = []
-    for point in itertools.product(*values):
-        _, curves = follow(config, session, part.steps, **fixed, **dict(zip(arguments, point)))
+    threshold = config.threshold
+    test_threshold = part.threshold if name == "epsilon" else threshold
+
+    def unit(config, **point):
+        varied = dict(zip(arguments, point.values()))
+        _, curves = follow(config, Session(), part.steps, **fixed, **varied)
         test = curves["test"]
-        rows.append(
-            {
-                "train_time": crossing(steps, curves["train"], config.threshold),
-                "test_time": crossing(steps, test, test_threshold or config.threshold),
-                "cka": curves["cka"][0],
-                "first": test[0],
-                "final": test[-1] / test[0],
-            }
-        )
-    shape = [len(v) for v in values]
-    return xr.Dataset(
-        {f"{name}_{k}": (list(axes), np.reshape([r[k] for r in rows], shape)) for k in rows[0]},
-        {dim: list(v) for dim, (_, v) in axes.items()},
-    )
+        found = {
+            "train_time": crossing(steps, curves["train"], threshold),
+            "test_time": crossing(steps, test, test_threshold),
+            "cka": curves["cka"][0],
+            "first": test[0],
+            "final": test[-1] / test[0],
+        }
+        return {f"{name}_{key}": value for key, value in found.items()}
+
+    variables = {
+        f"{name}_train_time": Variable("step at which the training loss is low", "steps"),
+        f"{name}_test_time": Variable("step at which the test loss is low", "steps"),
+        f"{name}_cka": Variable("first alignment of the kernel with the target"),
+        f"{name}_first": Variable("first test loss"),
+        f"{name}_final": Variable("last over first test loss"),
+    }
+    program = grid.Program(name, unit, variables, steps=part.steps)
+    return train_grid(axes, config, program, session)
 
 
 def _grids(config: Any, session: Session) -> xr.Dataset:
     """Delays against epsilon, the number of examples, initial alignment, and over alpha x epsilon."""
-    seeds, found = ("seed", config.seeds), []
-    grid = functools.partial(_grid, config, session)
+    delays, seeds = functools.partial(_delays, config, session), _seeds(config.seeds)
     part = config.epsilons
-    axes = {"epsilon": ("epsilon", part.grid), "seed": seeds}
-    found.append(grid("epsilon", part, axes, part.threshold, alpha=part.alpha))
+    axes = {"epsilon": Axis(list(part.grid), EPSILON), "seed": seeds}
+    found = [delays("epsilon", part, axes, ("epsilon", "seed"), alpha=part.alpha)]
     part = config.examples
-    axes = {"num_train": ("num_train", part.num_train), "examples_seed": ("seed", part.seeds)}
-    found.append(grid("examples", part, axes, alpha=part.alpha))
-    regression = [
-        [lazy_loss(config, seed, [np.inf], number)[0] for seed in part.seeds]
-        for number in part.num_train
-    ]
-    found.append(xr.Dataset({"examples_regression": (list(axes), regression)}))
+    numbers = Axis(list(part.num_train), "training examples", "examples")
+    axes = {"num_train": numbers, "examples_seed": _seeds(part.seeds)}
+    found.append(delays("examples", part, axes, ("num_train", "seed"), alpha=part.alpha))
+    found.append(_regression(config, session, axes))
     part = config.aligned
-    axes = {"strength": ("strength", part.strengths), "seed": seeds}
-    found.append(grid("aligned", part, axes, alpha=part.alpha))
+    axes = {"strength": Axis(list(part.strengths), "initial alignment"), "seed": seeds}
+    found.append(delays("aligned", part, axes, ("strength", "seed"), alpha=part.alpha))
     part = config.map
-    axes = {"map_epsilon": ("epsilon", part.epsilons), "map_alpha": ("alpha", part.alphas)}
-    axes |= {"map_seed": ("seed", part.seeds)}
+    axes = {
+        "map_epsilon": Axis(list(part.epsilons), EPSILON),
+        "map_alpha": Axis(list(part.alphas), ALPHA),
+        "map_seed": _seeds(part.seeds),
+    }
     fixed = {"dim": part.dim, "num_train": part.num_train}
-    found.append(grid("map", part, axes, **fixed))
+    found.append(delays("map", part, axes, ("epsilon", "alpha", "seed"), **fixed))
     return xr.merge(found)
+
+
+def _regression(config: Any, session: Session, axes: dict[str, Axis]) -> xr.Dataset:
+    def unit(config, num_train, examples_seed):
+        return {"examples_regression": lazy_loss(config, examples_seed, [np.inf], num_train)[0]}
+
+    variables = {"examples_regression": Variable("test loss of kernel regression")}
+    return train_grid(axes, config, grid.Program("regression", unit, variables, steps=0), session)
 
 
 # Explicit networks of finite width
@@ -319,32 +471,37 @@ def _network(config: Any, session: Session) -> xr.Dataset:
     part, task = config.network, config.task
     data = problem(config, config.seeds[0], task.num_train, task.dim, fresh=task.num_test)
     arrays = {"train": (data.x, data.y), "test": (data.fresh_x, data.fresh_y)}
-    settings = [
-        {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(config.epsilon)}
-        for alpha in part.alphas
-    ]
-    measured = [_train(config, session, arrays, settings, size) for size in part.batch_sizes]
     steps = np.arange(0, part.steps + 1, part.chunk)
-    closed = [
-        [_closed(config, arrays, steps, seed, setting) for seed in part.seeds]
-        for setting in settings
-    ]
-    dims = ("network_alpha", "network_seed", "data", "network_step")
-    return xr.Dataset(
-        {"network_loss": (("batch_size", *dims), measured), "closed_loss": (dims, closed)},
-        {
-            "batch_size": list(part.batch_sizes),
-            "network_alpha": list(part.alphas),
-            "data": ["train", "test"],
-            "network_seed": list(part.seeds),
-            "network_step": steps,
-        },
+
+    def setting(alpha):
+        return {"alpha": jnp.float32(alpha), "epsilon": jnp.float32(config.epsilon)}
+
+    def explicit(arrays, batch_size, network_alpha):
+        return _training(config, arrays | setting(network_alpha), batch_size)
+
+    def closed(arrays, network_alpha, network_seed):
+        path = _closed(config, arrays, steps, network_seed, setting(network_alpha))
+        return {"closed_loss": path}
+
+    sizes = {"batch_size": Axis(list(part.batch_sizes), "batch size, 0 for all", "examples")}
+    alphas = {"network_alpha": Axis(list(part.alphas), ALPHA)}
+    seeds = {"network_seed": _seeds(part.seeds)}
+    own = {"data": Axis(["train", "test"], "examples"), "network_step": _record_axis(steps)}
+    trained = Variable("mean squared error", dims=("network_seed", "data", "network_step"))
+    followed = Variable("mean squared error, closed dynamics", dims=("data", "network_step"))
+    network = grid.Program("network", explicit, {"network_loss": trained}, seeds | own, trains=True)
+    theory = grid.Program("closed", closed, {"closed_loss": followed}, own, steps=0)
+    return xr.merge(
+        [
+            train_grid(sizes | alphas, arrays, network, session),
+            train_grid(alphas | seeds, arrays, theory, session),
+        ]
     )
 
 
-def _train(config, session, arrays, settings, batch_size) -> list[np.ndarray]:
-    """Losses of the explicit networks of each alpha, (seeds, 2, records)."""
-    part, program, found = config.network, None, []
+def _training(config: Any, data: dict[str, Any], batch_size: int) -> Training:
+    """Losses of the explicit networks of one alpha, (seeds, 2, records); all alphas share a program."""
+    part = config.network
 
     def measure(params, carry, rate, data):
         return carry, {
@@ -352,27 +509,20 @@ def _train(config, session, arrays, settings, batch_size) -> list[np.ndarray]:
             for key in ("train", "test")
         }
 
-    for setting in settings:
-        data = arrays | setting
-        program = program or train.compile_program(
+    def compile():
+        return train.compile_program(
             functools.partial(network_setup, part.width, config.task.dim, part.centered),
             data,
             steps=part.chunk,
             batch_size=batch_size or None,
             probe=train.Probe(lambda params, key, data: (), measure),
         )
-        rates, name = [config.learning_rate] * len(part.seeds), f"{float(setting['alpha']):g}"
-        records = train_runs(
-            program,
-            data,
-            rates,
-            part.seeds,
-            chunks=part.steps // part.chunk,
-            name=f"network-{batch_size}-{name}",
-            session=session,
-        )
-        found.append(np.stack([records["train"], records["test"]], axis=1))
-    return found
+
+    def keep(records):
+        return {"network_loss": np.stack([records["train"], records["test"]], axis=1)}
+
+    rates, chunks = [config.learning_rate] * len(part.seeds), part.steps // part.chunk
+    return Training(compile, batch_size, data, rates, part.seeds, chunks, part.steps, keep)
 
 
 def _closed(config, arrays, steps, seed, setting) -> list[jax.Array]:
@@ -407,52 +557,61 @@ def _widths(config: Any, session: Session) -> xr.Dataset:
         power = _population_loss(change, zero, alpha=part.alpha, epsilon=config.epsilon).total
         return np.sqrt(np.mean(power))
 
-    def outputs(width, seed):
-        return follow(config, session, part.steps, seed=seed, alpha=part.alpha, width=width)[0]
+    def unit(config, seed):
+        setting = {"seed": seed, "alpha": part.alpha}
+        limit, *nets = (
+            follow(config, Session(), part.steps, width=width, **setting)[0]
+            for width in (None, *part.widths)
+        )
+        distances = [size(mean_field.subtract(net, limit)) / size(limit) for net in nets]
+        return {"width_distance": distances}
 
-    limits = [outputs(None, seed) for seed in config.seeds]
-    distances = [
-        [
-            size(mean_field.subtract(outputs(width, seed), limit)) / size(limit)
-            for seed, limit in zip(config.seeds, limits)
-        ]
-        for width in part.widths
-    ]
-    fit = metrics.fit_power_law(part.widths, np.transpose(distances), jax.random.key(0))
+    words = "distance of outputs from infinite width"
+    variables = {"width_distance": Variable(words, dims=("width",))}
+    own = {"width": Axis(list(part.widths), "width", "neurons")}
+    steps = (len(part.widths) + 1) * part.steps
+    program = grid.Program("widths", unit, variables, own, steps=steps)
+    made = train_grid({"seed": _seeds(config.seeds)}, config, program, session)
+    distances = made["width_distance"].values
+    fit = metrics.fit_power_law(part.widths, distances, jax.random.key(0))
     law = [fit.exponent, *fit.exponent_interval, fit.prefactor]
-    coordinates = {"width": list(part.widths), "seed": list(config.seeds)}
-    return xr.Dataset(
-        {"width_distance": (("width", "seed"), distances), "width_law": ("law", law)},
-        coordinates | {"law": ["exponent", "low", "high", "prefactor"]},
-    )
+    names = grid.array("law", ["exponent", "low", "high", "prefactor"], "number of the power law")
+    law = grid.array("law", law, f"power law of the {words}")
+    return made.transpose("width", "seed").assign(width_law=law).assign_coords(law=names)
 
 
 def _dmft(config: Any, session: Session) -> xr.Dataset:
     """Narrow networks of several dimensions, without centring, and the theory of infinite dimension."""
     part = config.dmft
-    setting = {"alpha": part.alpha, "epsilon": part.epsilon}
-    theory = dmft.high_dimensional_descent(
-        part.overlap,
-        jax.random.key(0),
-        density=part.density,
-        learning_rate=part.learning_rate,
-        steps=part.steps,
-        num_samples=part.samples,
-        **setting,
-    )
-    runs = [[_high_dimensional(part, dim, seed) for seed in config.seeds] for dim in part.dims]
-    steps = np.arange(part.steps + 1)
-    return xr.Dataset(
-        {
-            "dmft_network": (("dim", "seed", "data", "dmft_step"), runs),
-            "dmft_theory": (("data", "dmft_step"), [theory.train_loss, theory.test_loss]),
-        },
-        {
-            "dim": list(part.dims),
-            "seed": list(config.seeds),
-            "data": ["train", "test"],
-            "dmft_step": steps,
-        },
+
+    def theory(part):
+        path = dmft.high_dimensional_descent(
+            part.overlap,
+            jax.random.key(0),
+            density=part.density,
+            learning_rate=part.learning_rate,
+            steps=part.steps,
+            num_samples=part.samples,
+            alpha=part.alpha,
+            epsilon=part.epsilon,
+        )
+        return {"dmft_theory": [path.train_loss, path.test_loss]}
+
+    def network(part, dim, seed):
+        return {"dmft_network": _high_dimensional(part, dim, seed)}
+
+    dims = ("data", "dmft_step")
+    own = {
+        "data": Axis(["train", "test"], "examples"),
+        "dmft_step": _record_axis(np.arange(part.steps + 1)),
+    }
+    axes = {"dim": Axis(list(part.dims), "dimension of the inputs"), "seed": _seeds(config.seeds)}
+    measured = {"dmft_network": Variable("mean squared error", dims=dims)}
+    predicted = {"dmft_theory": Variable("mean squared error, infinite dimension", dims=dims)}
+    finite = grid.Program("dmft-network", network, measured, own, steps=0)
+    infinite = grid.Program("dmft-theory", theory, predicted, own, steps=0)
+    return xr.merge(
+        [train_grid(axes, part, finite, session), train_grid({}, part, infinite, session)]
     )
 
 
@@ -521,33 +680,35 @@ def _digits(config: Any, session: Session) -> xr.Dataset:
         return first, values | {"alignment": alignment, "norm": optax.global_norm(params)}
 
     chunks = part.steps // part.chunk
-    program, found = None, []
-    for alpha in part.alphas:
-        full = data | {"alpha": jnp.float32(alpha)}
-        program = program or train.compile_program(
-            setup,
-            full,
-            steps=part.chunk,
-            batch_size=part.batch_size,
-            probe=train.Probe(lambda params, key, data: features(params, data)[1][last], measure),
+
+    def unit(data, digits_alpha):
+        full = data | {"alpha": jnp.float32(digits_alpha)}
+        probe = train.Probe(lambda params, key, data: features(params, data)[1][last], measure)
+        options = {"steps": part.chunk, "batch_size": part.batch_size, "probe": probe}
+        return Training(
+            lambda: train.compile_program(setup, full, **options),
+            "one",
+            *(full, [part.learning_rate] * len(part.seeds), part.seeds, chunks, part.steps),
+            keep=lambda records: {f"digits_{name}": value for name, value in records.items()},
         )
-        rates = [part.learning_rate] * len(part.seeds)
-        name = f"digits-{alpha}"
-        records = train_runs(
-            program, full, rates, part.seeds, chunks=chunks, name=name, session=session
-        )
-        found.append(records)
-    dims = ("digits_alpha", "digits_seed", "digits_step")
-    names = [name for name in found[0] if name != "batch_loss"]
-    coordinates = {
-        "digits_alpha": list(part.alphas),
-        "digits_seed": list(part.seeds),
-        "digits_step": part.chunk * np.arange(chunks + 1),
+
+    words = {
+        "test_loss": "test loss",
+        "test_accuracy": "test accuracy",
+        "train_loss": "training loss",
+        "train_accuracy": "training accuracy",
+        "alignment": "alignment of the features with the first ones",
+        "norm": "norm of the weights",
     }
-    return xr.Dataset(
-        {f"digits_{name}": (dims, np.stack([r[name] for r in found])) for name in names},
-        coordinates,
-    )
+    over = ("digits_seed", "digits_step")
+    variables = {f"digits_{name}": Variable(text, dims=over) for name, text in words.items()}
+    own = {
+        "digits_seed": _seeds(part.seeds),
+        "digits_step": _record_axis(part.chunk * np.arange(chunks + 1)),
+    }
+    axes = {"digits_alpha": Axis(list(part.alphas), ALPHA)}
+    program = grid.Program("digits", unit, variables, own, trains=True)
+    return train_grid(axes, data, program, session)
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

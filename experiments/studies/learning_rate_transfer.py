@@ -19,14 +19,15 @@ import xarray as xr
 import limits
 import metrics
 import models
-from experiments import losses, plotting, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, plotting, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies.learning_rate_transfer_claims import claims, optima
 from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 # steps -> (learning rate -> what optax takes for it)
@@ -56,44 +57,134 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: the configuration names an unknown task, model, rule, optimizer or loss.
     """
     session = session or Session()
-    _check(config)
     task = tasks.load(config.task)
+    check(config, task)
     return xr.merge(
         [
             _sweep(config, task, session),
             _trajectories(config, task, session),
-            _coordinates(config, task),
+            _coordinates(config, task, session),
         ]
     ).assign_attrs(task=config.task.name, model=config.model.name)
 
 
-def _check(config: Any) -> None:
-    for name in config.sweep.optimizers:
-        if name not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {name!r}; there are: {', '.join(OPTIMIZERS)}")
+_PART = {
+    "depth": checks.DEPTH,
+    "base_width": checks.WIDTH,
+    "loss": checks.choice(losses.LOSSES),
+}
+_RULES = checks.several(checks.choice(limits.exponents.RULES))
+RULES = {
+    "parametrizations": _RULES,
+    **{
+        f"{part}.{k}": r
+        for part in ("sweep", "trajectory", "coordinates")
+        for k, r in _PART.items()
+    },
+    "sweep.widths": checks.widths(),
+    "sweep.optimizers": checks.several(checks.choice(OPTIMIZERS)),
+    "sweep.seeds": checks.SEEDS,
+    "sweep.batch_size": checks.whole(),
+    "sweep.num_test": checks.whole(),
+    "sweep.steps": checks.STEPS,
+    "sweep.chunk": checks.STEPS,
+    "sweep.schedule": checks.choice(SCHEDULES),
+    "trajectory.widths": checks.widths(2),
+    "trajectory.parametrizations": checks.several(
+        checks.choice(limits.exponents.RULES), needs=("mup", "ntk")
+    ),
+    "trajectory.seeds": checks.SEEDS,
+    "trajectory.num_train": checks.whole(),
+    "trajectory.steps": checks.STEPS,
+    "trajectory.chunk": checks.STEPS,
+    "trajectory.lanczos_steps": checks.whole(1, 1000),
+    "coordinates.parametrizations": checks.several(
+        checks.choice(limits.exponents.RULES), needs=("mup",)
+    ),
+    "coordinates.learning_rate": checks.positive(),
+    "coordinates.batch_size": checks.whole(),
+    "coordinates.seeds": checks.whole(2, 1000),
+    "coordinates.steps": checks.STEPS,
+}
+_RATES = checks.fixed(checks.real(-100, 100), checks.real(-100, 100), checks.whole(3, 1000))
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    # residual networks leave out the coordinates: no widths
+    no_coordinates = {"coordinates.widths": lambda path, value: None}
+    three = {"coordinates.widths": checks.widths(3)}
+    checks.values(config, RULES | (three if config.coordinates.widths else no_coordinates))
+    for optimizer in config.sweep.optimizers:
+        path = f"sweep.log2_rates.{optimizer}"
+        _RATES(path, config.sweep.log2_rates[optimizer])
+        low, high, _ = config.sweep.log2_rates[optimizer]
+        if not low < high:
+            checks.refuse(path, (low, high), "a lower and a higher power of two")
     counts = {name: config.sweep.log2_rates[name][2] for name in config.sweep.optimizers}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"log2_rates must have as many rates for each optimizer, not {counts}")
-    if config.sweep.schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"unknown schedule {config.sweep.schedule!r}; there are: {known}")
-    for part in (config.sweep, config.trajectory):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
-        losses.supervised(part.loss, None)
+        checks.refuse("sweep.log2_rates", counts, "as many rates for each optimizer")
+    for rule in config.trajectory.parametrizations:
+        if rule not in config.trajectory.learning_rates:
+            raise ValueError(f"config.trajectory.learning_rates lacks {rule!r}; give it a rate")
+        checks.positive()(
+            f"trajectory.learning_rates.{rule}", config.trajectory.learning_rates[rule]
+        )
+    for part in ("sweep", "trajectory"):
+        checks.multiple(config, f"{part}.steps", "chunk")
+    checks.classes(task)
+    checks.whole(1, len(task.train.x))("trajectory.num_train", config.trajectory.num_train)
+    runs = counts[config.sweep.optimizers[0]] * len(config.sweep.seeds)
+    for path, concurrent in (("sweep", runs), ("trajectory", 1), ("coordinates", 1)):
+        _check_networks(config, task, path, concurrent)
 
 
-def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:
-    """The study's family under one rule, at one width; depth and base width are those of a part of the study."""
+def _check_networks(config: Any, task: tasks.Task, path: str, runs: int) -> None:
+    """The networks of a part, by shapes: whether they exist, take the data and fit."""
+    part = config[path]
+    examples = part.num_train if path == "trajectory" else part.batch_size
+    checks.memory(f"config.{path}: a batch of {examples}", examples * task.train.x[0].size)
+    if path != "coordinates":
+        checks.memory(f"config.{path}: the records", runs * part.steps // part.chunk, 8)
+    # At the base width nothing is measured: a second, not ten.
+    if part.widths:
+        checks.context(path, network, config, task, part, "mup", part.base_width)
+    for width in part.widths:
+        net = checks.context("model", family(config, task, part), width)
+        inputs, targets = (leaf[:1] for leaf in task.train)
+        params = checks.context("model", jax.eval_shape, net.init, jax.random.key(0), inputs)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        checks.memory(f"config.{path}.widths: training at {width}", 3 * size * min(runs, 4))
+        loss = losses.supervised(part.loss, net.apply)
+        checks.context("model", jax.eval_shape, loss, params, (inputs, targets))
+        if path == "trajectory" and 4 * part.lanczos_steps > size:
+            most = f"at most {size // 4}, a quarter of the parameters at width {width}"
+            checks.refuse("trajectory.lanczos_steps", part.lanczos_steps, most)
+
+
+def family(config: Any, task: tasks.Task, part: Any) -> Callable:
+    """The study's networks as a function of their width; the depth is that of a part of the study."""
     fields = config.model.to_dict() | {"depth": part.depth}
     name = fields.pop("name")
     if name == "Transformer":
         fields |= {"vocabulary": task.outputs, "context": task.input_shape[0]}
     else:
         fields |= {"outputs": task.outputs}
-    family = models.family(name, **fields)
+    return models.family(name, **fields)
+
+
+def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:
+    """A network of the study's family under one rule; the base width is that of a part of the study."""
     return limits.parametrize(
-        family, rule, width=width, base_width=part.base_width, example=task.train.x[:1]
+        family(config, task, part),
+        rule,
+        width=width,
+        base_width=part.base_width,
+        example=task.train.x[:1],
     )
 
 
@@ -121,47 +212,45 @@ def setup(net: limits.Parametrized, loss: str, optimizer: str, schedule: Callabl
 
 def _sweep(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     sweep = config.sweep
-    dims = ("optimizer", "parametrization", "width", "rate", "seed")
-    coordinates = {
-        "optimizer": list(sweep.optimizers),
-        "parametrization": list(config.parametrizations),
-        "width": list(sweep.widths),
-        "seed": list(sweep.seeds),
+    grids = [learning_rates(config, name) for name in sweep.optimizers]
+    axes = {
+        "optimizer": Axis(list(sweep.optimizers), "optimizer"),
+        "parametrization": Axis(list(config.parametrizations), "parametrization"),
+        "width": Axis(list(sweep.widths), "width", "neurons"),
     }
-    grids = np.array([learning_rates(config, name) for name in sweep.optimizers])
-    shape = (*(len(values) for values in coordinates.values()), grids.shape[1])
-    results = np.full((2, *shape[:3], shape[4], shape[3]), np.nan)
-    for o, optimizer in enumerate(sweep.optimizers):
-        for w, width in enumerate(sweep.widths):
-            by_rule = _sweep_width(config, task, session, optimizer, width, grids[o])
-            results[:, o, :, w] = np.moveaxis(by_rule, 0, 1)
+    # The mean over the last chunk, less noisy than the loss of one batch.
     variables = {
-        name: (dims, values) for name, values in zip(("sweep_loss", "sweep_accuracy"), results)
+        "sweep_loss": Variable("training loss", dims=("rate", "seed")),
+        "sweep_accuracy": Variable("test accuracy", dims=("rate", "seed")),
     }
-    return xr.Dataset(variables, coordinates | {"learning_rate": (("optimizer", "rate"), grids)})
+    own = {
+        "seed": Axis(list(sweep.seeds), "seed"),
+        "learning_rate": Axis(grids, "learning rate", dims=("optimizer", "rate")),
+    }
+    program = grid.Program("sweep", _sweep_unit, variables, own, trains=True)
+    return train_grid(axes, (config, task, session.devices), program, session)
 
 
-def _sweep_width(config, task, session, optimizer, width, rates) -> np.ndarray:
-    """Final loss and accuracy of every rule, (rules, 2, rates, seeds); one compiled program for all rules."""
-    sweep = config.sweep
-    grid = [(rate, seed) for rate in rates for seed in sweep.seeds]
-    program, by_rule = None, []
-    for rule in config.parametrizations:
-        net = network(config, task, sweep, rule, width)
-        data = sweep_data(config, task, net)
-        program = program or sweep_program(config, net, data, optimizer, session.devices)
-        records = train_runs(
-            program,
-            data,
-            *zip(*grid),
-            chunks=sweep.steps // sweep.chunk,
-            name=f"sweep-{optimizer}-{rule}-{width}",
-            session=session,
-        )
-        # The mean over the last chunk, less noisy than the loss of one batch.
-        final = np.stack([records["batch_loss"][:, -1], records["accuracy"][:, -1]])
-        by_rule.append(final.reshape(2, len(rates), len(sweep.seeds)))
-    return np.array(by_rule)
+def _sweep_unit(data: Any, optimizer: str, parametrization: str, width: int) -> Training:
+    """All rates and seeds; one compiled program for all rules."""
+    config, task, devices = data
+    sweep, rates = config.sweep, learning_rates(config, optimizer)
+    net = network(config, task, sweep, parametrization, width)
+    arrays = sweep_data(config, task, net)
+
+    def keep(records):
+        last = {"sweep_loss": records["batch_loss"], "sweep_accuracy": records["accuracy"]}
+        return {k: v[:, -1].reshape(len(rates), len(sweep.seeds)) for k, v in last.items()}
+
+    return Training(
+        lambda: sweep_program(config, net, arrays, optimizer, devices),
+        (optimizer, width),
+        arrays,
+        *zip(*[(rate, seed) for rate in rates for seed in sweep.seeds]),
+        chunks=sweep.steps // sweep.chunk,
+        steps=sweep.steps,
+        keep=keep,
+    )
 
 
 def sweep_data(config, task, net) -> dict[str, Any]:
@@ -206,43 +295,39 @@ def vectorised_runs(count: int, width: int, devices: int) -> int | None:
 
 def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.trajectory
-    chunks = part.steps // part.chunk
-    names = ("loss", "sharpness", "sharpness_error")
-    shape = (len(part.parametrizations), len(part.widths), len(part.seeds), chunks + 1)
-    results = {name: np.full(shape, np.nan) for name in names}
     chosen = {rule: trajectory_rate(config, task, rule) for rule in part.parametrizations}
-    for w, width in enumerate(part.widths):
-        program = None
-        for r, rule in enumerate(part.parametrizations):
-            net = network(config, task, part, rule, width)
-            data = {
-                "train": tuple(leaf[: part.num_train] for leaf in task.train),
-                "factors": net.factors,
-            }
-            program = program or trajectory_program(config, net, data)
-            rates = [chosen[rule]] * len(part.seeds)
-            name = f"trajectory-{rule}-{width}"
-            records = train_runs(
-                program, data, rates, part.seeds, chunks=chunks, name=name, session=session
-            )
-            for key in names:
-                results[key][r, w] = records[key]
-    dims = ("trajectory_parametrization", "trajectory_width", "trajectory_seed", "step")
+    chunks, names = part.steps // part.chunk, ("trajectory_parametrization", "trajectory_width")
+
+    def unit(_, trajectory_parametrization, trajectory_width):
+        net = network(config, task, part, trajectory_parametrization, trajectory_width)
+        train = tuple(leaf[: part.num_train] for leaf in task.train)
+        data = {"train": train, "factors": net.factors}
+        rates = [chosen[trajectory_parametrization]] * len(part.seeds)
+        return Training(
+            lambda: trajectory_program(config, net, data),
+            trajectory_width,
+            *(data, rates, part.seeds, chunks, part.steps),
+            keep=lambda records: records | {"trajectory_loss": records["loss"]},
+        )
+
+    over = ("trajectory_seed", "step")
+    variables = {
+        "trajectory_loss": Variable("training loss", dims=over),
+        "sharpness": Variable("sharpness", dims=over),
+        "sharpness_error": Variable("error of the sharpness", dims=over),
+    }
+    axes = {
+        names[0]: Axis(list(part.parametrizations), "parametrization"),
+        names[1]: Axis(list(part.widths), "width", "neurons"),
+    }
     rates = [chosen[rule] for rule in part.parametrizations]
-    return xr.Dataset(
-        {
-            "trajectory_loss": (dims, results["loss"]),
-            "sharpness": (dims, results["sharpness"]),
-            "sharpness_error": (dims, results["sharpness_error"]),
-        },
-        {
-            "trajectory_parametrization": list(part.parametrizations),
-            "trajectory_width": list(part.widths),
-            "trajectory_seed": list(part.seeds),
-            "step": np.arange(chunks + 1) * part.chunk,
-            "trajectory_learning_rate": ("trajectory_parametrization", rates),
-        },
-    )
+    own = {
+        "trajectory_seed": Axis(list(part.seeds), "seed"),
+        "step": Axis(np.arange(chunks + 1) * part.chunk, "training step", "steps"),
+        "trajectory_learning_rate": Axis(rates, "learning rate", dims=names[:1]),
+    }
+    program = grid.Program("trajectory", unit, variables, own, trains=True)
+    return train_grid(axes, None, program, session)
 
 
 def trajectory_rate(config: Any, task: tasks.Task, rule: str) -> float:
@@ -304,45 +389,50 @@ def trajectory_program(config, net, data) -> Program:
 # Coordinates: how much each layer moves in a few steps, against width
 
 
-def _coordinates(config: Any, task: tasks.Task) -> xr.Dataset:
+def _coordinates(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.coordinates
     if (
         not part.widths
     ):  # residual networks are not the chain of layers that the prediction is about
         return xr.Dataset()
-    batch = tuple(leaf[: part.batch_size] for leaf in task.train)
-    checks = [
-        limits.coordinate_check(
-            functools.partial(network, config, task, part, rule),
-            part.widths,
-            batch,
-            losses.LOSSES[part.loss],
-            jax.random.key(0),
-            learning_rate=part.learning_rate,
-            steps=part.steps,
-            seeds=part.seeds,
-            predicted=limits.classify(*limits.abc(rule, part.depth)),
-        )
-        for rule in part.parametrizations
-    ]
-    last = [check.change_scaling for check in checks]
-    dims = ("coordinate_parametrization", "layer")
-    return xr.Dataset(
-        {
-            "change": (
-                ("coordinate_parametrization", "coordinate_width", "layer"),
-                np.stack([np.exp(np.log(c.change[:, :, -1]).mean(axis=1)) for c in checks]),
-            ),
-            "slope": (dims, np.stack([fit.exponent[-1] for fit in last])),
-            "slope_interval": ((*dims, "end"), np.stack([fit.interval[-1] for fit in last])),
-            "slope_predicted": (dims, np.array([c.predicted.change for c in checks], float)),
-        },
-        {
-            "coordinate_parametrization": list(part.parametrizations),
-            "coordinate_width": list(part.widths),
-            "layer": list(checks[0].layers),
-        },
+    slope = "exponent of the change in the width"
+    variables = {
+        "change": Variable("RMS change of pre-activations", dims=("coordinate_width", "layer")),
+        "slope": Variable(slope, dims=("layer",)),
+        "slope_interval": Variable(f"{slope}, interval", dims=("layer", "end")),
+        "slope_predicted": Variable(f"{slope}, predicted", dims=("layer",)),
+        "layers": Variable("layer", dims=("layer",)),
+    }
+    axes = {"coordinate_parametrization": Axis(list(part.parametrizations), "parametrization")}
+    own = {"coordinate_width": Axis(list(part.widths), "width", "neurons")}
+    program = grid.Program("coordinates", _coordinates_unit, variables, own, steps=0)
+    made = train_grid(axes, (config, task), program, session)
+    layers = grid.array("layer", made.layers.values[0], "layer")
+    return made.drop_vars("layers").assign_coords(layer=layers)
+
+
+def _coordinates_unit(data: Any, coordinate_parametrization: str) -> dict[str, Any]:
+    config, task = data
+    part, rule = config.coordinates, coordinate_parametrization
+    check = limits.coordinate_check(
+        functools.partial(network, config, task, part, rule),
+        part.widths,
+        tuple(leaf[: part.batch_size] for leaf in task.train),
+        losses.LOSSES[part.loss],
+        jax.random.key(0),
+        learning_rate=part.learning_rate,
+        steps=part.steps,
+        seeds=part.seeds,
+        predicted=limits.classify(*limits.abc(rule, part.depth)),
     )
+    last = check.change_scaling
+    return {
+        "change": np.exp(np.log(check.change[:, :, -1]).mean(axis=1)),
+        "slope": last.exponent[-1],
+        "slope_interval": last.interval[-1],
+        "slope_predicted": np.array(check.predicted.change, float),
+        "layers": list(check.layers),
+    }
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

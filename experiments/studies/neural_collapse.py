@@ -20,8 +20,9 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import losses, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
 from experiments.train import Probe, Program, Setup, compile_program
@@ -31,7 +32,7 @@ from metrics.scatter import class_means
 TITLE = "Neural collapse in deep linear networks, from balanced to imbalanced data"
 PAPER = "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169"
 
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 # Squared error on free features: class sizes, an unregularised bias of the outputs, weight decay
 PROBLEMS = {
@@ -42,12 +43,130 @@ PROBLEMS = {
 }
 # What the theory predicts, and its dimensions
 MATRICES = {"loss": (), "weight_gram": ROWS, "mean_gram": ROWS, "product": ROWS}
+LAYERS = {"nc1": ("layer",), "nc2": ("layer",), "nc4": ("layer",)}
+WORDS = {
+    "loss": "objective",
+    "weight_gram": "Gram matrix of the product of the linear layers",
+    "mean_gram": "Gram matrix of the class means",
+    "product": "outputs of the class means",
+    "angle": "distance of the unit vectors of weights and class means",
+    "nc1": "within-class variability",
+    "nc2": "distance of the class means from the frame",
+    "nc4": "share of examples decided unlike the nearest class mean",
+    "accuracy": "training accuracy",
+}
 ABSENT = -1e9  # the logit of a class that is not there
 
 
 def momentum(rate: Callable) -> optax.GradientTransformation:
     """Gradient descent with momentum 0.9."""
     return optax.sgd(rate, momentum=0.9)
+
+
+_SIZES = checks.several(checks.whole(), 2, distinct=False)
+_TRAINED = {
+    "learning_rate": checks.positive(),
+    "steps": checks.STEPS,
+    "chunk": checks.STEPS,
+}
+_FREE = _TRAINED | {
+    "depths": checks.several(checks.whole(1, 100), ascending=True),
+    "init_std": checks.real(0),
+    "seeds": checks.SEEDS,
+}
+_NETWORK = _TRAINED | {
+    "model.name": checks.instance(str),
+    "model.depth": checks.DEPTH,
+    "width": checks.WIDTH,
+    "linear": checks.whole(1, 100),
+    "features": checks.WIDTH,
+    "loss": checks.choice(losses.LOSSES),
+    "sizes": _SIZES,
+    "weight_decay": checks.positive(),
+    "feature_decay": checks.positive(),
+    "drops": checks.several(checks.real(0, 1), 0),
+    "seed": checks.whole(0),
+}
+RULES = {
+    "free.balanced": _SIZES,
+    "free.imbalanced": _SIZES,
+    "free.width": checks.WIDTH,
+    "free.decay": checks.positive(),
+    "tail.sizes": _SIZES,
+    "tail.threshold": checks.positive(),
+    "tail.width": checks.WIDTH,
+    "map.classes": checks.several(checks.whole(3, 1000), ascending=True),
+    "map.decay": checks.positive(),
+    "map.simplex_std": checks.real(0),
+    **{f"{part}.{key}": rule for part in ("free", "tail", "map") for key, rule in _FREE.items()},
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    known = [
+        key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())
+    ]
+    checks.several(checks.choice(known))("networks", config.networks)
+    of_networks = {f"{name}.{k}": r for name in config.networks for k, r in _NETWORK.items()}
+    checks.values(config, RULES | of_networks)
+    for name in ("free", "tail", "map", *config.networks):
+        checks.multiple(config, f"{name}.steps", "chunk")
+    _check_free(config)
+    checks.classes(task)
+    for name in config.networks:
+        _check_network(name, config[name], task)
+
+
+def _check_free(config: Any) -> None:
+    free, tail, most = config.free, config.tail, max(config.map.classes)
+    if len(set(free.balanced)) > 1:
+        checks.refuse("free.balanced", free.balanced, "classes of one size")
+    same = sum(free.balanced), len(free.balanced)
+    if same != (sum(free.imbalanced), len(free.imbalanced)):
+        asked = f"{same[1]} classes of {same[0]} samples in all, as balanced has"
+        checks.refuse("free.imbalanced", free.imbalanced, asked)
+    if not min(tail.sizes) < tail.threshold < max(tail.sizes):
+        checks.refuse("tail.threshold", tail.threshold, "between the smallest and the largest size")
+    for name, part, classes in (("free", free, free.balanced), ("tail", tail, tail.sizes)):
+        checks.whole(len(classes), 2**20)(f"{name}.width", part.width)
+        size = sum(classes) * part.width + max(part.depths) * part.width**2
+        checks.memory(f"config.{name}", 4.0 * size * len(part.seeds))
+    cells = config.map
+    checks.memory("config.map", 4.0 * (max(cells.depths) + 1) * most**2 * len(cells.seeds))
+    for depth in free.depths:
+        for sizes in (free.balanced, free.imbalanced):
+            arguments = ("squared_error", sizes, depth, (free.decay,) * 2)
+            checks.context("free", prediction, *arguments)
+    for depth in tail.depths:
+        checks.context("tail", tail_decay, depth, tail.sizes, tail.threshold)
+    for depth in cells.depths:
+        for classes in cells.classes:
+            checks.context("map", _known, classes, depth, cells.decay)
+
+
+def _check_network(name: str, part: Any, task: tasks.Task) -> None:
+    if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
+        equal = "classes of one size: only for these is the optimum of cross-entropy known"
+        checks.refuse(f"{name}.sizes", part.sizes, equal)
+    x, y = checks.context(f"{name}.sizes", subset, task, part.sizes)
+    checks.whole(task.outputs, 2**20)(f"{name}.features", part.features)
+    decay = part.weight_decay, part.feature_decay
+    checks.context(name, prediction, part.loss, part.sizes, part.linear, decay)
+    net = checks.context(f"{name}.model", backbone, part, task.outputs, x[:1])
+    data = problem(y[:1], part.sizes, part.linear, decay, x=x[:1])
+
+    def trained(key):
+        params = net.init(key, data)
+        return params, objective(net, part.loss, data)(params, data["train"])
+
+    params, _ = checks.context(f"{name}.model", jax.eval_shape, trained, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    checks.memory(f"config.{name}", 4.0 * size + x.size)
 
 
 def total_steps(config: Any) -> int:
@@ -72,10 +191,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: steps no multiple of chunk, class sizes that the task does not have, an unknown model or loss.
     """
     session = session or Session()
-    for part in (config.free, config.tail, config.map, *(config[n] for n in config.networks)):
-        if part.steps % part.chunk:
-            raise ValueError(f"steps ({part.steps}) must be a multiple of chunk ({part.chunk})")
     task = tasks.load(config.task)
+    check(config, task)
     parts = {
         "free": _free(config.free, session),
         "tail": _tail(config.tail, session),
@@ -279,61 +396,76 @@ def _labels(sizes) -> np.ndarray:
     return np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
 
 
-def _train(program, data, part, seeds, name, session) -> dict[str, np.ndarray]:
+def _training(compile: Callable, shape: Any, data: Any, part: Any, seeds: Any, keep: Callable):
     rates, chunks = [part.learning_rate] * len(seeds), part.steps // part.chunk
-    return train_runs(program, data, rates, seeds, chunks=chunks, name=name, session=session)
+    return Training(compile, shape, data, rates, seeds, chunks, part.steps, keep)
+
+
+def _measured(names: dict[str, tuple[str, ...]], *over: str, end: str = "") -> dict[str, Variable]:
+    """Variables of those names, over some dimensions and then their own."""
+    return {
+        name + end: Variable(WORDS[name] + end.replace("_", ", "), dims=(*over, *dims))
+        for name, dims in names.items()
+    }
+
+
+def _depths(part: Any) -> dict[str, Axis]:
+    return {"depth": Axis(list(part.depths), "linear layers", "layers")}
+
+
+def _seeds(part: Any) -> dict[str, Axis]:
+    return {"seed": Axis(list(part.seeds), "seed")}
+
+
+def _sizes(sizes: Any) -> Axis:
+    return Axis(np.array(sizes), "size of the class", "examples", ("class",))
+
+
+def _steps(part: Any) -> Axis:
+    return Axis(np.arange(0, part.steps + 1, part.chunk), "training step", "steps")
 
 
 # Squared error on free features
 
 
 def _free(part: Any, session: Session) -> xr.Dataset:
-    if sum(part.balanced) != sum(part.imbalanced):
-        raise ValueError("balanced and imbalanced must add up to one number of samples")
-    trained, expected = [], []
-    for depth in part.depths:
-        for values, rows in zip(_free_depth(part, depth, session), (trained, expected)):
-            rows.append(values)
-    dims = ("depth", "problem")
-    variables = {
-        name: ((*dims, "seed", "step", *extra), _gathered(trained, name))
-        for name, extra in {**MATRICES, "nc1": ("layer",), "angle": ("class",)}.items()
-    }
-    variables |= {
-        f"{name}_predicted": ((*dims, *extra), _gathered(expected, name))
-        for name, extra in MATRICES.items()
-    }
-    coordinates = {
-        "depth": list(part.depths),
-        "problem": list(PROBLEMS),
-        "seed": list(part.seeds),
-        "step": np.arange(0, part.steps + 1, part.chunk),
-        "size": ("class", np.array(part.imbalanced)),
-    }
-    return xr.Dataset(variables, coordinates).isel(layer=0).assign(decay=part.decay)
+    axes = {**_depths(part), "problem": Axis(list(PROBLEMS), "problem")}
+    names = {**MATRICES, "nc1": ("layer",), "angle": ("class",)}
+    own = {**_seeds(part), "step": _steps(part), "size": _sizes(part.imbalanced)}
+    variables = _measured(names, "seed", "step")
+
+    def unit(part, depth, problem):
+        return _free_unit(part, depth, problem)
+
+    trained = grid.Program("free", unit, variables, own, trains=True)
+    known = grid.Program("free-predicted", _free_known, _measured(MATRICES, end="_predicted"))
+    made = xr.merge([train_grid(axes, part, each, session) for each in (trained, known)])
+    return made.isel(layer=0).assign(decay=grid.array((), part.decay, "weight decay"))
 
 
-def _free_depth(part, depth, session) -> tuple[list, list]:
-    """Records and predictions of every problem at one depth; one compiled program."""
-    classes, samples = len(part.balanced), sum(part.balanced)
-    network = free_features(samples, classes, depth, part.width)
-    loss, decay = "squared_error", (part.decay,) * 2
-    compiled, trained, expected = None, [], []
-    for name, (sizes, bias, decayed) in PROBLEMS.items():
-        sizes, y = part[sizes], _labels(part[sizes])
-        expected.append(prediction(loss, sizes, depth, decay, bias))
-        data = problem(y, sizes, depth, decay, bias=bias, init_std=part.init_std)
-        if not decayed:
-            data["decay"] = 0 * data["decay"]
-        compiled = compiled or program(
-            network, loss, data, momentum, part, layers=("features",), runs=len(part.seeds)
-        )
-        trained.append(_train(compiled, data, part, part.seeds, f"free-{name}-{depth}", session))
-    return trained, expected
+def _free_unit(part: Any, depth: int, name: str) -> Training:
+    """All problems of one depth share one compiled program."""
+    sizes, bias, decayed = PROBLEMS[name]
+    sizes, decay = part[sizes], (part.decay,) * 2
+    data = problem(_labels(sizes), sizes, depth, decay, bias=bias, init_std=part.init_std)
+    if not decayed:
+        data["decay"] = 0 * data["decay"]
+    network = free_features(sum(sizes), len(sizes), depth, part.width)
+    options = {"layers": ("features",), "runs": len(part.seeds)}
+
+    def compile():
+        return program(network, "squared_error", data, momentum, part, **options)
+
+    return _training(compile, depth, data, part, part.seeds, lambda records: records)
 
 
-def _gathered(rows: list[list[dict]], name: str) -> np.ndarray:
-    return np.array([[cell[name] for cell in row] for row in rows])
+def _free_known(part: Any, depth: int, problem: str) -> dict[str, Any]:
+    sizes, bias, _ = PROBLEMS[problem]
+    return _predicted("squared_error", part[sizes], depth, (part.decay,) * 2, bias)
+
+
+def _predicted(*arguments) -> dict[str, Any]:
+    return {f"{name}_predicted": value for name, value in prediction(*arguments).items()}
 
 
 # Minority collapse: class sizes on both sides of the threshold
@@ -347,71 +479,89 @@ def tail_decay(depth: int, sizes: tuple[int, ...], threshold: float) -> float:
 
 
 def _tail(part: Any, session: Session) -> xr.Dataset:
-    sizes, y = part.sizes, _labels(part.sizes)
-    decays = [tail_decay(depth, sizes, part.threshold) for depth in part.depths]
-    products, means = [], []
-    for depth, decay in zip(part.depths, decays):
-        network = free_features(len(y), len(sizes), depth, part.width)
-        data = problem(y, sizes, depth, (decay, decay), init_std=part.init_std, fitted=True)
-        compiled = program(network, "squared_error", data, momentum, part, runs=len(part.seeds))
-        records = _train(compiled, data, part, part.seeds, f"tail-{depth}", session)
-        products.append(records["product"][:, -1])
-        means.append(np.diagonal(records["mean_gram"][:, -1], axis1=1, axis2=2))
-    dims = ("depth", "seed", "class")
-    rest = np.array(products) - np.eye(len(sizes))
-    # The mode's part of the loss over what it is at zero: each of the M + 1 factors costs the same.
-    cost = np.array([(m + 1) * len(y) * decay for m, decay in zip(part.depths, decays)])
-    return xr.Dataset(
-        {
-            "z": (dims, np.diagonal(np.array(products), axis1=2, axis2=3)),
-            "mode_loss": (dims, (rest**2).sum(2) + cost[:, None, None] * np.array(means)),
-            "decay": ("depth", np.array(decays)),
-            "threshold": float(part.threshold),
-        },
-        {"depth": list(part.depths), "seed": list(part.seeds), "size": ("class", np.array(sizes))},
+    variables = {
+        "z": Variable("output of the class mean for its own class", dims=("seed", "class")),
+        "mode_loss": Variable("part of the loss of one class", dims=("seed", "class")),
+    }
+    own = {**_seeds(part), "size": _sizes(part.sizes)}
+    tail = grid.Program("tail", _tail_unit, variables, own, trains=True)
+    decays = [tail_decay(depth, part.sizes, part.threshold) for depth in part.depths]
+    return train_grid(_depths(part), part, tail, session).assign(
+        decay=grid.array("depth", decays, "weight decay"),
+        threshold=grid.array((), float(part.threshold), "threshold of the class size", "examples"),
     )
+
+
+def _tail_unit(part: Any, depth: int) -> Training:
+    sizes, y = part.sizes, _labels(part.sizes)
+    decay = tail_decay(depth, sizes, part.threshold)
+    network = free_features(len(y), len(sizes), depth, part.width)
+    data = problem(y, sizes, depth, (decay, decay), init_std=part.init_std, fitted=True)
+
+    def compile():
+        return program(network, "squared_error", data, momentum, part, runs=len(part.seeds))
+
+    def keep(records):
+        product = records["product"][:, -1]
+        means = np.diagonal(records["mean_gram"][:, -1], axis1=1, axis2=2)
+        # The mode's part of the loss over what it is at zero: each of the M + 1 factors costs the same.
+        cost = (depth + 1) * len(y) * decay
+        rest = ((product - np.eye(len(sizes))) ** 2).sum(1)
+        return {"z": np.diagonal(product, axis1=1, axis2=2), "mode_loss": rest + cost * means}
+
+    return _training(compile, depth, data, part, part.seeds, keep)
 
 
 # Cross-entropy over (K, M)
 
 
 def _map(part: Any, session: Session) -> xr.Dataset:
-    most, dims = max(part.classes), ("depth", "classes")
-    shape = (len(part.depths), len(part.classes))
-    found = np.full((3, *shape, 2, len(part.seeds)), np.nan)
-    known = np.full((3, *shape), np.nan)
-    for i, depth in enumerate(part.depths):
-        network, compiled = free_features(most, most, depth, most), None
-        for j, classes in enumerate(part.classes):
-            known[:, i, j] = _known(classes, depth, part.decay)
-            for k, start in enumerate(("random", "simplex")):
-                data = _map_problem(part, depth, classes, fitted=start == "simplex")
-                compiled = compiled or program(
-                    network, "cross_entropy", data, adam(part.steps), part, runs=len(part.seeds)
-                )
-                name = f"map-{depth}-{classes}-{start}"
-                records = _train(compiled, data, part, part.seeds, name, session)
-                found[0, i, j, k] = records["loss"][:, -1]
-                logits = records["product"][:, -1, :classes, :classes]
-                found[1, i, j, k] = logit_rank(logits)
-                found[2, i, j, k] = distance(logits, frames.simplex(classes))
-    runs = (*dims, "start", "seed")
-    return xr.Dataset(
-        {
-            "loss": (runs, found[0]),
-            "rank": (runs, found[1]),
-            "simplex_error": (runs, found[2]),
-            "simplex": (dims, known[0]),
-            "known": (dims, known[1]),
-            "known_rank": (dims, known[2]),
-        },
-        {
-            "start": ["random", "simplex"],
-            "depth": list(part.depths),
-            "classes": list(part.classes),
-            "seed": list(part.seeds),
-        },
+    cells = {**_depths(part), "classes": Axis(list(part.classes), "classes", "classes")}
+    starts = {"start": Axis(["random", "simplex"], "start of the training")}
+    reached = {
+        "loss": Variable("objective reached", dims=("seed",)),
+        "rank": Variable("rank of the logits", dims=("seed",)),
+        "simplex_error": Variable("distance of the logits from the simplex", dims=("seed",)),
+    }
+    known = {
+        "simplex": Variable("objective of the simplex"),
+        "known": Variable("objective of the best known frame"),
+        "known_rank": Variable("rank of the best known frame"),
+    }
+    trained = grid.Program("map", _map_unit, reached, _seeds(part), trains=True)
+    closed = grid.Program("map-known", _map_known, known)
+    return xr.merge(
+        [
+            train_grid(cells | starts, part, trained, session),
+            train_grid(cells, part, closed, session),
+        ]
     )
+
+
+def _map_unit(part: Any, depth: int, classes: int, start: str) -> Training:
+    """All cells of one depth share one compiled program."""
+    most = max(part.classes)
+    network = free_features(most, most, depth, most)
+    data = _map_problem(part, depth, classes, fitted=start == "simplex")
+
+    def compile():
+        runs = len(part.seeds)
+        return program(network, "cross_entropy", data, adam(part.steps), part, runs=runs)
+
+    def keep(records):
+        logits = records["product"][:, -1, :classes, :classes]
+        return {
+            "loss": records["loss"][:, -1],
+            "rank": np.float64(logit_rank(logits)),
+            "simplex_error": distance(logits, frames.simplex(classes)),
+        }
+
+    return _training(compile, depth, data, part, part.seeds, keep)
+
+
+def _map_known(part: Any, depth: int, classes: int) -> dict[str, float]:
+    names = ("simplex", "known", "known_rank")
+    return dict(zip(names, map(float, _known(classes, depth, part.decay))))
 
 
 def _map_problem(part, depth, classes, fitted) -> dict[str, Any]:
@@ -450,11 +600,6 @@ def logit_rank(logits: np.ndarray) -> np.ndarray:
 
 
 def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dataset:
-    losses.supervised(part.loss, None)
-    if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
-        raise ValueError(
-            f"{name}: the optimum of cross-entropy is known for equal sizes only, not {part.sizes}"
-        )
     x, y = subset(task, part.sizes)
     decay = part.weight_decay, part.feature_decay
     network = backbone(part, task.outputs, x[:1])
@@ -466,33 +611,39 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
         drops = {int(share * part.steps): 0.1 for share in part.drops}
         return optax.adam(optax.piecewise_constant_schedule(rate, drops))
 
-    compiled = program(network, part.loss, data, optimizer, part, layers=layers)
-    records = _train(compiled, data, part, (part.seed,), name, session)
-    bare = _train(
-        compiled,
-        data | {"decay": 0 * data["decay"]},
-        part,
-        (part.seed,),
-        f"{name}-undecayed",
-        session,
-    )
-    by_layer = dict.fromkeys(("nc1", "nc2", "nc4"), ("layer",))
-    kept = {**MATRICES, **by_layer, "angle": ("class",), "accuracy": ()}
-    variables = {key: (("step", *dims), records[key][0]) for key, dims in kept.items()}
-    variables |= {
-        f"undecayed_{key}": (dims, bare[key][0, -1])
+    def compile():
+        return program(network, part.loss, data, optimizer, part, layers=layers)
+
+    def keep(records):
+        return {key: values[0] for key, values in records.items()}
+
+    def last(records):
+        return {f"undecayed_{key}": records[key][0, -1] for key in (*MATRICES, "accuracy")}
+
+    names = {**MATRICES, **LAYERS, "angle": ("class",), "accuracy": ()}
+    own = {
+        "step": _steps(part),
+        "layer": Axis(list(layers), "layer"),
+        "size": _sizes(part.sizes),
+    }
+    unit = _training(compile, name, data, part, (part.seed,), keep)
+    trained = grid.Program(name, lambda _: unit, _measured(names, "step"), own, trains=True)
+    wrong = _training(compile, name, data | {"decay": 0 * data["decay"]}, part, (part.seed,), last)
+    undecayed = {
+        f"undecayed_{key}": Variable(f"{WORDS[key]}, without weight decay", dims=dims)
         for key, dims in {**MATRICES, "accuracy": ()}.items()
     }
-    expected = prediction(part.loss, part.sizes, part.linear, decay)
-    variables |= {f"{key}_predicted": (dims, expected[key]) for key, dims in MATRICES.items()}
-    coordinates = {
-        "step": np.arange(0, part.steps + 1, part.chunk),
-        "layer": list(layers),
-        "size": ("class", np.array(part.sizes)),
-    }
-    made = xr.Dataset(variables, coordinates)
+    bare = grid.Program(f"{name}-undecayed", lambda _: wrong, undecayed, trains=True)
+    known = grid.Program(
+        f"{name}-predicted",
+        lambda _: _predicted(part.loss, part.sizes, part.linear, decay),
+        _measured(MATRICES, end="_predicted"),
+    )
+    made = xr.merge([train_grid({}, None, each, session) for each in (trained, bare, known)])
     return made.assign(
-        linear=part.linear, squared=part.loss == "squared_error", decay=("kind", list(decay))
+        linear=grid.array((), part.linear, "linear layers", "layers"),
+        squared=grid.array((), part.loss == "squared_error", "whether the loss is squared error"),
+        decay=grid.array("kind", list(decay), "weight decay of the layers and of the features"),
     )
 
 

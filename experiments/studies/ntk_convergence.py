@@ -20,8 +20,9 @@ import xarray as xr
 import limits
 import models
 import ntk
-from experiments import losses, tasks
-from experiments.loop import Session, train_runs
+from experiments import checks, grid, losses, tasks
+from experiments.grid import Axis, Training, Variable, train_grid
+from experiments.loop import Session
 from experiments.studies import ntk_convergence_figures as drawn
 from experiments.studies.ntk_convergence_claims import (
     ALIGNED,
@@ -35,7 +36,68 @@ from experiments.train import ONCE, Probe, Program, Setup, compile_program
 
 TITLE = "The tangent kernel converges, stays and predicts"
 PAPER = "Jacot, Gabriel & Hongler 2018, arXiv:1806.07572"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+
+
+RULES = {
+    "model.depth": checks.DEPTH,
+    "model.beta": checks.real(0),
+    "start.inputs": checks.several(
+        checks.choice(("circle", "sphere", "digits")), needs=("circle",)
+    ),
+    "start.widths": checks.widths(3),
+    "start.points": checks.whole(2),
+    "start.seeds": checks.SEEDS,
+    "drift.widths": checks.widths(3),
+    "drift.control_widths": checks.widths(2),
+    "drift.num_train": checks.whole(),
+    "drift.learning_rate": checks.positive(),
+    "drift.steps": checks.STEPS,
+    "drift.seeds": checks.SEEDS,
+    "ensemble.widths": checks.widths(),
+    "ensemble.learning_rate": checks.positive(),
+    "ensemble.steps": checks.STEPS,
+    "ensemble.angles": checks.whole(),
+    "ensemble.seeds": checks.several(checks.whole(0), 2),
+    "component.inputs": checks.several(checks.choice(("sphere", "digits"))),
+    "component.widths": checks.widths(),
+    "component.num_train": checks.whole(2),
+    "component.dim": checks.whole(2),
+    "component.steps": checks.STEPS,
+    "component.chunk": checks.STEPS,
+    "component.end": checks.positive(),
+    "component.seeds": checks.SEEDS,
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    checks.multiple(config, "component.steps", "chunk")
+    start, component = config.start, config.component
+    if start.points % 2:
+        checks.refuse("start.points", start.points, "even: angle 0 is the point in the middle")
+    there, pixels = len(task.train.x), task.train.x[0].size
+    for path, part, count in (
+        ("start.points", start, start.points),
+        ("component.num_train", component, component.num_train),
+    ):
+        if "digits" in part.inputs and count > there:
+            checks.refuse(path, count, f"at most {there}, the training examples of {task.name}")
+    keys = ("start.points", "drift.num_train", "ensemble.angles", "component.num_train")
+    for key in keys:
+        count = checks.at(config, key)
+        checks.memory(f"config.{key}: a kernel", float(count) ** 2 + count * component.dim, 8)
+    for name in ("start", "drift", "ensemble", "component"):
+        part = config[name]
+        for width in part.widths:
+            size = width * pixels + (config.model.depth - 1) * width**2
+            runs = len(part.seeds) if width < 128 else min(len(part.seeds), 4)
+            checks.memory(f"config.{name}.widths: training at {width}", 3 * size * runs)
 
 
 def total_steps(config: Any) -> int:
@@ -59,13 +121,10 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: an unknown task or inputs, or steps that are no multiple of the chunk.
     """
     session = session or Session()
-    if config.component.steps % config.component.chunk:
-        raise ValueError(
-            f"steps ({config.component.steps}) must be a multiple of chunk ({config.component.chunk})"
-        )
+    check(config, tasks.load(config.task))
     return xr.merge(
         [
-            _start(config),
+            _start(config, session),
             _drift(config, session),
             _ensemble(config, session),
             _components(config, session),
@@ -150,89 +209,97 @@ def _program(setup, data, steps, chunks, probe, width, count) -> Program:
 # The parts of the study
 
 
-def _start(config: Any) -> xr.Dataset:
-    part, kernel_fn = config.start, limit_kernel(config)
-    angles, points = circle(part.points)
-    cases = {}
-    for name in part.inputs:
-        x = points if name == "circle" else examples(config, name, part.points)
-        cases[name] = (x[part.points // 2][None], x)
-    shape = (len(cases), len(part.widths), len(part.seeds), part.points)
-    rows, limit, other = np.empty(shape), np.empty(shape[::3]), np.empty(shape[::3])
-    for c, (x0, x) in enumerate(cases.values()):
-        exact = kernel_fn(x0, x, ("ntk", "nngp"))
-        limit[c], other[c] = np.asarray(exact.ntk)[0], np.asarray(exact.nngp)[0]
-        for w, width in enumerate(part.widths):
-            net = network(config, width, x.shape[1])
-            init, kernel = (
-                jax.jit(f, compiler_options=ONCE) for f in (net.init, tangent_kernel(net))
-            )
-            for s, seed in enumerate(part.seeds):
-                rows[c, w, s] = kernel(init(jax.random.key(seed)), x0, x)[0]
-    dims = ("start_inputs", "start_width", "start_seed", "point")
-    return xr.Dataset(
-        {
-            "start_kernel": (dims, rows),
-            "limit_kernel": (dims[::3], limit),
-            "nngp_kernel": (dims[::3], other),
-        },
-        {
-            "start_inputs": list(cases),
-            "start_width": list(part.widths),
-            "start_seed": list(part.seeds),
-            "angle": ("point", angles),
-        },
+def _widths(widths: Any) -> Axis:
+    return Axis(list(widths), "width", "neurons")
+
+
+def _seeds(part: Any) -> Axis:
+    return Axis(list(part.seeds), "seed")
+
+
+def _start(config: Any, session: Session) -> xr.Dataset:
+    part = config.start
+    angles, _ = circle(part.points)
+    inputs = {"start_inputs": Axis(list(part.inputs), "inputs")}
+    rows = {"start_kernel": Variable("row of the tangent kernel", dims=("start_seed", "point"))}
+    exact = {
+        "limit_kernel": Variable("row of the limit kernel", dims=("point",)),
+        "nngp_kernel": Variable("row of the NNGP kernel", dims=("point",)),
+    }
+    own = {"start_seed": _seeds(part), "angle": Axis(angles, "angle", "rad", ("point",))}
+    axes = inputs | {"start_width": _widths(part.widths)}
+    finite = grid.Program("start", _start_unit, rows, own, steps=0)
+    limit = grid.Program("limit", _limit_unit, exact, steps=0)
+    return xr.merge(
+        [train_grid(axes, config, finite, session), train_grid(inputs, config, limit, session)]
     )
+
+
+def _start_inputs(config: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = config.start.points
+    x = circle(points)[1] if name == "circle" else examples(config, name, points)
+    return x[points // 2][None], x
+
+
+def _start_unit(config: Any, start_inputs: str, start_width: int) -> dict[str, Any]:
+    x0, x = _start_inputs(config, start_inputs)
+    net = network(config, start_width, x.shape[1])
+    init, kernel = (jax.jit(f, compiler_options=ONCE) for f in (net.init, tangent_kernel(net)))
+    rows = [kernel(init(jax.random.key(seed)), x0, x)[0] for seed in config.start.seeds]
+    return {"start_kernel": np.array(rows, np.float64)}
+
+
+def _limit_unit(config: Any, start_inputs: str) -> dict[str, Any]:
+    exact = limit_kernel(config)(*_start_inputs(config, start_inputs), ("ntk", "nngp"))
+    ntk_row, nngp_row = (np.asarray(k, np.float64)[0] for k in (exact.ntk, exact.nngp))
+    return {"limit_kernel": ntk_row, "nngp_kernel": nngp_row}
 
 
 def _drift(config: Any, session: Session) -> xr.Dataset:
     part = config.drift
-    made = [
-        _drift_of(config, session, rule, widths)
-        for rule, widths in (("ntk", part.widths), ("mup", part.control_widths))
-    ]
-    names = ("drift", "control")
     return xr.merge(
         [
-            xr.Dataset(
-                {f"{name}_kernel": ((f"{name}_width", "drift_seed", "moment", "point"), values)},
-                {
-                    f"{name}_width": list(widths),
-                    "drift_seed": list(part.seeds),
-                    "moment": ["start", "end"],
-                },
-            )
-            for name, values, widths in zip(names, made, (part.widths, part.control_widths))
+            _drift_of(config, session, "drift", "ntk", part.widths),
+            _drift_of(config, session, "control", "mup", part.control_widths),
         ]
     )
 
 
-def _drift_of(config, session, rule, widths) -> np.ndarray:
+def _drift_of(config, session, name, rule, widths) -> xr.Dataset:
     """Rows of the kernel before and after training on x1 x2, (widths, seeds, 2, points)."""
     part = config.drift
     _, points = circle(config.start.points)
     x = np.random.default_rng(0).normal(size=(part.num_train, 2)).astype(np.float32)
     data = {"train": (x, x[:, :1] * x[:, 1:]), "points": points}
-    rates, rows = [part.learning_rate] * len(part.seeds), []
-    for width in widths:
-        net = network(config, width, 2, rule)
-        kernel, middle = tangent_kernel(net), config.start.points // 2
+    middle, count = config.start.points // 2, len(part.seeds)
 
-        def measure(params, carry, rate, data, kernel=kernel, middle=middle):
+    def unit(data, **point):
+        (width,) = point.values()
+        net = network(config, width, 2, rule)
+        kernel = tangent_kernel(net)
+
+        def measure(params, carry, rate, data):
             points = data["points"]
             return carry, {"row": kernel(params, points[middle][None], points)[0]}
 
-        probe = Probe(lambda params, key, data: (), measure)
         setup = Setup(
             net.init,
             losses.supervised("squared_error", net.apply),
-            lambda rate, net=net: net.optimizer(optax.sgd, rate),
+            lambda rate: net.optimizer(optax.sgd, rate),
         )
-        program = _program(setup, data, part.steps, 1, probe, width, len(part.seeds))
-        name = f"drift-{rule}-{width}"
-        records = train_runs(program, data, rates, part.seeds, chunks=1, name=name, session=session)
-        rows.append(records["row"])
-    return np.array(rows)
+        probe = Probe(lambda params, key, data: (), measure)
+        return Training(
+            lambda: _program(setup, data, part.steps, 1, probe, width, count),
+            width,
+            *(data, [part.learning_rate] * count, part.seeds, 1, part.steps),
+            keep=lambda records: {f"{name}_kernel": records["row"]},
+        )
+
+    dims = ("drift_seed", "moment", "point")
+    variables = {f"{name}_kernel": Variable("row of the tangent kernel", dims=dims)}
+    own = {"drift_seed": _seeds(part), "moment": Axis(["start", "end"], "moment of training")}
+    program = grid.Program(name, unit, variables, own, trains=True)
+    return train_grid({f"{name}_width": _widths(widths)}, data, program, session)
 
 
 def _ensemble(config: Any, session: Session) -> xr.Dataset:
@@ -241,85 +308,94 @@ def _ensemble(config: Any, session: Session) -> xr.Dataset:
     at = np.array([-0.75, -0.2, 0.35, 0.8]) * math.pi
     x = np.stack([np.cos(at), np.sin(at)], axis=1).astype(np.float32)
     y = x[:, :1] * x[:, 1:]
-    data, outputs = {"train": (x, y), "points": points}, []
-    rates = [part.learning_rate] * len(part.seeds)
-    for width in part.widths:
-        net = network(config, width, 2)
+    data, count = {"train": (x, y), "points": points}, len(part.seeds)
 
-        def measure(params, carry, rate, data, net=net):
+    def unit(data, ensemble_width):
+        net = network(config, ensemble_width, 2)
+
+        def measure(params, carry, rate, data):
             return carry, {"outputs": net.apply(params, data["points"])[:, 0]}
 
         setup = Setup(net.init, losses.supervised("squared_error", net.apply), optax.sgd)
         probe = Probe(lambda params, key, data: (), measure)
-        program = _program(setup, data, part.steps, 1, probe, width, len(part.seeds))
-        name = f"ensemble-{width}"
-        records = train_runs(program, data, rates, part.seeds, chunks=1, name=name, session=session)
-        outputs.append(records["outputs"][:, 1])
+        return Training(
+            lambda: _program(setup, data, part.steps, 1, probe, ensemble_width, count),
+            ensemble_width,
+            *(data, [part.learning_rate] * count, part.seeds, 1, part.steps),
+            keep=lambda records: {"outputs": records["outputs"][:, 1]},
+        )
+
+    dims = ("ensemble_seed", "ensemble_angle")
+    variables = {"outputs": Variable("output after training", dims=dims)}
+    own = {
+        "ensemble_seed": _seeds(part),
+        "ensemble_angle": Axis(angles, "angle", "rad"),
+        "train_angle": Axis(at, "angle of the training examples", "rad"),
+    }
+    axes = {"ensemble_width": _widths(part.widths)}
+    program = grid.Program("ensemble", unit, variables, own, trains=True)
+    made = train_grid(axes, data, program, session)
     predict = ntk.predict.gradient_descent_mse_ensemble(
         limit_kernel(config), x, y, part.learning_rate, dtype=jnp.float64
     )
     theory = predict(part.steps, points, "ntk", compute_cov=True)
-    variance = np.diagonal(np.asarray(theory.covariance))
-    return xr.Dataset(
-        {
-            "outputs": (("ensemble_width", "ensemble_seed", "ensemble_angle"), np.array(outputs)),
-            "predicted_mean": ("ensemble_angle", np.asarray(theory.mean)[:, 0]),
-            "predicted_sd": ("ensemble_angle", np.sqrt(np.maximum(variance, 0))),
-            "target": ("train_angle", y[:, 0]),
-        },
-        {
-            "ensemble_width": list(part.widths),
-            "ensemble_seed": list(part.seeds),
-            "ensemble_angle": angles,
-            "train_angle": at,
-        },
+    deviation = np.sqrt(np.maximum(np.diagonal(np.asarray(theory.covariance)), 0))
+    mean, angle = np.asarray(theory.mean)[:, 0], "ensemble_angle"
+    return made.assign(
+        predicted_mean=grid.array(angle, mean, "mean output, predicted"),
+        predicted_sd=grid.array(angle, deviation, "standard deviation of outputs, predicted"),
+        target=grid.array("train_angle", y[:, 0], "target"),
     )
 
 
 def _components(config: Any, session: Session) -> xr.Dataset:
     part = config.component
-    chunks = part.steps // part.chunk
-    shape = (len(part.inputs), len(part.widths), len(part.seeds), chunks + 1)
-    along, off = np.empty(shape), np.empty(shape)
-    eigenvalues = np.empty((len(part.inputs), 2))
-    times = np.empty((len(part.inputs), chunks + 1))
-    for i, name in enumerate(part.inputs):
-        x = examples(config, name, part.num_train)
-        values, vectors = np.linalg.eigh(
-            np.asarray(limit_kernel(config)(x, x, "ntk"), np.float64) / part.num_train
-        )
-        eigenvalues[i] = values[[-1, -2]]
-        component = np.float32(vectors[:, -2] * math.sqrt(part.num_train))
-        rate = part.end / values[-2] / part.steps
-        times[i] = np.arange(chunks + 1) * part.chunk * rate
-        data = {"train": (x, ALIGNED * component[:, None]), "component": component}
-        for w, width in enumerate(part.widths):
-            net = network(config, width, x.shape[1])
-            program = _component_program(config, net, data)
-            records = train_runs(
-                program,
-                data,
-                [rate] * len(part.seeds),
-                part.seeds,
-                chunks=chunks,
-                name=f"component-{name}-{width}",
-                session=session,
-            )
-            along[i, w], off[i, w] = records["along"], records["off"]
-    dims = ("component_inputs", "component_width", "component_seed", "chunk")
-    return xr.Dataset(
-        {
-            "along": (dims, along),
-            "off": (dims, off),
-            "eigenvalue": ((dims[0], "rank"), eigenvalues),
-            "time": ((dims[0], "chunk"), times),
-        },
-        {
-            "component_inputs": list(part.inputs),
-            "component_width": list(part.widths),
-            "component_seed": list(part.seeds),
-            "rank": [1, 2],
-        },
+    dims = ("component_seed", "chunk")
+    change = {
+        "along": Variable("error along the component", dims=dims),
+        "off": Variable("RMS change off the component", dims=dims),
+    }
+    theory = {
+        "eigenvalue": Variable("eigenvalue of the limit kernel", dims=("rank",)),
+        "time": Variable("learning rate times steps", dims=("chunk",)),
+    }
+    inputs = {"component_inputs": Axis(list(part.inputs), "inputs")}
+    axes = inputs | {"component_width": _widths(part.widths)}
+    ranks = {"rank": Axis([1, 2], "rank of the eigenvalue")}
+    seeds = {"component_seed": _seeds(part)}
+    trained = grid.Program("component", _component_unit, change, seeds, trains=True)
+    known = grid.Program("eigenvalues", _eigenvalues_unit, theory, ranks, steps=0)
+    return xr.merge(
+        [train_grid(axes, config, trained, session), train_grid(inputs, config, known, session)]
+    )
+
+
+def _component(config: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Inputs, eigenvalues and eigenvectors of the limit kernel, and the learning rate."""
+    part = config.component
+    x = examples(config, name, part.num_train)
+    kernel = np.asarray(limit_kernel(config)(x, x, "ntk"), np.float64)
+    values, vectors = np.linalg.eigh(kernel / part.num_train)
+    return x, values, vectors, part.end / values[-2] / part.steps
+
+
+def _eigenvalues_unit(config: Any, component_inputs: str) -> dict[str, Any]:
+    part = config.component
+    _, values, _, rate = _component(config, component_inputs)
+    steps = np.arange(part.steps // part.chunk + 1) * part.chunk
+    return {"eigenvalue": values[[-1, -2]], "time": steps * rate}
+
+
+def _component_unit(config: Any, component_inputs: str, component_width: int) -> Training:
+    part = config.component
+    x, _, vectors, rate = _component(config, component_inputs)
+    component = np.float32(vectors[:, -2] * math.sqrt(part.num_train))
+    data = {"train": (x, ALIGNED * component[:, None]), "component": component}
+    net = network(config, component_width, x.shape[1])
+    return Training(
+        lambda: _component_program(config, net, data),
+        (component_inputs, component_width),
+        *(data, [rate] * len(part.seeds), part.seeds, part.steps // part.chunk, part.steps),
     )
 
 

@@ -9,14 +9,14 @@ wherever the probability of the labels is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy.special import gammaln
 
-from experiments import tasks
+from experiments import checks, tasks
+from experiments.grid import Axis, Program, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import wide_deep_optimality_figures as drawn
 from experiments.studies.wide_deep_optimality_claims import (
@@ -31,7 +31,7 @@ from ntk import duals, powers
 
 TITLE = "Wide and deep networks that classify optimally"
 PAPER = "Radhakrishnan, Belkin & Uhler 2022, arXiv:2204.14126"
-__all__ = ["PAPER", "TITLE", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 # Concentrations of the two classes, by the dimension of the sphere: [authors' main.py]
 DIRICHLET = {
@@ -69,6 +69,79 @@ ACTIVATIONS = {
 WRONG = ("x² − 1", "ReLU, centred")
 
 
+_DEPTHS = checks.whole(1, 10**18)
+_COUNT = checks.whole(2)
+_DIMENSIONS = checks.whole(1, 1000)
+RULES = {
+    "singular.dimensions": checks.several(_DIMENSIONS),
+    "singular.distances": checks.fixed(
+        checks.positive(1.0), checks.positive(1.0), checks.whole(2, 10**6)
+    ),
+    "noise.dimensions": checks.several(_DIMENSIONS),
+    "noise.counts": checks.several(_COUNT, ascending=True, needs=(400,)),
+    "noise.num_test": _COUNT,
+    "noise.depth": _DEPTHS,
+    "noise.seeds": checks.SEEDS,
+    "depth.nngp": checks.several(_DEPTHS, ascending=True, needs=(100,)),
+    "depth.ntk": checks.several(_DEPTHS, ascending=True, needs=(1000, 10**15)),
+    "depth.num_train": _COUNT,
+    "depth.num_test": _COUNT,
+    "depth.seeds": checks.SEEDS,
+    "dirichlet.num_train": _COUNT,
+    "dirichlet.num_test": _COUNT,
+    "dirichlet.depth": _DEPTHS,
+    "dirichlet.prior": checks.real(0, 1, inside=True),
+    "dirichlet.seeds": checks.SEEDS,
+    "stripes.exponents": checks.several(checks.positive(1000), needs=(0.5, 1.0, 2.0)),
+    "stripes.counts": checks.several(_COUNT, 2, ascending=True),
+    "stripes.num_test": _COUNT,
+    "stripes.seeds": checks.SEEDS,
+    **{
+        f"classes.{name}_depths": checks.several(checks.whole(1, 10**9), ascending=True)
+        for name in ("nearest", "majority", "relu")
+    },
+    "classes.num_train": _COUNT,
+    "classes.num_relu": _COUNT,
+    "classes.num_test": _COUNT,
+    "classes.seeds": checks.SEEDS,
+    "digits.noise": checks.several(checks.real(0, 1), ascending=True),
+    "digits.exponents": checks.several(checks.positive(1000)),
+    "digits.dimensions": checks.several(_DIMENSIONS, needs=(8,)),
+    "digits.depth": _DEPTHS,
+    "digits.seeds": checks.SEEDS,
+}
+
+
+def check(config: Any, task: tasks.Task) -> None:
+    """Refuses a configuration that the study could not carry through; trains nothing.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    checks.values(config, RULES)
+    low, high, _ = config.singular.distances
+    if not low < high:
+        checks.refuse("singular.distances", config.singular.distances, "from a smaller to a larger")
+    if config.stripes.counts[-1] < 1000:
+        checks.refuse("stripes.counts", config.stripes.counts, "up to 1000 examples or more")
+    if config.classes.num_relu > config.classes.num_train:
+        most = f"at most num_train, {config.classes.num_train}"
+        checks.refuse("classes.num_relu", config.classes.num_relu, most)
+    for name in ("noise", "depth", "dirichlet", "stripes", "classes"):
+        part = config[name]
+        count = part.counts[-1] if "counts" in part else part.num_train
+        checks.memory(f"config.{name}: kernels of {count} examples", 2.0 * count * count, 8)
+        checks.memory(f"config.{name}: the kernel of test examples", 2.0 * count * part.num_test, 8)
+    checks.classes(task)
+    if task.outputs < 4:
+        raise ValueError(f"config.task: {task.name} has {task.outputs} classes; it must have 4")
+    count = len(task.train.x)
+    checks.memory(f"config.digits: kernels of {count} images", 2.0 * count * count, 8)
+    floor = task.train.x.min()
+    if not all((part.x.reshape(len(part.x), -1) != floor).any(axis=1).all() for part in task[1:3]):
+        raise ValueError(f"config.task: {task.name} has an empty image; it has no direction")
+
+
 def total_steps(config: Any) -> int:
     """Classifications of the whole study, for the progress bar."""
     parts = (config.noise, config.depth, config.dirichlet, config.stripes, config.classes)
@@ -93,9 +166,19 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     Raises:
         ValueError: an unknown task, or what `limits.depth` refuses.
     """
-    progress = (session or Session()).progress
-    parts = (_singular, _noise, _depth, _dirichlet, _stripes, _classes, _digits)
-    return xr.merge([_taxonomy(), *(part(config, progress) for part in parts)])
+    check(config, tasks.load(config.task))
+    parts = (
+        _taxonomy,
+        _singular,
+        _noise,
+        _wrong_activations,
+        _depth,
+        _dirichlet,
+        _stripes,
+        _classes,
+        _digits,
+    )
+    return xr.merge([part(config, session) for part in parts])
 
 
 # Inputs and label probabilities
@@ -150,133 +233,173 @@ def _five(d, layers, train, labels, test, probability, prior=None) -> dict[str, 
     }
 
 
-# The parts of the study
+# The parts of the study: axes, and what is measured at each point
 
 
-def _taxonomy() -> xr.Dataset:
-    found = [depth.taxonomy(activation) for activation in ACTIVATIONS.values()]
+def _numbers(values: Any, long_name: str, units: str = "1") -> Axis:
+    return Axis(list(values), long_name, units)
+
+
+CLASSIFIER = {"classifier": Axis(CLASSIFIERS, "classifier")}
+DIMENSION, COUNT = "dimension of the sphere", "training examples"
+LAYERS, DRAW = "depth of the network", "seed of the examples and labels"
+
+
+def _taxonomy(config: Any, session: Session | None) -> xr.Dataset:
     xi = np.linspace(-1, 1, 81)
-    curves = [depth.dual_curve(activation, xi) for activation in ACTIVATIONS.values()]
-    one = ("activation",)
-    return xr.Dataset(
-        {
-            "kind": (one, [row.kind for row in found]),
-            "alpha": (one, [row.alpha for row in found]),
-            "A": (one, [row.A for row in found]),
-            "A_prime": (one, [row.A_prime for row in found]),
-            "B_prime": (one, [row.B_prime for row in found]),
-            "dual": (("activation", "xi"), np.stack(curves)),
-        },
-        {"activation": list(ACTIVATIONS), "xi": xi},
-    )
+
+    def unit(xi, activation):
+        found = depth.taxonomy(ACTIVATIONS[activation])
+        names = ("kind", "alpha", "A", "A_prime", "B_prime")
+        row = {name: getattr(found, name) for name in names}
+        return row | {"dual": depth.dual_curve(ACTIVATIONS[activation], xi)}
+
+    variables = {
+        "kind": Variable("kind of classifier at infinite depth"),
+        "alpha": Variable("exponent of the singular kernel"),
+        "A": Variable("dual activation at 0"),
+        "A_prime": Variable("derivative of the dual activation at 0"),
+        "B_prime": Variable("derivative of the dual activation at 1"),
+        "dual": Variable("dual activation", dims=("xi",)),
+    }
+    axes = {"activation": Axis(list(ACTIVATIONS), "activation")}
+    own = {"xi": Axis(xi, "correlation of the inputs")}
+    return train_grid(axes, xi, Program("taxonomy", unit, variables, own, steps=0), session)
 
 
-def _singular(config: Any, progress: Callable) -> xr.Dataset:
+def _singular(config: Any, session: Session | None) -> xr.Dataset:
     part = config.singular
     r = np.geomspace(*part.distances)
-    log = [
-        depth.singular_kernel(depth.optimal_activation(d))(r**2 / 2).log for d in part.dimensions
-    ]
-    return xr.Dataset(
-        {"log_psi": (("singular_dimension", "distance"), np.stack(log))},
-        {"singular_dimension": list(part.dimensions), "distance": r},
-    )
+
+    def unit(r, singular_dimension):
+        activation = depth.optimal_activation(singular_dimension)
+        return {"log_psi": depth.singular_kernel(activation)(r**2 / 2).log}
+
+    variables = {"log_psi": Variable("logarithm of the singular kernel", dims=("distance",))}
+    axes = {"singular_dimension": _numbers(part.dimensions, DIMENSION)}
+    own = {"distance": Axis(r, "distance of two inputs")}
+    return train_grid(axes, r, Program("singular", unit, variables, own, steps=0), session)
 
 
-def _noise(config: Any, progress: Callable) -> xr.Dataset:
-    part = config.noise
-    dims = ("noise_dimension", "noise_count", "noise_seed")
-    coordinates = dict(zip(dims, (part.dimensions, part.counts, part.seeds)))
-    shape = tuple(map(len, coordinates.values()))
-    error, agrees = np.empty((*shape, len(CLASSIFIERS))), np.empty(shape)
-    for index in np.ndindex(shape):
-        d, count, seed = (values[i] for values, i in zip(coordinates.values(), index))
-        random = _generator("noise", d, count, seed)
-        train, test = sphere(count, d, random), sphere(part.num_test, d, random)
-        labels, probability = draw(two_regions(train), random), two_regions(test)
-        scores = _five(d, part.depth, train, labels, test, probability)
-        error[index] = [risk(scores[name], probability) for name in CLASSIFIERS]
-        agrees[index] = agreement(scores["deep network"], scores["Hilbert"])
-        progress(1, "noise", error[index][1])
-    variables = {
-        "noise_error": ((*dims, "classifier"), error),
-        "noise_agreement": (dims, agrees),
+def _compared(name: str) -> dict[str, Variable]:
+    """What is measured of the five methods."""
+    return {
+        f"{name}_error": Variable("expected error", dims=("classifier",)),
+        f"{name}_agreement": Variable(
+            "share of inputs on which network and Hilbert estimate agree"
+        ),
     }
-    coordinates = {dim: list(values) for dim, values in coordinates.items()}
-    wrong = _wrong_activations(part)
-    return xr.Dataset(variables, coordinates | {"classifier": list(CLASSIFIERS)}).merge(wrong)
 
 
-def _wrong_activations(part: Any) -> xr.Dataset:
+def _wrong_activations(config: Any, session: Session | None) -> xr.Dataset:
     """How often networks of activations that are not optimal decide as the Hilbert estimate does."""
+    part = config.noise
     d, count = part.dimensions[0], min(part.counts, key=lambda count: abs(count - 400))
-    agrees = np.empty((len(WRONG), len(part.seeds)))
-    for s, seed in enumerate(part.seeds):
-        random = _generator("noise", d, count, seed)
+
+    def unit(part, wrong_activation, noise_seed):
+        random = _generator("noise", d, count, noise_seed)
         train, test = sphere(count, d, random), sphere(part.num_test, d, random)
         labels = draw(two_regions(train), random)
-        hilbert = depth.hilbert_estimate(train, labels, test, d)
-        for i, name in enumerate(WRONG):
-            activation = ACTIVATIONS[name]
-            scores = depth.deep_classifier(activation, part.depth, train, labels, test)
-            agrees[i, s] = agreement(scores, hilbert)
-    coordinates = {"wrong_activation": list(WRONG), "noise_seed": list(part.seeds)}
-    return xr.Dataset({"wrong_agreement": (tuple(coordinates), agrees)}, coordinates)
+        activation = ACTIVATIONS[wrong_activation]
+        scores = depth.deep_classifier(activation, part.depth, train, labels, test)
+        return {
+            "wrong_agreement": agreement(scores, depth.hilbert_estimate(train, labels, test, d))
+        }
+
+    variables = {"wrong_agreement": Variable("share of inputs on which both decide alike")}
+    axes = {
+        "wrong_activation": Axis(list(WRONG), "activation"),
+        "noise_seed": Axis(list(part.seeds), DRAW),
+    }
+    program = Program("wrong-activations", unit, variables, steps=0)
+    return train_grid(axes, part, program, session)
 
 
-def _depth(config: Any, progress: Callable) -> xr.Dataset:
-    part, optimal, made = config.depth, depth.optimal_activation(1), {}
-    references = np.empty((len(part.seeds), 3))
-    error = {kernel: np.empty((len(part[kernel]), len(part.seeds))) for kernel in ("nngp", "ntk")}
-    agrees, fits = ({k: np.empty_like(values) for k, values in error.items()} for _ in range(2))
-    for s, seed in enumerate(part.seeds):
-        random = _generator("depth", seed)
-        train, test = sphere(part.num_train, 1, random), sphere(part.num_test, 1, random)
+def _compare(name: str, scores: dict[str, np.ndarray], probability: np.ndarray) -> dict[str, Any]:
+    return {
+        f"{name}_error": [risk(scores[method], probability) for method in CLASSIFIERS],
+        f"{name}_agreement": agreement(scores["deep network"], scores["Hilbert"]),
+    }
+
+
+def _noise(config: Any, session: Session | None) -> xr.Dataset:
+    def unit(part, noise_dimension, noise_count, noise_seed):
+        random = _generator("noise", noise_dimension, noise_count, noise_seed)
+        train = sphere(noise_count, noise_dimension, random)
+        test = sphere(part.num_test, noise_dimension, random)
         labels, probability = draw(two_regions(train), random), two_regions(test)
-        hilbert = depth.hilbert_estimate(train, labels, test, 1)
-        nearest = depth.nearest_neighbor(train, labels, test)
-        references[s] = [risk(x, probability) for x in (probability - 0.5, hilbert, nearest)]
-        for kernel in error:
-            for i, layers in enumerate(part[kernel]):
-                asked = np.concatenate([test, train])
-                scores = depth.deep_classifier(optimal, layers, train, labels, asked, kernel=kernel)
-                scores, own = np.split(scores, [len(test)])
-                fits[kernel][i, s] = agreement(own, labels)
-                error[kernel][i, s] = risk(scores, probability)
-                agrees[kernel][i, s] = agreement(scores, hilbert)
-                progress(1, f"depth of {kernel}", error[kernel][i, s])
-    for kernel in error:
-        dims = (f"{kernel}_depth", "depth_seed")
-        made[f"{kernel}_error"] = (dims, error[kernel])
-        made[f"{kernel}_agreement"] = (dims, agrees[kernel])
-        made[f"{kernel}_fit"] = (dims, fits[kernel])
-    made["depth_reference"] = (("depth_seed", "reference"), references)
-    coordinates = {f"{kernel}_depth": np.array(part[kernel], np.float64) for kernel in error}
-    names = {"depth_seed": list(part.seeds), "reference": ["Bayes", "Hilbert", "1-NN"]}
-    return xr.Dataset(made, coordinates | names)
+        scores = _five(noise_dimension, part.depth, train, labels, test, probability)
+        return _compare("noise", scores, probability)
+
+    part = config.noise
+    axes = {
+        "noise_dimension": _numbers(part.dimensions, DIMENSION),
+        "noise_count": _numbers(part.counts, COUNT),
+        "noise_seed": _numbers(part.seeds, DRAW),
+    }
+    return train_grid(axes, part, Program("noise", unit, _compared("noise"), CLASSIFIER), session)
 
 
-def _dirichlet(config: Any, progress: Callable) -> xr.Dataset:
-    part = config.dirichlet
-    error = np.empty((len(DIRICHLET), len(part.seeds), len(CLASSIFIERS)))
-    agrees = np.empty(error.shape[:2])
-    for i, d in enumerate(DIRICHLET):
-        for s, seed in enumerate(part.seeds):
-            random = _generator("dirichlet", d, seed)
-            train, labels, _ = dirichlet(d, part.num_train, part.prior, random)
-            test, _, probability = dirichlet(d, part.num_test, part.prior, random)
-            scores = _five(d, part.depth, train, labels, test, probability)
-            error[i, s] = [risk(scores[name], probability) for name in CLASSIFIERS]
-            agrees[i, s] = agreement(scores["deep network"], scores["Hilbert"])
-            progress(1, f"Dirichlet, d = {d}", error[i, s, 1])
-    dims = ("dirichlet_dimension", "dirichlet_seed")
-    return xr.Dataset(
-        {
-            "dirichlet_error": ((*dims, "classifier"), error),
-            "dirichlet_agreement": (dims, agrees),
-        },
-        {dims[0]: list(DIRICHLET), dims[1]: list(part.seeds), "classifier": list(CLASSIFIERS)},
-    )
+def _depth(config: Any, session: Session | None) -> xr.Dataset:
+    part, kernels = config.depth, ("nngp", "ntk")
+    variables = {"depth_reference": Variable("expected error", dims=("reference",))}
+    for kernel in kernels:
+        over = (f"{kernel}_depth",)
+        for name, words in (
+            ("error", "expected error"),
+            ("agreement", "share of inputs on which network and Hilbert estimate agree"),
+            ("fit", "share of training labels that the network fits"),
+        ):
+            variables[f"{kernel}_{name}"] = Variable(words, dims=over)
+    own = {f"{k}_depth": Axis(np.array(part[k], np.float64), LAYERS, "layers") for k in kernels}
+    own["reference"] = Axis(["Bayes", "Hilbert", "1-NN"], "classifier without a network")
+    steps = sum(len(part[kernel]) for kernel in kernels)
+    program = Program("depth", _depth_unit, variables, own, steps=steps)
+    made = train_grid({"depth_seed": _numbers(part.seeds, DRAW)}, part, program, session)
+    return made.transpose(..., "depth_seed", "reference")
+
+
+def _depth_unit(part: Any, depth_seed: int) -> dict[str, Any]:
+    optimal, random = depth.optimal_activation(1), _generator("depth", depth_seed)
+    train, test = sphere(part.num_train, 1, random), sphere(part.num_test, 1, random)
+    labels, probability = draw(two_regions(train), random), two_regions(test)
+    hilbert = depth.hilbert_estimate(train, labels, test, 1)
+    nearest = depth.nearest_neighbor(train, labels, test)
+    found = {
+        "depth_reference": [risk(x, probability) for x in (probability - 0.5, hilbert, nearest)]
+    }
+    for kernel in ("nngp", "ntk"):
+        rows = []
+        for layers in part[kernel]:
+            asked = np.concatenate([test, train])
+            scores = depth.deep_classifier(optimal, layers, train, labels, asked, kernel=kernel)
+            scores, own = np.split(scores, [len(test)])
+            rows.append(
+                (risk(scores, probability), agreement(scores, hilbert), agreement(own, labels))
+            )
+        columns = np.reshape(np.array(rows, float), (-1, 3)).T
+        names = (f"{kernel}_{name}" for name in ("error", "agreement", "fit"))
+        found |= dict(zip(names, columns))
+    return found
+
+
+def _dirichlet(config: Any, session: Session | None) -> xr.Dataset:
+    def unit(part, dirichlet_dimension, dirichlet_seed):
+        d, random = (
+            dirichlet_dimension,
+            _generator("dirichlet", dirichlet_dimension, dirichlet_seed),
+        )
+        train, labels, _ = dirichlet(d, part.num_train, part.prior, random)
+        test, _, probability = dirichlet(d, part.num_test, part.prior, random)
+        scores = _five(d, part.depth, train, labels, test, probability)
+        return _compare("dirichlet", scores, probability)
+
+    axes = {
+        "dirichlet_dimension": _numbers(DIRICHLET, DIMENSION),
+        "dirichlet_seed": _numbers(config.dirichlet.seeds, DRAW),
+    }
+    program = Program("dirichlet", unit, _compared("dirichlet"), CLASSIFIER)
+    return train_grid(axes, config.dirichlet, program, session)
 
 
 def dirichlet(
@@ -300,119 +423,130 @@ def dirichlet(
     return points / np.linalg.norm(points, axis=1, keepdims=True), labels, probability
 
 
-def _stripes(config: Any, progress: Callable) -> xr.Dataset:
+def _stripes(config: Any, session: Session | None) -> xr.Dataset:
+    def unit(part, stripe_count, stripe_seed):
+        random = _generator("stripes", stripe_count, stripe_seed)
+        train, test = sphere(stripe_count, 1, random), sphere(part.num_test, 1, random)
+        labels, probability = draw(striped(train), random), striped(test)
+        scores = [depth.hilbert_estimate(train, labels, test, e) for e in part.exponents]
+        return {"stripe_error": [risk(score, probability) for score in scores]}
+
     part = config.stripes
-    error = np.empty((len(part.counts), len(part.exponents), len(part.seeds)))
-    for c, count in enumerate(part.counts):
-        for s, seed in enumerate(part.seeds):
-            random = _generator("stripes", count, seed)
-            train, test = sphere(count, 1, random), sphere(part.num_test, 1, random)
-            labels, probability = draw(striped(train), random), striped(test)
-            for e, exponent in enumerate(part.exponents):
-                scores = depth.hilbert_estimate(train, labels, test, exponent)
-                error[c, e, s] = risk(scores, probability)
-                progress(1, "stripes", error[c, e, s])
-    dims = ("stripe_count", "exponent", "stripe_seed")
-    values = (part.counts, part.exponents, part.seeds)
-    return xr.Dataset({"stripe_error": (dims, error)}, {k: list(v) for k, v in zip(dims, values)})
-
-
-def _classes(config: Any, progress: Callable) -> xr.Dataset:
-    part = config.classes
-    made = {name: [] for name in ("nearest", "majority", "relu", "ratio")}
-    for seed in part.seeds:
-        random = _generator("classes", seed)
-        train, test = sphere(part.num_train, 2, random), sphere(part.num_test, 2, random)
-        labels = draw(two_regions(train), random)
-        nearest = depth.nearest_neighbor(train, labels, test)
-        unequal = draw(np.where(train[:, 2] < 0.75, 0.8, 0.2), random)  # three quarters of the area
-        most = depth.majority_vote(unequal, len(test))
-        rows = slice(part.num_relu)
-        few = draw(np.full(part.num_relu, 0.75), random)
-        cases = (
-            ("nearest", SQUARE, part.nearest_depths, (train, labels), nearest, "nngp"),
-            ("majority", INTERIOR, part.majority_depths, (train, unequal), most, "nngp"),
-            ("relu", RELU, part.relu_depths, (train[rows], few), most[rows] * 0 + few.sum(), "ntk"),
-        )
-        for name, activation, depths, given, limit, kernel in cases:
-            found = []
-            for layers in depths:
-                asked = test[: len(limit)]
-                scores = depth.deep_classifier(activation, layers, *given, asked, kernel=kernel)
-                found.append(agreement(scores, limit))
-                progress(1, f"class: {name}", 1 - found[-1])
-            made[name].append(found)
-        apart = depth.gaps(train[rows], train[rows])[np.triu_indices(part.num_relu, 1)]
-        entries = [depth.deep_kernel(RELU, layers)(apart).log for layers in part.relu_depths]
-        made["ratio"].append(
-            [np.exp(log).mean() / (n + 1) for log, n in zip(entries, part.relu_depths)]
-        )
-    dims = {name: (f"{name}_depth", "class_seed") for name in ("nearest", "majority", "relu")}
-    names = {"nearest": "nearest_agreement", "majority": "majority_agreement"}
-    names |= {"relu": "relu_agreement", "ratio": "relu_ratio"}
-    dims["ratio"] = dims["relu"]
-    coordinates = {
-        f"{name}_depth": list(part[f"{name}_depths"]) for name in dims if name != "ratio"
+    axes = {
+        "stripe_count": _numbers(part.counts, COUNT),
+        "stripe_seed": _numbers(part.seeds, DRAW),
     }
-    return xr.Dataset(
-        {names[key]: (dims[key], np.array(values).T) for key, values in made.items()},
-        coordinates | {"class_seed": list(part.seeds)},
+    variables = {"stripe_error": Variable("expected error", dims=("exponent",))}
+    own = {"exponent": _numbers(part.exponents, "exponent of the kernel estimate")}
+    program = Program("stripes", unit, variables, own, steps=len(part.exponents))
+    made = train_grid(axes, part, program, session)
+    return made.transpose("stripe_count", "exponent", "stripe_seed")
+
+
+def _classes(config: Any, session: Session | None) -> xr.Dataset:
+    part, names = config.classes, ("nearest", "majority", "relu")
+    variables = {
+        f"{name}_agreement": Variable(f"agreement with the {limit}", dims=(f"{name}_depth",))
+        for name, limit in zip(names, ("nearest neighbour", "majority", "majority"))
+    }
+    variables["relu_ratio"] = Variable("mean kernel entry over depth + 1", dims=("relu_depth",))
+    own = {f"{name}_depth": _numbers(part[f"{name}_depths"], LAYERS, "layers") for name in names}
+    steps = sum(len(part[f"{name}_depths"]) for name in names)
+    program = Program("classes", _classes_unit, variables, own, steps=steps)
+    made = train_grid({"class_seed": _numbers(part.seeds, DRAW)}, part, program, session)
+    return made.transpose(..., "class_seed")
+
+
+def _classes_unit(part: Any, class_seed: int) -> dict[str, Any]:
+    random = _generator("classes", class_seed)
+    train, test = sphere(part.num_train, 2, random), sphere(part.num_test, 2, random)
+    labels = draw(two_regions(train), random)
+    nearest = depth.nearest_neighbor(train, labels, test)
+    unequal = draw(np.where(train[:, 2] < 0.75, 0.8, 0.2), random)  # three quarters of the area
+    most = depth.majority_vote(unequal, len(test))
+    rows = slice(part.num_relu)
+    few = draw(np.full(part.num_relu, 0.75), random)
+    cases = (
+        ("nearest", SQUARE, part.nearest_depths, (train, labels), nearest, "nngp"),
+        ("majority", INTERIOR, part.majority_depths, (train, unequal), most, "nngp"),
+        ("relu", RELU, part.relu_depths, (train[rows], few), most[rows] * 0 + few.sum(), "ntk"),
     )
+    found = {}
+    for name, activation, depths, given, limit, kernel in cases:
+        asked = test[: len(limit)]
+        scores = [
+            depth.deep_classifier(activation, layers, *given, asked, kernel=kernel)
+            for layers in depths
+        ]
+        found[f"{name}_agreement"] = [agreement(score, limit) for score in scores]
+    apart = depth.gaps(train[rows], train[rows])[np.triu_indices(part.num_relu, 1)]
+    entries = [depth.deep_kernel(RELU, layers)(apart).log for layers in part.relu_depths]
+    ratios = [np.exp(log).mean() / (n + 1) for log, n in zip(entries, part.relu_depths)]
+    return found | {"relu_ratio": ratios}
 
 
-def _digits(config: Any, progress: Callable) -> xr.Dataset:
-    part, networks = config.digits, ("x² − 1", "interior")
-    shape = (len(part.noise), len(part.seeds))
-    nearest, agrees = np.empty(shape), np.empty((*shape, 2))
-    hilbert = np.empty((*shape, len(part.exponents)))
-    deep, follows = (np.empty((*shape, len(part.dimensions))) for _ in range(2))
-    for index in np.ndindex(shape):
-        train, labels, test, truth = _digit_examples(config, part.noise[index[0]], index[1])
-
-        def wrong(scores, truth=truth):
-            return np.mean(scores.argmax(axis=1) != truth)
-
-        vote = depth.nearest_neighbor(train, labels, test)
-        nearest[index] = wrong(vote)
-        # Ten classes are all but equally many, and a vote between equals is decided at no depth.
-        small = np.stack([labels[:, :3].sum(axis=1), labels[:, 3:].sum(axis=1)], axis=1)
-        limits = (vote, depth.majority_vote(small, len(test)))
-        cases = zip(networks, (16, 80), (labels, small), limits)
-        for n, (name, layers, given, limit) in enumerate(cases):
-            scores = depth.deep_classifier(ACTIVATIONS[name], layers, train, given, test)
-            agrees[(*index, n)] = agreement(scores, limit)
-        for e, exponent in enumerate(part.exponents):
-            hilbert[(*index, e)] = wrong(depth.hilbert_estimate(train, labels, test, exponent))
-        for i, d in enumerate(part.dimensions):
-            activation = depth.optimal_activation(d)
-            scores = depth.deep_classifier(activation, part.depth, train, labels, test)
-            deep[(*index, i)] = wrong(scores)
-            limit = depth.hilbert_estimate(train, labels, test, d)
-            follows[(*index, i)] = agreement(scores, limit)
-        progress(1, "digits", float(deep[index].min()))
-    dims = ("label_noise", "digit_seed")
-    return xr.Dataset(
-        {
-            "digit_nearest": (dims, nearest),
-            "digit_limit_agreement": ((*dims, "network"), agrees),
-            "digit_hilbert": ((*dims, "digit_exponent"), hilbert),
-            "digit_deep": ((*dims, "digit_dimension"), deep),
-            "digit_deep_agreement": ((*dims, "digit_dimension"), follows),
-        },
-        {
-            "label_noise": list(part.noise),
-            "digit_seed": list(part.seeds),
-            "network": list(networks),
-            "digit_exponent": list(part.exponents),
-            "digit_dimension": list(part.dimensions),
-        },
-    )
+NETWORKS = ("x² − 1", "interior")
 
 
-def _digit_examples(config, noise, seed_index):
+def _digits(config: Any, session: Session | None) -> xr.Dataset:
+    part = config.digits
+    axes = {
+        "label_noise": _numbers(part.noise, "share of training labels replaced at random"),
+        "digit_seed": _numbers(part.seeds, DRAW),
+    }
+    error, agrees = "share of test images misclassified", "share of test images decided alike"
+    variables = {
+        "digit_nearest": Variable(error),
+        "digit_limit_agreement": Variable(agrees, dims=("network",)),
+        "digit_hilbert": Variable(error, dims=("digit_exponent",)),
+        "digit_deep": Variable(error, dims=("digit_dimension",)),
+        "digit_deep_agreement": Variable(agrees, dims=("digit_dimension",)),
+    }
+    own = {
+        "network": Axis(NETWORKS, "activation"),
+        "digit_exponent": _numbers(part.exponents, "exponent of the kernel estimate"),
+        "digit_dimension": _numbers(
+            part.dimensions, "dimension that the activation is optimal for"
+        ),
+    }
+    return train_grid(axes, config, Program("digits", _digits_unit, variables, own), session)
+
+
+def _digits_unit(config: Any, label_noise: float, digit_seed: int) -> dict[str, Any]:
+    part = config.digits
+    train, labels, test, truth = _digit_examples(config, label_noise, digit_seed)
+
+    def wrong(scores):
+        return np.mean(scores.argmax(axis=1) != truth)
+
+    vote = depth.nearest_neighbor(train, labels, test)
+    # Ten classes are all but equally many, and a vote between equals is decided at no depth.
+    small = np.stack([labels[:, :3].sum(axis=1), labels[:, 3:].sum(axis=1)], axis=1)
+    cases = zip(NETWORKS, (16, 80), (labels, small), (vote, depth.majority_vote(small, len(test))))
+    limits = [
+        agreement(depth.deep_classifier(ACTIVATIONS[name], layers, train, given, test), limit)
+        for name, layers, given, limit in cases
+    ]
+    hilbert = {d: depth.hilbert_estimate(train, labels, test, d) for d in part.exponents}
+    deep, follows = [], []
+    for d in part.dimensions:
+        activation = depth.optimal_activation(d)
+        scores = depth.deep_classifier(activation, part.depth, train, labels, test)
+        deep.append(wrong(scores))
+        follows.append(agreement(scores, depth.hilbert_estimate(train, labels, test, d)))
+    return {
+        "digit_deep": deep,
+        "digit_nearest": wrong(vote),
+        "digit_limit_agreement": limits,
+        "digit_hilbert": [wrong(scores) for scores in hilbert.values()],
+        "digit_deep_agreement": follows,
+    }
+
+
+def _digit_examples(config, noise, seed):
     """Images as unit vectors of pixels, one-hot noisy labels; test images and true labels."""
     chosen = config.task.copy_and_resolve_references()
-    chosen.noise, chosen.seed = noise, config.digits.seeds[seed_index]
+    chosen.noise, chosen.seed = noise, seed
     task = tasks.load(chosen)
     floor = task.train.x.min()  # standardised pixels: the empty ones back to 0
     inputs = [np.float64(part.x.reshape(len(part.x), -1) - floor) for part in task[1:3]]

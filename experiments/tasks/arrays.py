@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+LARGEST = 1e15
+"""Squares of inputs are still far inside the range of float32."""
 SPLIT, INPUTS, TARGETS, NOISE = range(4)  # streams of `generator`: one never shifts another
 
 
@@ -149,6 +151,10 @@ def check_examples(what: str, data: Data) -> None:
     Raises:
         ValueError: naming the set and the index of the first bad entry.
     """
+    if data.x.ndim < 2 or data.y.ndim < 1:
+        raise ValueError(
+            f"{what}: x has shape {data.x.shape} and y {data.y.shape}; expected one row an example"
+        )
     if len(data.x) != len(data.y):
         raise ValueError(f"{what}: {len(data.x)} inputs, but {len(data.y)} targets")
     if len(data.x) == 0:
@@ -160,6 +166,11 @@ def check_examples(what: str, data: Data) -> None:
             raise ValueError(
                 f"{what}: {letter}{list(index)} is {array[index]}, the first of {int(bad.sum())} entries "
                 "that are not finite; clean the data first"
+            )
+        if array.dtype.kind == "f" and np.abs(array).max(initial=0) > LARGEST:
+            raise ValueError(
+                f"{what}: {letter} has entries as large as {np.abs(array).max():.3g}; in single precision they must "
+                f"stay below {LARGEST:g}: divide them by something"
             )
 
 

@@ -6,18 +6,21 @@ Nothing is downloaded: a missing file is an error that says where to get it and 
 from __future__ import annotations
 
 import pathlib
-import zipfile
+import warnings
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
+from experiments import checks
 from experiments.tasks import formats
 from experiments.tasks.arrays import Data, Task, assemble, check_examples, choose, image_config
 
 MNIST_HOME = "the MNIST page of its authors, http://yann.lecun.com/exdb/mnist"
 FASHION_HOME = "the page of its authors, https://github.com/zalandoresearch/fashion-mnist"
 CIFAR_HOME = "the CIFAR page of its author, https://cave.cs.toronto.edu/kriz/cifar.html"
+PIXELS = 2**24
+"""Most pixels of a picture."""
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm")
 
 
@@ -127,6 +130,7 @@ def load(config: Any) -> Task:
     train, test, outputs = _read(pathlib.Path(config.data_dir).expanduser(), config)
     for part, data in (("train", train), ("test", test)):
         check_examples(f"{config.data_dir}, {part} set", data)
+    _check_labels(config, train, test, outputs)
     if train.x.shape[1:] != test.x.shape[1:] or train.x.ndim not in (2, 3, 4):
         raise ValueError(
             f"{config.data_dir}: inputs have shape {train.x.shape} in train and {test.x.shape} in test; expected "
@@ -137,12 +141,33 @@ def load(config: Any) -> Task:
     return assemble(train, test, outputs, config)
 
 
+def _check_labels(config: Any, train: Data, test: Data, outputs: int) -> None:
+    """Labels are numbers of classes, before they are cast to 32 bits; real targets are anything."""
+    if train.y.ndim == 2:
+        return
+    for part, data in (("train", train), ("test", test)):
+        if data.y.min() < 0:
+            raise ValueError(
+                f"{config.data_dir}, {part} set: labels run from {data.y.min()}, expected from 0 on"
+            )
+    if outputs > max(1000, len(train.y)):
+        raise ValueError(
+            f"{config.data_dir}: labels run to {outputs - 1}, more classes than the {len(train.y)} training examples; "
+            "number the classes 0, 1, 2, ..."
+        )
+
+
 def _read(directory: pathlib.Path, config: Any) -> tuple[Data, Data, int]:
     if config.name in IDX:
         return *_read_idx_set(directory, IDX[config.name], config), 10
     if config.name in CIFAR:
         return *_read_cifar_set(directory, CIFAR[config.name], config), CIFAR[config.name].outputs
     train, test = (_read_npz if config.name == "npz" else _read_folder)(directory, config)
+    if train.y.ndim != test.y.ndim or train.y.shape[1:] != test.y.shape[1:]:
+        raise ValueError(
+            f"{config.data_dir}: y_train has shape {train.y.shape}, y_test {test.y.shape}; expected both labels (N,), "
+            "or both real targets (N, outputs)"
+        )
     if train.y.ndim == 2:
         return train, test, train.y.shape[1]
     return train, test, int(max(train.y.max(initial=0), test.y.max(initial=0))) + 1
@@ -193,14 +218,12 @@ def _read_npz(path: pathlib.Path, config: Any) -> tuple[Data, Data]:
             f"task 'npz': no file {config.data_dir!r}; set config.task.data_dir to a .npz file with the arrays "
             f"{', '.join(keys)}"
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = file.files
-            arrays = [file[key] for key in keys if key in found]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole .npz file of plain arrays ({error})") from error
-    if len(arrays) < len(keys):
-        raise ValueError(f"{path} holds the arrays {', '.join(found)}; expected {', '.join(keys)}")
+    arrays = list(formats.read_npz(path, keys).values())
+    for key, x in zip(keys[::2], arrays[::2]):
+        if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
+            raise ValueError(
+                f"{path}: {key} has shape {x.shape}; expected (N, features), (N, H, W) or (N, H, W, C)"
+            )
     for key, y in zip(keys[1::2], arrays[1::2]):
         if not (y.ndim == 1 and y.dtype.kind in "iu") and not (y.ndim == 2 and y.dtype.kind == "f"):
             raise ValueError(
@@ -228,9 +251,11 @@ def _read_folder(directory: pathlib.Path, config: Any) -> tuple[Data, Data]:
     for part in ("train", "test"):
         images, labels = [], []
         for label, name in enumerate(classes):
-            for path in sorted((directory / part / name).glob("*")):
-                if path.suffix.lower() not in PICTURES:
-                    continue
+            paths = sorted((directory / part / name).glob("*"))
+            paths = [path for path in paths if path.suffix.lower() in PICTURES]
+            for path in paths:
+                if images:
+                    checks.memory(str(directory), (len(images) + len(paths)) * images[0].size)
                 images.append(_read_picture(path, config.image_size))
                 labels.append(label)
                 if images[-1].shape != images[0].shape:
@@ -247,13 +272,19 @@ def _read_folder(directory: pathlib.Path, config: Any) -> tuple[Data, Data]:
 
 
 def _read_picture(path: pathlib.Path, size: int) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        # A header may announce more than a machine holds: PIL warns of it, and decodes only on demand.
+        strict = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+        with strict, Image.open(path) as picture:
+            if picture.width * picture.height > PIXELS:
+                raise ValueError(
+                    f"it has {picture.width} x {picture.height} pixels, {PIXELS} at most"
+                )
             picture = picture.convert("RGB")
             return np.asarray(picture.resize((size, size)) if size else picture)
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # decoders raise nearly anything on a damaged file
         raise ValueError(f"{path} is not a readable picture ({error})") from error
 
 

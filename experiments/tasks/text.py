@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from experiments import checks
 from experiments.tasks.arrays import Data, Task, choose
 
 UNKNOWN = "<unk>"
@@ -87,6 +88,7 @@ def read(source: str) -> str:
             "its author's page, http://mattmahoney.net/dc/textdata.html), to a folder of .txt files, or to '' for "
             "Python's documentation"
         )
+    checks.memory(f"the text of {path}", sum(file.stat().st_size for file in files), 16)
     try:
         text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     except UnicodeDecodeError as error:

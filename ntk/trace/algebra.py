@@ -20,7 +20,9 @@ from ntk.trace.trees import _PRIMITIVES, Tree, Z, replace, times_number
 
 
 def scaled(body: Any, c: Coefficient) -> Any:
-    """The body times a coefficient."""
+    """The body times a coefficient; a number where that is zero."""
+    if not c.number and isinstance(body, Number | Linear | Terms):
+        return Number(0.0)
     if isinstance(body, Number):
         return Number(body.number * c.number, body.power + c.power)
     if isinstance(body, Linear):

@@ -10,10 +10,12 @@ import numpy as np
 
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
+from ntk.trace import initial
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
 from ntk.trace.coordinates import Finite, Number, Refusal, Value, Weight
 from ntk.trace.initial import Law
 from ntk.trace.steps import Note, Program, shape_code
+from ntk.weights import NORMAL, Standard
 
 
 class Parameter(NamedTuple):
@@ -112,6 +114,9 @@ class Context:
         """(mean, variance, power of the variance, learning-rate factor) of what is left of a parameter."""
         parameter = self.parameters[weight.name]
         one, two = parameter.laws
+        why = initial.refusal(weight.name, one) or initial.refusal(weight.name, two)
+        if why:
+            raise Refusal(why)
         variance, power = 0.0, 0.0
         if one.variance or two.variance:
             variance, power = variance_law(weight.name, one.variance, two.variance)
@@ -119,6 +124,13 @@ class Context:
         if one.mean != two.mean:
             raise Refusal(f"the initial mean of {weight.name} depends on the width")
         return mean, variance * weight.number**2, power + 2 * weight.power, parameter.rate
+
+    def standard(self, weight: Weight) -> Standard:
+        """Law of an entry of a parameter, shifted and scaled to mean 0 and variance 1."""
+        law = self.parameters[weight.name].laws[0]
+        if law.kind in ("truncated normal", "uniform", "other"):
+            return Standard(law.kind, law.quantiles)
+        return NORMAL
 
     def consume(self, weight: Weight) -> None:
         """Marks a parameter as used; a second use is refused."""
@@ -202,13 +214,15 @@ class Context:
         axes = ax.positions(weight.own)
         sizes = tuple(a.size[0] for a in axes)
         factor = rate if not variance else rate * variance
+        law = self.standard(weight) if variance else NORMAL
         key = (key, sizes)
         if key not in self.sources:
             note = Note(
                 "parameter", parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
             )
-            self.sources[key] = self.program.add("vector", (variance, factor, sizes), (), note)
-            self.record(weight.name, variance=variance, mean=mean, rate=factor, role="vector")
+            self.sources[key] = self.program.add("vector", (variance, factor, sizes, law), (), note)
+            known = {"variance": variance, "mean": mean, "rate": factor, "fixed": law != NORMAL}
+            self.record(weight.name, role="vector", **known)
         index = self.sources[key]
         units = ax.units(value.dims)
         process = self.program.process(

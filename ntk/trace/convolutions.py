@@ -20,6 +20,7 @@ from ntk.trace.coordinates import (
 from ntk.trace.processes import process_of
 from ntk.trace.products import data_moments, scale_text
 from ntk.trace.steps import Note
+from ntk.weights import NORMAL
 
 
 def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -92,6 +93,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             f"{weight.name} slides along some axes of positions of an activation that has more"
         )
     after = tuple(a for dim in new for a in dim)
+    law = NORMAL if is_random(value.body) else context.standard(weight)
     static = (
         total,
         total * rate,
@@ -99,6 +101,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         window,
         tuple(params["window_strides"]),
         tuple(map(tuple, params["padding"])),
+        law,
         tuple(shape[out][0] for out in out_spatial),
     )
     note = Note(
@@ -107,7 +110,14 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         parameters=(weight.name,),
     )
     index = context.program.add("convolve", static, (source,), note)
-    context.record(weight.name, variance=total, rate=total * rate, role="weights", mean=0.0)
+    context.record(
+        weight.name,
+        variance=total,
+        rate=total * rate,
+        role="weights",
+        mean=0.0,
+        fixed=law != NORMAL,
+    )
     process = context.program.process(index, after, fresh, gaussian=True)
     return Value(
         tuple(dims), Linear(((Ref(process, (), after, fresh), Coefficient(1.0, left_over)),))

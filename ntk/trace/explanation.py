@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
+from ntk import true_law, weights
 from ntk.trace.activations import described
 from ntk.trace.steps import Note, Step
 from ntk.trace.traced import Traced
@@ -114,9 +115,15 @@ def explanation(traced: Traced) -> Explanation:
 def _law_text(facts: dict) -> str:
     if not facts["variance"]:
         return f"constant {facts['mean']:g}"
-    if facts["law"] in ("normal", "constant"):
+    law = facts["law"]
+    if law in ("normal", "constant"):
         return "normal"
-    return f"{facts['law']}, taken as normal"
+    if facts.get("fixed"):
+        return (
+            f"{law}: means over {weights.POINTS} weights where an entry's excess kurtosis is above "
+            f"{true_law.MOST:g} (error below .001), its fourth cumulant elsewhere (below .003)"
+        )
+    return f"{law}: as normal, exact in a sum over infinitely many units"
 
 
 def _attention(step: Step) -> str:

@@ -1,8 +1,9 @@
-"""Mean and variance of each parameter at initialisation, read off the program of `init` itself.
+"""Law of each parameter at initialisation, read off the program of `init` itself.
 
 An initializer is a function of random bits that acts on every entry alone. Its program is run on a grid of equally
 likely bits in place of random ones, which shows the law of an entry exactly: normal, truncated normal or uniform
-up to a shift and a scale. Nothing is sampled.
+up to a shift and a scale, or another by its quantiles. What does not act on entries alone (orthogonal matrices,
+identities, tables of sines, masks) is drawn with two keys and told apart by what the draws have in common.
 """
 
 from __future__ import annotations
@@ -22,22 +23,15 @@ from ntk.trace import host
 from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512
+_FINE = 2**14
+"""Equally likely bits on which a law without a name is read."""
 
 
-_SHAPES = frozenset(
-    [
-        "reshape",
-        "broadcast_in_dim",
-        "transpose",
-        "squeeze",
-        "slice",
-        "copy",
-        "copy_p",
-        "stop_gradient",
-        "rev",
-        "expand_dims",
-    ]
+_ALIGNED = frozenset(
+    ["reshape", "broadcast_in_dim", "squeeze", "copy", "copy_p", "stop_gradient", "expand_dims"]
 )
+"""Keep the order of entries."""
+_MOVED = frozenset(["transpose", "slice", "rev"])
 
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -49,16 +43,32 @@ class Law(NamedTuple):
     Attributes:
         mean: of an entry.
         variance: of an entry; 0 for a constant.
-        kind: "constant", "normal", "truncated normal", "uniform", "orthogonal", or "other".
+        kind: "constant", "normal", "truncated normal", "uniform", "other", "orthogonal"; "fixed" for an array that
+            is the same for every key, "unknown" for what was not told.
+        quantiles: of an "other" law, equally likely values with mean 0 and variance 1, in order.
     """
 
     mean: float
     variance: float
     kind: str
+    quantiles: tuple[float, ...] = ()
 
 
 class _Key:
     """Stands for PRNG keys."""
+
+
+class _Draw(NamedTuple):
+    """An array of random entries: one entry on the grid of bits.
+
+    Attributes:
+        grid: its values.
+        tag: what it was drawn with, and how its entries were moved since. Arrays with one tag are functions of the
+            same bits entry by entry; those with different tags have a joint law that one grid does not show.
+    """
+
+    grid: np.ndarray
+    tag: tuple
 
 
 class _Unknown(Exception):
@@ -71,31 +81,30 @@ def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tup
     Args:
         init: `init(key) -> params`.
         key: PRNG key; only for initializers that do not act on entries alone (orthogonal ones), which are run.
-
-    Raises:
-        ValueError: an initializer whose variance cannot be told.
     """
     key = jax.random.key(0) if key is None else key
     closed, shapes = jaxpr_of(init, key, return_shape=True)
     named = named_leaves(shapes)
-    values = _Reader(closed.jaxpr, closed.consts, [_Key()])
+    reader = _Reader(closed.jaxpr, closed.consts, [_Key()])
     found, unknown = {}, []
     for name, var in zip(named, closed.jaxpr.outvars):
         try:
-            found[name] = _law(values.read(var))
+            value = _entry(reader.read(var))
+            found[name] = _law(value) or _other(closed, var)
         except _Unknown:
             unknown.append(name)
     if unknown:
-        found |= _sampled(init, unknown)
+        found |= _drawn(init, unknown)
     return {name: found[name] for name in named}, {n: tuple(s.shape) for n, s in named.items()}
 
 
 class _Reader:
-    """Values of the variables of a jaxpr, computed when asked for: a scalar for a constant array, or a grid."""
+    """Values of the variables of a jaxpr, computed when asked for: a scalar for a constant array, or a draw."""
 
-    def __init__(self, jaxpr: jex.Jaxpr, consts: Any, args: list):
+    def __init__(self, jaxpr: jex.Jaxpr, consts: Any, args: list, count: int = _GRID):
         self.known = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
         self.source = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+        self.count = count
 
     def read(self, var: Any) -> Any:
         if isinstance(var, jex.Literal):
@@ -111,27 +120,23 @@ class _Reader:
 
     def run(self, eqn: Any) -> list:
         name = eqn.primitive.name
-        if name == "random_bits":
-            return [_bits(eqn.params["bit_width"])]
         if any(k in eqn.params for k in _CALLS):
             return self.call(eqn)
         args = [self.read(v) for v in eqn.invars]
+        if name == "random_bits":
+            return [_Draw(_bits(eqn.params["bit_width"], self.count), (args[0],))]
         if any(isinstance(a, _Key) for a in args) or "random" in name or "threefry" in name:
-            return [_Key()] * len(eqn.outvars)
-        if name in _SHAPES:
-            return [_entry(args[0])]
-        if len(eqn.outvars) > 1 or eqn.primitive.name in ("iota", "concatenate", "gather"):
+            return [_Key() for _ in eqn.outvars]
+        if name in _ALIGNED | _MOVED:
+            return [_reshaped(eqn, _entry(args[0]))]
+        if len(eqn.outvars) > 1 or name in ("iota", "concatenate", "gather"):
             raise _Unknown
         same = {tuple(v.aval.shape) for v in eqn.invars if v.aval.shape}
         if any(len(shape) != len(eqn.outvars[0].aval.shape) for shape in same):
             raise _Unknown
         if name.startswith(("reduce_", "dot_", "conv_", "cum", "arg", "sort", "triangular")):
             raise _Unknown
-        args = [_entry(a) for a in args]
-        key = (name, str(eqn.params), *(_identity(a) for a in args))
-        if key not in _MEMO:
-            _MEMO[key] = (host.bind(eqn.primitive, eqn.params, args), args)
-        return [_MEMO[key][0]]
+        return [_applied(eqn, [_entry(a) for a in args])]
 
     def call(self, eqn: Any) -> list:
         inner = next(eqn.params[k] for k in _CALLS if k in eqn.params)
@@ -143,8 +148,31 @@ class _Reader:
                 args.append(self.read(v))
             except _Unknown as unknown:
                 args.append(unknown)
-        reader = _Reader(jaxpr, consts, args)
+        reader = _Reader(jaxpr, consts, args, self.count)
         return [_Lazy(reader, v).value() for v in jaxpr.outvars]
+
+
+def _reshaped(eqn: Any, value: Any) -> Any:
+    if not isinstance(value, _Draw):
+        return value
+    before, after = (math.prod(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0]))
+    if after > before:
+        raise _Unknown  # one draw for several entries
+    moved = (str(eqn.params),) if eqn.primitive.name in _MOVED else ()
+    return value._replace(tag=value.tag + moved)
+
+
+def _applied(eqn: Any, args: list) -> Any:
+    """An elementwise primitive."""
+    tags = {a.tag for a in args if isinstance(a, _Draw)}
+    if len(tags) > 1:
+        raise _Unknown
+    args = [a.grid if isinstance(a, _Draw) else a for a in args]
+    key = (eqn.primitive.name, str(eqn.params), *(_identity(a) for a in args))
+    if key not in _MEMO:
+        _MEMO[key] = (host.bind(eqn.primitive, eqn.params, args), args)
+    out = _MEMO[key][0]
+    return _Draw(out, tags.pop()) if tags else out
 
 
 class _Lazy(NamedTuple):
@@ -159,8 +187,8 @@ class _Lazy(NamedTuple):
 
 
 def _entry(value: Any) -> Any:
-    """A constant array as its one value; a grid as it is."""
-    if isinstance(value, np.ndarray) and value.shape == (_GRID,):
+    """A constant array as its one value; a draw as it is."""
+    if isinstance(value, _Draw):
         return value
     value = np.asarray(value)
     if value.size == 0 or not (value == value.flat[0]).all():
@@ -169,9 +197,9 @@ def _entry(value: Any) -> Any:
 
 
 @functools.cache
-def _bits(width: int) -> np.ndarray:
+def _bits(width: int, count: int) -> np.ndarray:
     """Equally likely random bits, in order."""
-    steps = (2 * np.arange(_GRID) + 1).astype(object) * 2**width // (2 * _GRID)
+    steps = (2 * np.arange(count) + 1).astype(object) * 2**width // (2 * count)
     return np.array(steps.tolist(), f"uint{width}")
 
 
@@ -190,7 +218,7 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
     def values(draw: Callable) -> np.ndarray:
         closed = jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0))
         out = _Reader(closed.jaxpr, closed.consts, [_Key()]).read(closed.jaxpr.outvars[0])
-        return np.asarray(out, np.float64)
+        return np.asarray(out.grid, np.float64)
 
     density = math.exp(-2) / math.sqrt(2 * math.pi)
     truncated = 1 - 4 * density / math.erf(math.sqrt(2))
@@ -208,19 +236,20 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
     }
 
 
-def _law(value: Any) -> Law:
-    value = _entry(value)
-    if np.ndim(value) == 0:
+def _law(value: Any) -> Law | None:
+    """Law of a constant or of a draw; None for a draw without a name."""
+    if not isinstance(value, _Draw):
         return Law(float(value), 0.0, "constant")
-    if id(value) not in _LAWS:
-        _LAWS[id(value)] = (_fitted(np.asarray(value, np.float64)), value)
-    return _LAWS[id(value)][0]
+    grid = value.grid
+    if id(grid) not in _LAWS:
+        _LAWS[id(grid)] = (_fitted(np.asarray(grid, np.float64)), grid)
+    return _LAWS[id(grid)][0]
 
 
 _LAWS: dict = {}
 
 
-def _fitted(value: np.ndarray) -> Law:
+def _fitted(value: np.ndarray) -> Law | None:
     """Law of a grid, by comparison with the known ones."""
     for kind, (reference, variance) in _references().items():
         scale, shift = np.polyfit(reference, value, 1)
@@ -229,26 +258,75 @@ def _fitted(value: np.ndarray) -> Law:
             return Law(mean, float(scale**2 * variance), kind)
     if len(np.unique(np.round(value, 12))) == 1:
         return Law(float(value[0]), 0.0, "constant")
-    raise _Unknown
+    return None
 
 
-def _sampled(init: Callable, names: list[str]) -> dict[str, Law]:
-    """Root mean squares of parameters whose every draw has the same one, as orthogonal matrices do."""
+def _other(closed: jex.ClosedJaxpr, var: Any) -> Law:
+    """A law without a name, from its values on a finer grid; mean and variance to about 1e-4."""
+    value = _Reader(closed.jaxpr, closed.consts, [_Key()], _FINE).read(var)
+    grid = np.sort(np.asarray(value.grid, np.float64))
+    mean, variance = float(grid.mean()), float(grid.var())
+    coarse = float(np.var(grid[_FINE // 64 :: _FINE // 32]))
+    if not math.isfinite(variance) or abs(coarse - variance) > 0.25 * variance:
+        raise _Unknown  # without a variance, as a Cauchy law
+    mean = 0.0 if abs(mean) < 1e-5 * math.sqrt(variance) else mean
+    scaled = (grid - grid.mean()) / math.sqrt(variance)
+    return Law(mean, variance, "other", tuple(scaled.tolist()))
+
+
+def _drawn(init: Callable, names: list[str]) -> dict[str, Law]:
+    """Laws of parameters that no grid shows, from two draws."""
 
     @jax.jit
-    def squares(key: jax.Array) -> dict[str, jax.Array]:
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
         drawn = named_leaves(init(key))
-        return {name: jnp.mean(jnp.square(drawn[name].astype(float))) for name in names}
+        return {name: drawn[name] for name in names}
 
-    draws = [squares(jax.random.key(seed)) for seed in (0, 1)]
-    out = {}
-    for name in names:
-        one, two = (float(draw[name]) for draw in draws)
-        if not math.isclose(one, two, rel_tol=1e-4):
-            raise ValueError(
-                f"the initial variance of {name} cannot be read off its initializer: draws have mean squares {one:.5g} "
-                f"and {two:.5g}. Use an initializer built on jax.random.normal, truncated_normal or uniform, an "
-                "orthogonal one, or a constant"
-            )
-        out[name] = Law(0.0, one, "orthogonal")
-    return out
+    draws = [draw(jax.random.key(seed)) for seed in (0, 1)]
+    return {name: _compared(*(np.asarray(d[name], np.float64) for d in draws)) for name in names}
+
+
+def _compared(one: np.ndarray, two: np.ndarray) -> Law:
+    """What two draws have in common."""
+    square = float(np.mean(one**2))
+    if np.array_equal(one, two):
+        if (one == one.flat[0]).all():
+            return Law(float(one.flat[0]), 0.0, "constant")
+        return Law(float(one.mean()), square, "fixed")
+    if all(map(_is_orthogonal, (one, two))):
+        return Law(0.0, square, "orthogonal")
+    return Law(0.0, square, "unknown")
+
+
+def _is_orthogonal(draw: np.ndarray) -> bool:
+    """Whether rows or columns of a matrix are orthogonal and of one length, and no entries stand out.
+
+    A permutation, or an orthogonal matrix in the middle of a window of zeros, has entries that do: they have no
+    Gaussian limit.
+    """
+    if draw.ndim < 2:
+        return False
+    matrix = draw.reshape(-1, draw.shape[-1])
+    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    gram = matrix @ matrix.T
+    size = np.trace(gram) / len(gram)
+    spread = np.mean(draw**4) / np.mean(draw**2) ** 2 if size else math.inf
+    return bool(np.abs(gram - size * np.eye(len(gram))).max() < 1e-4 * size and spread < 6)
+
+
+def refusal(name: str, law: Law) -> str | None:
+    """Why a parameter of that law has no rule here; None if it has one."""
+    if law.kind == "fixed":
+        return (
+            f"{name} is the same array for every key, and not a constant (an identity, a table of positions): what it "
+            "computes depends on the place of each unit. Use a random or a constant initializer; keep a fixed table "
+            "out of the parameters, and add it to the inputs of a layer of weights"
+        )
+    if law.kind == "unknown":
+        return (
+            f"the initial law of {name} cannot be read off its initializer: its entries are not independent draws of "
+            "one law with a variance, and not an orthogonal matrix (a mask, a triangle, a window that is zero but for "
+            "its middle, rows that are normalised or alike). Use an initializer that draws every entry alone, as "
+            "those built on jax.random.normal, truncated_normal or uniform do, an orthogonal one, or a constant"
+        )
+    return None

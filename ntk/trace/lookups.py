@@ -20,6 +20,7 @@ from ntk.trace.coordinates import (
 from ntk.trace.finite import frozen, on_numbers
 from ntk.trace.positions import mapped
 from ntk.trace.steps import Note, code
+from ntk.weights import NORMAL
 
 
 def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -67,9 +68,18 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
         weight.name, axes=" x ".join(str(a.size[0]) for a in axes), parameters=(weight.name,)
     )
     shape = tuple(a.size[0] for a in axes)
-    static = (variance, variance * rate, coded, shape)
+    count = ax.extent(table.dims[axis[0]])[0]
+    law = context.standard(weight)
+    static = (variance, variance * rate, coded, shape, law, count)
     index = context.program.add("lookup", static, (indices.body.index,), note)
-    context.record(weight.name, variance=variance, rate=variance * rate, role="table", mean=0.0)
+    context.record(
+        weight.name,
+        variance=variance,
+        rate=variance * rate,
+        role="table",
+        mean=0.0,
+        fixed=law != NORMAL,
+    )
     new = tuple(a for dim in columns for a in dim)
     process = context.program.process(index, axes, new, gaussian=True)
     ref = Ref(process, (), axes, new)

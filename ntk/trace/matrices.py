@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,11 @@ from ntk import kernel as kernels
 from ntk import rules, spatial
 from ntk.inputs import Need
 from ntk.kernel import Array, Kernel
+from ntk.trace import entries
 from ntk.trace.moments import Law
 from ntk.trace.setting import Setting
 from ntk.trace.steps import Step
+from ntk.weights import NORMAL, Standard
 
 
 def fitted(kernel: Kernel, need: Need) -> Kernel:
@@ -30,7 +34,7 @@ def fitted(kernel: Kernel, need: Need) -> Kernel:
 
 def affine_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a layer of weights."""
-    total, rate, flat, bias, apart, _ = step.static
+    total, rate, flat, bias, apart, _, law = step.static
     kernel = operands[0].kernel
     if flat:
         kernel = _flatten(kernel, flat)
@@ -38,7 +42,20 @@ def affine_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     out = _weighted(kernel, kernel, total, rate, bias)
     if apart and not out.diagonal_spatial:
         out = _apart(out, apart)
-    return Law(out)
+    return Law(out, entries=_of_data(operands[0], total, bias, law))
+
+
+def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entries | None:
+    """Entries of a layer of weights on data, with a normal bias."""
+    raw = data.entries
+    if raw is None or not data.kernel.is_input:
+        return None
+    scale = (total / raw.one.shape[-1]) ** 0.5
+    out = entries.of_weights(raw.one, raw.two, law, scale)
+    if not bias or not bias[0]:
+        return out
+    ones = (jnp.ones((*x.shape[:-1], 1), x.dtype) for x in (raw.one, raw.two))
+    return entries.added([out, entries.of_weights(*ones, NORMAL, bias[0] ** 0.5)])
 
 
 def _weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any) -> Kernel:
@@ -109,15 +126,16 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
 
 def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a convolution with random weights."""
-    total, rate, order, window, strides, padding, sizes = step.static
+    total, rate, order, window, strides, padding, _, sizes = step.static
     kernel = operands[0].kernel
     kernel = fitted(spatial.reorder(kernel, [k for k in order if k is not None]), need)
     single = [k for k, old in enumerate(order) if old is None]
     kernel = _resized(kernel, single, jnp.expand_dims)
     gone = [k for k, size in enumerate(sizes) if size == 1]
+    made = _windows(operands[0], step.static, gone)
     if rate == total:
         out = spatial.convolve(kernel, window, strides, padding, total**0.5)
-        return Law(_resized(out, gone, jnp.squeeze))
+        return Law(_resized(out, gone, jnp.squeeze), entries=made)
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
@@ -135,7 +153,23 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
         within2=mapped(kernel.within2, 1, 2),
     ).replace(ntk=mapped(kernel.ntk, 2, axes))
     out = _weighted(kernel, mean, total, rate, None)
-    return Law(_resized(out, gone, jnp.squeeze))
+    return Law(_resized(out, gone, jnp.squeeze), entries=made)
+
+
+def _windows(data: Law, static: tuple, gone: list[int]) -> entries.Entries | None:
+    """Entries of a convolution of data."""
+    total, _, order, window, strides, padding, law, _ = static
+    raw = data.entries
+    if raw is None or not data.kernel.is_input:
+        return None
+    sides = []
+    for x in (raw.one, raw.two):
+        x = jnp.transpose(x, (0, *(1 + k for k in order if k is not None), x.ndim - 1))
+        sides.append(jnp.expand_dims(x, tuple(1 + k for k, old in enumerate(order) if old is None)))
+    count = raw.one.shape[-1] * math.prod(window)
+    made = entries.patches(*sides, law, window, strides, padding, (total / count) ** 0.5)
+    one, two = (jnp.squeeze(x, tuple(1 + k for k in gone)) for x in (made.one, made.two))
+    return dataclasses.replace(made, one=one, two=two)
 
 
 def _resized(kernel: Kernel, places: list[int], change: Callable) -> Kernel:

@@ -12,7 +12,7 @@ from ntk import rules, spatial
 from ntk.duals import Dual
 from ntk.inputs import Need
 from ntk.kernel import Array, Kernel
-from ntk.trace import moments
+from ntk.trace import entries, moments, true_moments
 from ntk.trace.activations import Function, known
 from ntk.trace.matrices import fitted
 from ntk.trace.moments import Law
@@ -49,8 +49,11 @@ def _mapped(
     if _sums_all(pieces, sizes) and law.kernel.var1.ndim > 1 and law.means is None:
         kernel = spatial.pool_all(broadcast(law.kernel, setting), mean=False)
         number = abs(pieces[0][3])
-        return Law(rules.scale(kernel, number, number))
+        whole = tuple(range(2, law.kernel.var1.ndim + 1))
+        pooled = [lambda x: pieces[0][3] * jnp.sum(x, whole)] * 2
+        return Law(rules.scale(kernel, number, number), entries=entries.mapped(law.entries, pooled))
     kernel = broadcast(law.kernel, setting)
+    made = law.entries
 
     def total(side: int) -> Callable[[Array], Array]:
         arrays = _sides(operands, side)
@@ -77,7 +80,7 @@ def _mapped(
             total(k)(jnp.broadcast_to(m, (setting.samples[k], *m.shape[1:]))[:, None])[:, 0]
             for k, m in enumerate(law.means)
         )
-    return Law(fitted(out, need), new)
+    return Law(fitted(out, need), new, entries.mapped(made, [total(0), total(1)]))
 
 
 def _sums_all(pieces: list, sizes: tuple) -> bool:
@@ -135,9 +138,11 @@ def _scaled(law: Law, piece: tuple, sizes: tuple, operands: list, need: Need) ->
             within2=put(_within(kernel, 2, need), 1, True),
             diagonal_spatial=diagonal,
         )
-    means = law.means
+    means, made = law.means, law.entries
+    if tuple(where) != tuple(range(count)):
+        made = entries.mapped(made, [lambda x: moments.spread(x, 2, False, where, count)] * 2)
     if number == 1 and not given:
-        return Law(kernel, means)
+        return Law(kernel, means, made)
     factors = []
     for side in (0, 1):
         factor = jnp.full((1,) * (1 + count), number, kernel.var1.dtype)
@@ -146,11 +151,12 @@ def _scaled(law: Law, piece: tuple, sizes: tuple, operands: list, need: Need) ->
         factors.append(factor)
     if means is not None:
         means = tuple(m * f for m, f in zip(means, factors))
+    made = entries.scaled(made, factors)
     shapes = [
         jnp.broadcast_shapes(f.shape, v.shape) for f, v in zip(factors, (kernel.var1, kernel.var2))
     ]
     if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
-        setting = Setting((shapes[0][0], shapes[1][0]), None, None, None)
+        setting = Setting((shapes[0][0], shapes[1][0]), None, None, None, False)
         kernel = broadcast(kernel, setting)
     out = rules.scale(kernel, *(jnp.abs(f) for f in factors))
     signs = kernels.views(*(jnp.sign(f) for f in factors), kernel.diagonal_spatial)
@@ -164,7 +170,7 @@ def _scaled(law: Law, piece: tuple, sizes: tuple, operands: list, need: Need) ->
             cov = cov * (a * b)
         within.append(cov)
     out = out.replace(correlation=out.correlation * (signs[0] * signs[1]), ntk=ntk)
-    return Law(out.replace(within1=within[0], within2=within[1]), means)
+    return Law(out.replace(within1=within[0], within2=within[1]), means, made)
 
 
 def _within(kernel: Kernel, side: int, need: Need) -> Array | None:
@@ -217,17 +223,21 @@ def _sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
         is_gaussian=all(k.is_gaussian for k in ks),
         is_input=False,
     )
-    return Law(out.replace(nngp=nngp, ntk=ntk), means)
+    made = None
+    if setting.entries and out.is_gaussian:
+        made = entries.added([law.entries for law in laws])
+    return Law(out.replace(nngp=nngp, ntk=ntk), means, made)
 
 
 def function_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a sum of products of functions of processes."""
     terms, sizes = step.static
     laws = [o if isinstance(o, Law) else None for o in operands]
-    fast = _single(step, laws, need, means)
+    fast = _single(step, laws, need, means, setting)
     if fast is not None:
         return fast
     diagonal = not need.pairs
+    seed = dict(setting.plan.context).get("attention_seed", 0)
     return moments.function_law(
         terms,
         sizes,
@@ -237,6 +247,7 @@ def function_law(step: Step, need: Need, means: bool, operands: list, setting: S
         variance=need.variance,
         ntk=setting.plan.ntk,
         means=means,
+        seed=seed,
     )
 
 
@@ -254,12 +265,17 @@ def single(step: Step) -> Dual | None:
     return known(Function(tree)).dual
 
 
-def _single(step: Step, laws: list, need: Need, means: bool) -> Law | None:
+def _single(step: Step, laws: list, need: Need, means: bool, setting: Setting) -> Law | None:
     """One function of one Gaussian: the rule that all front ends share."""
     dual = single(step)
     if dual is None or len(laws) != 1 or not laws[0].kernel.is_gaussian:
         return None
     kernel = fitted(laws[0].kernel, need)
+    made = laws[0].entries
+    if made is not None and not made.normal:
+        f = Function(step.static[0][0][2][0][2])
+        seed = dict(setting.plan.context).get("attention_seed", 0)
+        return Law(*true_moments.of_function(f, dual, kernel, made, means, seed))
     mean = tuple(dual.mean(v) for v in (kernel.var1, kernel.var2)) if means else None
     return Law(rules.elementwise(kernel, dual), mean)
 
@@ -270,7 +286,8 @@ def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Set
     laws = [o if isinstance(o, Law) else None for o in operands]
     out = []
     for side in (1, 2):
-        value = moments.mean_law(terms, sizes, laws, _sides(operands, side - 1), side)
+        seed = dict(setting.plan.context).get("attention_seed", 0)
+        value = moments.mean_law(terms, sizes, laws, _sides(operands, side - 1), side, seed)
         value = jnp.broadcast_to(number * value, (value.shape[0], *sizes))
         if any(present):
             value = jnp.broadcast_to(value, (setting.samples[side - 1], *sizes))

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import hermite, rules
+from ntk import hermite, rules, true_law
 from ntk import kernel as kernels
 from ntk.kernel import Kernel
 from ntk.trace import coordinates as co
-from ntk.trace import trees
+from ntk.trace import entries, trees, true_moments
 from ntk.trace.activations import Function, known
+from ntk.trace.entries import Entries
 from ntk.trace.numbers import to_axes
 
 Array = jax.Array
@@ -26,14 +27,17 @@ class Law(NamedTuple):
     Attributes:
         kernel: second moments and tangent kernel.
         means: its mean in either batch, (N, *S); None for mean zero.
+        entries: of a Gaussian or nearly Gaussian process that sums over a fixed number of weights; None where it has
+            none, or where all weights of the network are normal.
     """
 
     kernel: Kernel
     means: tuple[Array, Array] | None = None
+    entries: Entries | None = None
 
 
 class _Block(NamedTuple):
-    """A process at pairs of entries: correlation, both variances, means, tangent kernel."""
+    """A process at pairs of entries: correlation, both variances, means, tangent kernel, entries if not Gaussian."""
 
     rho: Array
     q1: Array
@@ -42,6 +46,7 @@ class _Block(NamedTuple):
     m2: Any
     theta: Any
     gaussian: bool
+    view: Any = None
 
 
 def spread(x: Array, lead: int, pairs: bool, where: Sequence[int], count: int) -> Array:
@@ -56,7 +61,25 @@ def spread(x: Array, lead: int, pairs: bool, where: Sequence[int], count: int) -
     return x.reshape(*x.shape[:lead], *shape)
 
 
-def _blocks(law: Law, block: str, where: Sequence[int], count: int, diagonal: bool) -> _Block:
+def _blocks(
+    law: Law, block: str, where: Sequence[int], count: int, diagonal: bool, seed: int = 0
+) -> _Block:
+    out = _gaussian_blocks(law, block, where, count, diagonal)
+    made = law.entries
+    if made is None or made.normal or not out.gaussian:
+        return out
+    made = entries.mapped(made, [lambda x: spread(x, 2, False, where, count)] * 2)
+    both = [spread(v, 1, False, where, count) for v in (law.kernel.var1, law.kernel.var2)]
+    q = tuple(both) if block == "12" else (both[int(block[1]) - 1],) * 2
+    layout = {"1": "equal" if diagonal or not count else "pairs", "d": "same", "w": "within"}[
+        block[0]
+    ]
+    return out._replace(view=true_moments.view(made, block, q, layout, seed))
+
+
+def _gaussian_blocks(
+    law: Law, block: str, where: Sequence[int], count: int, diagonal: bool
+) -> _Block:
     kernel = law.kernel
     means = law.means or (None, None)
 
@@ -97,8 +120,10 @@ def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
         return _affine_pair(first, second, b)
     rho = rules.snap(b.rho)
     if one == two:
-        return first.dual.moments(b.q1, b.q2, rho)
-    return hermite.cross(one, two, b.q1, b.q2, rho)
+        out = first.dual.moments(b.q1, b.q2, rho)
+    else:
+        out = hermite.cross(one, two, b.q1, b.q2, rho)
+    return out if b.view is None else true_moments.pair((one, two), *out, rho, b.view)
 
 
 def _affine_pair(first: Any, second: Any, b: _Block) -> tuple[Any, Any]:
@@ -126,7 +151,12 @@ def mean_of(f: Function, b: _Block, side: int) -> Any:
     q, m = (b.q1, b.m1) if side == 1 else (b.q2, b.m2)
     one = known(f)
     if b.gaussian:
-        return one.dual.mean(q)
+        mean = one.dual.mean(q)
+        if b.view is None or b.view.layout == "same":
+            return mean if b.view is None else true_moments.mean(f, mean, b.view, side - 1)
+        own = b.view.q[side - 1]
+        ends = [true_moments.mean(f, one.dual.mean(own), b.view, side - 1)] * 2
+        return true_law.viewed(*ends, b.view.layout)[side - 1]
     c = (*(one.polynomial or _line(one)), 0.0, 0.0)
     if any(c[3:]):
         _line(one)
@@ -212,6 +242,7 @@ def function_law(
     variance: int,
     ntk: bool,
     means: bool,
+    seed: int = 0,
 ) -> Law:
     """Law of a sum of products of functions.
 
@@ -224,6 +255,7 @@ def function_law(
         variance: 2 if covariances within each sample are needed.
         ntk: whether the tangent kernel is.
         means: whether the mean is.
+        seed: of means over weights.
     """
     count = len(sizes)
     places = {p: where for _, _, factors, _ in terms for p, where, _ in factors}
@@ -255,7 +287,9 @@ def function_law(
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
     def moments(block: str, tangent: bool = False) -> tuple[Any, Any]:
-        blocks = {p: _blocks(operands[p], block, w, count, diagonal) for p, w in places.items()}
+        blocks = {
+            p: _blocks(operands[p], block, w, count, diagonal, seed) for p, w in places.items()
+        }
         scale = views(block)
         k, theta = _sum(plain, plain, blocks, scale, tangent)
         if tangent:
@@ -301,12 +335,19 @@ def function_law(
     kernel = kernel.replace(ntk=_filled(theta, shape, dtype) if ntk else None)
     found = None
     if means:
-        found = tuple(mean_law(terms, sizes, operands, arrays[side - 1], side) for side in (1, 2))
+        found = tuple(
+            mean_law(terms, sizes, operands, arrays[side - 1], side, seed) for side in (1, 2)
+        )
     return Law(kernel, found)
 
 
 def mean_law(
-    terms: Sequence, sizes: tuple[int, ...], operands: list, arrays: list, side: int
+    terms: Sequence,
+    sizes: tuple[int, ...],
+    operands: list,
+    arrays: list,
+    side: int,
+    seed: int = 0,
 ) -> Array:
     """Mean of a sum of products of functions in one of the batches, (N, *S) with ones where it is constant."""
     count = len(sizes)
@@ -315,7 +356,7 @@ def mean_law(
         c = number * _constant(alone)
         c = c * _product(to_axes(arrays[place], coded, sizes) for place, coded in given)
         for place, where, tree in factors:
-            block = _blocks(operands[place], f"d{side}", where, count, False)
+            block = _blocks(operands[place], f"d{side}", where, count, False, seed)
             c = c * mean_of(Function(tree), block, side)
         total = total + c
     return _full(jnp.asarray(total), count)

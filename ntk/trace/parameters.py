@@ -2,72 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ntk import family as families
-from ntk.family import match, named_leaves
+from ntk.family import named_leaves
+from ntk.options import drawn_biases, rate_factors
 from ntk.trace import initial
 from ntk.trace.axes import WIDTHS
 from ntk.trace.context import Parameter
 
 
 def read_parameters(
-    laws: list, family: Callable, first: tuple, base_width: int | None, rates: Any, bias_std: Any
+    laws: list,
+    family: Callable,
+    first: tuple,
+    base_width: int | None,
+    rates: Any,
+    bias_std: Any,
+    roles: Any = None,
 ) -> dict[str, Parameter]:
-    """What is assumed of each parameter, by its path."""
+    """What is assumed of each parameter, by its path.
+
+    A rate counts per standard normal: a weight of standard deviation s that learns at unit rate as s times a standard
+    normal has the factor 1, one that learns at unit rate as it stands has 1 / s^2.
+    """
     (one, shapes1), (two, shapes2) = laws
     if list(one) != list(two):
         raise ValueError(
             f"the parameters of the family differ between widths: {sorted(set(one) ^ set(two))}"
         )
-    factors = _rates(rates, one)
+    factors = rate_factors(rates, one)
     pairs = {name: (one[name], two[name]) for name in one}
+    normal = initial.Law(0.0, (bias_std or 0.0) ** 2, "normal")
+    biases = set(drawn_biases(one, bias_std)) & set(drawn_biases(two, bias_std))
+    pairs |= dict.fromkeys(biases, (normal, normal))
     if base_width is not None:
-        pairs = _at_base(pairs, family, first, base_width)
-    out = {}
-    for name, (low, high) in pairs.items():
-        if (
-            bias_std
-            and name.split("/")[-1] == "bias"
-            and low.kind == high.kind == "constant"
-            and low.mean == 0
-        ):
-            low = high = initial.Law(0.0, bias_std**2, "normal")
-        shapes = (shapes1[name], shapes2[name])
-        out[name] = Parameter((low, high), shapes, factors[name])
-    return out
+        base = initial.laws(families.network(family, base_width, first).init)[0]
+        base |= dict.fromkeys(biases, normal)
+        pairs = _at_base(base, family, first, base_width, roles)
+        factors = {name: r / (base[name].variance or 1.0) for name, r in factors.items()}
+    elif roles is not None:
+        families.width_axes(family, first, widths=WIDTHS, roles=roles)
+    return {
+        name: Parameter(pair, (shapes1[name], shapes2[name]), factors[name])
+        for name, pair in pairs.items()
+    }
 
 
-def _rates(rates: Any, names: Any) -> dict[str, float]:
-    if rates is None:
-        return dict.fromkeys(names, 1.0)
-    given = named_leaves(rates)
-    if set(given) == set(names):
-        return {name: float(given[name]) for name in names}
-    out = dict.fromkeys(names, 1.0)
-    if not isinstance(rates, Mapping):
-        raise ValueError("learning_rates must be a tree like the parameters, or {pattern: factor}")
-    for pattern, value in rates.items():
-        found = [name for name in names if match(name, [pattern])]
-        if not found:
-            raise ValueError(
-                f"learning_rates: {pattern!r} matches no parameter; there are {list(names)}"
-            )
-        out |= dict.fromkeys(found, float(value))
-    return out
-
-
-def _at_base(pairs: dict, family: Callable, first: tuple, base_width: int) -> dict:
-    """Laws whose scale at one width is kept: hidden and output weights divide by the growth of their fan-in."""
-    base, _ = initial.laws(families.network(family, base_width, first).init)
-    axes = families.width_axes(family, first, widths=(base_width, *WIDTHS))
+def _at_base(base: dict, family: Callable, first: tuple, base_width: int, roles: Any) -> dict:
+    """Laws of weights drawn as at one width: used times m^-1/2 where their fan-in is m times what it is there."""
+    axes = families.width_axes(family, first, widths=(base_width, *WIDTHS), roles=roles)
     named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
     out = {}
-    for name in pairs:
-        law, fans = base[name], [named[name].fans(k)[0] for k in range(3)]
-        ratios = [1.0, 1.0]
+    for name, law in base.items():
+        fans, ratios = [named[name].fans(k)[0] for k in range(3)], (1.0, 1.0)
         if named[name].role in ("hidden", "output"):
-            ratios = [fans[0] / fans[k] for k in (1, 2)]
-        out[name] = tuple(law._replace(variance=law.variance * r) for r in ratios)
+            ratios = (fans[0] / fans[1], fans[0] / fans[2])
+        out[name] = tuple(
+            law._replace(mean=law.mean * r**0.5, variance=law.variance * r) for r in ratios
+        )
     return out

@@ -51,6 +51,7 @@ ELEMENTWISE = IDENTITIES | frozenset(
         "gt",
         "igamma",
         "igammac",
+        "igamma_grad_a",
         "integer_pow",
         "is_finite",
         "le",
@@ -67,6 +68,7 @@ ELEMENTWISE = IDENTITIES | frozenset(
         "nextafter",
         "not",
         "or",
+        "polygamma",
         "pow",
         "regularized_incomplete_beta",
         "rem",
@@ -82,6 +84,7 @@ ELEMENTWISE = IDENTITIES | frozenset(
         "tan",
         "tanh",
         "xor",
+        "zeta",
     ]
 )
 """Primitives that act on each entry alone."""
@@ -127,8 +130,8 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return [on_numbers(context, one, two, values)]
     raise Refusal(
-        "this operation on activations is not known: it mixes entries in a way that has no rule here. Write it with "
-        "sums, products, elementwise functions, convolutions and reshapes"
+        "this operation on activations is not known. Write it with sums, products, elementwise "
+        "functions, convolutions and reshapes"
     )
 
 

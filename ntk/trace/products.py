@@ -25,6 +25,7 @@ from ntk.trace.positions import mapped
 from ntk.trace.processes import process_of, sizes_text
 from ntk.trace.scores import attend, inner
 from ntk.trace.steps import Note, code, shape_code
+from ntk.weights import NORMAL
 
 
 def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -138,10 +139,23 @@ def _affine(
     missing = tuple(a.size[0] for a in unshared if a not in kept)
     if missing:
         raise Refusal(f"{weight.name} differs between positions of a constant")
-    static = (total, total * rate, flat, None, apart, len(kept))
+    law = NORMAL if is_random(value.body) else context.standard(weight)
+    if apart and law != NORMAL:
+        raise Refusal(
+            f"{weight.name} differs between positions of the data, and is not normal at initialisation: use a normal "
+            'initializer, nn.initializers.variance_scaling(1.0, "fan_in", "normal")'
+        )
+    static = (total, total * rate, flat, None, apart, len(kept), law)
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
-    context.record(weight.name, variance=total, rate=total * rate, role="weights", mean=0.0)
+    context.record(
+        weight.name,
+        variance=total,
+        rate=total * rate,
+        role="weights",
+        mean=0.0,
+        fixed=law != NORMAL,
+    )
     process = context.program.process(index, kept, units, gaussian=True)
     return Linear(((Ref(process, (), kept, units), Coefficient(1.0, left_over)),))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 from ntk import chains
 from ntk.inputs import Need, join
@@ -131,11 +133,23 @@ def run(
             return tuple(inner[pattern + k] for k in loop.live)
 
         before = loop.start + (first - 1) * loop.length
-        carry = iterate(once, tuple(values.get(before + k) for k in loop.live), count)
-        done = loop.start + (first + count) * loop.length
+        carry = tuple(values.get(before + k) for k in loop.live)
+        end = loop.start + (first + count) * loop.length
+        while setting.entries and count and not _keeps_form(once, carry):
+            carry, count = once(carry), count - 1  # the first block adds what has no entries
+        carry = iterate(once, carry, count) if count else carry
+        done = end
         values.update(zip((done - loop.length + k for k in loop.live), carry))
     whole(done, len(steps))
     return values[len(steps) - 1]
+
+
+def _keeps_form(once: Callable, carry: tuple) -> bool:
+    """Whether a block returns arrays of the kind that it takes."""
+    kinds = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (carry, jax.eval_shape(once, carry))
+    ]
+    return kinds[0] == kinds[1]
 
 
 def _alike_blocks(loop: Loop, needs: dict[int, Need], means: set[int]) -> tuple[int, int]:
@@ -161,7 +175,7 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
         return None
     affine, function = block
     law = values[affine.inputs[0]]
-    total, rate, flat, bias, apart, _ = affine.static
+    total, rate, flat, bias, apart, *_ = affine.static
     known = single(function)
     trained = rate == total and (bias is None or bias[0] == bias[1])
     if flat or apart or not trained or law.means is not None or known is None:

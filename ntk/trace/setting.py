@@ -16,9 +16,18 @@ class Sides(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What an evaluation shares between steps."""
+    """What an evaluation shares between steps.
+
+    Attributes:
+        samples: in either batch.
+        dtype: of the kernels.
+        plan: of the evaluation.
+        coincident: (N1, N2), where the samples are the same; or None.
+        entries: whether a weight that is not normal may show, so that entries are kept, see `ntk.trace.entries`.
+    """
 
     samples: tuple[int, int]
     dtype: Any
     plan: Plan
     coincident: Array | None
+    entries: bool = False

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ntk import kernel as kernels
 from ntk.inputs import Need, inputs_to_kernel
 from ntk.kernel import Array, Kernel
+from ntk.trace import entries
 from ntk.trace.moments import Law
 from ntk.trace.numbers import run_finite, to_axes
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.steps import Step
+from ntk.weights import NORMAL, Standard
+
+_ROWS = 4096  # of a table of normal weights whose entries are kept
 
 
 def finite_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
@@ -33,7 +40,9 @@ def data_law(step: Step, need: Need, means: bool, operands: list, setting: Setti
         x = jnp.transpose(x, (0, *(1 + k for k in where), *rest))
         arrays.append(x.reshape(*x.shape[: 1 + len(where)], -1))
     coincident = setting.coincident if arrays[0].shape[0] > 1 else None
-    return Law(inputs_to_kernel(*arrays, None, None, coincident, plan))
+    # A layer of weights takes the entries as they are.
+    raw = entries.of_weights(*arrays, NORMAL, 1.0) if setting.entries else None
+    return Law(inputs_to_kernel(*arrays, None, None, coincident, plan), entries=raw)
 
 
 def _kernel(
@@ -59,7 +68,7 @@ def _outer(x: Array, y: Array) -> Array:
 
 def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a parameter that acts on each unit alone."""
-    variance, rate, sizes = step.static
+    variance, rate, sizes, law = step.static
     same = jnp.ones((1, 1), setting.dtype)
     for size in sizes:
         eye = jnp.eye(size, dtype=setting.dtype) if need.pairs else jnp.ones(size, setting.dtype)
@@ -83,13 +92,25 @@ def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Set
             within,
             is_gaussian=True,
             diagonal_spatial=diagonal,
-        )
+        ),
+        entries=_identity(sizes, law, variance**0.5, setting),
     )
+
+
+def _identity(
+    sizes: tuple[int, ...], law: Standard, scale: float, setting: Setting
+) -> entries.Entries | None:
+    """Entries of one weight for each position."""
+    if not setting.entries:
+        return None
+    count = math.prod(sizes)
+    eye = jnp.eye(count, dtype=setting.dtype).reshape(1, *sizes, count)
+    return dataclasses.replace(entries.of_weights(eye, eye, law, scale), shared=True)
 
 
 def lookup_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of an embedding: rows are independent, equal indices have equal rows."""
-    variance, rate, coded, sizes = step.static
+    variance, rate, coded, sizes, law, count = step.static
     rows = [to_axes(a, coded, sizes) for a in operands[0]]
     rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
     diagonal = bool(sizes) and not need.pairs
@@ -105,4 +126,8 @@ def lookup_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     kernel = _kernel(
         variance * same, *variances, ntk, need, within, is_gaussian=True, diagonal_spatial=diagonal
     )
-    return Law(kernel)
+    table = None
+    if setting.entries and (law != NORMAL or count <= _ROWS):
+        hot = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
+        table = entries.of_weights(*hot, law, variance**0.5)
+    return Law(kernel, entries=table)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ntk.trace.loops import Loop
 from ntk.trace.steps import Note, Program, Step
+from ntk.weights import NORMAL
 
 
 class Traced(NamedTuple):
@@ -72,10 +73,11 @@ def _fused(program: Program, last: int) -> tuple[list[Step], list[Note]]:
             and len(vectors) == 1 == len(pieces) - 1
             and vectors[0].operation == "vector"
             and not vectors[0].static[2]
+            and vectors[0].static[3] == NORMAL
             and pieces[0][2] == tuple(range(len(pieces[0][2])))
         )
         if fits:
-            variance, rate, _ = vectors[0].static
+            variance, rate, *_ = vectors[0].static
             static = (*layer.static[:3], (variance, rate), *layer.static[4:])
             steps[index] = Step("affine", static, layer.inputs)
             names = notes[first].parameters + notes[step.inputs[1]].parameters

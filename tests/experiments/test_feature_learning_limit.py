@@ -218,16 +218,6 @@ def test_networks_converge_to_their_limit_and_ntk_does_not():
     assert float(wide[-1]) < 0.8 * float(wide[0])
 
 
-def test_a_finished_part_is_loaded(tmp_path):
-    seen = []
-    session = Session(tmp_path, lambda steps, name, loss: seen.append((steps, name, loss)))
-    (tmp_path / "points").mkdir()
-    first = networks.kept(session, "part", lambda: {"a": [1.0, 3.0]})
-    again = networks.kept(session, "part", lambda: pytest.fail("computed twice"))
-    np.testing.assert_array_equal(first["a"], again["a"])
-    assert seen == [(1, "part", 2.0)] * 2
-
-
 def test_every_seed_has_as_many_windows():
     """Models of one width then share one compiled program; without thinning no window is lost."""
     source = word_pairs.corpus("", 300)
@@ -260,9 +250,12 @@ def test_classes_of_the_test_are_new():
         (lambda c: setattr(c.dichotomy, "rules", ("mupp",)), "'mupp'"),
         (
             lambda c: setattr(c.convergence, "systems", ("relu",)),
-            "unknown system 'relu'; there are: linear",
+            r"convergence.systems\[0\] is 'relu'; it must be one of linear",
         ),
-        (lambda c: setattr(c.words, "widths", (8, 16)), r"words.widths=\(8, 16\) must be three"),
+        (
+            lambda c: setattr(c.words, "widths", (8, 16)),
+            r"words.widths is \(8, 16\); it must be a tuple of 3",
+        ),
     ],
 )
 def test_mistakes_are_named(change, message):
@@ -276,7 +269,7 @@ def test_too_few_images_are_named():
     config = small()
     config.convergence.pi.steps = 1000
     with pytest.raises(ValueError, match="1000 batches of 32 need more than"):
-        networks.pi_nets(config, tasks.load(config.task), Session())
+        study.check(config, tasks.load(config.task))
 
 
 def test_presets():
@@ -284,5 +277,5 @@ def test_presets():
         configs.get_config("big")
     for preset in configs.PRESETS:
         config = configs.get_config(preset)
-        study._check(config)
+        study.check(config, tasks.load(config.task))
         assert study.total_steps(config) > 0

@@ -219,19 +219,19 @@ def test_mistakes_about_the_solution():
     [
         (
             {"runs__regularisers": (("decya", 1.0),)},
-            "unknown regulariser 'decya'; there are: decay",
+            r"runs.regularisers\[0\]\[0\] is 'decya'; it must be one of decay",
         ),
         (
             {"phases__regularisers": (("decay", 0.0), ("dropout", 1.0))},
-            r"dropout is 1.0; it must lie in \[0, 1\)",
+            r"phases.regularisers is \('dropout', 1.0\); it must be a dropout below 1",
         ),
         (
             {"runs__regularisers": (("decay", 2.0),)},
-            r"regularisers are \['weight decay 2'\]; name each",
+            r"runs.regularisers is .* includes \('decay', 0.0\)",
         ),
-        ({"task__encoding": "onehot"}, "this study is about operation 'add' and encoding 'tokens'"),
-        ({"runs__probes": 7}, r"steps \(40\) must be a multiple of probes \(7\)"),
-        ({"runs__groups": 3}, r"width \(10\) must be a multiple of groups \(3\)"),
+        ({"task__encoding": "onehot"}, "task.encoding is 'onehot'; it must be one of tokens"),
+        ({"runs__probes": 7}, "runs.minibatch_steps is 40; it must be a multiple of probes, 7"),
+        ({"runs__groups": 3}, "runs.groups is 3; it must be a divisor of network.width, 10"),
     ],
 )
 def test_a_mistake_in_the_configuration_is_named(changes, message):

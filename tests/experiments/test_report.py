@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shlex
 import sys
 import types
 
@@ -176,6 +177,61 @@ def test_several_runs_share_a_page_that_links_to_theirs(tmp_path, capsys):
     assert report.main([runs[0], "--out", str(tmp_path / "pages" / "all.html")]) == 0
     reader, _ = read_page(tmp_path / "pages" / "all.html")
     assert "../a/report.html" in reader.addresses
+
+
+def test_several_runs_are_told_apart_by_folder_and_by_the_keys_that_differ(tmp_path, capsys):
+    runs = [write_run(tmp_path / name) for name in "abc"]
+    for run_dir, widths in zip(runs, ([64, 128], [64, 256], [64, 128])):
+        config = json.loads((run_dir / "config.json").read_text())
+        config["widths"] = widths
+        config["task"]["name"] = "mnist" if run_dir.name == "c" else "digits"
+        (run_dir / "config.json").write_text(json.dumps(config))
+    assert report.main([str(run_dir) for run_dir in runs]) == 0
+    _, text = read_page(tmp_path / "claims.html")
+    printed = capsys.readouterr().out
+    for line in (
+        "a: task.name = digits, widths = [64, 128]",
+        "b: task.name = digits, widths = [64, 256]",
+        "c: task.name = mnist, widths = [64, 128]",
+    ):
+        assert line in text
+        assert line in printed
+
+
+def test_the_command_can_be_pasted_into_a_shell(tmp_path):
+    run_dir = write_run(tmp_path / "a")
+    words = ["python", "-m", "experiments", "--config.widths=(64, 128)", "--config.names=('a b',)"]
+    manifest = MANIFEST | {"command": words}
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    assert report.main([str(run_dir)]) == 0
+    assert shlex.split(page.command(manifest)) == words
+    assert page.command(manifest) in read_page(run_dir / "report.html")[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("study", 5),
+        ("variant", None),
+        ("command", 3),
+        ("versions", []),
+        ("devices", "two"),
+        ("seconds", "long"),
+        ("seconds", True),
+        ("device", {}),
+    ],
+)
+def test_a_manifest_of_other_types_is_one_message(key, value, tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a")
+    (run_dir / "manifest.json").write_text(json.dumps(MANIFEST | {key: value}))
+    assert report.main([str(run_dir)]) == 2
+    assert f"manifest.json: {key} is {value!r}" in capsys.readouterr().err
+
+
+def test_check_says_what_does_not_hold(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a", scale=3.0)
+    assert report.main([str(run_dir), "--check"]) == 1
+    assert "does not hold: P1 <gap>" in capsys.readouterr().err
 
 
 def test_claims_that_differ_from_the_recorded_ones_are_named(tmp_path, capsys):

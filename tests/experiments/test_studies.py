@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from absl.testing import flagsaver
+import xarray as xr
 
 import experiments.run
 
@@ -37,6 +37,7 @@ def finished(tmp_path_factory, command_line):
 
 # The lightest; `make test-studies` runs the others.
 QUICK = {"wide_deep_optimality"}
+NAMES = {"long_name", "units"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,26 @@ def test_smoke_runs_and_reports(study, smoke_run):
         p.name for p in (path / "figures").glob("*.pdf")
     }
     assert "claims hold" in printed
+    with xr.open_dataset(path / "data.nc", engine="scipy") as data:
+        unnamed = [name for name, v in data.variables.items() if NAMES - set(v.attrs)]
+    assert not unnamed, "arrays without a long name and units"
+
+
+@pytest.mark.parametrize(
+    "study",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in STUDIES],
+)
+def test_a_finished_study_is_recognised(study, smoke_run, command_line):
+    path, _ = smoke_run(study)
+    kept = [path / "data.nc", *(path / "points").iterdir()]
+    before = {file: file.stat().st_mtime_ns for file in kept}
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["points"] == sorted(file.stem for file in kept[1:])
+    done = command_line.run(command_line.study(f"{study}.py:smoke", path))
+    assert done.returncode == 0, done.stderr
+    assert "is finished: nothing is left to train" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == before
+    assert json.loads((path / "manifest.json").read_text())["seconds"] == manifest["seconds"]
 
 
 def test_killed_and_run_again_equals_uninterrupted(finished, command_line, tmp_path):
@@ -153,14 +174,12 @@ def test_runs_spread_over_devices_give_the_same_numbers(finished, command_line, 
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_mistake_is_one_message(
     config, options, words, command_line, tmp_path, capsys, monkeypatch
 ):
     """In this process: each start of Python with its imports takes longer than all of these."""
     monkeypatch.setattr(sys, "argv", command_line.study(config, tmp_path / "run", *options)[2:])
-    with flagsaver.flagsaver():
-        assert experiments.run.main(sys.argv) == 2
+    assert experiments.run.main(sys.argv) == 2
     message = capsys.readouterr().err.splitlines()
     assert [line for line in message if line.startswith("error:")] == message[:1]
     for word in words:

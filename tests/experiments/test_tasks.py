@@ -79,7 +79,7 @@ def test_more_examples_contain_the_fewer():
         ("modular", {"operation": "divide"}, "expected one of add"),
         ("modular", {"fraction": 1.0}, "some for test"),
         ("modular", {"encoding": "binary"}, "'onehot' or 'tokens'"),
-        ("modular", {"modulus": 1}, "at least 2"),
+        ("modular", {"modulus": 1}, "between 2 and 10000"),
         ("polynomial", {"coefficients": (1.0,)}, "one beyond c_0"),
         ("text", {"length": 0}, "at least 1 token"),
         ("text", {"length": 10**6}, "too few"),

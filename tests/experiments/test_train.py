@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,26 @@ def train_all(compiled, chunks=2):
     return loop.train_runs(compiled, make_data(), *GRID, chunks=chunks, name="t")
 
 
+def drawn(seed, step):
+    """The examples of a step: stream 1 of the seed, folded with the step."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+    return jax.random.randint(key, (8,), 0, N)
+
+
+def test_minibatches_are_uniform_and_independent_over_steps_and_seeds():
+    rows = jax.vmap(
+        jax.vmap(lambda seed, step: train.draw_batch(seed, step, jnp.arange(N), 8), (None, 0)),
+        (0, None),
+    )(jnp.arange(20, dtype=jnp.uint32), jnp.arange(60))
+    assert len({tuple(batch) for batch in np.reshape(rows, (-1, 8)).tolist()}) == 20 * 60
+    counts = np.bincount(np.ravel(rows), minlength=N)
+    expected = rows.size / N
+    # chi squared with N - 1 degrees of freedom: mean N - 1, variance 2 (N - 1)
+    assert abs(((counts - expected) ** 2 / expected).sum() - (N - 1)) < 4 * (2 * (N - 1)) ** 0.5
+    same = (np.asarray(rows[:, 1:]) == np.asarray(rows[:, :-1])).mean()
+    assert abs(same - 1 / N) < 4 * (1 / N / (20 * 59 * 8)) ** 0.5
+
+
 def test_a_run_is_the_plain_training_loop():
     records = train_all(program(), chunks=2)
     for run, (rate, seed) in enumerate(zip(*GRID)):
@@ -61,7 +82,8 @@ def test_a_run_is_the_plain_training_loop():
         params = init(train.stream(jnp.uint32(seed), train.INIT))
         state = optimizer.init(params)
         for step in range(6):
-            batch = train.draw_batch(jnp.uint32(seed), jnp.int32(step), make_data()["train"], 8)
+            rows, (x, y) = drawn(seed, step), make_data()["train"]
+            batch = x[rows], y[rows]
             updates, state = optimizer.update(jax.grad(loss)(params, batch), state)
             params = optax.apply_updates(params, updates)
         expected = loss(params, make_data()["train"])
@@ -150,6 +172,61 @@ def test_an_error_in_one_run_ends_the_others(monkeypatch):
             session=loop.Session(progress=full),
         )
     assert len(set(trained)) < 40
+
+
+@pytest.mark.parametrize("changes", [{}, {"runs": 3}])
+def test_a_resumed_run_is_the_uninterrupted_one_in_every_row(tmp_path, changes):
+    """An error after a row of metrics was written and before the checkpoint that belongs to it."""
+    compiled = program(**changes)
+
+    def broken(row):
+        if row["chunk"] == 3:
+            raise OSError("the connection is lost")
+
+    def trained(path, **options):
+        session = loop.Session(path, checkpoint_seconds=0.0, **options)
+        return loop.train_runs(compiled, make_data(), *GRID, chunks=5, name="t", session=session)
+
+    for folder in ("broken", "whole"):
+        (tmp_path / folder / "points").mkdir(parents=True)
+    with pytest.raises(OSError, match="the connection is lost"):
+        trained(tmp_path / "broken", sinks=(broken,))
+    assert any((tmp_path / "broken" / "checkpoints").iterdir())
+    resumed, whole = trained(tmp_path / "broken"), trained(tmp_path / "whole")
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+    lines = [
+        sorted((tmp_path / folder / "metrics.jsonl").read_text().splitlines())
+        for folder in ("broken", "whole")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 3 * 5
+
+
+def test_an_interrupt_saves_the_points_in_training(tmp_path):
+    (tmp_path / "points").mkdir()
+    seen = []
+
+    def interrupt(steps, name, loss):
+        seen.append(name)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def trained(progress):
+        session = loop.Session(tmp_path, progress, checkpoint_seconds=1e9, configuration="made")
+        return loop.train_runs(
+            program(), make_data(), [0.1], [0], chunks=1000, name="t", session=session
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(interrupt)
+    (checkpoint,) = (tmp_path / "checkpoints" / "t-000").iterdir()
+    assert 5 <= int(checkpoint.name) < 1000
+    steps = []
+    records = trained(lambda done, name, loss: steps.append(done))
+    assert steps[0] == 3 * int(checkpoint.name)
+    expected = loop.train_runs(program(), make_data(), [0.1], [0], chunks=1000, name="t")
+    np.testing.assert_array_equal(records["loss"], expected["loss"])
 
 
 def test_a_sweep_compiles_once_per_shape():

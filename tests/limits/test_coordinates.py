@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from limits import judgement
 from limits.coordinates import captured_outputs, coordinate_check
 from limits.parametrization import parametrize
 from limits.regimes import abc, classify
@@ -245,3 +246,103 @@ def test_a_layer_that_never_moves_is_named():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_interval_is_that_of_the_spread_over_repeats():
+    """4000 repeats: the half-widths, over Student's quantile, against the spread of the exponents themselves."""
+    draws = np.random.default_rng(0).standard_normal((3, 2, 4000, 1))
+    widths = np.array([8, 32, 128])
+    values = widths[:, None, None, None] ** 0.3 * np.exp(0.1 * draws)
+    scaling = judgement.fit(widths, values, 0.95)
+    half = (scaling.interval[..., 1] - scaling.interval[..., 0]) / 2
+    reported = np.sqrt(
+        np.mean((half / 12.7062047) ** 2)
+    )  # Student's quantile of one degree of freedom
+    assert abs(reported / scaling.exponent.std() - 1) < 0.1
+    assert abs(scaling.exponent.mean() - 0.3) < 0.02
+    assert np.mean(np.abs(scaling.exponent - 0.3) < half) == pytest.approx(0.95, abs=0.015)
+
+
+class Powers(NamedTuple):
+    """Layers whose sizes are the powers of the width that they are told to be; they do not learn."""
+
+    width: int
+    power: float = 0.0
+    bend: float = 0.0
+    base_width: int = 1
+    nested: bool = False
+
+    def init(self, key):
+        return {"body": {name: jax.random.normal(key, (256,)) for name in ("hidden", "readout")}}
+
+    def apply(self, params, x, *, features=False):
+        bend = 1 + self.bend * (self.base_width / self.width) ** 0.5
+        hidden = jnp.resize(params["body"]["hidden"], (self.width,)) * self.width**self.power * bend
+        readout = params["body"]["readout"] * self.width**-0.5
+        layers = {"body/hidden": hidden, "body/readout": readout}
+        layers |= {"body": readout} if self.nested else {}
+        return (readout, layers) if features else jnp.sum(hidden) + jnp.sum(readout)
+
+    def optimizer(self, factory, learning_rate):
+        return factory(learning_rate)
+
+
+def judged(widths, seeds=4, **fields):
+    """What is said of the sizes at initialisation alone: everything else is as predicted by construction."""
+    predicted = classify((0, 0), (0, 1), (0, 0))
+    keys = jax.random.split(KEY, seeds)
+    sizes = []
+    for width in widths:
+        layers = [
+            Powers(width, **fields).apply(Powers(width).init(key), X, features=True)[1]
+            for key in keys
+        ]
+        sizes.append(
+            [[float(jnp.sqrt(jnp.mean(x**2))) for x in found.values()] for found in layers]
+        )
+    names, widths = tuple(layers[0]), np.array(widths)
+    size = np.array(sizes)[:, :, None].repeat(2, 2)
+    places = [0, -1, -1][: len(names)]
+    change = widths[:, None, None, None] ** np.array([predicted.change[p] for p in places])
+    change = np.broadcast_to(change, (len(widths), seeds, 1, len(names)))
+    own = np.full_like(change, np.nan)
+    fits = [judgement.fit(widths, values, 0.95) for values in (size, change, own)]
+    base = fields.get("base_width", 1)
+    measured = judgement.Measured(names, places, widths, (size, change, own), fits, 0.95, base)
+    return judgement.judge(measured, predicted._replace(initial=(0, -1 / 2)), 0.15)
+
+
+def test_near_the_base_width_nothing_is_wrong_and_widths_that_decide_are_named():
+    near = {"bend": 1.0, "base_width": 64}
+    wrong, passed, verdict = judged([64, 128, 256], **near)
+    assert (wrong, passed) == ((), False)
+    assert "body/hidden is undecided at initialisation: its size scales as n^-0.2" in verdict
+    assert "would decide it, or 64, " in verdict
+    widths = [
+        int(word.strip(",")) for word in verdict.split("Widths ")[1].split(" would")[0].split()
+    ]
+    assert len(widths) == 3
+    assert judged(widths, **near)[1]
+
+
+def test_a_wrong_power_is_named_near_the_base_width_if_it_is_large():
+    assert judged([64, 256, 1024], power=0.5, base_width=8)[0] == ("body/hidden",)
+    assert judged([64, 256, 1024], power=-0.5, base_width=8)[0] == ("body/hidden",)
+    assert judged([64, 256, 1024], base_width=8)[1]
+
+
+def test_an_enclosing_module_is_as_its_outputs_are():
+    """`body` returns what its readout does: both are readouts, whatever their names and order."""
+    predicted = classify((0, 0), (0, 1), (-1, 1))
+    result = check(
+        lambda n: Powers(n, nested=True),
+        [16, 64, 256],
+        loss=lambda f, y: f,
+        steps=1,
+        predicted=predicted,
+        learning_rate=1e-3,
+    )
+    assert result.layers == ("body/hidden", "body/readout", "body")
+    assert not any("body" in name for name in result.wrong if "initialisation" in result.verdict)
+    assert np.isnan(result.own[..., 2]).all()
+    assert np.isfinite(result.own[..., :2]).all()

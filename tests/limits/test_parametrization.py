@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from limits.exponents import RULES, branch_multiplier, layerwise, symmetry
+from limits.optimizers import optimizer_kind
 from limits.parametrization import parametrize
 from ntk.family import named_leaves
 
@@ -291,7 +294,7 @@ def test_initial_scale_follows_the_rule_whatever_the_initializer(name):
 def test_zeros_ones_and_biases_of_a_linear_layer():
     family = shapes_family(
         kernel=(lambda n: (n, n), gaussian(lambda shape: shape[0] ** -0.5)),
-        zero=(lambda n: (n, 1), nn.initializers.zeros),
+        w_out=(lambda n: (n, 1), nn.initializers.zeros),
         scale=(lambda n: (n,), nn.initializers.ones),
         bias=(lambda n: (n,), lambda key, shape: jnp.full(shape, shape[0] ** -0.5)),
         temperature=(lambda n: (), nn.initializers.ones),
@@ -299,12 +302,12 @@ def test_zeros_ones_and_biases_of_a_linear_layer():
     net = plain_net("mup", 64, 4, family)
     assert net.init_scale == {
         "kernel": 1,
-        "zero": 1 / 4,
+        "w_out": 1 / 4,
         "scale": 1 / 4,
         "bias": 1,
         "temperature": 1,
     }
-    assert net.multiplier == {"kernel": 1, "zero": 1 / 4, "scale": 4, "bias": 4, "temperature": 1}
+    assert net.multiplier == {"kernel": 1, "w_out": 1 / 4, "scale": 4, "bias": 4, "temperature": 1}
     gain = net.init(jax.random.key(0))["scale"] * net.multiplier["scale"]
     np.testing.assert_array_equal(gain, 1.0)
 
@@ -523,7 +526,7 @@ def test_errors(change, message):
 
 def test_errors_of_optimizers_and_symmetry():
     net = plain_net("mup", 16, 16)
-    with pytest.raises(ValueError, match=r"the update of 'lamb' scales .* Pass kind="):
+    with pytest.raises(ValueError, match=r"lamb is no optimizer of a kind .* size of the param"):
         net.optimizer(optax.lamb, 0.1)
     with pytest.raises(ValueError, match=r"kind is 'Adam'; allowed are"):
         net.optimizer(optax.lamb, 0.1, kind="Adam")
@@ -535,3 +538,68 @@ def test_errors_of_optimizers_and_symmetry():
         )
     with pytest.raises(ValueError, match=r"t has the roles \['bias'\]"):
         symmetry("mup", {"bias": 1})
+
+
+OF_A_KIND = {
+    "sgd": (optax.sgd, optax.optimistic_gradient_descent),
+    "adam": (optax.adam, optax.adamw, optax.lion, optax.rmsprop, optax.adagrad, optax.yogi),
+}
+
+
+@pytest.mark.parametrize("kind", OF_A_KIND)
+def test_the_kind_of_an_optimizer_is_found_by_trying_it(kind):
+    for factory in OF_A_KIND[kind]:
+        assert optimizer_kind(factory) == kind
+
+    def clipped(rate):
+        return optax.chain(optax.clip_by_global_norm(1.0), OF_A_KIND[kind][0](rate))
+
+    assert optimizer_kind(clipped, kind) == kind
+    other = "adam" if kind == "sgd" else "sgd"
+    with pytest.raises(ValueError, match=f'is of the kind "{kind}" and not "{other}"'):
+        optimizer_kind(OF_A_KIND[kind][0], other)
+
+
+@pytest.mark.parametrize("kind", [None, "sgd", "adam"])
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "novograd", "fromage", "radam"])
+def test_optimizers_of_no_kind_are_refused_by_name(name, kind):
+    reason = "size of the parameters|gradient of others|neither linear in the gradient"
+    with pytest.raises(ValueError, match=f"{name} is no optimizer of a kind .*({reason})"):
+        optimizer_kind(getattr(optax, name), kind)
+
+
+class NormalisedReadout(nn.Module):
+    width: int
+    head: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.WeightNorm(nn.Dense(self.width, name="hidden"))(x))
+        head = nn.Dense(3, name="head")
+        return (nn.WeightNorm(head) if self.head else head)(x)
+
+
+class Cosines(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(self.width)(x))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, 3))
+        return x @ (kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(NormalisedReadout, "head/kernel"), (Cosines, "kernel")]
+)
+def test_a_readout_whose_scale_does_nothing_is_refused(family, name):
+    with pytest.raises(ValueError, match=f"do not depend on the scale of {name} .weight norm"):
+        parametrize(family, "mup", width=32, base_width=16, example=X)
+    # Under rules whose readouts start as the model's do, nothing would be lost.
+    assert parametrize(family, "ntk", width=32, base_width=16, example=X).width == 32
+
+
+def test_a_hidden_layer_may_be_normalised():
+    family = functools.partial(NormalisedReadout, head=False)
+    net = parametrize(family, "mup", width=32, base_width=16, example=X)
+    assert net.multiplier["head"]["kernel"] == 2**-0.5

@@ -119,6 +119,17 @@ def test_logits_over_the_root_of_the_width_learn_features_over_a_frozen_input_la
     )
 
 
+def test_features_alone_move_the_outputs_by_their_alignment_with_the_readout():
+    """A readout of standard size that hardly learns: a + b + r - omega is 0 for omega = 1/2, -1/2 for 1."""
+    exponents = ((0, 0, 0), (0, 1 / 2, 1 / 2), (-1 / 2, 1 / 2, 2))
+    independent = classify(*exponents, omega_out=1 / 2)
+    assert (independent.kind, independent.nontrivial) == ("feature learning", True)
+    assert independent.change == (0, 0, 0)
+    aligned = classify(*exponents)
+    assert (aligned.kind, aligned.nontrivial) == ("unstable", False)
+    assert aligned.change == (0, 0, 1 / 2)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_maximal_update_freezes_nothing(optimizer):
     for rule in ("mup", "mean_field"):
@@ -135,6 +146,9 @@ def test_rates_per_layer_are_stable_if_readout_and_features_stay_independent(rul
     exponents = abc(layerwise(rule), 3, optimizer=optimizer)
     independent = classify(*exponents, optimizer=optimizer, omega_out=1 / 2)
     assert (independent.kind, independent.layers) == ("feature learning", (0, 0, 0, 0))
+    assert independent.stable
+    assert independent.nontrivial
+    assert independent.change == (0, 0, 0, 0)
     aligned = classify(*exponents, optimizer=optimizer, omega_out=1)
     assert aligned.kind == "unstable"
     assert aligned.change[-1] == 1 / 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metrics import checks, chunks, operators
+from metrics import chunks, operators, programs
 
 
 class Network(nn.Module):
@@ -84,9 +84,9 @@ def test_every_layout_stride_padding_and_dilation(shape, window, layout, options
 def test_no_convolution_is_left_to_step_but_grouped_ones():
     params, batch, _ = problem()
     product = operators.hessian(loss)
-    assert checks.steps_better(product, params, batch)
+    assert programs.steps_better(product, params, batch)
     matrices = chunks.chunked(operators.hessian(chunks.matrix_convolutions(loss)), 4)
-    assert not checks.steps_better(matrices, params, batch)
+    assert not programs.steps_better(matrices, params, batch)
 
     def grouped(kernel, x):
         return jnp.mean(
@@ -95,7 +95,7 @@ def test_no_convolution_is_left_to_step_but_grouped_ones():
 
     kernel, x = jnp.ones((4, 1, 3)), jnp.ones((2, 2, 5))
     kept = chunks.matrix_convolutions(grouped)
-    assert checks.steps_better(operators.hessian(kept), kernel, x)
+    assert programs.steps_better(operators.hessian(kept), kernel, x)
     np.testing.assert_allclose(kept(kernel, x), grouped(kernel, x), rtol=1e-6)
 
 

@@ -308,3 +308,29 @@ def test_other_data_orthogonal_to_every_class_and_the_error_of_the_measure(x64):
     assert np.mean([float(m.error) for m in measured]) == pytest.approx(spread, rel=0.12)
     beyond = np.zeros((5, 6)) + np.eye(6)[5]
     assert float(collapse.ood_orthogonality(np.eye(6)[:3], beyond).value) == 0
+
+
+def test_angles_are_of_pairs_and_not_of_vectors_with_themselves(x64):
+    """Three unit vectors in the plane at 0, 60 and 90 degrees: cosines 1/2, 0 and cos 30."""
+    angles = np.radians([0, 60, 90])
+    v = np.stack([np.cos(angles), np.sin(angles)], 1)
+    cosines = np.array([0.5, 0.0, np.sqrt(3) / 2])
+    orthogonal = geometry.frame_geometry(v, frame="orthogonal")
+    assert float(orthogonal.max_angle) == pytest.approx(cosines.mean())
+    assert float(orthogonal.equiangularity) == pytest.approx(cosines.std())
+    simplex = geometry.frame_geometry(3 * v, frame="simplex")
+    assert float(simplex.max_angle) == pytest.approx((cosines + 0.5).mean())
+    assert float(simplex.equinorm) == pytest.approx(0, abs=1e-12)
+
+
+def test_standard_errors_of_collapse_by_hand(x64):
+    """One feature, two classes of three: (n - 1) v / ((n - 2) (n - 1) / n) times the squared deviations, by hand."""
+    h = np.array([0.0, 0.1, 0.5, 4.0, 4.2, 4.9])[:, None]
+    y = np.repeat([0, 1], 3)
+    found = collapse.neural_collapse(h, y, 2).quotient
+    squares = [(h[y == k, 0] - h[y == k, 0].mean()) ** 2 for k in (0, 1)]
+    between = np.var([h[y == k].mean() for k in (0, 1)])
+    variance = sum(np.sum((s - s.mean()) ** 2) * 3 / (3 - 2) for s in squares)
+    assert float(found.value) == pytest.approx(np.mean(np.concatenate(squares)) / between)
+    assert float(found.error) == pytest.approx(np.sqrt(variance) / (6 * between))
+    assert np.isnan(float(collapse.neural_collapse(h[:5], y[:5], 2).quotient.error))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metrics import checks, curvature, operators
+from metrics import curvature, operators, programs
 from metrics.curvature import eigenpairs, sharpness
 
 
@@ -212,9 +212,9 @@ def test_a_convolution_is_stepped_on_the_cpu():
         return jnp.mean(jax.lax.conv(x, kernel, (1, 1), "SAME") ** 4)
 
     kernel, x = jnp.ones((2, 1, 3, 3)), jnp.ones((2, 1, 5, 5))
-    assert checks.steps_better(operators.hessian(loss), kernel, x)
+    assert programs.steps_better(operators.hessian(loss), kernel, x)
     params, batch = network_problem()
-    assert not checks.steps_better(operators.hessian(network_loss), params, batch)
+    assert not programs.steps_better(operators.hessian(network_loss), params, batch)
     pairs = sharpness(loss, kernel, x, num_steps=5)
     looped = sharpness(loss, kernel, x, num_steps=5, unroll=False)
     np.testing.assert_allclose(pairs.value, looped.value, rtol=1e-5)
@@ -226,8 +226,8 @@ def test_a_convolution_is_stepped_on_the_cpu():
     assert float(bent.value[0]) > 2 * float(sharpness(bent_loss, kernel, x, num_steps=5).value[0])
     assert curvature._next._cache_size() == compiled + 1  # the bent loss
     batches = operators.accumulated(operators.hessian(loss), unroll=True)
-    assert checks.loops(batches, kernel, x[None])
-    assert not checks.loops(operators.hessian(loss), kernel, x)
+    assert programs.loops(batches, kernel, x[None])
+    assert not programs.loops(operators.hessian(loss), kernel, x)
 
 
 @pytest.mark.parametrize(

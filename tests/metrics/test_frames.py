@@ -253,3 +253,15 @@ def test_gram_matrices_multiply_to_the_logits():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_mode_at_its_threshold_is_not_unique_unless_it_vanishes_there():
+    """beta = M N kappa / n_k = 2 * 8 * (1/8) / 4 is the threshold 1/2 of two layers, to the bit."""
+    at = frames.mse_optimum((4, 4), (1 / 8, 1 / 8), 1 / 8)
+    assert at.beta[0] == frames.thresholds(2).collapse
+    assert not at.unique
+    assert frames.mse_optimum((4, 4), (1 / 8, 1 / 8), 1.001 / 8).unique
+    assert frames.mse_optimum((4, 4), (1 / 8, 1 / 8), 0.999 / 8).unique
+    single = frames.mse_optimum((4, 4), (1 / 4,), 1 / 8)  # kappa 1/4... at beta 1 and strength 0
+    assert single.x[0] == pytest.approx(max(single.beta[0] ** -0.5 - 1, 0))
+    assert single.unique

@@ -282,3 +282,71 @@ def test_refused():
     uneven = {"x": jnp.zeros((3, 2, 4)), "y": jnp.zeros((4, 2, 3))}
     with pytest.raises(ValueError, match=r"leading axes \[3, 4\]; all need the same"):
         operators.accumulated(operators.hessian(loss))(params, uneven, params)
+
+
+@pytest.mark.usefixtures("x64")
+def test_streamed_batches_count_by_their_examples_not_by_their_first_leaf():
+    """The first leaf is a constant of one number; batches of 8, 8 and 4 examples, against the data in memory."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(20,))
+    w = jnp.asarray(rng.normal(size=3))
+
+    def scaled_loss(w, batch):
+        return jnp.mean((batch["scale"] * jnp.tanh(batch["x"] @ w) - batch["y"]) ** 2)
+
+    def part(rows, scale):
+        return {"scale": scale, "x": x[rows], "y": y[rows]}
+
+    product = operators.hessian(scaled_loss)
+    whole = dense(product, w, part(slice(None), np.ones(1)))
+    streamed = operators.streamed(product)
+    for scale in (np.ones(1), np.ones(()), np.ones(4)[:1]):
+        batches = [part(slice(i, min(i + 8, 20)), scale) for i in range(0, 20, 8)]
+        columns = [streamed(w, batches, v) for v in jnp.eye(3)]
+        np.testing.assert_allclose(np.stack(columns, 1), whole, atol=1e-12)
+    ragged = [part(slice(0, 8), np.ones(8)), part(slice(8, 12), np.ones(4))]
+    ragged[1]["scale"] = np.ones(1)
+    with pytest.raises(ValueError, match="their numbers of examples do not show"):
+        streamed(w, ragged, w)
+
+
+@jax.custom_vjp
+def own_reverse(x):
+    return jnp.tanh(x)
+
+
+own_reverse.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda t, g: (g * (1 - t**2),))
+
+
+@pytest.mark.usefixtures("x64")
+def test_products_of_functions_with_rules_for_reverse_mode_only():
+    """The same network with tanh as JAX knows it is the other road."""
+
+    def known(params, batch):
+        return jnp.tanh(batch["x"] @ params["in"]) @ params["out"]
+
+    @jax.jit
+    def own(params, batch):
+        return own_reverse(batch["x"] @ params["in"]) @ params["out"]
+
+    def criterion(outputs, batch):
+        return jnp.mean(outputs**4)
+
+    rng = np.random.default_rng(4)
+    params = {
+        "in": jnp.asarray(rng.normal(size=(3, 4))),
+        "out": jnp.asarray(rng.normal(size=(4, 2))),
+    }
+    batch = {"x": jnp.asarray(rng.normal(size=(5, 3)))}
+
+    def squares(f):
+        return lambda p, b: jnp.sum(f(p, b) ** 2, 1)
+
+    for make in (
+        lambda f: operators.gauss_newton(f, criterion),
+        lambda f: operators.residual(f, criterion),
+        lambda f: operators.fisher(f, "categorical"),
+        lambda f: operators.gradient_covariance(squares(f)),
+    ):
+        expected = dense(make(known), params, batch)
+        np.testing.assert_allclose(dense(make(own), params, batch), expected, atol=1e-12)

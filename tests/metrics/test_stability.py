@@ -1,6 +1,7 @@
 """Thresholds on quadratics, the edge of stability in training, and the noise of mini-batches."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -279,3 +280,19 @@ def test_refused():
     few = jax.tree.map(lambda x: x[:2], batch)
     with pytest.raises(ValueError, match=r"the batch has 2 examples; .* at least 3"):
         noise.gradient_noise_scale(classifier_losses, params, few)
+
+
+def test_variance_of_a_mean_of_examples_drawn_without_replacement():
+    """Over all 20 batches of 3 out of 6 numbers: the variance of the batch means over that of the numbers."""
+    numbers = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0])
+    for size in (1, 3, 6):
+        means = [np.mean(part) for part in itertools.combinations(numbers, size)]
+        expected = np.var(means) / np.var(numbers)
+        np.testing.assert_allclose(noise.inverse_batch([size], 6), [expected], atol=1e-6)
+
+
+def test_error_of_the_edge_is_that_of_eight_block_means():
+    blocks = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 1.2, 0.8, 1.0])
+    report = stability.edge_of_stability(jnp.repeat(jnp.asarray(blocks), 4), 1.0, tail=1.0)
+    np.testing.assert_allclose(report.error, blocks.std(ddof=1) / np.sqrt(8), rtol=1e-5)
+    np.testing.assert_allclose(report.above, np.mean(blocks >= 1))

@@ -3,6 +3,7 @@
 Vectors of five entries; sequences of four positions with three channels for `MixedPooling` and `PositionalBiases`.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -13,6 +14,9 @@ from flax import nnx
 FREQUENCY = 1.3
 SHARPNESS = 1.5
 POSITION_STD = 0.5
+# Derivations by hand are of Gaussian first layers.
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+Dense, Conv = (functools.partial(layer, kernel_init=NORMAL) for layer in (nn.Dense, nn.Conv))
 
 
 class GatedLinearUnit(nn.Module):
@@ -22,8 +26,8 @@ class GatedLinearUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.width, name="value")(x) * nn.sigmoid(nn.Dense(self.width, name="gate")(x))
-        return nn.Dense(1, name="readout")(x)
+        x = Dense(self.width, name="value")(x) * nn.sigmoid(Dense(self.width, name="gate")(x))
+        return Dense(1, name="readout")(x)
 
 
 class RMSNormed(nn.Module):
@@ -33,17 +37,17 @@ class RMSNormed(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.RMSNorm(name="norm_0")(nn.relu(nn.Dense(self.width, name="hidden_0")(x)))
-        x = nn.relu(nn.RMSNorm(name="norm_1")(nn.Dense(self.width, name="hidden_1")(x)))
-        return nn.Dense(1, name="readout")(x)
+        x = nn.RMSNorm(name="norm_0")(nn.relu(Dense(self.width, name="hidden_0")(x)))
+        x = nn.relu(nn.RMSNorm(name="norm_1")(Dense(self.width, name="hidden_1")(x)))
+        return Dense(1, name="readout")(x)
 
 
 class SquaredReLU(nnx.Module):
     """The activation of Primer, in NNX."""
 
     def __init__(self, width, rngs):
-        self.hidden = nnx.Linear(5, width, use_bias=False, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
+        self.hidden = nnx.Linear(5, width, use_bias=False, kernel_init=NORMAL, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, use_bias=False, kernel_init=NORMAL, rngs=rngs)
 
     def __call__(self, x):
         return self.readout(jnp.square(jax.nn.relu(self.hidden(x))))
@@ -56,9 +60,9 @@ class Snake(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.width, name="hidden")(x)
+        x = Dense(self.width, name="hidden")(x)
         a = self.param("a", nn.initializers.constant(FREQUENCY), (self.width,))[None]
-        return nn.Dense(1, name="readout")(x + jnp.sin(a * x) ** 2 / a)
+        return Dense(1, name="readout")(x + jnp.sin(a * x) ** 2 / a)
 
 
 class Swish(nn.Module):
@@ -68,9 +72,9 @@ class Swish(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.width, name="hidden")(x)
+        x = Dense(self.width, name="hidden")(x)
         beta = self.param("beta", nn.initializers.constant(SHARPNESS), (self.width,))
-        return nn.Dense(1, name="readout")(x * nn.sigmoid(beta[None] * x))
+        return Dense(1, name="readout")(x * nn.sigmoid(beta[None] * x))
 
 
 class TwoBranches(nn.Module):
@@ -80,10 +84,10 @@ class TwoBranches(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        one = jnp.tanh(nn.Dense(self.width, use_bias=False, name="one")(x))
-        two = nn.relu(nn.Dense(self.width, use_bias=False, name="two")(x))
-        deep = nn.Dense(self.width, use_bias=False, name="deep")(two)
-        return nn.Dense(1, use_bias=False, name="readout")(one * two * jnp.cos(deep))
+        one = jnp.tanh(Dense(self.width, use_bias=False, name="one")(x))
+        two = nn.relu(Dense(self.width, use_bias=False, name="two")(x))
+        deep = Dense(self.width, use_bias=False, name="deep")(two)
+        return Dense(1, use_bias=False, name="readout")(one * two * jnp.cos(deep))
 
 
 class DenseNet(nn.Module):
@@ -93,11 +97,11 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Dense(self.width, use_bias=False, name="hidden_0")(x))
+        x = nn.relu(Dense(self.width, use_bias=False, name="hidden_0")(x))
         for k in (1, 2):
-            new = nn.relu(nn.Dense(k * self.width, use_bias=False, name=f"hidden_{k}")(x))
+            new = nn.relu(Dense(k * self.width, use_bias=False, name=f"hidden_{k}")(x))
             x = jnp.concatenate([x, new], axis=-1)
-        return nn.Dense(1, use_bias=False, name="readout")(x)
+        return Dense(1, use_bias=False, name="readout")(x)
 
 
 class MixedPooling(nn.Module):
@@ -107,10 +111,10 @@ class MixedPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(self.width, (3,), name="conv_0")(x))
+        x = nn.relu(Conv(self.width, (3,), name="conv_0")(x))
         x = 0.7 * nn.avg_pool(x, (2,), (2,)) + 0.3 * x[:, ::2]
-        x = nn.relu(nn.Conv(self.width, (3,), name="conv_1")(x))
-        return nn.Dense(1, name="readout")(x.mean(axis=1) + 0.5 * x[:, 0])
+        x = nn.relu(Conv(self.width, (3,), name="conv_1")(x))
+        return Dense(1, name="readout")(x.mean(axis=1) + 0.5 * x[:, 0])
 
 
 class PositionalBiases(nn.Module):
@@ -122,18 +126,18 @@ class PositionalBiases(nn.Module):
     def __call__(self, x):
         shape = (x.shape[1], self.width)
         random = self.param("position_0", nn.initializers.normal(POSITION_STD), shape)
-        x = jnp.tanh(nn.Dense(self.width, use_bias=False, name="hidden_0")(x) + random[None])
+        x = jnp.tanh(Dense(self.width, use_bias=False, name="hidden_0")(x) + random[None])
         learned = self.param("position_1", nn.initializers.zeros, shape)
-        x = nn.relu(nn.Dense(self.width, use_bias=False, name="hidden_1")(x) + learned[None])
-        return nn.Dense(1, name="readout")(x.mean(axis=1))
+        x = nn.relu(Dense(self.width, use_bias=False, name="hidden_1")(x) + learned[None])
+        return Dense(1, name="readout")(x.mean(axis=1))
 
 
 class Kinked(nnx.Module):
     """Two slopes that meet at 0.7, in NNX."""
 
     def __init__(self, width, rngs):
-        self.hidden = nnx.Linear(5, width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.hidden = nnx.Linear(5, width, kernel_init=NORMAL, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, kernel_init=NORMAL, rngs=rngs)
 
     def __call__(self, x):
         return self.readout(kinked(self.hidden(x)))

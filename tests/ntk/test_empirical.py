@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ntk import contraction, empirical, program, reference, structured
 from ntk.empirical import empirical_ntk, empirical_ntk_fn
@@ -336,7 +337,7 @@ def test_outputs_and_inputs_as_trees_kwargs_and_axes(x64):
         h = x["a"] @ p["w"] if mode == "wide" else None
         return {"y": jnp.tanh(h * scale), "z": (x["b"] * p["v"]).T}
 
-    params = {"w": noise(1, 3, 2), "v": noise(2, 1, 2), "steps": jnp.arange(3)}
+    params = {"w": noise(1, 3, 2), "v": noise(2, 1, 2)}
     x = {"a": noise(3, 4, 3), "b": noise(4, 4, 2)}
     scale = jnp.expand_dims(noise(5, 4), 1)
     fn = empirical_ntk_fn(f, (), (), ({"a": 0, "b": 0}, {"y": 0, "z": 1}, {"scale": 0}))
@@ -404,7 +405,7 @@ def test_low_precision_accumulates_in_float32():
     [
         ({"x1": jnp.ones((2, 3), jnp.complex64)}, "x1 is complex"),
         ({"x1": jnp.ones((0, 3))}, "batch is empty"),
-        ({"params": {"w": jnp.arange(3)}}, "no floating-point"),
+        ({"params": {"w": jnp.arange(3)}}, "params/w is int32, no parameter"),
         ({"trace_axes": (3,)}, "axis 3 is out of range"),
         ({"trace_axes": (1,), "diagonal_axes": (-1,)}, "both in trace_axes and diagonal_axes"),
         ({"trace_axes": (0,), "x2": jnp.ones((5, 3))}, "differs in size"),
@@ -430,3 +431,89 @@ def test_integer_outputs_are_refused():
         empirical_ntk(
             lambda p, x: jnp.argmax(x @ p, -1, keepdims=True), noise(1, 3, 2), noise(2, 4, 3)
         )
+
+
+class Normalised(nn.Module):
+    """Batch normalisation between two dense layers, with statistics of the batch or kept ones."""
+
+    kept: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=self.kept)(nn.Dense(5)(x))
+        return nn.Dense(2)(nn.relu(x))
+
+
+def test_examples_that_interact_are_refused_and_right_without_an_axis_of_examples(x64):
+    x, model = noise(1, 6, 3), Normalised()
+    variables = model.init(jax.random.key(0), x)
+
+    def apply(p, x):
+        return model.apply({**variables, "params": p}, x, mutable=["batch_stats"])[0]
+
+    params = variables["params"]
+    for batches in ((x, None), (x[:1], x)):
+        with pytest.raises(
+            ValueError, match=r"examples interact: f\(x\)\[:1\] is not f\(x\[:1\]\)"
+        ):
+            empirical_ntk(apply, params, *batches)
+    close(empirical_ntk(apply, params, x, vmap_axes=None), by_definition(apply, params, x), 1e-6)
+    with pytest.raises(ValueError, match=r"collections \['params', 'batch_stats'\]; only 'params'"):
+        empirical_ntk(Normalised(True).apply, variables, x)
+
+    def kept(p, x):
+        return Normalised(True).apply({**variables, "params": p}, x)
+
+    close(empirical_ntk(kept, params, x), by_definition(kept, params, x), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda y: y - y.mean(0, keepdims=True),
+        lambda y: y[::-1],
+        lambda y: y / jnp.linalg.norm(y),
+        lambda y: y + 1e-2 * jnp.roll(y, 1, 0),
+        lambda y: y * jax.random.bernoulli(jax.random.key(0), 0.5, y.shape),
+    ],
+    ids=["mean", "order", "norm", "weak", "mask"],
+)
+def test_any_mixing_of_examples_is_seen(mix):
+    with pytest.raises(ValueError, match="examples interact"):
+        empirical_ntk(lambda p, x: mix(x @ p), noise(1, 3, 2), noise(2, 5, 3))
+
+
+def test_variables_of_nnx_that_are_no_parameters_are_refused():
+    model = nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    with pytest.raises(ValueError, match=r"variables of kind \['BatchStat'\]"):
+        empirical_ntk(lambda s, x: nnx.merge(graph, s)(x), state, noise(1, 4, 3))
+
+
+def scanned(p, x):
+    step = lambda h, _: (jax.nn.relu(h @ p["w"]), None)  # noqa: E731
+    return jax.lax.scan(step, x, None, length=2)[0] @ p["v"]
+
+
+@jax.custom_vjp
+def own_reverse(x):
+    return x**2
+
+
+own_reverse.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+
+
+def test_loops_with_rectifiers_and_rules_for_reverse_mode_only(x64):
+    """Against the Jacobian; the second has no forward mode, which products with the kernel use."""
+    params, x = {"w": noise(1, 3, 3), "v": noise(2, 3, 2)}, noise(3, 4, 3)
+    close(empirical_ntk(scanned, params, x), by_definition(scanned, params, x))
+
+    def f(p, x):
+        return own_reverse(x @ p["w"]) @ p["v"]
+
+    expected = by_definition(lambda p, x: (x @ p["w"]) ** 2 @ p["v"], params, x)
+    for implementation in ("auto", "ntk_vector_products"):
+        close(empirical_ntk(f, params, x, implementation=implementation), expected)
+    vector = noise(4, 4, 2)
+    product = empirical.empirical_ntk_vp_fn(f, x, None, params)(vector)
+    close(product, jnp.einsum("aibj,bj->ai", expected.transpose(0, 2, 1, 3), vector))

@@ -330,3 +330,40 @@ def test_errors_of_axes(shapes, roles, message):
 def test_one_width_is_not_enough():
     with pytest.raises(ValueError, match="at least two different widths"):
         width_axes(MLP, VECTORS, widths=(64, 64))
+
+
+class Channels(nn.Module):
+    """Numbers of each unit: rates of a diagonal state space, and a convolution of its own for each channel."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.swapaxes(nn.Dense(self.width, name="in")(x), -1, -2)[..., None]
+        options = {"in_axes": 1, "out_axes": 1, "variable_axes": {"params": 0}}
+        conv = nn.vmap(nn.Conv, split_rngs={"params": True}, **options)
+        h = conv(1, (3,), name="conv")(h)[..., 0]
+        rates = self.param("A_log", nn.initializers.ones, (self.width, 4))
+        return nn.Dense(2, name="out")(jnp.exp(-rates.sum(1))[None] * h.mean(-1))
+
+
+def test_a_table_of_numbers_for_each_unit_is_no_readout():
+    example = jax.ShapeDtypeStruct((2, 5, 4), jnp.float32)
+    with pytest.raises(
+        ValueError, match=r"A_log of shapes .* ambiguous: a readout .* table .*roles="
+    ):
+        width_axes(Channels, example)
+    axes = named_leaves(
+        width_axes(Channels, example, roles={"A_log": "input"}),
+        is_leaf=lambda leaf: isinstance(leaf, ParamAxes),
+    )
+    assert {name: leaf.role for name, leaf in axes.items()} == {
+        "A_log": "input",
+        "conv/bias": "input",
+        "conv/kernel": "input",
+        "in/bias": "input",
+        "in/kernel": "input",
+        "out/bias": "scalar",
+        "out/kernel": "output",
+    }
+    assert axes["conv/kernel"].fans() == (3, 256)

@@ -232,7 +232,7 @@ def test_a_finished_job_computes_nothing(finished, x):
     path, matrix = finished
     counted = Counted(rbf)
     np.testing.assert_array_equal(gram.gram(counted, x, tile=20, path=path, name="rbf"), matrix)
-    assert counted.shapes == [(20, None)]  # its shape and dtype alone
+    assert counted.shapes == [(20, None), (3, None)]  # its shape and dtype, and its fingerprint
 
 
 def test_a_folder_of_another_job_is_refused(finished, x, tmp_path):

@@ -15,7 +15,8 @@ from ntk import stax
 VECTORS = jax.ShapeDtypeStruct((2, 5), jnp.float64)
 IMAGES = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float64)
 TOKENS = jax.ShapeDtypeStruct((2, 4), jnp.int32)
-HE = nn.initializers.he_normal()
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # as in stax
 FROZEN = {"*norm*": 0}
 
 
@@ -115,7 +116,7 @@ WRITTEN = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_models_equal_their_combinators(x64, name):
     (model, example, fields, options), written = WRITTEN[name]
-    family = models.family(model, outputs=2, **fields)
+    family = models.family(model, outputs=2, **{"kernel_init": NORMAL} | fields)
     traced, kernel_fn = ntk.infinite_width(family, example, **options), written()[2]
     x1, x2 = data(example), data(example, 1, 2)
     get = ("nngp", "ntk")

@@ -11,6 +11,7 @@ from flax import linen as nn
 import ntk
 from ntk import stax
 
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # as in stax
 EXAMPLE = jax.ShapeDtypeStruct((2, 5), jnp.float64)
 FLAX = [
     *("gelu", "silu", "elu", "selu", "softplus", "tanh", "sigmoid", "hard_tanh", "leaky_relu"),
@@ -47,7 +48,7 @@ def family(activation):
 
         @nn.compact
         def __call__(self, x):
-            x = nn.Dense(self.width, use_bias=False)(x)
+            x = nn.Dense(self.width, use_bias=False, kernel_init=NORMAL)(x)
             return nn.Dense(1, use_bias=False)(activation(x))
 
     return Model
@@ -124,7 +125,7 @@ def normed(norm, activation):
 
         @nn.compact
         def __call__(self, x):
-            x = activation(norm()(nn.Dense(self.width, use_bias=False)(x)))
+            x = activation(norm()(nn.Dense(self.width, use_bias=False, kernel_init=NORMAL)(x)))
             return nn.Dense(1, use_bias=False)(x)
 
     return Model

@@ -16,7 +16,8 @@ from ntk import stax
 
 VECTORS = jax.ShapeDtypeStruct((2, 5), jnp.float64)
 SEQUENCES = jax.ShapeDtypeStruct((2, 4, 5), jnp.float64)
-MLP = models.family("MLP", depth=1, outputs=2)
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # as in stax
+MLP = models.family("MLP", depth=1, outputs=2, kernel_init=NORMAL)
 GET = ("nngp", "ntk")
 
 
@@ -58,7 +59,7 @@ def pair(width):
 def nnx_family(width):
     class Model(nnx.Module):
         def __init__(self, rngs):
-            self.hidden = nnx.Linear(5, width, rngs=rngs, use_bias=False)
+            self.hidden = nnx.Linear(5, width, kernel_init=NORMAL, rngs=rngs, use_bias=False)
             self.readout = nnx.Linear(width, 2, rngs=rngs, use_bias=False)
 
         def __call__(self, x):
@@ -70,7 +71,7 @@ def nnx_family(width):
 def test_linen_nnx_and_plain_functions_give_one_kernel(x64):
     x = inputs()
     expected = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))[2](x, None, GET)
-    model = models.family("MLP", depth=1, outputs=2, use_bias=False)
+    model = models.family("MLP", depth=1, outputs=2, use_bias=False, kernel_init=NORMAL)
     for family in (model, nnx_family, pair):
         close(ntk.infinite_width(family, VECTORS)(x, None, GET), expected)
 
@@ -136,7 +137,7 @@ def test_learning_rates_are_factors_of_the_parts_of_the_ntk(x64):
 def test_biases_train_from_zero_or_have_a_given_law(x64):
     x = inputs()
     free = ntk.infinite_width(MLP, VECTORS)(x, None, GET)
-    bare = models.family("MLP", depth=1, outputs=2, use_bias=False)
+    bare = models.family("MLP", depth=1, outputs=2, use_bias=False, kernel_init=NORMAL)
     bare = ntk.infinite_width(bare, VECTORS)(x, None, GET)
     np.testing.assert_allclose(free.nngp, bare.nngp, rtol=1e-12)
     assert (free.ntk > bare.ntk + 1).all()
@@ -313,7 +314,7 @@ def test_a_kernel_is_no_input_of_a_traced_network(x64):
 
 
 def test_explain_states_steps_and_parameters():
-    family = models.family("MLP", depth=4, outputs=2)
+    family = models.family("MLP", depth=4, outputs=2, kernel_init=NORMAL)
     out = ntk.explain(family, VECTORS, learning_rates={"*bias": 0.5})
     rows = {row.parameter: row for row in out.parameters}
     assert rows["hidden_1/kernel"].initial_variance == pytest.approx(1)
@@ -322,5 +323,125 @@ def test_explain_states_steps_and_parameters():
     assert any(row.step.endswith("(x 4)") for row in out.steps)
     assert "readout/kernel" in str(out)
     assert out._repr_html_().count("<table>") == 2
+    laws = [
+        row.initial_law
+        for row in ntk.explain(models.family("MLP", depth=2, outputs=2), VECTORS).parameters
+        if row.role == "weights"
+    ]
+    assert re.match(r"truncated normal: means over 8192 weights .* fourth cumulant", laws[0])
+    assert (
+        laws[1:] == ["truncated normal: as normal, exact in a sum over infinitely many units"] * 2
+    )
     with pytest.raises(ValueError, match="explain has no option"):
         ntk.explain(family, VECTORS, bias=0.1)
+
+
+def test_a_trained_embedding_and_a_trained_convolution_add_their_part(x64):
+    """Linear networks: every layer adds its learning rate times the covariance to the tangent kernel."""
+
+    def embedded(module, x, n):
+        embedding = nn.initializers.normal(1.0)
+        return nn.Dense(1, use_bias=False)(nn.Embed(7, n, embedding_init=embedding)(x)[:, 0])
+
+    def convolved(module, x, n):
+        h = nn.Conv(n, (3,), use_bias=False, padding="VALID", kernel_init=NORMAL)(x)
+        return nn.Dense(1, use_bias=False)(h.mean(1))
+
+    tokens, images = jnp.array([[1], [4], [1]]), inputs(shape=(5, 2))
+    windows = np.stack([np.asarray(images)[:, k : k + 3].reshape(3, -1) for k in range(3)]).mean(0)
+    cases = [
+        (embedded, tokens, "Embed*", np.asarray(tokens == tokens.T, float)),
+        (convolved, images, "Conv*", windows @ windows.T / 6),
+    ]
+    for forward, x, name, covariance in cases:
+        for rate in (0.0, 1.0, 2.5):
+            rates = {name: rate, "Dense*": 0.5}
+            found = ntk.infinite_width(linen(forward), x[:1], learning_rates=rates)(x, None, "ntk")
+            np.testing.assert_allclose(found, (rate + 0.5) * covariance, rtol=1e-9, atol=1e-12)
+
+
+def half_linear(derivative):
+    """min(max(z, -2), 2) with a given derivative rule; the clipped parts are a third of the points looked at."""
+    clip = jax.custom_jvp(lambda z: jnp.clip(z, -2.0, 2.0))
+    clip.defjvps(lambda t, ans, z: t * derivative(z))
+    return linen(lambda module, x, n: nn.Dense(1)(clip(nn.Dense(n, kernel_init=NORMAL)(x))))
+
+
+def test_a_rule_that_is_the_derivative_at_most_points_is_refused(x64):
+    with pytest.raises(ValueError, match="a derivative rule of its own"):
+        ntk.infinite_width(half_linear(jnp.ones_like), VECTORS)
+    right = half_linear(lambda z: (jnp.abs(z) < 2).astype(z.dtype))
+    assert np.isfinite(ntk.infinite_width(right, VECTORS)(inputs(), None, "ntk")).all()
+
+
+def test_means_of_two_pooled_branches_meet(x64):
+    """E[(a + b)(a' + b')] = 2 E[a a'] + 2 E a E a' of means over positions of two rectified layers."""
+
+    def forward(module, x, n):
+        branches = [nn.relu(nn.Dense(n, use_bias=False, kernel_init=NORMAL)(x)) for _ in range(2)]
+        return nn.Dense(1, use_bias=False)(sum(b.mean(1) for b in branches))
+
+    x = inputs(shape=(4, 5))
+    found = ntk.infinite_width(linen(forward), SEQUENCES)(x, None, "nngp")
+    rows = np.asarray(x).reshape(12, 5)
+    k = rows @ rows.T / 5
+    std = np.sqrt(np.diag(k))
+    angle = np.arccos(np.clip(k / np.outer(std, std), -1, 1))
+    k = np.outer(std, std) * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
+    pooled = k.reshape(3, 4, 3, 4).mean((1, 3))
+    mean = std.reshape(3, 4).mean(1) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(found, 2 * pooled + 2 * np.outer(mean, mean), rtol=1e-6)
+
+
+def after_readout(module, x, n):
+    return jnp.tanh(nn.Dense(1, use_bias=False)(nn.Dense(n, use_bias=False, kernel_init=NORMAL)(x)))
+
+
+def test_a_nonlinearity_after_the_readout_has_no_tangent_kernel(x64):
+    """Its second moments are those of tanh of a Gaussian, here by quadrature."""
+    x = inputs(2)
+    kernel_fn = ntk.infinite_width(linen(after_readout), VECTORS)
+    for get in ("ntk", None):
+        with pytest.raises(ValueError, match=r"no infinite-width tangent kernel.*readout"):
+            kernel_fn(x, None, get)
+    z, w = np.polynomial.hermite_e.hermegauss(80)
+    k = np.asarray(x @ x.T) / 5
+    expected = [w @ np.tanh(np.sqrt(v) * z) ** 2 / w.sum() for v in np.diag(k)]
+    np.testing.assert_allclose(np.diag(kernel_fn(x, None, "nngp")), expected, rtol=1e-5)
+    shifted = linen(lambda module, x, n: nn.Dense(1)(nn.relu(nn.Dense(n)(x))) + x[:, :1])
+    assert ntk.infinite_width(shifted, VECTORS)(x, None, "ntk").shape == (2, 2)
+
+
+def test_terms_that_are_zero_drop_out():
+    def forward(f):
+        return linen(lambda module, x, n: nn.Dense(1)(f(nn.Dense(n, kernel_init=NORMAL)(x))))
+
+    x = inputs(2, shape=(3,), dtype=jnp.float32)
+    get = ("nngp", "ntk")
+    plain, more = (
+        ntk.infinite_width(forward(f), x[:1])(x, None, get)
+        for f in (jnp.tanh, lambda h: jnp.tanh(h) + 0.0 * h * jnp.cos(h))
+    )
+    close(plain, more, 1e-6)
+    x = jax.random.normal(jax.random.key(0), (2, 3))
+    sinc = ntk.infinite_width(forward(jnp.sinc), x[:1])(x, None, "nngp")
+    z, w = np.polynomial.hermite_e.hermegauss(120)
+    std = np.sqrt(np.mean(np.asarray(x) ** 2, 1))
+    expected = [w @ np.sinc(s * z) ** 2 / w.sum() for s in std]
+    np.testing.assert_allclose(np.diag(sinc), expected, rtol=1e-4)
+
+
+def test_elementwise_functions_of_two_arguments_are_read():
+    """polygamma(1, 1 + z^2), as the square of a slope of the digamma function."""
+    from scipy import special
+
+    def forward(module, x, n):
+        h = nn.Dense(n, use_bias=False, kernel_init=NORMAL)(x)
+        return nn.Dense(1, use_bias=False)(jax.scipy.special.polygamma(1, 1 + h**2))
+
+    x = inputs(2, dtype=jnp.float32)
+    found = ntk.infinite_width(linen(forward), VECTORS)(x, None, "nngp")
+    z, w = np.polynomial.hermite_e.hermegauss(80)
+    std = np.sqrt(np.mean(np.asarray(x) ** 2, 1))
+    expected = [w @ special.polygamma(1, 1 + (s * z) ** 2) ** 2 / w.sum() for s in std]
+    np.testing.assert_allclose(np.diag(found), expected, rtol=1e-3)

@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all, and whose errors name them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+        ValueError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ValueError: it is missing or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes the whole file as JSON or leaves the old one."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes the whole file or leaves the old one."""
+    replace(path, text.encode())
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+    """Writes the whole file, to the disk, or leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    with named(path):
+        try:
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def named(path: pathlib.Path) -> Iterator[None]:
+    """An error of the file system says which file, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({reason}); what was saved before is intact",
+        ) from error

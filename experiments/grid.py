@@ -1,0 +1,196 @@
+"""A grid of experiments: axes x units -> labelled arrays. The one road from a configuration to its results.
+
+A unit is one point of the axes. It is a task of its own, a pure function of the point and of the data that all units
+share, and it is resumable: what it measured is kept in points/, what it is training in checkpoints/, and who runs the
+study again finds both. Any process could do any unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from experiments import loop, train
+
+
+class Axis(NamedTuple):
+    """The values of a coordinate; over its own dimension, or over those in ``dims``."""
+
+    values: Sequence[Any]
+    long_name: str
+    units: str = "1"
+    dims: tuple[str, ...] | None = None
+
+
+class Variable(NamedTuple):
+    """What a unit measures, with its dimensions after those of the grid."""
+
+    long_name: str
+    units: str = "1"
+    dims: tuple[str, ...] = ()
+
+
+class Training(NamedTuple):
+    """A unit that is trained: runs of one compiled program, resumed in their middle.
+
+    Attributes:
+        compile: -> the program; called when a run is left to train.
+        shape: units of the same shape share one compilation.
+        data: of the program.
+        learning_rates: one per run.
+        seeds: one per run.
+        chunks: calls of ``advance``.
+        steps: of one run.
+        keep: records of `loop.train_runs` -> {variable: array}.
+    """
+
+    compile: Callable[[], train.Program]
+    shape: Hashable
+    data: Any
+    learning_rates: Sequence[float]
+    seeds: Sequence[int]
+    chunks: int
+    steps: int
+    keep: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = lambda records: records
+
+
+class Program(NamedTuple):
+    """What is done at every point of a grid.
+
+    Attributes:
+        name: of the grid, unique within the study; it begins the names of its files.
+        unit: a pure function ``(data, **point) -> {variable: array}``, or ``-> Training``.
+        variables: what a unit measures; other entries of its result are kept in points/ but not returned.
+        coordinates: of dimensions that the variables have beyond the grid's.
+        trains: whether the unit is a `Training`.
+        steps: of a unit that is none, for the progress bar; 0 leaves it out.
+    """
+
+    name: str
+    unit: Callable[..., Mapping[str, Any] | Training]
+    variables: Mapping[str, Variable]
+    coordinates: Mapping[str, Axis] = {}
+    trains: bool = False
+    steps: int = 1
+
+
+def train_grid(
+    axes: Mapping[str, Axis], data: Any, program: Program, session: loop.Session | None = None
+) -> xr.Dataset:
+    """Every unit of a grid, from the files of the run where it is there already, as labelled arrays.
+
+    Args:
+        axes: dimension -> its values; their product are the units, the last axis fastest.
+        data: what all units read.
+        program: what a unit does.
+        session: files and progress; none are kept by default.
+
+    Returns:
+        program.variables over the dimensions of the axes and then their own, with ``long_name`` and ``units``; empty
+        where an axis is.
+
+    Raises:
+        ValueError: a unit does not measure a variable, or measures it in other dimensions or shapes than another.
+    """
+    session = session or loop.Session()
+    compiled: dict[Hashable, train.Program] = {}
+    points = [
+        dict(zip(axes, point)) for point in itertools.product(*(a.values for a in axes.values()))
+    ]
+    labels = [label(program.name, point.values()) for point in points]
+    if len(set(labels)) < len(labels):
+        twice = sorted(name for name in set(labels) if labels.count(name) > 1)
+        raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
+    units = [
+        _unit(program, data, point, name, session, compiled) for point, name in zip(points, labels)
+    ]
+    if not units:
+        return xr.Dataset()
+    shape = tuple(len(axis.values) for axis in axes.values())
+    variables = {
+        name: array(
+            (*axes, *what.dims),
+            np.reshape(_stack(program, name, units), (*shape, *np.shape(units[0][name]))),
+            what.long_name,
+            what.units,
+        )
+        for name, what in program.variables.items()
+    }
+    return xr.Dataset(variables, coordinates({**axes, **program.coordinates}))
+
+
+def coordinates(axes: Mapping[str, Axis]) -> dict[str, xr.Variable]:
+    """Axes as xarray takes them."""
+    return {
+        name: array((name,) if a.dims is None else a.dims, a.values, a.long_name, a.units)
+        for name, a in axes.items()
+    }
+
+
+def array(dims: Any, values: Any, long_name: str, units: str = "1") -> xr.Variable:
+    """An array with its dimensions, what it is, and its units ("1" for none)."""
+    return xr.Variable(dims, np.asarray(values), {"long_name": long_name, "units": units})
+
+
+def label(name: str, point: Any) -> str:
+    """The name of a unit's files: readable, and different for every point whatever its values are."""
+    exact = "-".join([name, *map(_word, point)])
+    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", exact)
+    if plain == exact and len(plain) < 100:
+        return plain
+    return f"{plain[:90]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _word(value: Any) -> str:
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
+
+
+def _unit(program, data, point, name, session, compiled) -> Mapping[str, Any]:
+    if program.trains:
+        training = program.unit(data, **point)
+        return training.keep(_trained(training, name, session, compiled))
+    found = loop.load(session, name)
+    if found is None:
+        found = {k: np.asarray(value) for k, value in program.unit(data, **point).items()}
+        loop.keep(session, name, found)
+    if program.steps:
+        session.progress(program.steps, name, _shown(found))
+    return found
+
+
+def _trained(training, name, session, compiled) -> dict[str, np.ndarray]:
+    runs = training.learning_rates, training.seeds
+    found = loop.load_runs(session, name, len(training.seeds))
+    if found:
+        session.progress(len(training.seeds) * training.steps, name, np.nan)
+        return found
+    if training.shape not in compiled:
+        compiled[training.shape] = training.compile()
+    options = {"chunks": training.chunks, "name": name, "session": session}
+    return loop.train_runs(compiled[training.shape], training.data, *runs, **options)
+
+
+def _stack(program, name, units) -> np.ndarray:
+    dims = program.variables[name].dims
+    for unit in units:
+        if name not in unit:
+            raise ValueError(f"a unit of {program.name} does not measure {name!r}")
+        if np.ndim(unit[name]) != len(dims) or np.shape(unit[name]) != np.shape(units[0][name]):
+            shapes = f"{np.shape(unit[name])} and {np.shape(units[0][name])}"
+            raise ValueError(
+                f"{name} of {program.name} must have one shape of dimensions {dims}; units have {shapes}"
+            )
+    return np.stack([unit[name] for unit in units])
+
+
+def _shown(found: Mapping[str, np.ndarray]) -> float:
+    """A number for the progress bar: the mean of what was measured first."""
+    first = next(iter(found.values()))
+    return float(np.mean(first)) if first.dtype.kind in "fiub" and first.size else float("nan")

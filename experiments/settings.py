@@ -1,0 +1,333 @@
+"""From a command line to a configuration: which file, which preset, which keys are set to what.
+
+A study is named by its configuration: one of ours by name, as ``learning_rate_transfer:cpu``, anyone's by file, as
+``my_config.py:PRESET``. Its ``get_config(preset)`` gives an ml_collections ConfigDict whose key ``study`` names a
+module of experiments.studies, or a Python file (relative to the configuration's) with the same functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import types
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from experiments import checks, tasks
+
+ROOT = pathlib.Path(__file__).resolve().parent
+STUDY = ("TITLE", "PAPER", "check", "claims", "figures", "run", "total_steps")
+"""What a study's module defines."""
+WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+
+class Options(NamedTuple):
+    """A command line. ``changes`` are (dotted key, text), in their order."""
+
+    config: str | None = None
+    workdir: str | None = None
+    devices: int = 1
+    checkpoint_seconds: float = 20.0
+    tensorboard: str | None = None
+    wandb: str | None = None
+    check: bool = False
+    list: bool = False
+    help: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line (without the program's name): ``--name=value`` or ``--name value``.
+
+    Raises:
+        ValueError: an unknown option, one without its value, or a value of another type.
+    """
+    fields, changes, rest = {}, [], list(arguments)
+    kinds = {name: type(default) for name, default in Options._field_defaults.items()}
+    del kinds["changes"]
+    while rest:
+        argument = rest.pop(0)
+        name, given, text = argument.lstrip("-").partition("=")
+        name = {"h": "help"}.get(name, name)
+        if not argument.startswith("-") or not name:
+            raise ValueError(f"unexpected argument {argument!r}; options are written --name=value")
+        if not name.startswith("config.") and name not in kinds:
+            raise ValueError(
+                f"unknown option --{name}{nearest(name, [*kinds])}; there are: "
+                + ", ".join(f"--{known}" for known in kinds)
+                + ", and --config.KEY for each key of the configuration"
+            )
+        if kinds.get(name) is bool:
+            if given:
+                raise ValueError(f"--{name} takes no value, not {text!r}")
+            fields[name] = True
+            continue
+        if not given:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"--{name} needs a value: --{name}=VALUE")
+            text = rest.pop(0)
+        if name.startswith("config."):
+            changes.append((name.removeprefix("config."), text))
+        else:
+            fields[name] = _option(name, text, kinds[name])
+    return Options(**fields, changes=tuple(changes))
+
+
+def _option(name: str, text: str, kind: type) -> Any:
+    if kind is int or kind is float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"--{name} is {text!r}; it must be {checks.TYPES[kind]}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"--{name} is {text!r}; it must not be empty")
+    return text
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """' (did you mean ...?)', or nothing where no name is near, or the name is there."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close and close[0] != name else ""
+
+
+def studies() -> list[str]:
+    """Names of the studies of this package: those with a module and a configuration of that name."""
+    # Other modules in studies draw or judge for one.
+    files = [{file.stem for file in (ROOT / part).glob("[a-z]*.py")} for part in _FOLDERS]
+    return sorted(files[0] & files[1])
+
+
+_FOLDERS = ("studies", "configs")
+
+
+def find_config(text: str) -> tuple[pathlib.Path, str]:
+    """(file, preset or "") of the value of --config: a study's name or a file, and :PRESET.
+
+    Raises:
+        ValueError: there is no such study or file.
+    """
+    name, _, preset = text.partition(":")
+    if name in studies():
+        return ROOT / "configs" / f"{name}.py", preset
+    file = pathlib.Path(name).expanduser()
+    for path in (file, ROOT.parent / file):
+        if path.is_file():
+            return path.resolve(), preset
+    raise ValueError(
+        f"there is no configuration {name!r}{nearest(file.stem, studies())}; give the name of a study "
+        f"({', '.join(studies())}) or a Python file with get_config(preset)"
+    )
+
+
+def load_file(path: pathlib.Path) -> types.ModuleType:
+    """The module of a Python file.
+
+    Raises:
+        ValueError: the file cannot be read, is not Python, or raises; with the file and the line.
+    """
+    spec = importlib.util.spec_from_file_location(f"_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end with .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno} is not Python: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path}{_line(error, path)} {_raised(error)}") from error
+    return module
+
+
+def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
+    """The configuration that --config names, with its changes, and the name of its preset.
+
+    Raises:
+        ValueError: no such file, study or preset; a file that is not a configuration; an unknown key.
+    """
+    path, preset = find_config(text)
+    module = load_file(path)
+    make = getattr(module, "get_config", None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function get_config(preset): it is not a configuration")
+    config = _call(make, path, preset)
+    if isinstance(config, dict):
+        config = ml_collections.ConfigDict(config)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict"
+        )
+    if not isinstance(config.get("study"), str):
+        raise ValueError(f"{path}: the configuration has no key 'study' that names its study")
+    change(config, changes)
+    if config.study.endswith(".py"):
+        config.study = str((path.parent / pathlib.Path(config.study).expanduser()).resolve())
+    try:
+        json.dumps(config.to_dict())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: the configuration must hold numbers, text and tuples only ({error})"
+        ) from error
+    return config, preset or _default_preset(make)
+
+
+def _call(make: Any, path: pathlib.Path, preset: str) -> Any:
+    try:
+        return make(preset) if preset else make()
+    except ValueError as error:
+        raise ValueError(str(error) or f"{path}: get_config raised a ValueError") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{path}{_line(error, path)} get_config({preset!r}) {_raised(error)}"
+        ) from error
+
+
+def _default_preset(make: Any) -> str:
+    parameters = [*inspect.signature(make).parameters.values()]
+    known = parameters and isinstance(parameters[0].default, str)
+    return parameters[0].default if known else "default"
+
+
+def _line(error: BaseException, path: pathlib.Path) -> str:
+    """', line N' of the innermost frame within the file."""
+    numbers, frame = [], error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            numbers.append(frame.tb_lineno)
+        frame = frame.tb_next
+    return f", line {numbers[-1]}:" if numbers else ":"
+
+
+def _raised(error: BaseException) -> str:
+    return f"raised {type(error).__name__}: {error}".rstrip(": ")
+
+
+def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
+    """Sets keys of a configuration to values given as text, each of the type that the key has.
+
+    Setting the name of a task exchanges the task's keys for that task's; what both have and the preset sets stays.
+
+    Raises:
+        ValueError: an unknown key, or a text that is no value of its type.
+    """
+    # Names of tasks first: they decide which other keys there are.
+    for key, text in sorted(changes, key=lambda item: not f".{item[0]}".endswith(".task.name")):
+        part, name = _find(config, key)
+        if f".{key}".endswith(".task.name"):
+            holder, _ = _find(config, key.removesuffix(".name"))
+            fresh = checks.context(key, tasks.default_config, text)
+            usual = checks.context(key, tasks.default_config, holder.task.name)
+            fresh.update({k: v for k, v in holder.task.items() if k in fresh and v != usual[k]})
+            fresh.name = text
+            holder.task = fresh
+        else:
+            value = read(f"config.{key}", text, part[name])
+            with (
+                part.ignore_type()
+            ):  # `read` has seen to it; a number may stand where another kind stood
+                part[name] = value
+
+
+def _find(config: Any, key: str) -> tuple[Any, str]:
+    """The part of the configuration that holds a key, and the key's last name."""
+    *parents, name = key.split(".")
+    part, path = config, "config"
+    for step in [*parents, name]:
+        if not isinstance(part, ml_collections.ConfigDict):
+            raise ValueError(f"{path} is {part!r}: it has no keys, such as {step!r}")
+        if step not in part:
+            every = [k.rpartition(".")[2] for k in checks.flatten(part)]
+            hint = nearest(step, [*part.keys()]) or nearest(step, every)
+            raise ValueError(
+                f"{path} has no key {step!r}{hint}; it has: {', '.join(map(str, part.keys()))}"
+            )
+        holder, part, path = part, part[step], f"{path}.{step}"
+    if isinstance(part, ml_collections.ConfigDict) and not key.endswith("task"):
+        raise ValueError(
+            f"{path} is a group of keys; set one of them: {', '.join(f'--{path}.{k}' for k in part)}"
+        )
+    return holder, name
+
+
+def read(path: str, text: str, before: Any) -> Any:
+    """The value that a text stands for, of the type of the value before.
+
+    Raises:
+        ValueError: it is none; says which type is expected, with an example.
+    """
+    if isinstance(before, str):
+        return text
+    if isinstance(before, bool):
+        value = WORDS.get(text.lower())
+    else:
+        value = _literal(text)
+    kind = type(before)
+    if kind is float and type(value) is int:
+        value = _float(value)
+    if kind is tuple or kind is list:
+        value = _tuple(value, before)
+        example = repr(before[:2]) if before else "(1, 2)"
+        expected = f"a tuple such as {example}"
+    else:
+        expected = f"{checks.TYPES.get(kind, kind.__name__)} such as {before!r}"
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{path} is {text[:80]!r}; it must be {expected}")
+    return value
+
+
+def _literal(text: str) -> Any:
+    if text.strip().lower() in ("nan", "inf", "-inf", "infinity", "-infinity"):
+        return float(text)
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _tuple(value: Any, before: Sequence) -> Any:
+    if not _plain(value) or not isinstance(value, tuple | list):
+        return None
+    entries = (tuple(v) if isinstance(v, list) else v for v in value)
+    decimal = before and all(type(v) is float for v in before)
+    return tuple(_float(v) if decimal and type(v) is int else v for v in entries)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is made of numbers, text and tuples: no complex number, bytes, set or None."""
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return isinstance(value, int | float | str)
+
+
+def _float(value: int) -> float:
+    return float(value) if abs(value) < 2**1000 else float("inf")
+
+
+def find_study(name: str) -> types.ModuleType:
+    """The module of a study: experiments.studies.<name>, or a Python file.
+
+    Raises:
+        ValueError: there is no such study (names the nearest), or the file lacks what a study defines.
+    """
+    if name.endswith(".py"):
+        if not pathlib.Path(name).is_file():
+            raise ValueError(f"there is no study {name!r}: config.study names no file")
+        study = load_file(pathlib.Path(name))
+        missing = [part for part in STUDY if not hasattr(study, part)]
+        if missing:
+            raise ValueError(
+                f"{name} is not a study: it lacks {', '.join(missing)} (see experiments/studies)"
+            )
+        return study
+    if name not in studies():
+        raise ValueError(
+            f"unknown study {name!r}{nearest(name, studies())}; there are: {', '.join(studies())}, "
+            "or the name of a file that ends with .py"
+        )
+    return importlib.import_module(f"experiments.studies.{name}")

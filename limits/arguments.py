@@ -1,0 +1,157 @@
+"""What the functions of this package take, checked before they compute: `@takes(width=count(), key=key)`.
+
+A check is `check(name, value)` and raises TypeError for a value of another type and ValueError for one out of range;
+both name the value and what is allowed. Traced values are checked by type and shape alone.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk.options import check_count, check_keywords, check_real
+
+
+def takes(**checks: Callable) -> Callable:
+    """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest."""
+
+    def decorate(function):
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args, **options):
+            check_keywords(function.__name__, options, list(signature.parameters))
+            given = signature.bind(*args, **options).arguments
+            for name, check in checks.items():
+                if name in given:
+                    check(name, given[name])
+            return function(*args, **options)
+
+        return checked
+
+    return decorate
+
+
+def count(least: int = 1) -> Callable:
+    """An integer of at least `least`."""
+    return lambda name, value: check_count(name, value, least=least)
+
+
+def integer(name, value):
+    """An integer; its range is the function's own matter."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; it must be an integer")
+
+
+def number(positive: bool = False) -> Callable:
+    """A finite number that is not negative (or positive); one inside an array without axes, or traced, too."""
+
+    def check(name, value):
+        if isinstance(value, jax.core.Tracer):
+            return
+        if isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0:
+            value = np.asarray(value).item()
+        check_real(name, value, positive=positive)
+
+    return check
+
+
+def real(name, value):
+    """A finite number of any sign, possibly traced or inside an array without axes."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if isinstance(value, bool) or np.ndim(value) or np.asarray(value).dtype.kind not in "iuf":
+        raise TypeError(f"{name} is {_short(value)}; it must be a finite number")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be a finite number")
+
+
+def array(ndim: int | None = None, *, integers: bool = False, columns: int | None = None):
+    """An array of real numbers (or integers) with so many axes (the last of `columns`), of finite entries."""
+    what = f"array of {'integers' if integers else 'real numbers'}"
+    what += "" if ndim is None else f" with {ndim} axes"
+    what += "" if columns is None else f", the last of {columns}"
+
+    def check(name, given):
+        value, traced = given, isinstance(given, jax.core.Tracer)
+        try:
+            value = value if traced else np.asarray(value)
+            kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating)
+            right = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise TypeError(f"{name} is {_short(given)}; it must be an {what}")
+        if (ndim is not None and value.ndim != ndim) or (columns not in (None, *value.shape[-1:])):
+            raise ValueError(f"{name} has the shape {value.shape}; it must be an {what}")
+        if not traced and not np.isfinite(value.astype(float)).all():
+            raise ValueError(f"{name} has entries that are not finite; drop them first")
+
+    return check
+
+
+def key(name, value):
+    """A typed PRNG key."""
+    if not jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+        raise TypeError(f"{name} is {_short(value)}; it must be a key: jax.random.key(0)")
+
+
+def function(name, value):
+    """Something to call."""
+    if not callable(value):
+        raise TypeError(f"{name} is {_short(value)}; it must be a function")
+
+
+def instance(*types: type, remedy: str = "") -> Callable:
+    """A value of one of these types."""
+
+    def check(name, value):
+        if not isinstance(value, types):
+            allowed = " or ".join(t.__name__ for t in types)
+            raise TypeError(f"{name} is {_short(value)}; it must be {allowed}{remedy}")
+
+    return check
+
+
+def real_dtype(name, value):
+    """The type of floating numbers."""
+    try:
+        right = jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        right = False
+    if not right:
+        raise TypeError(f"{name} is {value!r}; it must be a floating type, such as jnp.float32")
+
+
+def pair(name, value):
+    """Two arrays, inputs and targets."""
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"{name} is {_short(value)}; it must be a pair (inputs, targets)")
+    for part, each in zip(("inputs", "targets"), value):
+        array()(f"{part} of {name}", each)
+
+
+def batch(name, value):
+    """A pair of which both have the same first axis."""
+    pair(name, value)
+    inputs, targets = map(np.shape, value)
+    if inputs[:1] != targets[:1] or not inputs:
+        raise ValueError(
+            f"{name} has inputs of shape {inputs} and targets of shape {targets}; they must be as many"
+        )
+
+
+def same_columns(**arrays):
+    """Refuse matrices whose last axes differ in length."""
+    lengths = {name: np.shape(value)[-1] for name, value in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in arrays.items())
+        raise ValueError(f"the last axes must be equally long, not those of {shapes}")
+
+
+def _short(value):
+    text = repr(value) if not hasattr(value, "shape") else f"an array of {value.dtype}"
+    return text if len(text) < 80 else type(value).__name__

@@ -1,0 +1,197 @@
+"""What a coordinate check says: powers of the width fitted, and compared with those of a regime.
+
+The fit is log y = s log n + const, seed by seed. Near the base width n_0 y is n^s (1 + c (n_0/n)^1/2): initial outputs
+of that size stand beside the targets, and with both of order one at n_0 the number c is of order one. A deviation is
+wrong if it is larger than |c| = 2 can bend the fit, or stays in a fit with that correction.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from limits.regimes import Regime
+
+
+class Scaling(NamedTuple):
+    """n^exponent fitted over the widths, seed by seed.
+
+    Attributes:
+        exponent: (steps, layers), mean over seeds; nan where a value is zero or not finite.
+        interval: (steps, layers, 2), its confidence interval from the spread over seeds.
+    """
+
+    exponent: np.ndarray
+    interval: np.ndarray
+
+
+class Measured(NamedTuple):
+    """What was measured of all layers.
+
+    Attributes:
+        names: of the layers.
+        places: of each layer in a Regime.
+        widths: (widths,).
+        values: size, change and own change; the seeds are on the second axis, layers on the last.
+        fits: the Scaling of each.
+        confidence: of the intervals.
+        base: the base width, 1 for a network without.
+    """
+
+    names: tuple[str, ...]
+    places: Sequence[int]
+    widths: np.ndarray
+    values: tuple[np.ndarray, np.ndarray, np.ndarray]
+    fits: Sequence[Scaling]
+    confidence: float
+    base: int = 1
+
+
+class _Stage(NamedTuple):
+    """One comparison of all layers: values (widths, seeds, layers) and what is expected of them."""
+
+    when: str
+    what: str
+    values: np.ndarray
+    exponent: np.ndarray
+    interval: np.ndarray
+    expected: tuple
+    inherited: bool  # a deviation is handed on to later layers
+    may_vanish: bool
+
+
+class _Finding(NamedTuple):
+    """What is wrong with a layer at a stage, and whether that is certain; `text` is empty if nothing is."""
+
+    certain: bool
+    text: str
+    widths: tuple[int, ...] = ()  # those that would decide it
+
+
+_RIGHT = _Finding(True, "")
+
+
+def fit(widths, values, confidence, *, corrected=False) -> Scaling:
+    """Scaling of positive values (widths, seeds, ...).
+
+    Args:
+        widths: (widths,).
+        values: what scales.
+        confidence: coverage of the intervals, from the spread of the seeds' slopes (Student's t).
+        corrected: whether a correction of relative order n^-1/2 is fitted too.
+    """
+    x = np.log(widths)
+    columns = [x, np.ones(len(x))]
+    if corrected:
+        columns.append((widths / widths.min()) ** -0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.einsum("w,w...->...", np.linalg.pinv(np.stack(columns, 1))[0], np.log(values))
+        slopes = np.where(np.isfinite(slopes), slopes, np.nan)
+    seeds = slopes.shape[0]
+    half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * slopes.std(0, ddof=1) / np.sqrt(seeds)
+    mean = slopes.mean(axis=0)
+    return Scaling(mean, np.stack([mean - half, mean + half], axis=-1))
+
+
+def judge(measured: Measured, predicted: Regime, tolerance: float):
+    """(wrong, passed, verdict), from the first stage at which a layer deviates."""
+    stages, names = list(_stages(measured, predicted)), measured.names
+    findings = [[_finding(s, l, measured, tolerance) for l in range(len(names))] for s in stages]
+    doubts, widths = [], ()
+    for stage, found in zip(stages, findings):
+        wrong = {}
+        for l, (name, finding) in enumerate(zip(names, found)):
+            if not finding.text or _recovers(stages, findings, stage, l):
+                continue
+            if finding.certain:
+                wrong[name] = f"{name} is wrong {stage.when}: {stage.what} {finding.text}"
+            else:
+                doubts.append(f"{name} is undecided {stage.when}: {stage.what} {finding.text}")
+                widths = max(widths, finding.widths, key=lambda w: w[-1:])
+        if wrong:
+            named = tuple(wrong)[:1] if stage.inherited else tuple(wrong)
+            text = "; ".join(wrong[name] for name in named)
+            return named, False, f"{text}. Later deviations can follow from this."
+    if doubts:
+        return (), False, f"{'; '.join(doubts)}. {_advice(measured.widths, widths)}"
+    right = f"{', '.join(names)} scale as predicted ({predicted.kind}), within {tolerance}."
+    return (), True, right
+
+
+def _recovers(stages, findings, stage, l):
+    """Whether a layer that moves too little by its own update in an early step does not in the last.
+
+    Queries and keys of attention do: at initialisation their gradient is a sum of independent terms.
+    """
+    own = [k for k, other in enumerate(stages) if "own" in other.what]
+    early = stage in [stages[k] for k in own[:-1]]
+    return early and stage.exponent[l] < stage.expected[l] and not findings[own[-1]][l].text
+
+
+def _stages(measured, predicted):
+    (size, change, own), (size_fit, change_fit, own_fit) = measured.values, measured.fits
+    steps, places = change.shape[2], list(measured.places)
+
+    def each(exponents):
+        return tuple(exponents[place] for place in places)
+
+    start = size[:, :, 0], size_fit.exponent[0], size_fit.interval[0]
+    yield _Stage("at initialisation", "its size", *start, each(predicted.initial), True, True)
+    for t in range(steps):
+        values = own[:, :, t], own_fit.exponent[t], own_fit.interval[t]
+        expected = each([-r for r in (predicted.layers if t else predicted.first)])
+        what = "the change by its own update"
+        yield _Stage(f"at step {t + 1}", what, *values, expected, False, t + 1 < steps)
+    end = change[:, :, -1], change_fit.exponent[-1], change_fit.interval[-1]
+    yield _Stage(f"at step {steps}", "its change", *end, each(predicted.change), True, False)
+
+
+def _finding(stage, l, measured, tolerance):
+    values, expected, widths = stage.values[:, :, l], stage.expected[l], measured.widths
+    if np.isnan(values).all() and "own" in stage.what:
+        return _RIGHT  # no parameter is the layer's own
+    if not np.isfinite(values).all():
+        first = widths[~np.isfinite(values).all(axis=1)].min()
+        return _Finding(True, f"is not finite from width {first} (lower the learning rate)")
+    if (values == 0).any():
+        return _RIGHT if stage.may_vanish else _Finding(True, "is exactly zero")
+    exponent, (low, high) = stage.exponent[l], stage.interval[l]
+    deviation, half = abs(exponent - expected), (high - low) / 2
+    text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected:g}"
+    if deviation <= tolerance:
+        # Other parametrizations are half a power away.
+        if expected - 1 / 2 < low and high < expected + 1 / 2:
+            return _RIGHT
+        return _Finding(False, text, _deciding(widths, 0, half, tolerance))
+    bent = fit(widths, values, measured.confidence, corrected=True).interval
+    stays = max(bent[0] - expected, expected - bent[1]) > tolerance
+    large = deviation > tolerance + _bend(widths, measured.base)
+    certain = not low <= expected <= high and (stays or large)
+    return _Finding(certain, text, _deciding(widths, deviation, half, tolerance))
+
+
+def _bend(widths, base):
+    """By how much a correction 2 (base/n)^1/2 changes the slope of log y against log n."""
+    x = np.log(widths) - np.log(widths).mean()
+    return abs(float(x @ (2 * (base / widths) ** 0.5) / (x @ x)))
+
+
+def _deciding(widths, deviation, half, tolerance):
+    """As many widths, at which corrections of order n^-1/2 and the interval come down to the tolerance."""
+    octaves = math.log2(widths.max() / widths.min()) * max(1, half / tolerance)
+    octaves = min(max(math.ceil(octaves), 4), 8)
+    factor = 2 ** math.ceil(max(0, 2 * math.log2(deviation / tolerance))) if deviation else 1
+    low = int(widths.min()) * min(factor, 64)
+    count = max(len(widths), 3)
+    return tuple(low * 2 ** round(octaves * k / (count - 1)) for k in range(count))
+
+
+def _advice(tried, widths):
+    text = f"Widths {', '.join(map(str, widths))} would decide it"
+    factor = widths[0] // int(tried.min())
+    if factor > 1:
+        smaller = ", ".join(str(width // factor) for width in widths)
+        text += f", or {smaller} with a base width {factor} times smaller"
+    return f"{text}; more seeds narrow the intervals."

@@ -1,0 +1,128 @@
+"""Which parameters a model reads out with, and whether a rule can act on them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from ntk import family as families
+
+
+def check_readout(family, example, widths, named, rule):
+    """Refuse outputs of fixed size that no "output" parameter computes, and readouts whose scale does nothing.
+
+    Args:
+        family: the family.
+        example: its inputs; without any (plain pairs, NNX) nothing can be checked.
+        widths: of the shapes compared; the second is the one at which the model is run, if it has to be.
+        named: {path name: ParamAxes}.
+        rule: the Rule.
+    """
+    if example is None:
+        return
+    readouts = [name for name, axes in named.items() if axes.role == "output"]
+    if not readouts and not any(axes.role == "tied" for axes in named.values()):
+        _check_outputs_grow(family, example, widths, named)
+    if rule.output.a + rule.output.b != 1 / 2:
+        for name in readouts:
+            _check_scale(family, example, widths[1], name, rule)
+
+
+def _outputs(family, example, width):
+    """(params, inputs) -> outputs, and the shapes of the parameters."""
+    net = families.network(family, width, example)
+
+    def outputs(params, *inputs):
+        state = families.initial_state(family, width, example, jax.random.key(0))
+        return net.apply(params, *inputs, **({"state": state} if state else {}))
+
+    return outputs, jax.eval_shape(net.init, jax.random.key(0))
+
+
+def _check_outputs_grow(family, example, widths, named):
+    shapes = []
+    for width in widths[1:3]:
+        outputs, params = _outputs(family, example, width)
+        out = jax.eval_shape(outputs, params, *families.example_inputs(example))
+        shapes.append(jax.tree.map(jnp.shape, out))
+    if shapes[0] == shapes[1]:
+        raise ValueError(
+            'the outputs do not grow with the width, yet no parameter has the role "output". If an embedding '
+            'is also the readout, say so with roles={"embed/embedding": "tied"}; otherwise name the readout: '
+            f'roles={{path: "output"}}. Parameters: {list(named)}'
+        )
+
+
+def _check_scale(family, example, width, name, rule):
+    """Refuse a readout that the model normalises: the outputs, linear in its scale otherwise, do not depend on it."""
+    outputs, params = _outputs(family, example, width)
+    inputs = families.example_inputs(example)
+    names, tree = list(families.named_leaves(params)), jax.tree.structure(params)
+
+    def flat(*leaves):
+        return jax.tree.leaves(outputs(tree.unflatten(leaves[: len(names)]), *leaves[len(names) :]))
+
+    place = names.index(name)
+    jaxpr = jax.make_jaxpr(flat)(*jax.tree.leaves(params), *inputs).jaxpr
+    if not _is_transformed(jaxpr, [k == place for k in range(len(jaxpr.invars))])[0]:
+        return
+    draw = functools.partial(jax.random.normal, jax.random.key(1))
+    params = families.network(family, width, example).init(jax.random.key(0))
+    leaves = [
+        draw(x.shape, x.dtype) if k == place else x for k, x in enumerate(jax.tree.leaves(params))
+    ]
+    inputs = [
+        draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs
+    ]
+
+    @jax.jit
+    def sizes(leaves, inputs):
+        def at(kernel):
+            return flat(*leaves[:place], kernel, *leaves[place + 1 :], *inputs)
+
+        values, slopes = jax.jvp(at, (leaves[place],), (leaves[place],))
+        return [sum(jnp.sum(x**2) for x in xs) for xs in (values, slopes)]
+
+    value, slope = map(float, sizes(leaves, inputs))
+    if slope <= 1e-6 * value:
+        raise ValueError(
+            f"the outputs do not depend on the scale of {name} (weight normalisation): the factors by which "
+            f"{rule.name!r} makes readouts smaller as the width grows would do nothing. Leave the readout without "
+            "normalisation, or let the model multiply its outputs by base_width / width and name the kernel's role: "
+            f'roles={{{name!r}: "scalar"}}'
+        )
+
+
+_POWERS = frozenset(["integer_pow", "square", "pow", "sqrt", "rsqrt", "abs", "reduce_max", "sign"])
+
+
+def _is_transformed(jaxpr, marks):
+    """Whether a parameter goes through more than reshapes and factors before it meets the data.
+
+    Args:
+        jaxpr: a program.
+        marks: of its arguments: True for that parameter, False for all else.
+
+    Returns:
+        (whether it does, marks of the results: True for what was made of the parameter and constants alone).
+    """
+    own = {v for v, mark in zip(jaxpr.invars, marks, strict=True) if mark}
+    data = set(jaxpr.invars) - own
+    for equation in jaxpr.eqns:
+        variables = [v for v in equation.invars if not isinstance(v, jex.Literal)]
+        given = [v in own for v in variables]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        alone = any(given) and data.isdisjoint(variables)
+        results = [alone] * len(equation.outvars)
+        if any(given) and inner is not None and len(inner.invars) == len(equation.invars):
+            marks = [not isinstance(v, jex.Literal) and v in own for v in equation.invars]
+            found, results = _is_transformed(inner, marks)
+            if found:
+                return True, []
+        elif (equation.primitive.name in _POWERS and alone) or sum(given) > 1:
+            return True, []
+        own.update(v for v, mark in zip(equation.outvars, results) if mark)
+        data.update(v for v, mark in zip(equation.outvars, results) if not mark and variables)
+    return False, [not isinstance(v, jex.Literal) and v in own for v in jaxpr.outvars]

@@ -1,0 +1,27 @@
+"""What the fields of a model may be, checked when it is built and not where it first fails."""
+
+from collections.abc import Callable
+
+
+def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, ...] = ()) -> None:
+    """Refuse sizes that are no integers or too small, and functions that cannot be called.
+
+    Args:
+        model: a module.
+        sizes: {field: least allowed value}.
+        functions: fields that must be callable.
+
+    Raises:
+        TypeError: a size that is no integer, a function that is none.
+        ValueError: a size that is too small.
+    """
+    kind = type(model).__name__
+    for name, least in sizes.items():
+        value = getattr(model, name)
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{kind}: {name}={value!r} must be an integer, at least {least}.")
+        if value < least:
+            raise ValueError(f"{kind}: {name}={value!r} must be at least {least}.")
+    for name in functions:
+        if not isinstance(getattr(model, name), Callable):
+            raise TypeError(f"{kind}: {name}={getattr(model, name)!r} must be a function.")

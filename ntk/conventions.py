@@ -1,0 +1,110 @@
+"""What the axes of a parameter mean by the names and shapes that Flax gives: fan-in, fan-out, stacks of layers."""
+
+import math
+import re
+
+ROLES = ("input", "hidden", "output", "scalar", "tied")
+_VECTORS = re.compile(r"(bias|scale|b)_?\d*")
+_KERNELS = {"kernel", "w", "W", "weight"}
+# Matrices that sum over their first axis, by name: a table with some numbers for each unit has the same shape.
+_READOUTS = re.compile(
+    r"(kernel|weights?|matrix|[uvwUVW]|readout|head|output|out|logits|last|unembed\w*|(out_)?proj\w*)"
+    r"(_?(\d+|out|last|readout|head|kernel|weights?))?"
+)
+_SPLIT_HEADS = {"query", "key", "value", "qkv"}
+
+
+def stacked(shapes):
+    """Names of the parameters whose first axis counts layers.
+
+    A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
+    has an axis too many.
+    """
+    scopes = {}
+    for name in shapes:
+        parts = name.split("/")
+        for end in range(len(parts)):
+            scopes.setdefault("/".join(parts[:end]), []).append(name)
+    found = set()
+    for names in scopes.values():
+        first = {shape[:1] for name in names for shape in shapes[name]}
+        if len(first) == 1 and any(len(shapes[name][0]) > _vector_rank(name) for name in names):
+            found.update(names)
+    return found
+
+
+def _vector_rank(name):
+    """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
+    *scope, leaf = name.split("/")
+    if not _VECTORS.fullmatch(leaf):
+        return math.inf
+    return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
+
+
+def fans(name, shapes, axes, infinite):
+    """(fan_in, fan_out) by the conventions of Flax."""
+    *scope, leaf = name.split("/")
+    if _VECTORS.fullmatch(leaf):
+        return (), axes
+    if len(axes) == 1 and infinite and not _is_bias(name, shapes):
+        raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
+    last = (axes[:-1], axes[-1:])
+    bias = shapes.get("/".join([*scope, "bias"]))
+    if len(axes) > 2 and axes[0] in infinite and _one_layer_a_unit(shapes[name], bias, axes[0]):
+        return axes[1:-1], (axes[0], axes[-1])
+    if len(axes) == 2 and infinite == axes[:1] and not _is_matrix(name):
+        raise _ambiguous(
+            name, shapes, "a readout (in, out) and a table of some numbers a unit look alike"
+        )
+    if len(axes) <= 2 or not set(infinite) - {axes[-1]}:
+        return ((), axes) if len(axes) < 2 else last
+    features = len(bias[0]) - axes[0] if bias else 1
+    if features > 1:
+        return axes[:-features], axes[-features:]
+    if scope and scope[-1] in _SPLIT_HEADS:
+        return axes[:1], axes[1:]
+    known = leaf in _KERNELS and (not set(infinite) & set(axes[:-2]) or bias or "out" in scope[-1:])
+    if not known:
+        raise _ambiguous(
+            name, shapes, "its axes may be split into fan-in and fan-out in several ways"
+        )
+    return last
+
+
+def _one_layer_a_unit(kernels, biases, first):
+    """Whether the first axis counts layers of few units, one for each unit: it is the bias's first axis too.
+
+    The bias of a layer with several axes of features has the kernel's last axes instead.
+    """
+    return bool(biases) and all(
+        len(b) > first + 1
+        and b[first] == k[first]
+        and b[-1] == k[-1]
+        and b[first:] != k[-len(b) + first :]
+        for k, b in zip(kernels, biases, strict=True)
+    )
+
+
+def _is_matrix(name):
+    """Whether a parameter is called like a matrix, or is the first of a pair (matrix, vector)."""
+    *scope, leaf = name.split("/")
+    return bool(_READOUTS.fullmatch(leaf)) or (leaf == "0" and bool(scope))
+
+
+def _is_bias(name, shapes):
+    """Whether an unnamed vector is the second of a pair (matrix, vector) with as many columns."""
+    scope, _, leaf = name.rpartition("/")
+    matrix = shapes.get(f"{scope}/0")
+    return (
+        bool(scope)
+        and leaf == "1"
+        and bool(matrix)
+        and [m[-1:] for m in matrix] == list(shapes[name])
+    )
+
+
+def _ambiguous(name, shapes, why):
+    return ValueError(
+        f"{name} of shapes {list(shapes[name])} is ambiguous: {why}. Say which it is with "
+        f"roles={{{name!r}: role}}, a role of {ROLES} or a pair (fan_in axes, fan_out axes)"
+    )

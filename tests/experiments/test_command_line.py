@@ -1,0 +1,374 @@
+"""The command line refuses in one line whatever is wrong, before a folder is made; what it accepts it says so."""
+
+import pathlib
+import random
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from experiments import checks, listing, run, settings
+
+STUDIES = settings.studies()
+SWEEP = "learning_rate_transfer:smoke"
+WRONG = {
+    bool: ("0.5", "x", "", "None", "2"),
+    int: ("-1", "2.5", "True", "x", "", "nan", "1e3", "(1,)", "99999999999999999999"),
+    float: ("nan", "inf", "-inf", "1e400", "True", "x", "", "(1.0,)", "1+2j"),
+    tuple: (
+        "()",
+        "1",
+        "x",
+        "",
+        "{}",
+        "((),)",
+        "(None,)",
+        "(1, 2",
+        "[[]]",
+        "(1j,)",
+        "(nan,)",
+        "(" * 300,
+    ),
+}
+"""Values that no key of a type accepts."""
+
+
+def outcome(capsys, *arguments):
+    """(status, standard output, standard error) of a command line, in this process."""
+    status = run.main(["experiments", *arguments])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def is_refusal(capsys, *arguments):
+    """Checks that a command line is refused in one line, which it returns."""
+    status, out, err = outcome(capsys, *arguments)
+    assert (status, out) == (2, ""), (arguments, out, err)
+    assert err.startswith("error: "), (arguments, err)
+    assert err.count("\n") == 1, (arguments, err)
+    assert 20 < len(err) < 1000, (arguments, err)
+    return err
+
+
+def keys(study):
+    """[(key, value)] of a study's smoke preset that can be set."""
+    config, _ = settings.load(f"{study}:smoke")
+    return sorted(checks.flatten(config).items())
+
+
+# Keys that may be empty, or whose values are free.
+FREE = {
+    ("learning_rate_transfer", "coordinates.widths", "()"),
+    ("grokking_corrupted", "transformer.decays", "()"),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_key_refuses_what_is_not_of_its_type(study, capsys, tmp_path):
+    """Three wrong values for each key, drawn by the key's name: some 900 command lines."""
+    for key, value in keys(study):
+        wrong = WRONG.get(type(value), ())
+        for text in random.Random(key).sample(wrong, min(3, len(wrong))):
+            if (study, key, text) in FREE or (key.endswith("drops") and text == "()"):
+                continue
+            arguments = (f"--config={study}:smoke", f"--config.{key}={text}")
+            message = is_refusal(capsys, *arguments, f"--workdir={tmp_path / 'run'}")
+            assert key.split(".")[0] in message, message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_presets_are_accepted_and_nothing_is_made(study, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for preset in ("smoke", "cpu"):
+        status, out, err = outcome(capsys, f"--config={study}:{preset}", "--check")
+        assert (status, err) == (0, ""), err
+        assert "nothing is wrong" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_key_of_every_preset_has_a_rule(study):
+    """A key that a study adds gets its own rule, not only that of its type."""
+    module, config = settings.find_study(study), settings.load(f"{study}:smoke")[0]
+    found = {key for key in checks.flatten(config) if not key.startswith(("task.", "digits.task."))}
+    general = ("model.", "sweep.log2_rates.", "trajectory.learning_rates.", "coordinates.widths")
+    networks = ("mlp_", "cnn_", "networks")
+    closed = tuple(f"{part}.steps" for part in getattr(module, "CLOSED", ()))
+    left = {
+        key
+        for key in found - set(module.RULES) - {"study", *closed}
+        if not key.startswith((*general, *networks))
+    }
+    assert left <= {"words.data_dir", "words.analogies", "network.centered"}, left
+
+
+# What they accept the others take seconds to accept, by compiling their networks' shapes.
+LIGHT = [name for name in STUDIES if name not in ("learning_rate_transfer", "neural_collapse")]
+TYPES = st.one_of(
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(str),
+    st.text(max_size=20),
+    st.lists(st.one_of(st.integers(-3, 2**40), st.floats(), st.text(max_size=3)), max_size=4).map(
+        lambda values: str(tuple(values))
+    ),
+    st.sampled_from(
+        ["", "None", "True", "()", "((1,),)", "{}", "1e999", "mup", "digits", "\0", "-"]
+    ),
+)
+
+
+@hypothesis.settings(
+    max_examples=120,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_any_value_of_any_key_is_accepted_or_refused_in_a_line(data, capsys):
+    study = data.draw(st.sampled_from(LIGHT))
+    key, _ = data.draw(st.sampled_from(keys(study)))
+    text = data.draw(TYPES)
+    arguments = (f"--config={study}:smoke", f"--config.{key}={text}", "--check")
+    status, out, err = outcome(capsys, *arguments)
+    assert status in (0, 2)
+    assert err.startswith("error: ") if status else "nothing is wrong" in out
+    assert "Traceback" not in err
+
+
+# --- what the words of a command line may be
+
+LINES = {
+    "nothing": ((), "give --config=STUDY:PRESET; studies: feature_learning_limit"),
+    "an empty configuration": (("--config=",), "must not be empty"),
+    "no value": (("--config",), "--config needs a value"),
+    "no value, then an option": (("--config", "--check"), "--config needs a value"),
+    "a misspelt study": (("--config=learning_rate_transfr",), "did you mean 'learning_rate_transfer'"),
+    "a misspelt file": (("--config=learning_rate_transfr.py:smoke",), "did you mean"),
+    "a misspelt preset": (("--config=learning_rate_transfer:smok",), "unknown preset 'smok'; there are: smoke"),
+    "a folder": (("--config=.",), "there is no configuration '.'"),
+    "a misspelt option": (("--confg=x",), "unknown option --confg (did you mean '--config'|unknown option --confg"),
+    "a word": (("run",), "unexpected argument 'run'"),
+    "a dash": (("-",), "unexpected argument '-'"),
+    "a value for a switch": (("--check=1",), "--check takes no value"),
+    "devices 0": ((f"--config={SWEEP}", "--devices=0"), "devices is 0"),
+    "devices -1": ((f"--config={SWEEP}", "--devices=-1"), "devices is -1"),
+    "devices 99": ((f"--config={SWEEP}", "--devices=99"), "devices is 99"),
+    "devices 1.5": ((f"--config={SWEEP}", "--devices=1.5"), "--devices is '1.5'; it must be a whole number"),
+    "devices two": ((f"--config={SWEEP}", "--devices=two"), "--devices is 'two'"),
+    "checkpoints nan": ((f"--config={SWEEP}", "--checkpoint_seconds=nan"), "checkpoint_seconds is nan"),
+    "checkpoints inf": ((f"--config={SWEEP}", "--checkpoint_seconds=inf"), "checkpoint_seconds is inf"),
+    "checkpoints -1": ((f"--config={SWEEP}", "--checkpoint_seconds=-1"), "checkpoint_seconds is -1"),
+    "checkpoints soon": ((f"--config={SWEEP}", "--checkpoint_seconds=soon"), "must be a number"),
+    "an empty folder": ((f"--config={SWEEP}", "--workdir="), "--workdir is ''"),
+    "a zero in the folder": ((f"--config={SWEEP}", "--workdir=a\0b"), "--workdir is"),
+    "an unknown key": ((f"--config={SWEEP}", "--config.tsak.name=x"), "no key 'tsak' (did you mean 'task'?)"),
+    "an unknown key within": ((f"--config={SWEEP}", "--config.sweep.stesp=3"), "did you mean 'steps'"),
+    "a key elsewhere": ((f"--config={SWEEP}", "--config.lanczos_steps=3"), "did you mean 'lanczos_steps'|no key"),
+    "a key of a number": ((f"--config={SWEEP}", "--config.sweep.steps.x=3"), "it has no keys"),
+    "a group": ((f"--config={SWEEP}", "--config.sweep=3"), "config.sweep is a group of keys"),
+    "no key": ((f"--config={SWEEP}", "--config.=3"), "config has no key ''"),
+    "another study": ((f"--config={SWEEP}", "--config.study=ntk_convergence"), "lacks config."),
+    "no study": ((f"--config={SWEEP}", "--config.study=x"), "unknown study 'x'"),
+    "an unknown study's file": ((f"--config={SWEEP}", "--config.study=none.py"), "there is no study"),
+    "an unknown task": ((f"--config={SWEEP}", "--config.task.name=digit"), "did you mean 'digits'"),
+    "a task without files": ((f"--config={SWEEP}", "--config.task.name=mnist"), "task 'mnist'"),
+    "regression": ((f"--config={SWEEP}", "--config.task.name=teacher"), "this study needs one with classes"),
+    "tokens for an MLP": ((f"--config={SWEEP}", "--config.task.name=text"), "config."),
+    "an unknown model": ((f"--config={SWEEP}", "--config.model.name=MLPP"), "unknown model 'MLPP'"),
+    "images for a model of vectors": ((f"--config={SWEEP}", "--config.model.name=CNN"), "config."),
+    "a misspelt rule": ((f"--config={SWEEP}", "--config.parametrizations=('mupp',)"), "'mupp'; it must be one of"),
+    "a misspelt optimizer": ((f"--config={SWEEP}", "--config.sweep.optimizers=('adm',)"), "did you mean 'adam'"),
+    "no optimizer": ((f"--config={SWEEP}", "--config.sweep.optimizers=()"), "a tuple of 1 or more"),
+    "a misspelt loss": ((f"--config={SWEEP}", "--config.sweep.loss=squared"), "did you mean 'squared_error'"),
+    "a misspelt schedule": ((f"--config={SWEEP}", "--config.sweep.schedule=linaer"), "did you mean 'linear'"),
+    "no rates": ((f"--config={SWEEP}", "--config.sweep.log2_rates.sgd=(-3.0, 3.0, 0)"), "log2_rates.sgd[2] is 0"),
+    "2.5 rates": ((f"--config={SWEEP}", "--config.sweep.log2_rates.sgd=(-3.0, 3.0, 2.5)"), "log2_rates.sgd[2] is 2.5"),
+    "two numbers for rates": ((f"--config={SWEEP}", "--config.sweep.log2_rates.sgd=(-3.0, 3.0)"), "tuple of 3 values"),
+    "rates downwards": ((f"--config={SWEEP}", "--config.sweep.log2_rates.sgd=(3.0, -3.0, 5)"), "a lower and a higher"),
+    "other counts": ((f"--config={SWEEP}", "--config.sweep.log2_rates.sgd=(-3.0, 3.0, 4)"), "as many rates for each"),
+    "seed -1": ((f"--config={SWEEP}", "--config.sweep.seeds=(-1,)"), "config.sweep.seeds[0] is -1"),
+    "a large seed": ((f"--config={SWEEP}", "--config.sweep.seeds=(99999999999,)"), "seeds[0] is 99999999999"),
+    "half a seed": ((f"--config={SWEEP}", "--config.sweep.seeds=(0.5,)"), "seeds[0] is 0.5"),
+    "a seed twice": ((f"--config={SWEEP}", "--config.sweep.seeds=(1, 1)"), "without repetitions"),
+    "no steps": ((f"--config={SWEEP}", "--config.sweep.steps=0"), "config.sweep.steps is 0"),
+    "no chunk": ((f"--config={SWEEP}", "--config.sweep.chunk=0"), "config.sweep.chunk is 0"),
+    "chunks that do not divide": ((f"--config={SWEEP}", "--config.sweep.chunk=7"), "a multiple of chunk"),
+    "no batch": ((f"--config={SWEEP}", "--config.sweep.batch_size=0"), "config.sweep.batch_size is 0"),
+    "no test": ((f"--config={SWEEP}", "--config.sweep.num_test=-5"), "config.sweep.num_test is -5"),
+    "no widths": ((f"--config={SWEEP}", "--config.sweep.widths=()"), "config.sweep.widths is ()"),
+    "widths downwards": ((f"--config={SWEEP}", "--config.sweep.widths=(64, 16)"), "in ascending order"),
+    "a width beyond memory": ((f"--config={SWEEP}", "--config.sweep.widths=(64, 999999)"), "GiB"),
+    "rate nan": ((f"--config={SWEEP}", "--config.trajectory.learning_rates.mup=nan"), "learning_rates.mup is nan"),
+    "rate -1": ((f"--config={SWEEP}", "--config.trajectory.learning_rates.mup=-1"), "above 0"),
+    "no Lanczos": ((f"--config={SWEEP}", "--config.trajectory.lanczos_steps=0"), "lanczos_steps is 0"),
+    "more examples": ((f"--config={SWEEP}", "--config.trajectory.num_train=9999"), "between 1 and 256"),
+    "without a control": ((f"--config={SWEEP}", "--config.trajectory.parametrizations=('mup',)"), "includes 'mup'"),
+    "listing nothing": (("--list", "--config=nothing"), "there is no configuration 'nothing'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_wrong_word_is_one_line(case, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = LINES[case]
+    said = is_refusal(capsys, *arguments)
+    assert any(part in said for part in message.split("|")), said
+    assert not list(tmp_path.iterdir())
+
+
+# --- configuration files and folders
+
+FILES = {
+    "not Python": ("def get_config(:", "line 1 is not Python"),
+    "binary": ("\0\0\0", "is not Python|raised"),
+    "raises": ("\n\n1 / 0", ", line 3: raised ZeroDivisionError: division by zero"),
+    "ends": ("import sys\nsys.exit(3)", "raised SystemExit: 3"),
+    "imports what is not there": ("import nothing_of_that_name", "raised ModuleNotFoundError"),
+    "nothing within": ("x = 1", "has no function get_config(preset)"),
+    "no function": ("get_config = 3", "has no function get_config(preset)"),
+    "returns nothing": ("def get_config(preset=''): pass", "returned a NoneType"),
+    "returns a list": ("def get_config(preset=''): return [1]", "returned a list"),
+    "no study": ("def get_config(preset=''): return {'a': 1}", "no key 'study'"),
+    "study is a number": ("def get_config(preset=''): return {'study': 1}", "no key 'study'"),
+    "takes no preset": ("def get_config(): return {'study': 'x'}", "raised TypeError"),
+    "raises in get_config": ("def get_config(preset=''):\n    return {}['task']", ", line 2: get_config"),
+    "a function within": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
+    "lacks what the study has": ("def get_config(p=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
+    "its own words": ("def get_config(p=''): raise ValueError('no preset ' + p)", "no preset p"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_wrong_configuration_file_is_one_line(case, capsys, tmp_path):
+    content, message = FILES[case]
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    said = is_refusal(capsys, f"--config={path}:p", f"--workdir={tmp_path / 'run'}")
+    assert any(part in said for part in message.split("|")), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_one_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for workdir in ("file", "file/run", "link"):
+        said = is_refusal(capsys, f"--config={SWEEP}", f"--workdir={tmp_path / workdir}", "--check")
+        assert "is not a folder" in said
+    assert "name too long" in is_refusal(
+        capsys, f"--config={SWEEP}", f"--workdir={tmp_path / ('a' * 300)}", "--check"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+STUDY = """
+import xarray as xr
+from experiments import checks
+from experiments.claims import at_least
+
+TITLE, PAPER = "Mine", "Me 2026"
+
+
+def get_config(preset="small"):
+    import ml_collections
+    return ml_collections.ConfigDict({"study": "mine.py", "steps": 3})
+
+
+def check(config, task):
+    checks.values(config, {"steps": checks.whole(1, 10)})
+
+
+def total_steps(config):
+    return config.steps
+
+
+def run(config, session):
+    for _ in range(config.steps):
+        session.progress(1, "mine", 0.0)
+    return xr.Dataset({"steps": config.steps})
+
+
+def claims(data):
+    return [at_least("steps", "Me 2026", "steps made", float(data.steps), 2)]
+
+
+def figures(data):
+    return {}
+"""
+
+
+def test_a_study_of_ones_own_outside_the_package_runs_and_is_reported(
+    capsys, tmp_path, monkeypatch
+):
+    """From another directory; after a refusal the corrected command simply works."""
+    (tmp_path / "mine.py").write_text(STUDY)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = is_refusal(capsys, "--config=../mine.py", "--config.steps=11")
+    assert "config.steps is 11; it must be a whole number between 1 and 10" in said
+    assert not list(pathlib.Path.cwd().iterdir())
+    status, out, err = outcome(capsys, "--config=../mine.py", "--config.steps=4")
+    assert status == 0, err
+    assert "1 of 1" in out
+    assert [p.name for p in (tmp_path / "elsewhere" / "runs").iterdir()] == ["mine-small"]
+    (tmp_path / "half.py").write_text(
+        STUDY.replace("mine.py", "half.py").replace("def check", "def chek")
+    )
+    assert "is not a study: it lacks check" in is_refusal(capsys, "--config=../half.py")
+
+
+def test_studies_are_found_by_name_and_by_file_from_anywhere(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "wide_deep_optimality"
+    for config in (
+        name,
+        f"experiments/configs/{name}.py",
+        str(settings.ROOT / "configs" / f"{name}.py"),
+    ):
+        status, _, err = outcome(capsys, f"--config={config}:smoke", "--check")
+        assert status == 0, err
+
+
+def test_a_task_brings_its_own_keys():
+    changes = [("task.image_size", "8"), ("task.name", "image_folder"), ("task.seed", "3")]
+    config, _ = settings.load(SWEEP, changes)
+    assert (config.task.name, config.task.image_size, config.task.seed) == ("image_folder", 8, 3)
+    assert config.task.num_train == 256  # of the preset: what both tasks have stays
+
+
+# --- help
+
+
+def test_help_and_list(capsys):
+    status, out, _ = outcome(capsys, "--help")
+    assert status == 0
+    for option in settings.Options._fields[:-1]:
+        assert f"--{option}" in out
+    status, out, _ = outcome(capsys, "--list")
+    assert status == 0
+    for word in (*STUDIES, "paper_resnet", "modular", "image_folder", "Transformer", "mean_field"):
+        assert word in out
+    assert "--config.sweep.steps=60    # Two passes over the digits." in out
+    for study in STUDIES:
+        for key, _ in keys(study):
+            assert f"--config.{key}=" in out or f"'--config.{key}=" in out, key
+
+
+def test_comments_of_keys_are_those_of_their_lines(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        'def get_config(preset=""):\n'
+        "    # above a\n    # and more\n    config.a = 1\n"
+        "    config.b = 2  # beside b\n    config.c = 3\n"
+        '    # of the group\n    config.d = {\n        "e": 1,  # beside e\n'
+        '        # above f\n        "f": (\n            1,\n        ),\n        "g": 2,\n    }\n'
+    )
+    found = listing.comments(path)
+    assert found == {
+        "a": "above a and more",
+        "b": "beside b",
+        "d": "of the group",
+        "d.e": "beside e",
+        "d.f": "above f",
+    }

@@ -1,0 +1,52 @@
+"""A study that is ended at random moments goes on to the same bytes; signals and faults are one line each."""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+import pytest
+
+from experiments import run
+
+SMALL = pathlib.Path(__file__).with_name("small_study.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_study_ended_at_random_moments_goes_on_to_the_same_bytes(name, command_line, tmp_path):
+    number = signal.Signals[name]
+    command = [sys.executable, str(SMALL), str(tmp_path / "runs"), str(int(number)), "3", "0"]
+    done = command_line.run(command, PYTHONPATH=str(command_line.root))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(found["same"])
+    expected = -number if name == "SIGKILL" else 128 + number
+    assert set(found["ends"]) <= {expected, 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_end_a_command_with_one_line_and_their_number(
+    number, command_line, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_arguments, **_options):
+        os.kill(os.getpid(), number)
+        threading.Event().wait(10)
+
+    monkeypatch.setattr(run, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", command_line.study("ntk_convergence.py:smoke", tmp_path)[2:])
+    before = signal.getsignal(number)
+    assert run.main(sys.argv) == 128 + number
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run._signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
