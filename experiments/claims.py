@@ -1,16 +1,4 @@
-"""A claim of a paper, with the number measured and the criterion it was to meet, stated before the run.
-
-A control is a claim that must *fail* its criterion (the wrong parametrization must not transfer, shuffled labels
-must not align): `passed` says whether the claim turned out as it should, so for a control that the criterion was
-missed. The four verdicts in words::
-
-    claim      holds                 criterion met
-    claim      FAILS                 criterion missed
-    control    fails, as it must     criterion missed
-    control    CONTROL HOLDS         criterion met: the experiment does not tell right from wrong
-
-A number that is not finite decides nothing: the verdict is NOT MEASURED and `passed` is false, for a control too.
-"""
+"""Claims in words and in files: tables for the terminal, one line for all, JSON. They are made in `judges`."""
 
 from __future__ import annotations
 
@@ -20,110 +8,52 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.judges import (
+    Claim,
+    Precondition,
+    absent,
+    at_least,
+    at_most,
+    equals,
+    every_run,
+    near,
+    over_seeds,
+    reason,
+    summary,
+    verdict,
+    within,
+)
 
-class Claim(NamedTuple):
-    """One line of the table of claims; make it with `at_most`, `at_least`, `within`, `near` or `equals`."""
-
-    name: str
-    source: str
-    statement: str
-    measured: float | str
-    criterion: str
-    passed: bool
-    interval: tuple[float, float] | None = None
-    control: bool = False
-
-
-def at_most(name: str, source: str, statement: str, measured: float, bound: float, **rest) -> Claim:
-    """The claim that ``measured <= bound``.
-
-    Args:
-        name: short and unique in its study, for instance "P1 mup".
-        source: paper and place, for instance "Noci et al. 2024, Fig. 2".
-        statement: what is claimed, in one sentence with the measured quantity and its unit.
-        measured: the number; not finite means not measured.
-        bound: the largest number that passes.
-        **rest: ``interval`` (low, high) of the measurement, ``control=True`` for a claim that must fail.
-    """
-    return _judge(
-        name, source, statement, measured, -math.inf, bound, f"<= {_number(bound)}", **rest
-    )
-
-
-def at_least(
-    name: str, source: str, statement: str, measured: float, bound: float, **rest
-) -> Claim:
-    """The claim that ``measured >= bound``; arguments as in `at_most`."""
-    return _judge(
-        name, source, statement, measured, bound, math.inf, f">= {_number(bound)}", **rest
-    )
-
-
-def within(
-    name: str, source: str, statement: str, measured: float, low: float, high: float, **rest
-) -> Claim:
-    """The claim that ``low <= measured <= high``; arguments as in `at_most`."""
-    if not low <= high:
-        raise ValueError(f"claim {name!r}: low {low} is larger than high {high}")
-    text = f"in [{_number(low)}, {_number(high)}]"
-    return _judge(name, source, statement, measured, low, high, text, **rest)
-
-
-def near(
-    name: str, source: str, statement: str, measured: float, target: float, tolerance: float, **rest
-) -> Claim:
-    """The claim that ``|measured - target| <= tolerance``; arguments as in `at_most`."""
-    if not tolerance >= 0:
-        raise ValueError(f"claim {name!r}: tolerance is {tolerance}; it must be 0 or larger")
-    text = f"{_number(target)} ± {_number(tolerance)}"
-    low, high = target - tolerance, target + tolerance
-    return _judge(name, source, statement, measured, low, high, text, **rest)
-
-
-def equals(
-    name: str, source: str, statement: str, measured: str, expected: str, *, control: bool = False
-) -> Claim:
-    """The claim that a verdict in words is the expected one, for instance the name of a regime."""
-    return Claim(
-        name,
-        source,
-        statement,
-        measured,
-        f"is {expected}",
-        (measured == expected) != control,
-        None,
-        control,
-    )
-
-
-def verdict(claim: Claim) -> str:
-    """The outcome in words, see the top of this file; capitals where something is wrong."""
-    if isinstance(claim.measured, float) and not math.isfinite(claim.measured):
-        return "NOT MEASURED"
-    if claim.control:
-        return "fails, as it must" if claim.passed else "CONTROL HOLDS"
-    return "holds" if claim.passed else "FAILS"
-
-
-def summary(claims: Sequence[Claim]) -> str:
-    """One line: how many claims hold, how many controls fail as they must."""
-    controls = [claim for claim in claims if claim.control]
-    proper = [claim for claim in claims if not claim.control]
-    parts = []
-    if proper:
-        parts.append(f"{sum(c.passed for c in proper)} of {len(proper)} claims hold")
-    if controls:
-        parts.append(
-            f"{sum(c.passed for c in controls)} of {len(controls)} controls fail, as they must"
-        )
-    return "; ".join(parts) or "no claims"
+__all__ = [
+    "Claim",
+    "Precondition",
+    "absent",
+    "at_least",
+    "at_most",
+    "criterion_text",
+    "differences",
+    "equals",
+    "every_run",
+    "from_json",
+    "near",
+    "over_seeds",
+    "plain_table",
+    "print_table",
+    "reason",
+    "rich_table",
+    "summary",
+    "to_json",
+    "value_text",
+    "verdict",
+    "within",
+]
 
 
 def value_text(claim: Claim) -> str:
@@ -179,7 +109,7 @@ def differences(
             found.append(f"{name}: criterion was {criterion_text(old)}, now {criterion_text(new)}")
         if not _same(old.measured, new.measured, tolerance):
             found.append(f"{name}: recorded {old.measured}, computed {new.measured}")
-        if old.passed != new.passed:
+        if verdict(old) != verdict(new):
             found.append(f"{name}: recorded as {verdict(old)!r}, computed as {verdict(new)!r}")
     return found
 
@@ -209,42 +139,26 @@ def rich_table(claims: Sequence[Claim], title: str = "") -> Table:
         table.add_column(column, overflow="fold")
     for claim in claims:
         what = Text.assemble((claim.name, "bold"), f"  {claim.statement}  ", (claim.source, "dim"))
+        if why := reason(claim):
+            what.append(f"  {why}", style="red")
         outcome = Text(verdict(claim), style="green" if claim.passed else "bold red")
         table.add_row(what, Text(value_text(claim)), Text(criterion_text(claim)), outcome)
     return table
 
 
 def plain_table(claims: Sequence[Claim], title: str = "") -> str:
-    """The same without colour or frame: two lines a claim, then the summary."""
+    """The same without colour or frame: two lines a claim (three where it is not measured), then the summary."""
     names = max((len(claim.name) for claim in claims), default=0)
     lines = [title, "-" * len(title)] if title else []
     for claim in claims:
         head = f"{verdict(claim):<17}  {claim.name:<{names}}  {value_text(claim)}  ({criterion_text(claim)})"
         lines.append(head)
-        body = f"{claim.statement} [{claim.source}]"
-        lines += textwrap.wrap(body, 100, initial_indent=" " * 19, subsequent_indent=" " * 19)
+        for body in (f"{claim.statement} [{claim.source}]", reason(claim)):
+            lines += textwrap.wrap(body, 100, initial_indent=" " * 19, subsequent_indent=" " * 19)
     return "\n".join([*lines, summary(claims)]) + "\n"
 
 
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
-
-
-def _judge(
-    name, source, statement, measured, low, high, text, *, interval=None, control=False
-) -> Claim:
-    bounds = [bound for bound in (low, high) if not math.isinf(bound)]
-    if any(math.isnan(bound) for bound in bounds) or not bounds:
-        raise ValueError(f"claim {name!r}: the criterion {text!r} has no finite bound")
-    measured = float(measured)
-    met = low <= measured <= high
-    passed = math.isfinite(measured) and met != control
-    interval = None if interval is None else (float(interval[0]), float(interval[1]))
-    return Claim(name, source, statement, measured, text, passed, interval, control)
-
-
-def _number(value: float) -> str:
-    """Every digit of a bound, so that the words and the test are the same; 3.0 as 3."""
-    return repr(float(value)).removesuffix(".0")
 
 
 def _same(a: float | str, b: float | str, tolerance: float) -> bool:
@@ -276,4 +190,13 @@ def _claim(number: int, row) -> Claim:
     if not isinstance(measured, str) or measured in ("nan", "inf", "-inf"):
         fields["measured"] = float(measured)
     fields["interval"] = None if interval is None else (float(interval[0]), float(interval[1]))
+    fields["margin"] = float(fields.get("margin", -math.inf))
+    needs = fields.get("preconditions", [])
+    if not isinstance(needs, list) or not all(_is_precondition(need) for need in needs):
+        raise ValueError(f"entry {number}: its preconditions are no list of [name, met, found]")
+    fields["preconditions"] = tuple(Precondition(*need) for need in needs)
     return Claim(**fields)
+
+
+def _is_precondition(need) -> bool:
+    return isinstance(need, list) and [type(part) for part in need] == [str, bool, str]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from experiments.claims import Claim, criterion_text, summary, value_text, verdict
+from experiments.claims import Claim, criterion_text, reason, summary, value_text, verdict
 
 CSS = """
 :root { --ink: #1b1d20; --muted: #5d6369; --line: #dfe2e6; --paper: #fff; --soft: #f5f6f8;
@@ -86,6 +86,13 @@ class Report(NamedTuple):
     manifest: dict[str, Any]
 
 
+def warning(manifest: dict[str, Any]) -> str:
+    """What a reader of the claims must know about a run, if anything."""
+    if manifest["variant"] != "smoke":
+        return ""
+    return "A smoke run is too small and too short: its claims decide nothing, whether they hold or not."
+
+
 def run_page(report: Report) -> str:
     """The page of one run: claims, figures, how to repeat it, configuration, versions."""
     manifest = report.manifest
@@ -94,6 +101,7 @@ def run_page(report: Report) -> str:
         f"<h1>{escape(report.title)}</h1>",
         f"<p class=muted>{escape(report.paper)}</p>",
         f"<p class=muted>{escape(line)}</p>",
+        _warning(manifest),
         f"<p class=summary>{escape(summary(report.claims))}</p>",
         _differences(report.differences),
         "<h2>Claims</h2>",
@@ -124,6 +132,7 @@ def summary_page(reports: Sequence[tuple[str, Report]]) -> str:
             f'<h2><a href="{escape(address)}">{escape(report.title)}</a></h2>',
             f"<p class=muted>{escape(about)}</p>",
             f"<p class=muted>{escape(folder)}</p>",
+            _warning(report.manifest),
             f"<p>{escape(summary(report.claims))}</p>",
             _differences(report.differences),
             _claims(report.claims),
@@ -159,11 +168,12 @@ def readme_table(reports: Sequence[Report]) -> str:
         name = report.manifest["study"]
         config = f"`experiments/configs/{name}.py:{report.manifest['variant']}`"
         claims = "<br>".join(_markdown_line(claim) for claim in report.claims)
+        verdicts = f"{warning(report.manifest)} {summary(report.claims)}".strip()
         cells = (
             _cell(report.title),
             _cell(report.paper),
             config,
-            f"{summary(report.claims)} <details><summary>each</summary>{claims}</details>",
+            f"{verdicts} <details><summary>each</summary>{claims}</details>",
             f"[![{name}](figures/{name}.png)](figures/{name}.png)" if report.pictures else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -172,6 +182,8 @@ def readme_table(reports: Sequence[Report]) -> str:
 
 def _markdown_line(claim: Claim) -> str:
     outcome = f"{value_text(claim)} ({criterion_text(claim)}): {verdict(claim)}"
+    if why := reason(claim):
+        outcome += f" ({why})"
     return f"{_cell(claim.name)}: {_cell(outcome)}"
 
 
@@ -236,9 +248,10 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _row(claim: Claim) -> str:
     criterion = criterion_text(claim).replace("<=", "≤").replace(">=", "≥")
     mark, kind = ("✓", "good") if claim.passed else ("✗", "bad")
+    why = f"<small>Not measured: {escape(reason(claim))}</small>" if reason(claim) else ""
     return (
         f"<tr><td><strong>{escape(claim.name)}</strong> {escape(claim.statement)}"
-        f"<small>{escape(claim.source)}</small></td>"
+        f"<small>{escape(claim.source)}</small>{why}</td>"
         f'<td class=number data-label="measured">{escape(value_text(claim))}</td>'
         f'<td class=number data-label="criterion">{escape(criterion)}</td>'
         f'<td><span class="verdict {kind}">{mark} {escape(verdict(claim))}</span></td></tr>'
@@ -254,6 +267,11 @@ def _figure(picture: Picture) -> str:
         f'width="{picture.inches * 96:.0f}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption><strong>{escape(words)}.</strong> {escape(picture.caption)}</figcaption></figure>"
     )
+
+
+def _warning(manifest: dict[str, Any]) -> str:
+    text = warning(manifest)
+    return f"<div class=warning>{escape(text)}</div>" if text else ""
 
 
 def _differences(differences: Sequence[str]) -> str:

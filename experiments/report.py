@@ -102,6 +102,8 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
     )
     rundir.write_text(run_dir / "report.html", page.run_page(report))
     claims.print_table(computed, f"{study.TITLE} ({study.PAPER}), {run_dir}")
+    if warning := page.warning(manifest):
+        print(warning)
     for sentence in report.differences:
         print(f"claims.json does not agree with data.nc: {sentence}")
     print(f"page: {run_dir / 'report.html'}\n")

@@ -1,8 +1,8 @@
 """A parametrization either learns features or is a kernel machine, and the former can be trained in its limit.
 
 Yang & Hu 2021 in four parts: the dynamical dichotomy of abc-parametrizations; finite networks against their
-explicit limits; Word2Vec and first-order MAML in the limit. The control is the kernel limit, which must fail
-what needs features.
+explicit limits; Word2Vec and first-order MAML in the limit. The controls are the kernel limit, which must fail
+what needs features, and Word2Vec on a text whose words are shuffled.
 """
 
 from __future__ import annotations
@@ -200,6 +200,8 @@ def _words(config: Any, session: Session) -> xr.Dataset:
     variables = {
         "word_rank": Variable("rank of the partner by cosine", dims=over),
         "analogy": Variable("share of analogies that are right", dims=over),
+        "shuffled_rank": Variable("rank of the partner after training on shuffled words"),
+        "shuffled_analogy": Variable("share of analogies right after training on shuffled words"),
         "gram_distance": Variable("distance of inner products from the limit's", dims=over),
         "plane": Variable("principal components", dims=("panel", "word", "axis")),
     }
@@ -228,7 +230,11 @@ def _words(config: Any, session: Session) -> xr.Dataset:
 def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
     """Scores of every width and of the limit for one seed, trained on the same examples and random targets."""
     thinned = {"epochs": part.epochs, "subsample": part.subsample, "multiple": part.batch_size}
-    examples = cbow.Windows(*word_pairs.windows(source, part.window, seed, **thinned))
+
+    def windows(text):
+        return cbow.Windows(*word_pairs.windows(text, part.window, seed, **thinned))
+
+    examples = windows(source)
     init, draws = jax.random.split(jax.random.key(seed))
     options = {
         "learning_rate": part.learning_rate,
@@ -237,8 +243,13 @@ def _word_run(part, source, noise, untrained, seed) -> dict[str, Any]:
         "batch_size": part.batch_size,
     }
     limit = cbow.train(untrained, examples, noise, draws, **options)[0].context
+    # The control: the same words as often, in an order that says nothing about them.
+    order = np.random.default_rng([seed, 1]).permutation(source.ids)
+    mixed = windows(source._replace(ids=order))
+    wrong = scores(source, cbow.train(untrained, mixed, noise, draws, **options)[0].context)
     shown, _ = _shown(source)
-    found = {"word_rank": [], "analogy": [], "gram_distance": [], "plane": []}
+    found = {"shuffled_rank": wrong[0], "shuffled_analogy": wrong[1]}
+    found |= {"word_rank": [], "analogy": [], "gram_distance": [], "plane": []}
     for number, width in enumerate((*part.widths, 0)):
         vectors = limit
         if width:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, near
+from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
 
 YANG, PI = "Yang & Hu 2021", "Yang, Santacroce, Hu 2022"
+SYSTEMS = ("linear", "tanh", "linear, ntk")
 LEARNS, KERNEL, UNKNOWN = "feature learning", "kernel", "diverged"
 
 
@@ -28,13 +31,15 @@ def measured_regimes(data: xr.Dataset) -> list[str]:
 
 
 def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
-    layers = data.layer.values
-    off = abs(data.exponent.sel(quantity=layers).values - data.predicted.values)
+    hidden = data.exponent.sel(quantity=data.layer.values)
+    off = abs(hidden.values - data.predicted.values)
     kinds = [str(kind) for kind in data.regime.values]
     wrong = sum(kind != found for kind, found in zip(kinds, measured_regimes(data)))
     swapped = sum(found != KERNEL for found in measured_regimes(data))
     lazy = np.array([kind == KERNEL for kind in kinds])
-    slopes = data.exponent.sel(quantity="kernel_distance").values
+    slopes = data.exponent.sel(quantity="kernel_distance")
+    some = () if lazy.any() else (absent("rule of the kernel regime"),)
+    others = () if not lazy.all() else (absent("rule that learns features"),)
     return [
         at_most(
             "D1 exponents",
@@ -42,6 +47,7 @@ def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
             "exponent in width of the change of the hidden layers: largest distance from the prediction",
             off.max(),
             0.15,
+            reads=(hidden, data.predicted),
         ),
         at_most(
             "D2 dichotomy",
@@ -49,6 +55,7 @@ def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
             "rules whose measured regime (some hidden layer moves, exponent > -0.1) is not the predicted one",
             wrong,
             0,
+            reads=(hidden,),
         ),
         at_most(
             "D2 control, all kernels",
@@ -57,32 +64,39 @@ def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
             swapped,
             0,
             control=True,
+            reads=(hidden,),
         ),
         at_most(
             "D3 kernel machines",
             f"{YANG}, kernel limits",
             "distance from the network's own linearisation falls as n^-r at least: largest exponent + r, kernel rules",
-            (slopes + data.r.values)[lazy].max(initial=-np.inf),
+            (slopes + data.r).values[lazy].max(initial=-np.inf),
             0.1,
+            reads=(slopes[lazy], data.r[lazy]),
+            preconditions=some,
         ),
         at_most(
             "D3 control, feature learning",
             f"{YANG}, kernel limits",
             "exponent of that distance for the rules that learn features, the largest, against n^-1/4",
-            slopes[~lazy].max(initial=-np.inf),
+            slopes.values[~lazy].max(initial=-np.inf),
             -0.25,
             control=True,
+            reads=(slopes[~lazy],),
+            preconditions=others,
         ),
     ]
 
 
 def _convergence_claims(data: xr.Dataset) -> list[Claim]:
-    systems = {name: data.sel(system=name) for name in data.system.values}
+    held = set(map(str, data.system.values))
+    lines = data[["slope", "slope_interval"]].reindex(system=list(SYSTEMS))
     measured = {
-        name: (float(line.slope), line.slope_interval.values) for name, line in systems.items()
+        name: (lines.slope.sel(system=name), lines.slope_interval.sel(system=name))
+        for name in SYSTEMS
     }
-    measured["pi-net"] = (float(data.pi_slope), data.pi_slope_interval.values)
-    measured["Word2Vec"] = (float(data.gram_slope), data.gram_slope_interval.values)
+    measured["pi-net"] = data.pi_slope, data.pi_slope_interval
+    measured["Word2Vec"] = data.gram_slope, data.gram_slope_interval
     what = {
         "pi-net": "test outputs, two hidden ReLU layers",
         "Word2Vec": "inner products of all words",
@@ -93,11 +107,14 @@ def _convergence_claims(data: xr.Dataset) -> list[Claim]:
             f"{PI}, the limit" if name == "pi-net" else f"{YANG}, explicit limits",
             f"distance of trained finite networks from the limit, exponent in width"
             f" ({what.get(name, 'test outputs, one hidden layer')})",
-            slope,
+            float(slope),
             -0.5,
             0.1,
-            interval=tuple(interval),
+            interval=tuple(interval.values),
+            resolve=True,
             control=control,
+            reads=(slope, interval),
+            preconditions=() if name in held or name not in SYSTEMS else (absent(name),),
         )
         for name, (slope, interval) in measured.items()
         for control in (name == "linear, ntk",)
@@ -108,97 +125,91 @@ def _word_claims(data: xr.Dataset) -> list[Claim]:
     chance = 1 / (int(data.vocabulary) - 3)
     limit, widest = data.sel(word_width=0), data.isel(word_width=-2)
     narrow = data.isel(word_width=0)
-    source = f"{YANG}, Word2Vec"
+    source, claim = f"{YANG}, Word2Vec", functools.partial
     made = []
-    for control in (False, True):
-        rank = float(data.kernel_rank if control else limit.word_rank.mean())
-        right = float(data.kernel_analogy if control else limit.analogy.mean())
-        name = "control, kernel limit" if control else "limit"
-        ranks, shares = (
-            (None, None) if control else map(_range, (limit.word_rank, limit.analogy / chance))
+    for name, ranks, right, control in (
+        ("limit", limit.word_rank, limit.analogy, False),
+        ("control, shuffled text", data.shuffled_rank, data.shuffled_analogy, True),
+    ):
+        similar = claim(
+            at_most,
+            f"W1 similarity, {name}",
+            source,
+            "share of the vocabulary nearer to a word than its plural or past tense; chance 0.5",
+            bound=0.15,
+            control=control,
+        )
+        alike = claim(
+            at_least,
+            f"W2 analogies, {name}",
+            source,
+            f"right answers to b - a + c over those of chance ({chance:.2g})",
+            bound=10,
+            control=control,
         )
         made += [
-            at_most(
-                f"W1 similarity, {name}",
-                source,
-                "share of the vocabulary nearer to a word than its plural or past tense; chance 0.5",
-                rank,
-                0.15,
-                interval=ranks,
-                control=control,
-            ),
-            at_least(
-                f"W2 analogies, {name}",
-                source,
-                f"right answers to b - a + c over those of chance ({chance:.2g})",
-                right / chance,
-                10,
-                interval=shares,
-                control=control,
-            ),
+            over_seeds(similar, ranks, "mean"),
+            over_seeds(alike, right / chance, "mean", reads=(right,)),
         ]
     gap = widest.analogy - limit.analogy
     lost = limit.analogy - narrow.analogy
-    made += [
-        near(
-            "W3 the widest is there",
-            source,
-            f"analogies at width {int(widest.word_width)} minus those of the limit, mean over seeds",
-            float(gap.mean()),
-            0,
-            0.01,
-            interval=_range(gap),
-        ),
-        at_least(
-            "W4 wider is better",
-            source,
-            f"analogies of the limit minus those at width {int(narrow.word_width)}, the worst seed",
-            float(lost.min()),
-            0.01,
-        ),
+    there = claim(
+        near,
+        "W3 the widest is there",
+        source,
+        f"analogies at width {int(widest.word_width)} minus those of the limit, mean over seeds",
+        target=0,
+        tolerance=0.01,
+    )
+    better = claim(
+        at_least,
+        "W4 wider is better",
+        source,
+        f"analogies of the limit minus those at width {int(narrow.word_width)}, the worst seed",
+        bound=0.01,
+    )
+    return [
+        *made,
+        over_seeds(there, gap, "mean", reads=(widest.analogy, limit.analogy)),
+        over_seeds(better, lost, reads=(limit.analogy, narrow.analogy)),
     ]
-    return made
-
-
-def _range(values: xr.DataArray) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
 
 
 def _few_shot_claims(data: xr.Dataset) -> list[Claim]:
-    made, source = [], f"{YANG}, MAML"
+    made, source, claim = [], f"{YANG}, MAML", functools.partial
     for background in data.background.values:
         line = data.sel(background=background)
         where = "lit digits" if background else "plain digits"
         limit, kernel = line.few_accuracy.sel(few_width=0), line.few_kernel
-        gain = limit - kernel.sel(trained=1).max("kernel_rate")
-        learned = (kernel.sel(trained=1) - kernel.sel(trained=0)).max("kernel_rate")
-        gap = line.few_accuracy.isel(few_width=-2) - limit
+        gain = limit - kernel.sel(trained=1).max("kernel_rate", skipna=False)
+        learned = kernel.sel(trained=1) - kernel.sel(trained=0)
+        wide = line.few_accuracy.isel(few_width=-2)
+        features = claim(
+            at_least,
+            f"M1 features help, {where}",
+            source,
+            "accuracy of the limit minus that of the best kernel limit, on digits not trained on, mean over seeds",
+            bound=0.05,
+        )
+        still = claim(
+            at_least,
+            f"M1 control, kernel, {where}",
+            source,
+            "what meta-training adds to the accuracy of the kernel limit, the best rate",
+            bound=0.05,
+            control=True,
+        )
+        there = claim(
+            near,
+            f"M2 the widest is there, {where}",
+            source,
+            f"accuracy at width {int(data.few_width[-2])} minus that of the limit, mean over seeds",
+            target=0,
+            tolerance=0.02,
+        )
         made += [
-            at_least(
-                f"M1 features help, {where}",
-                source,
-                "accuracy of the limit minus that of the best kernel limit, on digits not trained on, mean over seeds",
-                float(gain.mean()),
-                0.05,
-                interval=_range(gain),
-            ),
-            at_least(
-                f"M1 control, kernel, {where}",
-                source,
-                "what meta-training adds to the accuracy of the kernel limit, the best rate",
-                float(learned.mean()),
-                0.05,
-                interval=_range(learned),
-                control=True,
-            ),
-            near(
-                f"M2 the widest is there, {where}",
-                source,
-                f"accuracy at width {int(data.few_width[-2])} minus that of the limit, mean over seeds",
-                float(gap.mean()),
-                0,
-                0.02,
-                interval=_range(gap),
-            ),
+            over_seeds(features, gain, "mean", reads=(limit, kernel.sel(trained=1))),
+            over_seeds(still, learned.max("kernel_rate", skipna=False), "mean", reads=(kernel,)),
+            over_seeds(there, wide - limit, "mean", reads=(wide, limit)),
         ]
     return made

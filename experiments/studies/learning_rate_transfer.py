@@ -23,7 +23,7 @@ from experiments import checks, grid, losses, plotting, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies.learning_rate_transfer_claims import claims, optima
-from experiments.train import Probe, Program, Setup, compile_program
+from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
@@ -297,13 +297,14 @@ def vectorised_runs(count: int, width: int, devices: int) -> int | None:
 
 def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.trajectory
+    chosen = {rule: trajectory_rate(config, task, rule) for rule in part.parametrizations}
     chunks, names = part.steps // part.chunk, ("trajectory_parametrization", "trajectory_width")
 
     def unit(_, trajectory_parametrization, trajectory_width):
         net = network(config, task, part, trajectory_parametrization, trajectory_width)
         train = tuple(leaf[: part.num_train] for leaf in task.train)
         data = {"train": train, "factors": net.factors}
-        rates = [part.learning_rates[trajectory_parametrization]] * len(part.seeds)
+        rates = [chosen[trajectory_parametrization]] * len(part.seeds)
         return Training(
             lambda: trajectory_program(config, net, data),
             trajectory_width,
@@ -321,7 +322,7 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
         names[0]: Axis(list(part.parametrizations), "parametrization"),
         names[1]: Axis(list(part.widths), "width", "neurons"),
     }
-    rates = [part.learning_rates[rule] for rule in part.parametrizations]
+    rates = [chosen[rule] for rule in part.parametrizations]
     own = {
         "trajectory_seed": Axis(list(part.seeds), "seed"),
         "step": Axis(np.arange(chunks + 1) * part.chunk, "training step", "steps"),
@@ -329,6 +330,25 @@ def _trajectories(config: Any, task: tasks.Task, session: Session) -> xr.Dataset
     }
     program = grid.Program("trajectory", unit, variables, own, trains=True)
     return train_grid(axes, None, program, session)
+
+
+def trajectory_rate(config: Any, task: tasks.Task, rule: str) -> float:
+    """The learning rate of a rule: its share of 2 over the sharpness before training, that of the widest network.
+
+    At 1 descent would start at the edge of stability, whatever the data (mean over the seeds, `metrics.sharpness`).
+    """
+    part = config.trajectory
+    net = network(config, task, part, rule, max(part.widths))
+    batch = tuple(leaf[: part.num_train] for leaf in task.train)
+    loss, scale = losses.supervised(part.loss, net.apply), net.lr_scale("sgd")
+
+    @jax.jit
+    def sharpness(key, batch):
+        options = {"start": jax.random.fold_in(key, 1), "num_steps": 4 * part.lanczos_steps}
+        return metrics.sharpness(loss, net.init(key), batch, scale=scale, **options).value[0]
+
+    values = [float(sharpness(stream(seed, INIT), batch)) for seed in part.seeds]
+    return part.learning_rates[rule] * 2 / float(np.mean(values))
 
 
 def trajectory_program(config, net, data) -> Program:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, at_least, at_most, within
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, within
 
 NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 # What must not transfer. The standard rule under SGD and cross-entropy is no control: there too large a rate is
@@ -14,17 +14,34 @@ NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 CONTROLS = {("standard", "adam"), ("ntk", "sgd"), ("ntk", "adam")}
 
 
+EDGE = 0.7  # sharpness over 2/eta from which a network counts as at the edge of stability
+
+
 def optima(data: xr.Dataset) -> xr.Dataset:
-    """Refined optimum of every sweep: log2 of the rate (and each seed's), over optimizer, rule and width."""
+    """Refined optimum of every sweep: log2 of the rate (and each seed's), over optimizer, rule and width.
+
+    A rate at which a seed diverges counts as infinitely bad; ``edge`` says why an optimum is none (see
+    `metrics.Optimum`).
+    """
     dims = ("optimizer", "parametrization", "width")
     shape = tuple(data.sizes[dim] for dim in dims)
-    best, spread = np.empty(shape), np.empty(shape)
+    best, spread, edge = np.empty(shape), np.empty(shape), np.empty(shape, object)
+    seeds = np.empty((*shape, data.sizes["seed"]))
     for index in np.ndindex(shape):
         losses = data.sweep_loss.values[index]
         found = metrics.refined_optimum(data.learning_rate.values[index[0]], losses.T)
         best[index], spread[index] = found.log2_rate, found.standard_error
-    coordinates = {dim: data[dim] for dim in dims}
-    return xr.Dataset({"log2_rate": (dims, best), "standard_error": (dims, spread)}, coordinates)
+        edge[index], seeds[index] = found.edge, found.per_seed
+    coordinates = {dim: data[dim] for dim in (*dims, "seed")}
+    return xr.Dataset(
+        {
+            "log2_rate": (dims, best),
+            "standard_error": (dims, spread),
+            "edge": (dims, edge),
+            "per_seed": ((*dims, "seed"), seeds),
+        },
+        coordinates,
+    )
 
 
 def claims(data: xr.Dataset) -> list[Claim]:
@@ -37,123 +54,227 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 
 def _transfer_claims(data: xr.Dataset) -> list[Claim]:
-    made = []
     best = optima(data)
-    for optimizer in data.optimizer.values:
-        for rule in data.parametrization.values:
-            if rule != "mup" and (rule, optimizer) not in CONTROLS:
-                continue
-            line = best.sel(optimizer=optimizer, parametrization=rule)
-            drift = float(abs(line.log2_rate[-1] - line.log2_rate[0]))
-            error = float(np.hypot(line.standard_error[-1], line.standard_error[0]))
-            widths = f"{data.width.values[0]} to {data.width.values[-1]}"
-            made.append(
-                at_most(
-                    f"P1 transfer, {rule}, {optimizer}",
-                    f"{YANG}, Fig. 1; {NOCI}, Fig. 1",
-                    f"the best learning rate moves by |log2| from width {widths}",
-                    drift,
-                    0.5,
-                    interval=(max(drift - 2 * error, 0.0), drift + 2 * error),
-                    control=rule != "mup",
-                )
-            )
-    return made
+    return [
+        _transfer_claim(data, best, optimizer, rule)
+        for optimizer in ("sgd", "adam")
+        for rule in ("standard", "ntk", "mup")
+        if rule == "mup" or (rule, optimizer) in CONTROLS
+    ]
+
+
+def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: str) -> Claim:
+    name = f"P1 transfer, {rule}, {optimizer}"
+    source = f"{YANG}, Fig. 1; {NOCI}, Fig. 1"
+    low, high = data.width.values[[0, -1]]
+    statement = (
+        f"the best learning rate moves by |log2| from width {low} to {high}, mean over seeds; a rate at which a seed "
+        "diverges counts as infinitely bad"
+    )
+    if optimizer not in data.optimizer or rule not in data.parametrization:
+        needs, control = (absent(f"sweep of {rule} with {optimizer}"),), rule != "mup"
+        return at_most(name, source, statement, np.nan, 0.5, control=control, preconditions=needs)
+    line = best.sel(optimizer=optimizer, parametrization=rule).isel(width=[0, -1])
+    step = float(np.diff(np.log2(data.learning_rate.sel(optimizer=optimizer).values)).max())
+    # The same seeds at both widths see the same batches: the mean of their moves, with the error of that mean.
+    moves = (line.per_seed[-1] - line.per_seed[0]).values
+    drift = float(abs(moves.mean()))
+    error = 2 * moves.std(ddof=1) / np.sqrt(moves.size) if moves.size > 1 else np.nan
+    # Beside divergence no parabola can be drawn: the optimum lies within one step of the grid.
+    error += step * int((line.edge == "divergence").sum())
+    ends = [
+        f"{edge} at width {n}"
+        for edge, n in zip(line.edge.values, line.width.values)
+        if edge not in ("", "divergence")
+    ]
+    inside = Precondition("inside the grid", not ends, f"the best rate lies at: {', '.join(ends)}")
+    return at_most(
+        name,
+        source,
+        statement,
+        drift,
+        0.5,
+        interval=(max(drift - error, 0.0), drift + error) if error >= 0 else None,
+        resolve=True,
+        control=rule != "mup",
+        preconditions=(inside,),
+    )
 
 
 def _sharpness_claims(data: xr.Dataset) -> list[Claim]:
-    rate = data.trajectory_learning_rate
-    scaled = (data.sharpness * rate / 2).mean("trajectory_seed")
+    rules = {"trajectory_parametrization": ["mup", "ntk"]}
+    data = data[["sharpness", "trajectory_loss", "trajectory_learning_rate"]].reindex(rules)
+    scaled = data.sharpness * data.trajectory_learning_rate / 2
+    scaled = scaled.mean("trajectory_seed", skipna=False)
     mup, ntk = (scaled.sel(trajectory_parametrization=rule) for rule in ("mup", "ntk"))
-    steps = data.sizes["step"]
-    late = mup.isel(step=slice(3 * steps // 4, None)).mean("step")
-    made = [
+    sharpness = {
+        rule: data.sharpness.sel(trajectory_parametrization=rule) for rule in ("mup", "ntk")
+    }
+    return [
+        *_edge_claims(mup, sharpness["mup"]),
+        *_fading_claims(ntk, sharpness["ntk"]),
+        *_stays_claims({"mup": mup, "ntk": ntk}, sharpness),
+        _width_claim(data),
+    ]
+
+
+def _edge_claims(mup: xr.DataArray, sharpness: xr.DataArray) -> list[Claim]:
+    """What muP's sharpness does at the edge of stability, once it is there."""
+    late = mup.isel(step=slice(3 * mup.sizes["step"] // 4, None)).mean("step", skipna=False)
+    widths = late.trajectory_width.values
+    spread, chosen = _spread(mup)
+    octaves = np.log2(widths)
+    begins = Precondition(
+        "below the edge at first",
+        bool((mup.isel(step=0) < 1).all()),
+        f"sharpness over 2/eta is {float(mup.isel(step=0).max()):.3g} before training",
+    )
+    lowest = float(mup.max("step", skipna=False).min(skipna=False))
+    reached = Precondition(
+        "at the edge", lowest >= EDGE, f"at a width sharpness over 2/eta comes to {lowest:.3g} only"
+    )
+    options = {"reads": (sharpness,), "preconditions": (begins, reached)}
+    return [
         at_most(
             "P2 spread, mup",
             f"{NOCI}, Fig. 2",
-            "median over mid-training of (max - min) / mean of sharpness over the widths >= 128",
-            _spread(mup),
+            f"median over mid-training of (max - min) / mean of sharpness over the widths {chosen}",
+            spread,
             0.25,
-        )
-    ]
-    octaves = np.log2(late.trajectory_width.values)
-    made.append(
+            **options,
+        ),
         at_most(
             "P2 slope, mup",
             f"{NOCI}, Fig. 2",
             "late sharpness changes by |slope of its log2| per doubling of the width",
-            float(abs(np.polyfit(octaves, np.log2(late.values), 1)[0])),
+            _slope(octaves, np.log2(late.values)),
             0.1,
-        )
-    )
-    made.append(
+            **options,
+        ),
         within(
             "P3 edge of stability",
             f"{NOCI}, Fig. 2",
-            "late sharpness over 2/eta under muP with squared error, the width farthest from 1",
+            f"late sharpness over 2/eta under muP with squared error, of the widths {_list(widths)} the one farthest "
+            "from 1",
             float(late.values[np.argmax(np.abs(np.log(late.values)))]),
-            0.7,
+            EDGE,
             1.5,
-            interval=(float(late.min()), float(late.max())),
-        )
-    )
+            interval=(float(late.min(skipna=False)), float(late.max(skipna=False))),
+            reads=(sharpness,),
+            preconditions=(begins, _settled(mup)),
+        ),
+    ]
+
+
+def _settled(mup: xr.DataArray) -> Precondition:
+    """That sharpness has come to where it stays: between the last two quarters it changes by a fifth at most."""
+    quarter = mup.sizes["step"] // 4
+    parts = (slice(-2 * quarter, -quarter), slice(-quarter, None))
+    before, after = (mup.isel(step=part).mean("step", skipna=False) for part in parts)
+    change = float(abs(after / before - 1).max(skipna=False))
+    found = f"sharpness still changes by {change:.2g} between the last two quarters of training"
+    return Precondition("settled", change <= 0.2, found)
+
+
+def _fading_claims(ntk: xr.DataArray, sharpness: xr.DataArray) -> list[Claim]:
     change = abs(ntk.isel(step=-1) / ntk.isel(step=0) - 1)
-    made.append(
+    widths = change.trajectory_width.values
+    moved = float(change[0])
+    sharpens = Precondition(
+        "sharpening", moved >= 0.1, f"sharpness changes by {moved:.2g} at width {widths[0]} too"
+    )
+    options = {"reads": (sharpness,), "preconditions": (sharpens,)}
+    return [
         at_most(
             "P4 sharpening fades, ntk",
             f"{NOCI}, Sec. 4",
-            "relative change of sharpness over training at the largest width over that at the smallest",
+            f"relative change of sharpness over training at width {widths[-1]} over that at {widths[0]}",
             float(change[-1] / change[0]),
             0.25,
-        )
-    )
-    made.append(
+            **options,
+        ),
         at_most(
             "P4 fades steadily, ntk",
             f"{NOCI}, Sec. 4",
-            "largest ratio of that change between a width and the next smaller one",
-            float((change.values[1:] / change.values[:-1]).max()),
+            f"largest ratio of that change between a width and the next smaller one of {_list(widths)}",
+            (change.values[1:] / change.values[:-1]).max() if len(widths) > 1 else np.nan,
             1.0,
-        )
-    )
-    for rule, curve in (("mup", mup), ("ntk", ntk)):
+            **options,
+        ),
+    ]
+
+
+def _stays_claims(scaled: dict, sharpness: dict) -> list[Claim]:
+    made = []
+    for rule, curve in scaled.items():
         widest = curve.isel(trajectory_width=-1)
+        start = float(widest.isel(step=0))
+        room = Precondition(
+            "room to sharpen",
+            start <= 1 / 1.5,
+            f"sharpness over 2/eta is {start:.3g} before training; from 1/1.5 on it cannot grow by 1.5",
+        )
         made.append(
             at_least(
                 f"P4 sharpening stays, {rule}",
                 f"{NOCI}, Sec. 4",
-                "final over initial sharpness at the largest width",
-                float(widest.isel(step=-1) / widest.isel(step=0)),
+                f"final over initial sharpness at width {int(widest.trajectory_width)}",
+                float(widest.isel(step=-1)) / start,
                 1.5,
                 control=rule == "ntk",
+                reads=(sharpness[rule].isel(trajectory_width=-1),),
+                preconditions=(room,),
             )
         )
-    final = data.trajectory_loss.mean("trajectory_seed").isel(step=-1)
-    wider = final.sel(trajectory_parametrization="mup").values
-    made.append(
-        at_most(
-            "P5 wider is better, mup",
-            f"{NOCI}, Sec. 3",
-            "largest ratio of the final loss of a width to that of the next smaller one",
-            float((wider[1:] / wider[:-1]).max()),
-            1.0,
-        )
-    )
     return made
 
 
-def _spread(scaled: xr.DataArray) -> float:
+def _width_claim(data: xr.Dataset) -> Claim:
+    losses = data.trajectory_loss.sel(trajectory_parametrization="mup").isel(step=-1)
+    wider = losses.mean("trajectory_seed", skipna=False)
+    widths = wider.trajectory_width.values
+    return at_most(
+        "P5 wider is better, mup",
+        f"{NOCI}, Sec. 3",
+        f"largest ratio of the final loss of a width to that of the next smaller one of {_list(widths)}",
+        (wider.values[1:] / wider.values[:-1]).max() if len(widths) > 1 else np.nan,
+        1.0,
+        reads=(losses,),
+    )
+
+
+def _list(widths) -> str:
+    return ", ".join(map(str, widths))
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    return float(abs(np.polyfit(x, y, 1)[0])) if np.isfinite(y).all() and len(x) > 1 else np.nan
+
+
+def _spread(scaled: xr.DataArray) -> tuple[float, str]:
+    """The median spread over the widths from 128 on, where there are two, and these widths."""
     steps = scaled.sizes["step"]
     middle = scaled.isel(step=slice(steps // 4, 3 * steps // 4))
-    smallest = min(128, int(middle.trajectory_width.values[-2]))
+    smallest = min(128, int(middle.trajectory_width.values[-2:][0]))
     middle = middle.sel(trajectory_width=slice(smallest, None))
-    over = [middle.reduce(reduction, "trajectory_width") for reduction in (np.max, np.min, np.mean)]
-    return float(((over[0] - over[1]) / over[2]).median())
+    low, high, mean = (
+        getattr(middle, name)("trajectory_width", skipna=False) for name in ("min", "max", "mean")
+    )
+    return float(((high - low) / mean).median(skipna=False)), _list(middle.trajectory_width.values)
 
 
 def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
     if "slope" not in data:
-        return []
+        return [
+            at_most(
+                "P6 coordinates",
+                f"{YANG}, Thm 3.4",
+                "exponent of the change of the layers in width: largest distance from the prediction",
+                np.nan,
+                0.15,
+                preconditions=(absent("coordinate check"),),
+            )
+        ]
     made = []
     flat = data.slope_predicted.sel(coordinate_parametrization="mup")
     for rule in data.coordinate_parametrization.values:
@@ -170,6 +291,7 @@ def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
                 measured,
                 0.15,
                 interval=(max(measured - error, 0.0), measured + error),
+                reads=(line.slope, line.slope_interval, line.change),
             )
         )
         if rule != "mup":
@@ -178,9 +300,10 @@ def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
                     f"P6 control, {rule} as muP",
                     f"{YANG}, Thm 3.4",
                     "the same distance, from what muP would give",
-                    float(abs(line.slope - flat).max()),
+                    float(abs(line.slope - flat).max(skipna=False)),
                     0.15,
                     control=True,
+                    reads=(line.slope, line.change),
                 )
             )
     return made

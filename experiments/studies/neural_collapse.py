@@ -3,7 +3,7 @@
 Four experiments on M linear layers with weight decay: squared error on free features, balanced and imbalanced, against
 the exact frames; class sizes on both sides of the threshold of minority collapse; cross-entropy over (K, M), where from
 two layers on frames of lower rank beat the simplex; ReLU networks on images. Controls: no weight decay, frames of equal
-lengths or the simplex for imbalanced classes, the shallow threshold for deep networks, untrained networks.
+lengths or the simplex for imbalanced classes, the shallow threshold for deep networks, networks without weight decay.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def total_steps(config: Any) -> int:
         len(PROBLEMS) * len(free.depths) * len(free.seeds) * free.steps
         + len(tail.depths) * len(tail.seeds) * tail.steps
         + 2 * len(cells.depths) * len(cells.classes) * len(cells.seeds) * cells.steps
-        + sum(config[name].steps for name in config.networks)
+        + 2 * sum(config[name].steps for name in config.networks)
     )
 
 
@@ -617,6 +617,9 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
     def keep(records):
         return {key: values[0] for key, values in records.items()}
 
+    def last(records):
+        return {f"undecayed_{key}": records[key][0, -1] for key in (*MATRICES, "accuracy")}
+
     names = {**MATRICES, **LAYERS, "angle": ("class",), "accuracy": ()}
     own = {
         "step": _steps(part),
@@ -625,12 +628,18 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
     }
     unit = _training(compile, name, data, part, (part.seed,), keep)
     trained = grid.Program(name, lambda _: unit, _measured(names, "step"), own, trains=True)
+    wrong = _training(compile, name, data | {"decay": 0 * data["decay"]}, part, (part.seed,), last)
+    undecayed = {
+        f"undecayed_{key}": Variable(f"{WORDS[key]}, without weight decay", dims=dims)
+        for key, dims in {**MATRICES, "accuracy": ()}.items()
+    }
+    bare = grid.Program(f"{name}-undecayed", lambda _: wrong, undecayed, trains=True)
     known = grid.Program(
         f"{name}-predicted",
         lambda _: _predicted(part.loss, part.sizes, part.linear, decay),
         _measured(MATRICES, end="_predicted"),
     )
-    made = xr.merge([train_grid({}, None, each, session) for each in (trained, known)])
+    made = xr.merge([train_grid({}, None, each, session) for each in (trained, bare, known)])
     return made.assign(
         linear=grid.array((), part.linear, "linear layers", "layers"),
         squared=grid.array((), part.loss == "squared_error", "whether the loss is squared error"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, at_least, at_most, near, within
+from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
 
 JACOT = "Jacot et al. 2018"
 ALIGNED = 0.5  # size of the target along the principal component
@@ -28,12 +29,15 @@ def claims(data: xr.Dataset) -> list[Claim]:
 def distances(data: xr.Dataset, inputs: str, limit: str = "limit_kernel") -> xr.DataArray:
     """RMS distance of the row at initialisation from a limit, over (seed, width)."""
     off = (data.start_kernel - data[limit]).sel(start_inputs=inputs, drop=True)
-    return np.sqrt((off**2).mean("point")).transpose("start_seed", "start_width")
+    return np.sqrt((off**2).mean("point", skipna=False)).transpose("start_seed", "start_width")
 
 
 def fit(distance: xr.DataArray) -> metrics.PowerLaw:
-    """Power law in the width through RMS values over (seed, width)."""
+    """Power law in the width through RMS values over (seed, width); nan where a run diverged."""
     dims = distance.dims
+    if not (np.isfinite(distance) & (distance > 0)).all() or distance.sizes[dims[1]] < 3:
+        nothing = np.full(2, np.nan)
+        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
     return metrics.fit_power_law(distance[dims[1]].values, distance.values, jax.random.key(0))
 
 
@@ -41,13 +45,13 @@ def drifts(data: xr.Dataset, name: str = "drift") -> xr.DataArray:
     """RMS change of the row in training over (seed, width)."""
     rows = data[f"{name}_kernel"]
     change = rows.sel(moment="end") - rows.sel(moment="start")
-    return np.sqrt((change**2).mean("point")).transpose("drift_seed", f"{name}_width")
+    return np.sqrt((change**2).mean("point", skipna=False)).transpose("drift_seed", f"{name}_width")
 
 
 def _start_claims(data: xr.Dataset) -> list[Claim]:
     made = []
     cases = [(str(name), "limit_kernel") for name in data.start_inputs.values]
-    for inputs, limit in [*cases, ("circle", "nngp_kernel")]:
+    for inputs, limit in [*cases, (cases[0][0], "nngp_kernel")]:
         law = fit(distances(data, inputs, limit))
         control = limit != "limit_kernel"
         made.append(
@@ -61,6 +65,7 @@ def _start_claims(data: xr.Dataset) -> list[Claim]:
                 -0.35,
                 interval=tuple(law.exponent_interval),
                 control=control,
+                reads=(data.start_kernel.sel(start_inputs=inputs), data[limit]),
             )
         )
     return made
@@ -69,7 +74,7 @@ def _start_claims(data: xr.Dataset) -> list[Claim]:
 def _drift_claims(data: xr.Dataset) -> list[Claim]:
     made = []
     for name, rule in (("drift", "ntk"), ("control", "mup")):
-        drift = np.sqrt((drifts(data, name) ** 2).mean("drift_seed"))
+        drift = np.sqrt((drifts(data, name) ** 2).mean("drift_seed", skipna=False))
         first, last = (int(drift[f"{name}_width"][i]) for i in (0, -1))
         made.append(
             at_least(
@@ -79,6 +84,8 @@ def _drift_claims(data: xr.Dataset) -> list[Claim]:
                 float(drift[0] / drift[-1]),
                 3.0 if name == "drift" else math.sqrt(last / first),
                 control=rule == "mup",
+                reads=(data[f"{name}_kernel"],),
+                preconditions=() if last > first else (absent("second width"),),
             )
         )
     law = fit(drifts(data))
@@ -90,10 +97,12 @@ def _drift_claims(data: xr.Dataset) -> list[Claim]:
             law.exponent,
             -0.35,
             interval=tuple(law.exponent_interval),
+            resolve=True,
+            reads=(data.drift_kernel,),
         )
     )
-    middle = data.sizes["point"] // 2
-    row = data.drift_kernel.isel(point=middle).mean("drift_seed")
+    middle = data.drift_kernel.isel(point=data.sizes["point"] // 2, drift_width=[0, -1])
+    row = middle.mean("drift_seed", skipna=False)
     inflation = (row.sel(moment="end") / row.sel(moment="start")).values
     made.append(
         at_least(
@@ -102,6 +111,7 @@ def _drift_claims(data: xr.Dataset) -> list[Claim]:
             "Theta(x0, x0) after over before training, less 1: narrowest network over widest",
             float((inflation[0] - 1) / (inflation[-1] - 1)),
             2.0,
+            reads=(middle,),
         )
     )
     return made
@@ -109,12 +119,14 @@ def _drift_claims(data: xr.Dataset) -> list[Claim]:
 
 def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
     wide = data.outputs.isel(ensemble_width=-1)
-    mean, spread = wide.mean("ensemble_seed"), wide.std("ensemble_seed", ddof=1)
-    size = float(np.sqrt((data.predicted_mean**2).mean()))
+    mean = wide.mean("ensemble_seed", skipna=False)
+    spread = wide.std("ensemble_seed", ddof=1, skipna=False)
+    size = float(np.sqrt((data.predicted_mean**2).mean(skipna=False)))
     width = int(data.ensemble_width[-1])
+    reads = wide, data.predicted_mean, data.predicted_sd
     made = []
     for what, expected in (("limit", data.predicted_mean), ("untrained limit", 0)):
-        off = float(np.sqrt(((mean - expected) ** 2).mean())) / size
+        off = float(np.sqrt(((mean - expected) ** 2).mean(skipna=False))) / size
         made.append(
             at_most(
                 f"3 mean, {what}",
@@ -123,6 +135,7 @@ def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
                 off,
                 0.15,
                 control=what != "limit",
+                reads=reads[:2],
             )
         )
     made.append(
@@ -130,9 +143,12 @@ def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
             "3 spread",
             f"{JACOT}, Sec. 5",
             f"width {width}: RMS standard deviation of the outputs over that of the limit",
-            float(np.sqrt((spread**2).mean() / (data.predicted_sd**2).mean())),
+            float(
+                np.sqrt((spread**2).mean(skipna=False) / (data.predicted_sd**2).mean(skipna=False))
+            ),
             1.0,
             0.25,
+            reads=reads,
         )
     )
     z = abs(wide - data.predicted_mean) / data.predicted_sd
@@ -144,6 +160,7 @@ def _ensemble_claims(data: xr.Dataset) -> list[Claim]:
             float((z < 1.2815515655446004).mean()),
             0.8,
             0.1,
+            reads=reads,
         )
     )
     return made
@@ -159,13 +176,13 @@ def _component_claims(data: xr.Dataset) -> list[Claim]:
     for inputs in data.component_inputs.values:
         of = data.sel(component_inputs=inputs)
         made += _decay_claims(of, inputs)
-        if of.sizes["component_width"] > 1:
-            made += _width_claims(of, inputs)
+        made += _width_claims(of, inputs)
     return made
 
 
 def _decay_claims(data: xr.Dataset, inputs: str) -> list[Claim]:
-    end = data.along.isel(chunk=-1, component_width=-1).mean("component_seed")
+    run = data.along.isel(chunk=-1, component_width=-1)
+    end = run.mean("component_seed", skipna=False)
     return [
         at_most(
             f"4 decay, {inputs}" + (", first eigenvalue" if rank == 1 else ""),
@@ -175,32 +192,35 @@ def _decay_claims(data: xr.Dataset, inputs: str) -> list[Claim]:
             float(abs(end - predicted_along(data, rank).isel(chunk=-1))) / ALIGNED,
             0.06,
             control=rank == 1,
+            reads=(run, data.eigenvalue, data.time),
         )
         for rank in (2, 1)
     ]
 
 
 def _width_claims(data: xr.Dataset, inputs: str) -> list[Claim]:
-    largest = data.off.mean("component_seed").max("chunk").values
+    largest = data.off.mean("component_seed", skipna=False).max("chunk", skipna=False).values
     ends = data.along.isel(chunk=-1)
     gain = ends.isel(component_width=-1) - ends.isel(component_width=0)
-    error = 2 * float(gain.std(ddof=1)) / math.sqrt(gain.size)
-    low, high = float(gain.mean()) - error, float(gain.mean()) + error
+    several = () if len(largest) > 1 else (absent("second width"),)
+    faster = functools.partial(
+        at_least,
+        f"4 narrow networks are faster, {inputs}",
+        f"{JACOT}, Fig. 3",
+        "what is left along the second component at the end, widest network less narrowest (narrow kernels inflate, "
+        "but differ more than that at initialisation)",
+        bound=0.0,
+        preconditions=several,
+    )
     return [
         at_most(
             f"4 other components, {inputs}",
             f"{JACOT}, Fig. 3",
             "largest movement off the second component: largest ratio of a width to the next smaller one",
-            float((largest[1:] / largest[:-1]).max()),
+            np.nan if several else float((largest[1:] / largest[:-1]).max()),
             1.0,
+            reads=(data.off,),
+            preconditions=several,
         ),
-        at_least(
-            f"4 narrow networks are faster, {inputs}",
-            f"{JACOT}, Fig. 3",
-            "what is left along the second component at the end, widest network less narrowest: lower end of "
-            "the mean's interval (narrow kernels inflate, but differ more than that at initialisation)",
-            low,
-            0.0,
-            interval=(low, high),
-        ),
+        over_seeds(faster, gain, "mean", reads=(ends.isel(component_width=[0, -1]),)),
     ]

@@ -65,6 +65,9 @@ ACTIVATIONS = {
     "interior": INTERIOR,
 }
 
+# Networks of these, judged as the optimal ones, must fail.
+WRONG = ("x² − 1", "ReLU, centred")
+
 
 _DEPTHS = checks.whole(1, 10**18)
 _COUNT = checks.whole(2)
@@ -164,7 +167,17 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         ValueError: an unknown task, or what `limits.depth` refuses.
     """
     check(config, tasks.load(config.task))
-    parts = (_taxonomy, _singular, _noise, _depth, _dirichlet, _stripes, _classes, _digits)
+    parts = (
+        _taxonomy,
+        _singular,
+        _noise,
+        _wrong_activations,
+        _depth,
+        _dirichlet,
+        _stripes,
+        _classes,
+        _digits,
+    )
     return xr.merge([part(config, session) for part in parts])
 
 
@@ -276,6 +289,30 @@ def _compared(name: str) -> dict[str, Variable]:
             "share of inputs on which network and Hilbert estimate agree"
         ),
     }
+
+
+def _wrong_activations(config: Any, session: Session | None) -> xr.Dataset:
+    """How often networks of activations that are not optimal decide as the Hilbert estimate does."""
+    part = config.noise
+    d, count = part.dimensions[0], min(part.counts, key=lambda count: abs(count - 400))
+
+    def unit(part, wrong_activation, noise_seed):
+        random = _generator("noise", d, count, noise_seed)
+        train, test = sphere(count, d, random), sphere(part.num_test, d, random)
+        labels = draw(two_regions(train), random)
+        activation = ACTIVATIONS[wrong_activation]
+        scores = depth.deep_classifier(activation, part.depth, train, labels, test)
+        return {
+            "wrong_agreement": agreement(scores, depth.hilbert_estimate(train, labels, test, d))
+        }
+
+    variables = {"wrong_agreement": Variable("share of inputs on which both decide alike")}
+    axes = {
+        "wrong_activation": Axis(list(WRONG), "activation"),
+        "noise_seed": Axis(list(part.seeds), DRAW),
+    }
+    program = Program("wrong-activations", unit, variables, steps=0)
+    return train_grid(axes, part, program, session)
 
 
 def _compare(name: str, scores: dict[str, np.ndarray], probability: np.ndarray) -> dict[str, Any]:

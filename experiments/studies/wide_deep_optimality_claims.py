@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import functools
 
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, equals, near
+from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
 
 RBU = "Radhakrishnan et al. 2022"
 FLIPPED, STRIPES = 0.2, 16
@@ -17,7 +17,7 @@ CLASSIFIERS = ("Bayes", "deep network", "Hilbert", "1-NN", "majority")
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     return [
-        *_taxonomy_claims(data),
+        _singular_claim(data),
         *_noise_claims(data),
         *_dirichlet_claims(data),
         *_stripe_claims(data),
@@ -32,136 +32,126 @@ def exponents(data: xr.Dataset) -> np.ndarray:
     return np.polyfit(np.log(data.distance.values), data.log_psi.values.T, 1)[0]
 
 
-def _taxonomy_claims(data: xr.Dataset) -> list[Claim]:
+def _singular_claim(data: xr.Dataset) -> Claim:
     off = exponents(data) + data.singular_dimension.values
-    alpha = data.alpha.sel(activation="ReLU, centred").item()
-    kind = data.kind.sel(activation="ReLU").item()
-    return [
-        at_most(
-            "1 exponent of the singular kernel",
-            f"{RBU}, taxonomy",
-            "slope of log psi against log r, r from 1e-6 to 1e-1: largest distance from -d over the dimensions",
-            float(abs(off).max()),
-            0.01,
-        ),
-        near(
-            "1 control, centred ReLU as optimal for d = 2",
-            f"{RBU}, optimal activations",
-            "alpha = -4 ln|A'| / ln B' of the centred ReLU, by quadrature",
-            alpha,
-            2,
-            0.01,
-            control=True,
-        ),
-        equals(
-            "1 control, ReLU as a consistent network",
-            f"{RBU}, taxonomy",
-            "class of the ReLU network at infinite depth: only singular kernels can be consistent",
-            str(kind),
-            "singular kernel",
-            control=True,
-        ),
-    ]
-
-
-def _spread(values: xr.DataArray, dim: str) -> tuple[float, float]:
-    """Mean with two standard errors over the seeds."""
-    mean, count = float(values.mean()), values.sizes[dim]
-    half = 2 * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return (mean - half, mean + half) if count > 1 else (mean, mean)
+    low, high = data.distance.values[[0, -1]]
+    return at_most(
+        "1 exponent of the singular kernel",
+        f"{RBU}, taxonomy",
+        f"slope of log psi against log r, r from {low:.0e} to {high:.0e}: largest distance from -d over the dimensions",
+        float(abs(off).max()),
+        0.01,
+        reads=(data.log_psi,),
+    )
 
 
 def _noise_claims(data: xr.Dataset) -> list[Claim]:
     made = []
-    chosen = data.sel(noise_count=400)
+    count = int(data.noise_count.sel(noise_count=400, method="nearest"))
+    chosen = data.sel(noise_count=count)
     for d in data.noise_dimension.values:
         line = chosen.noise_error.sel(noise_dimension=d)
-        gain = line.sel(classifier="1-NN") - line.sel(classifier="deep network")
-        made.append(
-            at_least(
-                f"2 better than 1-NN, d = {d}",
-                f"{RBU}, taxonomy",
-                "label noise 0.2, 400 examples: error of 1-NN less that of the deep network, mean of the seeds",
-                float(gain.mean()),
-                0.03,
-                interval=_spread(gain, "noise_seed"),
-            )
+        pair = line.sel(classifier="1-NN"), line.sel(classifier="deep network")
+        better = functools.partial(
+            at_least,
+            f"2 better than 1-NN, d = {d}",
+            f"{RBU}, taxonomy",
+            f"label noise {FLIPPED}, {count} examples: error of 1-NN less that of the deep network, mean of the seeds",
+            bound=0.03,
         )
-    made.append(
-        at_least(
-            "2 the deep network is the Hilbert estimate",
+        made.append(over_seeds(better, pair[0] - pair[1], "mean", reads=pair))
+    alike = functools.partial(
+        at_least,
+        "2 the deep network is the Hilbert estimate",
+        f"{RBU}, optimal activations",
+        f"share of test examples on which both decide alike, {count} examples: smallest over dimensions and seeds",
+        bound=0.99,
+    )
+    made.append(over_seeds(alike, chosen.noise_agreement))
+    for name in data.wrong_activation.values:
+        wrong = functools.partial(
+            at_least,
+            f"2 control, {name}",
             f"{RBU}, optimal activations",
-            "share of test examples on which both decide alike, 400 examples: smallest over dimensions and seeds",
-            float(chosen.noise_agreement.min()),
-            0.99,
+            f"the same share for a network of {name}, d = {data.noise_dimension.values[0]}: largest over the seeds",
+            bound=0.99,
+            control=True,
         )
+        made.append(over_seeds(wrong, data.wrong_agreement.sel(wrong_activation=name)))
+    fits = xr.concat(
+        [data.nngp_fit[-1], data.ntk_fit[-1]], "kernel", coords="minimal", compat="override"
     )
-    made.append(
-        at_least(
-            "2 training examples are fitted",
-            RBU,
-            "training accuracy of the deepest NNGP and NTK, d = 1: smallest over the seeds",
-            float(min(data.nngp_fit[-1].min(), data.ntk_fit[-1].min())),
-            1.0,
-        )
+    fitted = functools.partial(
+        at_least,
+        "2 training examples are fitted",
+        RBU,
+        "training accuracy of the deepest NNGP and NTK, d = 1: smallest over the seeds",
+        bound=1.0,
     )
+    made.append(over_seeds(fitted, fits, reads=(data.nngp_fit[-1], data.ntk_fit[-1])))
     return made
 
 
 def _dirichlet_claims(data: xr.Dataset) -> list[Claim]:
-    made = []
+    made, error = [], data.dirichlet_error
+    count = data.sizes["dirichlet_dimension"]
     for worse, better in zip(CLASSIFIERS[1:], CLASSIFIERS):
         if worse == "Hilbert":
             continue
         better = "deep network" if better == "Hilbert" else better
-        error = data.dirichlet_error
-        gaps = error.sel(classifier=worse) - error.sel(classifier=better)
-        closest = gaps.isel(dirichlet_dimension=int(np.argmin(gaps.mean("dirichlet_seed").values)))
-        made.append(
-            at_least(
-                f"3 Dirichlet, {better} < {worse}",
-                f"{RBU}, Dirichlet experiments",
-                "difference of the mean errors: smallest over the four tasks",
-                float(closest.mean()),
-                0.002,
-                interval=_spread(closest, "dirichlet_seed"),
-            )
-        )
-    made.append(
-        at_least(
-            "3 Dirichlet, deep network = Hilbert",
+        pair = error.sel(classifier=worse), error.sel(classifier=better)
+        gaps = pair[0] - pair[1]
+        closest = int(np.argmin(gaps.mean("dirichlet_seed", skipna=False).values))
+        less = functools.partial(
+            at_least,
+            f"3 Dirichlet, {better} < {worse}",
             f"{RBU}, Dirichlet experiments",
-            "share of test examples on which both decide alike: smallest of the four tasks' means",
-            float(data.dirichlet_agreement.mean("dirichlet_seed").min()),
-            0.99,
+            f"difference of the mean errors: smallest over the {count} tasks",
+            bound=0.002,
         )
+        made.append(over_seeds(less, gaps.isel(dirichlet_dimension=closest), "mean", reads=pair))
+    agrees = data.dirichlet_agreement
+    least = int(np.argmin(agrees.mean("dirichlet_seed", skipna=False).values))
+    alike = functools.partial(
+        at_least,
+        "3 Dirichlet, deep network = Hilbert",
+        f"{RBU}, Dirichlet experiments",
+        f"share of test examples on which both decide alike: smallest of the {count} tasks' means",
+        bound=0.99,
     )
+    made.append(over_seeds(alike, agrees.isel(dirichlet_dimension=least), "mean", reads=(agrees,)))
     return made
 
 
 def _stripe_claims(data: xr.Dataset) -> list[Claim]:
-    error = data.stripe_error.mean("stripe_seed")
-    many = error.sel(exponent=[0.5, 1.0, 2.0]).sel(stripe_count=slice(1000, None))
-    lead = many.sel(exponent=[0.5, 2.0]).min("exponent") - many.sel(exponent=1.0)
+    error = data.stripe_error.mean("stripe_seed", skipna=False)
+    counts = data.stripe_count.values
+    enough = counts[counts >= 1000] if (counts >= 1000).any() else counts[-1:]
+    many = error.sel(exponent=[0.5, 1.0, 2.0]).sel(stripe_count=enough)
+    lead = many.sel(exponent=[0.5, 2.0]).min("exponent", skipna=False) - many.sel(exponent=1.0)
     made = [
         at_least(
             "4 stripes, alpha = d is best",
             f"{RBU}, singular kernels; Devroye et al. 1998",
-            "from 1000 examples on: error of the better of alpha = d/2 and 2d less that of alpha = d, smallest",
-            float(lead.min()),
+            f"from {enough[0]} examples on: error of the better of alpha = d/2 and 2d less that of alpha = d, smallest",
+            float(lead.min(skipna=False)),
             0.01,
+            reads=(data.stripe_error.sel(exponent=[0.5, 1.0, 2.0]),),
         )
     ]
     for exponent in (1.0, 0.5, 2.0):
+        ends = data.stripe_error.sel(exponent=exponent).isel(stripe_count=[0, -1])
         excess = error.sel(exponent=exponent) - FLIPPED
         made.append(
             at_most(
                 f"4 stripes, alpha = {exponent:g} converges",
                 "Devroye et al. 1998",
-                "excess over the Bayes error at the most examples, over that at the fewest",
+                f"excess over the Bayes error at {counts[-1]} examples, over that at {counts[0]}",
                 float(excess[-1] / excess[0]),
                 0.6,
                 control=exponent != 1.0,
+                reads=(ends,),
+                preconditions=() if len(counts) > 1 else (absent("second number of examples"),),
             )
         )
     return made
@@ -176,69 +166,65 @@ def _class_claims(data: xr.Dataset) -> list[Claim]:
     ):
         line = data[f"{name}_agreement"]
         deepest = int(line[f"{name}_depth"][-1])
-        made.append(
-            at_least(
-                f"{number} {what}",
-                f"{RBU}, taxonomy",
-                f"share of test examples decided alike at depth {deepest}: smallest over the seeds",
-                float(line[-1].min()),
-                0.99,
-            )
-        )
-    made.append(
-        near(
-            "6 NTK of ReLU, ratio",
+        alike = functools.partial(
+            at_least,
+            f"{number} {what}",
             f"{RBU}, taxonomy",
-            f"mean off-diagonal over diagonal entry at depth {int(data.relu_depth[-1])}",
-            float(data.relu_ratio[-1].mean()),
-            0.25,
-            0.002,
-            interval=(float(data.relu_ratio[-1].min()), float(data.relu_ratio[-1].max())),
+            f"share of test examples decided alike at depth {deepest}: smallest over the seeds",
+            bound=0.99,
         )
+        made.append(over_seeds(alike, line[-1]))
+    ratio = functools.partial(
+        near,
+        "6 NTK of ReLU, ratio",
+        f"{RBU}, taxonomy",
+        f"mean off-diagonal over diagonal entry at depth {int(data.relu_depth[-1])}",
+        target=0.25,
+        tolerance=0.002,
     )
-    return made
+    return [*made, over_seeds(ratio, data.relu_ratio[-1])]
 
 
 def _depth_claims(data: xr.Dataset) -> list[Claim]:
     made = []
     for kernel, layers in (("nngp", 100), ("ntk", 10**15), ("ntk", 1000)):
-        line = data[f"{kernel}_agreement"].sel({f"{kernel}_depth": layers})
-        made.append(
-            at_least(
-                f"7 {kernel.upper()} of depth {layers:.0e}",
-                f"{RBU}, optimal activations",
-                "share of test examples decided as the Hilbert estimate does, d = 1: smallest over the seeds",
-                float(line.min()),
-                0.99,
-                control=layers == 1000,
-            )
+        depths = data[f"{kernel}_depth"].values.tolist()
+        line = data[f"{kernel}_agreement"].reindex({f"{kernel}_depth": [layers]})[0]
+        alike = functools.partial(
+            at_least,
+            f"7 {kernel.upper()} of depth {layers:.0e}",
+            f"{RBU}, optimal activations",
+            "share of test examples decided as the Hilbert estimate does, d = 1: smallest over the seeds",
+            bound=0.99,
+            control=layers == 1000,
+            preconditions=() if layers in depths else (absent("network of such depth"),),
         )
+        made.append(over_seeds(alike, line))
     return made
 
 
 def _digit_claims(data: xr.Dataset) -> list[Claim]:
     made = []
-    agrees = data.digit_limit_agreement.min(["label_noise", "digit_seed"])
     for network, limit in zip(data.network.values, ("nearest neighbour", "majority of 0-2 or 3-9")):
-        made.append(
-            at_least(
-                f"8 digits, {network} is the {limit}",
-                f"{RBU}, taxonomy",
-                "share of test images decided alike: smallest over label noises and seeds",
-                float(agrees.sel(network=network)),
-                0.98,
-            )
+        alike = functools.partial(
+            at_least,
+            f"8 digits, {network} is the {limit}",
+            f"{RBU}, taxonomy",
+            "share of test images decided alike: smallest over label noises and seeds",
+            bound=0.98,
         )
-    noisy = data.isel(label_noise=-1)
-    gain = noisy.digit_nearest - noisy.digit_deep.sel(digit_dimension=8)
-    made.append(
-        at_least(
-            "8 digits with noisy labels, better than 1-NN",
-            RBU,
-            "error of 1-NN less that of the network of exponent 8, mean of the seeds",
-            float(gain.mean()),
-            0.05,
-            interval=_spread(gain, "digit_seed"),
-        )
+        made.append(over_seeds(alike, data.digit_limit_agreement.sel(network=network)))
+    noisy, missing = data.isel(label_noise=-1), ()
+    deep = noisy.digit_deep.reindex(digit_dimension=[8])[..., 0]
+    if 8 not in data.digit_dimension:
+        missing = (absent("network of exponent 8"),)
+    better = functools.partial(
+        at_least,
+        "8 digits with noisy labels, better than 1-NN",
+        RBU,
+        "error of 1-NN less that of the network of exponent 8, mean of the seeds",
+        bound=0.05,
+        preconditions=missing,
     )
-    return made
+    pair = noisy.digit_nearest, deep
+    return [*made, over_seeds(better, pair[0] - pair[1], "mean", reads=pair)]

@@ -5,7 +5,9 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -103,6 +105,14 @@ EXAMPLES = [
     claims.equals("regime", "paper C", "the regime", "nan-free", "nan-free"),
 ]
 
+SEEDS = xr.DataArray([0.2, 0.9, 0.4], dims="seed", coords={"seed": [3, 4, 5]}, name="accuracy")
+
+
+def judged(judge, values, by="worst", **rest):
+    return claims.over_seeds(
+        judge, values, by, **dict(zip(("name", "source", "statement"), TEXTS)), **rest
+    )
+
 
 def test_json_keeps_every_field_and_is_strict_json():
     text = claims.to_json(EXAMPLES)
@@ -182,3 +192,121 @@ def test_markup_in_a_statement_is_shown_as_it_is():
     console.print(claims.rich_table([claim]))
     assert "[bold]" in console.file.getvalue()
     assert "P[1]" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("judge", "criterion", "control", "worst"),
+    [
+        (claims.at_least, {"bound": 0.5}, False, 0.2),
+        (claims.at_most, {"bound": 0.5}, False, 0.9),
+        (claims.near, {"target": 0.3, "tolerance": 0.05}, False, 0.9),
+        (claims.near, {"target": 0.7, "tolerance": 0.05}, False, 0.2),
+        (claims.within, {"low": 0.3, "high": 1.0}, False, 0.2),
+        # Of a control the seed that comes nearest to holding.
+        (claims.at_least, {"bound": 0.95}, True, 0.9),
+        (claims.at_most, {"bound": 0.1}, True, 0.2),
+    ],
+)
+def test_the_worst_seed_speaks_against_the_claim(judge, criterion, control, worst):
+    claim = judged(judge, SEEDS, control=control, **criterion)
+    assert claim.measured == worst
+    assert claim.interval == (0.2, 0.9)
+
+
+def test_the_median_and_the_mean_are_those_of_all_seeds():
+    assert judged(claims.at_least, SEEDS, "median", bound=0.3).measured == 0.4
+    claim = judged(claims.at_most, SEEDS, "mean", bound=2)
+    half = 2 * np.sqrt(0.13 / 3)  # variance .13 of .2, .9, .4 around .5
+    np.testing.assert_allclose(claim.measured, 0.5)
+    np.testing.assert_allclose(claim.interval, (0.5 - half, 0.5 + half))
+    assert claims.verdict(claim) == "holds"
+
+
+@pytest.mark.parametrize("by", ["worst", "median", "mean"])
+@pytest.mark.parametrize("control", [False, True])
+def test_a_diverged_seed_is_never_skipped(by, control):
+    """Also where it is read beside the values, and for a control: a diverged run does not fail properly."""
+    for values, reads in (
+        (SEEDS.where(SEEDS.seed < 5), ()),
+        (SEEDS, (SEEDS.where(SEEDS.seed < 5),)),
+        (xr.full_like(SEEDS, np.nan), ()),
+    ):
+        for judge, bound in ((claims.at_least, 0.0), (claims.at_most, 1.0), (claims.at_most, 0.0)):
+            claim = judged(judge, values, by, bound=bound, control=control, reads=reads)
+            assert claims.verdict(claim) == "NOT MEASURED"
+            assert not claim.passed
+            assert "every run: accuracy is nan at seed" in claims.reason(claim)
+
+
+def test_the_reason_names_the_variable_and_the_run():
+    losses = xr.DataArray(
+        [[1.0, np.nan], [np.nan, 2.0]],
+        dims=("width", "seed"),
+        coords={"width": [64, 128], "seed": [0, 1], "optimizer": "sgd"},
+        name="loss",
+    )
+    found = claims.every_run(SEEDS, losses)
+    assert not found.met
+    assert found.found == "loss is nan at width 64, seed 1, optimizer sgd (2 of 4)"
+    assert claims.every_run(SEEDS) == ("every run", True, "")
+    assert (
+        "loss is nan at width 0, seed 1" in claims.every_run(losses.drop_vars(losses.coords)).found
+    )
+
+
+def test_seeds_that_decide_nothing_are_refused():
+    with pytest.raises(
+        ValueError, match="by='best' is not known; take 'worst', 'median' or 'mean'"
+    ):
+        judged(claims.at_least, SEEDS, "best", bound=1)
+    with pytest.raises(ValueError, match="at least one seed"):
+        judged(claims.at_least, SEEDS[:0], bound=1)
+
+
+def test_an_interval_across_the_criterion_leaves_it_open():
+    open_ = claims.at_most(*TEXTS, 0.4, 0.5, interval=(0.2, 0.6), resolve=True)
+    assert claims.verdict(open_) == "NOT MEASURED"
+    assert "0.5 lies in [0.2, 0.6]" in claims.reason(open_)
+    for control in (False, True):
+        far = claims.at_most(*TEXTS, 0.7, 0.5, interval=(0.6, 0.8), resolve=True, control=control)
+        assert claims.verdict(far) == ("fails, as it must" if control else "FAILS")
+    unknown = claims.at_most(*TEXTS, 0.4, 0.5, resolve=True)
+    assert claims.verdict(unknown) == "NOT MEASURED"
+    both = claims.near(*TEXTS, 0.0, 0.0, 0.1, interval=(-0.2, 0.05), resolve=True)
+    assert claims.verdict(both) == "NOT MEASURED"
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_an_unmet_precondition_leaves_a_claim_open(control):
+    needs = (
+        claims.Precondition("fitted", False, "training accuracy 0.97"),
+        claims.Precondition("inside the grid", True),
+    )
+    for claim in (
+        claims.at_least(*TEXTS, 1.0, 0.5, control=control, preconditions=needs),
+        claims.equals(*TEXTS, "a", "a", control=control, preconditions=needs),
+    ):
+        assert claims.verdict(claim) == "NOT MEASURED"
+        assert not claim.passed
+        assert claims.reason(claim) == "fitted: training accuracy 0.97"
+        assert claims.reason(claim) in claims.plain_table([claim])
+        again = claims.from_json(claims.to_json([claim]))
+        assert again == [claim]
+
+
+def test_a_list_of_preconditions_is_checked():
+    text = claims.to_json(EXAMPLES[:1]).replace('"preconditions": []', '"preconditions": [3]')
+    with pytest.raises(ValueError, match="entry 0: its preconditions are no list"):
+        claims.from_json(text)
+
+
+def test_controls_are_counted_in_words_that_are_true():
+    def control(measured):
+        return claims.at_most(*TEXTS, measured, 1, control=True)
+
+    fails, holds, lost = control(2), control(0), control(math.nan)
+    assert claims.summary([fails] * 3) == "3 of 3 controls fail, as they must"
+    assert claims.summary([fails, holds, holds, lost]) == (
+        "1 of 4 controls fail as they must, 2 hold, which must not be, 1 not measured"
+    )
+    assert claims.summary([lost]) == "0 of 1 controls fail as they must, 1 not measured"

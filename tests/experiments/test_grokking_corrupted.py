@@ -128,6 +128,8 @@ def test_accuracies_of_designed_answers():
         (0.99, 0.0, "full inversion"),
         (0.1, 1.0, "memorisation"),
         (0.1, 0.1, "forgetting"),
+        (float("nan"), 0.1, "diverged"),
+        (0.99, float("nan"), "diverged"),
     ],
 )
 def test_phases(test, corrupted, expected):

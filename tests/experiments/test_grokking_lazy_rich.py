@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from experiments import tasks, train
+from experiments.claims import verdict
 from experiments.configs import grokking_lazy_rich as settings
 from experiments.loop import Session
 from experiments.studies import grokking_lazy_rich as study
@@ -107,8 +108,26 @@ def test_grokking_is_delayed_by_the_output_scale_and_the_lazy_control_fails(swep
 def test_weights_grow_while_the_network_groks(swept):
     found = {claim.name: claim for claim in claims._feature_claims(swept)}
     assert found["G5 no weight decay needed"].passed
-    assert found["G5 control, falling weight norm"].passed
     assert found["G4 alignment comes late"].measured < 1
+
+
+def test_weight_decay_is_the_control_of_a_growing_norm():
+    """The norm at the step of generalisation counts, the last one where it does not come."""
+    dims = ("digits_alpha", "digits_seed", "digits_step")
+    data = xr.Dataset(
+        {
+            "digits_test_accuracy": (dims, [[[0.1, 0.2, 0.9], [0.1, 0.9, 0.9]]] * 2),
+            "digits_train_accuracy": (dims, np.ones((2, 2, 3))),
+            "digits_norm": (dims, [[[1.0, 0.9, 0.5], [2.0, 3.0, 1.0]]] * 2),
+        },
+        {"digits_alpha": [0.01, 0.1], "digits_seed": [0, 1], "digits_step": [0, 50, 100]},
+    )
+    claim = claims._decayed_claim(data)
+    assert claim.interval == (0.5, 1.5)
+    assert claim.measured == 1.0
+    assert verdict(claim) == "fails, as it must"
+    growing = data.assign(digits_norm=1 + data.digits_step + 0 * data.digits_norm)
+    assert verdict(claims._decayed_claim(growing)) == "CONTROL HOLDS"
 
 
 def test_a_network_whose_features_are_aligned_does_not_grok(config):

@@ -35,7 +35,7 @@ def test_claims_hold_and_controls_fail(data):
     claims = study.claims(data)
     assert [claim.name for claim in claims if not claim.passed] == []
     controls = [claim.name for claim in claims if claim.control]
-    for word in ("no_decay", "as simplex", "equal lengths", "untrained", "deep as shallow"):
+    for word in ("no_decay", "as simplex", "equal lengths", "without decay", "deep as shallow"):
         assert any(word in name for name in controls)
     assert len({claim.name for claim in claims}) == len(claims)
 

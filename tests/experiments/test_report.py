@@ -125,6 +125,34 @@ def test_one_run_gives_a_table_figures_and_a_page_of_its_own(tmp_path, capsys, s
         assert words in text
 
 
+@pytest.mark.parametrize("variant", ["smoke", "cpu"])
+def test_only_a_smoke_run_warns_that_its_claims_decide_nothing(tmp_path, capsys, variant):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    for run in runs:
+        (run / "manifest.json").write_text(json.dumps(MANIFEST | {"variant": variant}))
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(report.README_MARKS))
+    assert report.main([*map(str, runs), "--readme", str(readme)]) == 0
+    pages = [read_page(path)[1] for path in (runs[0] / "report.html", tmp_path / "claims.html")]
+    for text in (*pages, readme.read_text(), capsys.readouterr().out):
+        assert ("its claims decide nothing" in text) == (variant == "smoke")
+
+
+def test_a_claim_that_is_not_measured_says_why(tmp_path, study):
+    needs = (claims.Precondition("fitted", False, "training accuracy < 1"),)
+    study.claims = lambda data: [
+        claims.at_most("P1", "Someone 2020", "falls", 0.5, 1.0, preconditions=needs)
+    ]
+    run_dir = write_run(tmp_path / "a")
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(report.README_MARKS))
+    assert report.main([str(run_dir), "--readme", str(readme)]) == 0
+    _, text = read_page(run_dir / "report.html")
+    assert "NOT MEASURED" in text
+    assert "Not measured: fitted: training accuracy < 1" in text
+    assert "NOT MEASURED (fitted: training accuracy &lt; 1)" in readme.read_text()
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path, study):
     study.figures = study_figures
     run_dir = write_run(tmp_path / "a")

@@ -1,0 +1,279 @@
+"""A claim of a paper, with the number measured and the criterion it was to meet, stated before the run.
+
+A control is a claim that must *fail* its criterion (the wrong parametrization must not transfer, shuffled labels
+must not align): `passed` says whether the claim turned out as it should, so for a control that the criterion was
+missed. The four verdicts in words::
+
+    claim      holds                 criterion met
+    claim      FAILS                 criterion missed
+    control    fails, as it must     criterion missed
+    control    CONTROL HOLDS         criterion met: the experiment does not tell right from wrong
+    either     NOT MEASURED          a precondition is not met, or the number is not finite
+
+Preconditions say when a number is about the paper at all: every run that the claim reads is there, the training set
+is fitted, the optimum lies inside its grid, the interval leaves no doubt. A claim that counts a diverged run as
+something says so in its statement; elsewhere a nan in what it reads leaves it NOT MEASURED. `passed` is then false,
+for a control too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+
+class Precondition(NamedTuple):
+    """What must be so before a claim is judged: its name, whether it is so, and what was found."""
+
+    name: str
+    met: bool
+    found: str = ""
+
+
+class Claim(NamedTuple):
+    """One line of the table of claims; make it with `at_most`, `at_least`, `within`, `near` or `equals`.
+
+    ``margin`` is how far the measured number lies inside the criterion, negative outside.
+    """
+
+    name: str
+    source: str
+    statement: str
+    measured: float | str
+    criterion: str
+    passed: bool
+    interval: tuple[float, float] | None = None
+    control: bool = False
+    preconditions: tuple[Precondition, ...] = ()
+    margin: float = -math.inf
+
+
+def at_most(name: str, source: str, statement: str, measured: float, bound: float, **rest) -> Claim:
+    """The claim that ``measured <= bound``.
+
+    Args:
+        name: short and unique in its study, for instance "P1 mup".
+        source: paper and place, for instance "Noci et al. 2024, Fig. 2".
+        statement: what is claimed, in one sentence with the measured quantity and its unit.
+        measured: the number; not finite means not measured.
+        bound: the largest number that passes.
+        **rest: ``interval`` (low, high) of the measurement; ``resolve=True`` where that is its error, which must not
+            reach across an end of the criterion; ``control=True`` for a claim that must fail; ``reads``, the arrays
+            that the number is made of, none of whose entries may be nan; ``preconditions``, further ones.
+    """
+    return _judge(
+        name, source, statement, measured, -math.inf, bound, f"<= {_number(bound)}", **rest
+    )
+
+
+def at_least(
+    name: str, source: str, statement: str, measured: float, bound: float, **rest
+) -> Claim:
+    """The claim that ``measured >= bound``; arguments as in `at_most`."""
+    return _judge(
+        name, source, statement, measured, bound, math.inf, f">= {_number(bound)}", **rest
+    )
+
+
+def within(
+    name: str, source: str, statement: str, measured: float, low: float, high: float, **rest
+) -> Claim:
+    """The claim that ``low <= measured <= high``; arguments as in `at_most`."""
+    if not low <= high:
+        raise ValueError(f"claim {name!r}: low {low} is larger than high {high}")
+    text = f"in [{_number(low)}, {_number(high)}]"
+    return _judge(name, source, statement, measured, low, high, text, **rest)
+
+
+def near(
+    name: str, source: str, statement: str, measured: float, target: float, tolerance: float, **rest
+) -> Claim:
+    """The claim that ``|measured - target| <= tolerance``; arguments as in `at_most`."""
+    if not tolerance >= 0:
+        raise ValueError(f"claim {name!r}: tolerance is {tolerance}; it must be 0 or larger")
+    text = f"{_number(target)} ± {_number(tolerance)}"
+    low, high = target - tolerance, target + tolerance
+    return _judge(name, source, statement, measured, low, high, text, **rest)
+
+
+def equals(
+    name: str,
+    source: str,
+    statement: str,
+    measured: str,
+    expected: str,
+    *,
+    control: bool = False,
+    reads: Sequence[xr.DataArray] = (),
+    preconditions: Sequence[Precondition] = (),
+) -> Claim:
+    """The claim that a verdict in words is the expected one, for instance the name of a regime."""
+    needs = _needs(reads, preconditions)
+    passed = all(need.met for need in needs) and (measured == expected) != control
+    return Claim(name, source, statement, measured, f"is {expected}", passed, None, control, needs)
+
+
+def over_seeds(
+    judge: Callable[..., Claim],
+    values: xr.DataArray | Sequence[float],
+    by: str = "worst",
+    *,
+    reads: Sequence[xr.DataArray] = (),
+    **claim,
+) -> Claim:
+    """The claim about several seeds: the only road from their numbers to one. A nan is never skipped.
+
+    Args:
+        judge: `at_most`, `at_least`, `within`, `near`, or one of them with arguments filled in.
+        values: one number a seed.
+        by: what stands for the seeds. "worst": the seed that speaks most against the claim, for a control the one
+            that comes nearest to meeting the criterion; its interval is the range. "median": with the range.
+            "mean": with two standard errors, which must leave no doubt about the verdict (one seed has none).
+        reads: arrays besides ``values`` that must hold no nan.
+        **claim: what judge takes besides: name, source, statement, bound (or target and tolerance), control, ...
+
+    Returns:
+        What ``judge`` makes of the number, NOT MEASURED where an entry of ``values`` or ``reads`` is nan.
+
+    Raises:
+        ValueError: another ``by``, or no values.
+    """
+    if by not in ("worst", "median", "mean"):
+        raise ValueError(f"by={by!r} is not known; take 'worst', 'median' or 'mean'")
+    found = np.asarray(values, float).ravel()
+    if not found.size:
+        raise ValueError("over_seeds needs the number of at least one seed")
+    claim |= {"reads": (xr.DataArray(values), *reads)}
+    if np.isnan(found).any():
+        return judge(measured=math.nan, **claim)
+    span = (found.min(), found.max()) if found.size > 1 else None
+    if by == "mean":
+        several = {"interval": _two_errors(found), "resolve": True} if found.size > 1 else {}
+        return judge(measured=found.mean(), **several, **claim)
+    if by == "median":
+        return judge(measured=np.median(found), interval=span, **claim)
+    ends = [judge(measured=end, interval=span, **claim) for end in (found.min(), found.max())]
+    return min(ends, key=lambda end: -end.margin if end.control else end.margin)
+
+
+def every_run(*arrays: xr.DataArray) -> Precondition:
+    """That no entry is nan, as those of a diverged run are; else which variable it is in, and which run."""
+    for array in arrays:
+        if array.dtype.kind not in "fc" or not (missing := np.isnan(array.values)).any():
+            continue
+        first = np.argwhere(missing)[0].tolist()
+        labels = {key: _label(value) for key, value in array[tuple(first)].coords.items()}
+        labels = dict(zip(array.dims, first)) | labels  # a dimension without labels is counted
+        run = ", ".join(f"{key} {label}" for key, label in labels.items())
+        count = f"{int(missing.sum())} of {array.size}"
+        found = f"{array.name or 'what is measured'} is nan{' at ' * bool(run)}{run} ({count})"
+        return Precondition("every run", False, found)
+    return Precondition("every run", True)
+
+
+def absent(what: str) -> Precondition:
+    """The unmet precondition of a claim whose experiment the run does not hold."""
+    return Precondition("measured", False, f"the run has no {what}")
+
+
+def reason(claim: Claim) -> str:
+    """Why a claim is not measured; nothing where it is."""
+    return "; ".join(f"{need.name}: {need.found}" for need in claim.preconditions if not need.met)
+
+
+def verdict(claim: Claim) -> str:
+    """The outcome in words, see the top of this file; capitals where something is wrong."""
+    finite = isinstance(claim.measured, str) or math.isfinite(claim.measured)
+    if not finite or not all(need.met for need in claim.preconditions):
+        return "NOT MEASURED"
+    if claim.control:
+        return "fails, as it must" if claim.passed else "CONTROL HOLDS"
+    return "holds" if claim.passed else "FAILS"
+
+
+def summary(claims: Sequence[Claim]) -> str:
+    """One line: how many claims hold, how many controls fail as they must, and what became of other controls."""
+    proper, controls = ([c for c in claims if c.control == kind] for kind in (False, True))
+    parts = []
+    if proper:
+        parts.append(f"{sum(c.passed for c in proper)} of {len(proper)} claims hold")
+    if controls:
+        parts.append(_controls(controls))
+    return "; ".join(parts) or "no claims"
+
+
+def _controls(controls: Sequence[Claim]) -> str:
+    found = [verdict(claim) for claim in controls]
+    failed, held = (found.count(words) for words in ("fails, as it must", "CONTROL HOLDS"))
+    if failed == len(found):
+        return f"{failed} of {len(found)} controls fail, as they must"
+    words = [f"{failed} of {len(found)} controls fail as they must"]
+    words += [f"{held} {'holds' if held == 1 else 'hold'}, which must not be"] * bool(held)
+    lost = len(found) - failed - held
+    words += [f"{lost} not measured"] * bool(lost)
+    return ", ".join(words)
+
+
+def _judge(
+    name,
+    source,
+    statement,
+    measured,
+    low,
+    high,
+    text,
+    *,
+    interval=None,
+    resolve=False,
+    control=False,
+    reads=(),
+    preconditions=(),
+) -> Claim:
+    bounds = [bound for bound in (low, high) if not math.isinf(bound)]
+    if any(math.isnan(bound) for bound in bounds) or not bounds:
+        raise ValueError(f"claim {name!r}: the criterion {text!r} has no finite bound")
+    measured = float(measured)
+    interval = None if interval is None else (float(interval[0]), float(interval[1]))
+    needs = _needs(reads, preconditions)
+    if resolve and math.isfinite(measured):
+        needs += (_resolved(interval, bounds),)
+    if not math.isfinite(measured) and all(need.met for need in needs):
+        needs += (Precondition("finite", False, f"the measured number is {measured}"),)
+    met = low <= measured <= high
+    passed = all(need.met for need in needs) and met != control
+    margin = -math.inf if math.isnan(measured) else min(measured - low, high - measured)
+    return Claim(name, source, statement, measured, text, passed, interval, control, needs, margin)
+
+
+def _needs(reads, preconditions) -> tuple[Precondition, ...]:
+    return (*((every_run(*reads),) if reads else ()), *preconditions)
+
+
+def _resolved(interval, bounds) -> Precondition:
+    """That the interval of a measurement's error lies on one side of every end of the criterion."""
+    name = "interval narrower than the distance to the criterion"
+    if interval is None or not all(map(math.isfinite, interval)):
+        return Precondition(name, False, "one run gives no interval")
+    inside = [bound for bound in bounds if interval[0] < bound < interval[1]]
+    low, high = interval
+    found = "".join(f"{_number(bound)} lies in [{low:.3g}, {high:.3g}]" for bound in inside[:1])
+    return Precondition(name, not inside, found)
+
+
+def _two_errors(values: np.ndarray) -> tuple[float, float]:
+    half = 2 * values.std(ddof=1) / math.sqrt(values.size)
+    return values.mean() - half, values.mean() + half
+
+
+def _label(value) -> str:
+    value = value.item()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _number(value: float) -> str:
+    """Every digit of a bound, so that the words and the test are the same; 3.0 as 3."""
+    return repr(float(value)).removesuffix(".0")

@@ -1,0 +1,458 @@
+"""No verdict holds through a run that failed: the data of every study, poisoned variable by variable with nan."""
+
+import importlib
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments.claims import reason, verdict
+
+COLLAPSED = {
+    "loss": "step",
+    "weight_gram": "step row column",
+    "mean_gram": "step row column",
+    "product": "step row column",
+    "accuracy": "step",
+    "nc1": "step layer",
+    "loss_predicted": "",
+    "weight_gram_predicted": "row column",
+    "mean_gram_predicted": "row column",
+    "product_predicted": "row column",
+    "undecayed_weight_gram": "row column",
+    "undecayed_mean_gram": "row column",
+    "undecayed_product": "row column",
+    "undecayed_accuracy": "",
+}
+ROUNDS = "transformer_order transformer_share"
+ACCURACIES = ("train", "corrupted", "restored", "test")
+# Study -> coordinates, and the dimensions of every variable that its claims read.
+SCHEMAS = {
+    "learning_rate_transfer": (
+        {
+            "optimizer": ["sgd", "adam"],
+            "parametrization": ["standard", "ntk", "mup"],
+            "width": [16, 64],
+            "rate": 5,
+            "seed": [0, 1, 2],
+            "trajectory_parametrization": ["ntk", "mup"],
+            "trajectory_width": [16, 64],
+            "trajectory_seed": [0, 1],
+            "step": [0, 10, 20, 30, 40, 50, 60, 70],
+            "coordinate_parametrization": ["mup", "ntk"],
+            "coordinate_width": [16, 32, 64],
+            "layer": ["hidden_0", "hidden_1"],
+        },
+        {
+            "sweep_loss": "optimizer parametrization width rate seed",
+            "trajectory_loss": "trajectory_parametrization trajectory_width trajectory_seed step",
+            "sharpness": "trajectory_parametrization trajectory_width trajectory_seed step",
+            "trajectory_learning_rate": "trajectory_parametrization",
+            "change": "coordinate_parametrization coordinate_width layer",
+            "slope": "coordinate_parametrization layer",
+            "slope_interval": "coordinate_parametrization layer end",
+            "slope_predicted": "coordinate_parametrization layer",
+        },
+    ),
+    "neural_collapse": (
+        {
+            "free_problem": ["balanced", "imbalanced", "bias", "no_decay"],
+            "free_depth": [2, 3],
+            "free_seed": [0, 1],
+            "free_step": [0, 10, 20],
+            "free_row": 3,
+            "free_column": 3,
+            "free_class": 3,
+            "tail_depth": [1, 2],
+            "tail_seed": [0, 1],
+            "tail_class": 4,
+            "map_depth": [1, 3],
+            "map_classes": [3, 10],
+            "map_start": ["random", "simplex"],
+            "map_seed": [0, 1],
+            "net_step": [0, 10, 20],
+            "net_row": 3,
+            "net_column": 3,
+            "net_layer": ["hidden_0", "features"],
+        },
+        {
+            **{
+                f"free_{name}": f"free_depth free_problem free_seed free_step {rest}"
+                for name, rest in {
+                    "loss": "",
+                    "weight_gram": "free_row free_column",
+                    "mean_gram": "free_row free_column",
+                    "product": "free_row free_column",
+                    "nc1": "",
+                    "angle": "free_class",
+                }.items()
+            },
+            **{
+                f"free_{name}_predicted": f"free_depth free_problem {rest}"
+                for name, rest in {
+                    "loss": "",
+                    "weight_gram": "free_row free_column",
+                    "mean_gram": "free_row free_column",
+                    "product": "free_row free_column",
+                }.items()
+            },
+            "tail_z": "tail_depth tail_seed tail_class",
+            "tail_mode_loss": "tail_depth tail_seed tail_class",
+            "tail_decay": "tail_depth",
+            "map_loss": "map_depth map_classes map_start map_seed",
+            "map_simplex_error": "map_depth map_classes map_start map_seed",
+            "map_simplex": "map_depth map_classes",
+            "map_known": "map_depth map_classes",
+            **{
+                f"net_{name}": " ".join(f"net_{dim}" for dim in dims.split())
+                for name, dims in COLLAPSED.items()
+            },
+        },
+    ),
+    "grokking_corrupted": (
+        {
+            "regulariser": [
+                "none",
+                "weight decay 10",
+                "dropout 0.5",
+                "batch norm",
+                "shuffled labels",
+            ],
+            "seed": [0, 1],
+            "time": 4,
+            "order": ["low", "high", "random"],
+            "share": [0.0, 0.5, 1.0],
+            "vector": ["U", "V", "W"],
+            "neuron": 6,
+            "phase_regulariser": ["none", "weight decay 10", "dropout 0.5"],
+            "noise": [0.1, 0.3],
+            "fraction": [0.3, 0.9],
+            "decay": [0.0, 2.0],
+            "transformer_seed": [0, 1],
+            "transformer_time": 3,
+            "transformer_order": ["low", "high"],
+            "transformer_share": [0.0, 0.5, 1.0],
+            "analytic_width": [6, 12],
+            "analytic_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys((*ACCURACIES, "ipr"), "regulariser seed time"),
+            **{f"pruned_{name}": "regulariser seed order share" for name in ACCURACIES},
+            "neuron_ipr": "regulariser seed neuron",
+            "neuron_gain": "regulariser seed neuron",
+            "neuron_phases": "regulariser seed vector neuron",
+            "phase_test": "phase_regulariser noise fraction",
+            "phase_corrupted": "phase_regulariser noise fraction",
+            "transformer_test": "decay transformer_seed transformer_time",
+            "transformer_corrupted": "decay transformer_seed transformer_time",
+            "transformer_pruned_test": f"decay transformer_seed {ROUNDS}",
+            "transformer_pruned_corrupted": f"decay transformer_seed {ROUNDS}",
+            "analytic_accuracy": "analytic_width analytic_seed",
+            "analytic_predicted": "analytic_width",
+            "exact_error": "",
+        },
+    ),
+    "grokking_lazy_rich": (
+        {
+            "seed": [0, 1, 2],
+            "alpha": [0.25, 1.0, 4.0, 32.0],
+            "sweep_step": [0, 1, 3, 10, 30, 100],
+            "epsilon": [0.1, 1.0],
+            "strength": [0.0, 8.0],
+            "num_train": [15, 60, 120],
+            "examples_seed": [0, 1],
+            "batch_size": [0, 15],
+            "network_alpha": [2.0],
+            "network_seed": [0, 1],
+            "data": ["train", "test"],
+            "network_step": [0, 10, 20],
+            "width": [16, 64, 256],
+            "law": ["exponent", "low", "high", "prefactor"],
+            "dim": [40, 80],
+            "dmft_step": [0, 1, 2],
+            "digits_alpha": [0.01, 0.1],
+            "digits_seed": [0, 1],
+            "digits_step": [0, 10, 20, 30],
+        },
+        {
+            **dict.fromkeys(("train", "test", "movement", "cka", "norm"), "seed alpha sweep_step"),
+            "regression_loss": "seed",
+            **{f"epsilon_{name}": "epsilon seed" for name in ("train_time", "test_time", "cka")},
+            **{f"aligned_{name}_time": "strength seed" for name in ("train", "test")},
+            **{
+                f"examples_{name}": "num_train examples_seed"
+                for name in ("train_time", "test_time", "final")
+            },
+            "network_loss": "batch_size network_alpha network_seed data network_step",
+            "closed_loss": "network_alpha network_seed data network_step",
+            "width_distance": "width seed",
+            "width_law": "law",
+            "dmft_network": "dim seed data dmft_step",
+            "dmft_theory": "data dmft_step",
+            **{
+                f"digits_{name}": "digits_alpha digits_seed digits_step"
+                for name in ("train_accuracy", "test_accuracy", "norm")
+            },
+        },
+    ),
+    "ntk_convergence": (
+        {
+            "start_inputs": ["circle", "digits"],
+            "start_width": [16, 64, 256],
+            "start_seed": [0, 1, 2],
+            "point": 4,
+            "drift_width": [16, 32, 128],
+            "control_width": [16, 128],
+            "drift_seed": [0, 1, 2],
+            "moment": ["start", "end"],
+            "ensemble_width": [64],
+            "ensemble_seed": [0, 1, 2],
+            "ensemble_angle": 5,
+            "component_inputs": ["sphere", "digits"],
+            "component_width": [32, 128],
+            "component_seed": [0, 1, 2],
+            "chunk": 3,
+            "rank": [1, 2],
+        },
+        {
+            "start_kernel": "start_inputs start_width start_seed point",
+            "limit_kernel": "start_inputs point",
+            "nngp_kernel": "start_inputs point",
+            "drift_kernel": "drift_width drift_seed moment point",
+            "control_kernel": "control_width drift_seed moment point",
+            "outputs": "ensemble_width ensemble_seed ensemble_angle",
+            "predicted_mean": "ensemble_angle",
+            "predicted_sd": "ensemble_angle",
+            "along": "component_inputs component_width component_seed chunk",
+            "off": "component_inputs component_width component_seed chunk",
+            "eigenvalue": "component_inputs rank",
+            "time": "component_inputs chunk",
+        },
+    ),
+    "wide_deep_optimality": (
+        {
+            "singular_dimension": [1, 2],
+            "distance": [1e-6, 1e-4, 1e-2],
+            "noise_dimension": [1, 2],
+            "noise_count": [100, 400],
+            "noise_seed": [0, 1, 2],
+            "classifier": ["Bayes", "deep network", "Hilbert", "1-NN", "majority"],
+            "wrong_activation": ["x² − 1", "ReLU, centred"],
+            "nngp_depth": [16.0, 100.0],
+            "ntk_depth": [1e3, 1e15],
+            "depth_seed": [0, 1],
+            "dirichlet_dimension": [1, 2],
+            "dirichlet_seed": [0, 1, 2],
+            "stripe_count": [300, 3000],
+            "exponent": [0.5, 1.0, 2.0],
+            "stripe_seed": [0, 1],
+            "nearest_depth": [4, 16],
+            "majority_depth": [10, 80],
+            "relu_depth": [10, 3000],
+            "class_seed": [0, 1],
+            "label_noise": [0.0, 0.4],
+            "digit_seed": [0, 1],
+            "network": ["x² − 1", "interior"],
+            "digit_dimension": [4, 8],
+        },
+        {
+            "log_psi": "singular_dimension distance",
+            "noise_error": "noise_dimension noise_count noise_seed classifier",
+            "noise_agreement": "noise_dimension noise_count noise_seed",
+            "wrong_agreement": "wrong_activation noise_seed",
+            **{
+                f"{kernel}_{name}": f"{kernel}_depth depth_seed"
+                for kernel in ("nngp", "ntk")
+                for name in ("agreement", "fit")
+            },
+            "dirichlet_error": "dirichlet_dimension dirichlet_seed classifier",
+            "dirichlet_agreement": "dirichlet_dimension dirichlet_seed",
+            "stripe_error": "stripe_count exponent stripe_seed",
+            "nearest_agreement": "nearest_depth class_seed",
+            "majority_agreement": "majority_depth class_seed",
+            "relu_agreement": "relu_depth class_seed",
+            "relu_ratio": "relu_depth class_seed",
+            "digit_limit_agreement": "label_noise digit_seed network",
+            "digit_nearest": "label_noise digit_seed",
+            "digit_deep": "label_noise digit_seed digit_dimension",
+        },
+    ),
+    "feature_learning_limit": (
+        {
+            "rule": ["ntk", "mup"],
+            "quantity": ["hidden_0", "hidden_1", "kernel_distance"],
+            "layer": ["hidden_0", "hidden_1"],
+            "system": ["linear", "tanh", "linear, ntk"],
+            "word_width": [16, 64, 300, 0],
+            "word_seed": [0, 1, 2],
+            "background": [0.0, 1.0],
+            "few_width": [2, 8, 0],
+            "few_seed": [0, 1, 2],
+            "kernel_rate": [1.0, 2.0],
+            "trained": [0, 1],
+        },
+        {
+            "exponent": "rule quantity",
+            "predicted": "rule layer",
+            "r": "rule",
+            "slope": "system",
+            "slope_interval": "system end",
+            "pi_slope": "",
+            "pi_slope_interval": "end",
+            "gram_slope": "",
+            "gram_slope_interval": "end",
+            "analogy": "word_seed word_width",
+            "word_rank": "word_seed word_width",
+            "shuffled_rank": "word_seed",
+            "shuffled_analogy": "word_seed",
+            "few_accuracy": "background few_seed few_width",
+            "few_kernel": "background few_seed kernel_rate trained",
+        },
+    ),
+}
+
+
+def rates(data):
+    """Losses with a best rate inside the grid, another for each width and rule."""
+    x = np.arange(5.0)[:, None]
+    best = np.linspace(1.6, 2.4, 36).reshape(2, 3, 2, 1, 3)
+    grid = xr.DataArray([2.0 ** np.arange(5)] * 2, dims=("optimizer", "rate"))
+    bowl = (x - best) ** 2 + 1
+    curve = 20 * xr.DataArray([0.3, 0.9, *[1.0] * 6], dims="step") + 0 * data.sharpness
+    scaled = data.assign(sharpness=curve * (1 + 0.01 * data.sharpness))
+    scaled = scaled.assign(trajectory_learning_rate=0 * data.trajectory_learning_rate + 0.1)
+    return scaled.assign(sweep_loss=(data.sweep_loss.dims, bowl)).assign_coords(learning_rate=grid)
+
+
+def networks(data):
+    sizes = {"free_size": ("free_class", [4, 2, 1]), "tail_size": ("tail_class", [40, 20, 10, 5])}
+    data = data.assign(net_squared=True, net_accuracy=0 * data.net_accuracy + 1)
+    data = data.assign(net_undecayed_accuracy=1.0, tail_threshold=11.5)
+    data = data.assign(net_loss=data.net_loss[-1] + 0 * data.net_loss)
+    data = data.assign(free_loss=data.free_loss[..., -1] + 0 * data.free_loss)
+    crossing = np.array([1.4, 1.2, 0.8, 0.6])[::-1] + 0 * data.tail_mode_loss
+    data = data.assign(tail_mode_loss=crossing, tail_decay=0.01 * data.tail_decay)
+    return data.assign_coords(sizes).assign_attrs(networks="net", task="digits")
+
+
+def corrupted(data):
+    spread = xr.DataArray([[0.2, 0.95], [0.3, 0.99]], dims=("noise", "fraction"))
+    data = data.assign(phase_test=spread + 0 * data.phase_test, train=data.train**0.001)
+    data = data.assign(pruned_corrupted=data.pruned_corrupted**0.1)
+    data = data.assign(analytic_predicted=data.analytic_accuracy.mean("analytic_seed") + 0.01)
+    return data.assign_attrs(label_noise=0.2, modulus=13)
+
+
+def lazy(data):
+    falling = np.array([1.0, 0.8, 0.5, 0.2, 0.05, 0.01])
+    data = data.assign(train=falling + 0 * data.train, test=falling * data.test)
+    better = {
+        f"digits_{name}": data[f"digits_{name}"] ** 0.01
+        for name in ("train_accuracy", "test_accuracy")
+    }
+    data = data.assign(better | {"closed_loss": 1.01 * data.network_loss[1]})
+    return data.assign_attrs(threshold=0.1, num_train=60, network_width=50)
+
+
+def dichotomy(data):
+    return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
+
+
+DETAILS = {
+    "learning_rate_transfer": rates,
+    "neural_collapse": networks,
+    "grokking_corrupted": corrupted,
+    "grokking_lazy_rich": lazy,
+    "feature_learning_limit": dichotomy,
+}
+
+
+def healthy(study):
+    """Data of the study's shape, every number finite; its details as far as the claims need them to be measured."""
+    coordinates, variables = SCHEMAS[study]
+    random = np.random.default_rng(0)
+    sizes = {dim: v if isinstance(v, int) else len(v) for dim, v in coordinates.items()} | {
+        "end": 2
+    }
+
+    def numbers(dims):
+        """As likely as not to be near one another; seeds differ by little."""
+        alike = [1 if dim.endswith("seed") else sizes[dim] for dim in dims]
+        noise = random.uniform(-0.01, 0.01, [sizes[dim] for dim in dims])
+        return random.uniform(0.2, 0.9, alike) + noise
+
+    data = xr.Dataset(
+        {name: (dims.split(), numbers(dims.split())) for name, dims in variables.items()},
+        {dim: values for dim, values in coordinates.items() if not isinstance(values, int)},
+    )
+    return DETAILS.get(study, lambda data: data)(data)
+
+
+def judged(study, data):
+    module = importlib.import_module(f"experiments.studies.{study}_claims")
+    return {claim.name: claim for claim in module.claims(data)}
+
+
+def varied(values, where):
+    """Other numbers at some entries: the claims that read them show by theirs."""
+    factor = np.exp(np.random.default_rng(1).uniform(-3, 1, values.shape))
+    return values.where(~where, values * factor)
+
+
+def failed(values, where):
+    return values.where(~where)
+
+
+def last_seed(values, seed):
+    """Where a variable belongs to the last of the seeds."""
+    return xr.ones_like(values, bool) & xr.DataArray(
+        np.arange(values.sizes[seed]) == values.sizes[seed] - 1, dims=seed
+    )
+
+
+def check(study, where):
+    """Poisons some entries, and demands that the claims that read them are not measured, and no claim is lost."""
+    data = healthy(study)
+    before = judged(study, data)
+    change, lost = (
+        judged(study, data.assign({name: make(data[name], at) for name, at in where.items()}))
+        for make in (varied, failed)
+    )
+    assert list(lost) == list(before), "a claim has vanished"
+    for key, claim in lost.items():
+        numbers = [(c.measured, c.interval, verdict(c)) for c in (before[key], change[key])]
+        if numbers[0] != numbers[1] or verdict(before[key]) == "NOT MEASURED":
+            assert verdict(claim) == "NOT MEASURED", key
+            assert reason(claim)
+
+
+SEEDS = [
+    (study, dim) for study, (dims, _) in SCHEMAS.items() for dim in dims if dim.endswith("seed")
+]
+
+
+@pytest.mark.parametrize(("study", "seed"), SEEDS)
+def test_no_verdict_holds_through_a_seed_that_diverged(study, seed):
+    data = healthy(study)
+    where = {name: last_seed(data[name], seed) for name in data if seed in data[name].dims}
+    check(study, where)
+
+
+CASES = [(study, name) for study, (_, variables) in SCHEMAS.items() for name in variables]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "name"), CASES)
+def test_no_verdict_holds_through_nan_in_a_variable(study, name):
+    values = healthy(study)[name]
+    check(study, {name: xr.ones_like(values, bool)})
+    for seed in (dim for dim in values.dims if dim.endswith("seed")):
+        check(study, {name: last_seed(values, seed)})
+
+
+@pytest.mark.parametrize("study", SCHEMAS)
+def test_healthy_data_is_judged(study):
+    """Or else the tests above would test nothing."""
+    table = judged(study, healthy(study))
+    open_ = [key for key, claim in table.items() if verdict(claim) == "NOT MEASURED"]
+    assert len(open_) <= len(table) // 8, {key: reason(table[key]) for key in open_}
