@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import duals, flow, hermite, powers, tiles
+from ntk import arguments, duals, flow, hermite, powers, tiles
 from ntk.stax.combinators import Layer, elementwise
 
 
@@ -166,6 +166,7 @@ def Elementwise(
         ValueError: neither fn nor nngp_fn is given, or settings come with nngp_fn; fn is not a
             real elementwise function.
     """
+    arguments.refuse_unread("Elementwise", Elementwise, hermite.dual, settings)
     if nngp_fn is None:
         if fn is None:
             raise ValueError("neither fn nor nngp_fn is given: there is nothing to compute with")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, spatial
+from ntk import spatial
 from ntk import family as families
 from ntk.evaluate import KernelFn
 from ntk.inputs import Need, Plan
@@ -135,6 +135,7 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     return explanation(_trace(family, example, tuple(given.values()), batched, samples))
 
 
+@known_keywords
 def attention_error(
     kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
 ) -> Array:
