@@ -200,16 +200,17 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     Args:
         layer: triple whose output has the shape of its input.
-        n: number of times, at least 1.
+        n: number of times; 0 for the identity.
 
     Returns:
         (init_fn, apply_fn, kernel_fn); parameters are those of ``serial(*[layer] * n)``, stacked along a
         new first axis.
 
     Raises:
-        ValueError: n is not a positive integer, or the layer changes the shape of its input.
+        ValueError: n is negative or not an integer, or the layer changes the shape of its input.
     """
-    check_counts(n=n)
+    if not (isinstance(n, int) and n == 0):
+        check_counts(n=n)
     one = Layer(*layer)
     fn = as_kernel_fn(one.kernel_fn)
 

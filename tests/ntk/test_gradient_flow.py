@@ -143,3 +143,14 @@ def test_covariance_of_trained_networks_needs_both_kernels(x64):
         found.covariance, n_tt + w.T @ nngp @ w - cross - cross.T, rtol=1e-10
     )
     np.testing.assert_allclose(found.mean, w.T @ y, rtol=1e-10)
+
+
+def test_targets_may_be_mapped_over(x64):
+    k, _, y = small_problem()
+    many = jnp.stack([y, y[::-1]])
+
+    def outputs(y):
+        return predict.gradient_descent(cross_entropy, k, y, 0.5)(jnp.array([3.0, 1.0]))
+
+    expected = jnp.stack([outputs(y) for y in many])
+    np.testing.assert_allclose(jax.jit(jax.vmap(outputs))(many), expected, rtol=1e-6, atol=1e-9)

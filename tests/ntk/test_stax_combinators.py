@@ -36,12 +36,13 @@ def test_layer_norm_over_pixels_does_not_count_hidden_ones(x64):
         )
 
 
-def test_repeat_draws_what_serial_draws():
+@pytest.mark.parametrize("n", [0, 4])
+def test_repeat_draws_what_serial_draws(n):
     block = stax.serial(stax.Dense(4), stax.Relu(), stax.Dense(3))
     x, key = noise(2, 2, 3), jax.random.key(3)
     outputs = [
         net.apply_fn(net.init_fn(key, x.shape)[1], x)
-        for net in (stax.repeat(block, 4), stax.serial(*[block] * 4))
+        for net in (stax.repeat(block, n), stax.serial(*[block] * n))
     ]
     np.testing.assert_allclose(*outputs, rtol=1e-5)
 
