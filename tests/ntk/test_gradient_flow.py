@@ -1,5 +1,6 @@
 """Gradient flow under any loss: its times, its gradients, losses with kinks, and what predictions refuse."""
 
+import functools
 import types
 from collections import namedtuple
 
@@ -68,7 +69,7 @@ def test_reverse_mode_as_neural_tangents(x64):
         return sum(jnp.sum(jnp.sin(v)) for v in fit(jnp.array([1.0, 3.0]), 0.1, 0.3, k_td))
 
     ours, theirs = (
-        jax.jit(jax.grad(objective, (1, 2, 3)), static_argnums=0)(library, k, k_td, y)
+        jax.jit(jax.grad(functools.partial(objective, library), (0, 1, 2)))(k, k_td, y)
         for library in (types.SimpleNamespace(predict=predict), nt)
     )
     for one, two in zip(ours, theirs, strict=True):
