@@ -59,7 +59,7 @@ def refuse_unknown(name: str, given: Iterable[str], *known: Iterable[str] | None
     names = sorted(set().union(*known))
     for keyword in sorted(set(given) - set(names)):
         near = difflib.get_close_matches(keyword, names, 1, 0.0)
-        hint = f"; the nearest that it reads is {near[0]!r}" if near else "; it reads none"
+        hint = f" (did you mean {near[0]!r}?)" if near else "; it reads none"
         raise TypeError(f"{name} got an unexpected keyword argument {keyword!r}{hint}")
 
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import spatial
 from ntk import family as families
+from ntk import spatial
 from ntk.evaluate import KernelFn
 from ntk.inputs import Need, Plan
 from ntk.kernel import Array, Kernel
