@@ -25,7 +25,8 @@ def family(name: str, **fields: Any) -> Callable:
         ``width -> linen module``.
 
     Raises:
-        ValueError: unknown architecture or field.
+        TypeError: an unknown field.
+        ValueError: an unknown architecture.
     """
     architectures = {m.__name__: m for m in (MLP, DeepLinear, CNN, ResNet, Transformer, ViT)}
     if not isinstance(name, str):
@@ -39,9 +40,10 @@ def family(name: str, **fields: Any) -> Callable:
     ]
     for field in fields:
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"{name} has no field {field!r}{hint}; it has: {', '.join(known)}")
+            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
+            raise TypeError(
+                f"{name} has no field {field!r} (did you mean {near!r}?); it has: {', '.join(known)}"
+            )
     return functools.partial(_at_width, architectures[name], fields)
 
 

@@ -1,9 +1,12 @@
-"""How empirical kernels take their arguments: axes of examples, keyword arguments, parameters."""
+"""How kernels take their arguments: keywords, axes of examples, parameters."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +14,72 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+
+
+def strict(fn: Callable) -> Callable:
+    """The function, whose error for a keyword that it does not read names the nearest that it does."""
+    known = keyword_names(fn)
+    name = "kernel_fn" if fn.__name__ == "__call__" else fn.__name__
+
+    @functools.wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.keys() <= known:
+            refuse_unknown(name, kwargs, known)
+        return fn(*args, **kwargs)
+
+    return checked
+
+
+def keyword_names(fn: Callable) -> frozenset[str] | None:
+    """Names of the keywords that a function reads; None if it takes any."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = frozenset(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
+    return named - {"self"}
+
+
+def refuse_unknown(name: str, given: Iterable[str], *known: Iterable[str] | None) -> None:
+    """Refuses keywords that nobody reads.
+
+    Args:
+        name: of the function that was called.
+        given: names of its keywords.
+        *known: names that are read, by itself and by each function that it passes them on to; None for a
+            function that takes any.
+
+    Raises:
+        TypeError: a keyword is not known; names the nearest that is.
+    """
+    if any(names is None for names in known):
+        return
+    names = sorted(set().union(*known))
+    for keyword in sorted(set(given) - set(names)):
+        near = difflib.get_close_matches(keyword, names, 1, 0.0)
+        hint = f" (did you mean {near[0]!r}?)" if near else "; it reads none"
+        raise TypeError(f"{name} got an unexpected keyword argument {keyword!r}{hint}")
+
+
+def refuse_unread(name: str, fn: Callable, inner: Callable, kwargs: dict[str, Any]) -> None:
+    """Refuses keywords that `fn` passes on to `inner`, which does not read them either.
+
+    Raises:
+        TypeError: names the nearest that one of the two reads.
+    """
+    if kwargs and callable(inner):
+        parameters = inspect.signature(fn).parameters.values()
+        own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        refuse_unknown(name, kwargs, own, keyword_names(inner))
+
+
+def lower(get: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Names of kernels in lower case, as neural-tangents takes them in any."""
+    if get is None or isinstance(get, str):
+        return get and get.lower()
+    return tuple(name.lower() for name in get)
 
 
 class MapAxes(NamedTuple):

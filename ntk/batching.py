@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import gram, tiles
+from ntk import arguments, gram, tiles
 
 PyTree = Any
 
@@ -52,6 +52,7 @@ def batch(
     devices = available if device_count == -1 else available[: max(device_count, 1)]
 
     def batched(x1: PyTree, x2: PyTree | None = None, *args: Any, **kwargs: Any) -> Any:
+        arguments.refuse_unknown("batch(kernel_fn)", kwargs, arguments.keyword_names(kernel_fn))
         if not isinstance(x1, list | tuple | np.ndarray | jax.Array):
             return kernel_fn(x1, x2, *args, **kwargs)
         rows = batch_size or -(-tiles.samples(x1, "x1") // len(devices))

@@ -44,6 +44,11 @@ class Dual(NamedTuple):
     gap: Callable | None = None
 
 
+def _of(name: str, x):
+    """A function of `math` of a number; of `jax.numpy` of an array, which may be traced."""
+    return getattr(jnp if isinstance(x, jax.Array) else math, name)(x)
+
+
 def dual(fn, moments, *, norm=None, homogeneous=None, mean=None, error=None, gap=None) -> Dual:
     """Dual with `norm` read off `moments` at rho = 1 unless a shorter form is given."""
     if norm is None:
@@ -91,7 +96,7 @@ def abrelu(a: float, b: float) -> Dual:
         moments,
         norm=lambda q: size * q,
         homogeneous=1,
-        gap=gap if size else None,
+        gap=gap if not isinstance(size, jax.Array) and size else None,
         mean=lambda q: (b - a) / math.sqrt(2 * math.pi) * root(q),
     )
 
@@ -151,8 +156,9 @@ def gelu(approximate: bool = False) -> Dual:
 
 def sine(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
     """a sin(b x + c)."""
-    cos2c = math.cos(2 * c)
-    cos2c = 0.0 if abs(cos2c) < 1e-15 else cos2c
+    cos2c = _of("cos", 2 * c)
+    if not isinstance(c, jax.Array) and abs(cos2c) < 1e-15:
+        cos2c = 0.0
 
     def moments(q1, q2, rho):
         r1, r2 = abs(b) * root(q1), abs(b) * root(q2)
@@ -170,7 +176,7 @@ def sine(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
     return dual(
         lambda x: a * jnp.sin(b * x + c),
         moments,
-        mean=lambda q: a * math.sin(c) * jnp.exp(-0.5 * b * b * q),
+        mean=lambda q: a * _of("sin", c) * jnp.exp(-0.5 * b * b * q),
     )
 
 
@@ -184,7 +190,7 @@ def rbf(gamma: float = 1.0) -> Dual:
         return k, (2 * gamma) * k
 
     return dual(
-        lambda x: math.sqrt(2) * jnp.sin(math.sqrt(2 * gamma) * x + math.pi / 4),
+        lambda x: math.sqrt(2) * jnp.sin(_of("sqrt", 2 * gamma) * x + math.pi / 4),
         moments,
         norm=jnp.ones_like,
         mean=lambda q: jnp.exp(-gamma * q),
@@ -250,7 +256,7 @@ def exp_normalized(gamma: float = 1.0, shift: float = -1.0) -> Dual:
         kdot = jnp.exp(gamma * (rho + shift))
         return (root(q1) * root(q2)) * kdot, gamma * kdot
 
-    return dual(None, moments, norm=lambda q: math.exp(gamma * (1 + shift)) * q, homogeneous=1)
+    return dual(None, moments, norm=lambda q: _of("exp", gamma * (1 + shift)) * q, homogeneous=1)
 
 
 def from_covariance(fn, nngp_fn, d_nngp_fn=None) -> Dual:

@@ -200,7 +200,8 @@ def empirical_kernel_fn(
     def kernel_fn(x1, x2, get, params, **kwargs):
         if get is not None and not isinstance(get, str | tuple | list):
             raise TypeError(f"get is {get!r}; it must be 'nngp', 'ntk', a tuple of these, or None")
-        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+        get = arguments.lower(get)
+        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
         for name in names:
             if name not in fns:
                 raise ValueError(f"get has {name!r}; there are 'nngp' and 'ntk'")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import flow, precision
+from ntk import arguments, flow, precision
 from ntk.inputs import Need as Need
 from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
 from ntk.inputs import join as join
@@ -76,6 +76,7 @@ class KernelFn:
             `rule` is not used then.
         area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of
             samples takes at most.
+        reads: which of the options "pattern" and "attention_seed" its layers read.
     """
 
     rule: Callable[..., Any]
@@ -85,7 +86,9 @@ class KernelFn:
     scalar: Any = None
     pair: Callable[..., Kernel] | None = None
     area: Callable[[Need], int] | None = None
+    reads: frozenset[str] = frozenset()
 
+    @arguments.strict
     def __call__(
         self,
         x1_or_kernel: Any,
@@ -98,7 +101,7 @@ class KernelFn:
         diagonal_spatial: bool | None = None,
         batch_axis: int | None = None,
         channel_axis: int | None = None,
-        **context: Any,
+        attention_seed: int | None = None,
     ) -> Any:
         """Second moments of the network's outputs over initialisations, at infinite width.
 
@@ -114,7 +117,7 @@ class KernelFn:
                 network needs, and all pixel pairs in the result.
             batch_axis: position of the batch in the inputs, where the first layer does not say.
             channel_axis: position of the channels.
-            **context: passed to every layer.
+            attention_seed: other draws of random attention scores than those of seed 0; see `ntk.infinite_width`.
 
         Returns:
             An array, a namedtuple of them, or a `Kernel`. NNGP is E[f(x1) f(x2)] of one output; the NTK is the
@@ -133,15 +136,29 @@ class KernelFn:
             Derivatives of float32 inputs are computed in float32.
 
         Raises:
+            TypeError: an option that the network does not read.
             ValueError: inputs are empty, complex, not finite, of mismatched shapes; an unknown name.
 
         Source: Lee et al. (2018); Jacot et al. (2018); Novak et al. (2020).
         """
+        get = arguments.lower(get)
         names = _names(get)
-        context["pattern"] = pattern
+        pattern = None if pattern is not None and all(p is None for p in pattern) else pattern
         leaves = jax.tree.leaves(x1_or_kernel, is_leaf=lambda x: isinstance(x, Kernel))
-        if leaves and all(isinstance(leaf, Kernel) for leaf in leaves) and self.pair is None:
-            return _select(self.rule(x1_or_kernel, **context), get)
+        chained = bool(leaves) and all(isinstance(leaf, Kernel) for leaf in leaves)
+        self._refuse_unread(
+            chained and self.pair is None,
+            x2=x2,
+            pattern=pattern,
+            attention_seed=attention_seed,
+            mask_constant=mask_constant,
+            diagonal_batch=diagonal_batch,
+            diagonal_spatial=diagonal_spatial,
+            batch_axis=batch_axis,
+            channel_axis=channel_axis,
+        )
+        if chained and self.pair is None:
+            return _select(self.rule(x1_or_kernel, pattern=pattern), get)
         x1, mask1 = checked(x1_or_kernel, mask_constant, "x1")
         symmetric = x2 is None
         x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2")
@@ -160,10 +177,25 @@ class KernelFn:
             symmetric or coincident_batches(x1, x2),
             batch if batch_axis is None else batch_axis,
             channel if channel_axis is None else channel_axis,
-            tuple(sorted((k, v) for k, v in context.items() if k != "pattern")),
+            () if attention_seed is None else (("attention_seed", attention_seed),),
         )
         data = (x1, x2, mask1, mask2, pattern)
         return _chosen(self._evaluated(plan, data), get)
+
+    def _refuse_unread(self, chained: bool, **options: Any) -> None:
+        """Raises a TypeError for an option that would change nothing."""
+        for name in ("pattern", "attention_seed"):
+            if options.pop(name) is not None and name not in self.reads:
+                raise TypeError(f"{name} is given, and no layer of this network reads it")
+        for name, value in options.items():
+            traced = self.pair is not None and name in (
+                "mask_constant",
+                "batch_axis",
+                "channel_axis",
+            )
+            if value is not None and (traced or chained):
+                kind = "a Kernel has settled that" if chained else "a traced network settles that"
+                raise TypeError(f"{name} is given, and is not read: {kind}")
 
     def _evaluated(self, plan: Plan, data: tuple) -> Any:
         """The network on its inputs; JAX takes compiler options only outside every jit, grad and vmap."""
@@ -223,6 +255,8 @@ class _Result(NamedTuple):
 
 
 def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
+    if kernel.ntk is not None and kernel.ntk.ndim == 0:  # nothing was trained
+        kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
     names = [name for name in (names or _FIELDS) if name not in _STATIC]
     arrays = {name: getattr(kernel, name) for name in names}
     empty = dict.fromkeys(_FIELDS)
@@ -246,13 +280,13 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
 
 def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
-    def inputs(x1, x2, mask1, mask2, coincident, plan) -> tuple[Kernel, ...]:
-        parts = zip(*(v if isinstance(x1, tuple) else (v,) for v in (x1, x2, mask1, mask2)))
-        return tuple(inputs_to_kernel(*part, coincident, plan) for part in parts)
+    def inputs(x1, x2, mask1, mask2, coincident, plan) -> Any:
+        if isinstance(x1, tuple):
+            return tuple(inputs(*part, coincident, plan) for part in zip(x1, x2, mask1, mask2))
+        return inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan)
 
-    def layers(kernels: tuple[Kernel, ...], pattern: Any) -> Any:
-        one = kernels if isinstance(x1, tuple) else kernels[0]
-        out = fn.rule(one, pattern=pattern, **dict(plan.context))
+    def layers(kernels: Any, pattern: Any) -> Any:
+        out = fn.rule(kernels, pattern=pattern)
         return jax.tree.map(
             lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
         )
@@ -268,12 +302,12 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
             close = precision.near_samples(x1, x2, coincident, batch)
             return jax.lax.cond(close, precision.doubled(network), network, *data)
         kernels = inputs(x1, x2, mask1, mask2, coincident, plan)
-        close = precision.near(kernels[0].correlation, coincident)
+        close = precision.near(kernels.correlation, coincident)
         return jax.lax.cond(
             close, precision.doubled(network), lambda *_: layers(kernels, pattern), *data
         )
 
-    first, second = (x[0] if isinstance(x, tuple) else x for x in (x1, x2))
+    first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
     entries = _entries(first, batch, plan, fn.area)

@@ -31,17 +31,32 @@ class Layout(NamedTuple):
         Raises:
             ValueError: an axis is out of range, or the kernel's shape is not that of y in pairs.
         """
+        array("k_train_train", kernel)
         axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
         if any(not -y.ndim <= a < y.ndim for a in axes):
             raise ValueError(f"trace_axes is {axes}; the targets have shape {y.shape}")
         layout = cls(tuple(y.shape), tuple(sorted(a % y.ndim for a in axes)))
         expected = tuple(n for n in layout.rows for _ in range(2))
         if tuple(kernel.shape) != expected:
+            remedy = "; give the targets as y[:, None], or trace_axes=()" if y.ndim == 1 else ""
             raise ValueError(
                 f"k_train_train has shape {tuple(kernel.shape)}; targets of shape {layout.shape} "
-                f"with trace_axes={layout.trace_axes} need {expected}"
+                f"with trace_axes={layout.trace_axes} need {expected}{remedy}"
             )
         return layout
+
+    def check_test(self, kernel: Any) -> None:
+        """Refuses a kernel between test and training points that does not fit.
+
+        Raises:
+            ValueError: not an array, or another shape.
+        """
+        shape = array("k_test_train", kernel).shape
+        if len(shape) != 2 * len(self.rows) or tuple(shape[1::2]) != self.rows:
+            raise ValueError(
+                f"k_test_train has shape {tuple(shape)}; its axes come in pairs, of test and of training "
+                f"points, and those of training points are {self.rows}"
+            )
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -67,6 +82,36 @@ class Layout(NamedTuple):
         first = len(lead) + len(rows)
         source = range(first, first + len(self.columns))
         return jnp.moveaxis(full, source, [len(lead) + a for a in self.trace_axes])
+
+
+def array(name: str, kernel: Any) -> jax.Array:
+    """The kernel, which must be an array.
+
+    Raises:
+        ValueError: it is an object with several kernels, or none.
+    """
+    if is_array(kernel):
+        return kernel
+    found = [field for field in ("nngp", "ntk") if getattr(kernel, field, None) is not None]
+    remedy = f"give one of its arrays, {' or '.join(f'kernel.{n}' for n in found)}" if found else ""
+    raise ValueError(
+        f"{name} is a {type(kernel).__name__}, and must be an array; "
+        + (remedy or "compute it as kernel_fn(x1, x2, 'ntk')")
+    )
+
+
+def times(t: Any, dtype: Any) -> jax.Array:
+    """Times as an array; NaN where a tracer is negative.
+
+    Raises:
+        ValueError: a time is negative or NaN.
+    """
+    t = jnp.asarray(t)
+    if is_concrete(t):
+        if not bool(jnp.all(t >= 0)):
+            raise ValueError(f"t is {t}; times of training are not negative (None is infinity)")
+        return t.astype(dtype)
+    return jnp.where(t >= 0, t, jnp.nan).astype(dtype)
 
 
 @jax.jit

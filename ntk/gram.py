@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntk import storage, tiles
+from ntk import arguments, storage, tiles
 
 PyTree = Any
 
@@ -58,6 +58,7 @@ def gram(
         one are mirrored in the layout (k, k, l, l) or (k, l), whichever kernel_fn has.
 
     Raises:
+        TypeError: a keyword that neither gram nor kernel_fn reads.
         ValueError: inputs are empty or not finite; kernel_fn does not give an array of (n1, n2),
             or is not symmetric; path is without name, or the folder belongs to another job (its
             inputs, options, versions, or the kernel's values on three samples are others), or is
@@ -67,6 +68,7 @@ def gram(
     Warns:
         UserWarning: tiles in path do not match their checksum; they are computed again.
     """
+    arguments.refuse_unread("gram", gram, kernel_fn, kwargs)
     if path is not None and not (name and isinstance(name, str)):
         raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
@@ -136,6 +138,7 @@ def product(
     Raises:
         ValueError: see `gram`; v does not have n2 rows.
     """
+    arguments.refuse_unread("product", product, kernel_fn, kwargs)
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
     (n1, n2), dtype = _shape(job, axes=2)
     times = job._replace(call=job.call._replace(result="product"))
@@ -167,6 +170,7 @@ def diagonal(
     **kwargs: Any,
 ) -> np.ndarray:
     """Diagonal of a Gram matrix, (n,), from the tiles on it alone; see `gram` for the arguments."""
+    arguments.refuse_unread("diagonal", diagonal, kernel_fn, kwargs)
     job = tiles.job(kernel_fn, x, None, (get,), kwargs, tile, devices)
     (n, _), dtype = _shape(job, axes=2)
     job = job._replace(call=job.call._replace(result="diagonal"))

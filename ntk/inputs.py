@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +78,7 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         x = x.astype(jnp.float32)
     mask = None
     if mask_constant is not None:
-        mask = jnp.isnan(x) if math.isnan(mask_constant) else x == mask_constant
+        mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
         x = jnp.where(mask, 0, x)
     if _truth(jnp.isfinite(x).all()) is False:
         raise ValueError(

@@ -90,7 +90,7 @@ def monte_carlo_kernel_fn(
         return kernel_fn(x1, x2, get, params, rng=rng, **kwargs)
 
     def estimates(x1, x2, get, kwargs):
-        get = get if get is None or isinstance(get, str) else tuple(get)
+        get = arguments.lower(get)
         arrays, static = arguments.partition(kwargs)
         moments = None
         for index in range(counts[-1]):

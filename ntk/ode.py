@@ -1,7 +1,14 @@
-"""An adaptive integrator of ordinary differential equations that says when it gave up."""
+"""An adaptive integrator of ordinary differential equations that says when it gave up.
+
+Gradients in reverse mode are those of the steps that were taken, with their sizes held: states are kept
+every sqrt(max_steps) steps, and what lies between is computed again on the way back. (The adjoint equation
+would integrate the state backwards, and gradient flow is unstable in that direction.)
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +30,16 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
+_SLIDING = 1e-3
+"""Tolerance where the state slides along a jump of its rate."""
+
+
+class _Settings(NamedTuple):
+    rtol: float
+    atol: float
+    max_steps: int
+
+
 class _Step(NamedTuple):
     time: jax.Array
     size: jax.Array
@@ -32,6 +49,17 @@ class _Step(NamedTuple):
     mark: PyTree  # the state at mark_time, to see what a doubling of time changes
     mark_time: jax.Array
     still: jax.Array
+    index: jax.Array  # of the time that is aimed at
+    refused: tuple[jax.Array, jax.Array]  # size and error of the last attempt, 0 if it was accepted
+    slides: jax.Array  # along a jump of the rate
+    euler: jax.Array  # whether the last step was one of Euler's
+
+
+class Path(NamedTuple):
+    """States at the times, stacked, NaN where `reached`, (t,), is False."""
+
+    states: PyTree
+    reached: jax.Array
 
 
 def integrate(
@@ -42,11 +70,12 @@ def integrate(
     rtol: float,
     atol: float,
     max_steps: int,
-) -> PyTree:
+) -> Path:
     """Solution of ``d state / dt = rate(state)`` from time 0, by adaptive fifth-order Runge-Kutta.
 
     Args:
-        rate: function of the state.
+        rate: function of the state. It may jump: where the solution slides along a jump, steps are
+            Euler's, the last time divided by max_steps / 2 long; so is their error.
         state: pytree of arrays at time 0.
         times: (t,), not negative, increasing; infinity for the fixed point, reached when a doubling of
             time moves the state by less than ten tolerances.
@@ -55,61 +84,220 @@ def integrate(
         max_steps: steps in all, refused ones included.
 
     Returns:
-        States at the times, stacked; NaN at those that max_steps did not reach.
+        A `Path`; differentiable in reverse mode, also by what rate closes over.
 
     Source: Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M.
     """
+    rate, constants = jax.closure_convert(rate, state)
+    return _integrate(rate, _Settings(rtol, atol, max_steps), state, times, constants)
 
-    def norm(tree, y):
-        scaled = jax.tree.map(lambda e, v: (e / (atol + rtol * jnp.abs(v))) ** 2, tree, y)
-        total = sum(s.sum() for s in jax.tree.leaves(scaled))
-        return jnp.sqrt(total / sum(v.size for v in jax.tree.leaves(y)))
 
-    def settled(s, end):
-        return jnp.isinf(end) & s.still
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _integrate(rate, settings, state, times, constants) -> Path:
+    def body(carry):
+        s, states = carry
+        return _iterate(rate, settings, s, times, constants), _written(states, s, times)
 
-    def advance(s, end):
-        size = jnp.minimum(s.size, end - s.time)
-        rates = [s.rate]
-        for row in _STAGES:
-            moved = _combine(s.state, size, row, rates)
-            rates.append(rate(moved))
-        error = norm(_combine(None, size, _ERROR, rates), moved)
-        accept = error <= 1.0
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)  # noqa: E731
-        factor = jnp.where(error > 0, 0.9 * error**-0.2, 5.0)
-        factor = jnp.where(jnp.isfinite(error), jnp.clip(factor, 0.2, 5.0), 0.2)
-        # A step cut short by the end of the interval says nothing against the longer one.
-        grown = jnp.where(accept & (size < s.size), s.size, size * factor)
-        time = jnp.where(accept, jnp.where(size < s.size, end, s.time + size), s.time)
-        moved = keep(moved, s.state)
-        due = time >= 2 * s.mark_time
-        change = norm(jax.tree.map(jnp.subtract, moved, s.mark), moved)
-        mark = jax.tree.map(lambda a, b: jnp.where(due, a, b), moved, s.mark)
-        return _Step(
-            time,
-            grown,
-            moved,
-            keep(rates[-1], s.rate),
-            s.count + 1,
-            mark,
-            jnp.where(due, time, s.mark_time),
-            s.still | (due & (change < 10.0)),
-        )
+    s = _first(rate, settings, state, times, constants)
+    carry = (s, _room(state, len(times)))
+    s, states = lax.while_loop(lambda c: _busy(settings, c[0], times), body, carry)
+    return _path(states, s, times)
 
-    def until(s, end):
-        busy = lambda s: (s.time < end) & (s.count < max_steps) & ~settled(s, end)  # noqa: E731
-        s = lax.while_loop(busy, lambda s: advance(s, end), s)
-        reached = (s.time >= end) | settled(s, end)
-        return s, jax.tree.map(lambda v: jnp.where(reached, v, jnp.nan), s.state)
 
-    first = rate(state)
-    speed = norm(first, state)
+def _forward(rate, settings, state, times, constants):
+    """The path, and the steps at multiples of the stride."""
+    stride = _stride(settings, times)
+
+    def body(carry):
+        s, states, kept, count = carry
+        slot = jnp.where(count % stride == 0, count // stride, stride)  # out of range: not kept
+        kept = jax.tree.map(lambda a, v: a.at[slot].set(v, mode="drop"), kept, s)
+        s, states = _iterate(rate, settings, s, times, constants), _written(states, s, times)
+        return s, states, kept, count + 1
+
+    s = _first(rate, settings, state, times, constants)
+    carry = (s, _room(state, len(times)), _room(s, stride), jnp.zeros((), jnp.int32))
+    busy = lambda c: _busy(settings, c[0], times)  # noqa: E731
+    s, states, kept, count = lax.while_loop(busy, body, carry)
+    path = _path(states, s, times)
+    return path, (path, kept, count, times, constants)
+
+
+def _backward(rate, settings, saved, cotangents):
+    path, kept, count, times, constants = saved
+    stride = _stride(settings, times)
+    given = jax.tree.map(lambda g: jnp.where(_rows(path.reached, g), g, 0), cotangents.states)
+
+    def replayed(s, _):
+        new = _iterate(rate, settings, s, times, constants)
+        going = _busy(settings, s, times)
+        return _where(going, new, s), (s, new, going)
+
+    def back(carry, step):
+        s, new, going = step
+        state_bar, constants_bar = carry
+        moved = going & (new.time > s.time)
+        written = going & (new.index > s.index)
+        extra = jax.tree.map(lambda g: jnp.where(written, g[s.index], 0), given)
+        state_bar = jax.tree.map(jnp.add, state_bar, extra)
+        size = jnp.where(moved, new.time - s.time, 0)
+
+        def step(y, c):
+            first = rate(y, *c)
+            plain = _combine(y, size, (1.0,), [first])
+            return _where(new.euler, plain, _stages(rate, y, first, size, c)[0])
+
+        _, pullback = jax.vjp(step, s.state, constants)
+        before, part = pullback(state_bar)
+        constants_bar = jax.tree.map(lambda a, b: a + jnp.where(moved, b, 0), constants_bar, part)
+        return (_where(moved, before, state_bar), constants_bar), None
+
+    def segment(carry):
+        k, bars = carry
+        start = jax.tree.map(lambda a: a[k], kept)
+        _, steps = lax.scan(replayed, start, None, stride)
+        return k - 1, lax.scan(back, bars, steps, reverse=True)[0]
+
+    zeros = jax.tree.map(jnp.zeros_like, (jax.tree.map(lambda v: v[0], path.states), constants))
+    last = (count + stride - 1) // stride - 1
+    _, (state_bar, constants_bar) = lax.while_loop(lambda c: c[0] >= 0, segment, (last, zeros))
+    states = jax.tree.map(lambda v: jnp.where(_rows(path.reached, v), v, 0), path.states)
+    rates = jax.vmap(lambda y: rate(y, *constants))(states)
+    speed = jax.tree.map(lambda g, r: (g * r).reshape(len(times), -1).sum(1), given, rates)
+    speed = jnp.where(jnp.isinf(times), 0, sum(jax.tree.leaves(speed)))
+    return state_bar, speed, constants_bar
+
+
+_integrate.defvjp(_forward, _backward)
+
+
+def _first(rate, settings, state, times, constants) -> _Step:
+    first = rate(state, *constants)
+    speed = _norm(settings, first, state)
     size = jnp.where(speed > 0, 0.01 / jnp.where(speed > 0, speed, 1.0), 1.0).astype(times.dtype)
     zero, count = jnp.zeros((), times.dtype), jnp.zeros((), jnp.int32)
     # At its initial speed the state would have moved by 500 tolerances at the first mark.
-    start = _Step(zero, size, state, first, count, state, 5e4 * size, speed == 0)
-    return lax.scan(until, start, times)[1]
+    mark = (state, 5e4 * size, speed == 0)
+    return _Step(zero, size, state, first, count, *mark, count, (zero, zero), zero > 0, zero > 0)
+
+
+def _end(s: _Step, times: jax.Array) -> jax.Array:
+    return times[jnp.minimum(s.index, len(times) - 1)]
+
+
+def _arrived(s: _Step, end: jax.Array) -> jax.Array:
+    return (s.time >= end) | (jnp.isinf(end) & s.still)
+
+
+def _busy(settings: _Settings, s: _Step, times: jax.Array) -> jax.Array:
+    going = (s.count < settings.max_steps) | _arrived(s, _end(s, times))
+    return (s.index < len(times)) & going
+
+
+def _iterate(rate, settings, s: _Step, times, constants) -> _Step:
+    """One step towards the next time; or, where that is reached, on to the one after it."""
+    end = _end(s, times)
+    moved = _advance(rate, settings, s, times, constants)
+    return _where(_arrived(s, end), s._replace(index=s.index + 1), moved)
+
+
+def _advance(rate, settings, s: _Step, times, constants) -> _Step:
+    end = _end(s, times)
+    size = jnp.minimum(s.size, end - s.time)
+    moved, last, error = _stages(rate, s.state, s.rate, size, constants)
+    error = _norm(settings, error, moved)
+    least = 2 * jnp.max(jnp.where(jnp.isinf(times), 0, times)) / settings.max_steps
+    short = (size <= least) & jnp.isfinite(end)
+    slides = s.slides | (short & _jumps(s, size, error))
+    # Many short steps: a fifth of one says whether it is for a jump, or for stiffness.
+    spent = (s.count > settings.max_steps // 10) & (s.count % 61 == 0)
+    probe = spent & short & ~slides & (error > 0.01)
+    rough = slides & short & (error > 1.0) & (error * settings.rtol <= _SLIDING)
+    accept = ((error <= 1.0) | rough) & ~probe
+    # The weights of the stages are not all positive: they would hold on to a jump that the solution leaves.
+    straight = lambda: _euler(rate, s.state, s.rate, size, constants)  # noqa: E731
+    moved, last = lax.cond(rough, straight, lambda: (moved, last))
+    factor = jnp.where(error > 0, 0.9 * error**-0.2, 5.0)
+    factor = jnp.where(jnp.isfinite(error), jnp.clip(factor, 0.2, 5.0), 0.2)
+    # A step cut short by the end of the interval says nothing against the longer one.
+    grown = jnp.where(accept & (size < s.size), s.size, size * factor)
+    grown = jnp.where(rough, least, jnp.where(probe, size / 5, grown))
+    time = jnp.where(accept, jnp.where(size < s.size, end, s.time + size), s.time)
+    moved, last = _where(accept, (moved, last), (s.state, s.rate))
+    due = time >= 2 * s.mark_time
+    change = _norm(settings, jax.tree.map(jnp.subtract, moved, s.mark), moved)
+    return _Step(
+        time,
+        grown,
+        moved,
+        last,
+        s.count + 1,
+        _where(due, moved, s.mark),
+        jnp.where(due, time, s.mark_time),
+        s.still | (due & (change < 10.0)),
+        s.index,
+        _where(accept, (jnp.zeros_like(size), jnp.zeros_like(error)), (size, error)),
+        slides,
+        rough,
+    )
+
+
+def _jumps(s: _Step, size, error) -> jax.Array:
+    """Whether the error falls with the size like the first power, as across a jump, not like the fifth."""
+    old_size, old_error = s.refused
+    known = (old_size > size) & (old_error > 0) & (error > 0)
+    drop = jnp.where(known, old_error / jnp.where(known, error, 1.0), 1.0)
+    ratio = jnp.where(known, old_size / jnp.where(size > 0, size, 1.0), 1.0)
+    return known & (drop < ratio**2)
+
+
+def _stages(rate, state, first, size, constants) -> tuple[PyTree, PyTree, PyTree]:
+    """The state after a step, its rate, and the estimate of the error."""
+    rates = [first]
+    for row in _STAGES:
+        moved = _combine(state, size, row, rates)
+        rates.append(rate(moved, *constants))
+    return moved, rates[-1], _combine(None, size, _ERROR, rates)
+
+
+def _euler(rate, state, first, size, constants) -> tuple[PyTree, PyTree]:
+    moved = _combine(state, size, (1.0,), [first])
+    return moved, rate(moved, *constants)
+
+
+def _norm(settings: _Settings, tree: PyTree, y: PyTree) -> jax.Array:
+    scale = lambda v: settings.atol + settings.rtol * jnp.abs(v)  # noqa: E731
+    scaled = jax.tree.map(lambda e, v: (e / scale(v)) ** 2, tree, y)
+    total = sum(s.sum() for s in jax.tree.leaves(scaled))
+    return jnp.sqrt(total / sum(v.size for v in jax.tree.leaves(y)))
+
+
+def _stride(settings: _Settings, times: jax.Array) -> int:
+    return math.isqrt(settings.max_steps + len(times)) + 1
+
+
+def _room(tree: PyTree, count: int) -> PyTree:
+    return jax.tree.map(lambda v: jnp.zeros((count, *v.shape), v.dtype), tree)
+
+
+def _written(states: PyTree, s: _Step, times: jax.Array) -> PyTree:
+    """States with the one of the time that is reached; another is not written."""
+    at = jnp.where(_arrived(s, _end(s, times)), s.index, len(times))
+    return jax.tree.map(lambda a, v: a.at[at].set(v, mode="drop"), states, s.state)
+
+
+def _path(states: PyTree, s: _Step, times: jax.Array) -> Path:
+    reached = jnp.arange(len(times)) < s.index
+    missing = lambda v: jnp.where(_rows(reached, v), v, jnp.nan)  # noqa: E731
+    return Path(jax.tree.map(missing, states), reached)
+
+
+def _rows(mask: jax.Array, v: jax.Array) -> jax.Array:
+    return mask.reshape(-1, *(1,) * (v.ndim - 1))
+
+
+def _where(condition: jax.Array, one: PyTree, two: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, two)
 
 
 def _combine(state: PyTree | None, size: jax.Array, weights: tuple, rates: list[PyTree]) -> PyTree:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import flow
+from ntk import arguments, flow
 
 Axes = int | tuple[int, ...]
 
@@ -22,6 +22,7 @@ class Gaussian(NamedTuple):
     covariance: jax.Array
 
 
+@arguments.strict
 def gp_inference(
     k_train_train: Any,
     y_train: jax.Array,
@@ -48,7 +49,8 @@ def gp_inference(
         :class:`Gaussian` where k_test_test is given. Without k_test_train: the targets themselves.
 
     Raises:
-        ValueError: shapes do not fit, an indefinite kernel, an unknown or missing kernel.
+        ValueError: shapes do not fit, an indefinite kernel, an unknown or missing kernel; arrays where
+            the covariance for "ntk" takes both kernels.
 
     Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019, section 2.3.1; He, Lakshminarayanan,
     Teh 2020 (arXiv 2007.05864) for ntkgp.
@@ -71,8 +73,11 @@ def gp_inference(
         if kernel is not None
     }
 
+    @arguments.strict
     def predict_fn(get=None, k_test_train=None, k_test_test=None):
         names = _names(get, ("nngp", "ntk", "ntkgp"))
+        if "ntk" in names and k_test_train is not None and k_test_test is not None:
+            _check_both(k_train_train, k_test_train)
         results = [
             _posterior(layout, y, kernels, factors, g, k_test_train, k_test_test) for g in names
         ]
@@ -87,6 +92,7 @@ def _posterior(layout, y, kernels, factors, get, k_td, k_tt) -> jax.Array | Gaus
     if k_td is None:
         mean = layout.unflatten(y)
         return mean if k_tt is None else Gaussian(mean, jnp.zeros_like(k_dd))
+    layout.check_test(_named(k_td, name))
     rows = _named(k_td, name).shape[::2]
     cross = flow.as_matrix(_named(k_td, name))
     mean = layout.unflatten(cross @ flow.solve(factors[name](), y), rows)
@@ -138,6 +144,10 @@ def gradient_descent_mse_ensemble(
 
     Source: Lee et al. 2019, equations 13 to 16.
     """
+    given = kernel_fn_train_train_kwargs
+    arguments.refuse_unread(
+        "gradient_descent_mse_ensemble", gradient_descent_mse_ensemble, kernel_fn, given
+    )
     axes = trace_axes
     reg = (diag_reg, diag_reg_absolute_scale)
     kept: dict[str, tuple] = {}
@@ -156,6 +166,7 @@ def gradient_descent_mse_ensemble(
         return found
 
     def predict_fn(t=None, x_test=None, get=None, compute_cov=False, **kwargs):
+        arguments.refuse_unread("predict_fn", predict_fn, kernel_fn, kwargs)
         names = _names(get, ("nngp", "ntk"))
         needed = tuple(n for n in ("nngp", "ntk") if n in names or (compute_cov and n == "nngp"))
         with flow.double(dtype):
@@ -176,7 +187,7 @@ def gradient_descent_mse_ensemble(
                 factors = {n: v[1] for n, v in found.items()}
                 results = [_posterior(layout, y, kernels, factors, g, k_td, k_tt) for g in names]
             else:
-                tau = jnp.asarray(t, first.dtype) * (learning_rate / y.size)
+                tau = flow.times(t, first.dtype) * (learning_rate / y.size)
                 results = [
                     _ensemble_at(layout, y, kernels, found[g][2](), g, k_td, k_tt, tau)
                     for g in names
@@ -252,6 +263,15 @@ def _named(kernel: Any, name: str) -> jax.Array:
     return value
 
 
+def _check_both(*kernels: Any) -> None:
+    """The covariance of trained networks takes the NNGP and the NTK: one array cannot be both."""
+    if any(map(flow.is_array, kernels)):
+        raise ValueError(
+            "the covariance for get='ntk' takes the NNGP and the NTK of training points, and of test and "
+            "training points: give kernel_fn(x1, x2, ('nngp', 'ntk')) in place of arrays"
+        )
+
+
 def _ask(kernel_fn: Callable, x1: Any, x2: Any, names: tuple[str, ...], kwargs: dict) -> dict:
     if len(names) == 1:
         return {names[0]: kernel_fn(x1, x2, names[0], **kwargs)}
@@ -276,7 +296,8 @@ def _merge(train: dict, test: dict) -> tuple[dict, dict]:
 
 
 def _names(get: str | tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+    get = arguments.lower(get)
+    names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
     for name in names:
         if name not in known:
             raise ValueError(f"get has {name!r}; there are {known}")

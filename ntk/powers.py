@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -127,7 +128,9 @@ def rectified_monomial(degree: int) -> Dual:
 
 def polynomial_dual(coefficients) -> Dual:
     """sum_n coefficients[n] x^n, through its own (finite) Hermite series, so exactly."""
-    coefficients = tuple(float(c) for c in coefficients) or (0.0,)
+    coefficients = tuple(c if isinstance(c, jax.Array) else float(c) for c in coefficients) or (
+        0.0,
+    )
     degree = len(coefficients) - 1
 
     def series(q, k):

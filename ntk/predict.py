@@ -12,6 +12,7 @@ descent" (arXiv 1902.06720).
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import flow, ode
+from ntk import arguments, flow, ode
 from ntk.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
 
 __all__ = [
@@ -44,6 +45,7 @@ class ODEState(NamedTuple):
     qx_test: jax.Array | None = None
 
 
+@arguments.strict
 def gradient_descent_mse(
     k_train_train: jax.Array,
     y_train: jax.Array,
@@ -75,8 +77,8 @@ def gradient_descent_mse(
         RuntimeWarning says so, unless the kernel is a tracer.
 
     Raises:
-        ValueError: shapes do not fit, the kernel is indefinite, or (from predict_fn) nothing is
-            asked for, or test outputs without k_test_train.
+        ValueError: shapes do not fit, the kernel is indefinite, or is no array, or (from predict_fn)
+            nothing is asked for, test outputs without k_test_train, or a negative time.
 
     Source: Lee et al. 2019, equations 8 to 11.
     """
@@ -93,8 +95,9 @@ def gradient_descent_mse(
     factor, spectrum = flow.decompositions(k_train_train, diag_reg, diag_reg_absolute_scale)
     y = layout.flatten(jnp.asarray(y_train, k_train_train.dtype))
 
+    @arguments.strict
     def predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
-        _check_request(fx_train_0, fx_test_0, k_test_train)
+        _check_request(layout, fx_train_0, fx_test_0, k_test_train)
         start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
         start = layout.flatten(jnp.broadcast_to(start, layout.shape))
         lead = () if t is None else jnp.shape(t)
@@ -102,7 +105,7 @@ def gradient_descent_mse(
         if t is None and fx_test_0 is not None:
             weights = flow.solve(factor(), y - start)
         elif t is not None:
-            tau = jnp.asarray(t, y.dtype).reshape(-1) * (learning_rate / y.size)
+            tau = flow.times(t, y.dtype).reshape(-1) * (learning_rate / y.size)
             values, vectors = spectrum()
             modes = vectors.T @ (y - start)
             train = start[None] + flow.in_basis(vectors, flow.relaxation(values, tau), modes)
@@ -120,6 +123,7 @@ def gradient_descent_mse(
     return predict_fn
 
 
+@arguments.strict
 def gradient_descent(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     k_train_train: jax.Array,
@@ -151,13 +155,17 @@ def gradient_descent(
 
     Returns:
         ``predict_fn(t=None, fx_train_or_state_0=0., fx_test_0=None, k_test_train=None)``: as in
-        :func:`gradient_descent_mse`; given an :class:`ODEState` it returns one. t is not negative
-        and increases along its flattened order; None is infinity, reached when a doubling of
-        time moves the state by less than ten tolerances. Not differentiable in reverse mode.
+        :func:`gradient_descent_mse`; given an :class:`ODEState` it returns one. None is infinity,
+        reached when a doubling of time moves the state by less than ten tolerances. Reverse mode
+        differentiates by kernels, targets, initial outputs, times, and what the loss closes over.
+        Along the kinks of a loss (hinge) steps are of 2 t / max_steps, and so is the error.
 
     Raises:
         ValueError: shapes do not fit, max_steps is not positive, velocities without momentum, or as
             in :func:`gradient_descent_mse`.
+
+    Warns:
+        RuntimeWarning: max_steps did not reach all times.
 
     Source: Lee et al. 2019, equation 3; momentum: supplement B.
     """
@@ -196,26 +204,39 @@ def gradient_descent(
             )
             return ODEState(s.qx_train, s.qx_test, *force)
 
-        path = ode.integrate(rate, start, end.reshape(-1) * pace, **tolerances)
-        return ODEState(
+        order = jnp.argsort(end.reshape(-1))
+        path = ode.integrate(rate, start, end.reshape(-1)[order] * pace, **tolerances)
+        back = jnp.argsort(order)
+        states = ODEState(
             *(
-                None if v is None else layout.unflatten(v.reshape(*end.shape, *v.shape[1:]), shape)
-                for v, shape in zip(path, (layout.rows, rows, layout.rows, rows))
+                None
+                if v is None
+                else layout.unflatten(v[back].reshape(*end.shape, *v.shape[1:]), shape)
+                for v, shape in zip(path.states, (layout.rows, rows, layout.rows, rows))
             )
         )
+        return states, path.reached
 
+    @arguments.strict
     def predict_fn(t=None, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None):
         given = isinstance(fx_train_or_state_0, ODEState)
         if given and fx_test_0 is not None:
             raise ValueError("fx_test_0 is part of the ODEState; leave it None")
         state = fx_train_or_state_0 if given else ODEState(fx_train_or_state_0, fx_test_0)
-        _check_request(state.fx_train, state.fx_test, k_test_train)
+        _check_request(layout, state.fx_train, state.fx_test, k_test_train)
         rows = layout.rows if k_test_train is None else k_test_train.shape[::2]
         k_td = None if k_test_train is None else flow.as_matrix(k_test_train).astype(k_dd.dtype)
         if momentum is None and not (state.qx_train is None and state.qx_test is None):
             raise ValueError("the ODEState has velocities qx_..., and momentum is None")
-        end = jnp.asarray(jnp.inf if t is None else t, k_dd.dtype)
-        result = solution(k_dd, y_train, k_td, state, end, tuple(rows))
+        end = flow.times(jnp.inf if t is None else t, k_dd.dtype)
+        result, reached = solution(k_dd, y_train, k_td, state, end, tuple(rows))
+        if _is_false(reached):
+            warnings.warn(
+                f"{max_steps} steps did not reach all times, and results there are NaN; raise max_steps, "
+                "or rtol and atol",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if given:
             return result
         if fx_test_0 is None:
@@ -225,6 +246,7 @@ def gradient_descent(
     return predict_fn
 
 
+@arguments.strict
 def max_learning_rate(
     ntk_train_train: jax.Array,
     y_train_size: int | None = None,
@@ -245,9 +267,17 @@ def max_learning_rate(
 
     Source: Lee et al. 2019, section 2.2; Goh 2017, "Why momentum really works".
     """
-    matrix = flow.as_matrix(jnp.asarray(ntk_train_train))
+    matrix = flow.as_matrix(flow.array("ntk_train_train", ntk_train_train))
     size = len(matrix) if y_train_size is None else y_train_size
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(matrix)[-1] + eps)
+
+
+def _is_false(values: jax.Array) -> bool:
+    """Whether one of the values is False; not known inside jit, grad and vmap."""
+    try:
+        return not np.asarray(values).all()
+    except jax.errors.TracerArrayConversionError:
+        return False
 
 
 def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> ODEState:
@@ -269,8 +299,10 @@ def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> OD
     )
 
 
-def _check_request(fx_train: Any, fx_test: Any, k_test_train: Any) -> None:
+def _check_request(layout: flow.Layout, fx_train: Any, fx_test: Any, k_test_train: Any) -> None:
     if fx_train is None and fx_test is None:
         raise ValueError("fx_train_0 and fx_test_0 are both None: nothing is asked for")
     if fx_test is not None and k_test_train is None:
         raise ValueError("fx_test_0 is given: predictions on test points need k_test_train")
+    if k_test_train is not None:
+        layout.check_test(k_test_train)

@@ -22,6 +22,8 @@ from typing import Any
 
 import jax
 
+from ntk import arguments
+
 _NAME = "neural_tangents"
 _MOVED = ("Jaxpr", "JaxprEqn", "Literal", "Var", "Primitive")
 _INSTALL = "`pip install --no-deps neural-tangents==0.6.5 frozendict` (without TensorFlow)"
@@ -58,7 +60,7 @@ def from_neural_tangents(kernel_fn: Callable[..., Any]) -> Callable[..., Any]:
         kernel_fn: third element of a neural-tangents triple ``(init_fn, apply_fn, kernel_fn)``.
 
     Returns:
-        ``kernel_fn(x1, x2=None, get=None, **kwargs)``: an array for a string ``get``, a named
+        ``kernel_fn(x1, x2=None, get=None)``, with neural-tangents's options: an array for a string ``get``, a named
         tuple of arrays for a tuple, and neural-tangents's own ``Kernel`` for None.
 
     Raises:
@@ -71,8 +73,26 @@ def from_neural_tangents(kernel_fn: Callable[..., Any]) -> Callable[..., Any]:
         )
     wrapped = _permit(kernel_fn)
 
-    def kernel(x1, x2=None, get=None, **kwargs):
-        return wrapped(x1, x2, get, **kwargs)
+    @arguments.strict
+    def kernel(
+        x1,
+        x2=None,
+        get=None,
+        *,
+        pattern=None,
+        mask_constant=None,
+        diagonal_batch=None,
+        diagonal_spatial=None,
+    ):
+        return wrapped(
+            x1,
+            x2,
+            get,
+            pattern=pattern,
+            mask_constant=mask_constant,
+            diagonal_batch=diagonal_batch,
+            diagonal_spatial=diagonal_spatial,
+        )
 
     return kernel
 

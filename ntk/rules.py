@@ -88,7 +88,8 @@ def _dual(
     power = (dual.homogeneous - 1) / 2
     if power > 0:  # a homogeneous function of degree 0 has derivative zero almost everywhere
         slope = slope * (q1**power * q2**power)
-    return k / dual.norm(one), slope
+    norm = dual.norm(one)
+    return k / jnp.where(norm > 0, norm, 1), slope  # of the zero function every moment is 0
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -12,6 +12,7 @@ along the directions that a kernel does not see: there it takes the pseudo-inver
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import factor, gram, krylov, tiles
+from ntk import arguments, factor, flow, gram, krylov, tiles
 
 Array = jax.Array
 
@@ -74,6 +75,7 @@ def regression(
     devices: Sequence[jax.Device] | None = None,
     path: str | os.PathLike | None = None,
     name: str | None = None,
+    dtype: Any = None,
     **kwargs: Any,
 ) -> Regression:
     """Kernel regression: the mean of infinitely many networks trained for infinitely long.
@@ -86,35 +88,53 @@ def regression(
         x_train: n samples along axis 0 of an array, or of each array of a list.
         y_train: targets (n, ...).
         get: name of the kernel.
-        solver: maps kernel and targets to a `Solution`; `cholesky` by default. Options are given as
-            ``functools.partial(cholesky, diag_reg=1e-3, dtype=jnp.float64)``.
+        solver: maps kernel and targets to a `Solution`; `cholesky` by default.
         tile: see `ntk.gram.gram`.
         devices: see `ntk.gram.gram`.
         path: see `ntk.gram.gram`; the solver is given the memory-mapped matrix.
         name: see `ntk.gram.gram`.
-        **kwargs: passed to kernel_fn.
+        dtype: ``jnp.float64`` to compute the kernel, to solve and to predict in double precision.
+        **kwargs: options that the solver reads, such as diag_reg or leave_one_out; the others are passed
+            to kernel_fn.
 
     Returns:
         A `Regression`.
 
     Raises:
+        TypeError: a keyword that nobody reads.
         ValueError: from `ntk.gram.gram` and the solver.
 
     Source: Jacot et al. (2018), section 5; Lee et al. (2018).
     """
-    options = {"tile": tile, "devices": devices, **kwargs}
-    kernel = gram.gram(kernel_fn, x_train, None, get, path=path, name=name, **options)
-    solution = (solver or cholesky)(kernel, y_train)
+    solver = solver or cholesky
+    read = arguments.keyword_names(solver) or frozenset()
+    own = inspect.signature(regression).parameters
+    arguments.refuse_unknown("regression", kwargs, own, read, arguments.keyword_names(kernel_fn))
+    of_solver = {key: value for key, value in kwargs.items() if key in read}
+    rest = {key: value for key, value in kwargs.items() if key not in read}
+    if dtype is not None and "dtype" in read:
+        of_solver["dtype"] = dtype
+
+    def in_precision(x: Any) -> Any:
+        return x if dtype is None else flow.cast(x, dtype)
+
+    with flow.double(dtype):
+        x_train, rest = in_precision((x_train, rest))
+        options = {"tile": tile, "devices": devices, **rest}
+        kernel = gram.gram(kernel_fn, x_train, None, get, path=path, name=name, **options)
+        solution = solver(kernel, y_train, **of_solver)
     coefficients = np.asarray(solution.coefficients)
     columns = coefficients.reshape(coefficients.shape[0], -1)
 
     def predict(x: Any) -> np.ndarray:
-        out = gram.product(kernel_fn, x, x_train, get, **options)(columns)
+        with flow.double(dtype):
+            out = gram.product(kernel_fn, in_precision(x), x_train, get, **options)(columns)
         return out.reshape(-1, *coefficients.shape[1:])
 
     return Regression(predict, solution)
 
 
+@arguments.strict
 def cholesky(
     kernel: Array,
     y: Array,
@@ -189,6 +209,7 @@ def cholesky(
     return Solution(found.x.reshape(y.shape), residual, steps, *rest)
 
 
+@arguments.strict
 def conjugate_gradient(
     kernel: Array | np.memmap | Callable[[Array], Any],
     y: Array,

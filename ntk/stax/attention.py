@@ -13,7 +13,7 @@ import numpy as np
 from ntk import attention
 from ntk.evaluate import Need
 from ntk.kernel import Array, Kernel
-from ntk.stax.layers import Layer, layer
+from ntk.stax.layers import Layer, check_counts, check_scales, layer
 
 MECHANISMS = {
     "SOFTMAX": attention.softmax,
@@ -75,10 +75,21 @@ def GlobalSelfAttention(
         (init_fn, apply_fn, kernel_fn).
 
     Raises:
-        ValueError: unknown mechanism or embedding.
+        ValueError: unknown mechanism or embedding; sizes that are not positive, scales not finite.
 
     Source: Hron et al. (2020), "Infinite attention: NNGP and NTK for deep attention networks".
     """
+    check_counts(
+        n_chan_out=n_chan_out, n_chan_key=n_chan_key, n_chan_val=n_chan_val, n_heads=n_heads
+    )
+    check_scales(
+        W_key_std=W_key_std,
+        W_value_std=W_value_std,
+        W_query_std=W_query_std,
+        W_out_std=W_out_std,
+        b_std=b_std,
+        W_pos_emb_std=W_pos_emb_std,
+    )
     if attention_mechanism not in MECHANISMS:
         raise ValueError(
             f"attention_mechanism is {attention_mechanism!r}; it must be one of {', '.join(MECHANISMS)}"

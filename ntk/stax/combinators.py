@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import chains, rules, spatial
+from ntk import arguments, chains, flow, rules, spatial
 from ntk import kernel as kernels
 from ntk.duals import Dual
 from ntk.evaluate import KernelFn, Need, join
 from ntk.kernel import Array, Kernel
 from ntk.stax.layers import Layer as Layer
-from ntk.stax.layers import Shape, layer, pixel_axis
+from ntk.stax.layers import Shape, check_counts, layer, pixel_axis
 from ntk.stax.layers import elementwise as elementwise
 from ntk.stax.layers import unmask_fn as unmask_fn
 
@@ -41,12 +41,15 @@ def serial(*layers: Layer) -> Layer:
             params.append(new)
         return input_shape, tuple(params)
 
-    def apply_fn(params, inputs, *, rng=None, **kwargs):
+    @arguments.strict
+    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+        kwargs = given(mask_constant=mask_constant, pattern=pattern)
         keys = (
             [None] * len(layers)
             if rng is None
             else list(jax.random.split(rng, max(len(layers), 1)))
         )
+        check_params("serial", params, len(layers))
         for one, param, key in zip(layers, params, keys):
             inputs = one.apply_fn(param, inputs, rng=key, **kwargs)
         return inputs
@@ -73,8 +76,27 @@ def serial(*layers: Layer) -> Layer:
 
     axes = next((fn.axes for fn in fns if fn.axes is not None), None)
     return Layer(
-        init_fn, apply_fn, KernelFn(rule, needs, ("serial", *(fn.spec for fn in fns)), axes)
+        init_fn,
+        apply_fn,
+        KernelFn(rule, needs, ("serial", *(fn.spec for fn in fns)), axes, reads=_reads(fns)),
     )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None: a layer of the user's own need not know the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_params(name: str, params: Any, count: int) -> None:
+    """Raises a ValueError for parameters of another number of layers."""
+    if len(params) != count:
+        raise ValueError(
+            f"{name} has {count} layers, and params is of {len(params)}; give those of init_fn"
+        )
+
+
+def _reads(fns: tuple[KernelFn, ...]) -> frozenset[str]:
+    return frozenset().union(*(fn.reads for fn in fns))
 
 
 def as_kernel_fn(fn: Callable) -> KernelFn:
@@ -86,6 +108,7 @@ def as_kernel_fn(fn: Callable) -> KernelFn:
 
 def periods(specs: list[Hashable]) -> list[tuple[int, int, int]]:
     """Splits a sequence into blocks (start, length, repetitions), greedily by the most that repeats."""
+    specs = [_key(spec) for spec in specs]
     blocks, start = [], 0
     while start < len(specs):
         best = (start, 1, 1)
@@ -99,6 +122,13 @@ def periods(specs: list[Hashable]) -> list[tuple[int, int, int]]:
         blocks.append(best)
         start += best[1] * best[2]
     return blocks
+
+
+def _key(spec: Any) -> Any:
+    """A spec in which an array, whose value may be traced, equals itself alone."""
+    if isinstance(spec, tuple):
+        return tuple(map(_key, spec))
+    return ("array", id(spec)) if flow.is_array(spec) else spec
 
 
 def iterate(once: Callable, kernel: Any, count: int) -> Any:
@@ -170,16 +200,17 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     Args:
         layer: triple whose output has the shape of its input.
-        n: number of times, at least 1.
+        n: number of times; 0 for the identity.
 
     Returns:
-        (init_fn, apply_fn, kernel_fn); parameters are stacked along a new first axis.
+        (init_fn, apply_fn, kernel_fn); parameters are those of ``serial(*[layer] * n)``, stacked along a
+        new first axis.
 
     Raises:
-        ValueError: n is not positive, or the layer changes the shape of its input.
+        ValueError: n is negative or not an integer, or the layer changes the shape of its input.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; a layer is repeated at least once")
+    if not (isinstance(n, int) and n == 0):
+        check_counts(n=n)
     one = Layer(*layer)
     fn = as_kernel_fn(one.kernel_fn)
 
@@ -190,11 +221,14 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(
-            jax.random.split(key, n)
-        )
+        _, keys = jax.lax.scan(
+            lambda key, _: tuple(jax.random.split(key)), key, None, n
+        )  # as serial
+        return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
-    def apply_fn(params, inputs, *, rng=None, **kwargs):
+    @arguments.strict
+    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+        kwargs = given(mask_constant=mask_constant, pattern=pattern)
         keys = None if rng is None else jax.random.split(rng, n)
 
         def step(x, part):
@@ -208,7 +242,9 @@ def repeat(layer: Layer, n: int) -> Layer:
     def needs(out: Need) -> Need:
         return join(fn.needs(out), fn.needs(fn.needs(out)))
 
-    return Layer(init_fn, apply_fn, KernelFn(rule, needs, ("repeat", fn.spec, n), fn.axes))
+    return Layer(
+        init_fn, apply_fn, KernelFn(rule, needs, ("repeat", fn.spec, n), fn.axes, reads=fn.reads)
+    )
 
 
 def parallel(*layers: Layer) -> Layer:
@@ -233,13 +269,16 @@ def parallel(*layers: Layer) -> Layer:
         parts = [one.init_fn(k, s) for one, k, s in zip(layers, keys, input_shape)]
         return type(input_shape)(s for s, _ in parts), tuple(p for _, p in parts)
 
-    def apply_fn(params, inputs, *, rng=None, **kwargs):
+    @arguments.strict
+    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+        kwargs = given(mask_constant=mask_constant, pattern=pattern)
         check(inputs)
         keys = (
             [None] * len(layers)
             if rng is None
             else list(jax.random.split(rng, max(len(layers), 1)))
         )
+        check_params("parallel", params, len(layers))
         parts = zip(layers, params, inputs, keys)
         return type(inputs)(one.apply_fn(p, x, rng=key, **kwargs) for one, p, x, key in parts)
 
@@ -252,7 +291,9 @@ def parallel(*layers: Layer) -> Layer:
 
     axes = next((fn.axes for fn in fns if fn.axes is not None), None)
     return Layer(
-        init_fn, apply_fn, KernelFn(rule, needs, ("parallel", *(fn.spec for fn in fns)), axes)
+        init_fn,
+        apply_fn,
+        KernelFn(rule, needs, ("parallel", *(fn.spec for fn in fns)), axes, reads=_reads(fns)),
     )
 
 
@@ -261,7 +302,11 @@ def FanOut(num: int) -> Layer:
 
     Args:
         num: number of copies, a list of which is returned.
+
+    Raises:
+        ValueError: num is not a positive integer.
     """
+    check_counts(num=num)
     return layer(
         lambda params, x, **_: [x] * num,
         lambda kernel, **_: [kernel] * num,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ntk import spatial
 from ntk.kernel import Array, Kernel
 from ntk.stax.fixed import spread_mask
-from ntk.stax.layers import Layer, Shape, layer
+from ntk.stax.layers import Layer, Shape, check_counts, check_scales, layer
 from ntk.stax.linear import parameterized
 from ntk.stax.pooling import AvgPool as AvgPool
 from ntk.stax.pooling import GlobalAvgPool as GlobalAvgPool
@@ -56,7 +56,7 @@ def Conv(
         (init_fn, apply_fn, kernel_fn).
 
     Raises:
-        ValueError: another padding or parametrization.
+        ValueError: another padding or parametrization; sizes that are not positive, scales not finite.
     """
     arguments = out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers
     return _conv(*arguments, parameterization, s, shared=True, transpose=False)
@@ -111,6 +111,8 @@ def _conv(
     window = tuple(filter_shape)
     strides = tuple(strides or (1,) * len(window))
     check_padding(padding)
+    check_counts(out_chan=out_chan, filter_shape=window, strides=strides)
+    check_scales(W_std=W_std, b_std=b_std)
     standard = parameterized(parameterization)
     width = out_chan * (s[1] if standard else 1)
     specs = _specs(len(window), dimension_numbers)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import rules, spatial
+from ntk import rules, spatial, tiles
 from ntk.evaluate import Need
 from ntk.kernel import Array, Kernel
 from ntk.stax.layers import Layer, Shape, layer, pixel_axis
@@ -185,7 +185,7 @@ def DotGeneral(
         (
             "DotGeneral",
             left,
-            other.tobytes() if other.size < 10**6 else id(other),
+            other if tiles.is_traced(other) or other.size > 10**6 else other.tobytes(),
             str(dimension_numbers),
         ),
         shape=lambda s: jax.eval_shape(product, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape,
@@ -283,6 +283,7 @@ def Aggregate(
         ),
         needs=mixes_pixels,
         axes=(batch_axis, channel_axis),
+        reads=frozenset({"pattern"}),
     )
 
 

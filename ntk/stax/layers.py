@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ntk import rules
+from ntk import arguments, flow, rules
 from ntk.duals import Dual
 from ntk.evaluate import KernelFn, Need
 from ntk.kernel import Array, Kernel
@@ -52,6 +56,25 @@ def unmask_fn(fn: Callable) -> Callable:
     return lambda *args, **kwargs: unmask(fn(*args, **kwargs))
 
 
+def check_counts(**counts: Any) -> None:
+    """Raises a ValueError for a number, or one of several, that is not a positive integer."""
+    for name, value in counts.items():
+        for count in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{name} is {value!r}; it must be positive, and an integer")
+
+
+def check_scales(**scales: Any) -> None:
+    """Raises a ValueError for a standard deviation that is not a finite number; None and tracers pass."""
+    for name, value in scales.items():
+        if value is None or (isinstance(value, jax.Array) and not flow.is_concrete(value)):
+            continue
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        real = real or (flow.is_array(value) and value.ndim == 0 and not np.iscomplexobj(value))
+        if not real or not (jnp if flow.is_array(value) else math).isfinite(value):
+            raise ValueError(f"{name} is {value!r}; it must be a finite number")
+
+
 def keep(x: Any, *_: Any) -> Any:
     """The first argument: what most layers do to shapes, masks and needs."""
     return x
@@ -69,6 +92,7 @@ def layer(
     remask: bool = True,
     axes: tuple[int, int] | None = None,
     scalar: Any = None,
+    reads: frozenset[str] = frozenset(),
 ) -> Layer:
     """A layer from pure functions; masks and shapes are carried along.
 
@@ -83,14 +107,16 @@ def layer(
         remask: whether the rule may make moments of hidden entries non-zero.
         axes: batch and channel axis of the input, None if any will do.
         scalar: what it does to a correlation by itself; see `KernelFn`.
+        reads: options of the kernel function that it reads; see `KernelFn`.
     """
 
     def init_fn(key, input_shape):
         return shape(input_shape), params(key, input_shape)
 
-    def apply_fn(parameters, inputs, *, mask_constant=None, **kwargs):
+    @arguments.strict
+    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
         values, masks = _split(inputs, mask_constant)
-        outputs = apply(parameters, values, mask=masks, **kwargs)
+        outputs = apply(params, values, mask=masks, rng=rng, pattern=pattern)
         if absent(masks):
             return outputs
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
@@ -117,7 +143,7 @@ def layer(
             return rules.hide(out, *masks)
         return out.replace(mask1=masks[0], mask2=masks[1])
 
-    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar))
+    return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar, reads=reads))
 
 
 def absent(masks: Any) -> bool:

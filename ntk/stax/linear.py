@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import rules, spatial
+from ntk import flow, rules, spatial
 from ntk.evaluate import Need
 from ntk.kernel import Array, Kernel
 from ntk.stax.fixed import Aggregate as Aggregate
@@ -16,7 +16,7 @@ from ntk.stax.fixed import DotGeneral as DotGeneral
 from ntk.stax.fixed import Identity as Identity
 from ntk.stax.fixed import Index as Index
 from ntk.stax.fixed import Slice as Slice
-from ntk.stax.layers import Layer, layer, pixel_axis
+from ntk.stax.layers import Layer, check_counts, check_scales, layer, pixel_axis
 
 
 def parameterized(parameterization: str) -> bool:
@@ -53,10 +53,12 @@ def Dense(
         (init_fn, apply_fn, kernel_fn).
 
     Raises:
-        ValueError: another parametrization.
+        ValueError: another parametrization; out_dim is not positive, or a scale not finite.
 
     Source: Jacot et al. (2018); Sohl-Dickstein et al. (2020).
     """
+    check_counts(out_dim=out_dim)
+    check_scales(W_std=W_std, b_std=b_std)
     standard = parameterized(parameterization)
     width = out_dim * s[1] if standard else out_dim
 
@@ -118,6 +120,8 @@ def LayerNorm(
         (init_fn, apply_fn, kernel_fn).
     """
 
+    check_scales(eps=eps)
+
     def axes_of(ndim: int) -> tuple[int, ...]:
         return tuple(sorted({a % ndim for a in ([axis] if isinstance(axis, int) else axis)}))
 
@@ -175,7 +179,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
     """
     if mode not in ("train", "test"):
         raise ValueError(f"mode is {mode!r}; it must be 'train' or 'test'")
-    if not 0 < rate <= 1:
+    if flow.is_concrete(rate) and not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}; it is the probability of keeping an entry, in (0, 1]")
 
     def apply(params, x, rng=None, **_):

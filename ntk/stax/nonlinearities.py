@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import duals, hermite, powers
+from ntk import arguments, duals, flow, hermite, powers, tiles
 from ntk.stax.combinators import Layer, elementwise
 
 
@@ -90,7 +90,7 @@ def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Layer:
 
 def Rbf(gamma: float = 1.0) -> Layer:
     """sqrt(2) sin(sqrt(2 gamma) x + pi/4), whose NNGP is exp(-gamma (q1 + q2 - 2 cov))."""
-    if not gamma >= 0:
+    if flow.is_concrete(gamma) and not gamma >= 0:
         raise ValueError(f"gamma is {gamma}; it must not be negative")
     return elementwise(duals.rbf(gamma), spec=("Rbf", gamma))
 
@@ -142,7 +142,7 @@ def RectifiedMonomial(degree: int) -> Layer:
 
 def Polynomial(coef: Sequence[float]) -> Layer:
     """coef[0] + coef[1] x + ... + coef[n] x^n."""
-    coef = tuple(float(c) for c in coef)
+    coef = tuple(coef)
     return elementwise(powers.polynomial_dual(coef), spec=("Polynomial", coef))
 
 
@@ -166,6 +166,7 @@ def Elementwise(
         ValueError: neither fn nor nngp_fn is given, or settings come with nngp_fn; fn is not a
             real elementwise function.
     """
+    arguments.refuse_unread("Elementwise", Elementwise, hermite.dual, settings)
     if nngp_fn is None:
         if fn is None:
             raise ValueError("neither fn nor nngp_fn is given: there is nothing to compute with")
@@ -220,6 +221,11 @@ def Mish() -> Layer:
 
 def Elu(alpha: float = 1.0) -> Layer:
     """x for x > 0, else alpha (exp(x) - 1)."""
+    if isinstance(alpha, jax.Array) and tiles.is_traced(alpha):
+        raise ValueError(
+            "alpha is traced, and the series of Elu is found beforehand: give a number, or "
+            "Elementwise(fn, nngp_fn) with an integral of your own"
+        )
     if alpha == 1:
         return Elementwise(jax.nn.elu)
     return elementwise(hermite.dual(lambda x: jax.nn.elu(x, alpha)), spec=("Elu", alpha))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ntk import spatial
 from ntk.kernel import Array, Kernel
 from ntk.stax.fixed import mixes_pixels, spread_mask
-from ntk.stax.layers import Layer, Shape, layer
+from ntk.stax.layers import Layer, Shape, check_counts, layer
 
 PADDINGS = ("VALID", "SAME", "CIRCULAR")
 
@@ -76,6 +76,7 @@ def _pool(
     window = tuple(window)
     strides = tuple(strides or (1,) * len(window))
     check_padding(padding)
+    check_counts(window_shape=window, strides=strides)
 
     def pool(x: Array) -> Array:
         """(N, M, *S) -> (N, M, *S_out)."""

@@ -135,6 +135,7 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     return explanation(_trace(family, example, tuple(given.values()), batched, samples))
 
 
+@known_keywords
 def attention_error(
     kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
 ) -> Array:
@@ -156,6 +157,8 @@ def attention_error(
     """
     if seeds < 2:
         raise ValueError(f"seeds is {seeds}; a spread needs at least 2")
+    if "attention_seed" not in kernel_fn.reads:
+        return jnp.zeros_like(kernel_fn(x1, x2, get))
     found = [kernel_fn(x1, x2, get, attention_seed=1 + seed) for seed in range(seeds)]
     return jnp.std(jnp.stack(found), axis=0, ddof=1)
 
@@ -322,7 +325,11 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
             entries.append(size**2 if index in needs and needs[index].pairs else size)
         return max(entries)
 
-    return KernelFn(refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area)
+    scored = any(step.operation == "attend" for step in traced.steps)
+    reads = frozenset({"attention_seed"} if scored else ())
+    return KernelFn(
+        refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area, reads
+    )
 
 
 def sizes_of(step: Step) -> tuple[int, ...]:

@@ -258,12 +258,16 @@ def test_integrator_converges_to_its_tolerance_and_gives_up_with_nan(x64):
     times = jnp.array([1.0, 7.0])
     errors = []
     for tolerance in (1e-4, 1e-6, 1e-8, 1e-10):
-        out = ode.integrate(rotate, start, times, rtol=tolerance, atol=tolerance, max_steps=10_000)
+        out = ode.integrate(
+            rotate, start, times, rtol=tolerance, atol=tolerance, max_steps=10_000
+        ).states
         errors.append(float(jnp.abs(out["a"][:, 0] - jnp.cos(times)).max()))
     slope = np.polyfit([-4, -6, -8, -10], np.log10(errors), 1)[0]
     assert slope > 0.75
     assert errors[-1] < 1e-8
-    out = ode.integrate(rotate, start, jnp.array([0.1, 70.0]), rtol=1e-8, atol=1e-8, max_steps=20)
+    out = ode.integrate(
+        rotate, start, jnp.array([0.1, 70.0]), rtol=1e-8, atol=1e-8, max_steps=20
+    ).states
     assert jnp.isfinite(out["a"][0, 0])
     assert jnp.isnan(out["a"][1, 0])
 

@@ -264,3 +264,68 @@ def test_mistakes_are_named(kernel, y):
             solve.conjugate_gradient(kernel, y, 1.0, **change)
     with pytest.raises(ValueError, match="inside jit, grad or vmap double precision"):
         jax.jit(lambda k: solve.cholesky(k, y, dtype=jnp.float64))(jnp.asarray(kernel))
+
+
+def linear_kernel(x1, x2, get, *, power=1):
+    x2 = x1 if x2 is None else x2
+    return (x1 @ x2.T) ** power
+
+
+def test_options_of_a_regression_act(x64):
+    x = np.random.default_rng(2).normal(size=(12, 3))
+    y = np.random.default_rng(3).normal(size=(12, 1))
+    x_test = np.random.default_rng(4).normal(size=(4, 3))
+
+    def expected(reg):
+        inverse = np.linalg.inv(x @ x.T + reg * np.eye(12))
+        return x_test @ x.T @ inverse @ y, (inverse @ y)[:, 0] / np.diag(inverse)
+
+    mean = np.trace(x @ x.T) / 12
+    for reg in (1e-2, 100.0):
+        fit = solve.regression(linear_kernel, x, y, diag_reg=reg, leave_one_out=True)
+        predictions, left_out = expected(reg * mean)
+        np.testing.assert_allclose(fit.predict(x_test), predictions, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(fit.solution.leave_one_out[:, 0], left_out, rtol=1e-6)
+    options = {"diag_reg": 0.3, "diag_reg_absolute_scale": True}
+    fit = solve.regression(linear_kernel, x, y, **options)
+    np.testing.assert_allclose(fit.predict(x_test), expected(0.3)[0], rtol=1e-8)
+    partial = functools.partial(solve.cholesky, **options)
+    np.testing.assert_array_equal(
+        solve.regression(linear_kernel, x, y, solver=partial).predict(x_test), fit.predict(x_test)
+    )
+    options |= {"solver": solve.conjugate_gradient, "rank": 0}
+    loose, tight = (
+        solve.regression(linear_kernel, x, y, tolerance=t, **options).solution
+        for t in (0.999, 1e-12)
+    )
+    assert loose.iterations < tight.iterations
+    squared = solve.regression(linear_kernel, x, y, diag_reg=1e-3, power=2)
+    k = (x @ x.T) ** 2
+    c = np.linalg.solve(k + 1e-3 * np.trace(k) / 12 * np.eye(12), y)
+    np.testing.assert_allclose(squared.predict(x_test), (x_test @ x.T) ** 2 @ c, rtol=1e-6)
+
+
+def test_a_regression_in_double_precision_computes_its_kernel_in_it():
+    x = np.random.default_rng(2).normal(size=(12, 3)).astype(np.float32)
+    y = np.random.default_rng(3).normal(size=(12, 1)).astype(np.float32)
+    fit = solve.regression(linear_kernel, x, y, diag_reg=1e-9, dtype=jnp.float64)
+    wide = x.astype(np.float64)
+    k = wide @ wide.T
+    c = np.linalg.solve(k + 1e-9 * np.trace(k) / 12 * np.eye(12), y)
+    assert fit.solution.coefficients.dtype == fit.predict(x).dtype == np.float64
+    np.testing.assert_allclose(fit.predict(x), k @ c, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "nearest"),
+    [
+        ("diag_regg", "diag_reg"),
+        ("leave_out", "leave_one_out"),
+        ("powr", "power"),
+        ("tilesize", "tile"),
+    ],
+)
+def test_a_misspelt_option_of_a_regression_names_the_nearest(keyword, nearest):
+    x = np.ones((3, 2))
+    with pytest.raises(TypeError, match=f"{keyword!r}.*{nearest!r}"):
+        solve.regression(linear_kernel, x, x[:, :1], **{keyword: 1})

@@ -310,7 +310,7 @@ def test_several_inputs():
         (lambda: stax.Dropout(0.0), "probability of keeping"),
         (lambda: stax.Dropout(0.5, "eval"), "mode is 'eval'"),
         (lambda: stax.Flatten(0, 2), "batch_axis_out is 2"),
-        (lambda: stax.repeat(stax.Relu(), 0), "at least once"),
+        (lambda: stax.repeat(stax.Relu(), -1), "n is -1"),
         (
             lambda: stax.GlobalSelfAttention(1, 1, 1, 1, attention_mechanism="TANH"),
             "attention_mechanism",

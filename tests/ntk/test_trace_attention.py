@@ -293,6 +293,10 @@ def test_the_standard_error_is_that_of_the_estimate():
     x = jnp.asarray(data(2), jnp.float32)
     kernel_fn = ntk.infinite_width(attention(), x[:1], attention_samples=64)
     error = ntk.attention_error(kernel_fn, x, get="nngp", seeds=2)
+    one, two = (kernel_fn(x, None, "nngp", attention_seed=seed) for seed in (1, 2))
+    np.testing.assert_allclose(
+        error, jnp.abs(one - two) / 2**0.5, rtol=1e-5
+    )  # unbiased for two draws
     assert 0.001 < np.mean(error) < 0.1
     with pytest.raises(ValueError, match="seeds is 1"):
         ntk.attention_error(kernel_fn, x, seeds=1)
