@@ -117,7 +117,7 @@ class KernelFn:
                 network needs, and all pixel pairs in the result.
             batch_axis: position of the batch in the inputs, where the first layer does not say.
             channel_axis: position of the channels.
-            attention_seed: other draws of random attention scores than those of seed 0; see `ntk.infinite_width`.
+            attention_seed: other draws of random scores, or of first-layer weights, than those of seed 0.
 
         Returns:
             An array, a namedtuple of them, or a `Kernel`. NNGP is E[f(x1) f(x2)] of one output; the NTK is the

@@ -59,14 +59,27 @@ def contracted(sides: Sides) -> Array:
     if layout == "same":
         return jnp.sum(one * two, -1)
     count = one.ndim - 2
-    left = list(range(2, 2 + count))
-    right = left if layout == "equal" else [20 + k for k in left]
-    out = left if layout == "equal" else [k for pair in zip(left, right) for k in pair]
-    first, second = (0, 0) if layout == "within" else (0, 1)
-    batch = [0] if layout == "within" else [0, 1]
-    return jnp.einsum(
-        one, [first, *left, 99], two, [second, *right, 99], [*batch, *out], precision="highest"
-    )
+    over = tuple(range(1, 1 + count))
+    if layout == "equal":
+        out = inner(one, two, over)  # (*S, N1, N2)
+        return jnp.transpose(out, (count, count + 1, *range(count)))
+    if layout == "within":
+        out = inner(one, two, (0,))
+        first, second, lead = over, tuple(k + count for k in over), (0,)
+    else:
+        out = inner(one, two, ())  # (N1, *S, N2, *S)
+        first, second, lead = over, tuple(k + count + 1 for k in over), (0, 1 + count)
+    pairs = [k for pair in zip(first, second) for k in pair]
+    return jnp.transpose(out, (*lead, *pairs))
+
+
+def inner(one: Array, two: Array, shared: tuple[int, ...]) -> Array:
+    """Inner products over the last axes, (shared, rest of one, rest of two).
+
+    Without a type of its own for the result, which would make derivatives of double precision inside single forget it.
+    """
+    numbers = (((one.ndim - 1,), (two.ndim - 1,)), (shared, shared))
+    return jax.lax.dot_general(one, two, numbers, precision=jax.lax.Precision.HIGHEST)
 
 
 def viewed(one: Array, two: Array, layout: str) -> tuple[Array, Array]:
@@ -302,7 +315,7 @@ def sampled(
         def once(start: Array) -> tuple:
             index = start + jnp.arange(size, dtype=jnp.int32)
             w = weights.points(laws, index, seed, jnp.float64)
-            zs = [jnp.einsum("...d,md->...m", x, w, precision="highest") for x in data]
+            zs = [inner(x, w, ()) for x in data]
             left = [features(fs[0], z) for z in zs]
             right = left if alike else [features(fs[1], z) for z in zs]
             out = []

@@ -326,7 +326,7 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
         return max(entries)
 
     scored = any(step.operation == "attend" for step in traced.steps)
-    reads = frozenset({"attention_seed"} if scored else ())
+    reads = frozenset({"attention_seed"} if scored or _has_entries(traced.steps) else ())
     return KernelFn(
         refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area, reads
     )
