@@ -238,6 +238,8 @@ def explained(f: Callable, params: PyTree, **batches: tuple[PyTree, dict]) -> It
                 if x is not None:
                     jax.eval_shape(lambda p, x=x, kwargs=kwargs: f(p, x, **kwargs), params)
             except Exception as inner:
+                if "unexpected keyword argument" in str(inner):
+                    raise error from None  # nothing is wrong with the inputs
                 shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
                 raise ValueError(
                     f"f cannot be evaluated on {name} of shapes {shapes} with these params: "

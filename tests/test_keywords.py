@@ -69,9 +69,17 @@ OPEN = {
     "models.family": lambda **k: models.family("MLP", outputs=1, **k),
 }
 
-# Functions whose keywords are the caller's own names.
+# Functions whose keywords are the caller's own names, or those of a function that it gives.
 NAMES = {
+    "experiments.checks.context",
     "experiments.studies.neural_collapse_claims.frame_errors",
+    "limits.arguments.same_columns",
+    "limits.arguments.takes",
+    "limits.optimizers.optimizer_kind",
+    "metrics.checks.layers",
+    "metrics.checks.same_shape",
+    "metrics.checks.same_trees",
+    "ntk.arguments.explained",
     "ntk.stax.combinators.given",
     "ntk.stax.layers.check_counts",
     "ntk.stax.layers.check_scales",
