@@ -47,7 +47,7 @@ test: install
 
 # The end-to-end runs that `make test` leaves out: smoke presets of the heavier studies, the slower notebooks.
 test-studies: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py \
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py tests/experiments/test_faults.py \
 	  tests/experiments/test_ntk_convergence.py tests/test_notebooks.py tests/ntk/test_examples.py -m slow
 
 test-all: install
