@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.options import check_count, check_keywords, check_real
+from ntk.arguments import keyword_names, refuse_unknown
+from ntk.options import check_count, check_real
 
 
 def takes(**checks: Callable) -> Callable:
@@ -23,7 +24,7 @@ def takes(**checks: Callable) -> Callable:
 
         @functools.wraps(function)
         def checked(*args, **options):
-            check_keywords(function.__name__, options, list(signature.parameters))
+            refuse_unknown(function.__name__, options, keyword_names(function))
             given = signature.bind(*args, **options).arguments
             for name, check in checks.items():
                 if name in given:

@@ -12,8 +12,9 @@ import optax
 from limits import judgement
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
+from ntk.arguments import strict
 from ntk.family import check_width, named_leaves
-from ntk.options import check_count, check_real, known_keywords
+from ntk.options import check_count, check_real
 
 
 class CoordinateCheck(NamedTuple):
@@ -78,7 +79,7 @@ def captured_outputs(net, params, inputs) -> dict[str, jax.Array]:
     return found
 
 
-@known_keywords
+@strict
 def coordinate_check(
     net_at_width: Callable[[int], Any],
     widths: Sequence[int],

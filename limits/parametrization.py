@@ -27,8 +27,9 @@ from limits.optimizers import multiply
 from limits.readout import check_readout
 from limits.summary import summarise
 from ntk import family as families
+from ntk.arguments import strict
 from ntk.family import ParamAxes, named_leaves
-from ntk.options import drawn_biases, known_keywords, rate_factors
+from ntk.options import drawn_biases, rate_factors
 
 
 class Factors(NamedTuple):
@@ -82,7 +83,7 @@ class Parametrized(NamedTuple):
     with_factors: Callable
 
 
-@known_keywords
+@strict
 def parametrize(
     family,
     rule,

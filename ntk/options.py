@@ -1,45 +1,18 @@
 """What `ntk.infinite_width` and `limits.parametrize` are both told of a family's parameters, read in one place.
 
 The limit and the finite network whose limit it is are given the same options, and these functions say what they mean:
-which factor a parameter's learning rate has, which biases are drawn, and which keywords there are.
+which factor a parameter's learning rate has, and which biases are drawn.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 from ntk.family import match, named_leaves
-
-
-def known_keywords(function: Callable) -> Callable:
-    """The function, with a TypeError that names the nearest keyword in place of an unknown one."""
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-    @functools.wraps(function)
-    def checked(*args: Any, **options: Any) -> Any:
-        check_keywords(function.__name__, options, known)
-        return function(*args, **options)
-
-    return checked
-
-
-def check_keywords(function: str, options: Iterable[str], known: list[str]) -> None:
-    """Raise TypeError for the first option that the function does not have, with the nearest that it has."""
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(
-                f"{function} has no option {name!r}{hint}; there are {', '.join(known)}"
-            )
 
 
 def check_real(name: str, value: Any, *, positive: bool = False) -> float:

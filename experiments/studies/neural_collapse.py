@@ -354,14 +354,11 @@ def observables(network, loss, params, data, layers) -> dict[str, jax.Array]:
     }
     inner = {f"linear_{i}": h for i, (name, h) in enumerate(linear.items(), 1) if name != "readout"}
     frame = "simplex" if loss == "cross_entropy" else "orthogonal"
-    collapse = metrics.collapse_by_layer(
-        {name: h for name, h in {**hidden, **inner}.items() if name in layers},
-        y,
-        classes,
-        predictions=outputs.argmax(axis=1),
-        frame=frame,
-    )
-    if collapse:
+    seen = {name: h for name, h in {**hidden, **inner}.items() if name in layers}
+    if seen:
+        collapse = metrics.collapse_by_layer(
+            seen, y, classes, predictions=outputs.argmax(axis=1), frame=frame
+        )
         each = collapse.values()
         found["nc1"] = jnp.stack([c.nc1.value for c in each])
         found["nc2"] = jnp.stack([c.nc2.general for c in each])

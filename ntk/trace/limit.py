@@ -19,10 +19,10 @@ import numpy as np
 
 from ntk import family as families
 from ntk import spatial
+from ntk.arguments import refuse_unknown, strict
 from ntk.evaluate import KernelFn
 from ntk.inputs import Need, Plan
 from ntk.kernel import Array, Kernel
-from ntk.options import check_keywords, known_keywords
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret, trees
 from ntk.trace import run as running
@@ -42,7 +42,7 @@ from ntk.trace.traced import Traced, pruned
 from ntk.weights import NORMAL, Standard
 
 
-@known_keywords
+@strict
 def infinite_width(
     family: Callable,
     example: Any,
@@ -128,14 +128,14 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
         Explanation(steps, parameters); prints as two tables in a terminal and in a notebook.
     """
     defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
-    check_keywords("explain", options, list(defaults))
+    refuse_unknown("explain", options, defaults)
     given = defaults | options
     _check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
     return explanation(_trace(family, example, tuple(given.values()), batched, samples))
 
 
-@known_keywords
+@strict
 def attention_error(
     kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
 ) -> Array:

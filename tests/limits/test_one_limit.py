@@ -185,7 +185,7 @@ def test_a_weight_without_scale_needs_a_base_width():
 @pytest.mark.parametrize("call", [ntk.infinite_width, ntk.explain])
 def test_an_unknown_option_of_the_limit_names_the_nearest(call):
     family, x = MODELS["mlp"]
-    with pytest.raises(TypeError, match=r"no option 'bias_sd' \(did you mean 'bias_std'\?\)"):
+    with pytest.raises(TypeError, match=r"argument 'bias_sd' \(did you mean 'bias_std'\?\)"):
         call(family, x, bias_sd=1.0)
 
 

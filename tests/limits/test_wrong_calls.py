@@ -87,7 +87,7 @@ WRONG = [
         lambda: parametrize(depth_rule="sqrt", depth=2.5, base_depth=1, branch="*"),
         "depth is 2.5; it must be a positive integer",
     ),
-    (lambda: parametrize(bas_width=8), r"no option 'bas_width' \(did you mean 'base_width'\?\)"),
+    (lambda: parametrize(bas_width=8), r"argument 'bas_width' \(did you mean 'base_width'\?\)"),
     (lambda: parametrize(learning_rate={}), "did you mean 'learning_rates'"),
     (lambda: parametrize().lr_scale("adamw"), "kind is 'adamw'; allowed are"),
     # optimizers

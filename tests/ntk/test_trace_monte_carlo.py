@@ -229,13 +229,12 @@ def test_table_of_initial_laws(name):
         assert abs(float(jnp.sqrt(jnp.mean((values - mean) ** 2))) - std) <= error * std
 
 
-def test_parametrized_network_has_the_limit_with_rates_of_inverse_variances():
+def test_parametrized_network_has_the_limit_of_its_base_width():
     """`limits.parametrize` trains weights that keep their deviation at the base width, at unit rate."""
     base, normal = 16, jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
     family = models.family("MLP", depth=1, outputs=1, kernel_init=normal)
     x = inputs("kink")
-    rates = {"hidden_0/kernel": x.shape[1], "readout/kernel": base}
-    expected = traced(family, x, base_width=base, learning_rates=rates)[1]
+    expected = traced(family, x, base_width=base)[1]
     x = jnp.asarray(x, jnp.float32)
     net = limits.parametrize(family, "ntk", width=512, base_width=base, example=x)
     keys = jax.random.split(jax.random.key(0), 16)
