@@ -6,6 +6,7 @@
 import importlib
 
 from ntk import empirical, gram, hermite, predict, reference, solve, stax
+from ntk.arguments import strict_functions as _strict_functions
 from ntk.batching import batch
 from ntk.depth import depth_map
 from ntk.duals import Dual
@@ -64,6 +65,8 @@ __all__ = [
     "taylor_expand",
     "width_axes",
 ]
+
+globals().update(_strict_functions(globals()))
 
 # The tracer, with the parts of SciPy that it uses, is half of the time of an import: it waits until it is asked for.
 _TRACED = ("attention_error", "explain", "infinite_width")

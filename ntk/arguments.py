@@ -19,6 +19,8 @@ PyTree = Any
 def strict(fn: Callable) -> Callable:
     """The function, whose error for a keyword that it does not read names the nearest that it does."""
     known = keyword_names(fn)
+    if known is None:
+        return fn
     name = "kernel_fn" if fn.__name__ == "__call__" else fn.__name__
 
     @functools.wraps(fn)
@@ -28,6 +30,12 @@ def strict(fn: Callable) -> Callable:
         return fn(*args, **kwargs)
 
     return checked
+
+
+def strict_functions(names: dict[str, Any]) -> dict[str, Callable]:
+    """The public functions of a module, `strict`."""
+    public = {name: fn for name, fn in names.items() if not name.startswith("_")}
+    return {name: strict(fn) for name, fn in public.items() if inspect.isfunction(fn)}
 
 
 def keyword_names(fn: Callable) -> frozenset[str] | None:

@@ -170,6 +170,9 @@ def test_returned_functions_refuse_a_misspelt_keyword(name):
         (lambda: ntk.infinite_width(Perceptron, X, basewidth=3), "base_width"),
         (lambda: models.family("MLP", dept=3), "depth"),
         (lambda: stax.Elementwise(jnp.tanh, ordr=3), "order"),
+        (lambda: stax.Dense(1, Wstd=2), "W_std"),
+        (lambda: stax.Conv(1, (3, 3), pading="SAME"), "padding"),
+        (lambda: ntk.batch(NET.kernel_fn, batchsize=2), "batch_size"),
     ],
 )
 def test_the_nearest_name_is_given(call, nearest):

@@ -1,5 +1,6 @@
 """Combinators for infinitely wide networks, with neural-tangents's names: (init_fn, apply_fn, kernel_fn) triples."""
 
+from ntk.arguments import strict_functions as _strict_functions
 from ntk.stax.attention import GlobalSelfAttention
 from ntk.stax.combinators import (
     FanInConcat,
@@ -66,3 +67,5 @@ from ntk.stax.nonlinearities import (
     Step,
     Tanh,
 )
+
+globals().update(_strict_functions(globals()))

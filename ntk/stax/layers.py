@@ -195,6 +195,11 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
     def needs(out: Need) -> Need:
         return out._replace(variance=max(out.variance, 1))
 
+    for value in jax.tree.leaves(spec):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{spec[0]}{spec[1:]} has a number that is not finite; give finite ones"
+            )
     spec = ("elementwise", dual if spec is None else spec)
     return layer(apply, rule, spec, needs=needs, scalar=dual)
 

@@ -156,3 +156,17 @@ def test_errors():
         nl.ExpNormalized()[1]((), jnp.ones(3))
     with pytest.raises(ValueError, match="shape of its input"):
         nl.Elementwise(lambda x: x.sum())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nl.LeakyRelu(float("nan")),
+        lambda: nl.Erf(1.0, float("inf")),
+        lambda: nl.Polynomial((1.0, float("nan"))),
+        lambda: nl.Rbf(np.float64("nan")),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(make):
+    with pytest.raises(ValueError, match="not finite"):
+        make()
