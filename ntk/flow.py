@@ -29,7 +29,7 @@ class Layout(NamedTuple):
         """Layout of targets y under a kernel; refuses shapes that do not fit.
 
         Raises:
-            ValueError: an axis is out of range, or the kernel's shape is not that of y in pairs.
+            ValueError: an axis is out of range, the kernel's shape is not that of y in pairs, or it is not symmetric.
         """
         array("k_train_train", kernel)
         axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
@@ -42,6 +42,14 @@ class Layout(NamedTuple):
             raise ValueError(
                 f"k_train_train has shape {tuple(kernel.shape)}; targets of shape {layout.shape} "
                 f"with trace_axes={layout.trace_axes} need {expected}{remedy}"
+            )
+        matrix = as_matrix(kernel)
+        apart, size = jnp.abs(matrix - matrix.T).max(), jnp.abs(matrix).max()
+        # Kernels of sampled networks or of few digits are symmetric up to their rounding.
+        if is_concrete(apart) and apart > 1e-3 * size:
+            raise ValueError(
+                f"k_train_train is not symmetric: entries differ from their mirror images by up to {apart:.3g} "
+                f"(the largest is {size:.3g}); give kernel_fn(x_train, None)"
             )
         return layout
 

@@ -171,6 +171,8 @@ def gradient_descent(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; it must be at least 1")
+    if momentum is not None and flow.is_concrete(momentum) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1, or None")
     if dtype is not None:
         make = functools.partial(
             gradient_descent,

@@ -317,3 +317,21 @@ def test_bad_requests_are_named():
         predict.gradient_descent(loss, k, y)(1.0, predict.ODEState(y, None, y))
     with pytest.raises(ValueError, match="part of the ODEState"):
         predict.gradient_descent(loss, k, y)(1.0, predict.ODEState(y), y, k)
+
+
+def test_a_kernel_that_is_not_symmetric_is_refused():
+    y = jnp.ones((4, 1))
+    lopsided = jnp.triu(jnp.ones((4, 4))) + jnp.eye(4)
+    for predictor in (predict.gradient_descent_mse, predict.gp_inference):
+        with pytest.raises(ValueError, match="not symmetric"):
+            predictor(lopsided, y)
+    predict.gradient_descent_mse(jnp.eye(4) + 1e-4 * lopsided, y)
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.1, float("nan")])
+def test_momentum_out_of_range_is_refused(momentum):
+    def loss(f, y):
+        return jnp.mean((f - y) ** 2)
+
+    with pytest.raises(ValueError, match="momentum"):
+        predict.gradient_descent(loss, jnp.eye(2), jnp.ones((2, 1)), momentum=momentum)
