@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from experiments import loop, train
+from experiments import loop, signals, train
 
 
 class Axis(NamedTuple):
@@ -153,6 +153,7 @@ def _word(value: Any) -> str:
 
 
 def _unit(program, data, point, name, session, compiled) -> Mapping[str, Any]:
+    signals.check()
     if program.trains:
         training = program.unit(data, **point)
         return training.keep(_trained(training, name, session, compiled))

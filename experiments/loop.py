@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import checkpoint, rundir
+from experiments import checkpoint, rundir, signals
 from experiments.train import Program
 
 # Runs that train side by side share the files, the sinks and the progress bar.
@@ -136,8 +136,9 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
     last_save = time.monotonic()
     for chunk in range(done + 1, chunks + 1):
-        if stop.is_set():
+        if stop.is_set() or signals.noted():
             _save(session, label, chunk - 1, (state, records, alive))
+            signals.check()
             raise concurrent.futures.CancelledError
         if not alive.any():  # nothing left to train: every record from here on is nan already
             _progress(session, len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)

@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir, seals, settings
+from experiments import claims, page, plotting, rundir, seals, settings, signals
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -167,6 +167,7 @@ def import_study(name: str) -> ModuleType:
 
 def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Picture:
     """Writes figures/<name>.png and .pdf, whose bytes depend on the figure alone."""
+    signals.check()
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     drawn = {}

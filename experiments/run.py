@@ -19,14 +19,24 @@ import os
 import pathlib
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments import checks, claims, listing, loop, report, rundir, seals, settings, tasks
+from experiments import (
+    checks,
+    claims,
+    listing,
+    loop,
+    report,
+    rundir,
+    seals,
+    settings,
+    signals,
+    tasks,
+)
 from experiments.settings import find_study
 
 __all__ = ["check", "find_study", "main", "run"]
@@ -46,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if options.config is None:
             raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")
         config, preset = settings.load(options.config, options.changes)
-        with _signals():
+        with signals.interrupting():
             return _start(config, preset, options)
     except BrokenPipeError:  # the reader of the output has gone, as of --list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +84,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         return 0
     with _sinks(options) as sinks:
         path = run(config, options.workdir, preset, **limits, sinks=sinks)
+    signals.check()
     return report.main([str(path)])
 
 
@@ -158,25 +169,6 @@ def _train(study, config, path, sinks, devices, checkpoint_seconds) -> Any:
         raise
     rundir.finish_run(path, data, configuration)
     return data
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does; nohup's choice to ignore SIGHUP stands."""
-
-    def interrupt(number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
