@@ -96,7 +96,8 @@ def train_grid(
         where an axis is.
 
     Raises:
-        ValueError: a unit does not measure a variable, or measures it in other dimensions or shapes than another.
+        ValueError: a unit does not measure a variable, or measures it in other dimensions or shapes than another;
+            the session has a grid of that name already, or one whose points would have the same names.
     """
     session = session or loop.Session()
     compiled: dict[Hashable, train.Program] = {}
@@ -107,6 +108,7 @@ def train_grid(
     if len(set(labels)) < len(labels):
         twice = sorted(name for name in set(labels) if labels.count(name) > 1)
         raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
+    _claim(session, program.name, labels)
     units = [
         _unit(program, data, point, name, session, compiled) for point, name in zip(points, labels)
     ]
@@ -150,6 +152,20 @@ def label(name: str, point: Any) -> str:
 def _word(value: Any) -> str:
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)
+
+
+def _claim(session: loop.Session, name: str, labels: Sequence[str]) -> None:
+    """Refuses a grid whose points would be read from, or written over, another grid's of the session."""
+    if name in session.grids:
+        raise ValueError(
+            f"there are two grids of the name {name!r} in this study; give each Program a name of its own"
+        )
+    for other, taken in session.grids.items():
+        if both := taken.intersection(labels):
+            raise ValueError(
+                f"the grids {other!r} and {name!r} both name a point {min(both)}; rename one of the Programs"
+            )
+    session.grids[name] = set(labels)
 
 
 def _unit(program, data, point, name, session, compiled) -> Mapping[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,8 @@ from experiments.train import Program
 _SHARED = threading.Lock()
 
 
-class Session(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Session:
     """Where a run keeps its files and shows its progress; ``Session()`` keeps and shows nothing."""
 
     path: pathlib.Path | None = None
@@ -33,6 +35,7 @@ class Session(NamedTuple):
     devices: int = 1
     checkpoint_seconds: float = 20.0
     configuration: str = ""  # its hash, which all that is kept carries
+    grids: dict[str, set[str]] = dataclasses.field(default_factory=dict)  # their points, by name
 
 
 def train_runs(

@@ -1,5 +1,6 @@
 """Grids: labelled arrays of every unit, each computed once, whatever happens in between."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,9 +66,25 @@ def test_units_are_computed_once_and_an_interrupted_grid_goes_on(tmp_path):
 
 def test_units_of_another_configuration_are_refused(tmp_path):
     train_grid(AXES, 0.5, PROGRAM, session(tmp_path))
-    other = session(tmp_path)._replace(configuration="other")
+    other = dataclasses.replace(session(tmp_path), configuration="other")
     with pytest.raises(ValueError, match="made by another configuration"):
         train_grid(AXES, 1.5, PROGRAM, other)
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_two_grids_of_one_session_share_no_points(tmp_path, path):
+    def make(name, value, axis):
+        program = Program(name, lambda data, x: {"y": value}, {"y": Variable("y")}, steps=0)
+        return train_grid({"x": Axis(axis, "x")}, None, program, shared)
+
+    shared = session(tmp_path) if path else loop.Session()
+    assert list(make("fit", 1.0, [1, 2])["y"]) == [1.0, 1.0]
+    for axis in ([1, 2], [3]):
+        with pytest.raises(ValueError, match="two grids of the name 'fit'"):
+            make("fit", 2.0, axis)
+    assert list(make("other", 2.0, ["fit-1"])["y"]) == [2.0]
+    with pytest.raises(ValueError, match="'other' and 'other-fit' both name a point other-fit-1"):
+        make("other-fit", 3.0, [1])
 
 
 def test_progress_counts_every_unit(tmp_path):
