@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import os
 import pathlib
@@ -141,22 +142,31 @@ def run(
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    configuration = seals.digest(config.to_dict())
+    asked = _asked(config)
+    configuration = seals.digest(asked)
     with rundir.lock(folder) as path:
-        rundir.open_run(path, config.to_dict(), config.study, preset)
+        rundir.open_run(path, asked, config.study, preset)
         for sentence in rundir.changes(path):
             print(f"note: {path}: {sentence}", file=sys.stderr)
         data = rundir.finished(path, configuration)
         if data is None:
-            data = _train(study, config, path, sinks, devices, checkpoint_seconds)
+            data = _train(study, config, path, sinks, devices, checkpoint_seconds, configuration)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
         rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
     return path
 
 
-def _train(study, config, path, sinks, devices, checkpoint_seconds) -> Any:
-    configuration = seals.digest(config.to_dict())
+def _asked(config: Any) -> dict[str, Any]:
+    """The configuration, with the hash of its study's file where anyone may have edited that since."""
+    asked = config.to_dict()
+    if config.study.endswith(".py"):
+        content = pathlib.Path(config.study).read_bytes()
+        asked[rundir.SOURCE] = hashlib.sha256(content).hexdigest()
+    return asked
+
+
+def _train(study, config, path, sinks, devices, checkpoint_seconds, configuration) -> Any:
     total = study.total_steps(config)
     try:
         with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:

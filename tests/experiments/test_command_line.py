@@ -322,6 +322,13 @@ def test_a_study_of_ones_own_outside_the_package_runs_and_is_reported(
     assert status == 0, err
     assert "1 of 1" in out
     assert [p.name for p in (tmp_path / "elsewhere" / "runs").iterdir()] == ["mine-small"]
+    file = tmp_path / "mine.py"
+    file.write_text(STUDY.replace("config.steps})", "2 * config.steps})"))
+    said = is_refusal(capsys, "--config=../mine.py", "--config.steps=4")
+    assert f"{file} has changed since the points in runs/mine-small were made; give another" in said
+    assert outcome(capsys, "--config=../mine.py", "--config.steps=4", "--workdir=again")[0] == 0
+    file.write_text(STUDY)
+    assert "is finished" in outcome(capsys, "--config=../mine.py", "--config.steps=4")[2]
     (tmp_path / "half.py").write_text(
         STUDY.replace("mine.py", "half.py").replace("def check", "def chek")
     )
