@@ -173,12 +173,13 @@ def _unit(program, data, point, name, session, compiled) -> Mapping[str, Any]:
     if program.trains:
         training = program.unit(data, **point)
         return training.keep(_trained(training, name, session, compiled))
-    found = loop.load(session, name)
+    found, shown = loop.load(session, name), float("nan")
     if found is None:
         found = {k: np.asarray(value) for k, value in program.unit(data, **point).items()}
         loop.keep(session, name, found)
+        shown = _shown(found)
     if program.steps:
-        session.progress(program.steps, name, _shown(found))
+        session.progress(program.steps, name, shown)
     return found
 
 

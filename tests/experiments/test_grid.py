@@ -95,6 +95,26 @@ def test_progress_counts_every_unit(tmp_path):
         assert sum(steps) == 6 * 3
 
 
+def test_what_was_loaded_gives_no_estimate(tmp_path, capsys):
+    """A rate is that of the units computed in this session."""
+    clock = iter([0.0, 20.0, 40.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.time, "monotonic", lambda: next(clock))
+        report = loop._plain_progress(10**6, "t")
+        report(2, "loaded", float("nan"))
+        report(20, "trained", 0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "t: 2/1000000 steps, loaded, loss nan"
+    assert lines[1] == "t: 22/1000000 steps, 0.5/s, 1999956 s left, trained, loss 0.5"
+    axes = {"x": Axis([1, 2], "x")}
+    program = Program("p", lambda data, x: {"y": float(x)}, {"y": Variable("y")})
+    for expected in ([1.0, 2.0], [np.nan, np.nan]):
+        shown = []
+        watched = session(tmp_path, progress=lambda done, name, loss, kept=shown: kept.append(loss))
+        train_grid(axes, None, program, watched)
+        np.testing.assert_array_equal(shown, expected)
+
+
 def test_types_of_what_is_measured_survive_the_files(tmp_path):
     def unit(data, width):
         return {"word": f"x² {width}", "single": np.float32(width), "count": width, "odd": True}
