@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir, seals, settings, signals
+from experiments import claims, contract, page, plotting, rundir, seals, settings, signals
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -89,8 +89,8 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
     """
     config, manifest, data, recorded = read_run(run_dir)
     study = import_study(manifest["study"])
-    computed = _of_study(run_dir, study, "claims", data)
-    figures = _of_study(run_dir, study, "figures", data)
+    computed = contract.claims(study, _of_study(run_dir, study, "claims", data))
+    figures = contract.figures(study, _of_study(run_dir, study, "figures", data))
     report = page.Report(
         title=study.TITLE,
         paper=study.PAPER,

@@ -29,6 +29,7 @@ from absl import logging
 from experiments import (
     checks,
     claims,
+    contract,
     listing,
     loop,
     report,
@@ -110,6 +111,7 @@ def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) ->
         )
     task = checks.context("task", tasks.load, config.task) if "task" in config else None
     study.check(config, task)
+    contract.total_steps(study, config)
     return study
 
 
@@ -153,7 +155,8 @@ def run(
             data = _train(study, config, path, sinks, devices, checkpoint_seconds, configuration)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
-        rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
+        judged = contract.claims(study, study.claims(data))
+        rundir.write_text(path / "claims.json", claims.to_json(judged))
     return path
 
 
@@ -167,13 +170,13 @@ def _asked(config: Any) -> dict[str, Any]:
 
 
 def _train(study, config, path, sinks, devices, checkpoint_seconds, configuration) -> Any:
-    total = study.total_steps(config)
+    total = contract.total_steps(study, config)
     try:
         with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
             session = loop.Session(
                 path, progress, sinks, devices, checkpoint_seconds, configuration
             )
-            data = study.run(config, session)
+            data = contract.result(study, study.run(config, session))
     except BaseException:
         rundir.forget(path)
         raise

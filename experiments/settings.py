@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments import checks, tasks
+from experiments import checks, contract, tasks
 
 ROOT = pathlib.Path(__file__).resolve().parent
 STUDY = ("TITLE", "PAPER", "check", "claims", "figures", "run", "total_steps")
@@ -324,6 +324,7 @@ def find_study(name: str) -> types.ModuleType:
             raise ValueError(
                 f"{name} is not a study: it lacks {', '.join(missing)} (see experiments/studies)"
             )
+        contract.study(study, name)
         return study
     if name not in studies():
         raise ValueError(

@@ -143,6 +143,45 @@ def test_errors(axes, unit, words):
         train_grid(axes, None, Program("g", unit, {"y": Variable("y")}))
 
 
+def returned(value):
+    return lambda data, x: value
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        (returned(None), "unit 'g-1' of the grid 'g' returned None; expected a dict"),
+        (returned(3.5), "unit 'g-1' .* returned a value of type float, 3.5; expected a dict"),
+        (
+            returned({"y": 1j}),
+            "unit 'g-1' .*: y is of type complex128 .*; expected an array of real",
+        ),
+        (returned({"y": {1}}), "unit 'g-1' .*: y is of type object"),
+        (returned({"y": None}), "unit 'g-1' .*: y is of type object"),
+        (returned({"y": [[1], [1, 2]]}), "unit 'g-1' .*: y is no array"),
+        (returned({1: 2}), "unit 'g-1' .* the name 1"),
+        (returned({"y": [1, 2, 3], "z": 1}), r"units have \(3,\) \(g-1\)"),
+    ],
+)
+def test_what_a_unit_may_not_return_is_refused_before_it_is_kept(tmp_path, unit, words):
+    axes, kept = {"x": Axis([1, 2], "x")}, session(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        train_grid(axes, None, Program("g", unit, {"y": Variable("y")}), kept)
+    assert not list((tmp_path / "points").iterdir())
+
+
+def test_a_unit_that_is_to_train_returns_a_training_and_keeps_arrays():
+    axes = {"x": Axis([1], "x")}
+    program = Program("g", lambda data, x: {"y": x}, {"y": Variable("y")}, trains=True)
+    with pytest.raises(ValueError, match=r"unit 'g-1' .* expected a grid\.Training"):
+        train_grid(axes, None, program)
+    sizes = {"row": Axis([1, 2], "row")}
+    rows = {"y": Variable("y", dims=("row",))}
+    short = Program("g", lambda data, x: {"y": np.ones(3)}, rows, sizes)
+    with pytest.raises(ValueError, match=r"3 values along 'row' .*; the coordinate has 2"):
+        train_grid(axes, None, short)
+
+
 def test_names_of_files_are_plain_and_differ():
     assert grid.label("sweep", ("sgd", 16, 0.1, 1.0)) == "sweep-sgd-16-0.1-1"
     points = [("a b",), ("a-b",), ("a/b",), ("../b",), ("x²",), (0.1,), (0.1 + 1e-9,), ("y" * 300,)]
