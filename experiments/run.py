@@ -30,6 +30,7 @@ from experiments import (
     checks,
     claims,
     contract,
+    files,
     listing,
     loop,
     report,
@@ -208,11 +209,9 @@ def _exists(path: pathlib.Path) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"not enough memory ({_first_line(error)}); make widths, batches or examples smaller"
-    return str(error).strip().replace("\n", " ")
+    return files.message(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -113,7 +113,11 @@ def find_config(text: str) -> tuple[pathlib.Path, str]:
     Raises:
         ValueError: there is no such study or file.
     """
-    name, _, preset = text.partition(":")
+    name, colon, preset = text.partition(":")
+    if colon and not preset:
+        raise ValueError(
+            f"--config is {text!r}, without a preset; leave the colon out, or name one"
+        )
     if name in studies():
         return ROOT / "configs" / f"{name}.py", preset
     file = pathlib.Path(name).expanduser()

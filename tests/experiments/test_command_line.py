@@ -215,6 +215,7 @@ LINES = {
     "no Lanczos": ((f"--config={SWEEP}", "--config.trajectory.lanczos_steps=0"), "lanczos_steps is 0"),
     "more examples": ((f"--config={SWEEP}", "--config.trajectory.num_train=9999"), "between 1 and 256"),
     "without a control": ((f"--config={SWEEP}", "--config.trajectory.parametrizations=('mup',)"), "includes 'mup'"),
+    "an empty preset": (("--config=learning_rate_transfer:",), "'learning_rate_transfer:', without a preset"),
     "listing nothing": (("--list", "--config=nothing"), "there is no configuration 'nothing'"),
 }  # fmt: skip
 
