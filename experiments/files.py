@@ -71,3 +71,10 @@ def named(path: pathlib.Path) -> Iterator[None]:
             error.errno,
             f"{path} could not be written ({reason}); what was saved before is intact",
         ) from error
+
+
+def message(error: Exception) -> str:
+    """The words of an error; one of the file system names its file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error).strip().replace("\n", " ")

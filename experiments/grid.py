@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from experiments import loop, train
+from experiments import contract, loop, signals, train
 
 
 class Axis(NamedTuple):
@@ -96,7 +96,8 @@ def train_grid(
         where an axis is.
 
     Raises:
-        ValueError: a unit does not measure a variable, or measures it in other dimensions or shapes than another.
+        ValueError: a unit does not measure a variable, or measures it in other dimensions or shapes than another;
+            the session has a grid of that name already, or one whose points would have the same names.
     """
     session = session or loop.Session()
     compiled: dict[Hashable, train.Program] = {}
@@ -107,16 +108,20 @@ def train_grid(
     if len(set(labels)) < len(labels):
         twice = sorted(name for name in set(labels) if labels.count(name) > 1)
         raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
-    units = [
-        _unit(program, data, point, name, session, compiled) for point, name in zip(points, labels)
-    ]
+    _claim(session, program.name, labels)
+    units: list[dict[str, np.ndarray]] = []
+    for point, name in zip(points, labels):
+        units.append(_unit(program, data, point, name, session, compiled))
+        _check_shapes(program, name, units[-1], units[0])
     if not units:
         return xr.Dataset()
     shape = tuple(len(axis.values) for axis in axes.values())
     variables = {
         name: array(
             (*axes, *what.dims),
-            np.reshape(_stack(program, name, units), (*shape, *np.shape(units[0][name]))),
+            np.reshape(
+                np.stack([unit[name] for unit in units]), (*shape, *np.shape(units[0][name]))
+            ),
             what.long_name,
             what.units,
         )
@@ -152,16 +157,39 @@ def _word(value: Any) -> str:
     return short if short and float(short) == value else str(value)
 
 
-def _unit(program, data, point, name, session, compiled) -> Mapping[str, Any]:
+def _claim(session: loop.Session, name: str, labels: Sequence[str]) -> None:
+    """Refuses a grid whose points would be read from, or written over, another grid's of the session."""
+    if name in session.grids:
+        raise ValueError(
+            f"there are two grids of the name {name!r} in this study; give each Program a name of its own"
+        )
+    for other, taken in session.grids.items():
+        if both := taken.intersection(labels):
+            raise ValueError(
+                f"the grids {other!r} and {name!r} both name a point {min(both)}; rename one of the Programs"
+            )
+    session.grids[name] = set(labels)
+
+
+def _unit(program, data, point, name, session, compiled) -> dict[str, np.ndarray]:
+    signals.check()
+    unit = f"unit {name!r} of the grid {program.name!r}"
     if program.trains:
         training = program.unit(data, **point)
-        return training.keep(_trained(training, name, session, compiled))
-    found = loop.load(session, name)
+        if not isinstance(training, Training):
+            raise ValueError(
+                f"{unit} returned {contract.described(training)}; expected a grid.Training (trains=True)"
+            )
+        kept = training.keep(_trained(training, name, session, compiled))
+        return contract.arrays(f"keep of {unit}", kept)
+    found, shown = loop.load(session, name), float("nan")
     if found is None:
-        found = {k: np.asarray(value) for k, value in program.unit(data, **point).items()}
+        found = contract.arrays(unit, program.unit(data, **point))
+        _check_shapes(program, name, found)
         loop.keep(session, name, found)
+        shown = _shown(found)
     if program.steps:
-        session.progress(program.steps, name, _shown(found))
+        session.progress(program.steps, name, shown)
     return found
 
 
@@ -177,20 +205,30 @@ def _trained(training, name, session, compiled) -> dict[str, np.ndarray]:
     return loop.train_runs(compiled[training.shape], training.data, *runs, **options)
 
 
-def _stack(program, name, units) -> np.ndarray:
-    dims = program.variables[name].dims
-    for unit in units:
+def _check_shapes(program, label, unit, first=None) -> None:
+    """Refuses a unit that lacks a variable, or measures it in other shapes than announced or than the first unit."""
+    sizes = {name: len(axis.values) for name, axis in program.coordinates.items() if not axis.dims}
+    for name, (_, _, dims) in program.variables.items():
         if name not in unit:
-            raise ValueError(f"a unit of {program.name} does not measure {name!r}")
-        if np.ndim(unit[name]) != len(dims) or np.shape(unit[name]) != np.shape(units[0][name]):
-            shapes = f"{np.shape(unit[name])} and {np.shape(units[0][name])}"
             raise ValueError(
-                f"{name} of {program.name} must have one shape of dimensions {dims}; units have {shapes}"
+                f"a unit of {program.name} does not measure {name!r}: {label} returned {', '.join(unit) or 'nothing'}"
             )
-    return np.stack([unit[name] for unit in units])
+        shape = np.shape(unit[name])
+        like = np.shape((first or unit)[name])
+        if len(shape) != len(dims) or shape != like:
+            raise ValueError(
+                f"{name} of {program.name} must have one shape of dimensions {dims}; units have {shape} ({label}) "
+                f"and {like}"
+            )
+        for dim, size in zip(dims, shape):
+            if sizes.get(dim, size) != size:
+                raise ValueError(
+                    f"{name} of {program.name} has {size} values along {dim!r} ({label}); "
+                    f"the coordinate has {sizes[dim]}"
+                )
 
 
 def _shown(found: Mapping[str, np.ndarray]) -> float:
     """A number for the progress bar: the mean of what was measured first."""
-    first = next(iter(found.values()))
+    first = next(iter(found.values()), np.array(np.nan))
     return float(np.mean(first)) if first.dtype.kind in "fiub" and first.size else float("nan")

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import checkpoint, rundir
+from experiments import checkpoint, rundir, signals
 from experiments.train import Program
 
 # Runs that train side by side share the files, the sinks and the progress bar.
 _SHARED = threading.Lock()
 
 
-class Session(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Session:
     """Where a run keeps its files and shows its progress; ``Session()`` keeps and shows nothing."""
 
     path: pathlib.Path | None = None
@@ -33,6 +35,7 @@ class Session(NamedTuple):
     devices: int = 1
     checkpoint_seconds: float = 20.0
     configuration: str = ""  # its hash, which all that is kept carries
+    grids: dict[str, set[str]] = dataclasses.field(default_factory=dict)  # their points, by name
 
 
 def train_runs(
@@ -136,8 +139,9 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
     last_save = time.monotonic()
     for chunk in range(done + 1, chunks + 1):
-        if stop.is_set():
+        if stop.is_set() or signals.noted():
             _save(session, label, chunk - 1, (state, records, alive))
+            signals.check()
             raise concurrent.futures.CancelledError
         if not alive.any():  # nothing left to train: every record from here on is nan already
             _progress(session, len(rows) * (chunks - chunk + 1) * program.steps, label, np.inf)
@@ -243,22 +247,29 @@ def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float
         rich.progress.TextColumn("[bold]{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[rate]} steps/s  loss {task.fields[loss]}"),
-        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[pace]}loss {task.fields[loss]}"),
     )
     with rich.progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total_steps, rate="-", loss="-")
-        start, trained = time.monotonic(), 0
+        task = bar.add_task(title, total=total_steps, pace="", loss="-")
+        start, done, trained = time.monotonic(), 0, 0
 
         def report(steps: int, name: str, loss: float) -> None:
-            nonlocal trained
-            trained += steps if np.isfinite(loss) else 0
-            rate = trained / max(time.monotonic() - start, 1e-9)
-            bar.update(
-                task, advance=steps, description=name, rate=f"{rate:.0f}", loss=f"{loss:.3g}"
-            )
+            nonlocal done, trained
+            done += steps
+            trained += 0 if np.isnan(loss) else steps  # what was loaded says nothing about the rate
+            pace = _pace(trained, total_steps - done, time.monotonic() - start)
+            bar.update(task, advance=steps, description=name, pace=pace, loss=f"{loss:.3g}")
 
         yield report
+
+
+def _pace(trained: int, left: int, seconds: float) -> str:
+    """Steps a second and the time left, in words; nothing where no step was trained."""
+    if not trained or seconds <= 0:
+        return ""
+    rate = trained / seconds
+    text = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{text}/s, {max(left, 0) / rate:.0f} s left, "
 
 
 def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
@@ -269,15 +280,14 @@ def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callab
     def report(steps: int, name: str, loss: float) -> None:
         nonlocal done, trained, last
         done += steps
-        trained += 0 if np.isnan(loss) else steps  # what was loaded says nothing about the rate
+        trained += 0 if np.isnan(loss) else steps
         now = time.monotonic()
         if now - last < every and done < total_steps:
             return
         last = now
-        rate = trained / max(now - start, 1e-9)
-        left = (total_steps - done) / max(rate, 1e-9)
+        pace = _pace(trained, total_steps - done, now - start)
         print(
-            f"{title}: {done}/{total_steps} steps, {rate:.0f}/s, {left:.0f} s left, {name}, loss {loss:.3g}",
+            f"{title}: {done}/{total_steps} steps, {pace}{name}, loss {loss:.3g}",
             file=sys.stderr,
             flush=True,
         )

@@ -28,7 +28,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, page, plotting, rundir, seals, settings
+from experiments import claims, contract, files, page, plotting, rundir, seals, settings, signals
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 MANIFEST_KEYS = (
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             reports.append((run_dir, report_run(run_dir)))
         except (ValueError, OSError) as error:
-            print(f"report: {error}", file=sys.stderr)
+            print(f"report: {files.message(error)}", file=sys.stderr)
             status = 2
     try:
         if options.out is not None or len(reports) > 1:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.readme is not None and status == 0:
             write_readme(options.readme, [report for _, report in reports])
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        print(f"report: {files.message(error)}", file=sys.stderr)
         status = 2
     if options.check and status == 0:
         for run_dir, report in reports:
@@ -89,8 +89,8 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
     """
     config, manifest, data, recorded = read_run(run_dir)
     study = import_study(manifest["study"])
-    computed = _of_study(run_dir, study, "claims", data)
-    figures = _of_study(run_dir, study, "figures", data)
+    computed = contract.claims(study, _of_study(run_dir, study, "claims", data))
+    figures = contract.figures(study, _of_study(run_dir, study, "figures", data))
     report = page.Report(
         title=study.TITLE,
         paper=study.PAPER,
@@ -167,8 +167,10 @@ def import_study(name: str) -> ModuleType:
 
 def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Picture:
     """Writes figures/<name>.png and .pdf, whose bytes depend on the figure alone."""
+    signals.check()
     folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
+    with files.named(folder):
+        folder.mkdir(exist_ok=True)
     drawn = {}
     with plotting.style():
         for kind, metadata in (
@@ -178,7 +180,7 @@ def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Pictur
             content = io.BytesIO()
             figure.savefig(content, format=kind, metadata=metadata)
             drawn[kind] = content.getvalue()
-            (folder / f"{name}.{kind}").write_bytes(drawn[kind])
+            files.replace(folder / f"{name}.{kind}", drawn[kind])
     return page.Picture(name, str(figure.get_label()), drawn["png"], figure.get_size_inches()[0])
 
 
@@ -194,7 +196,8 @@ def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page
         )
         for run_dir, report in reports
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     rundir.write_text(path, page.summary_page(linked))
     every = [claim for _, report in reports for claim in report.claims]
     if len(linked) > 1:
@@ -213,11 +216,12 @@ def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
     _, end, after = rest.partition(README_MARKS[1])
     if not (begin and end):
         raise ValueError(f"{path} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}")
-    (path.parent / "figures").mkdir(exist_ok=True)
+    with files.named(path.parent / "figures"):
+        (path.parent / "figures").mkdir(exist_ok=True)
     for report in reports:
         if report.pictures:
             file = path.parent / "figures" / f"{report.manifest['study']}.png"
-            file.write_bytes(report.pictures[0].png)
+            files.replace(file, report.pictures[0].png)
     rundir.write_text(path, f"{before}{begin}\n{page.readme_table(reports)}{end}{after}")
 
 

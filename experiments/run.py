@@ -14,19 +14,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import os
 import pathlib
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments import checks, claims, listing, loop, report, rundir, seals, settings, tasks
+from experiments import (
+    checks,
+    claims,
+    contract,
+    files,
+    listing,
+    loop,
+    report,
+    rundir,
+    seals,
+    settings,
+    signals,
+    tasks,
+)
 from experiments.settings import find_study
 
 __all__ = ["check", "find_study", "main", "run"]
@@ -46,7 +59,7 @@ def main(arguments: list[str]) -> int:
         if options.config is None:
             raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")
         config, preset = settings.load(options.config, options.changes)
-        with _signals():
+        with signals.interrupting():
             return _start(config, preset, options)
     except BrokenPipeError:  # the reader of the output has gone, as of --list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +87,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         return 0
     with _sinks(options) as sinks:
         path = run(config, options.workdir, preset, **limits, sinks=sinks)
+    signals.check()
     return report.main([str(path)])
 
 
@@ -98,6 +112,7 @@ def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) ->
         )
     task = checks.context("task", tasks.load, config.task) if "task" in config else None
     study.check(config, task)
+    contract.total_steps(study, config)
     return study
 
 
@@ -130,53 +145,44 @@ def run(
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    configuration = seals.digest(config.to_dict())
+    asked = _asked(config)
+    configuration = seals.digest(asked)
     with rundir.lock(folder) as path:
-        rundir.open_run(path, config.to_dict(), config.study, preset)
+        rundir.open_run(path, asked, config.study, preset)
         for sentence in rundir.changes(path):
             print(f"note: {path}: {sentence}", file=sys.stderr)
         data = rundir.finished(path, configuration)
         if data is None:
-            data = _train(study, config, path, sinks, devices, checkpoint_seconds)
+            data = _train(study, config, path, sinks, devices, checkpoint_seconds, configuration)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
-        rundir.write_text(path / "claims.json", claims.to_json(study.claims(data)))
+        judged = contract.claims(study, study.claims(data))
+        rundir.write_text(path / "claims.json", claims.to_json(judged))
     return path
 
 
-def _train(study, config, path, sinks, devices, checkpoint_seconds) -> Any:
-    configuration = seals.digest(config.to_dict())
-    total = study.total_steps(config)
+def _asked(config: Any) -> dict[str, Any]:
+    """The configuration, with the hash of its study's file where anyone may have edited that since."""
+    asked = config.to_dict()
+    if config.study.endswith(".py"):
+        content = pathlib.Path(config.study).read_bytes()
+        asked[rundir.SOURCE] = hashlib.sha256(content).hexdigest()
+    return asked
+
+
+def _train(study, config, path, sinks, devices, checkpoint_seconds, configuration) -> Any:
+    total = contract.total_steps(study, config)
     try:
         with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
             session = loop.Session(
                 path, progress, sinks, devices, checkpoint_seconds, configuration
             )
-            data = study.run(config, session)
+            data = contract.result(study, study.run(config, session))
     except BaseException:
         rundir.forget(path)
         raise
     rundir.finish_run(path, data, configuration)
     return data
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does; nohup's choice to ignore SIGHUP stands."""
-
-    def interrupt(number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
@@ -203,11 +209,9 @@ def _exists(path: pathlib.Path) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"not enough memory ({_first_line(error)}); make widths, batches or examples smaller"
-    return str(error).strip().replace("\n", " ")
+    return files.message(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,6 +30,9 @@ from experiments import manifest as manifests
 from experiments import seals
 from experiments.files import named, read_json, read_object, replace, write_json, write_text
 
+SOURCE = "study_sha256"
+"""Key of config.json: the hash of the file of a study that is none of this package."""
+
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -100,6 +103,10 @@ def _refuse_another(path: pathlib.Path, config: dict[str, Any], configuration: s
     if (path / "config.json").exists():
         before = read_object(path / "config.json")
         if seals.digest(before) != configuration:
+            if before | {SOURCE: None} == config | {SOURCE: None}:
+                raise ValueError(
+                    f"{config['study']} has changed since the points in {path} were made; {remedy}"
+                )
             raise ValueError(f"{another} ({_first_difference(before, config)}); {remedy}")
         return
     manifest = path / "manifest.json"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments import checks, tasks
+from experiments import checks, contract, tasks
 
 ROOT = pathlib.Path(__file__).resolve().parent
 STUDY = ("TITLE", "PAPER", "check", "claims", "figures", "run", "total_steps")
@@ -113,7 +113,11 @@ def find_config(text: str) -> tuple[pathlib.Path, str]:
     Raises:
         ValueError: there is no such study or file.
     """
-    name, _, preset = text.partition(":")
+    name, colon, preset = text.partition(":")
+    if colon and not preset:
+        raise ValueError(
+            f"--config is {text!r}, without a preset; leave the colon out, or name one"
+        )
     if name in studies():
         return ROOT / "configs" / f"{name}.py", preset
     file = pathlib.Path(name).expanduser()
@@ -324,6 +328,7 @@ def find_study(name: str) -> types.ModuleType:
             raise ValueError(
                 f"{name} is not a study: it lacks {', '.join(missing)} (see experiments/studies)"
             )
+        contract.study(study, name)
         return study
     if name not in studies():
         raise ValueError(

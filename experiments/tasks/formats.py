@@ -199,13 +199,7 @@ def _member(file: zipfile.ZipFile, name: str) -> np.ndarray:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed by another method than np.savez_compressed's")
     with file.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(member)
+        shape, fortran, dtype = _npy_header(member, name)
         if dtype.kind not in "biuf":
             raise ValueError(
                 f"{name} is {dtype}; expected real numbers: floats, whole numbers or booleans"
@@ -224,3 +218,17 @@ def _member(file: zipfile.ZipFile, name: str) -> np.ndarray:
             )
     flat = np.frombuffer(content, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _npy_header(member: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    known = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        version = np.lib.format.read_magic(member)
+        return known.get(version, known[2, 0])(member)
+    except Exception as error:  # NumPy's words are about its parser
+        raise ValueError(
+            f"{name} has no header of an array: a dict of 'descr', 'fortran_order' and 'shape', all of plain values"
+        ) from error

@@ -215,6 +215,7 @@ LINES = {
     "no Lanczos": ((f"--config={SWEEP}", "--config.trajectory.lanczos_steps=0"), "lanczos_steps is 0"),
     "more examples": ((f"--config={SWEEP}", "--config.trajectory.num_train=9999"), "between 1 and 256"),
     "without a control": ((f"--config={SWEEP}", "--config.trajectory.parametrizations=('mup',)"), "includes 'mup'"),
+    "an empty preset": (("--config=learning_rate_transfer:",), "'learning_rate_transfer:', without a preset"),
     "listing nothing": (("--list", "--config=nothing"), "there is no configuration 'nothing'"),
 }  # fmt: skip
 
@@ -322,10 +323,49 @@ def test_a_study_of_ones_own_outside_the_package_runs_and_is_reported(
     assert status == 0, err
     assert "1 of 1" in out
     assert [p.name for p in (tmp_path / "elsewhere" / "runs").iterdir()] == ["mine-small"]
+    file = tmp_path / "mine.py"
+    file.write_text(STUDY.replace("config.steps})", "2 * config.steps})"))
+    said = is_refusal(capsys, "--config=../mine.py", "--config.steps=4")
+    assert f"{file} has changed since the points in runs/mine-small were made; give another" in said
+    assert outcome(capsys, "--config=../mine.py", "--config.steps=4", "--workdir=again")[0] == 0
+    file.write_text(STUDY)
+    assert "is finished" in outcome(capsys, "--config=../mine.py", "--config.steps=4")[2]
     (tmp_path / "half.py").write_text(
         STUDY.replace("mine.py", "half.py").replace("def check", "def chek")
     )
     assert "is not a study: it lacks check" in is_refusal(capsys, "--config=../half.py")
+
+
+WRONG = {
+    "title": ("TITLE, PAPER = \"Mine\"", "TITLE, PAPER = 3", "TITLE is a value of type int, 3; it must be text"),
+    "check": ("def claims(", "check = 3\n\n\ndef claims(", "check is a value of type int, 3; it must be a function"),
+    "steps": ("return config.steps", "return 'many'", "total_steps returned a value of type str, 'many'; expected"),
+    "run": ("return xr.Dataset(", "xr.Dataset(", "run returned None; expected an xarray.Dataset"),
+    "complex": ("{\"steps\": config.steps}", "{'steps': 1j}", "variable 'steps' is of type complex128"),
+    "object": ("{\"steps\": config.steps}", "{'steps': ('a', [None])}", "variable 'steps' is of type object"),
+    "claims": ("return [at_least", "[at_least", "claims returned None; expected a list of claims"),
+    "a claim": ("return [at_least", "return [3, at_least", "claims returned a list that holds a value of type int, 3"),
+    "figures": ("return {}", "return None", "figures returned None; expected a dict"),
+    "a name": ("return {}", "return {'a/b': 1}", "figures returned a figure of the name 'a/b'; expected names"),
+    "above": ("return {}", "return {'..': 1}", "figures returned a figure of the name '..'"),
+    "a figure": ("return {}", "return {'a': 1}", "figures returned 'a': a value of type int, 1; expected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_study_that_returns_the_wrong_thing_is_one_line(case, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    right, wrong, message = WRONG[case]
+    assert STUDY.count(right) == 1
+    (tmp_path / "mine.py").write_text(STUDY.replace(right, wrong))
+    status, _, err = outcome(capsys, "--config=mine.py", "--workdir=run")
+    assert status == 2
+    (line,) = err.strip().splitlines()[-1:]
+    assert f"{tmp_path / 'mine.py'}: " in line
+    assert message in line
+    before = case in ("title", "check", "steps")
+    assert (tmp_path / "run").exists() != before
+    assert not (tmp_path / "run" / "figures").exists()
 
 
 def test_studies_are_found_by_name_and_by_file_from_anywhere(capsys, tmp_path, monkeypatch):

@@ -367,7 +367,14 @@ NPZ = {
     "negative shape": (member(claims((-6, -4)), X.tobytes()), r"not a whole \.npz|there are fewer"),
     "a shape of text": (member(claims("'six'"), X.tobytes()), r"not a whole \.npz"),
     "no header": (member(b""), r"not a whole \.npz"),
-    "a header of code": (member("{'descr': exit(), 'shape': (6, 4)}"), r"not a whole \.npz"),
+    "a header of code": (
+        member("{'descr': exit(), 'shape': (6, 4)}"),
+        r"arrays \(x_train has no header of an",
+    ),
+    "a shape of code": (
+        member(claims(f"f({'4, ' * 400})")),
+        r"not a whole \.npz file of plain arrays \(x_train has no header of an array: [^<>]*\)$",
+    ),
     "a deep header": (member("{" + "(" * 5000), r"not a whole \.npz"),
     "another version": (member(claims((6, 4)), X.tobytes(), version=b"\7\0"), r"not a whole \.npz"),
     "packed by bzip2": (member(claims((6, 4)), X.tobytes(), zipfile.ZIP_BZIP2), "another method"),

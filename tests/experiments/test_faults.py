@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from experiments import run
+from experiments import grid, loop, run, signals
 
 SMALL = pathlib.Path(__file__).with_name("small_study.py")
 
@@ -51,7 +51,46 @@ def test_signals_end_a_command_with_one_line_and_their_number(
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with run._signals():
+        with signals.interrupting():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+class Collected:
+    """An object whose destruction is where a signal lands: Python drops what is raised there."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_python_drops_still_ends_the_command(
+    number, command_line, tmp_path, monkeypatch, capsys
+):
+    made = []
+
+    def unit(data, x):
+        made.append(x)
+        if x == 1:
+            Collected(number)
+        return {"y": x}
+
+    def dropped_between_units(*_arguments, **_options):
+        program = grid.Program("g", unit, {"y": grid.Variable("y")})
+        grid.train_grid({"x": grid.Axis([0, 1, 2], "x")}, None, program, loop.Session())
+
+    def dropped_at_the_end(*_arguments, **_options):
+        Collected(number)
+        return 0
+
+    monkeypatch.setattr(sys, "argv", command_line.study("ntk_convergence.py:smoke", tmp_path)[2:])
+    for name, stands in (("run", dropped_between_units), ("_start", dropped_at_the_end)):
+        monkeypatch.setattr(run, name, stands)
+        assert run.main(sys.argv) == 128 + number
+        assert "interrupted; the same command goes on from here\n" in capsys.readouterr().err
+    assert made == [0, 1]

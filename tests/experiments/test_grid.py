@@ -1,5 +1,6 @@
 """Grids: labelled arrays of every unit, each computed once, whatever happens in between."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,9 +66,25 @@ def test_units_are_computed_once_and_an_interrupted_grid_goes_on(tmp_path):
 
 def test_units_of_another_configuration_are_refused(tmp_path):
     train_grid(AXES, 0.5, PROGRAM, session(tmp_path))
-    other = session(tmp_path)._replace(configuration="other")
+    other = dataclasses.replace(session(tmp_path), configuration="other")
     with pytest.raises(ValueError, match="made by another configuration"):
         train_grid(AXES, 1.5, PROGRAM, other)
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_two_grids_of_one_session_share_no_points(tmp_path, path):
+    def make(name, value, axis):
+        program = Program(name, lambda data, x: {"y": value}, {"y": Variable("y")}, steps=0)
+        return train_grid({"x": Axis(axis, "x")}, None, program, shared)
+
+    shared = session(tmp_path) if path else loop.Session()
+    assert list(make("fit", 1.0, [1, 2])["y"]) == [1.0, 1.0]
+    for axis in ([1, 2], [3]):
+        with pytest.raises(ValueError, match="two grids of the name 'fit'"):
+            make("fit", 2.0, axis)
+    assert list(make("other", 2.0, ["fit-1"])["y"]) == [2.0]
+    with pytest.raises(ValueError, match="'other' and 'other-fit' both name a point other-fit-1"):
+        make("other-fit", 3.0, [1])
 
 
 def test_progress_counts_every_unit(tmp_path):
@@ -76,6 +93,26 @@ def test_progress_counts_every_unit(tmp_path):
         watched = session(tmp_path, progress=lambda done, *_, steps=steps: steps.append(done))
         train_grid(AXES, 0.5, PROGRAM._replace(steps=3), watched)
         assert sum(steps) == 6 * 3
+
+
+def test_what_was_loaded_gives_no_estimate(tmp_path, capsys):
+    """A rate is that of the units computed in this session."""
+    clock = iter([0.0, 20.0, 40.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.time, "monotonic", lambda: next(clock))
+        report = loop._plain_progress(10**6, "t")
+        report(2, "loaded", float("nan"))
+        report(20, "trained", 0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "t: 2/1000000 steps, loaded, loss nan"
+    assert lines[1] == "t: 22/1000000 steps, 0.5/s, 1999956 s left, trained, loss 0.5"
+    axes = {"x": Axis([1, 2], "x")}
+    program = Program("p", lambda data, x: {"y": float(x)}, {"y": Variable("y")})
+    for expected in ([1.0, 2.0], [np.nan, np.nan]):
+        shown = []
+        watched = session(tmp_path, progress=lambda done, name, loss, kept=shown: kept.append(loss))
+        train_grid(axes, None, program, watched)
+        np.testing.assert_array_equal(shown, expected)
 
 
 def test_types_of_what_is_measured_survive_the_files(tmp_path):
@@ -104,6 +141,45 @@ def test_types_of_what_is_measured_survive_the_files(tmp_path):
 def test_errors(axes, unit, words):
     with pytest.raises(ValueError, match=words):
         train_grid(axes, None, Program("g", unit, {"y": Variable("y")}))
+
+
+def returned(value):
+    return lambda data, x: value
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        (returned(None), "unit 'g-1' of the grid 'g' returned None; expected a dict"),
+        (returned(3.5), "unit 'g-1' .* returned a value of type float, 3.5; expected a dict"),
+        (
+            returned({"y": 1j}),
+            "unit 'g-1' .*: y is of type complex128 .*; expected an array of real",
+        ),
+        (returned({"y": {1}}), "unit 'g-1' .*: y is of type object"),
+        (returned({"y": None}), "unit 'g-1' .*: y is of type object"),
+        (returned({"y": [[1], [1, 2]]}), "unit 'g-1' .*: y is no array"),
+        (returned({1: 2}), "unit 'g-1' .* the name 1"),
+        (returned({"y": [1, 2, 3], "z": 1}), r"units have \(3,\) \(g-1\)"),
+    ],
+)
+def test_what_a_unit_may_not_return_is_refused_before_it_is_kept(tmp_path, unit, words):
+    axes, kept = {"x": Axis([1, 2], "x")}, session(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        train_grid(axes, None, Program("g", unit, {"y": Variable("y")}), kept)
+    assert not list((tmp_path / "points").iterdir())
+
+
+def test_a_unit_that_is_to_train_returns_a_training_and_keeps_arrays():
+    axes = {"x": Axis([1], "x")}
+    program = Program("g", lambda data, x: {"y": x}, {"y": Variable("y")}, trains=True)
+    with pytest.raises(ValueError, match=r"unit 'g-1' .* expected a grid\.Training"):
+        train_grid(axes, None, program)
+    sizes = {"row": Axis([1, 2], "row")}
+    rows = {"y": Variable("y", dims=("row",))}
+    short = Program("g", lambda data, x: {"y": np.ones(3)}, rows, sizes)
+    with pytest.raises(ValueError, match=r"3 values along 'row' .*; the coordinate has 2"):
+        train_grid(axes, None, short)
 
 
 def test_names_of_files_are_plain_and_differ():

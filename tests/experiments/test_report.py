@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import shlex
 import sys
@@ -300,6 +301,32 @@ def test_data_of_an_older_study_is_explained(tmp_path, capsys, study):
     )
     assert report.main([str(tmp_path / "nothing")]) == 2
     assert "is not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["figures/loss_curves.png", "report.html"])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(
+    name, tmp_path, capsys, monkeypatch, study
+):
+    study.figures = study_figures
+    run_dir = write_run(tmp_path / "a")
+    assert report.main([str(run_dir)]) == 0
+    capsys.readouterr()
+    file = run_dir / name
+    before, real = file.read_bytes(), os.fsync
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == f"{file}.part":
+            raise OSError(27, "File too large")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert report.main([str(run_dir)]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"report: {file} could not be written (File too large); what was saved before is intact\n"
+    )
+    assert file.read_bytes() == before
+    assert not list(run_dir.glob("**/*.part"))
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import loop, train
+from experiments import loop, signals, train
 
 N, D = 24, 5
 
@@ -203,13 +203,18 @@ def test_a_resumed_run_is_the_uninterrupted_one_in_every_row(tmp_path, changes):
     assert len(lines[0]) == 3 * 5
 
 
-def test_an_interrupt_saves_the_points_in_training(tmp_path):
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_interrupt_saves_the_points_in_training(tmp_path, monkeypatch, dropped):
+    """One that Python drops in the main thread is seen by those that train."""
     (tmp_path / "points").mkdir()
+    monkeypatch.setattr(signals, "_NOTED", [])
     seen = []
 
     def interrupt(steps, name, loss):
         seen.append(name)
-        if len(seen) == 5:
+        if len(seen) == 5 and dropped:
+            signals._NOTED.append(signal.SIGINT)
+        elif len(seen) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     def trained(progress):
@@ -222,6 +227,7 @@ def test_an_interrupt_saves_the_points_in_training(tmp_path):
         trained(interrupt)
     (checkpoint,) = (tmp_path / "checkpoints" / "t-000").iterdir()
     assert 5 <= int(checkpoint.name) < 1000
+    signals._NOTED.clear()
     steps = []
     records = trained(lambda done, name, loss: steps.append(done))
     assert steps[0] == 3 * int(checkpoint.name)

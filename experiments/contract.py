@@ -1,0 +1,115 @@
+"""What a study's functions must give back; anything else is refused in a line, before it reaches a file."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from experiments.judges import Claim
+
+
+def described(value: Any) -> str:
+    """A value in a few words: its type, and what it is where that is short."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    kind = f"a value of type {type(value).__name__}"
+    return f"{kind}, {text}" if len(text) <= 40 and "\n" not in text else kind
+
+
+def study(module: ModuleType, name: str) -> None:
+    """Refuses a study whose words are not text, or whose functions are none.
+
+    Raises:
+        ValueError: the name, what it is, and what it must be.
+    """
+    for word in ("TITLE", "PAPER"):
+        if not isinstance(found := getattr(module, word), str):
+            raise ValueError(f"{name}: {word} is {described(found)}; it must be text")
+    for function in ("check", "claims", "figures", "run", "total_steps"):
+        if not callable(found := getattr(module, function)):
+            raise ValueError(f"{name}: {function} is {described(found)}; it must be a function")
+
+
+def total_steps(study: ModuleType, config: Any) -> int:
+    """``study.total_steps(config)``, a whole number."""
+    found = study.total_steps(config)
+    if not isinstance(found, numbers.Integral) or isinstance(found, bool) or found < 0:
+        _refuse(study, "total_steps", described(found), "a whole number from 0 on")
+    return int(found)
+
+
+def result(study: ModuleType, data: Any) -> xr.Dataset:
+    """What ``study.run`` gave back: a Dataset of real numbers and text."""
+    if not isinstance(data, xr.Dataset):
+        _refuse(study, "run", described(data), "an xarray.Dataset")
+    for name, variable in data.variables.items():
+        if not isinstance(name, str) or not _can_be_kept(variable.values):
+            found = f"a Dataset whose variable {name!r} is of type {variable.dtype}"
+            _refuse(study, "run", found, "variables of real numbers or text")
+    return data
+
+
+def claims(study: ModuleType, found: Any) -> Sequence[Claim]:
+    """What ``study.claims`` gave back: a list of claims."""
+    expected = "a list of claims, as of experiments.claims.at_most"
+    if not isinstance(found, list | tuple) or isinstance(found, Claim):
+        _refuse(study, "claims", described(found), expected)
+    for claim in found:
+        if not isinstance(claim, Claim):
+            _refuse(study, "claims", f"a list that holds {described(claim)}", expected)
+    return found
+
+
+def figures(study: ModuleType, found: Any) -> Mapping[str, Figure]:
+    """What ``study.figures`` gave back: Matplotlib figures by names that are names of files, too."""
+    expected = "a dict {name: matplotlib Figure}"
+    if not isinstance(found, Mapping):
+        _refuse(study, "figures", described(found), expected)
+    for name, figure in found.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w .,+=-]{0,99}", name):
+            words = "names of letters, digits, '_', '-', '.' (they name files)"
+            _refuse(study, "figures", f"a figure of the name {name!r}", words)
+        if not isinstance(figure, Figure):
+            _refuse(study, "figures", f"{name!r}: {described(figure)}", expected)
+    return found
+
+
+def arrays(unit: str, found: Any) -> dict[str, np.ndarray]:
+    """What a unit of a grid gave back, as arrays of real numbers or text."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{unit} returned {described(found)}; expected a dict {{variable: array}}")
+    return {name: _array(unit, name, value) for name, value in found.items()}
+
+
+def _array(unit: str, name: Any, value: Any) -> np.ndarray:
+    expected = "expected an array of real numbers or text"
+    if not isinstance(name, str):
+        raise ValueError(f"{unit} returned the name {name!r}; names of variables are text")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise ValueError(f"{unit}: {name} is no array ({error}); {expected}") from error
+    if array.dtype.kind not in "biufSU":
+        raise ValueError(
+            f"{unit}: {name} is of type {array.dtype} ({described(value)}); {expected}"
+        )
+    return array
+
+
+def _can_be_kept(values: np.ndarray) -> bool:
+    if values.dtype.kind == "O":
+        return all(isinstance(value, str) for value in values.flat)
+    return values.dtype.kind in "biufSUmM"
+
+
+def _refuse(study: ModuleType, function: str, found: str, expected: str) -> None:
+    name = getattr(study, "__file__", None) or study.__name__
+    raise ValueError(f"{name}: {function} returned {found}; expected {expected}")
