@@ -77,11 +77,12 @@ def gradient_descent_mse(
         RuntimeWarning says so, unless the kernel is a tracer.
 
     Raises:
-        ValueError: shapes do not fit, the kernel is indefinite, or is no array, or (from predict_fn)
-            nothing is asked for, test outputs without k_test_train, or a negative time.
+        ValueError: shapes do not fit, the learning rate is not positive, the kernel is indefinite, or is no
+            array, or (from predict_fn) nothing is asked for, test outputs without k_test_train, or a negative time.
 
     Source: Lee et al. 2019, equations 8 to 11.
     """
+    flow.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent_mse,
@@ -171,6 +172,7 @@ def gradient_descent(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; it must be at least 1")
+    flow.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent,
