@@ -12,8 +12,8 @@ missed. The four verdicts in words::
 
 Preconditions say when a number is about the paper at all: every run that the claim reads is there, the training set
 is fitted, the optimum lies inside its grid, the interval leaves no doubt. A claim that counts a diverged run as
-something says so in its statement; elsewhere a nan in what it reads leaves it NOT MEASURED. `passed` is then false,
-for a control too.
+something says so in its statement; elsewhere a nan in what it reads leaves it NOT MEASURED, and so does an infinity,
+unless the claim says in words how infinity counts (``infinite``). `passed` is then false, for a control too.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def at_most(name: str, source: str, statement: str, measured: float, bound: floa
         statement: what is claimed, in one sentence with the measured quantity and its unit.
         measured: the number; not finite means not measured.
         bound: the largest number that passes.
-        **rest: ``interval`` (low, high) of the measurement; ``resolve=True`` where that is its error, which must not
-            reach across an end of the criterion; ``control=True`` for a claim that must fail; ``reads``, the arrays
-            that the number is made of, none of whose entries may be nan; ``preconditions``, further ones.
+        **rest: ``interval`` (low, high) of the measurement, low <= high, whose ends may be infinite, not nan;
+            ``resolve=True`` where that is its error, which must be finite and not reach across an end of the
+            criterion; ``control=True`` for a claim that must fail; ``reads``, the array or arrays that the number is
+            made of, all of whose entries must be finite; ``infinite``, in words, what an infinity among them stands
+            for where it is no diverged run, such as "inf: never reached", which the statement then says too;
+            ``preconditions``, further ones.
     """
     return _judge(
         name, source, statement, measured, -math.inf, bound, f"<= {_number(bound)}", **rest
@@ -108,13 +111,22 @@ def equals(
     expected: str,
     *,
     control: bool = False,
-    reads: Sequence[xr.DataArray] = (),
+    reads: xr.DataArray | Sequence[xr.DataArray] = (),
+    infinite: str = "",
     preconditions: Sequence[Precondition] = (),
 ) -> Claim:
-    """The claim that a verdict in words is the expected one, for instance the name of a regime."""
-    needs = _needs(reads, preconditions)
+    """The claim that a verdict in words is the expected one, for instance the name of a regime.
+
+    A number that is not finite, or no word at all, is no verdict: the claim is NOT MEASURED. The rest as in `at_most`.
+    """
+    statement = _statement(statement, infinite)
+    needs = _needs(reads, preconditions, infinite)
+    if _wordless(measured):
+        needs += (Precondition("in words", False, f"the measured verdict is {measured!r}"),)
     passed = all(need.met for need in needs) and (measured == expected) != control
-    return Claim(name, source, statement, measured, f"is {expected}", passed, None, control, needs)
+    return Claim(
+        name, source, statement, str(measured), f"is {expected}", passed, None, control, needs
+    )
 
 
 def over_seeds(
@@ -122,7 +134,8 @@ def over_seeds(
     values: xr.DataArray | Sequence[float],
     by: str = "worst",
     *,
-    reads: Sequence[xr.DataArray] = (),
+    reads: xr.DataArray | Sequence[xr.DataArray] = (),
+    infinite: str = "",
     **claim,
 ) -> Claim:
     """The claim about several seeds: the only road from their numbers to one. A nan is never skipped.
@@ -133,11 +146,13 @@ def over_seeds(
         by: what stands for the seeds. "worst": the seed that speaks most against the claim, for a control the one
             that comes nearest to meeting the criterion; its interval is the range. "median": with the range.
             "mean": with two standard errors, which must leave no doubt about the verdict (one seed has none).
-        reads: arrays besides ``values`` that must hold no nan.
+        reads: arrays besides ``values`` whose entries must be finite.
+        infinite: see `at_most`, for ``values`` too; a mean of infinities is not measured all the same.
         **claim: what judge takes besides: name, source, statement, bound (or target and tolerance), control, ...
 
     Returns:
-        What ``judge`` makes of the number, NOT MEASURED where an entry of ``values`` or ``reads`` is nan.
+        What ``judge`` makes of the number, NOT MEASURED where an entry of ``values`` or ``reads`` is nan, or infinite
+        without words.
 
     Raises:
         ValueError: another ``by``, or no values.
@@ -147,8 +162,9 @@ def over_seeds(
     found = np.asarray(values, float).ravel()
     if not found.size:
         raise ValueError("over_seeds needs the number of at least one seed")
-    claim |= {"reads": (xr.DataArray(values), *reads)}
-    if np.isnan(found).any():
+    claim |= {"reads": (xr.DataArray(values), *_arrays(reads)), "infinite": infinite}
+    counted = np.isfinite(found) | (np.isinf(found) & bool(infinite) & (by != "mean"))
+    if not counted.all():
         return judge(measured=math.nan, **claim)
     span = (found.min(), found.max()) if found.size > 1 else None
     if by == "mean":
@@ -160,17 +176,24 @@ def over_seeds(
     return min(ends, key=lambda end: -end.margin if end.control else end.margin)
 
 
-def every_run(*arrays: xr.DataArray) -> Precondition:
-    """That no entry is nan, as those of a diverged run are; else which variable it is in, and which run."""
+def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:
+    """That every entry is finite, unlike those of a diverged run; else which variable it is in, and which run.
+
+    Args:
+        *arrays: what is looked at; arrays of words are passed over.
+        infinite: what an infinity stands for, in words; it is then no diverged run.
+    """
+    lost = np.isnan if infinite else lambda values: ~np.isfinite(values)
     for array in arrays:
-        if array.dtype.kind not in "fc" or not (missing := np.isnan(array.values)).any():
+        if array.dtype.kind not in "fc" or not (missing := lost(array.values)).any():
             continue
-        first = np.argwhere(missing)[0].tolist()
-        labels = {key: _label(value) for key, value in array[tuple(first)].coords.items()}
+        first = tuple(np.argwhere(missing)[0].tolist())
+        labels = {key: _label(value) for key, value in array[first].coords.items()}
         labels = dict(zip(array.dims, first)) | labels  # a dimension without labels is counted
         run = ", ".join(f"{key} {label}" for key, label in labels.items())
         count = f"{int(missing.sum())} of {array.size}"
-        found = f"{array.name or 'what is measured'} is nan{' at ' * bool(run)}{run} ({count})"
+        value = "nan" if np.isnan(array.values[first]) else f"{array.values[first]:g}"
+        found = f"{array.name or 'what is measured'} is {value}{' at ' * bool(run)}{run} ({count})"
         return Precondition("every run", False, found)
     return Precondition("every run", True)
 
@@ -231,14 +254,19 @@ def _judge(
     resolve=False,
     control=False,
     reads=(),
+    infinite="",
     preconditions=(),
 ) -> Claim:
+    statement = _statement(statement, infinite)
     bounds = [bound for bound in (low, high) if not math.isinf(bound)]
     if any(math.isnan(bound) for bound in bounds) or not bounds:
         raise ValueError(f"claim {name!r}: the criterion {text!r} has no finite bound")
     measured = float(measured)
     interval = None if interval is None else (float(interval[0]), float(interval[1]))
-    needs = _needs(reads, preconditions)
+    needs = _needs(reads, preconditions, infinite)
+    if interval is not None and not interval[0] <= interval[1]:
+        found = f"({interval[0]:g}, {interval[1]:g}) is not two numbers in order"
+        needs += (Precondition("interval", False, found),)
     if resolve and math.isfinite(measured):
         needs += (_resolved(interval, bounds),)
     if not math.isfinite(measured) and all(need.met for need in needs):
@@ -249,8 +277,37 @@ def _judge(
     return Claim(name, source, statement, measured, text, passed, interval, control, needs, margin)
 
 
-def _needs(reads, preconditions) -> tuple[Precondition, ...]:
-    return (*((every_run(*reads),) if reads else ()), *preconditions)
+def _needs(reads, preconditions, infinite) -> tuple[Precondition, ...]:
+    arrays = _arrays(reads)
+    return (*((every_run(*arrays, infinite=infinite),) if arrays else ()), *preconditions)
+
+
+def _arrays(reads) -> tuple[xr.DataArray, ...]:
+    """One array, or each of several."""
+    several = reads if isinstance(reads, tuple | list) else (reads,)
+    for array in several:
+        if not isinstance(array, xr.DataArray | np.ndarray):
+            raise TypeError(
+                f"reads holds {type(array).__name__}; it must be an array or a list of arrays: data.loss, not 'loss'"
+            )
+    return tuple(xr.DataArray(a) if isinstance(a, np.ndarray) else a for a in several)
+
+
+def _statement(statement: str, infinite: str) -> str:
+    """The statement, which says how infinity counts."""
+    if not isinstance(infinite, str):
+        raise TypeError(
+            f"infinite is {infinite!r}; say in words what an infinity stands for, such as 'inf: never reached'"
+        )
+    return f"{statement} ({infinite})" if infinite else statement
+
+
+def _wordless(measured) -> bool:
+    """Whether what should be a verdict in words is none: a number that is not finite, or nothing."""
+    try:
+        return not math.isfinite(float(measured))
+    except (TypeError, ValueError):
+        return not isinstance(measured, str) or not measured.strip()
 
 
 def _resolved(interval, bounds) -> Precondition:

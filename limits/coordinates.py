@@ -157,6 +157,7 @@ def coordinate_check(
     names, sizes, size, change, own = None, [], [], [], []
     for width in widths:
         net = net_at_width(int(width))
+        _check_network(net, width)
         base = getattr(net, "base_width", None) or 1
         found, shapes, *measured = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
@@ -180,6 +181,14 @@ def coordinate_check(
     return CoordinateCheck(
         names, widths, size, change, own, *fits, predicted, wrong, passed, verdict
     )
+
+
+def _check_network(net, width):
+    if not all(callable(getattr(net, part, None)) for part in ("init", "apply", "optimizer")):
+        raise TypeError(
+            f"net_at_width({width}) is of type {type(net).__name__}; it must have init, apply and optimizer, such as "
+            'lambda n: limits.parametrize(family, "mup", width=n, base_width=8, example=inputs).'
+        )
 
 
 def _check_settings(widths, steps, seeds):

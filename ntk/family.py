@@ -190,9 +190,33 @@ def _from_nnx(factory):
 def example_inputs(example) -> tuple:
     """The example as a tuple of inputs, zeros where it is only a shape."""
     inputs = example if isinstance(example, tuple) else (example,)
+    if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(inputs)):
+        raise TypeError(
+            f"example is {example!r}; it must be an input array (or jax.ShapeDtypeStruct), or a tuple of inputs"
+        )
     return jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, inputs
     )
+
+
+def check_batches(inputs: tuple) -> None:
+    """Refuses what is no batch of numbers with a real kernel."""
+    for x in inputs:
+        dtype = getattr(x, "dtype", None)
+        if not hasattr(x, "shape") or dtype is None:
+            raise ValueError(
+                f"example holds {x!r}; it must be an array (or a tuple of several) whose first axis is the batch"
+            )
+        if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+            raise TypeError(f"example is an array of {dtype}; it must be of numbers")
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f"example is complex ({dtype}); stack real and imaginary parts as channels"
+            )
+        if 0 in x.shape:
+            raise ValueError(
+                f"example has shape {x.shape}, an empty axis; give the shape of at least one input"
+            )
 
 
 def path_name(path) -> str:

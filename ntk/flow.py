@@ -15,6 +15,8 @@ import jax.scipy as jsp
 import numpy as np
 from jax import lax
 
+from ntk import options
+
 PyTree = Any
 
 
@@ -297,8 +299,33 @@ def is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray)
 
 
+def check_number(name: str, value: Any, *, positive: bool = False) -> None:
+    """Refuses what is no finite number, or is negative (or zero); tracers pass.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or out of range.
+    """
+    if is_array(value) or isinstance(value, np.generic):
+        if not is_concrete(value):
+            return
+        value = value.item() if np.ndim(value) == 0 else value
+    options.check_real(name, value, positive=positive)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuses what is neither None nor a type of real floating-point numbers."""
+    try:
+        right = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        right = False
+    if not right:
+        raise TypeError(f"dtype is {dtype!r}; it must be a floating type, such as jnp.float64")
+
+
 def double(dtype: Any) -> contextlib.AbstractContextManager:
     """Double precision within, where dtype asks for it."""
+    check_dtype(dtype)
     wide = dtype is not None and jnp.dtype(dtype).itemsize == 8
     return jax.enable_x64(True) if wide else contextlib.nullcontext()
 

@@ -69,6 +69,7 @@ def gram(
         UserWarning: tiles in path do not match their checksum; they are computed again.
     """
     arguments.refuse_unread("gram", gram, kernel_fn, kwargs)
+    _check_path(path)
     if path is not None and not (name and isinstance(name, str)):
         raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
@@ -80,6 +81,15 @@ def gram(
     with contextlib.closing(storage.open_folder(path, job, name, get, shape, dtype)) as folder:
         _fill(job, folder.matrix, folder, progress)
     return np.load(folder.path / "gram.npy", mmap_mode="r")
+
+
+def _check_path(path: Any) -> None:
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r}; it must be a string or a pathlib.Path, of a folder")
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise ValueError(f"path is {path!r}; the name of a folder is not empty, without null bytes")
 
 
 def _fill(

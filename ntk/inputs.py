@@ -63,6 +63,8 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} is a {type(x).__name__}; it must be an array, or a list of arrays"
         )
+    if not (jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)):
+        raise TypeError(f"{name} is an array of {x.dtype}; it must be of numbers")
     if jnp.iscomplexobj(x):
         raise ValueError(
             f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels"

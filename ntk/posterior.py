@@ -148,6 +148,7 @@ def gradient_descent_mse_ensemble(
     arguments.refuse_unread(
         "gradient_descent_mse_ensemble", gradient_descent_mse_ensemble, kernel_fn, given
     )
+    flow.check_number("learning_rate", learning_rate, positive=True)
     axes = trace_axes
     reg = (diag_reg, diag_reg_absolute_scale)
     kept: dict[str, tuple] = {}

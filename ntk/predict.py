@@ -77,11 +77,12 @@ def gradient_descent_mse(
         RuntimeWarning says so, unless the kernel is a tracer.
 
     Raises:
-        ValueError: shapes do not fit, the kernel is indefinite, or is no array, or (from predict_fn)
-            nothing is asked for, test outputs without k_test_train, or a negative time.
+        ValueError: shapes do not fit, the learning rate is not positive, the kernel is indefinite, or is no
+            array, or (from predict_fn) nothing is asked for, test outputs without k_test_train, or a negative time.
 
     Source: Lee et al. 2019, equations 8 to 11.
     """
+    flow.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent_mse,
@@ -173,6 +174,7 @@ def gradient_descent(
         raise ValueError(f"max_steps is {max_steps}; it must be at least 1")
     if momentum is not None and flow.is_concrete(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1, or None")
+    flow.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent,

@@ -101,7 +101,7 @@ def regression(
         A `Regression`.
 
     Raises:
-        TypeError: a keyword that nobody reads.
+        TypeError: a keyword that nobody reads; targets that are no numbers; dtype is no floating type.
         ValueError: from `ntk.gram.gram` and the solver.
 
     Source: Jacot et al. (2018), section 5; Lee et al. (2018).
@@ -114,6 +114,8 @@ def regression(
     rest = {key: value for key, value in kwargs.items() if key not in read}
     if dtype is not None and "dtype" in read:
         of_solver["dtype"] = dtype
+
+    _check_arguments(y_train, 0.0, dtype)
 
     def in_precision(x: Any) -> Any:
         return x if dtype is None else flow.cast(x, dtype)
@@ -171,6 +173,7 @@ def cholesky(
 
     Source: Rasmussen & Williams (2006), algorithm 2.1, and equation 5.12 for leave-one-out.
     """
+    _check_arguments(y, diag_reg, dtype)
     if _lacks_double(dtype, kernel, y):
         scale = {"diag_reg_absolute_scale": diag_reg_absolute_scale}
         with jax.enable_x64(True):
@@ -261,6 +264,7 @@ def conjugate_gradient(
         "leave_one_out": leave_one_out,
         "key": key,
     }
+    _check_arguments(y, diag_reg, dtype)
     if _lacks_double(dtype, y if callable(kernel) else kernel, y):
         with jax.enable_x64(True):
             found = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
@@ -372,6 +376,16 @@ def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: Any) -> Array:
     """What diag_reg adds to the diagonal."""
     shift = diag_reg if absolute else diag_reg * matrix.diagonal().mean()
     return jnp.asarray(shift, dtype)
+
+
+def _check_arguments(y: Any, diag_reg: Any, dtype: Any) -> None:
+    """Refuses what is no array of numbers, no number and no floating type; their values are looked at later."""
+    flow.check_dtype(dtype)
+    for name, value in (("y", y), ("diag_reg", diag_reg)):
+        found = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        if not any(jnp.issubdtype(found, kind) for kind in (jnp.number, jnp.bool_)):
+            what = "an array of numbers (n, ...)" if name == "y" else "a number, zero or positive"
+            raise TypeError(f"{name} is {value!r}; it must be {what}")
 
 
 def _check(shape: tuple[int, ...], y: Array, diag_reg: Any, positive: bool = False) -> None:

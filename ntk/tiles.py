@@ -106,7 +106,9 @@ def job(
     n1 = samples(x1, "x1")
     symmetric = x2 is None or _same(x1, x2)
     n2 = n1 if symmetric else samples(x2, "x2")
-    tile = (tile, tile) if isinstance(tile, int) else tile
+    tile = tile if isinstance(tile, tuple | list) else (tile, tile)
+    if len(tile) != 2 or any(isinstance(t, bool) or not hasattr(t, "__index__") for t in tile):
+        raise TypeError(f"tile is {tile!r}; it must be an integer, the samples along a side")
     if min(tile) < 1:
         raise ValueError(f"tile is {min(tile)}; it must be at least 1 sample")
     if kwargs.get("mask_constant") is None:
@@ -123,7 +125,7 @@ def job(
         for side, (x, t) in enumerate(zip((x1, None if symmetric else x2), tile))
     )
     traced = any(map(is_traced, jax.tree.leaves((one, two, arrays))))
-    devices = tuple(devices or jax.local_devices())[: 1 if traced else None]
+    devices = _devices(devices)[: 1 if traced else None]
     if not traced:
         everywhere = NamedSharding(_mesh(devices), PartitionSpec())
         one, two, arrays = jax.device_put((one, two, arrays), everywhere)
@@ -131,6 +133,18 @@ def job(
         two = (one[0], two[1])
     call = Call(kernel_fn, static)
     return Job(call, one, two, arrays, (n1, n2), tile, symmetric, devices, traced)
+
+
+def _devices(given: Any) -> tuple[jax.Device, ...]:
+    """The devices that share the work; all local ones for None."""
+    if given is None:
+        return tuple(jax.local_devices())
+    several = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
+    if not several or not all(isinstance(device, jax.Device) for device in several):
+        raise TypeError(
+            f"devices is {given!r}; it must be a list of one device or more, such as jax.local_devices()[:1], or None"
+        )
+    return several
 
 
 def samples(x: PyTree, name: str) -> int:

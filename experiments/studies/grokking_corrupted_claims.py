@@ -113,6 +113,7 @@ def _pruning_claims(data: xr.Dataset) -> list[Claim]:
             functools.partial(judge, name, source, statement, bound=bound, control=control),
             values,
             reads=read if name.startswith("P4") else (),
+            infinite="inf: no share of neurons keeps them" if name.startswith("P4") else "",
         )
         for judge, name, statement, values, bound, control in rows
     ]

@@ -11,6 +11,7 @@ from experiments.claims import Claim, Precondition, absent, at_least, at_most, o
 from experiments.studies.grokking_theory_claims import KUMAR, theory_claims
 
 GROKS = 4.0  # a network groks if its test loss takes this many times as many steps to fall as its training loss
+NEVER = "inf: not within the steps of the run"  # what a time that `crossing` or `digits_times` gives as inf stands for
 
 
 def crossing(steps: np.ndarray, loss: np.ndarray, fraction: float) -> float:
@@ -18,7 +19,7 @@ def crossing(steps: np.ndarray, loss: np.ndarray, fraction: float) -> float:
 
     Between two records the loss is taken for a power of the step.
     """
-    if np.isnan(loss).any():
+    if not np.isfinite(loss).all():
         return np.nan
     low = np.flatnonzero(loss <= fraction * loss[0])
     if not len(low):
@@ -122,6 +123,7 @@ def _alpha_claims(data: xr.Dataset) -> list[Claim]:
             ratio[:, -1] / ratio[:, 0],
             2.0,
             reads=curves[:2],
+            infinite=NEVER,
             preconditions=trained,
         ),
         _median(
@@ -258,6 +260,7 @@ def _alignment_claims(data: xr.Dataset) -> list[Claim]:
             np.nan if several else (delay[1:] / delay[:-1]).max(),
             1.0,
             reads=(data.epsilon_test_time, data.epsilon_train_time),
+            infinite=NEVER,
             preconditions=several,
         ),
         at_least(
@@ -277,6 +280,7 @@ def _alignment_claims(data: xr.Dataset) -> list[Claim]:
             ratio.isel(strength=0),
             GROKS,
             reads=[time.isel(strength=0) for time in times],
+            infinite=NEVER,
         ),
         _median(
             at_least,
@@ -287,6 +291,7 @@ def _alignment_claims(data: xr.Dataset) -> list[Claim]:
             GROKS,
             control=True,
             reads=[time.isel(strength=-1) for time in times],
+            infinite=NEVER,
         ),
         at_most(
             "G6 alignment ends the delay",
@@ -295,6 +300,7 @@ def _alignment_claims(data: xr.Dataset) -> list[Claim]:
             float(wait[-1] / wait[0]),
             0.1,
             reads=[time.isel(strength=[0, -1]) for time in times],
+            infinite=NEVER,
         ),
     ]
 
@@ -315,6 +321,7 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             ratio.sel(num_train=middle),
             GROKS,
             reads=[time.sel(num_train=middle) for time in times],
+            infinite=NEVER,
             preconditions=missing,
         ),
         _median(
@@ -335,6 +342,7 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             GROKS,
             control=True,
             reads=[time.sel(num_train=many) for time in times],
+            infinite=NEVER,
         ),
     ]
 
@@ -376,6 +384,7 @@ def _digits_claims(data: xr.Dataset) -> list[Claim]:
                 1.5,
                 control=place == 0,
                 reads=(run.digits_train_accuracy, run.digits_test_accuracy),
+                infinite=NEVER,
                 preconditions=[_reached(run, key, reached[key]) for key in DIGITS],
             )
         )

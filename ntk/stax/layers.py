@@ -65,7 +65,7 @@ def check_counts(**counts: Any) -> None:
 
 
 def check_scales(**scales: Any) -> None:
-    """Raises a ValueError for a standard deviation that is not a finite number; None and tracers pass."""
+    """Raises a ValueError for a standard deviation that is negative or not finite; None and tracers pass."""
     for name, value in scales.items():
         if value is None or (isinstance(value, jax.Array) and not flow.is_concrete(value)):
             continue
@@ -73,6 +73,10 @@ def check_scales(**scales: Any) -> None:
         real = real or (flow.is_array(value) and value.ndim == 0 and not np.iscomplexobj(value))
         if not real or not (jnp if flow.is_array(value) else math).isfinite(value):
             raise ValueError(f"{name} is {value!r}; it must be a finite number")
+        if value < 0:
+            raise ValueError(
+                f"{name} is {value!r}; it must not be negative: kernels have its square"
+            )
 
 
 def keep(x: Any, *_: Any) -> Any:

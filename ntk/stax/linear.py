@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk import flow, rules, spatial
+from ntk.arguments import as_axes
 from ntk.evaluate import Need
 from ntk.kernel import Array, Kernel
 from ntk.stax.fixed import Aggregate as Aggregate
@@ -53,7 +54,7 @@ def Dense(
         (init_fn, apply_fn, kernel_fn).
 
     Raises:
-        ValueError: another parametrization; out_dim is not positive, or a scale not finite.
+        ValueError: another parametrization; out_dim is not positive, or a scale negative or not finite.
 
     Source: Jacot et al. (2018); Sohl-Dickstein et al. (2020).
     """
@@ -118,12 +119,21 @@ def LayerNorm(
 
     Returns:
         (init_fn, apply_fn, kernel_fn).
+
+    Raises:
+        TypeError: an axis is no integer.
+        ValueError: eps is negative or not finite; by its functions, inputs without such an axis.
     """
 
     check_scales(eps=eps)
+    axis = as_axes(axis)
 
     def axes_of(ndim: int) -> tuple[int, ...]:
-        return tuple(sorted({a % ndim for a in ([axis] if isinstance(axis, int) else axis)}))
+        if not all(-ndim <= a < ndim for a in axis):
+            raise ValueError(
+                f"LayerNorm has axis {axis}; its inputs have axes {-ndim} to {ndim - 1}"
+            )
+        return tuple(sorted({a % ndim for a in axis}))
 
     def apply(params, x, mask=None, **_):
         over = axes_of(x.ndim)
@@ -149,7 +159,7 @@ def LayerNorm(
 
     spec = (
         "LayerNorm",
-        axis if isinstance(axis, int) else tuple(axis),
+        axis,
         eps,
         batch_axis,
         channel_axis,

@@ -176,6 +176,7 @@ def _trace(
             f"attention_samples is {attention_samples}; it must be a power of two, at least 4"
         )
     inputs = example if isinstance(example, tuple) else (example,)
+    families.check_batches(inputs)
     if not batched:
         inputs = tuple(jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in inputs)
     for x in inputs:

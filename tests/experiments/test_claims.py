@@ -238,6 +238,60 @@ def test_a_diverged_seed_is_never_skipped(by, control):
             assert "every run: accuracy is nan at seed" in claims.reason(claim)
 
 
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("interval", [(math.nan, math.nan), (0.0, math.nan), (1.0, -1.0)])
+def test_an_interval_that_is_not_in_order_decides_nothing(interval, control):
+    claim = claims.at_most(*TEXTS, 0.0, 1.0, interval=interval, control=control)
+    assert claims.verdict(claim) == "NOT MEASURED"
+    assert not claim.passed
+    assert "is not two numbers in order" in claims.reason(claim)
+    open_end = claims.at_most(*TEXTS, 0.0, 1.0, interval=(-1.0, math.inf))
+    assert claims.verdict(open_end) == "holds"
+
+
+@pytest.mark.parametrize("by", ["worst", "median", "mean"])
+@pytest.mark.parametrize("control", [False, True])
+def test_an_infinite_seed_has_diverged_unless_words_say_what_it_is(by, control):
+    diverged = xr.DataArray([math.inf, 0.0, 0.0], dims="seed", name="loss")
+    for values, reads in ((diverged, ()), (xr.zeros_like(diverged), diverged)):
+        claim = judged(claims.at_most, values, by, bound=1.0, control=control, reads=reads)
+        assert claims.verdict(claim) == "NOT MEASURED"
+        assert not claim.passed
+        assert "loss is inf at seed 0 (1 of 3)" in claims.reason(claim)
+
+
+def test_words_say_how_infinity_counts():
+    never = xr.DataArray([math.inf, 0.0, 0.0], dims="seed")
+    rest = {"bound": 1.0, "infinite": "inf: never reached"}
+    found = {by: judged(claims.at_most, never, by, **rest) for by in ("worst", "median", "mean")}
+    verdicts = {by: claims.verdict(claim) for by, claim in found.items()}
+    assert verdicts == {"worst": "NOT MEASURED", "median": "holds", "mean": "NOT MEASURED"}
+    assert found["median"].statement.endswith("(inf: never reached)")
+    lost = judged(claims.at_most, never.where(never.seed > 0), "median", **rest)
+    assert claims.verdict(lost) == "NOT MEASURED"  # a nan stays a diverged run
+    with pytest.raises(TypeError, match="infinite is True; say in words"):
+        claims.at_most(*TEXTS, 0.0, 1.0, infinite=True)
+
+
+@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("measured", ["nan", "NaN", "-inf", "", math.nan, None])
+def test_a_verdict_in_words_is_a_word(measured, control):
+    claim = claims.equals(*TEXTS, measured, "kernel regime", control=control)
+    assert claims.verdict(claim) == "NOT MEASURED"
+    assert not claim.passed
+
+
+def test_one_array_can_be_read_without_a_list():
+    poisoned = SEEDS.where(SEEDS.seed < 5)
+    for reads in (poisoned, poisoned.values, [poisoned]):
+        claim = claims.at_most(*TEXTS, 0.0, 1.0, reads=reads)
+        assert claims.verdict(claim) == "NOT MEASURED"
+    assert claims.verdict(claims.at_most(*TEXTS, 0.0, 1.0, reads=SEEDS)) == "holds"
+    for reads in ("accuracy", [0.2, 0.9], SEEDS.to_dataset()):
+        with pytest.raises(TypeError, match=r"reads holds .*an array or a list of arrays"):
+            claims.at_most(*TEXTS, 0.0, 1.0, reads=reads)
+
+
 def test_the_reason_names_the_variable_and_the_run():
     losses = xr.DataArray(
         [[1.0, np.nan], [np.nan, 2.0]],

@@ -30,6 +30,8 @@ def test_crossing_interpolates_a_power_law():
     assert claims.crossing(steps, loss, 1e-3) == np.inf
     assert claims.crossing(steps, np.array([1.0, 0.05, 0.01, 0.01]), 0.1) == 1
     assert np.isnan(claims.crossing(steps, np.array([1.0, np.nan, np.nan, np.nan]), 0.1))
+    for diverged in (np.nan, np.inf):
+        assert np.isnan(claims.crossing(steps, np.array([1.0, 0.5, 0.01, diverged]), 0.1))
 
 
 @pytest.mark.parametrize("steps", [30, 31, 100, 60000])

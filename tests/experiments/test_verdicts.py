@@ -379,7 +379,8 @@ def healthy(study):
         """As likely as not to be near one another; seeds differ by little."""
         alike = [1 if dim.endswith("seed") else sizes[dim] for dim in dims]
         noise = random.uniform(-0.01, 0.01, [sizes[dim] for dim in dims])
-        return random.uniform(0.2, 0.9, alike) + noise
+        values = random.uniform(0.2, 0.9, alike) + noise
+        return np.sort(values, axis=-1) if dims[-1:] == ["end"] else values  # an interval, in order
 
     data = xr.Dataset(
         {name: (dims.split(), numbers(dims.split())) for name, dims in variables.items()},

@@ -1,0 +1,92 @@
+"""Wrong calls of ntk: the message names the value and what is allowed, and nothing is computed in silence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import limits
+import models
+import ntk
+from ntk import gram, predict, solve, stax
+
+X = jnp.ones((4, 3)) * jnp.arange(1, 5)[:, None]
+Y = jnp.ones((4, 1))
+FAMILY = models.family("MLP", depth=1, outputs=2)
+KERNEL = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))[2]
+WORDS = np.array([["a", "b"]])
+
+
+def regression(y=Y, **options):
+    return solve.regression(KERNEL, X, y, **({"diag_reg": 0.1} | options))
+
+
+def matrix(**options):
+    return gram.gram(KERNEL, X, name="relu", **options)
+
+
+def descend(rate):
+    return predict.gradient_descent_mse(jnp.eye(4), Y, learning_rate=rate)
+
+
+def check(net_at_width):
+    settings = {"widths": [8, 16, 32], "batch": (X, Y), "loss": lambda f, y: jnp.mean((f - y) ** 2)}
+    return limits.coordinate_check(
+        net_at_width, **settings, key=jax.random.key(0), learning_rate=0.1
+    )
+
+
+# what is called, the error, and a part of what is said
+WRONG = [
+    (lambda: ntk.infinite_width(FAMILY, X[:0]), ValueError, r"shape \(0, 3\), an empty axis"),
+    (lambda: ntk.infinite_width(FAMILY, X + 1j), ValueError, "example is complex"),
+    (lambda: ntk.infinite_width(FAMILY, WORDS), TypeError, "it must be of numbers"),
+    (lambda: ntk.infinite_width(FAMILY, 3.5), ValueError, "example holds 3.5; it must be an array"),
+    (lambda: ntk.infinite_width(FAMILY, 3.5, batched=False), ValueError, "example holds 3.5"),
+    (lambda: ntk.width_axes(FAMILY, 3.5), TypeError, "example is 3.5; it must be an input array"),
+    (lambda: check(lambda n: None), TypeError, r"net_at_width\(8\) is of type NoneType; .*init"),
+    (lambda: regression("y"), TypeError, "y is 'y'; it must be an array of numbers"),
+    (lambda: regression(None), TypeError, "y is None; it must be an array of numbers"),
+    (lambda: regression(diag_reg="a"), TypeError, "diag_reg is 'a'; it must be a number"),
+    (lambda: regression(diag_reg=None), TypeError, "diag_reg is None; it must be a number"),
+    (lambda: regression(dtype=int), TypeError, "dtype is .*int.*; it must be a floating type"),
+    (lambda: regression(dtype="real"), TypeError, "dtype is 'real'; it must be a floating type"),
+    (lambda: solve.conjugate_gradient(jnp.eye(4), Y, "a"), TypeError, "diag_reg is 'a'"),
+    (lambda: matrix(path="/tmp/a\0b"), ValueError, "without null bytes"),
+    (lambda: matrix(path=3), TypeError, "path is 3; it must be a string or a pathlib.Path"),
+    (lambda: matrix(tile=True), TypeError, r"tile is \(True, True\); it must be an integer"),
+    (lambda: matrix(tile=2.5), TypeError, "it must be an integer"),
+    (lambda: matrix(tile=0), ValueError, "tile is 0; it must be at least 1"),
+    (lambda: matrix(devices=[]), TypeError, r"devices is \[\]; it must be a list of one device"),
+    (lambda: matrix(devices=["cpu"]), TypeError, r"devices is \['cpu'\]; .*local_devices"),
+    (lambda: matrix(devices=1), TypeError, "devices is 1; it must be a list"),
+    (lambda: KERNEL(WORDS), TypeError, "x1 is an array of <U1; it must be of numbers"),
+    (lambda: KERNEL(X, WORDS), TypeError, "x2 is an array of <U1; it must be of numbers"),
+    (lambda: stax.Dense(8, W_std=-1), ValueError, "W_std is -1; it must not be negative"),
+    (lambda: stax.Dense(8, b_std=-1), ValueError, "b_std is -1; it must not be negative"),
+    (
+        lambda: stax.LayerNorm(axis=9)[2](X),
+        ValueError,
+        r"axis \(9,\); its inputs have axes -2 to 1",
+    ),
+    (lambda: stax.LayerNorm(axis=9)[1]((), X), ValueError, r"axis \(9,\); its inputs have axes"),
+    (lambda: stax.LayerNorm(axis=1.5), TypeError, "axes hold 1.5; axes are integers"),
+    (lambda: descend(-1), ValueError, "learning_rate is -1; it must be a finite number .*positive"),
+    (lambda: descend(jnp.nan), ValueError, "learning_rate is nan"),
+    (lambda: descend("a"), TypeError, "learning_rate is 'a'"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WRONG)))
+def test_wrong_calls_are_refused_in_words(case):
+    call, error, words = WRONG[case]
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_the_checks_let_right_calls_through():
+    assert np.isfinite(regression().solution.coefficients).all()
+    one = matrix(devices=jax.local_devices()[:1], tile=2)
+    np.testing.assert_allclose(one, KERNEL(X, None, "ntk"), rtol=1e-5)
+    traced = jax.jit(lambda rate: predict.gradient_descent_mse(jnp.eye(4), Y, rate)(1.0))(0.5)
+    np.testing.assert_allclose(traced, 1 - np.exp(-0.5 / 4) * np.ones((4, 1)), rtol=1e-5)
