@@ -12,7 +12,7 @@ from flax import linen
 import limits
 import models
 import ntk
-from experiments import claims
+from experiments import judges
 from experiments.studies import neural_collapse_claims
 from metrics import collapse
 from ntk import arguments, gram, predict, solve, stax
@@ -30,7 +30,8 @@ class Perceptron(linen.Module):
 
     @linen.compact
     def __call__(self, x):
-        return linen.Dense(1)(linen.relu(linen.Dense(self.width)(x)))
+        normal = linen.initializers.normal(1.0)  # other laws of first weights are drawn with a seed
+        return linen.Dense(1)(linen.relu(linen.Dense(self.width, kernel_init=normal)(x)))
 
 
 def parametrized():
@@ -59,10 +60,13 @@ OPEN = {
     "metrics.collapse.collapse_by_layer": lambda **k: collapse.collapse_by_layer(
         {"a": X}, jnp.array([0, 1, 1]), 2, **k
     ),
-    "experiments.claims.at_least": lambda **k: claims.at_least("n", "s", "t", 1.0, 0.0, **k),
-    "experiments.claims.at_most": lambda **k: claims.at_most("n", "s", "t", 1.0, 2.0, **k),
-    "experiments.claims.near": lambda **k: claims.near("n", "s", "t", 1.0, 1.0, 0.1, **k),
-    "experiments.claims.within": lambda **k: claims.within("n", "s", "t", 1.0, 0.0, 2.0, **k),
+    "experiments.judges.at_least": lambda **k: judges.at_least("n", "s", "t", 1.0, 0.0, **k),
+    "experiments.judges.at_most": lambda **k: judges.at_most("n", "s", "t", 1.0, 2.0, **k),
+    "experiments.judges.near": lambda **k: judges.near("n", "s", "t", 1.0, 1.0, 0.1, **k),
+    "experiments.judges.within": lambda **k: judges.within("n", "s", "t", 1.0, 0.0, 2.0, **k),
+    "experiments.judges.over_seeds": lambda **k: judges.over_seeds(
+        judges.at_most, [1.0, 2.0], "worst", name="n", source="s", statement="t", bound=3.0, **k
+    ),
     "experiments.studies.neural_collapse_claims.modes": lambda **k: neural_collapse_claims.modes(
         [4, 4], 8.0, 2, (0.1, 0.1), **k
     ),
