@@ -176,6 +176,21 @@ def over_seeds(
     return min(ends, key=lambda end: -end.margin if end.control else end.margin)
 
 
+def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -> xr.Dataset:
+    """The data with nan for every infinity, so that no ratio or comparison makes an ordinary number of one.
+
+    Args:
+        data: of a study.
+        but: whether the variable of this name means something by an infinity.
+    """
+
+    def lost(values: xr.DataArray) -> xr.DataArray:
+        keep = values.dtype.kind != "f" or but(str(values.name))
+        return values if keep else values.where(np.isfinite(values))
+
+    return data.map(lost, keep_attrs=True)
+
+
 def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:
     """That every entry is finite, unlike those of a diverged run; else which variable it is in, and which run.
 

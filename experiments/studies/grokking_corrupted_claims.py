@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.claims import Claim, Precondition, absent, at_least, at_most, near, over_seeds
+from experiments.judges import as_lost
 
 DOSHI, GROMOV = "Doshi et al. 2023", "Gromov 2023"
 SHUFFLED = "shuffled labels"
@@ -32,6 +33,7 @@ def phase(test: float, corrupted: float) -> str:
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data; of several seeds the worst counts."""
+    data = as_lost(data)
     return [
         *_coexistence_claims(data),
         *_pruning_claims(data),

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.claims import Claim, Precondition, absent, at_least, at_most, over_seeds
+from experiments.judges import as_lost
 from experiments.studies.grokking_theory_claims import KUMAR, theory_claims
 
 GROKS = 4.0  # a network groks if its test loss takes this many times as many steps to fall as its training loss
@@ -54,6 +55,7 @@ def at_time(curve: xr.DataArray, time: xr.DataArray) -> xr.DataArray:
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
+    data = as_lost(data, lambda name: name.endswith("_time"))
     return [
         *_alpha_claims(data),
         *_feature_claims(data),

@@ -7,6 +7,7 @@ import xarray as xr
 
 import metrics
 from experiments.claims import Claim, Precondition, absent, at_least, at_most, within
+from experiments.judges import as_lost
 
 NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 # What must not transfer. The standard rule under SGD and cross-entropy is no control: there too large a rate is
@@ -46,6 +47,7 @@ def optima(data: xr.Dataset) -> xr.Dataset:
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
+    data = as_lost(data)
     return [
         *_transfer_claims(data),
         *_sharpness_claims(data),

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.claims import Claim, Precondition, absent, at_least, at_most, over_seeds
+from experiments.judges import as_lost
 from metrics import frames
 
 DANG, GARROD = "Dang et al. 2023", "Garrod & Keating 2024"
@@ -17,6 +18,7 @@ GRAMS = ("weight_gram", "mean_gram", "product")
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
+    data = as_lost(data)
     made = [*_free_claims(part_of(data, "free")), *_tail_claims(part_of(data, "tail"))]
     made += _map_claims(part_of(data, "map"))
     for name in data.attrs["networks"].split():

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
+from experiments.judges import as_lost
 
 RBU = "Radhakrishnan et al. 2022"
 FLIPPED, STRIPES = 0.2, 16
@@ -16,6 +17,7 @@ CLASSIFIERS = ("Bayes", "deep network", "Hilbert", "1-NN", "majority")
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
+    data = as_lost(data)
     return [
         _singular_claim(data),
         *_noise_claims(data),

@@ -1,5 +1,6 @@
 """No verdict holds through a run that failed: the data of every study, poisoned variable by variable with nan."""
 
+import functools
 import importlib
 
 import numpy as np
@@ -400,8 +401,8 @@ def varied(values, where):
     return values.where(~where, values * factor)
 
 
-def failed(values, where):
-    return values.where(~where)
+def failed(values, where, value=np.nan):
+    return values.where(~where, value)
 
 
 def last_seed(values, seed):
@@ -411,7 +412,7 @@ def last_seed(values, seed):
     )
 
 
-def check(study, where):
+def check(study, where, failed=failed):
     """Poisons some entries, and demands that the claims that read them are not measured, and no claim is lost."""
     data = healthy(study)
     before = judged(study, data)
@@ -437,6 +438,16 @@ def test_no_verdict_holds_through_a_seed_that_diverged(study, seed):
     data = healthy(study)
     where = {name: last_seed(data[name], seed) for name in data if seed in data[name].dims}
     check(study, where)
+
+
+@pytest.mark.parametrize(
+    ("study", "seed"), [case for case in SEEDS if case[0] != "grokking_lazy_rich"]
+)
+def test_no_verdict_holds_through_a_seed_whose_numbers_are_infinite(study, seed):
+    """There infinite times are those never reached; its other variables are treated alike."""
+    data = healthy(study)
+    where = {name: last_seed(data[name], seed) for name in data if seed in data[name].dims}
+    check(study, where, functools.partial(failed, value=np.inf))
 
 
 CASES = [(study, name) for study, (_, variables) in SCHEMAS.items() for name in variables]
