@@ -247,7 +247,7 @@ FILES = {
     "raises in get_config": ("def get_config(preset=''):\n    return {}['task']", ", line 2: get_config"),
     "a function within": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
     "lacks what the study has": ("def get_config(p=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
-    "its own words": ("def get_config(p=''): raise ValueError('no preset ' + p)", "no preset p"),
+    "its own words": ("def get_config(p=''): raise ValueError('there is no preset ' + p)", "no preset p"),
 }  # fmt: skip
 
 
