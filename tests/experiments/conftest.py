@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -61,3 +62,11 @@ def smoke_run(tmp_path_factory, command_line):
         return path, printed.read_text()
 
     return finished
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT as from a terminal: a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
