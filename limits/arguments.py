@@ -80,8 +80,9 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
         value, traced = given, isinstance(given, jax.core.Tracer)
         try:
             value = value if traced else np.asarray(value)
-            kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating)
-            right = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+            kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating, jnp.bool_)
+            # What is empty has no type of its own: its range is the function's own matter.
+            right = not value.size or any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
         except (TypeError, ValueError):
             right = False
         if not right:
