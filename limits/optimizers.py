@@ -95,13 +95,12 @@ def _measured(factory, kwargs):
     def updates(gradients, params=0 * params):
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.asarray(steps(gradients, params), float)
+            single = (np.asarray(x, np.float32) for x in (gradients, params))
+            return np.asarray(steps(*single), float)
 
     try:
         still = updates(gradients)
-    except (
-        Exception
-    ) as error:  # whatever a transformation raises that needs a loss, a mask or a seed
+    except Exception as error:  # what a transformation raises that needs a loss, a mask or a seed
         return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
     if not still.any():
         return None, f"{_UNTRIED} (its first {_STEPS} updates are zero)"
