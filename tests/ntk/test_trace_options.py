@@ -279,12 +279,12 @@ def test_scanned_blocks_are_blocks_one_after_the_other(x64):
 
 
 def halves(module, x, n):
-    one, two = jnp.split(nn.Dense(2 * n, use_bias=False)(x), 2, axis=-1)
+    one, two = jnp.split(nn.Dense(2 * n, use_bias=False, kernel_init=NORMAL)(x), 2, axis=-1)
     return nn.Dense(1, use_bias=False)(one * two)
 
 
 def layers(module, x, n):
-    one, two = (nn.Dense(n, use_bias=False)(x) for _ in range(2))
+    one, two = (nn.Dense(n, use_bias=False, kernel_init=NORMAL)(x) for _ in range(2))
     return nn.Dense(1, use_bias=False)(one * two)
 
 
@@ -424,6 +424,10 @@ def test_terms_that_are_zero_drop_out():
     )
     close(plain, more, 1e-6)
     x = jax.random.normal(jax.random.key(0), (2, 3))
+    if jax.__version_info__ >= (0, 11):  # newer ones stop a gradient inside
+        with pytest.raises(ValueError, match="the gradient of an activation is stopped"):
+            ntk.infinite_width(forward(jnp.sinc), x[:1])
+        return
     sinc = ntk.infinite_width(forward(jnp.sinc), x[:1])(x, None, "nngp")
     z, w = np.polynomial.hermite_e.hermegauss(120)
     std = np.sqrt(np.mean(np.asarray(x) ** 2, 1))
