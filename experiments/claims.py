@@ -79,7 +79,16 @@ def criterion_text(claim: Claim) -> str:
 def to_json(claims: Sequence[Claim]) -> str:
     """A JSON list of objects, one per claim; numbers that are not finite are written as strings."""
     rows = [{**claim._asdict(), "verdict": verdict(claim)} for claim in claims]
-    return json.dumps(_map_floats(rows), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            _map_floats(rows),
+            indent=1,
+            allow_nan=False,
+            ensure_ascii=False,
+            default=lambda x: x.item(),
+        )
+        + "\n"
+    )
 
 
 def from_json(text: str) -> list[Claim]:
