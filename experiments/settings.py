@@ -167,7 +167,7 @@ def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
         raise ValueError(
             f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict"
         )
-    if not isinstance(config.get("study"), str):
+    if "study" not in config or not isinstance(config.study, str):
         raise ValueError(f"{path}: the configuration has no key 'study' that names its study")
     change(config, changes)
     if config.study.endswith(".py"):

@@ -364,3 +364,10 @@ def test_controls_are_counted_in_words_that_are_true():
         "1 of 4 controls fail as they must, 2 hold, which must not be, 1 not measured"
     )
     assert claims.summary([lost]) == "0 of 1 controls fail as they must, 1 not measured"
+
+
+def test_a_precondition_that_numpy_judged_is_written_and_read():
+    need = claims.Precondition("fitted", np.bool_(True), "loss 0")
+    claim = claims.at_most("n", "s", "t", 1.0, 2.0, preconditions=(need,))
+    (read,) = claims.from_json(claims.to_json([claim]))
+    assert read.preconditions[-1] == ("fitted", True, "loss 0")
