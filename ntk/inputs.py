@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +74,7 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
         )
-    x = jnp.asarray(x)
+    x = jax.device_put(x) if isinstance(x, np.ndarray) else x  # jnp.asarray compiles a copy
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
     elif x.dtype.itemsize < 4:
@@ -82,7 +83,7 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
     if mask_constant is not None:
         mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
         x = jnp.where(mask, 0, x)
-    if _truth(jnp.isfinite(x).all()) is False:
+    if _truth(lambda xp, x: xp.isfinite(x).all(), x) is False:
         raise ValueError(
             f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
         )
@@ -111,15 +112,18 @@ def coincident_batches(x1: Any, x2: Any) -> bool:
         return all(coincident_batches(a, b) for a, b in zip(x1, x2))
     if x1 is x2:
         return True
-    return x1.shape == x2.shape and _truth(jnp.array_equal(x1, x2)) is True
+    same = x1.shape == x2.shape
+    return same and _truth(lambda xp, one, two: xp.array_equal(one, two), x1, x2) is True
 
 
-def _truth(x: Array) -> bool | None:
-    """A boolean, or None where it is not known before the run."""
-    try:
-        return bool(x)
-    except jax.errors.ConcretizationTypeError:
+def _truth(fn: Callable[..., Any], *xs: Array) -> bool | None:
+    """fn(module, *xs), or None where it is not known before the run; by numpy on a CPU, which compiles nothing."""
+    if any(isinstance(x, jax.core.Tracer) for x in xs):
         return None
+    here = all(getattr(x, "is_fully_addressable", True) for x in xs)
+    if jax.default_backend() == "cpu" and here:
+        return bool(fn(np, *map(np.asarray, xs)))
+    return bool(fn(jnp, *xs))
 
 
 def inputs_to_kernel(
