@@ -18,7 +18,14 @@ import jax.numpy as jnp
 
 from ntk import arguments, flow, immediate, precision
 from ntk.inputs import Need as Need
-from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
+from ntk.inputs import (
+    Plan,
+    check_pair,
+    checked,
+    coincident_batches,
+    inputs_to_kernel,
+    product_of_units,
+)
 from ntk.inputs import join as join
 from ntk.kernel import Array, Kernel
 
@@ -339,11 +346,15 @@ def _evaluate(
         if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
             close = precision.near_samples(x1, x2, coincident, batch)
             return jax.lax.cond(close, precision.doubled(network), network, *data)
-        kernels = inputs(x1, x2, mask1, mask2, coincident, plan)
-        close = precision.near(kernels.correlation, coincident)
-        return jax.lax.cond(
-            close, precision.doubled(network), lambda *_: layers(kernels, pattern), *data
-        )
+        # What both the test and the branch read is the product itself: it is in memory anyway.
+        product = product_of_units(x1, x2, plan)
+
+        def single(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+            kernel = inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan, product)
+            return layers(kernel, pattern)
+
+        close = precision.near(product, coincident)
+        return jax.lax.cond(close, precision.doubled(network), single, *data)
 
     first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
     batch = plan.batch_axis % first.ndim

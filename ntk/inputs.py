@@ -133,6 +133,7 @@ def inputs_to_kernel(
     mask2: Array | None,
     coincident: Array | None,
     plan: Plan,
+    product: Array | None = None,
 ) -> Kernel:
     """Moments of the data: inner products over channels, divided by their number.
 
@@ -147,17 +148,14 @@ def inputs_to_kernel(
         mask2: the same of the second batch.
         coincident: (N1, N2), where the samples are the same; or None.
         plan: axes, and what the network needs.
+        product: `product_of_units` of the same arguments, where it is known.
     """
     batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
     masks = [None if m is None else jnp.all(m, channel, keepdims=True) for m in (mask1, mask2)]
-    sides = [jnp.moveaxis(x, (batch, channel), (0, -1)) for x in (x1, x2)]
-    norms = [jnp.sum(x * x, -1) for x in sides]
-    if plan.differentiated:
-        norms = _positive(norms)
-    units = [x * kernels.inverse_sqrt(norm)[..., None] for x, norm in zip(sides, norms)]
+    units, norms = _units(x1, x2, plan)
     width, pixels = x1.shape[channel], x1.ndim - 2
     spread = plan.need.pairs and pixels > 0
-    correlation = _inner(*units, pixels, spread, 2)
+    correlation = _inner(*units, pixels, spread, 2) if product is None else product
     kernel = Kernel(
         correlation=rules.snap(correlation, width),
         var1=norms[0] / width,
@@ -180,6 +178,22 @@ def inputs_to_kernel(
             one, two = kernels.views_within(jnp.sqrt(norm / width))
             within[side] = _inner(unit, unit, pixels, True, 1) * (one * two)
     return kernel.replace(within1=within[0], within2=within[1])
+
+
+def product_of_units(x1: Array, x2: Array, plan: Plan) -> Array:
+    """Inner products of the samples divided by their norms, as a matrix product leaves them: beyond 1 by rounding."""
+    pixels = x1.ndim - 2
+    return _inner(*_units(x1, x2, plan)[0], pixels, plan.need.pairs and pixels > 0, 2)
+
+
+def _units(x1: Array, x2: Array, plan: Plan) -> tuple[list[Array], list[Array]]:
+    """Both batches with the norm of their channels divided out, channels last; and the squares of the norms."""
+    batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
+    sides = [jnp.moveaxis(x, (batch, channel), (0, -1)) for x in (x1, x2)]
+    norms = [jnp.sum(x * x, -1) for x in sides]
+    if plan.differentiated:
+        norms = _positive(norms)
+    return [x * kernels.inverse_sqrt(n)[..., None] for x, n in zip(sides, norms)], norms
 
 
 def _positive(norms: list[Array]) -> list[Array]:
