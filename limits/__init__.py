@@ -1,6 +1,6 @@
 """What width and depth do: parametrizations, regimes, coordinate checks, limits."""
 
-from limits import cbow, depth, dmft, feature_learning, mean_field, pi_net
+from limits import cbow, depth, dmft, feature_learning, mean_field, perceptron, pi_net
 from limits.coordinates import (
     CoordinateCheck,
     captured_outputs,
@@ -41,6 +41,7 @@ __all__ = [
     "mean_field",
     "named_rule",
     "parametrize",
+    "perceptron",
     "pi_net",
     "symmetry",
 ]
