@@ -166,9 +166,10 @@ class KernelFn:
         )
         if chained and self.pair is None:
             return _select(self.rule(x1_or_kernel, pattern=pattern), get)
-        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1")
+        least = 2 if self.pair is None else 1
+        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1", least)
         symmetric = x2 is None
-        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2")
+        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2", least)
         check_pair(x1, x2, self.axes)
         if diagonal_batch is False and {"cov1", "cov2"} & set(names or ("cov1",)):
             raise ValueError(

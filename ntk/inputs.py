@@ -55,10 +55,13 @@ class Plan(NamedTuple):
     differentiated: bool = False
 
 
-def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
-    """Inputs as floating-point arrays with hidden entries zero, and the masks (None without mask_constant)."""
+def checked(x: Any, mask_constant: float | None, name: str, least: int = 2) -> tuple[Any, Any]:
+    """Inputs as floating-point arrays with hidden entries zero, and the masks (None without mask_constant).
+
+    They have at least so many axes: a model that is traced may take one number an example.
+    """
     if isinstance(x, list | tuple):
-        pairs = [checked(part, mask_constant, f"{name}[{i}]") for i, part in enumerate(x)]
+        pairs = [checked(part, mask_constant, f"{name}[{i}]", least) for i, part in enumerate(x)]
         return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
     if not isinstance(x, jax.Array | np.ndarray):
         raise ValueError(
@@ -70,10 +73,9 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels"
         )
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(
-            f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
-        )
+    if x.ndim < least or 0 in x.shape:
+        axes = "a batch and a channel axis" if least == 2 else "a batch axis"
+        raise ValueError(f"{name} has shape {x.shape}; it needs {axes}, and no empty axis")
     x = jax.device_put(x) if isinstance(x, np.ndarray) else x  # jnp.asarray compiles a copy
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)

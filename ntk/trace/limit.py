@@ -54,6 +54,7 @@ def infinite_width(
     roles: Any = None,
     batched: bool = True,
     attention_samples: int = 1024,
+    call: Any = None,
 ) -> KernelFn:
     """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
 
@@ -98,6 +99,7 @@ def infinite_width(
         batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
         attention_samples: draws of random scores for each pair of samples, a power of two; the error falls as
             1/sqrt(attention_samples), and faster for a few positions.
+        call: static keywords of every call of the model: `dict(train=False)`.
 
     Returns:
         `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`.
@@ -112,7 +114,7 @@ def infinite_width(
     """
     _check_parametrization(parametrization)
     assumed = (base_width, learning_rates, bias_std, roles)
-    traced = _trace(family, example, assumed, batched, attention_samples)
+    traced = _trace(families.called(family, call), example, assumed, batched, attention_samples)
     return kernel_function(traced, batched)
 
 
@@ -132,6 +134,7 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     given = defaults | options
     _check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
+    family = families.called(family, given.pop("call"))
     return explanation(_trace(family, example, tuple(given.values()), batched, samples))
 
 
