@@ -85,6 +85,10 @@ class Context:
                 "return model.eval()"
             )
         one, two = np.asarray(one), np.asarray(two)
+        if one.dtype.kind == "c":
+            raise Refusal(
+                "complex numbers in the model have no rule: write real and imaginary parts"
+            )
         if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
             body = (
                 self.number(one.flat[0], two.flat[0])
