@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import ntk
+from ntk.trace.sampled import sampled
 
 
 def _helper(name):
@@ -108,3 +109,16 @@ def test_kernel_by_rule_or_refusal_in_words(name):
             ntk.infinite_width(family, x)
     else:
         assert ntk.infinite_width(family, x).pair is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MLP", "actor-critic", "CNN", "GPT"])
+def test_rules_agree_with_finite_networks(name):
+    """Within three standard errors of means over networks of three widths."""
+    family, x = ARCHITECTURES[name].family, inputs(name)
+    exact = ntk.infinite_width(family, x)(x, None, ("nngp", "ntk"))
+    first = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in jax.tree.leaves(x))
+    found = sampled(family, first, (None,) * 4, True, 32, "").estimate(x)
+    for kind in ("nngp", "ntk"):
+        z = (found[kind].mean - getattr(exact, kind)) / found[kind].standard_error
+        assert abs(z).max() < 3
