@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -189,6 +189,23 @@ def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -
         return values if keep else values.where(np.isfinite(values))
 
     return data.map(lost, keep_attrs=True)
+
+
+def completed(data: xr.Dataset, **wanted: Sequence[Any]) -> xr.Dataset:
+    """The data with nan at values of a dimension that the run does not hold, so that no claim about them vanishes.
+
+    Args:
+        data: of a study.
+        **wanted: by dimension, the values that the claims of the study are about.
+    """
+    for dim, values in wanted.items():
+        missing = [value for value in values if value not in data[dim].values]
+        if missing:
+            numbers = [name for name, v in data.items() if dim in v.dims and v.dtype.kind in "fiu"]
+            every = [*data[dim].values, *missing]
+            filled = data[numbers].astype(float).reindex({dim: every})
+            data = filled.assign({k: v for k, v in data.items() if dim not in v.dims})
+    return data
 
 
 def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:
