@@ -58,8 +58,7 @@ def positive(most: float = _HUGE) -> Rule:
     def rule(path, value):
         real(-math.inf, math.inf)(path, value)
         if not 0 < value <= most:
-            limit = f" and at most {most:g}" if most < _HUGE else ""
-            refuse(path, value, f"a finite number above 0{limit}")
+            refuse(path, value, f"a finite number above 0 and at most {most:g}")
         if value < _TINY:
             refuse(path, value, f"at least {_TINY:g}: single precision holds no smaller ones")
 
