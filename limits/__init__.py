@@ -9,6 +9,8 @@ from limits import (
     feature_learning,
     finite_width,
     mean_field,
+    opposing,
+    perceptron,
     pi_net,
 )
 from limits.coordinates import (
@@ -56,7 +58,9 @@ __all__ = [
     "layerwise",
     "mean_field",
     "named_rule",
+    "opposing",
     "parametrize",
+    "perceptron",
     "pi_net",
     "susceptibilities",
     "symmetry",
