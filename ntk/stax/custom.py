@@ -83,7 +83,10 @@ class Diagonal(NamedTuple):
         return self.input == Bool.YES and self.output > Bool.NO
 
 
-_REQUIREMENTS = ("diagonal_batch", "diagonal_spatial", "batch_axis", "channel_axis")
+_REQUIREMENTS = (
+    *("diagonal_batch", "diagonal_spatial", "batch_axis", "channel_axis"),
+    *("mask_constant", "use_dropout"),
+)
 
 
 def requires(**requirements: Any) -> Callable:
@@ -91,16 +94,18 @@ def requires(**requirements: Any) -> Callable:
 
     Args:
         **requirements: `batch_axis`, `channel_axis` (compared with the kernel's), `diagonal_spatial` (a bool or a
-            `Diagonal`: False, or `Bool.NO`, asks for all pairs of pixels), `diagonal_batch` (True); others are options
-            that pass through.
+            `Diagonal`: False, or `Bool.NO`, asks for all pairs of pixels), `diagonal_batch` (True); `mask_constant` and
+            `use_dropout` are taken, and ask for nothing here.
 
     Returns:
         A decorator of functions of a `Kernel`.
 
     Raises:
+        TypeError: another requirement, with the nearest one.
         ValueError: diagonal_batch=False: a `Kernel` has one covariance per sample. Of the function: a kernel that does
             not meet the requirements.
     """
+    arguments.refuse_unknown("requires", requirements, _REQUIREMENTS)
     if not requirements.get("diagonal_batch", True):
         raise ValueError(
             "diagonal_batch=False asks for covariances between samples of one batch, which a Kernel does not keep: "

@@ -223,7 +223,9 @@ def test_a_phase_diagram_from_kernels_built_by_hand(x64):
     np.testing.assert_allclose(
         q, 2 / np.pi * np.arcsin(2 * preactivation / (1 + 2 * preactivation)), rtol=1e-6
     )
-    np.testing.assert_allclose(chi, weights[None] * 4 / np.pi / np.sqrt(1 + 4 * preactivation), rtol=1e-5)
+    np.testing.assert_allclose(
+        chi, weights[None] * 4 / np.pi / np.sqrt(1 + 4 * preactivation), rtol=1e-5
+    )
 
 
 def test_kernels_iterated_by_hand_are_those_of_the_deep_network(x64):
