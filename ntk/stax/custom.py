@@ -83,40 +83,34 @@ class Diagonal(NamedTuple):
         return self.input == Bool.YES and self.output > Bool.NO
 
 
-def requires(
-    *,
-    diagonal_batch: bool | None = None,
-    diagonal_spatial: bool | Diagonal | None = None,
-    batch_axis: int | None = None,
-    channel_axis: int | None = None,
-) -> Callable:
+_REQUIREMENTS = (
+    *("diagonal_batch", "diagonal_spatial", "batch_axis", "channel_axis"),
+    *("mask_constant", "use_dropout"),
+)
+
+
+def requires(**requirements: Any) -> Callable:
     """A decorator that says what a kernel_fn needs of the `Kernel` that it gets.
 
     Args:
-        diagonal_batch: True, as a `Kernel` is.
-        diagonal_spatial: False, or a `Diagonal` whose input is `Bool.NO`, asks for all pairs of pixels.
-        batch_axis: of the kernel.
-        channel_axis: of the kernel.
+        **requirements: `batch_axis`, `channel_axis` (compared with the kernel's), `diagonal_spatial` (a bool or a
+            `Diagonal`: False, or `Bool.NO`, asks for all pairs of pixels), `diagonal_batch` (True); `mask_constant` and
+            `use_dropout` are taken, and ask for nothing here.
 
     Returns:
         A decorator of functions of a `Kernel`.
 
     Raises:
+        TypeError: another requirement, with the nearest one.
         ValueError: diagonal_batch=False: a `Kernel` has one covariance per sample. Of the function: a kernel that does
             not meet the requirements.
     """
-    if diagonal_batch is False:
+    arguments.refuse_unknown("requires", requirements, _REQUIREMENTS)
+    if not requirements.get("diagonal_batch", True):
         raise ValueError(
             "diagonal_batch=False asks for covariances between samples of one batch, which a Kernel does not keep: "
             "kernel_fn(x, None, 'nngp') is that covariance"
         )
-    given = {
-        "diagonal_batch": diagonal_batch,
-        "diagonal_spatial": diagonal_spatial,
-        "batch_axis": batch_axis,
-        "channel_axis": channel_axis,
-    }
-    requirements = {name: value for name, value in given.items() if value is not None}
 
     def decorate(kernel_fn: Callable) -> Callable:
         @functools.wraps(kernel_fn)
