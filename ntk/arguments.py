@@ -217,6 +217,19 @@ def as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in axes)
 
 
+def axis_within(name: str, axis: int, ndim: int) -> int:
+    """The axis counted from the front.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: arrays of ndim axes do not have it.
+    """
+    (axis,) = as_axes((axis,))
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name} is {axis}; its inputs have axes {-ndim} to {ndim - 1}")
+    return axis % ndim
+
+
 def hashable(f: Callable) -> Callable:
     """Compiled kernels are kept by function: one that has no hash is compiled for anew.
 

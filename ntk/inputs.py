@@ -12,6 +12,7 @@ import numpy as np
 
 from ntk import kernel as kernels
 from ntk import rules
+from ntk.arguments import axis_within
 from ntk.kernel import Array, Kernel
 
 
@@ -90,6 +91,19 @@ def checked(x: Any, mask_constant: float | None, name: str, least: int = 2) -> t
             f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
         )
     return x, mask
+
+
+def check_axes(x: Any, batch: int, channel: int) -> None:
+    """Refuses axes of batch and channels that an input lacks, or that are the same."""
+    for part in jax.tree.leaves(x):
+        found = [
+            axis_within(name, axis, part.ndim)
+            for name, axis in (("batch_axis", batch), ("channel_axis", channel))
+        ]
+        if found[0] == found[1]:
+            raise ValueError(
+                f"batch_axis {batch} and channel_axis {channel} are one axis of inputs of shape {part.shape}"
+            )
 
 
 def check_pair(x1: Any, x2: Any, axes: tuple[int, int] | None) -> None:
