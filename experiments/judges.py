@@ -191,21 +191,20 @@ def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -
     return data.map(lost, keep_attrs=True)
 
 
-def completed(data: xr.Dataset, **wanted: Sequence[Any]) -> xr.Dataset:
+def completed(data: xr.Dataset, dim: str, wanted: Sequence[Any]) -> xr.Dataset:
     """The data with nan at values of a dimension that the run does not hold, so that no claim about them vanishes.
 
     Args:
         data: of a study.
-        **wanted: by dimension, the values that the claims of the study are about.
+        dim: one of its dimensions.
+        wanted: the values that the claims of the study are about.
     """
-    for dim, values in wanted.items():
-        missing = [value for value in values if value not in data[dim].values]
-        if missing:
-            numbers = [name for name, v in data.items() if dim in v.dims and v.dtype.kind in "fiu"]
-            every = [*data[dim].values, *missing]
-            filled = data[numbers].astype(float).reindex({dim: every})
-            data = filled.assign({k: v for k, v in data.items() if dim not in v.dims})
-    return data
+    missing = [value for value in wanted if value not in data[dim].values]
+    if not missing:
+        return data
+    numbers = [name for name, v in data.items() if dim in v.dims and v.dtype.kind in "fiu"]
+    filled = data[numbers].astype(float).reindex({dim: [*data[dim].values, *missing]})
+    return filled.assign({name: v for name, v in data.items() if dim not in v.dims})
 
 
 def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:

@@ -17,7 +17,7 @@ LEARNS, KERNEL, UNKNOWN = "feature learning", "kernel", "diverged"
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
-    data = completed(as_lost(data), background=(0.0, 1.0))
+    data = completed(as_lost(data), "background", (0.0, 1.0))
     return [
         *_dichotomy_claims(data),
         *_convergence_claims(data),

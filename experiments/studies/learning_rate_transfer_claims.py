@@ -277,7 +277,7 @@ def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
                 preconditions=(absent("coordinate check"),),
             )
         ]
-    data = completed(data, coordinate_parametrization=("ntk", "mup"))
+    data = completed(data, "coordinate_parametrization", ("ntk", "mup"))
     made = []
     flat = data.slope_predicted.sel(coordinate_parametrization="mup")
     for rule in data.coordinate_parametrization.values:

@@ -19,9 +19,8 @@ ALIGNED = 0.5  # size of the target along the principal component
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
-    data = completed(
-        as_lost(data), start_inputs=("circle", "digits"), component_inputs=("sphere", "digits")
-    )
+    data = completed(as_lost(data), "start_inputs", ("circle", "digits"))
+    data = completed(data, "component_inputs", ("sphere", "digits"))
     return [
         *_start_claims(data),
         *_drift_claims(data),
