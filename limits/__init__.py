@@ -1,6 +1,6 @@
 """What width and depth do: parametrizations, regimes, coordinate checks, limits."""
 
-from limits import cbow, depth, dmft, feature_learning, mean_field, pi_net
+from limits import cbow, depth, dmft, feature_learning, mean_field, opposing, pi_net
 from limits.coordinates import (
     CoordinateCheck,
     captured_outputs,
@@ -40,6 +40,7 @@ __all__ = [
     "layerwise",
     "mean_field",
     "named_rule",
+    "opposing",
     "parametrize",
     "pi_net",
     "symmetry",
