@@ -119,13 +119,32 @@ def machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "processor": platform.machine(),
+        "processor": _processor(),
+        "vector_bits": _vector_bits(),
         "cores": os.cpu_count(),
         "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "versions": versions,
     }
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor; nothing elsewhere."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _vector_bits() -> int | None:
+    """Width of the widest vector registers, on which the ratios depend; None where it is not known."""
+    flags = _cpuinfo("flags").split()
+    widths = {"avx512f": 512, "avx2": 256, "sse2": 128}
+    return next((bits for flag, bits in widths.items() if flag in flags), None)
 
 
 def describe(row: Comparison) -> str:

@@ -16,9 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, flow, precision
+from ntk import arguments, flow, immediate, precision
 from ntk.inputs import Need as Need
-from ntk.inputs import Plan, check_pair, checked, coincident_batches, inputs_to_kernel
+from ntk.inputs import (
+    Plan,
+    check_pair,
+    checked,
+    coincident_batches,
+    inputs_to_kernel,
+    product_of_units,
+)
 from ntk.inputs import join as join
 from ntk.kernel import Array, Kernel
 
@@ -29,8 +36,8 @@ TILE = {"cpu": 3 * 2**16}
 """Entries (pairs of samples times pairs of pixels) of one tile, by platform; on a CPU what its caches hold."""
 TILE_ELSEWHERE = 2**24
 
-SMALL = 2**14
-"""Entries up to which a kernel is evaluated in double precision whatever the samples are."""
+SMALL, SMALL_IMAGES = 2**15, 2**18
+"""Entries up to which a kernel is evaluated in double precision whatever the samples, or images, are."""
 
 _BETWEEN = ("correlation", "nngp", "ntk", "coincident")
 _FIRST = ("var1", "cov1", "within1", "mask1")
@@ -200,14 +207,48 @@ class KernelFn:
     def _evaluated(self, plan: Plan, data: tuple) -> Any:
         """The network on its inputs; JAX takes compiler options only outside every jit, grad and vmap."""
         alone, inside = self._compiled
-        if not all(map(flow.is_concrete, jax.tree.leaves(data[:2]))):
+        if not all(map(flow.is_concrete, jax.tree.leaves(data))):
             return inside(plan, *data)
         try:
+            if (out := self._at_once(plan, data)) is not None:
+                return out
             return alone(plan, *data)
         except ValueError as error:  # known inputs, inside a jit
             if "compiler_options" not in str(error):
                 raise
             return inside(plan, *data)
+
+    def _at_once(self, plan: Plan, data: tuple) -> Any:
+        """A small kernel by `immediate`; None once it was asked for so often that compiling is worth it."""
+        first, second = (jax.tree.leaves(x)[0] for x in data[:2])
+        batch = plan.batch_axis % first.ndim
+        sizes = first.shape[batch], second.shape[batch]
+        small = _is_small(sizes, _entries(first, batch, plan, self.area))
+        if not small or jax.config.jax_disable_jit:
+            return None
+        leaves, tree = jax.tree.flatten(data)
+        rest = tree, *((x.shape, x.dtype) for x in leaves), jax.config.jax_enable_x64
+        # One program of both kernels serves who asks for one of them, too.
+        both = plan._replace(names=("nngp", "ntk"), ntk=True)
+        if plan.names == ("ntk",) or ((both, rest) in self._small and plan.names == ("nngp",)):
+            plan = both
+        key = plan, rest
+        if key not in self._small:
+            self._small[key] = [self._program(plan, data), 0.0]
+        program, spent = self._small[key]
+        if program.cost + spent > program.limit:
+            return None
+        self._small[key][1] += program.cost
+        return program(*leaves)
+
+    def _program(self, plan: Plan, data: tuple) -> immediate.Program:
+        evaluate = functools.partial(_evaluate, self, plan, slopes=False)
+        return immediate.program(evaluate, *data)
+
+    @functools.cached_property
+    def _small(self) -> dict[Hashable, list]:
+        """Programs of small kernels by plan and shapes, and what was spent on each."""
+        return {}
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -279,7 +320,11 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
     return collections.namedtuple("AnalyticKernel", get)(*map(field, get))
 
 
-def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
+def _evaluate(
+    fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern, *, slopes: bool = True
+) -> Any:
+    """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples."""
+
     def inputs(x1, x2, mask1, mask2, coincident, plan) -> Any:
         if isinstance(x1, tuple):
             return tuple(inputs(*part, coincident, plan) for part in zip(x1, x2, mask1, mask2))
@@ -301,11 +346,15 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
         if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
             close = precision.near_samples(x1, x2, coincident, batch)
             return jax.lax.cond(close, precision.doubled(network), network, *data)
-        kernels = inputs(x1, x2, mask1, mask2, coincident, plan)
-        close = precision.near(kernels.correlation, coincident)
-        return jax.lax.cond(
-            close, precision.doubled(network), lambda *_: layers(kernels, pattern), *data
-        )
+        # What both the test and the branch read is the product itself: it is in memory anyway.
+        product = product_of_units(x1, x2, plan)
+
+        def single(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+            kernel = inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan, product)
+            return layers(kernel, pattern)
+
+        close = precision.near(product, coincident)
+        return jax.lax.cond(close, precision.doubled(network), single, *data)
 
     first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
@@ -315,15 +364,16 @@ def _evaluate(fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern) -> Any:
     data = (x1, x2, mask1, mask2, pattern)
     values = network
     if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
-        if math.prod(sizes) * entries <= SMALL:
+        if _is_small(sizes, entries):
             values = precision.doubled(network)
         else:
             values = unless_near
-    slopes = functools.partial(network, plan=plan._replace(differentiated=True))
-    evaluated = precision.split(values, slopes)
+    if slopes:
+        other = functools.partial(network, plan=plan._replace(differentiated=True))
+        values = precision.split(values, other)
     if tile is None:
-        return evaluated(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
-    return _tiled(evaluated, plan, batch, sizes, tile, data)
+        return values(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
+    return _tiled(values, plan, batch, sizes, tile, data)
 
 
 def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | None) -> int:
@@ -333,6 +383,10 @@ def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | Non
     channel = plan.channel_axis % x.ndim
     pixels = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
     return pixels**2 if plan.need.pairs else pixels
+
+
+def _is_small(sizes: tuple[int, int], entries: int) -> bool:
+    return math.prod(sizes) * entries <= (SMALL if entries == 1 else SMALL_IMAGES)
 
 
 def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +74,7 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
         )
-    x = jnp.asarray(x)
+    x = jax.device_put(x) if isinstance(x, np.ndarray) else x  # jnp.asarray compiles a copy
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
     elif x.dtype.itemsize < 4:
@@ -82,7 +83,7 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
     if mask_constant is not None:
         mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
         x = jnp.where(mask, 0, x)
-    if _truth(jnp.isfinite(x).all()) is False:
+    if _truth(lambda xp, x: xp.isfinite(x).all(), x) is False:
         raise ValueError(
             f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
         )
@@ -111,15 +112,18 @@ def coincident_batches(x1: Any, x2: Any) -> bool:
         return all(coincident_batches(a, b) for a, b in zip(x1, x2))
     if x1 is x2:
         return True
-    return x1.shape == x2.shape and _truth(jnp.array_equal(x1, x2)) is True
+    same = x1.shape == x2.shape
+    return same and _truth(lambda xp, one, two: xp.array_equal(one, two), x1, x2) is True
 
 
-def _truth(x: Array) -> bool | None:
-    """A boolean, or None where it is not known before the run."""
-    try:
-        return bool(x)
-    except jax.errors.ConcretizationTypeError:
+def _truth(fn: Callable[..., Any], *xs: Array) -> bool | None:
+    """fn(module, *xs), or None where it is not known before the run; by numpy on a CPU, which compiles nothing."""
+    if any(isinstance(x, jax.core.Tracer) for x in xs):
         return None
+    here = all(getattr(x, "is_fully_addressable", True) for x in xs)
+    if jax.default_backend() == "cpu" and here:
+        return bool(fn(np, *map(np.asarray, xs)))
+    return bool(fn(jnp, *xs))
 
 
 def inputs_to_kernel(
@@ -129,6 +133,7 @@ def inputs_to_kernel(
     mask2: Array | None,
     coincident: Array | None,
     plan: Plan,
+    product: Array | None = None,
 ) -> Kernel:
     """Moments of the data: inner products over channels, divided by their number.
 
@@ -143,17 +148,14 @@ def inputs_to_kernel(
         mask2: the same of the second batch.
         coincident: (N1, N2), where the samples are the same; or None.
         plan: axes, and what the network needs.
+        product: `product_of_units` of the same arguments, where it is known.
     """
     batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
     masks = [None if m is None else jnp.all(m, channel, keepdims=True) for m in (mask1, mask2)]
-    sides = [jnp.moveaxis(x, (batch, channel), (0, -1)) for x in (x1, x2)]
-    norms = [jnp.sum(x * x, -1) for x in sides]
-    if plan.differentiated:
-        norms = _positive(norms)
-    units = [x * kernels.inverse_sqrt(norm)[..., None] for x, norm in zip(sides, norms)]
+    units, norms = _units(x1, x2, plan)
     width, pixels = x1.shape[channel], x1.ndim - 2
     spread = plan.need.pairs and pixels > 0
-    correlation = _inner(*units, pixels, spread, 2)
+    correlation = _inner(*units, pixels, spread, 2) if product is None else product
     kernel = Kernel(
         correlation=rules.snap(correlation, width),
         var1=norms[0] / width,
@@ -176,6 +178,22 @@ def inputs_to_kernel(
             one, two = kernels.views_within(jnp.sqrt(norm / width))
             within[side] = _inner(unit, unit, pixels, True, 1) * (one * two)
     return kernel.replace(within1=within[0], within2=within[1])
+
+
+def product_of_units(x1: Array, x2: Array, plan: Plan) -> Array:
+    """Inner products of the samples divided by their norms, as a matrix product leaves them: beyond 1 by rounding."""
+    pixels = x1.ndim - 2
+    return _inner(*_units(x1, x2, plan)[0], pixels, plan.need.pairs and pixels > 0, 2)
+
+
+def _units(x1: Array, x2: Array, plan: Plan) -> tuple[list[Array], list[Array]]:
+    """Both batches with the norm of their channels divided out, channels last; and the squares of the norms."""
+    batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
+    sides = [jnp.moveaxis(x, (batch, channel), (0, -1)) for x in (x1, x2)]
+    norms = [jnp.sum(x * x, -1) for x in sides]
+    if plan.differentiated:
+        norms = _positive(norms)
+    return [x * kernels.inverse_sqrt(n)[..., None] for x, n in zip(sides, norms)], norms
 
 
 def _positive(norms: list[Array]) -> list[Array]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 
 Array = jax.Array
 
@@ -38,7 +39,7 @@ def split(value: Callable[..., Any], slopes: Callable[..., Any]) -> Callable[...
         def flat(fn: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *leaves: fn(*jax.tree.unflatten(tree, leaves))
 
-        values, hidden = jax.closure_convert(flat(value), *leaves)
+        values, hidden = _opened(flat(value), leaves)
         if hidden:  # hyperparameters: a custom rule does not see their tangents
             fixed = jax.lax.stop_gradient((*leaves, *hidden))
             return jax.tree.map(_grafted, _guarded(values)(*fixed), slopes(*args))
@@ -95,6 +96,24 @@ def _folded(x: Array) -> Array:
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % 4)])
     signs = np.random.default_rng(0).choice([-0.5, 0.5], x.shape[1])
     return jnp.sum((x * jnp.asarray(signs, x.dtype)[None]).reshape(x.shape[0], 4, -1), 1)
+
+
+def _opened(fn: Callable[..., Any], leaves: list) -> tuple[Callable[..., Any], list]:
+    """fn(*leaves, *hidden), and the hidden values: those that fn closes over and a transformation has not told.
+
+    `jax.closure_convert` leaves out those of a vmap.
+    """
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*leaves)
+    unknown = [k for k, x in enumerate(closed.consts) if isinstance(x, jax.core.Tracer)]
+
+    def call(*args: Any) -> Any:
+        known = list(closed.consts)
+        for k, x in zip(unknown, args[len(leaves) :]):
+            known[k] = x
+        out = jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, known))(*args[: len(leaves)])
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return call, [closed.consts[k] for k in unknown]
 
 
 def _cast(x: Array, old: Any, new: Any) -> Array:

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ntk import host
 from ntk.trace import axes as ax
-from ntk.trace import host
 from ntk.trace.axes import Dims
 from ntk.trace.context import Context, finite_step, materialised, scaled_shape
 from ntk.trace.coordinates import Finite, Number, Refusal, Value

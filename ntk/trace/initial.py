@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from ntk import host
 from ntk.family import named_leaves
-from ntk.trace import host
 from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512

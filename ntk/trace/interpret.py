@@ -23,21 +23,11 @@ from jax.extend import core as jex
 from ntk import program
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
+from ntk.trace.alive import CALLS, alive, carried, wanted_of_loop
 from ntk.trace.context import Context, used_twice
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
-from ntk.trace.shapes import row
-
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-
-
-_CALLS |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
-
-
-_CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-
-
-_CALLS |= {"custom_vjp_call_jaxpr": "fun_jaxpr"}
+from ntk.trace.shapes import row, stacked
 
 
 @functools.cache
@@ -100,38 +90,52 @@ def trace(
     return outs[0]
 
 
-def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list[Value]:
-    """Values of the outputs of a jaxpr, read at both widths at once."""
+def run(
+    context: Context,
+    jaxprs: list,
+    consts: list,
+    args: list[Value | None],
+    wanted: Sequence[bool] | None = None,
+) -> list[Value | None]:
+    """Values of the outputs of a jaxpr, read at both widths at once; of the wanted ones alone.
+
+    Args:
+        context: of the trace.
+        jaxprs: the programs.
+        consts: their constants.
+        args: their inputs; None for those that no wanted output depends on.
+        wanted: of the outputs; None for all.
+    """
 
     first, second = jaxprs
-    if len(first.eqns) != len(second.eqns):
+    wanted = (True,) * len(first.outvars) if wanted is None else tuple(wanted)
+    one_alive, two_alive = (alive(j, wanted).equations for j in jaxprs)
+    if len(one_alive) != len(two_alive):
         raise Refusal("the program of the model differs between widths: it must not depend on it")
-    env = dict(zip(first.constvars, (context.array(a, b) for a, b in zip(*consts))))
+    used = {v for eqn, _ in one_alive for v in eqn.invars if not isinstance(v, jex.Literal)}
+    used |= {v for v, want in zip(first.outvars, wanted) if want and not isinstance(v, jex.Literal)}
+    pairs = zip(first.constvars, *consts)
+    env = {v: context.array(a, b) for v, a, b in pairs if v in used}
     env |= dict(zip(first.invars, args))
 
-    def read(one: Any, two: Any) -> Value:
+    def read(one: Any, two: Any) -> Value | None:
         if isinstance(one, jex.Literal):
             return context.array(one.val, two.val)
-        if env[one] is None:
-            raise Refusal(
-                "the results of every step of a loop are put together: use the last one alone"
-            )
-        return env[one]
+        return env.get(one)  # None is for what no output depends on
 
-    for one, two in zip(first.eqns, second.eqns):
+    for (one, outs_wanted), (two, _) in zip(one_alive, two_alive):
         name = one.primitive.name
         if name != two.primitive.name:
             raise Refusal(
                 f"the program of the model differs between widths ({name}, {two.primitive.name})"
             )
-        values = [read(a, b) for a, b in zip(one.invars, two.invars)]
         outer = context.program.line
         context.program.line = line_of(one) or outer
+        values = [read(a, b) for a, b in zip(one.invars, two.invars)]
         try:
-            if name == "scan":
-                outs = _scan(context, one, two, values)
-            elif name in _CALLS:
-                outs = _call(context, first, one, two, values)
+            if name == "scan" or name in CALLS:
+                repeat = _scan if name == "scan" else functools.partial(_call, outer=first)
+                outs = repeat(context, one, two, values, outs_wanted)
             else:
                 outs = rule(context, one, two, values)
         except Refusal as refusal:
@@ -140,7 +144,8 @@ def run(context: Context, jaxprs: list, consts: list, args: list[Value]) -> list
             raise _located(Refusal(str(mismatch)), name, context.program.line) from None
         context.program.line = outer
         env.update(zip(one.outvars, outs))
-    return [read(a, b) for a, b in zip(first.outvars, second.outvars)]
+    outs = zip(first.outvars, second.outvars, wanted)
+    return [read(a, b) if want else None for a, b, want in outs]
 
 
 def _located(refusal: Refusal, name: str, line: str) -> Refusal:
@@ -154,37 +159,47 @@ def _located(refusal: Refusal, name: str, line: str) -> Refusal:
 
 
 def _call(
-    context: Context, outer: jex.Jaxpr, one: Any, two: Any, values: list[Value]
-) -> list[Value]:
-    key = _CALLS[one.primitive.name]
-    inner = [eqn.params[key] for eqn in (one, two)]
+    context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool], outer: jex.Jaxpr
+) -> list[Value | None]:
+    inner = [eqn.params[CALLS[one.primitive.name]] for eqn in (one, two)]
     jaxprs = [getattr(j, "jaxpr", j) for j in inner]
     consts = [getattr(j, "consts", ()) for j in inner]
-    if one.primitive.name.startswith("custom") and any(co.is_random(v.body) for v in values):
+    random = any(v is not None and co.is_random(v.body) for v in values)
+    if one.primitive.name.startswith("custom") and random:
         _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
-    return run(context, jaxprs, consts, values)
+    return run(context, jaxprs, consts, values, wanted)
 
 
-def _scan(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value | None]:
-    """A loop written out, as over the stacked parameters of equal blocks; what it stacks itself is left out."""
+def _scan(
+    context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool]
+) -> list[Value | None]:
+    """A loop written out, as over the stacked parameters of equal blocks."""
     closed = [eqn.params["jaxpr"] for eqn in (one, two)]
-    # By shapes, because the names of these numbers differ between versions of JAX: rows of xs come last.
-    inner = closed[0].jaxpr
-    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(one.invars, inner.invars))
-    fixed = last - sum(a.aval.ndim == b.aval.ndim for a, b in zip(one.outvars, inner.outvars))
-    consts, carry, rows = values[:fixed], values[fixed:last], values[last:]
+    fixed, carries = carried(one)
+    consts, carry, rows = values[:fixed], values[fixed : fixed + carries], values[fixed + carries :]
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
     for value in consts:
-        if isinstance(value.body, Weight) and count > 1 and any(context.law(value.body)[1::2]):
-            raise used_twice(value.body.name)
-    steps = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
-    for k in steps:
-        inputs = [*consts, *carry, *(row(context, x, k) for x in rows)]
-        outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], inputs)
-        carry = outs[: len(carry)]
-    return [*carry, *[None] * (len(one.outvars) - len(carry))]
+        weight = getattr(value, "body", None)
+        if isinstance(weight, Weight) and count > 1 and any(context.law(weight)[1::2]):
+            raise used_twice(weight.name)
+    inside = wanted_of_loop(one, wanted)
+    needed = alive(closed[0].jaxpr, inside).inputs
+    order = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
+    results: list[list] = [[None] * count for _ in wanted[carries:]]
+    for k in order:
+        given = [row(context, x, k) if use else None for x, use in zip(rows, needed[-len(rows) :])]
+        inputs = [*consts, *carry, *(given if rows else ())]
+        outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], inputs, inside)
+        carry = outs[:carries]
+        for column, out in zip(results, outs[carries:]):
+            column[k] = out
+    stacks = [
+        stacked(context, column) if want else None
+        for column, want in zip(results, wanted[carries:])
+    ]
+    return [*carry, *stacks]
 
 
 def _check_derivative(outer: jex.Jaxpr, equation: Any, inner: jex.ClosedJaxpr) -> None:

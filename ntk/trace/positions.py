@@ -143,8 +143,12 @@ def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> V
         a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))
     ):
         return _side_by_side(context, values, axis, scaled_shape(one, two))
+    return joined(context, values, axis, scaled_shape(one, two)[axis])
+
+
+def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> Value:
+    """Activations side by side along an axis of positions, of that size in all."""
     total, start = None, 0
-    size = scaled_shape(one, two)[axis]
     new = context.fresh_dims([size], "position")[0]
     length = size[0]
     for value in values:

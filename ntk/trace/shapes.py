@@ -10,7 +10,7 @@ from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, finite_step, scaled_shape
 from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight
 from ntk.trace.elementwise import piece_axis, take_units
-from ntk.trace.positions import mapped
+from ntk.trace.positions import joined, mapped
 from ntk.trace.steps import shape_code
 
 
@@ -131,6 +131,14 @@ def row(context: Context, value: Value, k: int) -> Value:
     bounds[0] = (k, k + 1, k, k + 1, 1)
     out = sliced(context, None, value, bounds)
     return _reshaped(context, "reshape", (), out.body, out.dims, out.dims[1:])
+
+
+def stacked(context: Context, values: list[Value]) -> Value:
+    """Arrays as the rows of one, the results of every round of a loop."""
+    wide = [_reshaped(context, "reshape", (), v.body, v.dims, ((), *v.dims)) for v in values]
+    if all(isinstance(v.body, Finite | Number) for v in wide):
+        raise Refusal("numbers of every round of a loop are put together, without activations")
+    return joined(context, wide, 0, (len(wide),) * 2)
 
 
 def _units(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk.trace import host
+from ntk import host
 
 # ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
 Tree = Any

@@ -1,4 +1,4 @@
-"""Primitives on numpy arrays: what is needed while a network is read, without compiling anything."""
+"""Primitives that act on each entry, on numpy arrays: without compiling anything."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def bind(primitive: Any, params: dict, args: Sequence[Any]) -> np.ndarray:
         return np.asarray(out[0] if isinstance(out, list | tuple) else out)
     with np.errstate(all="ignore"):
         return np.asarray(rule(params, *map(np.asarray, args)))
+
+
+def knows(primitive: Any) -> bool:
+    """Whether numpy has it; otherwise `bind` runs JAX."""
+    return primitive.name in _RULES
 
 
 def _plain(fn: Callable) -> Callable:

@@ -1,0 +1,92 @@
+"""Dead code: equations of a model that its output does not depend on, such as the unused head of two.
+
+A program is walked back from its outputs, into the programs nested in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jax.extend import core as jex
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+"""Primitives that call a program, and the parameter that holds it."""
+
+
+class Alive(NamedTuple):
+    """What of a program is used.
+
+    Attributes:
+        equations: those that an output depends on, in order, each with the outputs of its own that are used.
+        inputs: for each input of the program, whether it is.
+    """
+
+    equations: tuple[tuple[Any, tuple[bool, ...]], ...]
+    inputs: tuple[bool, ...]
+
+
+def alive(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> Alive:
+    """The part of a program that the wanted outputs depend on."""
+    used = {v for v, want in zip(jaxpr.outvars, wanted) if want and not isinstance(v, jex.Literal)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        outs = tuple(v in used for v in equation.outvars)
+        if not any(outs):
+            continue
+        kept.append((equation, outs))
+        reads = _reads(equation, outs)
+        used |= {
+            v for v, read in zip(equation.invars, reads) if read and not isinstance(v, jex.Literal)
+        }
+    return Alive(tuple(reversed(kept)), tuple(v in used for v in jaxpr.invars))
+
+
+def body(equation: Any) -> jex.Jaxpr:
+    """The program that an equation calls or repeats."""
+    inner = equation.params[CALLS.get(equation.primitive.name, "jaxpr")]
+    return getattr(inner, "jaxpr", inner)
+
+
+def _reads(equation: Any, outs: Sequence[bool]) -> Sequence[bool]:
+    """Which operands of an equation the wanted ones of its outputs depend on."""
+    name = equation.primitive.name
+    if name in CALLS:
+        return alive(body(equation), outs).inputs
+    if name == "scan":
+        return alive(body(equation), wanted_of_loop(equation, outs)).inputs
+    return (True,) * len(equation.invars)
+
+
+def carried(equation: Any) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a loop.
+
+    By shapes, because the names of these numbers differ between versions of JAX: rows of what is looped over come last.
+    """
+    inner = body(equation)
+    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, inner.invars))
+    carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars))
+    return last - carry, carry
+
+
+def wanted_of_loop(equation: Any, outs: Sequence[bool]) -> tuple[bool, ...]:
+    """Outputs of a loop's body that are used: those wanted, and carried values that a later round reads."""
+    fixed, carry = carried(equation)
+    wanted = tuple(outs)
+    while True:
+        inputs = alive(body(equation), wanted).inputs
+        more = tuple(w or inputs[fixed + k] for k, w in enumerate(wanted[:carry]))
+        if more == wanted[:carry]:
+            return wanted
+        wanted = (*more, *wanted[carry:])

@@ -1,0 +1,188 @@
+"""Small kernels at once: numpy's walk through a program is the program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import models
+import ntk
+from ntk import evaluate, immediate, stax
+
+X = np.random.default_rng(0).normal(size=(3, 4))
+POSITIVE = np.abs(X) + 0.1
+
+
+def loops(x):
+    def body(carry, row):
+        return carry + row, carry * row
+
+    carry, rows = lax.scan(body, x[0], x, reverse=True)
+    carry = lax.fori_loop(0, 3, lambda i, c: c * (i + 1), carry)
+    carry = lax.while_loop(lambda c: c.sum() < 100, lambda c: c + 1, carry)
+    return lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, carry), rows
+
+
+@jax.custom_jvp
+def ruled(x):
+    return jnp.sinc(x)
+
+
+ruled.defjvp(lambda primals, tangents: (ruled(*primals), tangents[0]))
+
+
+@jax.custom_batching.custom_vmap
+def batched(x):
+    return jnp.exp(x)
+
+
+batched.def_vmap(lambda size, flags, x: (batched(x), True))
+
+
+FUNCTIONS = {
+    "loops": loops,
+    "inner programs": lambda x: jax.jit(jnp.tanh)(jax.checkpoint(ruled)(x)),
+    "vmap": lambda x: batched(x),
+    "products": lambda x: (x @ x.T, jnp.einsum("ij,ik->ijk", x, x), jnp.tensordot(x, x, 2)),
+    "batched product": lambda x: jnp.einsum(
+        "ijk,ilk->ijl", x[..., None] * x[:, None], x[..., None] * x[:, None]
+    ),
+    "shapes": lambda x: (
+        x.T.reshape(2, 6),
+        x[::-1, 1:3],
+        x[None],
+        jnp.concatenate([x, x], 1),
+        jnp.stack([x, x], 1),
+    ),
+    "pad": lambda x: lax.pad(x, 7.0, [(2, -1, 1), (-1, 1, 0)]),
+    "pad to nothing": lambda x: lax.pad(x, 7.0, [(-3, 0, 0), (1, 1, 2)]),
+    "iota": lambda x: x * lax.broadcasted_iota(float, x.shape, 1),
+    "reductions": lambda x: (x.sum(0), x.max(), x.min(1), x.prod(), (x > 0).any(1), (x > -9).all()),
+    "one after another": lambda x: (jnp.cumsum(x, 1), jnp.sort(x, 0), jnp.argmax(x, 1)),
+    "look-ups": lambda x: (
+        x[jnp.array([2, 0])],
+        x.at[1].set(0),
+        lax.dynamic_slice(x, (1, 1), (2, 2)),
+    ),
+    "functions": lambda x: (
+        jnp.arcsin(x / 9),
+        lax.rsqrt(x * x),
+        x**3,
+        x**-2,
+        jnp.sign(x),
+        jnp.expm1(x),
+        lax.erf(x),
+    ),
+    "special": lambda x: (jax.scipy.special.i0e(x), jax.scipy.special.gammaln(x * x), jnp.round(x)),
+    "choices": lambda x: (
+        jnp.where(x > 0, x, -1),
+        jnp.clip(x, -0.5, 0.5),
+        lax.select_n(jnp.int32(1), x, -x, 2 * x),
+    ),
+    "window": lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2), (1, 1), "VALID"),
+    "decompositions": lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(3)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_program_is_its_function(name):
+    with jax.enable_x64(True):
+        x = jnp.asarray(X)
+        expected = FUNCTIONS[name](x)
+        found = immediate.program(FUNCTIONS[name], x)(x)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+        np.testing.assert_allclose(one, two, rtol=1e-13, atol=1e-14)
+
+
+def net(activation=stax.Relu, b_std=0.1):
+    return stax.serial(
+        stax.Dense(1, 1.4, b_std),
+        activation(),
+        stax.Dense(1, 1.4, b_std),
+        activation(),
+        stax.Dense(1),
+    )[2]
+
+
+def compilations(fn):
+    """How many programs XLA compiles while fn runs."""
+    found = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: found.append(name) if "backend_compile" in name else None
+    )
+    fn()
+    return len(found)
+
+
+def test_the_first_kernel_compiles_nothing():
+    kernel_fn, x = net(stax.Gelu), jnp.asarray(X, jnp.float32)
+    x.block_until_ready()
+    assert compilations(lambda: kernel_fn(x, None, ("nngp", "ntk"))) == 0
+    assert (
+        compilations(lambda: jax.jit(lambda x: kernel_fn(x, None, "ntk"))(x)) > 0
+    )  # the count counts
+
+
+@pytest.mark.parametrize("activation", [stax.Relu, stax.Gelu, stax.Erf, stax.Sin])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_at_once_and_compiled_are_the_same_numbers(activation, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        x = jnp.asarray(X, dtype)
+        kernel_fn = net(activation)
+        compiled = jax.jit(lambda x: kernel_fn(x, None, ("nngp", "ntk")))(x)
+        for get in ("ntk", "nngp"):
+            at_once = kernel_fn(x, None, get)
+            assert at_once.dtype == dtype
+            expected = np.asarray(getattr(compiled, get))
+            tolerance = 4 * np.finfo(dtype).eps * np.abs(expected).max()
+            np.testing.assert_allclose(at_once, expected, rtol=0, atol=tolerance)
+
+
+def test_what_is_asked_for_often_is_compiled():
+    kernel_fn, x = net(), jnp.asarray(X)
+    first = kernel_fn(x, None, "ntk")
+    ((program, spent),) = kernel_fn._small.values()
+    assert 0 < spent == program.cost < program.limit < np.inf
+    kernel_fn._small[next(iter(kernel_fn._small))][1] = program.limit
+    found = []
+    assert compilations(lambda: found.append(kernel_fn(x, None, "ntk"))) > 0
+    np.testing.assert_allclose(found[0], first, rtol=1e-6)
+
+
+def test_large_kernels_are_compiled(monkeypatch):
+    monkeypatch.setattr(evaluate, "SMALL", 8)
+    kernel_fn = net()
+    kernel_fn(jnp.asarray(X), None, "ntk")
+    assert not kernel_fn._small
+
+
+def test_hyperparameters_of_a_transformation():
+    """Known inputs and unknown weights: what is compiled or differentiated is not evaluated at once."""
+    x = jnp.asarray(X)
+
+    def entry(b_std):
+        return net(b_std=b_std)(x, None, "ntk")[0, 1]
+
+    plain = [entry(b) for b in (0.1, 0.1 + 1e-2, 0.1 - 1e-2)]
+    np.testing.assert_allclose(jax.jit(entry)(0.1), plain[0], rtol=1e-6)
+    slope = jax.grad(entry)(0.1)
+    np.testing.assert_allclose(slope, (plain[1] - plain[2]) / 2e-2, rtol=1e-2)
+    np.testing.assert_allclose(jax.vmap(entry)(jnp.array([0.1, 0.11])), plain[:2], rtol=1e-5)
+
+
+def test_known_inputs_inside_a_jit():
+    kernel_fn, x = net(), jnp.asarray(X)
+    found = jax.jit(lambda c: c * kernel_fn(x, None, "nngp"))(2.0)
+    np.testing.assert_allclose(found, 2 * kernel_fn(x, None, "nngp"), rtol=1e-6)
+
+
+def test_a_traced_network_at_once():
+    """The weights of a first layer whose law is sampled included."""
+    x = jnp.asarray(X)
+    kernel_fn = ntk.infinite_width(lambda width: models.MLP(width=width, depth=2, outputs=1), x[:1])
+    compiled = jax.jit(lambda x: kernel_fn(x, None, "ntk"))(x)
+    np.testing.assert_allclose(kernel_fn(x, None, "ntk"), compiled, rtol=1e-6)
+    assert kernel_fn._small
