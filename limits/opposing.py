@@ -9,7 +9,7 @@ yet the curvature along the weights of x_o is S = alpha u, u = |w2|^2. From a sm
 so that S rises from nearly nothing to alpha R, linear in the signal, and crosses 2 / learning rate where
 alpha R > 2 / learning rate: there the two kinds of outliers, whose errors have opposite signs, begin to oscillate.
 
-Source: the setting of Rosenfeld & Risteski 2024 (arXiv 2311.04163), section 3, reconstructed from its description; the
+Source: Rosenfeld & Risteski 2024 (arXiv 2311.04163) for the setting, reconstructed from its published description; the
 logistic law is derived here. It stops being valid at the crossing, and up to it needs learning rate x R << 1 and
 initial weights small against sqrt(R).
 """
@@ -51,7 +51,7 @@ def sharpness_path(alpha: float, signal: float, start: float, times) -> np.ndarr
         times: any shape, in units of learning rate x steps; negative ones look back.
 
     Returns:
-        float64, of the shape of times; the largest Hessian eigenvalue within 1 % where u >= R / 2 and alpha >> 1.
+        float64, of the shape of times; the largest Hessian eigenvalue within 3 % where u >= R / 2 and alpha >= 20.
     """
     growth = np.exp(-2 * signal * np.asarray(times, float))
     return alpha * signal / (1 + (signal / start - 1) * growth)
@@ -132,7 +132,7 @@ def outliers(
     basis = np.linalg.qr(np.column_stack([sign, np.abs(sign), random]))[0][:, 2:]
     background = basis * math.sqrt(examples)
     beta = np.asarray(jax.random.normal(direction, (dim,)), float)
-    beta *= signal / np.linalg.norm(beta)
+    beta = beta * (signal / np.linalg.norm(beta))
     targets = background @ beta + magnitude * (outlier if consistent else np.abs(outlier))
     inputs = np.column_stack([background, outlier])
     ids = np.arange(pairs)

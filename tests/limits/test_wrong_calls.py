@@ -10,7 +10,7 @@ import pytest
 
 import limits
 import models
-from limits import cbow, depth, dmft, feature_learning, mean_field, pi_net
+from limits import cbow, depth, dmft, feature_learning, mean_field, opposing, pi_net
 from limits.feature_learning import Episodes
 
 KEY, NAN = jax.random.key(0), float("nan")
@@ -56,6 +56,15 @@ def dynamics(overlap=(0.5,), key=KEY, **options):
 
 # what is called, and a part of what is said
 WRONG = [
+    # opposing
+    (lambda: opposing.sharpness_path(40.0, 3.0, 0.0, [1.0]), "start is 0.0"),
+    (lambda: opposing.crossing_time(-1.0, 3.0, 0.1, 0.1), "alpha is -1.0"),
+    (lambda: opposing.outliers(0, 100, 5, alpha=1.0, signal=1.0), "key is 0"),
+    (lambda: opposing.outliers(KEY, 100, 99, alpha=1.0, signal=1.0), "dim is 99"),
+    (
+        lambda: opposing.outliers(KEY, 100, 5, alpha=1.0, signal=1.0, share=0.001),
+        "share is 0.001: of 100 examples 0",
+    ),
     # parametrize
     (lambda: parametrize(FAMILY(8)), "family is a module, MLP at one width.*lambda width: MLP"),
     (lambda: parametrize(3), "family is 3; it must be a function of the width"),
@@ -251,7 +260,9 @@ def test_every_public_function_is_called_wrongly():
     sources += inspect.getsource(parametrize) + inspect.getsource(check)
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
-    for package in (limits, models, cbow, depth, dmft, feature_learning, mean_field, pi_net):
+    for package in (
+        *(limits, models, cbow, depth, dmft, feature_learning, mean_field, opposing, pi_net),
+    ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers
             if public and value.__module__.startswith(package.__name__):
