@@ -27,17 +27,15 @@ class Opposing(NamedTuple):
     """Two groups of examples whose losses move against each other up to one step."""
 
     step: jax.Array  # t with the largest, or the first, rise of the mean loss from t to t+1
-    rise: jax.Array  # of the mean loss at that step; not positive: the loss never rose
+    rise: jax.Array  # of the mean loss at that step; not positive: it never rose
     up: jax.Array  # (m,) ids with the largest rise, largest first
     down: jax.Array  # (m,) ids with the largest fall, largest first
     correlation: jax.Array  # over steps, of the two groups' mean loss changes: -1 when opposing
     autocorrelation: jax.Array  # lag one, of the first group's change: -1 when oscillating
     share: jax.Array  # of sum |change| at the step that the two groups carry
-
-    @property
-    def oscillates(self) -> jax.Array:
-        """Whether the mean loss rose at all: without that the correlations are no evidence."""
-        return self.rise > 0
+    oscillates: (
+        jax.Array
+    )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
 
 
 def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -210,10 +208,11 @@ def opposing_signals(
     """Examples that pull the network in opposite directions, found where training oscillates.
 
     At a step where the mean loss rises, the examples with the largest rises and the largest falls; then how the two
-    groups' changes move together in the `window` steps up to it. Groups with opposing signals show rise > 0
+    groups' changes move together in the `window` steps up to it. Groups with opposing signals show a rise
     (`Opposing.oscillates`) and both correlations near -1. Correlations alone are no evidence: where the loss never
     rises, also below the edge of stability, groups chosen so show -.4 to -1 for both all the same (gradient descent
-    that oscillates along a direction of small loss, or noise). Ask for rise > 0 first.
+    that oscillates along a direction of small loss, or noise). Ask for `oscillates` first: a rise of more than four
+    roundings of the mean loss in the precision of `losses`, so pass them in the precision of the training.
 
     Before the first rise the oscillation grows and the two groups mirror each other; the largest rise may come
     after others, whose falls move both groups together and so mix into the window.
@@ -223,8 +222,8 @@ def opposing_signals(
             (some twenty) where training begins with a rise of its own.
         group_size: m, examples in each group, at most N/2.
         window: steps before the step.
-        until: "largest" rise of the mean loss, or the "first" one; where none rises, the step at which it falls
-            least.
+        until: "largest" rise of the mean loss, or the "first" one that is no rounding; where there is none, the
+            largest change.
 
     Returns:
         Opposing. The correlations describe this trajectory; its steps are not independent, so no
@@ -260,8 +259,10 @@ def _opposing(losses, group_size, window, until):
     change = jnp.diff(losses, axis=0)
     rises = jnp.mean(change, axis=1)
     step = jnp.argmax(rises)
+    # Where training has converged the mean loss rises by a rounding now and then.
+    rising = rises > 4 * jnp.finfo(losses.dtype).eps * jnp.mean(jnp.abs(losses[:-1]), axis=1)
     if until == "first":
-        step = jnp.where(rises[step] > 0, jnp.argmax(rises > 0), step)
+        step = jnp.where(rising.any(), jnp.argmax(rising), step)
     order = jnp.argsort(change[step], descending=True)
     up, down = order[:group_size], order[::-1][:group_size]
     before = step - jnp.arange(change.shape[0])
@@ -276,6 +277,7 @@ def _opposing(losses, group_size, window, until):
         _correlation(rise, fall, near),
         _correlation(rise[1:], rise[:-1], near[1:] & near[:-1]),
         carried / jnp.sum(jnp.abs(change[step])),
+        rising[step],
     )
 
 

@@ -156,6 +156,11 @@ def test_opposing_signals_until_the_first_rise():
     calm = examples.opposing_signals(jnp.asarray(falling), 2, until="first")
     assert int(calm.step) == 2
     assert not bool(calm.oscillates)
+    rounded = np.float32(falling)
+    rounded[3:] = rounded[2] * np.array([1, 1 + 2e-7, 1 + 2e-7], np.float32)[:, None]
+    calm = examples.opposing_signals(jnp.asarray(rounded), 2, until="first")
+    assert float(calm.rise) > 0
+    assert not bool(calm.oscillates)
 
 
 def test_sharpness_along_the_opposing_coordinate_is_alpha_times_the_readout():
