@@ -49,14 +49,18 @@ def real(low: float = -math.inf, high: float = math.inf, *, inside: bool = False
     return rule
 
 
-def positive(most: float = math.inf) -> Rule:
-    """A finite number above 0, up to ``most``."""
+_TINY, _HUGE = 1e-30, 1e30  # single precision ends not far beyond them
+
+
+def positive(most: float = _HUGE) -> Rule:
+    """A number above 0, up to ``most``, that single precision holds."""
 
     def rule(path, value):
         real(-math.inf, math.inf)(path, value)
         if not 0 < value <= most:
-            limit = f" and at most {most:g}" if most < math.inf else ""
-            refuse(path, value, f"a finite number above 0{limit}")
+            refuse(path, value, f"a finite number above 0 and at most {most:g}")
+        if value < _TINY:
+            refuse(path, value, f"at least {_TINY:g}: single precision holds no smaller ones")
 
     return rule
 

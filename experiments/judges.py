@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -189,6 +189,22 @@ def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -
         return values if keep else values.where(np.isfinite(values))
 
     return data.map(lost, keep_attrs=True)
+
+
+def completed(data: xr.Dataset, dim: str, wanted: Sequence[Any]) -> xr.Dataset:
+    """The data with nan at values of a dimension that the run does not hold, so that no claim about them vanishes.
+
+    Args:
+        data: of a study.
+        dim: one of its dimensions.
+        wanted: the values that the claims of the study are about.
+    """
+    missing = [value for value in wanted if value not in data[dim].values]
+    if not missing:
+        return data
+    numbers = [name for name, v in data.items() if dim in v.dims and v.dtype.kind in "fiu"]
+    filled = data[numbers].astype(float).reindex({dim: [*data[dim].values, *missing]})
+    return filled.assign({name: v for name, v in data.items() if dim not in v.dims})
 
 
 def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:

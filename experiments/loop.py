@@ -251,41 +251,53 @@ def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float
     )
     with rich.progress.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total_steps, pace="", loss="-")
-        start, done, trained = time.monotonic(), 0, 0
+        done, clock = 0, _Clock()
 
         def report(steps: int, name: str, loss: float) -> None:
-            nonlocal done, trained
+            nonlocal done
             done += steps
-            trained += 0 if np.isnan(loss) else steps  # what was loaded says nothing about the rate
-            pace = _pace(trained, total_steps - done, time.monotonic() - start)
+            pace = clock.pace(steps, loss, total_steps - done)
             bar.update(task, advance=steps, description=name, pace=pace, loss=f"{loss:.3g}")
 
         yield report
 
 
-def _pace(trained: int, left: int, seconds: float) -> str:
-    """Steps a second and the time left, in words; nothing where no step was trained."""
-    if not trained or seconds <= 0:
-        return ""
-    rate = trained / seconds
-    text = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{text}/s, {max(left, 0) / rate:.0f} s left, "
+class _Clock:
+    """Steps a second since the first report: what came before it was compiled, and what was loaded was not trained."""
+
+    def __init__(self) -> None:
+        self.start: float | None = None
+        self.trained = 0
+
+    def pace(self, steps: int, loss: float, left: int) -> str:
+        """Steps a second and the time left, in words; nothing before a second report of training."""
+        if np.isnan(loss):
+            return ""
+        now = time.monotonic()
+        if self.start is None:
+            self.start = now
+            return ""
+        self.trained += steps
+        seconds = now - self.start
+        if seconds <= 0:
+            return ""
+        rate = self.trained / seconds
+        text = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{text}/s, {max(left, 0) / rate:.0f} s left, "
 
 
 def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
-    start = time.monotonic()
-    last = start - every / 2  # the first line after half the time
-    done = trained = 0
+    last = time.monotonic() - every / 2  # the first line after half the time
+    done, clock = 0, _Clock()
 
     def report(steps: int, name: str, loss: float) -> None:
-        nonlocal done, trained, last
+        nonlocal done, last
         done += steps
-        trained += 0 if np.isnan(loss) else steps
+        pace = clock.pace(steps, loss, total_steps - done)
         now = time.monotonic()
         if now - last < every and done < total_steps:
             return
         last = now
-        pace = _pace(trained, total_steps - done, now - start)
         print(
             f"{title}: {done}/{total_steps} steps, {pace}{name}, loss {loss:.3g}",
             file=sys.stderr,

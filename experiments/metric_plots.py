@@ -295,8 +295,8 @@ def opposing_signals(result: Opposing, losses: Any, *, caption: str = "") -> Fig
         caption: replaces the default one.
     """
     caption = caption or (
-        "Mean loss of the two groups (and of all examples) around the largest rise (dotted). Opposing signals mirror "
-        "one another: what helps one group hurts the other, step by step."
+        "Mean loss of the two groups (and of all examples) around the rise of the loss at which they were found "
+        "(dotted). Opposing signals mirror one another: what helps one group hurts the other, step by step."
     )
     made, (ax,) = figure(caption=caption)
     losses, step = np.asarray(losses, float), int(result.step)

@@ -1,12 +1,25 @@
 """What width and depth do: parametrizations, regimes, coordinate checks, limits."""
 
-from limits import cbow, depth, dmft, feature_learning, mean_field, perceptron, pi_net
+from limits import (
+    aspect_ratio,
+    cbow,
+    depth,
+    dmft,
+    ensembles,
+    feature_learning,
+    finite_width,
+    mean_field,
+    opposing,
+    perceptron,
+    pi_net,
+)
 from limits.coordinates import (
     CoordinateCheck,
     captured_outputs,
     coordinate_check,
     layer_outputs,
 )
+from limits.criticality import Criticality, criticality, susceptibilities
 from limits.exponents import (
     RULES,
     Exponents,
@@ -23,25 +36,32 @@ __all__ = [
     "ABC",
     "RULES",
     "CoordinateCheck",
+    "Criticality",
     "Exponents",
     "Parametrized",
     "Regime",
     "Rule",
     "abc",
+    "aspect_ratio",
     "branch_multiplier",
     "captured_outputs",
     "cbow",
     "classify",
     "coordinate_check",
+    "criticality",
     "depth",
     "dmft",
+    "ensembles",
     "feature_learning",
+    "finite_width",
     "layer_outputs",
     "layerwise",
     "mean_field",
     "named_rule",
+    "opposing",
     "parametrize",
     "perceptron",
     "pi_net",
+    "susceptibilities",
     "symmetry",
 ]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limits import quadrature
 from ntk import duals, hermite, kinks
 
 Activation = Callable | duals.Dual
@@ -107,13 +108,7 @@ def _hermite_coefficients(fn):
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             return np.asarray(fn(jnp.asarray(x)), np.float64)
 
-    reach = 12.0
-    at = [kink.at for kink in kinks.find(values) if abs(kink.at) < reach]
-    ends = np.unique(np.concatenate([np.arange(-reach, reach + 0.25, 0.5), at]))
-    nodes, weights = np.polynomial.legendre.leggauss(20)
-    half = np.diff(ends)[:, None] / 2
-    z = (ends[:-1, None] + half * (nodes[None] + 1)).ravel()
-    mass = (half * weights[None]).ravel() * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    z, mass = quadrature.panels(1.0, tuple(kink.at for kink in kinks.find(values)))
     rows = [np.ones_like(z), z]
     for k in range(1, _ORDERS):
         rows.append((z * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1))

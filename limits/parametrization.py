@@ -99,6 +99,7 @@ def parametrize(
     base_depth=None,
     branch=None,
     branch_last=None,
+    call=None,
 ) -> Parametrized:
     """A family at one width under an abc-parametrization, with no change to the model.
 
@@ -140,6 +141,7 @@ def parametrize(
         branch_last: pattern of the parameters (kernel and bias) of the last linear layer of each branch,
             `"block_*/out/*"`: the branch multiplier is applied to them. None if the model itself multiplies
             its branches by `branch_multiplier(depth_rule, depth, base_depth)`.
+        call: static keywords of every call of the model, `dict(train=False)`; those given to `apply` come first.
 
     Returns:
         Parametrized(init, apply, optimizer, summary, ...).
@@ -153,7 +155,7 @@ def parametrize(
     Source: Yang & Hu (2021), Tensor Programs IV; Yang et al. (2022), Tensor Programs V; Jacot et al. (2018) for
     the form without a base width.
     """
-    rule = named_rule(rule)
+    rule, family = named_rule(rule), families.called(family, call)
     widths = _compared(rule, width, base_width)
     axes = families.width_axes(family, example, widths=widths, roles=roles)
     named = named_leaves(axes, is_leaf=_is_axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,18 @@ class Forgetting(NamedTuple):
 
 
 class Opposing(NamedTuple):
-    """Two groups of examples whose losses move against each other around one step."""
+    """Two groups of examples whose losses move against each other up to one step."""
 
-    step: jax.Array  # t with the largest rise of the mean loss from t to t+1
-    rise: jax.Array  # of the mean loss at that step; not positive: training never oscillated
+    step: jax.Array  # t with the largest, or the first, rise of the mean loss from t to t+1
+    rise: jax.Array  # of the mean loss at that step; not positive: it never rose
     up: jax.Array  # (m,) ids with the largest rise, largest first
     down: jax.Array  # (m,) ids with the largest fall, largest first
     correlation: jax.Array  # over steps, of the two groups' mean loss changes: -1 when opposing
     autocorrelation: jax.Array  # lag one, of the first group's change: -1 when oscillating
     share: jax.Array  # of sum |change| at the step that the two groups carry
+    oscillates: (
+        jax.Array
+    )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
 
 
 def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -195,19 +198,32 @@ def _check_state(state):
         )
 
 
-def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) -> Opposing:
+def opposing_signals(
+    losses: jax.Array,
+    group_size: int,
+    *,
+    window: int = 10,
+    until: Literal["largest", "first"] = "largest",
+) -> Opposing:
     """Examples that pull the network in opposite directions, found where training oscillates.
 
-    At the step of the largest rise of the mean loss, the examples with the largest rises and the
-    largest falls; then how the two groups' changes move together within `window` steps of it. Groups
-    with opposing signals show rise > 0 and both correlations near -1. Correlations alone are no evidence: where
-    the loss never rises, groups chosen so show -.4 to -1 for both all the same (gradient descent that oscillates
-    along a direction of small loss, or noise). Ask for rise > 0 first.
+    At a step where the mean loss rises, the examples with the largest rises and the largest falls; then how the two
+    groups' changes move together in the `window` steps up to it. Groups with opposing signals show a rise
+    (`Opposing.oscillates`) and both correlations near -1. Correlations alone are no evidence: where the loss never
+    rises, also below the edge of stability, groups chosen so show -.4 to -1 for both all the same (gradient descent
+    that oscillates along a direction of small loss, or noise). Ask for `oscillates` first: a rise of more than four
+    roundings of the mean loss in the precision of `losses`, so pass them in the precision of the training.
+
+    Before the first rise the oscillation grows and the two groups mirror each other; the largest rise may come
+    after others, whose falls move both groups together and so mix into the window.
 
     Args:
-        losses: (T, N) loss of every example after every full-batch step, T >= 4.
+        losses: (T, N) loss of every example after every full-batch step, T >= 4; leave out the first steps
+            (some twenty) where training begins with a rise of its own.
         group_size: m, examples in each group, at most N/2.
-        window: steps before and after.
+        window: steps before the step.
+        until: "largest" rise of the mean loss, or the "first" one that is no rounding; where there is none, the
+            largest change.
 
     Returns:
         Opposing. The correlations describe this trajectory; its steps are not independent, so no
@@ -215,11 +231,12 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
 
     Raises:
         TypeError: losses are no numbers, group_size or window no integer.
-        ValueError: losses is not (T, N), too short or not finite, or group_size does not fit.
+        ValueError: losses is not (T, N), too short or not finite, group_size does not fit, or until is another word.
 
     Source: Rosenfeld & Risteski 2023 (arXiv 2311.04163).
     """
     losses = checks.real("losses", losses)
+    checks.choice("until", until, ("largest", "first"))
     checks.integer("window", window, 1)
     if losses.ndim != 2 or losses.shape[0] < 4:
         raise ValueError(f"losses has shape {losses.shape}; it must be (T, N) with T >= 4")
@@ -232,18 +249,24 @@ def opposing_signals(losses: jax.Array, group_size: int, *, window: int = 10) ->
     if values is not None and not np.isfinite(values).all():
         t, i = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"the loss of example {i} at step {t} is {values[t, i]}; stop before")
-    return _opposing(losses, group_size, window)
+    return _opposing(losses, group_size, window, until)
 
 
-@partial(jax.jit, static_argnames=("group_size", "window"))
-def _opposing(losses, group_size, window):
+@partial(jax.jit, static_argnames=("group_size", "window", "until"))
+def _opposing(losses, group_size, window, until):
     unit = power_of_two(losses)
     losses = losses / unit
     change = jnp.diff(losses, axis=0)
-    step = jnp.argmax(jnp.mean(change, axis=1))
+    rises = jnp.mean(change, axis=1)
+    step = jnp.argmax(rises)
+    # Where training has converged the mean loss rises by a rounding now and then.
+    rising = rises > 4 * jnp.finfo(losses.dtype).eps * jnp.mean(jnp.abs(losses[:-1]), axis=1)
+    if until == "first":
+        step = jnp.where(rising.any(), jnp.argmax(rising), step)
     order = jnp.argsort(change[step], descending=True)
     up, down = order[:group_size], order[::-1][:group_size]
-    near = jnp.abs(jnp.arange(change.shape[0]) - step) <= window
+    before = step - jnp.arange(change.shape[0])
+    near = (before >= 0) & (before <= window)
     rise, fall = jnp.mean(change[:, up], axis=1), jnp.mean(change[:, down], axis=1)
     carried = jnp.sum(jnp.abs(change[step, up])) + jnp.sum(jnp.abs(change[step, down]))
     return Opposing(
@@ -254,6 +277,7 @@ def _opposing(losses, group_size, window):
         _correlation(rise, fall, near),
         _correlation(rise[1:], rise[:-1], near[1:] & near[:-1]),
         carried / jnp.sum(jnp.abs(change[step])),
+        rising[step],
     )
 
 

@@ -123,6 +123,7 @@ def map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> MapAxes:
         ) from error
     axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
     values = jax.tree.leaves((x, kwargs))
+    axes = [None if is_key(v) and not v.shape else a for a, v in zip(axes, values)]
     for axis, value in zip(axes, values):
         if axis is not None and is_array(value) and not -np.ndim(value) <= axis < np.ndim(value):
             raise ValueError(
@@ -156,6 +157,11 @@ def split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
 def is_array(value: Any) -> bool:
     """Whether the value is an array, of JAX or NumPy."""
     return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def is_key(value: Any) -> bool:
+    """Whether the value is a PRNG key, or an array of them."""
+    return jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
 
 
 def partition(tree: PyTree) -> tuple[list, tuple]:
@@ -211,6 +217,19 @@ def as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in axes)
 
 
+def axis_within(name: str, axis: int, ndim: int) -> int:
+    """The axis counted from the front.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: arrays of ndim axes do not have it.
+    """
+    (axis,) = as_axes((axis,))
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name} is {axis}; its inputs have axes {-ndim} to {ndim - 1}")
+    return axis % ndim
+
+
 def hashable(f: Callable) -> Callable:
     """Compiled kernels are kept by function: one that has no hash is compiled for anew.
 
@@ -229,6 +248,31 @@ def hashable(f: Callable) -> Callable:
     except TypeError:
         return lambda *args, **kwargs: f(*args, **kwargs)
     return f
+
+
+def spread(f: Callable, x: PyTree, kwargs: dict) -> Callable:
+    """f, of a tuple of inputs that it takes one by one, as a function of parameters and the tuple.
+
+    A function that can take the tuple itself as its one input gets it; ``*inputs`` are several.
+    """
+    if not isinstance(x, tuple):
+        return f
+    try:
+        signature = inspect.signature(f)
+        signature.bind(None, *x, **kwargs)
+    except (TypeError, ValueError):
+        return f
+    if not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        with contextlib.suppress(TypeError):
+            signature.bind(None, x, **kwargs)
+            return f
+    return _spread(f)
+
+
+@functools.lru_cache(maxsize=256)
+def _spread(f: Callable) -> Callable:
+    """The same function for the same f: what is compiled for it is found again."""
+    return lambda params, x, **kwargs: f(params, *x, **kwargs)
 
 
 @contextlib.contextmanager
@@ -266,6 +310,8 @@ def check_inputs(x1: PyTree, x2: PyTree | None, params: PyTree) -> None:
     """
     for name, tree in (("x1", x1), ("x2", x2), ("params", params)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if name != "params" and is_key(leaf):
+                continue
             dtype = _number_type(name, leaf)
             if jnp.issubdtype(dtype, jnp.complexfloating):
                 raise ValueError(f"{name} is complex; kernels are of real inputs and parameters")

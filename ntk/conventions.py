@@ -41,13 +41,17 @@ def _vector_rank(name):
     return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
 
 
-def fans(name, shapes, axes, infinite):
-    """(fan_in, fan_out) by the conventions of Flax."""
+def fans(name, shapes, axes, infinite, flax=True):
+    """(fan_in, fan_out) by the conventions of Flax; without it, of what does not depend on them."""
     *scope, leaf = name.split("/")
     if _VECTORS.fullmatch(leaf):
         return (), axes
     if len(axes) == 1 and infinite and not _is_bias(name, shapes):
         raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
+    if not flax and len(axes) > 1 and infinite and (len(infinite) > 1 or _is_matrix(name)):
+        raise _ambiguous(
+            name, shapes, "matrices may be (in, out) or, as Equinox has them, (out, in)"
+        )
     last = (axes[:-1], axes[-1:])
     bias = shapes.get("/".join([*scope, "bias"]))
     if len(axes) > 2 and axes[0] in infinite and _one_layer_a_unit(shapes[name], bias, axes[0]):

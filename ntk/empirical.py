@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ntk import arguments, contraction
 from ntk.linearize import pushforward
+from ntk.model import check_call
 from ntk.output_axes import arrange, output_axes
 
 PyTree = Any
@@ -50,13 +51,15 @@ def empirical_ntk(
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = 0,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
+    call: Any = None,
     **kwargs: Any,
 ) -> PyTree:
     """Empirical NTK between two batches whose examples do not interact.
 
     Args:
         apply: ``apply(params, x, **kwargs) -> outputs``; arrays or pytrees. Give the same function
-            object in every call: the compiled kernel is kept with it.
+            object in every call: the compiled kernel is kept with it. Of a tuple of inputs, ``apply(params, *x)``,
+            unless it takes one input only.
         params: pytree of floating-point parameters; of Flax's variables the "params" only.
         x1: inputs, examples along axis 0.
         x2: other inputs, None for x1 itself: half of the kernel is then computed and mirrored.
@@ -67,6 +70,7 @@ def empirical_ntk(
             (batch normalisation), at the cost of one backward pass over the batch per output entry. Whether they
             do is tried on up to four examples, wherever inputs and parameters have values (not inside jit).
         implementation: see :class:`NtkImplementation`; also its name in lower case.
+        call: static keywords of the model's call, ``dict(train=False)``; as elsewhere in this library.
         **kwargs: passed to apply; the tuple ``(a, b)`` gives a for x1 and b for x2.
 
     Returns:
@@ -82,7 +86,9 @@ def empirical_ntk(
     Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720).
     """
     fn = empirical_ntk_fn(apply, trace_axes, diagonal_axes, vmap_axes, implementation)
-    return fn(x1, x2, params, **kwargs)
+    check_call(call)
+    same = {name: (value, value) for name, value in (call or {}).items()}
+    return fn(x1, x2, params, **same, **kwargs)
 
 
 def empirical_ntk_fn(
@@ -122,13 +128,14 @@ def empirical_ntk_fn(
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         axes = arguments.map_axes(vmap_axes, x1, kwargs1)
         arrays1, static1 = arguments.partition((x1, kwargs1))
-        with arguments.explained(f, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
-            _check_apart(settings.f, axes, static1, arrays1, params)
+        own = settings._replace(f=arguments.spread(settings.f, x1, kwargs))
+        with arguments.explained(own.f, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
+            _check_apart(own.f, axes, static1, arrays1, params)
             if x2 is None:
-                return _ntk(settings, axes, static1, None, arrays1, None, params)
+                return _ntk(own, axes, static1, None, arrays1, None, params)
             arrays2, static2 = arguments.partition((x2, kwargs2))
-            _check_apart(settings.f, axes, static2, arrays2, params)
-            return _ntk(settings, axes, static1, static2, arrays1, arrays2, params)
+            _check_apart(own.f, axes, static2, arrays2, params)
+            return _ntk(own, axes, static1, static2, arrays1, arrays2, params)
 
     return ntk_fn
 
@@ -152,9 +159,10 @@ def empirical_nngp_fn(
     def nngp_fn(x1, x2, params, **kwargs):
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
-        with arguments.explained(f, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
-            out1 = f(params, x1, **kwargs1)
-            out2 = out1 if x2 is None else f(params, x2, **kwargs2)
+        fn = arguments.spread(f, x1, kwargs)
+        with arguments.explained(fn, params, x1=(x1, kwargs1), x2=(x2, kwargs2)):
+            out1 = fn(params, x1, **kwargs1)
+            out2 = out1 if x2 is None else fn(params, x2, **kwargs2)
 
         def outer(y1, y2):
             axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
@@ -236,7 +244,7 @@ def empirical_ntk_vp_fn(
 
     Source: Novak et al. 2022 (arXiv 2206.08720), appendix L.
     """
-    f = arguments.hashable(f)
+    f = arguments.spread(arguments.hashable(f), x1, kwargs)
     arguments.check_inputs(x1, x2, params)
     kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
     floats, rebuild = arguments.split_params(params)

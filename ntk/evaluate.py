@@ -20,6 +20,7 @@ from ntk import arguments, flow, immediate, precision
 from ntk.inputs import Need as Need
 from ntk.inputs import (
     Plan,
+    check_axes,
     check_pair,
     checked,
     coincident_batches,
@@ -166,24 +167,29 @@ class KernelFn:
         )
         if chained and self.pair is None:
             return _select(self.rule(x1_or_kernel, pattern=pattern), get)
-        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1")
+        least = 2 if self.pair is None else 1
+        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1", least)
         symmetric = x2 is None
-        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2")
-        check_pair(x1, x2, self.axes)
+        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2", least)
+        batch, channel = self.axes or (0, -1)
+        batch = batch if batch_axis is None else batch_axis
+        channel = channel if channel_axis is None else channel_axis
+        if batch_axis is not None or channel_axis is not None:
+            check_axes(x1, batch, channel)
+        check_pair(x1, x2, (batch, channel))
         if diagonal_batch is False and {"cov1", "cov2"} & set(names or ("cov1",)):
             raise ValueError(
                 "diagonal_batch=False asks for covariances between all samples of one batch: "
                 "call kernel_fn(x1, None, 'nngp') for them, and keep diagonal_batch unset here"
             )
-        batch, channel = self.axes or (0, -1)
         plan = Plan(
             names,
             self._need(names, diagonal_spatial),
             get is None or "ntk" in names,
             symmetric,
             symmetric or coincident_batches(x1, x2),
-            batch if batch_axis is None else batch_axis,
-            channel if channel_axis is None else channel_axis,
+            batch,
+            channel,
             () if attention_seed is None else (("attention_seed", attention_seed),),
         )
         data = (x1, x2, mask1, mask2, pattern)

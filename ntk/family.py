@@ -4,38 +4,30 @@ A family is a function of the width that returns one of
 
 - a linen module: `lambda width: MLP(width)`;
 - an NNX factory, called with the keyword `rngs`: `lambda width: lambda rngs: MLP(width, rngs=rngs)`;
+- an Equinox factory, called with the keyword `key`: `lambda width: lambda key: MLP(width, key=key)`;
 - a pair of plain functions `(init, apply)`, with `init(key) -> params`.
 
 A family may change the size of its parameters with the width, not their number. Parameters are named by
-their path in the tree, `hidden_0/kernel`.
+their path in the tree, `hidden_0/kernel`. Several inputs are a tuple wherever a batch or an example is asked for, and
+the model gets each by itself. Static keywords of the model's call are `call=dict(train=False)`.
 """
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ntk import conventions
-
-
-class Network(NamedTuple):
-    """A family at one width.
-
-    Attributes:
-        init: `init(key) -> params`; for linen the "params" collection, for NNX the nnx.Param variables as
-            nested dicts of arrays. It is the model's own initialisation, to the bit.
-        apply: `apply(params, *inputs, **kwargs)`; keywords go to the model (`method`, `rngs`, `mutable` of
-            linen included). A model that keeps more than parameters (batch statistics, random counts) takes
-            that as `state=initial_state(...)`; with `mutable=["batch_stats"]` (linen) or `mutable=True`
-            (NNX) it returns `(outputs, new_state)`.
-    """
-
-    init: Callable
-    apply: Callable
+from ntk import conventions, model
+from ntk.arguments import is_key
+from ntk.model import Network as Network
+from ntk.model import called as called
+from ntk.model import example_inputs as example_inputs
+from ntk.model import named_leaves as named_leaves
+from ntk.model import path_name as path_name
 
 
 class ParamAxes(NamedTuple):
@@ -63,27 +55,35 @@ class ParamAxes(NamedTuple):
         return math.prod(shape[k] for k in self.fan_in), math.prod(shape[k] for k in self.fan_out)
 
 
-def network(family, width, example=None) -> Network:
+def network(family, width, example=None, *, call=None) -> Network:
     """The family at one width, as a pair of pure functions.
 
     Args:
         family: a function of the width, see the module's first lines.
         width: a positive integer.
         example: what a linen model is called with at initialisation: one array (or jax.ShapeDtypeStruct), or
-            a tuple of several inputs. NNX and plain pairs do not need it.
+            a tuple of several inputs. The others do not need it.
+        call: static keywords of every call of the model, at initialisation too: `dict(train=False)`.
 
     Raises:
-        ValueError: the family is none of the three kinds, or a linen family comes without an example.
+        ValueError: the family is none of the four kinds, or a linen family comes without an example.
     """
-    return _split(family, width, example)[0]
+    return _model(family, width, example, call).network
 
 
-def initial_state(family, width, example, key) -> dict:
-    """Whatever the model keeps besides parameters, as nested dicts: {} for most models.
+def initial_state(family, width, example, key, *, call=None) -> dict:
+    """Whatever the model keeps besides parameters, as a tree: {} for most models.
 
-    Linen: all collections but "params", for instance {"batch_stats": ...}. NNX: all variables but nnx.Param.
+    Linen: all collections but "params", for instance {"batch_stats": ...}. NNX: all variables but nnx.Param. Equinox:
+    arrays that are not of floating numbers.
     """
-    return _split(family, width, example)[1](key)
+    return _model(family, width, example, call).state(key)
+
+
+def _model(family, width, example, call=None) -> model.Model:
+    model.check_family(family)
+    made = called(family, call)(check_width("width", width))
+    return model.read(made, width, example)
 
 
 def check_width(name, width) -> int:
@@ -94,111 +94,6 @@ def check_width(name, width) -> int:
     return operator.index(width)
 
 
-def _check_family(family):
-    """Refuse what is no function of the width, a module at one width among it; flax is not imported for that."""
-    classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
-    if "flax.Module" in classes:
-        raise ValueError(
-            f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
-            f"lambda width: {type(family).__name__}(width)"
-        )
-    if not callable(family):
-        raise ValueError(f"family is {family!r}; it must be a function of the width")
-
-
-def _split(family, width, example):
-    _check_family(family)
-    model = family(check_width("width", width))
-    if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
-        return Network(*model), lambda key: {}
-    from flax import linen
-
-    if isinstance(model, linen.Module):
-        return _from_linen(model, example)
-    from flax import nnx
-
-    if callable(model) and not isinstance(model, nnx.Module):
-        return _from_nnx(model)
-    raise ValueError(
-        f"family({width}) returned {type(model).__name__}; it must return a linen module, a pair (init, apply), "
-        "or, for NNX, a function of rngs: family = lambda width: lambda rngs: MyModel(width, rngs=rngs)"
-    )
-
-
-def _from_linen(module, example):
-    from flax import errors
-
-    if example is None:
-        raise ValueError("a linen family needs `example`: one input array, or a tuple of inputs")
-    examples = example_inputs(example)
-
-    def init(key):
-        return module.init(key, *examples).get("params", {})
-
-    def state(key):
-        return {
-            name: value for name, value in module.init(key, *examples).items() if name != "params"
-        }
-
-    def apply(params, *inputs, state=None, **kwargs):
-        try:
-            return module.apply({"params": params, **(state or {})}, *inputs, **kwargs)
-        except (errors.ScopeCollectionNotFound, errors.ModifyScopeVariableError) as error:
-            raise ValueError(
-                f"{type(module).__name__} keeps more than parameters: pass state=ntk.initial_state(...) to apply, "
-                f'and mutable=["batch_stats"] where it is updated ({str(error).splitlines()[0]})'
-            ) from error
-
-    return Network(init, apply), state
-
-
-def _from_nnx(factory):
-    from flax import nnx
-
-    def build(key):
-        model = factory(rngs=nnx.Rngs(key))
-        if not isinstance(model, nnx.Module):
-            raise ValueError(
-                f"an NNX family must give an nnx.Module when called with rngs; got {type(model).__name__}"
-            )
-        return model
-
-    graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
-    kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
-
-    def init(key):
-        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
-
-    def state(key):
-        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
-
-    def apply(params, *inputs, state=None, mutable=False, **kwargs):
-        if kept and not state:
-            raise ValueError(
-                f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply, "
-                "and mutable=True where it is updated"
-            )
-        model = nnx.merge(graph, params, state or {})
-        outputs = model(*inputs, **kwargs)
-        if not mutable:
-            return outputs
-        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
-
-    return Network(init, apply), state
-
-
-def example_inputs(example) -> tuple:
-    """The example as a tuple of inputs, zeros where it is only a shape."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(inputs)):
-        raise TypeError(
-            f"example is {example!r}; it must be an input array (or jax.ShapeDtypeStruct), or a tuple of inputs"
-        )
-    return jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, inputs
-    )
-
-
 def check_batches(inputs: tuple) -> None:
     """Refuses what is no batch of numbers with a real kernel."""
     for x in inputs:
@@ -206,6 +101,12 @@ def check_batches(inputs: tuple) -> None:
         if not hasattr(x, "shape") or dtype is None:
             raise ValueError(
                 f"example holds {x!r}; it must be an array (or a tuple of several) whose first axis is the batch"
+            )
+        if is_key(x):
+            raise ValueError(
+                "example holds a PRNG key, and a kernel is of a network that draws nothing when it is called: leave "
+                "the key out, and switch off what draws: call=dict(deterministic=True), call=dict(train=False), "
+                "call=dict(key=None), as the model has it"
             )
         if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
             raise TypeError(f"example is an array of {dtype}; it must be of numbers")
@@ -219,25 +120,12 @@ def check_batches(inputs: tuple) -> None:
             )
 
 
-def path_name(path) -> str:
-    """`hidden_0/kernel` of a key path; the same for a dict, an nnx.State and a boxed linen parameter."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def named_leaves(tree, is_leaf=None) -> dict[str, Any]:
-    """The leaves of a tree by their path names, in the tree's order."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {path_name(path): leaf for path, leaf in leaves}
-
-
 def match(name, patterns):
     """The first of the patterns that fits the name (`*` stands for anything, slashes too), or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
-def width_axes(family, example=None, *, widths=(64, 256), roles=None):
+def width_axes(family, example=None, *, widths=(64, 256), roles=None, call=None):
     """Which axes of each parameter go to infinity with the width, as fan-in and fan-out roles.
 
     Only shapes are computed (`jax.eval_shape`), no array is allocated. Axes are read off shapes and the
@@ -253,6 +141,7 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
         widths: two or more widths to compare.
         roles: what names and shapes cannot tell, {pattern of the path: role or (fan_in, fan_out) axes};
             `{"embed/embedding": "tied"}`, `{"*/mix": ((0,), (1, 2))}`. "scalar" leaves a parameter alone.
+        call: static keywords of the model's call, see `network`.
 
     Returns:
         A tree like the parameters with ParamAxes as leaves (itself a tuple: map over it with
@@ -269,11 +158,12 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None):
             f"widths are {widths}; axes show by comparing at least two different widths"
         )
     key = jax.random.key(0)
-    trees = [jax.eval_shape(network(family, width, example).init, key) for width in widths]
+    models = [_model(family, width, example, call) for width in widths]
+    trees = [jax.eval_shape(one.network.init, key) for one in models]
     shapes = _compare([named_leaves(tree) for tree in trees], widths)
     _check_patterns(roles, shapes)
     stacked = conventions.stacked(shapes)
-    axes = [_param_axes(name, shapes, stacked, roles) for name in shapes]
+    axes = [_param_axes(name, shapes, stacked, roles, models[0].fans) for name in shapes]
     return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
 
 
@@ -307,7 +197,7 @@ def _check_patterns(roles, shapes):
             raise ValueError(f"roles: {role!r} for {pattern!r} is none of {conventions.ROLES}")
 
 
-def _param_axes(name, shapes, stacked, roles):
+def _param_axes(name, shapes, stacked, roles, known):
     sizes = shapes[name]
     infinite = tuple(k for k, along in enumerate(zip(*sizes, strict=True)) if len(set(along)) > 1)
     axes = tuple(range(name in stacked, len(sizes[0])))
@@ -316,9 +206,12 @@ def _param_axes(name, shapes, stacked, roles):
     if isinstance(given, str):
         fans = _fans_of_role(name, given, axes, infinite)
         return ParamAxes(sizes, infinite, *fans, given)
-    fan_in, fan_out = (
-        _check_fans(name, given, axes) if given else conventions.fans(name, shapes, axes, infinite)
-    )
+    if given:
+        fan_in, fan_out = _check_fans(name, given, axes)
+    elif known is not None and name in known:
+        fan_in, fan_out = known[name]
+    else:
+        fan_in, fan_out = conventions.fans(name, shapes, axes, infinite, flax=known is None)
     grows = (not set(fan_in).isdisjoint(infinite), not set(fan_out).isdisjoint(infinite))
     role = {(0, 0): "scalar", (0, 1): "input", (1, 0): "output", (1, 1): "hidden"}[grows]
     return ParamAxes(sizes, infinite, fan_in, fan_out, role)

@@ -281,7 +281,13 @@ def once(compute: Callable[[jax.Array], PyTree], matrix: jax.Array) -> Callable[
 
 
 def decompositions(kernel: jax.Array, diag_reg: float, absolute: bool) -> tuple:
-    """Functions that give the Cholesky factor and the spectrum of the regularised kernel."""
+    """Functions that give the Cholesky factor and the spectrum of the regularised kernel.
+
+    Raises:
+        TypeError: diag_reg is no number.
+        ValueError: diag_reg is negative, or not finite.
+    """
+    check_number("diag_reg", diag_reg)
     return tuple(
         once(lambda k, of=of: of(regularised(as_matrix(k), diag_reg, absolute)), kernel)
         for of in (factorise, spectrum)

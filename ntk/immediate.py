@@ -112,6 +112,11 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[np.ndar
     return [read(v) for v in jaxpr.outvars]
 
 
+def _inside(program: Any, args: Sequence[Any]) -> list[np.ndarray]:
+    """A program nested in another, closed or not."""
+    return _run(getattr(program, "jaxpr", program), getattr(program, "consts", ()), args)
+
+
 def _literal(v: Any) -> bool:
     return hasattr(v, "val")
 
@@ -119,10 +124,9 @@ def _literal(v: Any) -> bool:
 def _equation(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     name, params = eqn.primitive.name, eqn.params
     if name in _INNER:
-        inner = params[_INNER[name]]
-        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)
+        return _inside(params[_INNER[name]], args)
     if name in _LOOPS:
-        return _LOOPS[name](params, args)
+        return _LOOPS[name](eqn, args)
     if name in _SHAPES:
         return [_SHAPES[name](params, *args)]
     if eqn.primitive.multiple_results or not host.knows(eqn.primitive):
@@ -138,35 +142,48 @@ def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(x) for x in (out if eqn.primitive.multiple_results else [out])]
 
 
-def _scan(params: dict, args: list[np.ndarray]) -> list[np.ndarray]:
-    fixed, count = params["num_consts"], params["num_carry"]
+def carried(equation: Any) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan.
+
+    By shapes, because the names of these numbers differ between versions of JAX: rows of what is looped over come last.
+    """
+    inner = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, inner.invars))
+    carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars))
+    return last - carry, carry
+
+
+def _scan(equation: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+    params, (fixed, count) = equation.params, carried(equation)
     consts, carry, xs = args[:fixed], args[fixed : fixed + count], args[fixed + count :]
     body, length = params["jaxpr"], params["length"]
     rows = []
     for k in range(length)[:: -1 if params["reverse"] else 1]:
-        out = _run(body.jaxpr, body.consts, [*consts, *carry, *(x[k] for x in xs)])
+        out = _inside(body, [*consts, *carry, *(x[k] for x in xs)])
         carry = out[:count]
         rows.append(out[count:])
     if params["reverse"]:
         rows.reverse()
-    shapes = [v.aval for v in body.jaxpr.outvars[count:]]
+    shapes = [v.aval for v in getattr(body, "jaxpr", body).outvars[count:]]
     stacked = [np.stack(ys) for ys in zip(*rows)] if length else None
     return [*carry, *(stacked or [np.zeros((0, *a.shape), a.dtype) for a in shapes])]
 
 
-def _while(params: dict, args: list[np.ndarray]) -> list[np.ndarray]:
+def _while(equation: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+    params = equation.params
     one, two = params["cond_nconsts"], params["body_nconsts"]
     test, body = params["cond_jaxpr"], params["body_jaxpr"]
     carry = args[one + two :]
-    while _run(test.jaxpr, test.consts, [*args[:one], *carry])[0]:
-        carry = _run(body.jaxpr, body.consts, [*args[one : one + two], *carry])
+    while _inside(test, [*args[:one], *carry])[0]:
+        carry = _inside(body, [*args[one : one + two], *carry])
     return carry
 
 
-def _cond(params: dict, args: list[np.ndarray]) -> list[np.ndarray]:
+def _cond(equation: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+    params = equation.params
     which = int(np.clip(args[0], 0, len(params["branches"]) - 1))
     branch = params["branches"][which]
-    return _run(branch.jaxpr, branch.consts, args[1:])
+    return _inside(branch, args[1:])
 
 
 _LOOPS: dict[str, Callable] = {"scan": _scan, "while": _while, "cond": _cond}

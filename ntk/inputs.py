@@ -12,6 +12,7 @@ import numpy as np
 
 from ntk import kernel as kernels
 from ntk import rules
+from ntk.arguments import axis_within
 from ntk.kernel import Array, Kernel
 
 
@@ -55,10 +56,13 @@ class Plan(NamedTuple):
     differentiated: bool = False
 
 
-def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
-    """Inputs as floating-point arrays with hidden entries zero, and the masks (None without mask_constant)."""
+def checked(x: Any, mask_constant: float | None, name: str, least: int = 2) -> tuple[Any, Any]:
+    """Inputs as floating-point arrays with hidden entries zero, and the masks (None without mask_constant).
+
+    They have at least so many axes: a model that is traced may take one number an example.
+    """
     if isinstance(x, list | tuple):
-        pairs = [checked(part, mask_constant, f"{name}[{i}]") for i, part in enumerate(x)]
+        pairs = [checked(part, mask_constant, f"{name}[{i}]", least) for i, part in enumerate(x)]
         return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
     if not isinstance(x, jax.Array | np.ndarray):
         raise ValueError(
@@ -70,10 +74,9 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{name} is complex ({x.dtype}); stack real and imaginary parts as channels"
         )
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(
-            f"{name} has shape {x.shape}; it needs a batch and a channel axis, and no empty axis"
-        )
+    if x.ndim < least or 0 in x.shape:
+        axes = "a batch and a channel axis" if least == 2 else "a batch axis"
+        raise ValueError(f"{name} has shape {x.shape}; it needs {axes}, and no empty axis")
     x = jax.device_put(x) if isinstance(x, np.ndarray) else x  # jnp.asarray compiles a copy
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
@@ -88,6 +91,19 @@ def checked(x: Any, mask_constant: float | None, name: str) -> tuple[Any, Any]:
             f"{name} has entries that are not finite; remove them, or hide them with mask_constant"
         )
     return x, mask
+
+
+def check_axes(x: Any, batch: int, channel: int) -> None:
+    """Refuses axes of batch and channels that an input lacks, or that are the same."""
+    for part in jax.tree.leaves(x):
+        found = [
+            axis_within(name, axis, part.ndim)
+            for name, axis in (("batch_axis", batch), ("channel_axis", channel))
+        ]
+        if found[0] == found[1]:
+            raise ValueError(
+                f"batch_axis {batch} and channel_axis {channel} are one axis of inputs of shape {part.shape}"
+            )
 
 
 def check_pair(x1: Any, x2: Any, axes: tuple[int, int] | None) -> None:

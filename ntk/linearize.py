@@ -9,27 +9,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.model import check_call
 from ntk.program import equations
 
 PyTree = Any
 
 
-def linearize(f: Callable[..., PyTree], params: PyTree) -> Callable[..., PyTree]:
+def linearize(
+    f: Callable[..., PyTree], params: PyTree, *, call: Any = None
+) -> Callable[..., PyTree]:
     """First-order Taylor expansion of ``f(params, ...)`` in its parameters.
 
     Args:
         f: ``f(params, *args, **kwargs)`` returning a pytree of arrays.
         params: pytree about which f is expanded.
+        call: static keywords of every call of f, ``dict(train=False)``.
 
     Returns:
         ``f_lin(new_params, *args, **kwargs)``; one forward pass and one Jacobian-vector product.
 
     Source: Lee et al. 2019 (arXiv 1902.06720), equation 3.
     """
-    return taylor_expand(f, params, 1)
+    return taylor_expand(f, params, 1, call=call)
 
 
-def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Callable[..., PyTree]:
+def taylor_expand(
+    f: Callable[..., PyTree], params: PyTree, degree: int, *, call: Any = None
+) -> Callable[..., PyTree]:
     """Taylor expansion of ``f(params, ...)`` in its parameters, along the line to new parameters.
 
     Nested Jacobian-vector products: one pass that costs up to 2^degree forward passes. (Taylor-mode
@@ -39,6 +45,7 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         f: ``f(params, *args, **kwargs)`` returning a pytree of arrays.
         params: pytree about which f is expanded.
         degree: order of the polynomial, 0 for the constant.
+        call: static keywords of every call of f, ``dict(train=False)``.
 
     Returns:
         ``f_taylor(new_params, *args, **kwargs)``. Exact up to O(|new_params - params|^(degree + 1));
@@ -53,6 +60,8 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
         raise TypeError(f"f is of type {type(f).__name__}; it must be a function f(params, ...)")
     if not isinstance(degree, int) or isinstance(degree, bool) or degree < 0:
         raise ValueError(f"degree is {degree!r}; it must be an integer, 0 or more")
+    check_call(call)
+    keywords = dict(call or {})
 
     def f_taylor(new_params, *args, **kwargs):
         old, new = jax.tree.structure(params), jax.tree.structure(new_params)
@@ -67,7 +76,7 @@ def taylor_expand(f: Callable[..., PyTree], params: PyTree, degree: int) -> Call
 
         def along(s):
             moved = jax.tree.map(lambda p, d: p + s.astype(p.dtype) * d, params, step)
-            return f(moved, *args, **kwargs)
+            return f(moved, *args, **{**keywords, **kwargs})
 
         terms = _derivatives(along, degree)(jnp.zeros(()))
         scaled = [

@@ -55,6 +55,7 @@ OPEN = {
     "ntk.posterior.gradient_descent_mse_ensemble": lambda **k: (
         predict.gradient_descent_mse_ensemble(NET.kernel_fn, X, X[:, :1], **k)
     ),
+    "ntk.stax.custom.requires": stax.requires,
     "ntk.stax.nonlinearities.Elementwise": lambda **k: stax.Elementwise(jnp.tanh, **k),
     "ntk.trace.limit.explain": lambda **k: ntk.explain(Perceptron, X, **k),
     "metrics.collapse.collapse_by_layer": lambda **k: collapse.collapse_by_layer(

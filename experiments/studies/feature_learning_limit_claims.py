@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
-from experiments.judges import as_lost
+from experiments.judges import as_lost, completed
 
 YANG, PI = "Yang & Hu 2021", "Yang, Santacroce, Hu 2022"
 SYSTEMS = ("linear", "tanh", "linear, ntk")
@@ -17,7 +17,7 @@ LEARNS, KERNEL, UNKNOWN = "feature learning", "kernel", "diverged"
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
-    data = as_lost(data)
+    data = completed(as_lost(data), "background", (0.0, 1.0))
     return [
         *_dichotomy_claims(data),
         *_convergence_claims(data),

@@ -7,7 +7,7 @@ import xarray as xr
 
 import metrics
 from experiments.claims import Claim, Precondition, absent, at_least, at_most, within
-from experiments.judges import as_lost
+from experiments.judges import as_lost, completed
 
 NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 # What must not transfer. The standard rule under SGD and cross-entropy is no control: there too large a rate is
@@ -277,6 +277,7 @@ def _coordinate_claims(data: xr.Dataset) -> list[Claim]:
                 preconditions=(absent("coordinate check"),),
             )
         ]
+    data = completed(data, "coordinate_parametrization", ("ntk", "mup"))
     made = []
     flat = data.slope_predicted.sel(coordinate_parametrization="mup")
     for rule in data.coordinate_parametrization.values:

@@ -11,7 +11,7 @@ import xarray as xr
 
 import metrics
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
-from experiments.judges import as_lost
+from experiments.judges import as_lost, completed
 
 JACOT = "Jacot et al. 2018"
 ALIGNED = 0.5  # size of the target along the principal component
@@ -19,7 +19,8 @@ ALIGNED = 0.5  # size of the target along the principal component
 
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
-    data = as_lost(data)
+    data = completed(as_lost(data), "start_inputs", ("circle", "digits"))
+    data = completed(data, "component_inputs", ("sphere", "digits"))
     return [
         *_start_claims(data),
         *_drift_claims(data),

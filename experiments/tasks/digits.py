@@ -24,6 +24,11 @@ def load(config: Any) -> Task:
     """The digits, split by seed, standardised with one mean and one deviation for all pixels."""
     from sklearn.datasets import load_digits  # a second of import that other tasks need not pay
 
+    if config.data_dir:
+        raise ValueError(
+            f"task.data_dir is {config.data_dir!r}, and the digits come with scikit-learn: "
+            "task.name='npz' reads an archive there, task.name='mnist' the files of MNIST"
+        )
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
     num_test = config.num_test or NUM_TEST

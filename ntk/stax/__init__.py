@@ -1,5 +1,7 @@
 """Combinators for infinitely wide networks, with neural-tangents's names: (init_fn, apply_fn, kernel_fn) triples."""
 
+import functools as _functools
+
 from ntk.arguments import strict_functions as _strict_functions
 from ntk.stax.attention import GlobalSelfAttention
 from ntk.stax.combinators import (
@@ -23,6 +25,20 @@ from ntk.stax.convolution import (
     ImageResize,
     SumPool,
 )
+from ntk.stax.custom import (
+    AggregateImplementation,
+    AttentionMechanism,
+    Bool,
+    Diagonal,
+    Padding,
+    PositionalEmbedding,
+    layer,
+    requires,
+    supports_masking,
+)
+from ntk.stax.custom import named as _named
+from ntk.stax.layers import Layer as _Layer
+from ntk.stax.layers import MaskedArray
 from ntk.stax.linear import (
     Aggregate,
     Dense,
@@ -68,4 +84,18 @@ from ntk.stax.nonlinearities import (
     Tanh,
 )
 
-globals().update(_strict_functions(globals()))
+
+def _naming(fn):
+    """The same function, whose layers carry its name."""
+
+    @_functools.wraps(fn)
+    def named(*args, **kwargs):
+        made = fn(*args, **kwargs)
+        return _named(made, fn.__name__) if isinstance(made, _Layer) else made
+
+    return named
+
+
+globals().update(
+    {name: _naming(fn) for name, fn in _strict_functions(globals()).items() if name != "layer"}
+)

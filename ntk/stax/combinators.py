@@ -355,7 +355,7 @@ def FanInConcat(axis: int = -1) -> Layer:
     """
 
     def shape(shapes):
-        at = axis % len(shapes[0])
+        at = arguments.axis_within("FanInConcat's axis", axis, len(shapes[0]))
         rest = {s[:at] + s[at + 1 :] for s in map(tuple, shapes)}
         if len(rest) > 1:
             raise ValueError(
@@ -365,7 +365,7 @@ def FanInConcat(axis: int = -1) -> Layer:
 
     def rule(kernels, **_):
         first = kernels[0]
-        at = axis % len(first.shape1)
+        at = arguments.axis_within("FanInConcat's axis", axis, len(first.shape1))
         if at == first.channel_axis:
             return rules.concatenate_channels(kernels)
         if at == first.batch_axis:

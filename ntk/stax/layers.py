@@ -119,12 +119,12 @@ def layer(
 
     @arguments.strict
     def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
-        values, masks = _split(inputs, mask_constant)
+        values, masks = split_masks(inputs, mask_constant)
         outputs = apply(params, values, mask=masks, rng=rng, pattern=pattern)
         if absent(masks):
             return outputs
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
-        return _attach(outputs, mask(masks, shapes))
+        return attach_masks(outputs, mask(masks, shapes))
 
     def masked_rule(kernel, **context):
         single = isinstance(kernel, Kernel)
@@ -155,12 +155,12 @@ def absent(masks: Any) -> bool:
     return masks is None or (isinstance(masks, list) and all(absent(m) for m in masks))
 
 
-def _split(inputs: Any, mask_constant: float | None) -> tuple[Any, Any]:
+def split_masks(inputs: Any, mask_constant: float | None) -> tuple[Any, Any]:
     """Values with zeros where hidden, and masks."""
     if isinstance(inputs, MaskedArray):
         value, mask = inputs
     elif isinstance(inputs, list | tuple):
-        parts = [_split(part, mask_constant) for part in inputs]
+        parts = [split_masks(part, mask_constant) for part in inputs]
         return [p[0] for p in parts], [p[1] for p in parts]
     elif mask_constant is None:
         return inputs, None
@@ -170,9 +170,10 @@ def _split(inputs: Any, mask_constant: float | None) -> tuple[Any, Any]:
     return (value if mask is None else jnp.where(mask, 0, value)), mask
 
 
-def _attach(outputs: Any, masks: Any) -> Any:
+def attach_masks(outputs: Any, masks: Any) -> Any:
+    """Outputs with their masks, if there are any."""
     if isinstance(outputs, list):
-        return [_attach(o, m) for o, m in zip(outputs, masks)]
+        return [attach_masks(o, m) for o, m in zip(outputs, masks)]
     return outputs if masks is None else MaskedArray(outputs, masks)
 
 

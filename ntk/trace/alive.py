@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
+from ntk.immediate import carried
+
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -67,17 +69,6 @@ def _reads(equation: Any, outs: Sequence[bool]) -> Sequence[bool]:
     if name == "scan":
         return alive(body(equation), wanted_of_loop(equation, outs)).inputs
     return (True,) * len(equation.invars)
-
-
-def carried(equation: Any) -> tuple[int, int]:
-    """(number of constants, number of carried values) of a loop.
-
-    By shapes, because the names of these numbers differ between versions of JAX: rows of what is looped over come last.
-    """
-    inner = body(equation)
-    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, inner.invars))
-    carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars))
-    return last - carry, carry
 
 
 def wanted_of_loop(equation: Any, outs: Sequence[bool]) -> tuple[bool, ...]:

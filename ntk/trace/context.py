@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntk.arguments import is_key
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace import initial
@@ -77,7 +78,17 @@ class Context:
 
     def array(self, one: Any, two: Any) -> Value:
         """A constant array of the model."""
+        if is_key(one):
+            raise Refusal(
+                "the network draws random numbers when it is called, so that it has no kernel: switch that off with "
+                "call=dict(deterministic=True) or call=dict(train=False), as the model has it; an NNX factory may also "
+                "return model.eval()"
+            )
         one, two = np.asarray(one), np.asarray(two)
+        if one.dtype.kind == "c":
+            raise Refusal(
+                "complex numbers in the model have no rule: write real and imaginary parts"
+            )
         if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
             body = (
                 self.number(one.flat[0], two.flat[0])

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from ntk import true_law, weights
+from ntk.trace import networks
 from ntk.trace.activations import described
 from ntk.trace.steps import Note, Step
 from ntk.trace.traced import Traced
@@ -110,6 +111,42 @@ def explanation(traced: Traced) -> Explanation:
         for name, facts in traced.parameters.items()
     ]
     return Explanation(rows, parameters)
+
+
+def sampling(kernel_fn: Any) -> Explanation:
+    """The tables of a kernel by finite networks."""
+    net = networks.finite(
+        kernel_fn.family,
+        kernel_fn.widths[0],
+        kernel_fn.first,
+        kernel_fn.assumed,
+        kernel_fn.batched,
+    )
+    drawn = ", ".join(f"{c} of width {n}" for n, c in zip(kernel_fn.widths, kernel_fn.counts))
+    rows = [
+        StepRow("0", "no rule", kernel_fn.reason, "", "", ""),
+        StepRow("1", "sampled", f"networks: {drawn}", "", "mean at each width", ""),
+        StepRow(
+            "2",
+            "limit",
+            "by a line in 1/width; its standard error: ntk.attention_error",
+            "",
+            "K + a/n",
+            "",
+        ),
+    ]
+    parameters = [
+        ParameterRow(name, "drawn", _kind(net, name), net.variances[name] or 0.0, rate)
+        for name, rate in net.rates.items()
+    ]
+    return Explanation(rows, parameters)
+
+
+def _kind(net: networks.Finite, name: str) -> str:
+    known = net.variances[name]
+    if known is None:
+        return f"entries that depend on one another, or have a mean, at width {net.width}"
+    return f"its own, at width {net.width}" if known else "constant"
 
 
 def _law_text(facts: dict) -> str:

@@ -79,6 +79,8 @@ def _power(name: str, equation: Any, bodies: list) -> tuple[float, list]:
     kept = {b.power for b in bodies if not (isinstance(b, Number) and b.number == 0)}
     if name in ("add", "sub", "add_any", "max", "min") and len(kept) == 1:
         return kept.pop(), bare
+    if name in ("gt", "ge", "lt", "le") and len(kept) == 1:  # with zero, or of numbers of one size
+        return 0.0, bare
     if name in ("add", "sub") and len(bodies) == 2:
         top = max(powers)
         if top > 0:  # what is larger by a power of the width is all that is left

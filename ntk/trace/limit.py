@@ -7,10 +7,8 @@ derivation step by step.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,28 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk import family as families
-from ntk import spatial
 from ntk.arguments import refuse_unknown, strict
 from ntk.evaluate import KernelFn
-from ntk.inputs import Need, Plan
-from ntk.kernel import Array, Kernel
+from ntk.kernel import Array
+from ntk.options import check_count
 from ntk.trace import axes as ax
-from ntk.trace import initial, interpret, trees
-from ntk.trace import run as running
+from ntk.trace import initial, interpret
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
-from ntk.trace.explanation import Explanation, explanation
+from ntk.trace.explanation import Explanation, explanation, sampling
+from ntk.trace.kernels import NoRule, kernel_function
 from ntk.trace.loops import loops
-from ntk.trace.matrices import fitted
-from ntk.trace.mixtures import broadcast
 from ntk.trace.parameters import read_parameters
 from ntk.trace.processes import process_of
-from ntk.trace.setting import Setting, Sides
+from ntk.trace.sampled import SampledKernelFn, sampled
 from ntk.trace.sharing import jaxpr_of
-from ntk.trace.steps import Step
 from ntk.trace.traced import Traced, pruned
-from ntk.weights import NORMAL, Standard
 
 
 @strict
@@ -54,7 +47,10 @@ def infinite_width(
     roles: Any = None,
     batched: bool = True,
     attention_samples: int = 1024,
-) -> KernelFn:
+    call: Any = None,
+    otherwise: str = "refuse",
+    networks: int = 64,
+) -> KernelFn | SampledKernelFn:
     """NNGP and NTK of the infinite-width limit of a family of networks, read from its own code.
 
     The limit is that of the finite networks `net = limits.parametrize(family, "ntk", width=n, **options)` with the same
@@ -98,9 +94,15 @@ def infinite_width(
         batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
         attention_samples: draws of random scores for each pair of samples, a power of two; the error falls as
             1/sqrt(attention_samples), and faster for a few positions.
+        call: static keywords of every call of the model: `dict(train=False)`.
+        otherwise: what to do with a model that has no rule here: "refuse" it, or "sample": take means over random
+            finite networks at three widths, carried on to infinite width by a line in 1/width. Where the limit of one
+            network is itself random (a bottleneck of fixed size, a gate that all units share), it is their mean.
+        networks: at the largest width, for "sample"; the error falls as 1/sqrt(networks).
 
     Returns:
-        `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`.
+        `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`; for a model that is sampled
+        `ntk.trace.sampled.SampledKernelFn`, whose errors `ntk.attention_error` gives.
 
     Raises:
         TypeError: an unknown option, with the nearest one; an option of another type.
@@ -111,9 +113,35 @@ def infinite_width(
         Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention".
     """
     _check_parametrization(parametrization)
+    _check_otherwise(otherwise, networks)
     assumed = (base_width, learning_rates, bias_std, roles)
-    traced = _trace(family, example, assumed, batched, attention_samples)
-    return kernel_function(traced, batched)
+    family = families.called(family, call)
+    if otherwise == "sample":
+        return _ruled_or_sampled(family, example, assumed, batched, attention_samples, networks)[1]
+    return kernel_function(_trace(family, example, assumed, batched, attention_samples), batched)
+
+
+def _check_otherwise(otherwise: str, networks: int) -> None:
+    if otherwise not in ("refuse", "sample"):
+        raise ValueError(f'otherwise is {otherwise!r}; it must be "refuse" or "sample"')
+    check_count("networks", networks, least=2)
+
+
+def _ruled_or_sampled(
+    family: Callable, example: Any, assumed: tuple, batched: bool, samples: int, networks: int
+) -> tuple[Traced | None, KernelFn | SampledKernelFn]:
+    """The traced network and its kernel; (None, kernel by finite networks) where a rule is missing."""
+    try:
+        traced = _trace(family, example, assumed, batched, samples)
+        kernel_fn = kernel_function(traced, batched)
+        x = example if batched else jax.tree.map(lambda s: jnp.zeros((1, *s.shape)), example)
+        jax.eval_shape(lambda x: kernel_fn(x, None, ("nngp", "ntk")), x)
+        return traced, kernel_fn
+    except (NoRule, Refusal) as refusal:
+        reason = str(refusal)
+    first = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), example)
+    first = first if isinstance(first, tuple) else (first,)
+    return None, sampled(family, first, assumed, batched, networks, reason)
 
 
 def explain(family: Callable, example: Any, **options: Any) -> Explanation:
@@ -132,14 +160,21 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     given = defaults | options
     _check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
-    return explanation(_trace(family, example, tuple(given.values()), batched, samples))
+    family = families.called(family, given.pop("call"))
+    otherwise, networks = given.pop("otherwise"), given.pop("networks")
+    _check_otherwise(otherwise, networks)
+    assumed = tuple(given.values())
+    if otherwise == "refuse":
+        return explanation(_trace(family, example, assumed, batched, samples))
+    traced, kernel_fn = _ruled_or_sampled(family, example, assumed, batched, samples, networks)
+    return sampling(kernel_fn) if traced is None else explanation(traced)
 
 
 @strict
 def attention_error(
     kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
 ) -> Array:
-    """Standard error of a kernel that is a mean over draws: of random attention scores, or of first-layer weights.
+    """Standard error of a kernel that is a mean over draws: of attention scores, first-layer weights, whole networks.
 
     Args:
         kernel_fn: of `infinite_width`.
@@ -150,13 +185,16 @@ def attention_error(
 
     Returns:
         The standard deviation of one estimate, an array like that of `kernel_fn(x1, x2, get)`; zero for a network
-        without random scores whose first layers are normal, or taken by their fourth cumulant.
+        without random scores whose first layers are normal, or taken by their fourth cumulant. For a kernel by
+        finite networks (`otherwise="sample"`) the standard error of the extrapolated mean, from its own networks.
 
     Raises:
         ValueError: seeds is less than 2.
     """
     if seeds < 2:
         raise ValueError(f"seeds is {seeds}; a spread needs at least 2")
+    if isinstance(kernel_fn, SampledKernelFn):
+        return kernel_fn.estimate(x1, x2, (get,))[get].standard_error
     if "attention_seed" not in kernel_fn.reads:
         return jnp.zeros_like(kernel_fn(x1, x2, get))
     found = [kernel_fn(x1, x2, get, attention_seed=1 + seed) for seed in range(seeds)]
@@ -204,7 +242,7 @@ def _trace(
             out = interpret.trace(programs, trees, shapes, context)
             return _finished(context, out, inputs)
         except Refusal as refusal:
-            raise ValueError(str(refusal)) from None
+            raise NoRule(str(refusal)) from None
 
 
 def _check_parametrization(name: str) -> None:
@@ -280,113 +318,3 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
     return Traced(steps, notes, constants, order, dtypes, facts, loops(steps))
-
-
-CURVED = (
-    "no infinite-width tangent kernel: a nonlinearity acts on the outputs of the last layer of weights, and its slope "
-    "there is random at every width, so that the tangent kernel differs from one initialisation to the next. Take the "
-    "kernel of the readout (let the model return what the nonlinearity acts on, and put the nonlinearity into the "
-    'loss), or ask for get="nngp" alone: the second moments of the outputs, which are not Gaussian'
-)
-
-
-def is_curved(steps: Sequence[Step]) -> bool:
-    """Whether a nonlinearity, or a product of activations, follows the last layer of weights."""
-    left = [len(steps) - 1]
-    while left:
-        step = steps[left.pop()]
-        if step.operation == "function" and not all(_is_straight(t) for t in step.static[0]):
-            return True
-        if step.operation in ("function", "combine", "mix"):
-            left += [i for i in step.inputs if isinstance(i, int)]
-    return False
-
-
-def _is_straight(term: tuple) -> bool:
-    _, _, factors, _ = term
-    return not factors or (len(factors) == 1 and trees.is_linear(factors[0][2]))
-
-
-def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
-    """The kernel function of a traced network."""
-    curved = is_curved(traced.steps)
-
-    def pair(x1: Any, x2: Any, coincident: Array | None, plan: Plan) -> Kernel:
-        if plan.ntk and curved:
-            raise ValueError(CURVED)
-        return _evaluated(traced, x1, x2, coincident, plan)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ValueError("the kernel of a traced network is a function of inputs, not of a Kernel")
-
-    def area(need: Need) -> int:
-        needs = running.needs_of(traced.steps, len(traced.steps) - 1, need)
-        entries = [1]
-        for index, step in enumerate(traced.steps):
-            size = math.prod(sizes_of(step))
-            entries.append(size**2 if index in needs and needs[index].pairs else size)
-        return max(entries)
-
-    scored = any(step.operation == "attend" for step in traced.steps)
-    reads = frozenset({"attention_seed"} if scored or _has_entries(traced.steps) else ())
-    return KernelFn(
-        refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area, reads
-    )
-
-
-def sizes_of(step: Step) -> tuple[int, ...]:
-    """Axes of positions of what a step computes, where it says."""
-    if step.operation == "data":
-        return tuple(step.static[1][k] for k in step.static[2])
-    if step.operation == "convolve":
-        return step.static[-1]
-    if step.operation == "attend":
-        return step.static.out
-    if step.operation in ("combine", "function", "mean"):
-        return step.static[2 if step.operation == "combine" else 1]
-    return ()
-
-
-def _has_entries(steps: Sequence[Step]) -> bool:
-    """Whether a layer sums over a fixed number of weights that are not normal."""
-    return any(isinstance(x, Standard) and x != NORMAL for step in steps for x in _static(step))
-
-
-def _static(step: Step) -> tuple:
-    return step.static if step.operation in ("affine", "convolve", "vector", "lookup") else ()
-
-
-def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) -> Kernel:
-    firsts, seconds = (x if isinstance(x, tuple) else (x,) for x in (x1, x2))
-    if len(firsts) != len(traced.dtypes):
-        raise ValueError(f"the network takes {len(traced.dtypes)} inputs, and got {len(firsts)}")
-    dtype = next((x.dtype for x in firsts if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
-    samples = firsts[0].shape[0], seconds[0].shape[0]
-    setting = Setting(samples, dtype, plan, coincident, _has_entries(traced.steps))
-    needs = running.needs_of(traced.steps, len(traced.steps) - 1, plan.need)
-    values: dict[Any, Any] = {}
-    for k, (one, two, kind) in enumerate(zip(firsts, seconds, traced.dtypes)):
-        if not np.issubdtype(kind, np.floating):
-            one, two = one.astype(jnp.int32), two.astype(jnp.int32)
-        values["input", k] = Sides(one, two)
-    for k, array in enumerate(traced.constants):
-        array = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
-        values["constant", k] = Sides(array, array)
-    law = running.run(traced.steps, traced.loops, values, needs, setting)
-    kernel = broadcast(law.kernel, setting)
-    kernel = spatial.reorder(fitted(kernel, plan.need), list(traced.order))
-    if kernel.ntk is not None and kernel.ntk.ndim == 0:
-        kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
-    shape = tuple(kernel.var1.shape[1:])
-    return dataclasses.replace(
-        kernel,
-        coincident=coincident,
-        mask1=None,
-        mask2=None,
-        shape1=(samples[0], *shape, -1),
-        shape2=(samples[1], *shape, -1),
-        symmetric=plan.symmetric,
-        batch_axis=0,
-        channel_axis=1 + len(shape),
-        is_input=False,
-    )

@@ -21,6 +21,7 @@ def read_parameters(
     rates: Any,
     bias_std: Any,
     roles: Any = None,
+    widths: tuple[int, int] = WIDTHS,
 ) -> dict[str, Parameter]:
     """What is assumed of each parameter, by its path.
 
@@ -40,19 +41,21 @@ def read_parameters(
     if base_width is not None:
         base = initial.laws(families.network(family, base_width, first).init)[0]
         base |= dict.fromkeys(biases, normal)
-        pairs = _at_base(base, family, first, base_width, roles)
+        pairs = _at_base(base, family, first, base_width, roles, widths)
         factors = {name: r / (base[name].variance or 1.0) for name, r in factors.items()}
     elif roles is not None:
-        families.width_axes(family, first, widths=WIDTHS, roles=roles)
+        families.width_axes(family, first, widths=widths, roles=roles)
     return {
         name: Parameter(pair, (shapes1[name], shapes2[name]), factors[name])
         for name, pair in pairs.items()
     }
 
 
-def _at_base(base: dict, family: Callable, first: tuple, base_width: int, roles: Any) -> dict:
+def _at_base(
+    base: dict, family: Callable, first: tuple, base_width: int, roles: Any, widths: tuple[int, int]
+) -> dict:
     """Laws of weights drawn as at one width: used times m^-1/2 where their fan-in is m times what it is there."""
-    axes = families.width_axes(family, first, widths=(base_width, *WIDTHS), roles=roles)
+    axes = families.width_axes(family, first, widths=(base_width, *widths), roles=roles)
     named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
     out = {}
     for name, law in base.items():

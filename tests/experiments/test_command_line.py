@@ -336,7 +336,7 @@ def test_a_study_of_ones_own_outside_the_package_runs_and_is_reported(
     assert "is not a study: it lacks check" in is_refusal(capsys, "--config=../half.py")
 
 
-WRONG = {
+RETURNS = {
     "title": ("TITLE, PAPER = \"Mine\"", "TITLE, PAPER = 3", "TITLE is a value of type int, 3; it must be text"),
     "check": ("def claims(", "check = 3\n\n\ndef claims(", "check is a value of type int, 3; it must be a function"),
     "steps": ("return config.steps", "return 'many'", "total_steps returned a value of type str, 'many'; expected"),
@@ -352,10 +352,10 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", RETURNS)
 def test_a_study_that_returns_the_wrong_thing_is_one_line(case, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    right, wrong, message = WRONG[case]
+    right, wrong, message = RETURNS[case]
     assert STUDY.count(right) == 1
     (tmp_path / "mine.py").write_text(STUDY.replace(right, wrong))
     status, _, err = outcome(capsys, "--config=mine.py", "--workdir=run")

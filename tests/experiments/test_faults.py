@@ -27,6 +27,15 @@ def test_a_study_ended_at_random_moments_goes_on_to_the_same_bytes(name, command
     assert set(found["ends"]) <= {expected, 0}
 
 
+@pytest.fixture
+def of_a_terminal():
+    """Hangups end the process, though the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("of_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_end_a_command_with_one_line_and_their_number(
     number, command_line, tmp_path, monkeypatch, capsys
@@ -62,6 +71,7 @@ class Collected:
         signal.raise_signal(self.number)
 
 
+@pytest.mark.usefixtures("of_a_terminal")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_python_drops_still_ends_the_command(

@@ -96,16 +96,20 @@ def test_progress_counts_every_unit(tmp_path):
 
 
 def test_what_was_loaded_gives_no_estimate(tmp_path, capsys):
-    """A rate is that of the units computed in this session."""
-    clock = iter([0.0, 20.0, 40.0])
+    """A rate is that of the units computed in this session, once the first has been compiled."""
+    clock = iter([0.0, 20.0, 30.0, 40.0, 50.0, 60.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.time, "monotonic", lambda: next(clock))
         report = loop._plain_progress(10**6, "t")
         report(2, "loaded", float("nan"))
-        report(20, "trained", 0.5)
+        report(20, "compiled", 0.5)
+        report(10, "trained", 0.5)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "t: 2/1000000 steps, loaded, loss nan"
-    assert lines[1] == "t: 22/1000000 steps, 0.5/s, 1999956 s left, trained, loss 0.5"
+    assert lines == [
+        "t: 2/1000000 steps, loaded, loss nan",
+        "t: 22/1000000 steps, compiled, loss 0.5",
+        "t: 32/1000000 steps, 0.5/s, 1999936 s left, trained, loss 0.5",
+    ]
     axes = {"x": Axis([1, 2], "x")}
     program = Program("p", lambda data, x: {"y": float(x)}, {"y": Variable("y")})
     for expected in ([1.0, 2.0], [np.nan, np.nan]):

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from experiments import checks
 from experiments.tasks import arrays, formats, images, modular, polynomials, teachers, text
 from experiments.tasks.task import IMAGES, NAMES, default_config, load
 
@@ -431,3 +432,20 @@ def test_a_constant_channel_becomes_zero():
     train, _ = arrays.standardise(x, x)
     assert np.isfinite(train).all()
     assert (train[..., 1:] == 0).all()
+
+
+def test_digits_read_no_folder():
+    """Who gives one means other data, and would train on digits unawares."""
+    config = default_config("digits")
+    config.data_dir = "elsewhere"
+    with pytest.raises(ValueError, match=r"task\.data_dir is 'elsewhere'.*task\.name='npz'"):
+        load(config)
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"), [(1e-300, "at least 1e-30"), (0.0, "above 0"), (1e31, "at most 1e")]
+)
+def test_numbers_that_single_precision_does_not_hold_are_refused(value, allowed):
+    with pytest.raises(ValueError, match=f"config.rate.*{allowed}"):
+        checks.positive()("config.rate", value)
+    checks.positive()("config.rate", 1e-29)

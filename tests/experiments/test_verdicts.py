@@ -468,3 +468,23 @@ def test_healthy_data_is_judged(study):
     table = judged(study, healthy(study))
     open_ = [key for key, claim in table.items() if verdict(claim) == "NOT MEASURED"]
     assert len(open_) <= len(table) // 8, {key: reason(table[key]) for key in open_}
+
+
+@pytest.mark.parametrize(
+    ("study", "dim", "value", "claim"),
+    [
+        ("feature_learning_limit", "background", 0.0, "M1 features help, plain digits"),
+        ("feature_learning_limit", "background", 1.0, "M2 the widest is there, lit digits"),
+        ("ntk_convergence", "start_inputs", "digits", "1 convergence, digits"),
+        ("ntk_convergence", "component_inputs", "sphere", "4 decay, sphere"),
+        ("learning_rate_transfer", "coordinate_parametrization", "ntk", "P6 control, ntk as muP"),
+    ],
+)
+def test_a_claim_about_what_was_left_out_does_not_vanish(study, dim, value, claim):
+    data = healthy(study)
+    whole = judged(study, data)
+    left = judged(study, data.drop_sel({dim: [value]}))
+    assert set(whole) == set(left)
+    assert verdict(whole[claim]) != "NOT MEASURED"
+    assert verdict(left[claim]) == "NOT MEASURED"
+    assert reason(left[claim])

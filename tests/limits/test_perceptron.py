@@ -1,4 +1,4 @@
-"""Descent against autodiff, its limit against a perceptron, margins against geometry, bounds that hold and are near."""
+"""Descent against autodiff, its limit against the perceptron, margins against geometry, bounds that hold."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_margins_are_the_best_over_all_directions():
     random = np.random.default_rng(0)
     angles = np.linspace(0, 2 * math.pi, 200_001)
     circle = np.stack([np.cos(angles), np.sin(angles)])
-    for b in (adversarial(30, 0.1), np.array([4.0, 1.0]) + random.normal(size=(9, 2))):
+    for b in (adversarial(30, 0.1), random.normal([4.0, 1.0], size=(9, 2))):
         best = (b @ circle).min(0).max()
         found = perceptron.margin(b)
         step = np.linalg.norm(b, axis=1).max() * angles[1]  # what the grid of angles can miss
@@ -95,18 +95,21 @@ def test_margins_are_the_best_over_all_directions():
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_bounds_hold(normalised):
+def test_bounds_hold_and_are_not_idle(normalised):
+    """The largest ratio of steps to bound: below one, and at least .04 (plain) and .1, as measured."""
+    ratios = []
     for b in [separable(seed) for seed in range(5)] + [adversarial(n, 0.05) for n in (2, 10, 100)]:
         mu, radius = perceptron.margin(b).value, np.linalg.norm(b, axis=1).max()
         for step_size in (0.3, 1.0, 10.0, 100.0, 1e6, math.inf):
             path = perceptron.descend(b, step_size, normalised=normalised)
             bound = perceptron.step_bound(len(b), radius, mu, step_size, normalised=normalised)
             assert path.separated
-            assert path.steps <= bound
+            ratios.append(path.steps / bound)
+    assert (0.1 if normalised else 0.04) < max(ratios) <= 1
 
 
-def test_the_normalised_bound_is_met_by_one_example_and_broken_by_plain_steps():
-    """A bound that were half as large would fail; the factor n of plain steps is needed."""
+def test_one_example_meets_the_normalised_bound_and_plain_steps_break_it():
+    """With half of it the first would fail; the factor n of plain steps is needed."""
     assert perceptron.descend([[2.0, 0.0]], math.inf, normalised=True).steps == 1
     assert perceptron.step_bound(1, 2.0, 2.0, math.inf, normalised=True) == 1
     b = adversarial(1000, 0.05)
@@ -118,8 +121,7 @@ def test_the_normalised_bound_is_met_by_one_example_and_broken_by_plain_steps():
 
 def test_what_a_step_can_gain():
     m = np.linspace(0, 5, 500_001)
-    best = (m / (1 + np.exp(m))).max()
-    assert abs(perceptron.CORRELATION - best) < 1e-9
+    assert pytest.approx((m / (1 + np.exp(m))).max(), rel=1e-9) == perceptron.CORRELATION
 
 
 def test_bounds_meet_the_limits_of_small_and_large_steps():

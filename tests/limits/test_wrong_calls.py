@@ -10,7 +10,19 @@ import pytest
 
 import limits
 import models
-from limits import cbow, depth, dmft, feature_learning, mean_field, pi_net
+from limits import (
+    aspect_ratio,
+    cbow,
+    depth,
+    dmft,
+    ensembles,
+    feature_learning,
+    finite_width,
+    mean_field,
+    opposing,
+    perceptron,
+    pi_net,
+)
 from limits.feature_learning import Episodes
 
 KEY, NAN = jax.random.key(0), float("nan")
@@ -56,6 +68,38 @@ def dynamics(overlap=(0.5,), key=KEY, **options):
 
 # what is called, and a part of what is said
 WRONG = [
+    # opposing
+    (lambda: opposing.sharpness_path(40.0, 3.0, 0.0, [1.0]), "start is 0.0"),
+    (lambda: opposing.crossing_time(-1.0, 3.0, 0.1, 0.1), "alpha is -1.0"),
+    (lambda: opposing.outliers(0, 100, 5, alpha=1.0, signal=1.0), "key is 0"),
+    (lambda: opposing.outliers(KEY, 100, 99, alpha=1.0, signal=1.0), "dim is 99"),
+    (
+        lambda: opposing.outliers(KEY, 100, 5, alpha=1.0, signal=1.0, share=0.001),
+        "share is 0.001: of 100 examples 0",
+    ),
+    # logistic regression at every step size
+    (lambda: perceptron.descend(POINTS, -1.0), "step_size is -1.0"),
+    (lambda: perceptron.margin(np.array([[1.0], [-1.0]])), "no hyperplane through the origin"),
+    (lambda: perceptron.step_bound(3, 1.0, 2.0, 1.0), "margin is 2.0; it must be at most"),
+    # criticality and statistics of finite width
+    (lambda: limits.criticality(3), "activation is 3"),
+    (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
+    (lambda: finite_width.vertices(jnp.tanh, 0, C_W=1.0, variance=1.0), "depth is 0"),
+    (
+        lambda: finite_width.metric_covariance(jnp.tanh, 2, np.ones(2), C_W=1.0),
+        "gram has the shape",
+    ),
+    (lambda: finite_width.covariance_of(np.ones((2, 3)), 2), "gram has the shape"),
+    (lambda: aspect_ratio.optimal_aspect_ratio(-1.0, 2), "nu is -1.0"),
+    (lambda: aspect_ratio.mutual_information(0.1, 0, 1), "m1 is 0"),
+    (
+        lambda: ensembles.sample_metrics(0, jnp.tanh, 8, 2, np.eye(1), C_W=1.0, networks=2),
+        "key is 0",
+    ),
+    (
+        lambda: ensembles.sample_neurons(KEY, 3, 8, 2, C_W=1.0, variance=1.0, networks=2),
+        "activation is 3",
+    ),
     # parametrize
     (lambda: parametrize(FAMILY(8)), "family is a module, MLP at one width.*lambda width: MLP"),
     (lambda: parametrize(3), "family is 3; it must be a function of the width"),
@@ -251,7 +295,10 @@ def test_every_public_function_is_called_wrongly():
     sources += inspect.getsource(parametrize) + inspect.getsource(check)
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
-    for package in (limits, models, cbow, depth, dmft, feature_learning, mean_field, pi_net):
+    for package in (
+        *(limits, models, aspect_ratio, cbow, depth, dmft, ensembles, feature_learning),
+        *(finite_width, mean_field, opposing, perceptron, pi_net),
+    ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers
             if public and value.__module__.startswith(package.__name__):

@@ -134,6 +134,35 @@ def test_opposing_signals_of_a_designed_oscillation():
     assert float(found.share) > 0.95
 
 
+def test_opposing_signals_until_the_first_rise():
+    """A growing oscillation of four examples against four, then a catapult that moves all eight together."""
+    t = np.arange(30)
+    losses = np.full((30, 40), 1.0) - 0.001 * t[:, None]
+    swing = np.where(t < 15, 0.01 * t * (-1.0) ** t, 0)
+    losses[:, :4] += 1.2 * swing[:, None]
+    losses[:, 4:8] -= swing[:, None]
+    losses[20, 8:16] += 5
+    first = examples.opposing_signals(jnp.asarray(losses), 4, until="first")
+    changes = np.diff(losses.mean(1))
+    assert int(first.step) == np.flatnonzero(changes > 0)[0]
+    assert set(np.asarray(first.up).tolist()) == {0, 1, 2, 3}
+    assert set(np.asarray(first.down).tolist()) == {4, 5, 6, 7}
+    assert float(first.correlation) < -0.999
+    assert bool(first.oscillates)
+    largest = examples.opposing_signals(jnp.asarray(losses), 4)
+    assert int(largest.step) == 19
+    assert set(np.asarray(largest.up).tolist()) <= set(range(8, 16))
+    falling = np.ones((6, 10)) * np.array([6.0, 4, 3, 2.9, 2, 1])[:, None]
+    calm = examples.opposing_signals(jnp.asarray(falling), 2, until="first")
+    assert int(calm.step) == 2
+    assert not bool(calm.oscillates)
+    rounded = np.float32(falling)
+    rounded[3:] = rounded[2] * np.array([1, 1 + 2e-7, 1 + 2e-7], np.float32)[:, None]
+    calm = examples.opposing_signals(jnp.asarray(rounded), 2, until="first")
+    assert float(calm.rise) > 0
+    assert not bool(calm.oscillates)
+
+
 def test_sharpness_along_the_opposing_coordinate_is_alpha_times_the_readout():
     """Two-layer linear network, y = beta.x_b + c|x_o|, x_o = +-sqrt(alpha/p): curvature alpha |w_2|^2."""
     alpha, rare, width = 20.0, 0.02, 12
@@ -177,6 +206,7 @@ LOSSES = np.ones((6, 10))
     [
         (lambda: examples.opposing_signals(LOSSES[:3], 2), "T >= 4"),
         (lambda: examples.opposing_signals(LOSSES, 6), r"must be 1\.\.5"),
+        (lambda: examples.opposing_signals(LOSSES, 2, until="last"), "until is 'last'"),
         (
             lambda: examples.opposing_signals(
                 np.where(np.eye(6, 10) * np.eye(6)[4][:, None] > 0, np.nan, 1), 2

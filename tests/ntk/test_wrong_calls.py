@@ -29,6 +29,12 @@ def descend(rate):
     return predict.gradient_descent_mse(jnp.eye(4), Y, learning_rate=rate)
 
 
+def concatenated(axis):
+    return stax.serial(
+        stax.FanOut(2), stax.parallel(stax.Dense(8), stax.Dense(8)), stax.FanInConcat(axis)
+    )
+
+
 def check(net_at_width):
     settings = {"widths": [8, 16, 32], "batch": (X, Y), "loss": lambda f, y: jnp.mean((f - y) ** 2)}
     return limits.coordinate_check(
@@ -74,6 +80,23 @@ WRONG = [
     (lambda: descend(-1), ValueError, "learning_rate is -1; it must be a finite number .*positive"),
     (lambda: descend(jnp.nan), ValueError, "learning_rate is nan"),
     (lambda: descend("a"), TypeError, "learning_rate is 'a'"),
+    (
+        lambda: predict.gradient_descent_mse(jnp.eye(4), Y, 1.0, -0.1),
+        ValueError,
+        "diag_reg is -0.1",
+    ),
+    (lambda: predict.gp_inference(jnp.eye(4), Y, diag_reg=-0.1), ValueError, "diag_reg is -0.1"),
+    (
+        lambda: predict.gradient_descent_mse_ensemble(KERNEL, X, Y, diag_reg=-0.1)(),
+        ValueError,
+        "diag_reg is -0.1",
+    ),
+    (lambda: KERNEL(X, batch_axis=2), ValueError, "batch_axis is 2; its inputs have axes -2 to 1"),
+    (lambda: KERNEL(X, channel_axis=-3), ValueError, "channel_axis is -3; its inputs have axes"),
+    (lambda: KERNEL(X, channel_axis=0), ValueError, "batch_axis 0 and channel_axis 0 are one axis"),
+    (lambda: KERNEL(X, batch_axis=0.5), TypeError, "axes hold 0.5; axes are integers"),
+    (lambda: concatenated(5)[2](X), ValueError, "axis is 5; its inputs have axes -2 to 1"),
+    (lambda: concatenated(5)[0](jax.random.key(0), (4, 3)), ValueError, "axis is 5; its inputs"),
 ]
 
 

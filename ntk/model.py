@@ -1,0 +1,300 @@
+"""A model at one width as a pair of pure functions: of linen, NNX, Equinox, or a pair already.
+
+What the three libraries do differently is here alone: where parameters and what is kept besides them live, what
+initialisation is called with, and which axes of a matrix are summed over.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntk.arguments import is_key
+
+
+class Network(NamedTuple):
+    """A family at one width.
+
+    Attributes:
+        init: `init(key) -> params`; for linen the "params" collection, for NNX the nnx.Param variables as
+            nested dicts of arrays, for Equinox the module with all but floating arrays left out. It is the model's
+            own initialisation, to the bit.
+        apply: `apply(params, *inputs, **kwargs)`; keywords go to the model (`method`, `rngs`, `mutable` of
+            linen included). A model that keeps more than parameters (batch statistics, random counts) takes
+            that as `state=initial_state(...)`; with `mutable=["batch_stats"]` (linen) or `mutable=True`
+            (NNX) it returns `(outputs, new_state)`. An Equinox module, which acts on one example, is mapped over
+            the first axis of its inputs.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+class Model(NamedTuple):
+    """A network, and what a model says besides.
+
+    Attributes:
+        network: its functions.
+        state: `state(key)`, whatever it keeps besides parameters, as a tree; {} for most.
+        fans: {path name: (fan_in, fan_out) axes} of parameters whose layer is known to write them otherwise than
+            Flax; None if it writes them as Flax does.
+    """
+
+    network: Network
+    state: Callable
+    fans: dict | None = None
+
+
+class Called(NamedTuple):
+    """A model whose every call has these keywords."""
+
+    model: Any
+    keywords: dict
+
+
+def called(family: Callable, call: Mapping[str, Any] | None) -> Callable:
+    """The family, whose models are called with these static keywords at initialisation and ever after.
+
+    Raises:
+        TypeError: call is no mapping of names to values.
+    """
+    check_call(call)
+    if not call:
+        return family
+    check_family(family)
+    return lambda width: Called(family(width), dict(call))
+
+
+def check_call(call: Mapping[str, Any] | None) -> None:
+    """Refuses what are no keywords."""
+    names = isinstance(call, Mapping | None) and all(isinstance(name, str) for name in call or ())
+    if not names:
+        raise TypeError(
+            f"call is {call!r}; it must be keywords that the model is called with: dict(train=False)"
+        )
+
+
+def check_family(family: Callable) -> None:
+    """Refuse what is no function of the width, a module at one width among it; nothing is imported for that."""
+    classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
+    if classes & {"flax.Module", "equinox.Module"}:
+        raise ValueError(
+            f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
+            f"lambda width: {type(family).__name__}(width)"
+        )
+    if not callable(family):
+        raise ValueError(f"family is {family!r}; it must be a function of the width")
+
+
+def read(model: Any, width: int, example: Any) -> Model:
+    """The functions of what a family returned at a width."""
+    model, call = model if isinstance(model, Called) else (model, {})
+    if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
+        init, apply = model
+        return Model(Network(init, _with_keywords(apply, call)), lambda key: {})
+    named = _keywords(model)
+    if "key" in named and "rngs" not in named:
+        return _from_equinox(model, call)
+    from flax import linen, nnx
+
+    if isinstance(model, linen.Module):
+        return _from_linen(model, example, call)
+    if callable(model) and not isinstance(model, nnx.Module) and not _is_equinox(model):
+        return _from_nnx(model, call)
+    raise ValueError(
+        f"family({width}) returned {type(model).__name__}; it must return a linen module, a pair (init, apply), "
+        "for NNX a function of rngs: family = lambda width: lambda rngs: MyModel(width, rngs=rngs), or for Equinox "
+        "a function of the key: lambda width: lambda key: MyModel(width, key=key)"
+    )
+
+
+def _with_keywords(apply: Callable, call: dict) -> Callable:
+    if not call:
+        return apply
+    return lambda *args, **kwargs: apply(*args, **{**call, **kwargs})
+
+
+def _keywords(model: Any) -> frozenset[str]:
+    """Names of the arguments of a factory; none for a module, which is called with inputs."""
+    if not inspect.isroutine(model) and not hasattr(model, "func"):
+        return frozenset()
+    try:
+        return frozenset(inspect.signature(model).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
+
+
+def _from_linen(module: Any, example: Any, call: dict) -> Model:
+    from flax import errors
+
+    if example is None:
+        raise ValueError("a linen family needs `example`: one input array, or a tuple of inputs")
+    examples = example_inputs(example)
+    at_start = {k: v for k, v in call.items() if k not in ("rngs", "mutable")}
+
+    def init(key):
+        return module.init(key, *examples, **at_start).get("params", {})
+
+    def state(key):
+        variables = module.init(key, *examples, **at_start)
+        return {name: value for name, value in variables.items() if name != "params"}
+
+    def apply(params, *inputs, state=None, **kwargs):
+        try:
+            return module.apply({"params": params, **(state or {})}, *inputs, **{**call, **kwargs})
+        except (errors.ScopeCollectionNotFound, errors.ModifyScopeVariableError) as error:
+            raise ValueError(
+                f"{type(module).__name__} keeps more than parameters: pass state=ntk.initial_state(...) to apply, "
+                f'and mutable=["batch_stats"] where it is updated ({str(error).splitlines()[0]})'
+            ) from error
+
+    return Model(Network(init, apply), state)
+
+
+def _from_nnx(factory: Callable, call: dict) -> Model:
+    from flax import nnx
+
+    def build(key):
+        model = factory(rngs=nnx.Rngs(key))
+        if not isinstance(model, nnx.Module):
+            raise ValueError(
+                f"an NNX family must give an nnx.Module when called with rngs; got {type(model).__name__}"
+            )
+        return model
+
+    graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
+    kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+
+    def state(key):
+        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
+
+    def apply(params, *inputs, state=None, mutable=False, **kwargs):
+        if kept and not state:
+            raise ValueError(
+                f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply, "
+                "and mutable=True where it is updated"
+            )
+        model = nnx.merge(graph, params, state or {})
+        outputs = model(*inputs, **{**call, **kwargs})
+        if not mutable:
+            return outputs
+        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+
+    return Model(Network(init, apply), state)
+
+
+def _is_equinox(model: Any) -> bool:
+    return any(
+        c.__name__ == "Module" and c.__module__.startswith("equinox") for c in type(model).__mro__
+    )
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating) and hasattr(leaf, "shape")
+
+
+def _from_equinox(factory: Callable, call: dict) -> Model:
+    import equinox as eqx
+
+    def build(key):
+        model = factory(key=key)
+        if not _is_equinox(model):
+            raise ValueError(
+                f"an Equinox family must give an eqx.Module when called with key; got {type(model).__name__}"
+            )
+        return model
+
+    def arrays(model):
+        return eqx.filter(model, lambda leaf: hasattr(leaf, "dtype") and not _is_parameter(leaf))
+
+    whole = eqx.filter_eval_shape(build, jax.random.key(0))
+    static = eqx.filter(whole, lambda leaf: not hasattr(leaf, "dtype"))
+    kept = sorted(named_leaves(arrays(whole)))
+
+    def init(key):
+        return eqx.filter(build(key), _is_parameter)
+
+    def state(key):
+        return arrays(build(key)) if kept else {}
+
+    def apply(params, *inputs, state=None, **kwargs):
+        if kept and not state:
+            raise ValueError(
+                f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply"
+            )
+        model = eqx.combine(params, state or static, static)
+        axes = tuple(0 if jnp.ndim(x) else None for x in inputs)
+        return jax.vmap(lambda *x: model(*x, **{**call, **kwargs}), axes)(*inputs)
+
+    return Model(Network(init, apply), state, _equinox_fans(whole))
+
+
+_LEADING_OUTPUTS = {"weight": 2, "weight_ih": 2, "weight_hh": 2, "bias": 1, "bias_n": 1}
+
+
+def _equinox_fans(model: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Fans of the layers of `equinox.nn`, whose matrices are (out, in) and whose kernels are (out, in, *window)."""
+    import equinox as eqx
+
+    nn = eqx.nn
+    matrices = (nn.Linear, nn.Conv, nn.ConvTranspose, nn.GRUCell, nn.LSTMCell)
+    vectors = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+    kinds = (*matrices, *vectors, nn.Embedding)
+    found = {}
+    for path, layer in jax.tree_util.tree_leaves_with_path(
+        model, is_leaf=lambda m: isinstance(m, kinds)
+    ):
+        if not isinstance(layer, kinds):
+            continue
+        for name, leaf in named_leaves(layer).items():
+            rank, space = leaf.ndim, getattr(layer, "num_spatial_dims", 0)
+            own = 1 if isinstance(layer, vectors) else 2
+            if isinstance(layer, matrices):
+                own = _LEADING_OUTPUTS[name] + space
+            if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+                own = len(layer.shape)
+            stack = rank - own  # layers made by vmap have an axis before their own
+            axes = tuple(range(stack, rank))
+            fans = ((), axes)
+            if isinstance(layer, nn.Embedding):
+                fans = (axes[:1], axes[1:])
+            elif isinstance(layer, matrices) and name.startswith("weight"):
+                fans = (axes[1:], axes[:1])
+            found[f"{path_name(path)}/{name}" if path else name] = fans
+    return found
+
+
+def example_inputs(example: Any) -> tuple:
+    """The example as a tuple of inputs, zeros (or a fixed key) where it is only a shape."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(inputs)):
+        raise TypeError(
+            f"example is {example!r}; it must be an input array (or jax.ShapeDtypeStruct), or a tuple of inputs"
+        )
+    return jax.tree.map(_filled, inputs)
+
+
+def _filled(x: Any) -> Any:
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    if is_key(x):
+        return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
+    return jnp.zeros(x.shape, x.dtype)
+
+
+def path_name(path: tuple) -> str:
+    """`hidden_0/kernel` of a key path; the same for a dict, an nnx.State and a boxed linen parameter."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]:
+    """The leaves of a tree by their path names, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
