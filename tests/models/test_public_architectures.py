@@ -80,7 +80,7 @@ REFUSED = {
     "style network": SEVERAL,
     "MLP-Mixer": "several groups of units",
     "ViT": "tile",
-    "SimpleViT": "count units",
+    "SimpleViT": "count units|unstack",  # a primitive of newer JAX
     "DiT": "zero at initialisation",
     "FNO": "fft",
     "BERT": "looked up by a constant",
