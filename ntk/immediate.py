@@ -24,18 +24,22 @@ COMPILING = 2**21
 _EQUATION = 2**10
 """What one equation costs, in entries, however small its result is."""
 
-_INNER = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
     "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
-"""Primitives that stand for the program in the parameter named."""
+"""Primitives that call a program, and the parameter that holds it."""
+
+_INNER = CALLS | {"custom_vmap_call": "call"}
+"""And a function with a rule of its own for batches, which the tracer of models does not follow."""
 
 
 class Program(NamedTuple):
@@ -142,12 +146,18 @@ def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(x) for x in (out if eqn.primitive.multiple_results else [out])]
 
 
+def body(equation: Any) -> Any:
+    """The program that an equation calls or repeats."""
+    inner = equation.params[CALLS.get(equation.primitive.name, "jaxpr")]
+    return getattr(inner, "jaxpr", inner)
+
+
 def carried(equation: Any) -> tuple[int, int]:
     """(number of constants, number of carried values) of a scan.
 
     By shapes, because the names of these numbers differ between versions of JAX: rows of what is looped over come last.
     """
-    inner = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+    inner = body(equation)
     last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, inner.invars))
     carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars))
     return last - carry, carry

@@ -10,21 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
-from ntk.immediate import carried
-
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
-"""Primitives that call a program, and the parameter that holds it."""
+from ntk.immediate import CALLS, body, carried
 
 
 class Alive(NamedTuple):
@@ -53,12 +39,6 @@ def alive(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> Alive:
             v for v, read in zip(equation.invars, reads) if read and not isinstance(v, jex.Literal)
         }
     return Alive(tuple(reversed(kept)), tuple(v in used for v in jaxpr.invars))
-
-
-def body(equation: Any) -> jex.Jaxpr:
-    """The program that an equation calls or repeats."""
-    inner = equation.params[CALLS.get(equation.primitive.name, "jaxpr")]
-    return getattr(inner, "jaxpr", inner)
 
 
 def _reads(equation: Any, outs: Sequence[bool]) -> Sequence[bool]:

@@ -21,10 +21,10 @@ import numpy as np
 from jax.extend import core as jex
 
 from ntk import program
-from ntk.immediate import carried
+from ntk.immediate import CALLS, carried
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.alive import CALLS, alive, wanted_of_loop
+from ntk.trace.alive import alive, wanted_of_loop
 from ntk.trace.context import Context, used_twice
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
