@@ -68,7 +68,10 @@ def _start_claims(data: xr.Dataset) -> list[Claim]:
                 -0.35,
                 interval=tuple(law.exponent_interval),
                 control=control,
-                reads=(data.start_kernel.sel(start_inputs=inputs), data[limit]),
+                reads=(
+                    data.start_kernel.sel(start_inputs=inputs),
+                    data[limit].sel(start_inputs=inputs),
+                ),
             )
         )
     return made

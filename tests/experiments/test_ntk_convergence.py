@@ -69,10 +69,9 @@ def test_the_tangent_kernel_is_the_derivative_of_a_step(config):
 @pytest.mark.slow
 def test_controls_fail_and_claims_hold_on_a_small_run(data):
     judged = {claim.name: claim for claim in study.claims(data)}
-    controls = [claim for claim in judged.values() if claim.control]
-    assert len(controls) == 4
-    for claim in controls:
-        assert claims.verdict(claim) == "fails, as it must", claim
+    verdicts = [claims.verdict(claim) for claim in judged.values() if claim.control]
+    # The smoke preset trains along components of the digits only: the control on the sphere stays, unmeasured.
+    assert sorted(verdicts) == ["NOT MEASURED"] + ["fails, as it must"] * 4
     for name in ("2 constancy, ntk", "2 rate of constancy", "4 other components, digits"):
         assert judged[name].passed, judged[name]
 
