@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
-from ntk.infinite import true_law
+from ntk.infinite import true_law, weight_laws
 from ntk.trace import networks
 from ntk.trace.activations import described
 from ntk.trace.steps import Note, Step
