@@ -23,6 +23,10 @@ OPTIONS = (
         "--devices=N",
         "devices to spread the runs of a sweep (or one run's batch) over; 1 by default",
     ),
+    (
+        "--cluster=ADDRESS",
+        "do units elsewhere: local:4, slurm:cores=1,memory=4GB,jobs=8, tcp://HOST:PORT",
+    ),
     ("--checkpoint_seconds=S", "seconds between checkpoints of what is in training; 20 by default"),
     ("--tensorboard=FOLDER", "also write metrics for TensorBoard"),
     ("--wandb=PROJECT", "also send metrics to Weights & Biases"),
