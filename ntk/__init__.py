@@ -5,7 +5,7 @@
 
 import importlib
 
-from ntk import empirical, gram, hermite, predict, reference, solve, stax
+from ntk import empirical, gram, hermite, predict, reference, risk, solve, stax
 from ntk.arguments import strict_functions as _strict_functions
 from ntk.batching import batch
 from ntk.depth import depth_map
@@ -60,6 +60,7 @@ __all__ = [
     "path_name",
     "predict",
     "reference",
+    "risk",
     "solve",
     "stax",
     "taylor_expand",
