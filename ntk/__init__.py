@@ -5,7 +5,7 @@
 
 import importlib
 
-from ntk import empirical, gram, hermite, predict, reference, risk, solve, stax
+from ntk import empirical, features, gram, hermite, predict, reference, risk, solve, stax
 from ntk.arguments import strict_functions as _strict_functions
 from ntk.batching import batch
 from ntk.depth import depth_map
@@ -48,6 +48,7 @@ __all__ = [
     "empirical_ntk_fn",
     "empirical_ntk_vp_fn",
     "explain",
+    "features",
     "from_neural_tangents",
     "gram",
     "hermite",
