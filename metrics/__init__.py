@@ -24,7 +24,12 @@ from metrics.collapse import (
 )
 from metrics.curvature import Sharpness, eigenpairs, sharpness
 from metrics.estimate import Estimate
-from metrics.learning import estimated_risk, fit_spectrum, learning_curve
+from metrics.learning import (
+    estimated_risk,
+    fit_spectrum,
+    intrinsic_dimension,
+    learning_curve,
+)
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
 from metrics.spectra import density, diagonal, spectral_density, trace
 from metrics.stability import edge_of_stability
@@ -51,6 +56,7 @@ __all__ = [
     "frames",
     "generalized_collapse",
     "geometry",
+    "intrinsic_dimension",
     "kernels",
     "learning",
     "learning_curve",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import spatial
 
 from metrics import checks
 from metrics.estimate import Estimate
@@ -151,6 +152,46 @@ def fit_spectrum(
         [power[p].mean() for p in parts],
     ]
     return SpectrumLaws(*(fit_power_law(middle, y, key) for y in laws))
+
+
+def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
+    """Dimension of the manifold that the inputs fill, from the distances of nearest neighbours.
+
+    The number that a learning curve is cursed by (`limits.eigenlearning.learning_exponent`), not that of coordinates.
+    Exact in mean for points of uniform density at the scale of the neighbours; curvature and noise add to it, edges
+    and dimensions of the order of log N take from it: 20 uniform dimensions read as 15 at N = 2000.
+
+    Args:
+        inputs: (N, ...), flattened; N larger than neighbors.
+        neighbors: k, of each point, at least 2.
+
+    Returns:
+        Estimate; its error has twice the variance that neighbourhoods without overlap would have, as measured on
+        spheres of 1 to 20 dimensions.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: too few points, fewer than 2 neighbors, or a point that is there k times.
+
+    Source: Levina & Bickel 2004, averaged as in MacKay & Ghahramani 2005; error bounds of networks in these terms:
+    Konz & Mazurowski 2024, arXiv:2401.08865.
+    """
+    x = checks.doubles("inputs", inputs)
+    k = checks.integer("neighbors", neighbors, 2)
+    if x.ndim < 2 or len(x) <= k:
+        raise ValueError(
+            f"inputs has shape {x.shape}; it must be (N, ...) with N above neighbors, {k}"
+        )
+    near = spatial.cKDTree(x.reshape(len(x), -1)).query(x.reshape(len(x), -1), k + 1)[0][:, 1:]
+    if not near[:, 0].all():
+        copies = int((near[:, 0] == 0).sum())
+        raise ValueError(
+            f"{copies} of the inputs are there twice; drop copies: np.unique(inputs, axis=0)"
+        )
+    inverse = np.log(near[:, -1:] / near[:, :-1]).mean(axis=1)
+    mean = inverse.mean()
+    error = inverse.std(ddof=1) * math.sqrt(2 / len(x))
+    return Estimate(1 / mean, error / mean**2)
 
 
 def _spectrum(kernel, targets) -> tuple[np.ndarray, np.ndarray, int]:

@@ -149,6 +149,25 @@ def test_exponents_of_a_known_spectrum():
     assert narrow.eigenvalues.exponent == pytest.approx(-1.7, abs=1e-3)
 
 
+@pytest.mark.parametrize("d", [1, 3, 5])
+def test_the_dimension_of_spheres_and_its_spread(d):
+    """In an ambient space of 20, turned and scaled; the error is the spread over draws."""
+    found = []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        x = random.normal(size=(600, d + 1))
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        found.append(metrics.intrinsic_dimension(7 * x @ random.normal(size=(d + 1, 20))))
+    values, errors = np.transpose(found)
+    assert values.mean() == pytest.approx(d, rel=0.04)
+    assert 0.5 * errors.mean() < values.std(ddof=1) < 1.6 * errors.mean()
+
+
+def test_the_dimension_of_many_uniform_coordinates_is_read_too_low():
+    x = np.random.default_rng(0).uniform(size=(2000, 20))
+    assert metrics.intrinsic_dimension(x).value == pytest.approx(15, abs=0.5)
+
+
 EYE = np.eye(300)
 ONES = np.ones(300)
 
