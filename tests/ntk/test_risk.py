@@ -13,7 +13,7 @@ EIGENVALUES = POWER = RANKS**-1.5
 
 
 def published(l, v, n, k, delta, sigma):
-    """Simon et al. 2024, equations 5 to 8, as they stand there, by two nested searches."""
+    """The equations as Simon et al. 2024 write them, by two nested searches."""
 
     def kappa_of(gamma):
         return gamma * (k - np.sum(l / (l + gamma))) / k
