@@ -30,7 +30,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "fixed": 128,
         "counts": (16, 32, 64, 128, 256, 512),
         "ridges": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        "seeds": tuple(range(16)),
+        "seeds": tuple(range(64)),
     }
     # Learnabilities of the first modes, one regression for every mode at once
     config.learnability = {

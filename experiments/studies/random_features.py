@@ -271,25 +271,23 @@ def _images(config: Any, task: tasks.Task, session: Session | None) -> list[xr.D
     def ridges():
         return np.array(part.ridges) * np.trace(kernel()) / len(x)
 
-    def predict(matrix, target, noise, ridges):
+    def predict(matrix, target):
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", UserWarning
             )  # the largest count is a quarter of the points
-            options = {"ridge": ridges, "noise": noise * power / task.outputs}
+            scale = np.trace(matrix) / len(x)
+            noise = np.array(part.noise)[:, None, None] * power / task.outputs
+            options = {"ridge": np.array(part.ridges) * scale, "noise": noise}
             return metrics.learning_curve(
                 matrix, target, np.array(part.counts)[:, None], **options
             ).test
 
-    def theory(data, image_noise):
-        shuffled = np.random.default_rng(0).permutation(y)
-        linear = x @ x.T / x.shape[1]
+    def theory(data):
         return {
-            "image_predicted": predict(kernel(), y, image_noise, ridges()),
-            "image_permuted": predict(kernel(), shuffled, image_noise, ridges()),
-            "image_linear": predict(
-                linear, y, image_noise, ridges() * np.trace(linear) / np.trace(kernel())
-            ),
+            "image_predicted": predict(kernel(), y),
+            "image_permuted": predict(kernel(), np.random.default_rng(0).permutation(y)),
+            "image_linear": predict(x @ x.T, y),
         }
 
     def unit(data, image_noise, image_seed):
@@ -329,7 +327,7 @@ def _images(config: Any, task: tasks.Task, session: Session | None) -> list[xr.D
         "linear": ", from the linear kernel",
     }
     known = {
-        f"image_{n}": Variable(f"test error, predicted{what}", dims=dims)
+        f"image_{n}": Variable(f"test error, predicted{what}", dims=("image_noise", *dims))
         for n, what in words.items()
     }
     measured = {"image_test": Variable("test error on held-out images", dims=dims)}
@@ -351,7 +349,7 @@ def _images(config: Any, task: tasks.Task, session: Session | None) -> list[xr.D
         "variance": Variable("variance over draws, over the predicted one"),
     }
     programs = (
-        (noises, Program("image-theory", theory, known, own, steps=0)),
+        ({}, Program("image-theory", theory, known, noises | own, steps=0)),
         (noises | seeds, Program("images", unit, measured, own)),
         (axes, Program("squares", squares, accuracy, stages)),
         (
