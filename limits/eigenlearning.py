@@ -1,7 +1,7 @@
 """Learning curves of kernels and random features: risks, best ridges, power laws, when overfitting is obligatory.
 
-The risks are those of `ntk.risk`, where their equations stand. With power laws l_i = i^-alpha, v_i^2 = i^-beta and
-n -> infinity, s = z / n = 1 - sqrt(R_train / R_test) is all that is left of the ridge::
+The risks are those of `ntk.regression.risk`, where their equations stand. With power laws l_i = i^-alpha and
+v_i^2 = i^-beta and n -> infinity, s = z / n = 1 - sqrt(R_train / R_test) is all that is left of the ridge::
 
     R_test  is proportional to  (s^(1 - beta) + alpha r) / (1 - s (alpha - 1) / alpha),    0 < s <= 1
 
@@ -22,7 +22,7 @@ import numpy as np
 from scipy import optimize
 
 from limits.arguments import count, number, takes
-from ntk.risk import Optimum, Risk, kernel_regression, optimal_ridge, random_features
+from ntk.regression.risk import Optimum, Risk, kernel_regression, optimal_ridge, random_features
 
 __all__ = [
     "Modes",

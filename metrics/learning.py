@@ -1,7 +1,7 @@
 """Learning curves of measured kernels, predicted without training; the test risk from the training set alone.
 
 Any kernel matrix serves: of an infinitely wide network, of one network before or after training, of an ensemble. Its
-eigenvalues and the targets' power in them are put into the risk of `ntk.risk`.
+eigenvalues and the targets' power in them are put into the risk of `ntk.regression.risk`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from metrics import checks
 from metrics.estimate import Estimate
 from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
-from ntk import risk
-from ntk.risk import Risk
+from ntk.regression import risk
+from ntk.regression.risk import Risk
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -84,8 +84,8 @@ def learning_curve(
 def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: ArrayLike) -> Estimate:
     """Test error of kernel ridge regression from its training set alone: generalised cross-validation.
 
-    R_train / ((delta / n) tr (K + delta)^-1)^2, as training error is (d / n)^2 times the test error in `ntk.risk`, and
-    d / n is that trace. Unlike leave-one-out (`ntk.solve.cholesky(leave_one_out=True)`) it needs no diagonal.
+    R_train / ((delta / n) tr (K + delta)^-1)^2: in `ntk.regression.risk` the training error is (d / n)^2 times the test
+    error, and d / n is that trace. `ntk.solve.cholesky(leave_one_out=True)` is the other road.
 
     Args:
         kernel: (n, n), of the training set.

@@ -23,7 +23,8 @@ from experiments.loop import Session
 from experiments.studies import random_features_figures as drawn
 from experiments.studies.random_features_claims import claims
 from limits import eigenlearning
-from ntk import features, stax
+from ntk import stax
+from ntk.finite import layer_features as features
 
 TITLE = "More is better in random-feature regression"
 PAPER = "Simon et al. 2024, arXiv:2311.14646; Sehanobish et al. 2024, arXiv:2310.13225"

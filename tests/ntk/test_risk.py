@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from ntk import risk
+from ntk.regression import risk
 
 RANKS = np.arange(1, 1501.0)
 EIGENVALUES = POWER = RANKS**-1.5

@@ -1,0 +1,327 @@
+"""Jumps of an activation, of its slope and of its curvature: found, split off, and their moments.
+
+A series in the correlation converges slowly near 1 for a function with a kink: its Hermite
+coefficients decay like order^(-3/4) for a jump, order^(-5/4) for one of the slope, and
+order^(-7/4) for one of the curvature. Written as
+
+    f(x) = sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j) + rest(x),
+
+the sum has Gaussian moments in closed form, up to one integral over an angle where at_j is not 0,
+and the series is left with products that contain a coefficient of the smoother rest.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk.activations.elementary import arccos, half_space, one_minus_square, root
+
+Array = jax.Array
+
+_REACH = 24.0  # where kinks are looked for: 12 standard deviations at variance 4
+_SPACING = 0.01
+_FAR = 12.0  # standard deviations beyond which a Gaussian tail is zero
+
+
+class Kink(NamedTuple):
+    """At x = `at`, f jumps by `jump`, f' by `slope` and f'' by `curvature`."""
+
+    at: float
+    jump: float = 0.0
+    slope: float = 0.0
+    curvature: float = 0.0
+
+
+def find(f) -> tuple[Kink, ...]:
+    """Jumps and kinks of f on [-24, 24], from its values in double precision.
+
+    Args:
+        f: numpy array -> numpy array of the same shape, float64.
+
+    Returns:
+        Kinks from left to right. Found are jumps above 1e-5 and changes of slope above 1e-3, at
+        least 0.1 apart; changes of curvature above 1e-3 only at 0, and if all others are at 0.
+    """
+    x = np.arange(-_REACH - 2 * _SPACING, _REACH + 3 * _SPACING, _SPACING)
+    values = f(x)
+    rough = np.abs(np.diff(values, 4))
+    flagged = np.flatnonzero(rough > 1e-6 * (1 + np.abs(values[2:-2]))) + 2
+    groups = np.split(flagged, np.flatnonzero(np.diff(flagged) > 3) + 1)
+    # A long stretch of large differences is a steep but smooth piece of f, not a kink.
+    groups = [g for g in groups if 0 < g.size <= 8]
+    if not groups:
+        return ()
+    low = np.array([x[g[0] - 1] for g in groups])
+    high = np.array([x[g[-1] + 1] for g in groups])
+    for _ in range(7):  # zoom in eightfold on the largest second difference
+        points = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 17)
+        at = np.argmax(np.abs(np.diff(f(points), 2, axis=1)), axis=1)
+        low, high = (np.take_along_axis(points, (at + i)[:, None], 1)[:, 0] for i in (0, 2))
+    kinks = [kink for kink in _measure(f, (low + high) / 2) if kink.jump or kink.slope]
+    if all(kink.at == 0 for kink in kinks) and (np.abs(x[flagged]) < 3 * _SPACING).any():
+        kinks = [kink for kink in _measure(f, np.zeros(1)) if any(kink[1:])]
+    return tuple(kinks)
+
+
+def _measure(f, at):
+    """Kinks at given places, from one-sided quadratic extrapolation."""
+    at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at) + 0.0
+    step = 1e-4
+    sides = []
+    for sign in (1, -1):
+        f1, f2, f3 = f(at + sign * step * np.array([[1], [2], [3]]))
+        wide = f(at + sign * 10 * step * np.array([[1], [2], [3], [4]]))
+        value = 3 * f1 - 3 * f2 + f3
+        slope = sign * (-2.5 * f1 + 4 * f2 - 1.5 * f3) / step
+        sides.append(np.stack([value, slope, np.array([3, -8, 7, -2]) @ wide / (10 * step) ** 2]))
+    right, left = sides
+    size = np.array([[1e-5], [1e-3], [1e-3]]) * (1 + np.abs(left))
+    changes = np.where(np.abs(right - left) > size, right - left, 0)
+    changes[2] = np.where(at == 0, changes[2], 0)
+    digits = (9, 6, 5)
+    rounded = [np.round(change, digit).tolist() for change, digit in zip(changes, digits)]
+    return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
+
+
+def ramps(kinks, x):
+    """sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j)."""
+    total = 0 * x
+    for at, jump, slope, curvature in kinks:
+        distance = x - at
+        total = total + (x > at) * ((0.5 * curvature * distance + slope) * distance + jump)
+    return total
+
+
+def density(x):
+    """Standard normal density."""
+    return jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def tail(x):
+    """P(z > x) for standard normal z."""
+    return 0.5 * jax.scipy.special.erfc(x / math.sqrt(2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
+    """Normalised Hermite coefficients of the continuous part and of the jumps of `ramps`.
+
+    Args:
+        kinks: the kinks.
+        deviation: standard deviations of the inputs, positive.
+        order: highest order, at least 2.
+
+    Returns:
+        Two arrays of shape (order + 1, *deviation.shape): coefficients of z -> part(deviation z),
+        those of the continuous part divided by `deviation` from order 1 on.
+    """
+    rest = [kink for kink in kinks if kink.at]
+    ramp, jumps = _coefficients_at_zero([kink for kink in kinks if not kink.at], deviation, order)
+    if not rest:
+        return ramp, jumps
+    at, jump, slope, _ = (
+        jnp.asarray(x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim) for x in zip(*rest)
+    )
+    a = at / deviation[None]
+    p, q = density(a), tail(a)
+    sizes = jnp.stack([slope, jump])
+    slopes, steps = jnp.moveaxis(_hermite_times_density(a, sizes, order), 1, 0)
+    k = jnp.arange(1, order + 1, dtype=deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
+    # Coefficients of (z - a)_+, the integral of a jump.
+    start = [(slope * (p - a * q)).sum(0)[None] * deviation[None], (slope * q).sum(0)[None]]
+    ramp = ramp + jnp.concatenate([*start, slopes[:-1] / jnp.sqrt(k[1:] * k[:-1])])
+    if any(kink.jump for kink in rest):
+        jumps = jumps + jnp.concatenate([(jump * q).sum(0)[None], steps / jnp.sqrt(k)])
+    return ramp, jumps
+
+
+def _coefficients_at_zero(kinks, deviation, order):
+    """The same of kinks at 0, whose coefficients are numbers times powers of the deviation."""
+    k = np.arange(1, order + 1)
+    h = [1 / math.sqrt(2 * math.pi), 0.0]  # Hermite polynomials times the density at 0
+    for n in range(1, order):
+        h.append(-math.sqrt(n / (n + 1)) * h[n - 1])
+    step = np.concatenate([[0.5], h[:order] / np.sqrt(k)])
+    first = np.concatenate([h[:1], step[:-1] / np.sqrt(k)])
+    second = np.concatenate([[0.25], first[:-1] / np.sqrt(k)])  # of half the square
+    sums = [sum(kink[n] for kink in kinks) for n in (1, 2, 3)]
+    jumps, first, second = (
+        jnp.asarray(c * x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
+        for c, x in zip(sums, (step, first, second))
+    )
+    zero = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
+    above = np.arange(order + 1).reshape((-1,) + (1,) * deviation.ndim)
+    scale = jnp.where(above, 1, deviation[None])
+    return (first + second * deviation[None]) * scale + zero, jumps + zero
+
+
+def _hermite_times_density(a, sizes, order):
+    """Normalised Hermite polynomials at a of order 0 to order - 1 times the density, summed over kinks with `sizes`."""
+
+    def step(pair, k):
+        below, h = pair
+        return (h, (a * h - jnp.sqrt(k) * below) / jnp.sqrt(k + 1)), (sizes * h[None]).sum(1)
+
+    start = (jnp.zeros_like(a), density(a))
+    return jax.lax.scan(step, start, jnp.arange(order, dtype=a.dtype))[1]
+
+
+def square(kinks, deviation: Array) -> Array:
+    """E[r(u)^2] of r = `ramps` of the kinks."""
+    total = jnp.zeros_like(deviation)
+    for one in kinks:
+        for two in kinks:
+            if one.at == two.at == 0:
+                rho = jnp.ones((), deviation.dtype)
+                total = total + _at_zero(one, two, deviation, deviation, rho)[0]
+            else:
+                total = total + _both_above(one, two, deviation)
+    return total
+
+
+def _both_above(one, two, d):
+    """E[r(u) s(u)] of two kinks, without curvature."""
+    a, b, top = one.at / d, two.at / d, max(one.at, two.at) / d
+    p, q = density(top), tail(top)
+    s1, s2 = one.slope * d, two.slope * d
+    ramp1, ramp2 = p - a * q, p - b * q
+    ramps = (1 + a * b) * q + (top - a - b) * p
+    return one.jump * two.jump * q + s1 * two.jump * ramp1 + one.jump * s2 * ramp2 + s1 * s2 * ramps
+
+
+def moments(
+    kinks, deviation1: Array, deviation2: Array, rho: Array, others=None
+) -> tuple[Array, Array]:
+    """E[r(u) s(v)] and E[r'(u) s'(v)] of r and s = `ramps` of `kinks` and `others` (by default the same).
+
+    r' is the derivative almost everywhere.
+    """
+    k = kdot = jnp.zeros_like((deviation1 * deviation2) * rho)
+    apart = []
+    for one in kinks:
+        for two in kinks if others is None else others:
+            if one.at == two.at == 0:
+                more, slope = _at_zero(one, two, deviation1, deviation2, rho)
+                k, kdot = k + more, kdot + slope
+            else:
+                apart.append((*one[:3], *two[:3]))
+    if not apart:
+        return k, kdot
+
+    def add(total, pair):
+        one, two = Kink(*pair[:3]), Kink(*pair[3:])
+        more, slope = _apart(one, two, deviation1, deviation2, rho)
+        return (total[0] + more, total[1] + slope), None
+
+    # A loop, because every copy of the integral takes a second to compile.
+    return jax.lax.scan(add, (k, kdot), jnp.asarray(apart, k.dtype))[0]
+
+
+def _at_zero(one, two, d1, d2, rho):
+    """E[r(u) r(v)] and E[r'(u) r'(v)] of kinks at 0, by the moments E[u_+^m v_+^n]."""
+    j1, s1, c1 = one.jump, one.slope * d1, 0.5 * one.curvature * d1 * d1
+    j2, s2, c2 = two.jump, two.slope * d2, 0.5 * two.curvature * d2 * d2
+    m00, m11 = half_space(rho)
+    m01 = (1 + rho) / math.sqrt(8 * math.pi)
+    k = j1 * j2 * m00 + s1 * s2 * m11 + (j1 * s2 + s1 * j2) * m01
+    kdot = one.slope * two.slope * m00
+    if one.curvature or two.curvature:
+        sine = root(one_minus_square(rho)) / (2 * math.pi)
+        m02, m12 = rho * sine + m00, (1 + rho) * m01
+        m22 = 3 * rho * sine + (1 + 2 * rho * rho) * m00
+        k = k + (j1 * c2 + c1 * j2) * m02 + (s1 * c2 + c1 * s2) * m12 + c1 * c2 * m22
+        kdot = kdot + (one.slope * two.curvature * d2 + one.curvature * d1 * two.slope) * m01
+        kdot = kdot + one.curvature * two.curvature * d1 * d2 * m11
+    return k, kdot
+
+
+def _apart(one, two, d1, d2, rho):
+    """The same for kinks anywhere, without curvature."""
+    both, ramp1, ramp2, ramps = _thresholds(one.at / d1, two.at / d2, rho)
+    s1, s2 = one.slope * d1, two.slope * d2
+    k = one.jump * two.jump * both + s1 * two.jump * ramp1 + one.jump * s2 * ramp2 + s1 * s2 * ramps
+    return k, one.slope * two.slope * both
+
+
+def _thresholds(a, b, rho):
+    """E of 1(u>a) 1(v>b), (u-a)_+ 1(v>b), 1(u>a) (v-b)_+ and (u-a)_+ (v-b)_+ at unit variances.
+
+    The last three follow from the first by partial integration.
+    """
+    spread, beyond_a, beyond_b = _beyond(a, b, rho)
+    both = _orthant(_clip(a), _clip(b), rho)
+    at_a, at_b = density(a) * tail(beyond_a), density(b) * tail(beyond_b)
+    joint = spread * density(a) * density(beyond_a)
+    ramp1 = at_a + rho * at_b - a * both
+    ramp2 = at_b + rho * at_a - b * both
+    return both, ramp1, ramp2, (a * b + rho) * both - b * at_a - a * at_b + joint
+
+
+def _beyond(a, b, rho):
+    """sqrt(1 - rho^2); how far b lies above E[v | u = a] and a above E[u | v = b], in deviations."""
+    spread = root(one_minus_square(rho))
+    inverse = 1 / jnp.maximum(spread, jnp.finfo(spread.dtype).tiny ** 0.5)
+    # b - rho a, without cancellation where rho is near 1
+    toward_b, toward_a = (b - a) + a * (1 - rho), (a - b) + b * (1 - rho)
+    return spread, _clip(toward_b * inverse), _clip(toward_a * inverse)
+
+
+def _clip(x):
+    return jnp.clip(x, -_FAR, _FAR)
+
+
+@jax.custom_jvp
+def _orthant(a, b, rho):
+    """P(u > a, v > b) at unit variances.
+
+    d/drho P is the bivariate density at (a, b). From rho = 1 down to cos(angle) that is an
+    integral of exp(-(d^2 + 2 a b (1 - cos t)) / (2 sin^2 t)), d = a - b, over 0 < t < angle, whose
+    integrand rises from 0 within t ~ d. Its first two terms in sin(t) have an antiderivative; the
+    rest is smooth and goes to Gauss-Legendre quadrature.
+
+    Source: Plackett 1954; Drezner & Wesolowsky 1990 and Genz 2004 for the subtraction.
+    """
+    negative = rho < 0
+    reflected = jnp.where(negative, -b, b)
+    angle = arccos(jnp.where(negative, -rho, rho))
+    spread = jnp.maximum(jnp.sin(angle), 1e-30)
+    d = jnp.abs(a - reflected)
+    product = a * reflected
+    front = jnp.exp(-0.5 * product)
+    second = (4 - product) / 8
+    edge = jnp.exp(-0.5 * (d / spread) ** 2)
+    first = spread * edge - d * (math.sqrt(2 * math.pi) * tail(d / spread))
+    integral = front * (first + second * (spread**3 * edge - d * d * first) / 3)
+
+    def add_node(integral, node):
+        place, weight = node
+        cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-30)
+        half = 0.5 * (d / sin) ** 2
+        rest = jnp.exp(-half - product / (1 + cos))
+        rest = rest - front * jnp.exp(-half) * cos * (1 + second * sin * sin)
+        return integral + weight * angle * rest, None
+
+    nodes, weights = np.polynomial.legendre.leggauss(24 if rho.dtype == jnp.float64 else 10)
+    rule = jnp.asarray(np.stack([(nodes + 1) / 2, weights / 2], axis=1), rho.dtype)
+    integral, _ = jax.lax.scan(add_node, integral, rule)
+    above_a, above_b = tail(a), tail(b)
+    value = jnp.minimum(above_a, jnp.where(negative, 1 - above_b, above_b))
+    value = value - integral / (2 * math.pi)
+    return jnp.where(negative, above_a - value, value)
+
+
+@_orthant.defjvp
+def _orthant_jvp(primals, tangents):
+    a, b, rho = primals
+    spread, beyond_a, beyond_b = _beyond(a, b, rho)
+    inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+    slopes = (
+        -density(a) * tail(beyond_a),
+        -density(b) * tail(beyond_b),
+        density(a) * density(beyond_a) * inverse,
+    )
+    return _orthant(a, b, rho), sum(slope * dx for slope, dx in zip(slopes, tangents))

@@ -1,0 +1,519 @@
+"""The kernel function of a network of rules: inputs checked, one triangle where both batches are the same, tiles.
+
+A kernel entry depends on its two samples alone, so that the pairs of samples are cut into tiles that fit the
+caches, and everything between the layers stays there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntk import arguments
+from ntk.infinite import immediate, precision
+from ntk.infinite.inputs import Need as Need
+from ntk.infinite.inputs import (
+    Plan,
+    check_axes,
+    check_pair,
+    checked,
+    coincident_batches,
+    inputs_to_kernel,
+    product_of_units,
+)
+from ntk.infinite.inputs import join as join
+from ntk.infinite.kernel import Array, Kernel
+from ntk.regression import spectra
+
+OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
+"""Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
+
+TILE = {"cpu": 3 * 2**16}
+"""Entries (pairs of samples times pairs of pixels) of one tile, by platform; on a CPU what its caches hold."""
+TILE_ELSEWHERE = 2**24
+
+SMALL, SMALL_IMAGES = 2**15, 2**18
+"""Entries up to which a kernel is evaluated in double precision whatever the samples, or images, are."""
+
+_BETWEEN = ("correlation", "nngp", "ntk", "coincident")
+_FIRST = ("var1", "cov1", "within1", "mask1")
+_SECOND = ("var2", "cov2", "within2", "mask2")
+_STATIC = (
+    "x1_is_x2",
+    "is_gaussian",
+    "is_reversed",
+    "is_input",
+    "diagonal_batch",
+    "diagonal_spatial",
+    "shape1",
+    "shape2",
+    "batch_axis",
+    "channel_axis",
+)
+NAMES = (*_BETWEEN, *_FIRST, *_SECOND, *_STATIC)
+_FIELDS = (
+    "correlation",
+    "ntk",
+    "coincident",
+    "var1",
+    "within1",
+    "mask1",
+    "var2",
+    "within2",
+    "mask2",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KernelFn:
+    """Kernel of an infinitely wide network; a function of inputs, or of a `Kernel` of the activations below it.
+
+    Attributes:
+        rule: maps the `Kernel` of the input (a list of them for several inputs) to that of the output.
+        needs: maps what must be known of the output to what must be known of the input.
+        spec: equal for layers that compute the same thing; repeated blocks of a network are found by it.
+        axes: batch and channel axis of the input, or None if any will do.
+        scalar: what a layer does to each correlation by itself: a `ntk.Dual`, or (W_std, b_std) for an affine
+            map in the NTK parametrization; None for every other layer.
+        pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
+            `rule` is not used then.
+        area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of
+            samples takes at most.
+        reads: which of the options "pattern" and "attention_seed" its layers read.
+    """
+
+    rule: Callable[..., Any]
+    needs: Callable[[Need], Need]
+    spec: Hashable
+    axes: tuple[int, int] | None = None
+    scalar: Any = None
+    pair: Callable[..., Kernel] | None = None
+    area: Callable[[Need], int] | None = None
+    reads: frozenset[str] = frozenset()
+
+    @arguments.strict
+    def __call__(
+        self,
+        x1_or_kernel: Any,
+        x2: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        *,
+        pattern: tuple[Any, Any] | None = None,
+        mask_constant: float | None = None,
+        diagonal_batch: bool | None = None,
+        diagonal_spatial: bool | None = None,
+        batch_axis: int | None = None,
+        channel_axis: int | None = None,
+        attention_seed: int | None = None,
+    ) -> Any:
+        """Second moments of the network's outputs over initialisations, at infinite width.
+
+        Args:
+            x1_or_kernel: first batch of inputs, or the `Kernel` of another network whose output feeds this one; a
+                list or tuple of them for a network of several inputs.
+            x2: second batch; None means the first. It may have another number of samples.
+            get: "nngp", "ntk", another field of `Kernel`, or a tuple of names; None for the whole `Kernel`.
+            pattern: graphs for `Aggregate`, one for each batch.
+            mask_constant: value of inputs that marks them as hidden, such as padding; nan is allowed.
+            diagonal_batch: cov1 and cov2 hold one covariance per sample; True or None.
+            diagonal_spatial: whether covariances between equal pixels alone are kept. By default, what the
+                network needs, and all pixel pairs in the result.
+            batch_axis: position of the batch in the inputs, where the first layer does not say.
+            channel_axis: position of the channels.
+            attention_seed: other draws of random scores, or of first-layer weights, than those of seed 0.
+
+        Returns:
+            An array, a namedtuple of them, or a `Kernel`. NNGP is E[f(x1) f(x2)] of one output; the NTK is the
+            kernel of gradient flow on all parameters.
+
+            Of float32 inputs, small batches and tiles with samples closer than a relative distance of .045 are
+            evaluated in double precision and rounded once: K11 + K22 - 2 K12 has an error of 2^-22 max K. Smaller
+            differences, as of a smooth NNGP at distance 1e-4, have no float32 value: use float64. Other entries
+            of large batches are computed in float32, to a few units in the last place per layer.
+
+            Derivatives of every order are those of the function, at vanishing samples and pixels and at coincident
+            points, too. Where there is none: a kink (ReLU) makes the NTK depend on the angle between two samples,
+            so that it has no derivative where they coincide, and its NNGP no third; neither has a second one at a
+            vanishing preactivation; a jump makes the same of the NNGP. The angle is then taken as constant: the
+            first derivative is the mean of those from both sides, higher ones are finite and mean nothing.
+            Derivatives of float32 inputs are computed in float32.
+
+        Raises:
+            TypeError: an option that the network does not read.
+            ValueError: inputs are empty, complex, not finite, of mismatched shapes; an unknown name.
+
+        Source: Lee et al. (2018); Jacot et al. (2018); Novak et al. (2020).
+        """
+        get = arguments.lower(get)
+        names = _names(get)
+        pattern = None if pattern is not None and all(p is None for p in pattern) else pattern
+        leaves = jax.tree.leaves(x1_or_kernel, is_leaf=lambda x: isinstance(x, Kernel))
+        chained = bool(leaves) and all(isinstance(leaf, Kernel) for leaf in leaves)
+        self._refuse_unread(
+            chained and self.pair is None,
+            x2=x2,
+            pattern=pattern,
+            attention_seed=attention_seed,
+            mask_constant=mask_constant,
+            diagonal_batch=diagonal_batch,
+            diagonal_spatial=diagonal_spatial,
+            batch_axis=batch_axis,
+            channel_axis=channel_axis,
+        )
+        if chained and self.pair is None:
+            return _select(self.rule(x1_or_kernel, pattern=pattern), get)
+        least = 2 if self.pair is None else 1
+        x1, mask1 = checked(x1_or_kernel, mask_constant, "x1", least)
+        symmetric = x2 is None
+        x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2", least)
+        batch, channel = self.axes or (0, -1)
+        batch = batch if batch_axis is None else batch_axis
+        channel = channel if channel_axis is None else channel_axis
+        if batch_axis is not None or channel_axis is not None:
+            check_axes(x1, batch, channel)
+        check_pair(x1, x2, (batch, channel))
+        if diagonal_batch is False and {"cov1", "cov2"} & set(names or ("cov1",)):
+            raise ValueError(
+                "diagonal_batch=False asks for covariances between all samples of one batch: "
+                "call kernel_fn(x1, None, 'nngp') for them, and keep diagonal_batch unset here"
+            )
+        plan = Plan(
+            names,
+            self._need(names, diagonal_spatial),
+            get is None or "ntk" in names,
+            symmetric,
+            symmetric or coincident_batches(x1, x2),
+            batch,
+            channel,
+            () if attention_seed is None else (("attention_seed", attention_seed),),
+        )
+        data = (x1, x2, mask1, mask2, pattern)
+        return _chosen(self._evaluated(plan, data), get)
+
+    def _refuse_unread(self, chained: bool, **options: Any) -> None:
+        """Raises a TypeError for an option that would change nothing."""
+        for name in ("pattern", "attention_seed"):
+            if options.pop(name) is not None and name not in self.reads:
+                raise TypeError(f"{name} is given, and no layer of this network reads it")
+        for name, value in options.items():
+            traced = self.pair is not None and name in (
+                "mask_constant",
+                "batch_axis",
+                "channel_axis",
+            )
+            if value is not None and (traced or chained):
+                kind = "a Kernel has settled that" if chained else "a traced network settles that"
+                raise TypeError(f"{name} is given, and is not read: {kind}")
+
+    def _evaluated(self, plan: Plan, data: tuple) -> Any:
+        """The network on its inputs; JAX takes compiler options only outside every jit, grad and vmap."""
+        alone, inside = self._compiled
+        if not all(map(spectra.is_concrete, jax.tree.leaves(data))):
+            return inside(plan, *data)
+        try:
+            if (out := self._at_once(plan, data)) is not None:
+                return out
+            return alone(plan, *data)
+        except ValueError as error:  # known inputs, inside a jit
+            if "compiler_options" not in str(error):
+                raise
+            return inside(plan, *data)
+
+    def _at_once(self, plan: Plan, data: tuple) -> Any:
+        """A small kernel by `immediate`; None once it was asked for so often that compiling is worth it."""
+        first, second = (jax.tree.leaves(x)[0] for x in data[:2])
+        batch = plan.batch_axis % first.ndim
+        sizes = first.shape[batch], second.shape[batch]
+        small = _is_small(sizes, _entries(first, batch, plan, self.area))
+        if not small or jax.config.jax_disable_jit:
+            return None
+        leaves, tree = jax.tree.flatten(data)
+        rest = tree, *((x.shape, x.dtype) for x in leaves), jax.config.jax_enable_x64
+        # One program of both kernels serves who asks for one of them, too.
+        both = plan._replace(names=("nngp", "ntk"), ntk=True)
+        if plan.names == ("ntk",) or ((both, rest) in self._small and plan.names == ("nngp",)):
+            plan = both
+        key = plan, rest
+        if key not in self._small:
+            self._small[key] = [self._program(plan, data), 0.0]
+        program, spent = self._small[key]
+        if program.cost + spent > program.limit:
+            return None
+        self._small[key][1] += program.cost
+        return program(*leaves)
+
+    def _program(self, plan: Plan, data: tuple) -> immediate.Program:
+        evaluate = functools.partial(_evaluate, self, plan, slopes=False)
+        return immediate.program(evaluate, *data)
+
+    @functools.cached_property
+    def _small(self) -> dict[Hashable, list]:
+        """Programs of small kernels by plan and shapes, and what was spent on each."""
+        return {}
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """With compiler options and without, compiled once per shapes and plan; they live as long as the network."""
+        evaluate = functools.partial(_evaluate, self)
+        options = OPTIONS.get(jax.default_backend())
+        alone = jax.jit(evaluate, static_argnums=0, compiler_options=options)
+        return alone, jax.jit(evaluate, static_argnums=0)
+
+    def _need(self, names: tuple[str, ...], diagonal_spatial: bool | None) -> Need:
+        covariance = {"cov1", "cov2", "var1", "var2", "within1", "within2"}
+        variance = 0
+        if not names or covariance & set(names):
+            variance = 1 if diagonal_spatial else 2
+        need = self.needs(Need(not diagonal_spatial, variance))
+        return need if diagonal_spatial is None else need._replace(pairs=not diagonal_spatial)
+
+
+def _names(get: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    names = () if get is None else (get,) if isinstance(get, str) else tuple(get)
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(
+                f"{name!r} is not a kernel; get may be None or any of {', '.join(sorted(NAMES))}"
+            )
+    return names
+
+
+def _select(out: Any, get: str | tuple[str, ...] | None) -> Any:
+    """The fields asked for of a kernel, or of each of a list of them."""
+    if get is None:
+        return out
+    if not isinstance(out, Kernel):
+        return type(out)(_select(k, get) for k in out)
+    if isinstance(get, str):
+        return getattr(out, get)
+    return collections.namedtuple("AnalyticKernel", get)(*(getattr(out, name) for name in get))
+
+
+class _Result(NamedTuple):
+    """A kernel without its arrays, and the arrays that were asked for."""
+
+    kernel: Kernel
+    arrays: dict[str, Array]
+
+
+def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
+    if kernel.ntk is not None and kernel.ntk.ndim == 0:  # nothing was trained
+        kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
+    names = [name for name in (names or _FIELDS) if name not in _STATIC]
+    arrays = {name: getattr(kernel, name) for name in names}
+    empty = dict.fromkeys(_FIELDS)
+    if kernel.coincident is not None:
+        empty["coincident"] = jnp.ones((), bool)
+    return _Result(dataclasses.replace(kernel, **empty), arrays)
+
+
+def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
+    if not isinstance(out, _Result):
+        return type(out)(_chosen(part, get) for part in out)
+    if get is None:
+        return dataclasses.replace(out.kernel, **out.arrays)
+
+    def field(name: str) -> Any:
+        return out.arrays[name] if name in out.arrays else getattr(out.kernel, name)
+
+    if isinstance(get, str):
+        return field(get)
+    return collections.namedtuple("AnalyticKernel", get)(*map(field, get))
+
+
+def _evaluate(
+    fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern, *, slopes: bool = True
+) -> Any:
+    """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples."""
+
+    def inputs(x1, x2, mask1, mask2, coincident, plan) -> Any:
+        if isinstance(x1, tuple):
+            return tuple(inputs(*part, coincident, plan) for part in zip(x1, x2, mask1, mask2))
+        return inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan)
+
+    def layers(kernels: Any, pattern: Any) -> Any:
+        out = fn.rule(kernels, pattern=pattern)
+        return jax.tree.map(
+            lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
+        )
+
+    def network(x1, x2, mask1, mask2, pattern, coincident, plan=plan) -> Any:
+        if fn.pair is not None:
+            return _result(fn.pair(x1, x2, coincident, plan), plan.names)
+        return layers(inputs(x1, x2, mask1, mask2, coincident, plan), pattern)
+
+    def unless_near(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+        data = (x1, x2, mask1, mask2, pattern, coincident)
+        if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
+            close = precision.near_samples(x1, x2, coincident, batch)
+            return jax.lax.cond(close, precision.doubled(network), network, *data)
+        # What both the test and the branch read is the product itself: it is in memory anyway.
+        product = product_of_units(x1, x2, plan)
+
+        def single(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+            kernel = inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan, product)
+            return layers(kernel, pattern)
+
+        close = precision.near(product, coincident)
+        return jax.lax.cond(close, precision.doubled(network), single, *data)
+
+    first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
+    batch = plan.batch_axis % first.ndim
+    sizes = first.shape[batch], second.shape[batch]
+    entries = _entries(first, batch, plan, fn.area)
+    tile = _tile_sizes(sizes, entries, plan)
+    data = (x1, x2, mask1, mask2, pattern)
+    values = network
+    if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
+        if _is_small(sizes, entries):
+            values = precision.doubled(network)
+        else:
+            values = unless_near
+    if slopes:
+        other = functools.partial(network, plan=plan._replace(differentiated=True))
+        values = precision.split(values, other)
+    if tile is None:
+        return values(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
+    return _tiled(values, plan, batch, sizes, tile, data)
+
+
+def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | None) -> int:
+    """Pairs of pixels of one pair of samples."""
+    if area is not None:
+        return area(plan.need)
+    channel = plan.channel_axis % x.ndim
+    pixels = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
+    return pixels**2 if plan.need.pairs else pixels
+
+
+def _is_small(sizes: tuple[int, int], entries: int) -> bool:
+    return math.prod(sizes) * entries <= (SMALL if entries == 1 else SMALL_IMAGES)
+
+
+def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, int] | None:
+    """Samples of each batch in a tile; None if everything is one tile."""
+    target = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
+    if plan.need.whole or sizes[0] * sizes[1] * entries <= target:
+        return None
+    # With pixel pairs within each sample a tile of one pair would do three times the work.
+    least = 4 if plan.need.variance == 2 else 1
+    side = max(math.isqrt(target // entries), least)
+    rows = _even(sizes[0], side)
+    columns = rows if plan.coincident else _even(sizes[1], max(target // entries // rows, least))
+    return None if (rows, columns) == sizes else (rows, columns)
+
+
+def _even(size: int, most: int) -> int:
+    """Largest of equal parts of at most `most` that cover `size`: nearly equal ones overlap least."""
+    most = min(most, size)
+    return -(-size // -(-size // most))
+
+
+def _tiled(
+    network: Callable,
+    plan: Plan,
+    batch: int,
+    sizes: tuple[int, int],
+    tile: tuple[int, int],
+    data: tuple,
+) -> Any:
+    """Runs `network` on tiles of samples and puts the results together.
+
+    The last tile of a row starts earlier instead of being smaller, so that all have one shape.
+    """
+    rows, columns = tile
+    counts = [-(-size // side) for size, side in zip(sizes, tile)]
+    starts = [
+        [min(i * side, size - side) for i in range(n)] for size, side, n in zip(sizes, tile, counts)
+    ]
+    upper = plan.symmetric or plan.coincident
+    order = [(i, j) for i in range(counts[0]) for j in range(counts[1]) if not upper or j >= i]
+    where = jnp.array([(starts[0][i], starts[1][j]) for i, j in order], jnp.int32)
+    x1, x2, mask1, mask2, pattern = data
+    graph1, graph2 = (None, None) if pattern is None else pattern
+
+    def cut(tree: Any, start: Array, size: int, axis: int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), tree)
+
+    def one(i: Array, j: Array) -> Any:
+        graphs = None if pattern is None else (cut(graph1, i, rows, 0), cut(graph2, j, columns, 0))
+        coincident = None
+        if plan.coincident:
+            coincident = (i + jnp.arange(rows))[:, None] == (j + jnp.arange(columns))[None]
+        return network(
+            cut(x1, i, rows, batch),
+            cut(x2, j, columns, batch),
+            cut(mask1, i, rows, batch),
+            cut(mask2, j, columns, batch),
+            graphs,
+            coincident,
+        )
+
+    whole = jax.eval_shape(
+        network,
+        *data,
+        jax.ShapeDtypeStruct(sizes, bool) if plan.coincident else None,
+    )
+    is_result = functools.partial(_is, _Result)
+    frames = jax.tree.leaves(whole, is_leaf=is_result)
+
+    def write(outs: list, tiles: list, at: tuple) -> list[dict[str, Array]]:
+        return [
+            {name: _written(out[name], new[name], name, *at, frame.kernel, upper) for name in out}
+            for out, new, frame in zip(outs, tiles, frames)
+        ]
+
+    def body(step: Array, state: tuple) -> tuple:
+        # What the loop carries is in memory; written in the round that computes it, every copy of a tile (itself,
+        # its mirror image) would be computed anew.
+        outs = write(*state)
+        at = where[step, 0], where[step, 1]
+        return outs, [t.arrays for t in jax.tree.leaves(one(*at), is_leaf=is_result)], at
+
+    zeros = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.arrays) for frame in frames]
+    at = where[0, 0], where[0, 1]
+    shapes = jax.tree.leaves(jax.eval_shape(one, *at), is_leaf=is_result)
+    nothing = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), t.arrays) for t in shapes]
+    outs = write(*jax.lax.fori_loop(0, len(order), body, (zeros, nothing, at)))
+    filled = [
+        _Result(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.kernel), out)
+        for frame, out in zip(frames, outs)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(whole, is_leaf=is_result), filled)
+
+
+def _is(kind: type, x: Any) -> bool:
+    return isinstance(x, kind)
+
+
+def _written(
+    out: Array | None, new: Array | None, name: str, i: Array, j: Array, kernel: Kernel, upper: bool
+) -> Array | None:
+    """`out` with a tile at samples i, j; with `upper` also its mirror image at j, i."""
+    if out is None:
+        return None
+    if out.ndim == 0:
+        return new
+    if name not in _BETWEEN:
+        axis = kernel.batch_axis if name.startswith("mask") else 0
+        return jax.lax.dynamic_update_slice_in_dim(out, new, i if name in _FIRST else j, axis)
+    rest = (jnp.zeros((), i.dtype),) * (out.ndim - 2)
+    out = jax.lax.dynamic_update_slice(out, new, (i, j, *rest))
+    if upper:
+        mirror = jax.lax.dynamic_update_slice(out, _mirror(new, kernel), (j, i, *rest))
+        out = mirror
+    return out
+
+
+def _mirror(x: Array, kernel: Kernel) -> Array:
+    order = [1, 0]
+    for axis in range(2, x.ndim):
+        order.append(axis if kernel.diagonal_spatial else axis ^ 1)
+    return jnp.transpose(x, order)

@@ -1,0 +1,242 @@
+"""Large Gram matrices of any kernel function: tiles over devices, one triangle, kept on disk as they come.
+
+A kernel function is ``kernel_fn(x1, x2, get, ...)`` with x2 = None for x2 = x1: ours, one of
+neural-tangents, or an empirical one. Files are the business of `ntk.large.storage`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk import arguments
+from ntk.large import storage, tiles
+
+PyTree = Any
+
+TILE = 1024
+"""Samples along one side of a tile, unless told otherwise."""
+
+
+def gram(
+    kernel_fn: Callable[..., Any],
+    x1: PyTree,
+    x2: PyTree | None = None,
+    get: str = "ntk",
+    *,
+    tile: int = TILE,
+    devices: Sequence[jax.Device] | None = None,
+    path: str | os.PathLike | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **kwargs: Any,
+) -> np.ndarray:
+    """Gram matrix of a kernel in the memory of the host, or in a file; never whole on a device.
+
+    Args:
+        kernel_fn: ``kernel_fn(x1, x2, get, **kwargs)``, an array (n1, n2, ...); x2 is None for x1.
+            An entry may depend on its own two samples only.
+        x1: n1 samples along axis 0 of an array, or of each array of a list; whole on each device.
+        x2: n2 samples. With None, or the values of x1, one triangle is computed and mirrored.
+        get: name of the kernel.
+        tile: samples along one side of a tile. At most two tiles for each device are under way.
+        devices: devices that share the work; all local ones by default.
+        path: folder that keeps finished tiles. The same call computes what is missing there, also
+            after a kill, to the same bits. Its ``gram.npy`` is the matrix, whose space on the disk is
+            allocated before the first tile. One process at a time works on a folder.
+        name: name and version of the kernel, which path needs to tell its folder from others'.
+        progress: called as ``progress(done, total)``, in tiles, first with those found on disk.
+        **kwargs: passed to kernel_fn, such as ``params`` of an empirical kernel. The tuple (a, b)
+            of arrays with leading axes n1 and n2 (``pattern``) is cut as the samples are.
+
+    Returns:
+        The matrix, (n1, n2, ...); a read-only memmap if path is given. Further axes of a symmetric
+        one are mirrored in the layout (k, k, l, l) or (k, l), whichever kernel_fn has.
+
+    Raises:
+        TypeError: a keyword that neither gram nor kernel_fn reads.
+        ValueError: inputs are empty or not finite; kernel_fn does not give an array of (n1, n2),
+            or is not symmetric; path is without name, or the folder belongs to another job (its
+            inputs, options, versions, or the kernel's values on three samples are others), or is
+            in use by another process.
+        OSError: the disk has no room for the matrix, or the folder cannot be written to.
+
+    Warns:
+        UserWarning: tiles in path do not match their checksum; they are computed again.
+    """
+    arguments.refuse_unread("gram", gram, kernel_fn, kwargs)
+    _check_path(path)
+    if path is not None and not (name and isinstance(name, str)):
+        raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
+    job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
+    if job.traced:
+        raise ValueError("gram fills an array of the host: call it outside jit, grad and vmap")
+    shape, dtype = _shape(job)
+    if path is None:
+        return _fill(job, np.empty(shape, dtype), None, progress)
+    with contextlib.closing(storage.open_folder(path, job, name, get, shape, dtype)) as folder:
+        _fill(job, folder.matrix, folder, progress)
+    return np.load(folder.path / "gram.npy", mmap_mode="r")
+
+
+def _check_path(path: Any) -> None:
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r}; it must be a string or a pathlib.Path, of a folder")
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise ValueError(f"path is {path!r}; the name of a folder is not empty, without null bytes")
+
+
+def _fill(
+    job: tiles.Job,
+    out: np.ndarray,
+    folder: storage.Folder | None,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """Computes all tiles, or those that the folder lacks, into ``out``."""
+    kept = storage.verified(folder, job) if folder else set()
+    every = job.positions()
+    todo, total = [ij for ij in every if ij not in kept], len(every)
+    done = total - len(todo)
+    if progress is not None:
+        progress(done, total)
+    order = None
+    for i, j, entries in tiles.stream(job, todo, jax.device_get):
+        entries = entries[: job.kept(0, i), : job.kept(1, j)]
+        if job.symmetric and order is None:
+            order = mirror(entries if i == j else out[job.span(0, 0), job.span(1, 0)])
+        _store(out, entries, i, j, job, order)
+        if folder is not None:
+            storage.record(folder, job, i, j)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    return out
+
+
+def product(
+    kernel_fn: Callable[..., Any],
+    x1: PyTree,
+    x2: PyTree | None = None,
+    get: str = "ntk",
+    *,
+    tile: int = TILE,
+    devices: Sequence[jax.Device] | None = None,
+    **kwargs: Any,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The map v -> K v of a Gram matrix that is stored nowhere: each call computes every tile anew.
+
+    Args:
+        kernel_fn: see `gram`; its kernel is (n1, n2).
+        x1: see `gram`.
+        x2: see `gram`.
+        get: name of the kernel.
+        tile: see `gram`.
+        devices: see `gram`.
+        **kwargs: passed to kernel_fn, see `gram`.
+
+    Returns:
+        A function of v, (n2,) or (n2, k), giving (n1,) or (n1, k) in the kernel's dtype, as an
+        array of the host. Tiles are multiplied at the highest precision of that dtype; sums over
+        tiles are in float64.
+
+    Raises:
+        ValueError: see `gram`; v does not have n2 rows.
+    """
+    arguments.refuse_unread("product", product, kernel_fn, kwargs)
+    job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
+    (n1, n2), dtype = _shape(job, axes=2)
+    times = job._replace(call=job.call._replace(result="product"))
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        v = np.asarray(v)
+        if v.ndim not in (1, 2) or v.shape[0] != n2:
+            raise ValueError(f"v has shape {v.shape}; it must be ({n2},) or ({n2}, k)")
+        columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
+        sides = {"one": (job.one, columns if job.symmetric else None), "two": (job.two, columns)}
+        out = np.zeros((n1, columns.shape[1]))
+        results = tiles.stream(times._replace(**sides), job.positions(), jax.device_get)
+        for i, j, (rows, mirrored) in results:
+            out[job.span(0, i)] += rows[: job.kept(0, i)]
+            if mirrored is not None:
+                out[job.span(1, j)] += mirrored[: job.kept(1, j)]
+        return out.astype(dtype).reshape(n1, *v.shape[1:])
+
+    return matvec
+
+
+def diagonal(
+    kernel_fn: Callable[..., Any],
+    x: PyTree,
+    get: str = "ntk",
+    *,
+    tile: int = 32,
+    devices: Sequence[jax.Device] | None = None,
+    **kwargs: Any,
+) -> np.ndarray:
+    """Diagonal of a Gram matrix, (n,), from the tiles on it alone; see `gram` for the arguments."""
+    arguments.refuse_unread("diagonal", diagonal, kernel_fn, kwargs)
+    job = tiles.job(kernel_fn, x, None, (get,), kwargs, tile, devices)
+    (n, _), dtype = _shape(job, axes=2)
+    job = job._replace(call=job.call._replace(result="diagonal"))
+    out = np.empty(n, dtype)
+    for i, _, entries in tiles.stream(job, [(i, i) for i in range(job.counts[0])], jax.device_get):
+        out[job.span(0, i)] = entries[: job.kept(0, i)]
+    return out
+
+
+def mirror(entries: np.ndarray) -> tuple[int, ...]:
+    """Order of axes that turns K(x1, x2) into K(x2, x1), found on a block of K(x, x).
+
+    Raises:
+        ValueError: the block is not symmetric under any order.
+    """
+    rest = list(range(2, entries.ndim))
+    orders = [(1, 0, *rest)]
+    sizes = entries.shape[2:]
+    if len(rest) % 2 == 0 and sizes[::2] == sizes[1::2]:
+        # Output axes in pairs (k, k) swap with the samples; a single sample cannot tell.
+        orders.insert(0, (1, 0, *(axis ^ 1 for axis in rest)))
+    eps = np.finfo(entries.dtype).eps if np.issubdtype(entries.dtype, np.floating) else 0
+    entries = np.nan_to_num(entries.astype(float))
+    gaps = [np.max(np.abs(entries - entries.transpose(order))) for order in orders]
+    if min(gaps) <= 100 * np.sqrt(eps) * np.max(np.abs(entries)):
+        return orders[gaps.index(min(gaps))]
+    raise ValueError(
+        "kernel_fn(x, None) is not symmetric, though both batches are the same; "
+        "check that it takes x2=None for x2=x1, and that an entry depends on its two samples alone"
+    )
+
+
+def _shape(job: tiles.Job, axes: int | None = None) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of the matrix, from those of a tile."""
+    found = tiles.shape_of(job, job.tile, job.symmetric)
+    shape = getattr(found, "shape", ())
+    if shape[:2] != job.tile or len(shape) != (axes or len(shape)):
+        got = f"an array {shape}" if shape else f"a {type(found).__name__}"
+        n1, n2 = job.tile
+        raise ValueError(
+            f"kernel_fn gives {got} for {n1} and {n2} samples; it must be one array "
+            f"({n1}, {n2}{'' if axes else ', ...'}), so get must be one name"
+        )
+    return (*job.sizes, *shape[2:]), np.dtype(found.dtype)
+
+
+def _store(
+    out: np.ndarray, entries: np.ndarray, i: int, j: int, job: tiles.Job, order: Any
+) -> None:
+    """Writes a tile, and its mirror image; on the diagonal the upper triangle to both sides."""
+    rows, columns = job.span(0, i), job.span(1, j)
+    if job.symmetric and i == j:
+        upper = np.triu(np.ones(entries.shape[:2], bool))
+        upper = upper.reshape(upper.shape + (1,) * (entries.ndim - 2))
+        entries = np.where(upper, entries, entries.transpose(order))
+    out[rows, columns] = entries
+    if job.symmetric and i != j:
+        out[columns, rows] = entries.transpose(order)
