@@ -137,11 +137,14 @@ def circles(angles: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], -1).reshape(len(angles), -1, 1)
 
 
+def jittered(kernel: np.ndarray) -> np.ndarray:
+    """The kernel, positive definite in double precision."""
+    return kernel + 1e-10 * np.mean(np.diag(kernel)) * np.eye(len(kernel))
+
+
 def regressions(teacher, student, samples, num_test, outputs, random) -> np.ndarray:
     """Test errors of ridgeless regression on Gaussian functions with the teacher's kernel, (samples,)."""
-    root = scipy.linalg.cholesky(
-        teacher + 1e-10 * np.mean(np.diag(teacher)) * np.eye(len(teacher)), lower=True
-    )
+    root = scipy.linalg.cholesky(jittered(teacher), lower=True)
     y = root @ random.normal(size=(len(teacher), outputs))
     train, found = slice(num_test, None), []
     for n in samples:
@@ -153,9 +156,8 @@ def regressions(teacher, student, samples, num_test, outputs, random) -> np.ndar
 
 
 def predicted(student, teacher, samples) -> np.ndarray:
-    """What the student's spectrum says of the same, on average over teachers: the columns of K_T^(1/2) as targets."""
-    values, vectors = np.linalg.eigh(teacher)
-    y = vectors * np.sqrt(np.maximum(values, 0))
+    """What the student's spectrum says of the same, on average over teachers: columns of a root of K_T as targets."""
+    y = scipy.linalg.cholesky(jittered(teacher), lower=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # claims read a quarter of the points
         return metrics.learning_curve(student, y, np.array(samples)).test
@@ -198,30 +200,35 @@ def _curves(config: Any, session: Session | None) -> xr.Dataset:
     for patches in (1, 2, 4):
         cases = {name: case for name, case in CASES.items() if case[0] == patches}
 
-        def unit(part, curve_seed, patches=patches, cases=cases):
-            random = np.random.default_rng([patches, curve_seed])
+        @functools.cache
+        def pairs(seed, patches=patches, cases=cases):
+            random = np.random.default_rng([patches, seed])
             x = circles(random.uniform(0, 2 * np.pi, (part.samples[-1] + part.num_test, patches)))
             kernels = functools.cache(lambda d: evaluated(cnn(GROUPS[f"d = {d}"]), x))
-            size = part.num_test, part.teachers, random
-            pairs = [(kernels(teacher), kernels(student)) for _, teacher, student in cases.values()]
-            return {
-                f"error_{patches}": [regressions(*pair, part.samples, *size) for pair in pairs],
-                f"predicted_{patches}": [predicted(s, t, part.samples) for t, s in pairs],
-            }
+            return [(kernels(teacher), kernels(student)) for _, teacher, student in cases.values()]
+
+        def theory(part, patches=patches, pairs=pairs):
+            first = pairs(part.seeds[0])
+            return {f"predicted_{patches}": [predicted(s, t, part.samples) for t, s in first]}
+
+        def unit(part, curve_seed, patches=patches, pairs=pairs):
+            size = part.num_test, part.teachers, np.random.default_rng([5, patches, curve_seed])
+            errors = [regressions(*pair, part.samples, *size) for pair in pairs(curve_seed)]
+            return {f"error_{patches}": errors}
 
         dims = (f"case_{patches}", "sample")
-        variables = {
-            f"error_{patches}": Variable("test error", dims=dims),
-            f"predicted_{patches}": Variable("test error, predicted", dims=dims),
-        }
         own = {
             dims[0]: Axis(list(cases), "teacher and student"),
             "sample": Axis(list(part.samples), "samples"),
         }
-        axes = {"curve_seed": Axis(list(part.seeds), "seed")}
-        made.append(
-            train_grid(axes, part, Program(f"curves-{patches}", unit, variables, own), session)
+        seeds = {"curve_seed": Axis(list(part.seeds), "seed")}
+        known = {f"predicted_{patches}": Variable("test error, predicted", dims=dims)}
+        measured = {f"error_{patches}": Variable("test error", dims=dims)}
+        programs = (
+            ({}, Program(f"curve-theory-{patches}", theory, known, own, steps=0)),
+            (seeds, Program(f"curves-{patches}", unit, measured, own)),
         )
+        made += [train_grid(axes, part, program, session) for axes, program in programs]
     return xr.merge(made)
 
 
@@ -229,14 +236,12 @@ def embedding(
     dimension: int, ambient: int, angles: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
     """A smooth curved torus on the sphere of so many dimensions: random sums of waves of low frequency."""
-    waves = np.array(list(itertools.product((-1, 0, 1), repeat=dimension)))[
-        len(range(3**dimension)) // 2 + 1 :
-    ]
+    waves = np.array(list(itertools.product((-1, 0, 1), repeat=dimension)))
+    waves = waves[len(waves) // 2 + 1 :]  # one of each pair k, -k
     phase = angles @ waves.T
     features = np.concatenate([np.cos(phase), np.sin(phase)], 1)
-    x = features @ random.normal(size=(features.shape[1], ambient)) + 0.5 * random.normal(
-        size=ambient
-    )
+    x = features @ random.normal(size=(features.shape[1], ambient))
+    x = x + 0.5 * random.normal(size=ambient)
     return x / np.linalg.norm(x, axis=1, keepdims=True) * math.sqrt(ambient)
 
 

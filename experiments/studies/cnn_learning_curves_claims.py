@@ -42,11 +42,9 @@ def exponent(x: xr.DataArray, y: np.ndarray) -> metrics.PowerLaw:
 
 
 def error_of(data: xr.Dataset, case: str, what: str = "error") -> xr.DataArray:
-    """Test error of a case, over (seed, sample)."""
+    """Test error of a case, over (seed, sample), or what is "predicted" of it, over sample."""
     patches = CASES[case][0]
-    return (
-        data[f"{what}_{patches}"].sel({f"case_{patches}": case}).transpose("curve_seed", "sample")
-    )
+    return data[f"{what}_{patches}"].sel({f"case_{patches}": case}).transpose(..., "sample")
 
 
 def beta(data: xr.Dataset, case: str) -> metrics.PowerLaw:
@@ -134,23 +132,14 @@ def _curve_claims(data: xr.Dataset) -> list[Claim]:
         )
     )
     quarter = data["sample"] <= data.attrs["curve_points"] / 4
-    for name, shift in (("", 0), (", control, the other student's", 1)):
+    for name, shift in (("", 0), (", control, another teacher's", 1)):
         off, reads = [], []
         for case in deep:
             other = deep[(deep.index(case) + shift) % len(deep)]
-            error, expected = (
-                error_of(data, c, w).sel(sample=quarter)
-                for c, w in ((case, "error"), (other, "predicted"))
-            )
-            off.append(
-                float(
-                    abs(
-                        error.mean("curve_seed", skipna=False)
-                        / expected.mean("curve_seed", skipna=False)
-                        - 1
-                    ).max()
-                )
-            )
+            error = error_of(data, case).sel(sample=quarter)
+            expected = error_of(data, other, "predicted").sel(sample=quarter)
+            ratio = error.mean("curve_seed", skipna=False) / expected
+            off.append(float(abs(ratio - 1).max()))
             reads += [error, expected]
         made.append(
             at_most(

@@ -78,9 +78,7 @@ def learning_curves(data: xr.Dataset) -> Figure:
             ax.errorbar(
                 x, middle, ends, fmt="o", color=color, elinewidth=1, label=f"{name}: {rate:.2f}"
             )
-            ax.plot(
-                x, error_of(data, case, "predicted").mean("curve_seed"), color=color, linewidth=1
-            )
+            ax.plot(x, error_of(data, case, "predicted"), color=color, linewidth=1)
             ax.plot(
                 x, drawing.slope_line(x, middle, -rate), color=INK, linewidth=0.8, linestyle=DASHED
             )

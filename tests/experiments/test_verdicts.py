@@ -344,11 +344,8 @@ SCHEMAS = {
         {
             "one_patch": "kind layers wavenumber",
             "two_patches": "kind layers wavenumber",
-            **{
-                f"{name}_{patches}": f"curve_seed case_{patches} sample"
-                for name in ("error", "predicted")
-                for patches in (1, 2, 4)
-            },
+            **{f"error_{patches}": f"curve_seed case_{patches} sample" for patches in (1, 2, 4)},
+            **{f"predicted_{patches}": f"case_{patches} sample" for patches in (1, 2, 4)},
             "manifold_error": "dimension ambient manifold_seed manifold_sample",
             "measured_dimension": "dimension ambient manifold_seed",
             "image_error": "get image_sample",
