@@ -37,7 +37,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "dimensions": (1, 2, 3),
         "ambient": (16, 64),
         "samples": (64, 128, 256, 512, 1024),
-        "seeds": (0, 1, 2, 3),
+        "seeds": tuple(range(12)),
     }
     # Their dimension for real images, with the exponent of their learning curve
     config.task = tasks.default_config("digits")

@@ -70,11 +70,7 @@ def learning_curves(data: xr.Dataset) -> Figure:
             middle = error.median("curve_seed").values
             ends = middle - error.min("curve_seed").values, error.max("curve_seed").values - middle
             rate = eigenlearning.learning_exponent(teacher, student)
-            name = (
-                f"{teacher} by {student}"
-                if wanted == (4,)
-                else case.replace("d = ", "").replace("es:", ":")
-            )
+            name = f"{teacher} by {student}" if wanted == (4,) else case.replace("d = ", "")
             ax.errorbar(
                 x, middle, ends, fmt="o", color=color, elinewidth=1, label=f"{name}: {rate:.2f}"
             )
