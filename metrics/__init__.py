@@ -9,6 +9,7 @@ from metrics import (
     frames,
     geometry,
     kernels,
+    learning,
     noise,
     operators,
     spectra,
@@ -23,6 +24,12 @@ from metrics.collapse import (
 )
 from metrics.curvature import Sharpness, eigenpairs, sharpness
 from metrics.estimate import Estimate
+from metrics.learning import (
+    estimated_risk,
+    fit_spectrum,
+    intrinsic_dimension,
+    learning_curve,
+)
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
 from metrics.spectra import density, diagonal, spectral_density, trace
 from metrics.stability import edge_of_stability
@@ -41,13 +48,18 @@ __all__ = [
     "diagonal",
     "edge_of_stability",
     "eigenpairs",
+    "estimated_risk",
     "examples",
     "features",
     "fit_power_law",
+    "fit_spectrum",
     "frames",
     "generalized_collapse",
     "geometry",
+    "intrinsic_dimension",
     "kernels",
+    "learning",
+    "learning_curve",
     "neural_collapse",
     "noise",
     "ood_orthogonality",

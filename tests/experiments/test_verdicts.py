@@ -278,6 +278,80 @@ SCHEMAS = {
             "digit_deep": "label_noise digit_seed digit_dimension",
         },
     ),
+    "random_features": (
+        {
+            "sweep": ["features", "samples"],
+            "count": [64, 128, 256],
+            "rf_ridge": [0.001, 0.1],
+            "rf_seed": [0, 1, 2],
+            "learn_seed": [0, 1],
+            "learn_ridge": [0.0, 0.1],
+            "mode": 30,
+            "phase_noise": [0.0, 2.0],
+            "alpha": [1.5, 2.0],
+            "beta": [1.2, 1.8],
+            "image_noise": [0.0, 0.5],
+            "image_seed": [0, 1],
+            "image_count": [50, 100],
+            "image_ridge": [0.0, 0.2],
+            "layer_features": [64, 256],
+            "layer_seed": [0, 1],
+            "stage": ["linear", "one layer", "two layers"],
+            "bundle": ["layer", "first bundled", "both bundled"],
+            "function": ["sin", "cos", "relu", "arc-cosine"],
+            "norm": [0.3, 0.6],
+        },
+        {
+            **dict.fromkeys(("theory_test", "theory_train", "kernel_test"), "sweep count rf_ridge"),
+            **{
+                f"rf_{name}": "sweep count rf_seed rf_ridge"
+                for name in ("test", "train", "estimated")
+            },
+            "rf_best": "sweep count rf_seed",
+            "learnt": "learn_seed learn_ridge mode",
+            "learnable": "learn_ridge mode",
+            "conserved": "learn_ridge",
+            "ratio": "phase_noise alpha beta",
+            "ratio_predicted": "phase_noise alpha beta",
+            "image_test": "image_noise image_seed image_count image_ridge",
+            **{
+                f"image_{name}": "image_noise image_count image_ridge"
+                for name in ("predicted", "permuted", "linear")
+            },
+            "accuracy": "layer_features layer_seed stage",
+            "layer_error": "layer_features layer_seed bundle",
+            "bias": "function norm",
+            "variance": "function norm",
+        },
+    ),
+    "cnn_learning_curves": (
+        {
+            "kind": ["ntk", "nngp"],
+            "layers": [1, 2],
+            "wavenumber": [10, 14, 20],
+            "case_1": ["1 patch: d = 1 by d = 1"],
+            "case_2": ["2 patches: d = 1 by d = 2", "2 patches: d = 2 by d = 2"],
+            "case_4": [f"4 patches: d = {d} by d = 4" for d in (1, 2, 4)],
+            "curve_seed": [0, 1],
+            "sample": [64, 128, 256],
+            "dimension": [1, 2],
+            "ambient": [16, 64],
+            "manifold_seed": [0, 1],
+            "manifold_sample": [64, 128, 256],
+            "get": ["ntk"],
+            "image_sample": [32, 64, 128],
+        },
+        {
+            "one_patch": "kind layers wavenumber",
+            "two_patches": "kind layers wavenumber",
+            **{f"error_{patches}": f"curve_seed case_{patches} sample" for patches in (1, 2, 4)},
+            **{f"predicted_{patches}": f"case_{patches} sample" for patches in (1, 2, 4)},
+            "manifold_error": "dimension ambient manifold_seed manifold_sample",
+            "measured_dimension": "dimension ambient manifold_seed",
+            "image_error": "get image_sample",
+            "image_dimension": "get",
+        },
+    ),
     "feature_learning_limit": (
         {
             "rule": ["ntk", "mup"],
@@ -359,7 +433,12 @@ def dichotomy(data):
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
 
+def patches(data):
+    return data.assign_attrs(fit_from=64, curve_points=2048)
+
+
 DETAILS = {
+    "cnn_learning_curves": patches,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,

@@ -15,6 +15,7 @@ from limits import (
     cbow,
     depth,
     dmft,
+    eigenlearning,
     ensembles,
     feature_learning,
     finite_width,
@@ -77,6 +78,14 @@ WRONG = [
         lambda: opposing.outliers(KEY, 100, 5, alpha=1.0, signal=1.0, share=0.001),
         "share is 0.001: of 100 examples 0",
     ),
+    # learning curves
+    (lambda: eigenlearning.power_law(0.0, 10), "exponent is 0.0"),
+    (lambda: eigenlearning.power_law_target(1.5, 0.5), "count is 0.5; it must be at least 1"),
+    (lambda: eigenlearning.power_law(1.5, 10, bins=0), "bins is 0"),
+    (lambda: eigenlearning.fitting_ratio(1.5, 4.0, 0.0), "beta is 4.0; it must lie between"),
+    (lambda: eigenlearning.fitting_ratio(1.0, 1.5, 0.0), "alpha is 1.0; it must be above 1"),
+    (lambda: eigenlearning.overfitting_is_obligatory(1.5, 1.5, -1.0), "relative_noise is -1.0"),
+    (lambda: eigenlearning.learning_exponent(4, 2), "teacher_dim is 4; it must be at most"),
     # logistic regression at every step size
     (lambda: perceptron.descend(POINTS, -1.0), "step_size is -1.0"),
     (lambda: perceptron.margin(np.array([[1.0], [-1.0]])), "no hyperplane through the origin"),
@@ -296,8 +305,8 @@ def test_every_public_function_is_called_wrongly():
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
     for package in (
-        *(limits, models, aspect_ratio, cbow, depth, dmft, ensembles, feature_learning),
-        *(finite_width, mean_field, opposing, perceptron, pi_net),
+        *(limits, models, aspect_ratio, cbow, depth, dmft, eigenlearning, ensembles),
+        *(feature_learning, finite_width, mean_field, opposing, perceptron, pi_net),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers
