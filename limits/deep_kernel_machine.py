@@ -55,7 +55,7 @@ class Machine(NamedTuple):
         divergences: (L,), KL_l, 0 for nu = inf: how far a layer is from the NNGP of the one below.
         steps: of L-BFGS.
         gradient: largest entry of the gradient at the end, per deviation (1 + nu)^-1/2 of the variables.
-        converged: whether that is at most tolerance (1 + |objective|).
+        converged: whether that is at most tolerance (1 + |objective of the NNGP|).
     """
 
     layers: tuple[Layer, ...]
@@ -95,7 +95,7 @@ def fit(
     noise: float,
     inducing: ArrayLike | None = None,
     jitter: float = 1e-6,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
     max_steps: int = 3000,
 ) -> Machine:
     """Fits the Gram matrices of the hidden layers by L-BFGS, in double precision.
@@ -110,7 +110,8 @@ def fit(
         noise: variance of the targets about the outputs, sigma^2.
         inducing: ids of inducing points among the P; all points, without approximation, by default.
         jitter: added to the diagonal of inputs_gram, relative to its mean; it is part of the model.
-        tolerance: of the gradient, relative to 1 + |objective|.
+        tolerance: of the gradient, relative to 1 + |objective of the NNGP|; the line search ends near 1e-7, the root of
+            the rounding of the objective.
         max_steps: of L-BFGS; a warning says where they do not suffice.
 
     Returns:
@@ -174,7 +175,7 @@ def _fit(layers, start, y, ids, noise, ridge, tolerance, max_steps) -> Machine:
         flat, steps = found.x, int(found.nit)
     objective, slope = _slope(jnp.asarray(flat), given, kernels, free)
     size_of_slope = float(np.abs(np.asarray(slope)).max(initial=0.0))
-    converged = size_of_slope <= tolerance * (1 + abs(float(objective)))
+    converged = size_of_slope <= tolerance * (1 + abs(first))
     if not converged:
         warnings.warn(
             f"the deep kernel machine has not converged in {steps} steps: the gradient is {size_of_slope:.2g}; raise "
