@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from benchmarks import harness
 from ntk import reference
-from ntk.empirical import empirical_ntk_fn
+from ntk.finite.empirical import empirical_ntk_fn
 
 
 class MLP(nn.Module):

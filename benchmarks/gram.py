@@ -14,7 +14,8 @@ import warnings
 import numpy as np
 
 from benchmarks import harness
-from ntk import batching, gram, reference
+from ntk import gram, reference
+from ntk.large import batching
 
 SIZES = {"ragged": (101, 103, 50), "symmetric": (1000, None, 250)}
 

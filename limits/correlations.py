@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from limits import quadrature
-from ntk import duals, hermite, kinks
+from ntk import hermite
+from ntk.activations import closed_forms, kinks
 
-Activation = Callable | duals.Dual
+Activation = Callable | closed_forms.Dual
 
 EXACT = 1e-9  # two constants closer than this are the same number
 _ORDERS = 60  # of the power series, used for |xi| <= 1/2: 2^-60 is below rounding
@@ -51,14 +52,14 @@ def dual_map(activation: Activation) -> DualMap:
     try:
         return _study(activation)
     except TypeError as error:
-        if callable(activation) or isinstance(activation, duals.Dual):
+        if callable(activation) or isinstance(activation, closed_forms.Dual):
             raise
         raise ValueError(f"{activation!r} is neither a function nor a Dual") from error
 
 
 @functools.lru_cache(maxsize=64)
 def _study(activation: Activation) -> DualMap:
-    is_dual = isinstance(activation, duals.Dual)
+    is_dual = isinstance(activation, closed_forms.Dual)
     dual = activation if is_dual else hermite.dual(activation, tolerance=EXACT, max_variance=1.0)
     if dual.fn is None:
         raise ValueError("the Dual has no function (fn is None): its coefficients are unknown")

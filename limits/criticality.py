@@ -22,7 +22,7 @@ from scipy import optimize
 
 from limits.arguments import count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
-from ntk import duals
+from ntk.activations import closed_forms
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
 
@@ -72,7 +72,7 @@ def susceptibilities(
     """One layer at infinite width: its variance and susceptibilities, to 1e-12 relative.
 
     Args:
-        activation: a function of arrays, elementwise, or an `ntk.duals.Dual`; kinks are found on [-24, 24].
+        activation: a function of arrays, elementwise, or an `ntk.Dual`; kinks are found on [-24, 24].
         variance: K of the preactivations.
         C_W: variance of the weights times their fan-in.
         C_b: variance of the biases.
@@ -145,7 +145,7 @@ def _at_zero(activation, found: Pointwise) -> Criticality | None:
 
 def _taylor(activation) -> list[float]:
     """The activation and its first three derivatives at 0."""
-    fn = activation.fn if isinstance(activation, duals.Dual) else activation
+    fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         functions = [fn]
         for _ in range(3):

@@ -28,7 +28,7 @@ import numpy as np
 from limits.arguments import array, real, takes
 from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, descend, dual_map, log_shrinkage, near
-from ntk import duals, powers
+from ntk.activations import closed_forms, polynomials
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
@@ -72,7 +72,7 @@ def taxonomy(activation: Activation) -> Taxonomy:
     """Class and constants of an activation, by quadrature.
 
     Args:
-        activation: elementwise function on JAX arrays, or a `ntk.duals.Dual`; its scale is of no
+        activation: elementwise function on JAX arrays, or a `ntk.activations.closed_forms.Dual`; its scale is of no
             importance.
 
     Returns:
@@ -99,7 +99,7 @@ def taxonomy(activation: Activation) -> Taxonomy:
 
 
 @functools.cache
-def optimal_activation(dimension: int) -> duals.Dual:
+def optimal_activation(dimension: int) -> closed_forms.Dual:
     """Polynomial activation whose singular kernel is that of the consistent Hilbert estimate.
 
     Args:
@@ -122,7 +122,7 @@ def optimal_activation(dimension: int) -> duals.Dual:
         power = 2 ** (-dimension / 2)
         squares = {1: power, 2: 1 - 2 * power, 3: power}
     series = [math.sqrt(squares.get(k, 0) / math.factorial(k)) for k in range(max(squares) + 1)]
-    return powers.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
+    return polynomials.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
 
 
 def _examples(name, value):

@@ -69,7 +69,7 @@ def vertices(
     """The 1 / width coefficients of one input, layer by layer: error bars of an ensemble of networks.
 
     Args:
-        activation: elementwise function or `ntk.duals.Dual`, without jumps.
+        activation: elementwise function or `ntk.activations.closed_forms.Dual`, without jumps.
         depth: number of layers with weights, L; the last one is the readout.
         C_W: variance of the weights times their fan-in.
         variance: K of the first preactivations, C_b + C_W |x|^2 / inputs.
@@ -188,7 +188,7 @@ def metric_covariance(
     Two inputs give every pair statistic of a larger batch.
 
     Args:
-        activation: elementwise function or `ntk.duals.Dual`, without jumps.
+        activation: elementwise function or `ntk.activations.closed_forms.Dual`, without jumps.
         depth: number of layers with weights.
         gram: (N, N) covariance of the first preactivations of N <= 2 inputs.
         C_W: variance of the weights times their fan-in.

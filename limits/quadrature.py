@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import duals, kinks
+from ntk.activations import closed_forms, kinks
 
-Activation = Callable | duals.Dual
+Activation = Callable | closed_forms.Dual
 
 REACH = 12.0  # deviations: a Gaussian has lost 2e-33 of its mass beyond
 _NEAR = 24.0  # where kinks are looked for, and activations vary at scale one
@@ -42,14 +42,14 @@ def pointwise(activation: Activation) -> Pointwise:
         TypeError: it is neither a function nor a Dual.
         ValueError: it jumps, is constant, is not finite, or is too steep for the panels.
     """
-    if not (callable(activation) or isinstance(activation, duals.Dual)):
-        raise TypeError(f"activation is {activation!r}; it must be a function or an ntk.duals.Dual")
+    if not (callable(activation) or isinstance(activation, closed_forms.Dual)):
+        raise TypeError(f"activation is {activation!r}; it must be a function or an ntk.Dual")
     return _study(activation)
 
 
 @functools.lru_cache(maxsize=64)
 def _study(activation):
-    fn = activation.fn if isinstance(activation, duals.Dual) else activation
+    fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     if fn is None:
         raise ValueError("the Dual has no function (fn is None): give the activation itself")
 

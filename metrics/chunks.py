@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from metrics import checks, operators
 from metrics.programs import remembered
-from ntk import program
+from ntk import jaxprs
 
 
 @remembered
@@ -99,16 +99,16 @@ def matrix_convolutions(function: Callable) -> Callable:
             return function(*jax.tree.unflatten(tree, leaves))
 
         nested = jax.tree.structure(jax.eval_shape(flat, *leaves))
-        jaxpr, consts = program.flatten(lambda *leaves: jax.tree.leaves(flat(*leaves)), *leaves)
+        jaxpr, consts = jaxprs.flatten(lambda *leaves: jax.tree.leaves(flat(*leaves)), *leaves)
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *leaves)))
         for equation in jaxpr.eqns:
-            values = [program.read(known, atom) for atom in equation.invars]
+            values = [jaxprs.read(known, atom) for atom in equation.invars]
             if _is_plain_convolution(equation):
                 results = [_patch_product(*values, equation.params)]
             else:
-                results = program.apply(jaxpr, equation, values)
+                results = jaxprs.apply(jaxpr, equation, values)
             known.update(zip(equation.outvars, results))
-        return jax.tree.unflatten(nested, [program.read(known, out) for out in jaxpr.outvars])
+        return jax.tree.unflatten(nested, [jaxprs.read(known, out) for out in jaxpr.outvars])
 
     return rewritten
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from metrics import checks
 from metrics.batches import accumulated, is_streamed, streamed
 from metrics.programs import remembered
-from ntk.linearize import pushforward
+from ntk.finite.linearize import pushforward
 
 __all__ = [
     "LIKELIHOODS",

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.program import equations
+from ntk.jaxprs import equations
 
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
 _DEFAULT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}

@@ -5,19 +5,10 @@
 
 import importlib
 
-from ntk import empirical, gram, hermite, predict, reference, solve, stax
+from ntk import reference, stax
+from ntk.activations import hermite
+from ntk.activations.closed_forms import Dual
 from ntk.arguments import strict_functions as _strict_functions
-from ntk.batching import batch
-from ntk.depth import depth_map
-from ntk.duals import Dual
-from ntk.empirical import (
-    NtkImplementation,
-    empirical_kernel_fn,
-    empirical_nngp_fn,
-    empirical_ntk,
-    empirical_ntk_fn,
-    empirical_ntk_vp_fn,
-)
 from ntk.family import (
     Network,
     ParamAxes,
@@ -27,10 +18,23 @@ from ntk.family import (
     path_name,
     width_axes,
 )
-from ntk.kernel import Kernel
-from ntk.linearize import linearize, taylor_expand
-from ntk.monte_carlo import monte_carlo_kernel_fn
+from ntk.finite import empirical
+from ntk.finite.empirical import (
+    NtkImplementation,
+    empirical_kernel_fn,
+    empirical_nngp_fn,
+    empirical_ntk,
+    empirical_ntk_fn,
+    empirical_ntk_vp_fn,
+)
+from ntk.finite.linearize import linearize, taylor_expand
+from ntk.finite.monte_carlo import monte_carlo_kernel_fn
+from ntk.infinite.depth_map import depth_map
+from ntk.infinite.kernel import Kernel
+from ntk.large import gram
+from ntk.large.batching import batch
 from ntk.reference import from_neural_tangents
+from ntk.regression import predict, solve
 
 __all__ = [
     "Dual",

@@ -44,15 +44,19 @@ def loss(f, y):
 
 # Functions that pass keywords on.
 OPEN = {
-    "ntk.empirical.empirical_ntk": lambda **k: ntk.empirical_ntk(NET.apply_fn, PARAMS, X, **k),
-    "ntk.empirical.empirical_ntk_vp_fn": lambda **k: ntk.empirical_ntk_vp_fn(
+    "ntk.finite.empirical.empirical_ntk": lambda **k: ntk.empirical_ntk(
+        NET.apply_fn, PARAMS, X, **k
+    ),
+    "ntk.finite.empirical.empirical_ntk_vp_fn": lambda **k: ntk.empirical_ntk_vp_fn(
         NET.apply_fn, X, None, PARAMS, **k
     )(X[:, :1]),
-    "ntk.gram.gram": lambda **k: gram.gram(NET.kernel_fn, X, **k),
-    "ntk.gram.product": lambda **k: gram.product(NET.kernel_fn, X, **k),
-    "ntk.gram.diagonal": lambda **k: gram.diagonal(NET.kernel_fn, X, **k),
-    "ntk.solve.regression": lambda **k: solve.regression(NET.kernel_fn, X, X[:, :1], **k),
-    "ntk.posterior.gradient_descent_mse_ensemble": lambda **k: (
+    "ntk.large.gram.gram": lambda **k: gram.gram(NET.kernel_fn, X, **k),
+    "ntk.large.gram.product": lambda **k: gram.product(NET.kernel_fn, X, **k),
+    "ntk.large.gram.diagonal": lambda **k: gram.diagonal(NET.kernel_fn, X, **k),
+    "ntk.regression.solve.regression": lambda **k: solve.regression(
+        NET.kernel_fn, X, X[:, :1], **k
+    ),
+    "ntk.regression.posterior.gradient_descent_mse_ensemble": lambda **k: (
         predict.gradient_descent_mse_ensemble(NET.kernel_fn, X, X[:, :1], **k)
     ),
     "ntk.stax.custom.requires": stax.requires,

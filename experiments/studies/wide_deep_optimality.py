@@ -27,7 +27,7 @@ from experiments.studies.wide_deep_optimality_claims import (
     exponents,
 )
 from limits import depth
-from ntk import duals, powers
+from ntk.activations import closed_forms, polynomials
 
 TITLE = "Wide and deep networks that classify optimally"
 PAPER = "Radhakrishnan, Belkin & Uhler 2022, arXiv:2204.14126"
@@ -40,10 +40,10 @@ DIRICHLET = {
     4: ((3, 1, 2, 1, 1), (1, 2, 2, 2, 3)),
     8: ((1, 2, 1, 2, 1, 1, 1, 1, 1), (1, 1, 1, 2, 3, 4, 2, 2, 1)),
 }
-SQUARE = powers.hermite_polynomial(2)
-RELU = duals.abrelu(0.0, 1.0)
+SQUARE = polynomials.hermite_polynomial(2)
+RELU = closed_forms.abrelu(0.0, 1.0)
 # phi^ = .2 + .3 xi + .5 xi^3: B' = 1.8, and a fixed point between 0 and 1
-INTERIOR = powers.polynomial_dual(
+INTERIOR = polynomials.polynomial_dual(
     np.polynomial.hermite_e.herme2poly([0.2**0.5, 0.3**0.5, 0, (0.5 / 6) ** 0.5])
 )
 
@@ -55,13 +55,13 @@ def centred_relu(x):
 
 ACTIVATIONS = {
     "x² − 1": SQUARE,
-    "h₄": powers.hermite_polynomial(4),
-    "erf": duals.erf(),
+    "h₄": polynomials.hermite_polynomial(4),
+    "erf": closed_forms.erf(),
     "ReLU, centred": centred_relu,
     "optimal, d = 1": depth.optimal_activation(1),
     "optimal, d = 2": depth.optimal_activation(2),
     "ReLU": RELU,
-    "GELU": duals.gelu(),
+    "GELU": closed_forms.gelu(),
     "interior": INTERIOR,
 }
 

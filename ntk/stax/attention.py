@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import attention
-from ntk.evaluate import Need
-from ntk.kernel import Array, Kernel
+from ntk.infinite import attention
+from ntk.infinite.evaluate import Need
+from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.layers import Layer, check_counts, check_scales, layer
 
 MECHANISMS = {

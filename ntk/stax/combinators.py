@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, chains, flow, rules, spatial
-from ntk import kernel as kernels
-from ntk.duals import Dual
-from ntk.evaluate import KernelFn, Need, join
-from ntk.kernel import Array, Kernel
+from ntk import arguments
+from ntk.activations.closed_forms import Dual
+from ntk.infinite import channels, pixels, repeated
+from ntk.infinite import kernel as kernels
+from ntk.infinite.evaluate import KernelFn, Need, join
+from ntk.infinite.kernel import Array, Kernel
+from ntk.regression import spectra
 from ntk.stax.layers import Layer as Layer
 from ntk.stax.layers import Shape, check_counts, layer, pixel_axis
 from ntk.stax.layers import elementwise as elementwise
@@ -128,7 +130,7 @@ def _key(spec: Any) -> Any:
     """A spec in which an array, whose value may be traced, equals itself alone."""
     if isinstance(spec, tuple):
         return tuple(map(_key, spec))
-    return ("array", id(spec)) if flow.is_array(spec) else spec
+    return ("array", id(spec)) if spectra.is_array(spec) else spec
 
 
 def iterate(once: Callable, kernel: Any, count: int) -> Any:
@@ -179,7 +181,7 @@ def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: in
     affine, dual = (fn.scalar for fn in block)
     if not isinstance(affine, tuple) or not isinstance(dual, Dual) or isinstance(affine, Dual):
         return None
-    out = chains.shortcut(kernel, dual, *affine, count)
+    out = repeated.shortcut(kernel, dual, *affine, count)
     if out is None:
         return None
     after = jax.eval_shape(once, kernel)
@@ -320,7 +322,7 @@ def FanInSum() -> Layer:
     """Sums independent branches, each ending in a layer of random weights."""
     return layer(
         lambda params, xs, **_: sum(xs[1:], start=xs[0]),
-        lambda kernels, **_: rules.add(kernels),
+        lambda kernels, **_: channels.add(kernels),
         "FanInSum",
         shape=_first,
         mask=_all_masks,
@@ -339,7 +341,7 @@ def FanInProd() -> Layer:
 
     return layer(
         apply,
-        lambda kernels, **_: rules.multiply(kernels),
+        lambda kernels, **_: channels.multiply(kernels),
         "FanInProd",
         shape=_first,
         mask=_all_masks,
@@ -367,12 +369,12 @@ def FanInConcat(axis: int = -1) -> Layer:
         first = kernels[0]
         at = arguments.axis_within("FanInConcat's axis", axis, len(first.shape1))
         if at == first.channel_axis:
-            return rules.concatenate_channels(kernels)
+            return channels.concatenate_channels(kernels)
         if at == first.batch_axis:
             raise ValueError(
                 "FanInConcat along the batch has no kernel: entries would depend on other samples"
             )
-        return spatial.concatenate(kernels, pixel_axis(first, at))
+        return pixels.concatenate(kernels, pixel_axis(first, at))
 
     def mask(masks, shapes):
         at = axis % len(shapes[0])

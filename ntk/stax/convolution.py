@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import spatial
-from ntk.kernel import Array, Kernel
+from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.fixed import spread_mask
 from ntk.stax.layers import Layer, Shape, check_counts, check_scales, layer
 from ntk.stax.linear import parameterized
@@ -172,7 +171,7 @@ def _conv(
         if padding == "CIRCULAR" and transpose:
             for c in filter_axes:
                 axis = out_spec.index(c)
-                y = spatial.wrap(y, axis, out_shape[axis])
+                y = pixels.wrap(y, axis, out_shape[axis])
         y = norm * y
         return y if b is None else y + (b if standard else b_std * b)
 
@@ -182,7 +181,7 @@ def _conv(
                 f"a convolution with filters {window} acts on {len(lhs)} axes ({lhs}), "
                 f"and got activations of shape {kernel.shape1}"
             )
-        out = spatial.convolve(
+        out = pixels.convolve(
             kernel,
             kernel_window,
             kernel_strides,
@@ -194,7 +193,7 @@ def _conv(
             transpose=transpose,
         )
         names = [c for c in out_spec if c not in "NC"]
-        out = spatial.reorder(out, [pixels.index(c) for c in names])
+        out = pixels.reorder(out, [pixels.index(c) for c in names])
         return out.replace(batch_axis=out_spec.index("N"), channel_axis=out_spec.index("C"))
 
     def mask_fn(mask, input_shape):
@@ -205,7 +204,7 @@ def _conv(
             pads = "VALID" if padding == "VALID" else "SAME"
             reached = hidden.astype(jnp.float32)
             hidden = (
-                spatial.window_mean(reached, 2, 1, kernel_window, kernel_strides, pads, True) > 0
+                pixels.window_mean(reached, 2, 1, kernel_window, kernel_strides, pads, True) > 0
             )
         else:
             hidden = centres(hidden, kernel_window, kernel_strides, padding)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ntk import arguments, rules
-from ntk.evaluate import KernelFn, Need
-from ntk.kernel import Kernel
+from ntk import arguments
+from ntk.infinite import channels
+from ntk.infinite.evaluate import KernelFn, Need
+from ntk.infinite.kernel import Kernel
 from ntk.stax import layers
 from ntk.stax.layers import Layer
 
@@ -260,7 +261,7 @@ def _masking(
             one = isinstance(k, Kernel)
             masks.append(after(before[0] if one else before, shapes[0] if one else shapes))
         if remask:
-            return rules.hide(out, *masks)
+            return channels.hide(out, *masks)
         return out.replace(mask1=masks[0], mask2=masks[1])
 
     return apply_with_masks, kernel_with_masks

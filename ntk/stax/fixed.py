@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import rules, spatial, tiles
-from ntk.evaluate import Need
-from ntk.kernel import Array, Kernel
+from ntk.infinite import channels, pixels
+from ntk.infinite.evaluate import Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.large import tiles
 from ntk.stax.layers import Layer, Shape, layer, pixel_axis
 
 
@@ -79,7 +80,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         def pick(x: Array) -> Array:
             return x[(slice(None), slice(None), *rest)]
 
-        out = spatial.linear(kernel, pick, pick, selects=True)
+        out = pixels.linear(kernel, pick, pick, selects=True)
         before = [
             sum(not isinstance(e, int) for e in index[:a])
             for a in (kernel.batch_axis, kernel.channel_axis)
@@ -89,7 +90,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
             channel_axis=before[1],
             diagonal_spatial=out.diagonal_spatial and out.var1.ndim > 1,
         )
-        return out if batch == slice(None) else spatial.take(out, batch)
+        return out if batch == slice(None) else pixels.take(out, batch)
 
     def needs(out: Need) -> Need:
         # Whether the batch is sliced: an explicit index other than : at its position.
@@ -160,7 +161,7 @@ def DotGeneral(
 
     def rule(kernel: Kernel, **_) -> Kernel:
         if other.ndim == 0:
-            return rules.scale(kernel, jnp.abs(other), jnp.abs(other))
+            return channels.scale(kernel, jnp.abs(other), jnp.abs(other))
         ndim = len(kernel.shape1)
         axes = (kernel.batch_axis, kernel.channel_axis)
         if set(axes) & {*contracted[side], *batched[side]}:
@@ -172,7 +173,7 @@ def DotGeneral(
         def mapped(x: Array) -> Array:
             return jnp.moveaxis(product(jnp.moveaxis(x, (0, 1), axes)), out_axes, (0, 1))
 
-        out = spatial.linear(kernel, mapped, mapped)
+        out = pixels.linear(kernel, mapped, mapped)
         return out.replace(
             batch_axis=out_axes[0],
             channel_axis=out_axes[1],
@@ -268,7 +269,7 @@ def Aggregate(
         if any(p is None for p in pattern):
             raise ValueError("pattern has a graph for one batch only; give one for each, or None")
         nodes = tuple(2 + pixel_axis(kernel, a) for a in node_axes(len(kernel.shape1)))
-        return spatial.linear(
+        return pixels.linear(
             kernel, lambda x: send(x, pattern[0], nodes), lambda x: send(x, pattern[1], nodes)
         )
 

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, flow, rules
-from ntk.duals import Dual
-from ntk.evaluate import KernelFn, Need
-from ntk.kernel import Array, Kernel
+from ntk import arguments
+from ntk.activations.closed_forms import Dual
+from ntk.infinite import channels
+from ntk.infinite.evaluate import KernelFn, Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.regression import spectra
 
 Shape = tuple[int, ...]
 
@@ -25,7 +27,7 @@ class Layer(NamedTuple):
     Attributes:
         init_fn: (key, input_shape) -> (output_shape, params).
         apply_fn: (params, x, rng=, mask_constant=, pattern=) -> the finite network's output.
-        kernel_fn: its kernels at infinite width; see `ntk.evaluate.KernelFn`.
+        kernel_fn: its kernels at infinite width; see `ntk.infinite.evaluate.KernelFn`.
     """
 
     init_fn: Callable
@@ -67,11 +69,11 @@ def check_counts(**counts: Any) -> None:
 def check_scales(**scales: Any) -> None:
     """Raises a ValueError for a standard deviation that is negative or not finite; None and tracers pass."""
     for name, value in scales.items():
-        if value is None or (isinstance(value, jax.Array) and not flow.is_concrete(value)):
+        if value is None or (isinstance(value, jax.Array) and not spectra.is_concrete(value)):
             continue
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        real = real or (flow.is_array(value) and value.ndim == 0 and not np.iscomplexobj(value))
-        if not real or not (jnp if flow.is_array(value) else math).isfinite(value):
+        real = real or (spectra.is_array(value) and value.ndim == 0 and not np.iscomplexobj(value))
+        if not real or not (jnp if spectra.is_array(value) else math).isfinite(value):
             raise ValueError(f"{name} is {value!r}; it must be a finite number")
         if value < 0:
             raise ValueError(
@@ -144,7 +146,7 @@ def layer(
         if not isinstance(out, Kernel):  # a fan-out: each copy keeps its masks
             return out
         if remask:
-            return rules.hide(out, *masks)
+            return channels.hide(out, *masks)
         return out.replace(mask1=masks[0], mask2=masks[1])
 
     return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar, reads=reads))
@@ -195,7 +197,7 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
         return dual.fn(inputs)
 
     def rule(kernel: Kernel, **_) -> Kernel:
-        return rules.elementwise(kernel, dual)
+        return channels.elementwise(kernel, dual)
 
     def needs(out: Need) -> Need:
         return out._replace(variance=max(out.variance, 1))

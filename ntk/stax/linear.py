@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import flow, rules, spatial
 from ntk.arguments import as_axes
-from ntk.evaluate import Need
-from ntk.kernel import Array, Kernel
+from ntk.infinite import channels, pixels
+from ntk.infinite.evaluate import Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.regression import spectra
 from ntk.stax.fixed import Aggregate as Aggregate
 from ntk.stax.fixed import DotGeneral as DotGeneral
 from ntk.stax.fixed import Identity as Identity
@@ -89,7 +90,7 @@ def Dense(
 
     def rule(kernel: Kernel, **_) -> Kernel:
         fan_in = kernel.shape1[channel_axis] / s[0] if standard else None
-        return rules.affine(kernel, W_std, b_std, fan_in=fan_in)
+        return channels.affine(kernel, W_std, b_std, fan_in=fan_in)
 
     return layer(
         apply,
@@ -153,7 +154,7 @@ def LayerNorm(
                 f"LayerNorm over axes {over} has no infinite-width kernel: they must include the channels "
                 f"({kernel.channel_axis}) and not the batch ({kernel.batch_axis})"
             )
-        return rules.normalise(
+        return channels.normalise(
             kernel, tuple(pixel_axis(kernel, a) for a in over if a != kernel.channel_axis), eps
         )
 
@@ -189,7 +190,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
     """
     if mode not in ("train", "test"):
         raise ValueError(f"mode is {mode!r}; it must be 'train' or 'test'")
-    if flow.is_concrete(rate) and not 0 < rate <= 1:
+    if spectra.is_concrete(rate) and not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}; it is the probability of keeping an entry, in (0, 1]")
 
     def apply(params, x, rng=None, **_):
@@ -202,7 +203,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
         return jnp.where(jax.random.bernoulli(rng, rate, x.shape), x / rate, 0)
 
     def rule(kernel: Kernel, **_) -> Kernel:
-        return kernel if mode == "test" else rules.drop(kernel, rate)
+        return kernel if mode == "test" else channels.drop(kernel, rate)
 
     return layer(apply, rule, ("Dropout", rate, mode), remask=False)
 
@@ -237,7 +238,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
         return x if first else x.T
 
     def rule(kernel: Kernel, **_) -> Kernel:
-        out = spatial.flatten(kernel)
+        out = pixels.flatten(kernel)
         return out.replace(batch_axis=0 if first else 1, channel_axis=1 if first else 0)
 
     return layer(

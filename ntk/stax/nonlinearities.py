@@ -1,7 +1,7 @@
 """Nonlinearities as layers, with neural-tangents's names and arguments, and some more.
 
 Each one returns (init_fn, apply_fn, kernel_fn). Its input has to be Gaussian, the output of a
-layer with random weights. Kernels are exact in closed form (`ntk.duals`) or, where there is none,
+layer with random weights. Kernels are exact in closed form (`ntk.activations.closed_forms`) or, where there is none,
 Hermite series whose error is known (`ntk.hermite`).
 """
 
@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, duals, flow, hermite, powers, tiles
+from ntk import arguments
+from ntk.activations import closed_forms, hermite, polynomials
+from ntk.large import tiles
+from ntk.regression import spectra
 from ntk.stax.combinators import Layer, elementwise
 
 
@@ -29,7 +32,7 @@ def ABRelu(a: float, b: float, do_stabilize: bool = False) -> Layer:
         b: slope for x > 0.
         do_stabilize: has no effect; the kernel is stable at any depth.
     """
-    return elementwise(duals.abrelu(a, b), spec=("ABRelu", a, b))
+    return elementwise(closed_forms.abrelu(a, b), spec=("ABRelu", a, b))
 
 
 def Relu(do_stabilize: bool = False) -> Layer:
@@ -49,7 +52,7 @@ def Abs(do_stabilize: bool = False) -> Layer:
 
 def Sign() -> Layer:
     """sign(x); its NTK is zero, the derivative being zero almost everywhere."""
-    return elementwise(duals.sign(), spec=("Sign",))
+    return elementwise(closed_forms.sign(), spec=("Sign",))
 
 
 def Step() -> Layer:
@@ -59,7 +62,7 @@ def Step() -> Layer:
 
 def Erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Layer:
     """a erf(b x) + c."""
-    return elementwise(duals.erf(a, b, c), spec=("Erf", a, b, c))
+    return elementwise(closed_forms.erf(a, b, c), spec=("Erf", a, b, c))
 
 
 def Sigmoid_like() -> Layer:
@@ -75,12 +78,12 @@ def Gelu(approximate: bool = False) -> Layer:
             either case, as in neural-tangents. `Elementwise(jax.nn.gelu)` has the kernel of the
             tanh form.
     """
-    return elementwise(duals.gelu(approximate), spec=("Gelu", approximate))
+    return elementwise(closed_forms.gelu(approximate), spec=("Gelu", approximate))
 
 
 def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Layer:
     """a sin(b x + c)."""
-    return elementwise(duals.sine(a, b, c), spec=("Sin", a, b, c))
+    return elementwise(closed_forms.sine(a, b, c), spec=("Sin", a, b, c))
 
 
 def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Layer:
@@ -90,24 +93,24 @@ def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Layer:
 
 def Rbf(gamma: float = 1.0) -> Layer:
     """sqrt(2) sin(sqrt(2 gamma) x + pi/4), whose NNGP is exp(-gamma (q1 + q2 - 2 cov))."""
-    if flow.is_concrete(gamma) and not gamma >= 0:
+    if spectra.is_concrete(gamma) and not gamma >= 0:
         raise ValueError(f"gamma is {gamma}; it must not be negative")
-    return elementwise(duals.rbf(gamma), spec=("Rbf", gamma))
+    return elementwise(closed_forms.rbf(gamma), spec=("Rbf", gamma))
 
 
 def Gaussian(a: float = 1, b: float = -1) -> Layer:
     """a exp(b x^2); for b > 0 the kernel is infinite at variances of 1 / (4 b) and above."""
-    return elementwise(duals.gaussian(a, b), spec=("Gaussian", a, b))
+    return elementwise(closed_forms.gaussian(a, b), spec=("Gaussian", a, b))
 
 
 def Gabor() -> Layer:
     """exp(-x^2) sin(x)."""
-    return elementwise(duals.gabor(), spec=("Gabor",))
+    return elementwise(closed_forms.gabor(), spec=("Gabor",))
 
 
 def Exp(a: float = 1, b: float = 1) -> Layer:
     """a exp(b x)."""
-    return elementwise(duals.exponential(a, b), spec=("Exp", a, b))
+    return elementwise(closed_forms.exponential(a, b), spec=("Exp", a, b))
 
 
 def ExpNormalized(gamma: float = 1, shift: float = -1, do_clip: bool = False) -> Layer:
@@ -120,30 +123,32 @@ def ExpNormalized(gamma: float = 1, shift: float = -1, do_clip: bool = False) ->
 
     Source: Shankar et al. 2020.
     """
-    return elementwise(duals.exp_normalized(gamma, shift), spec=("ExpNormalized", gamma, shift))
+    return elementwise(
+        closed_forms.exp_normalized(gamma, shift), spec=("ExpNormalized", gamma, shift)
+    )
 
 
 def Hermite(degree: int) -> Layer:
     """Normalised Hermite polynomial; the kernel holds for inputs of unit variance only."""
-    return elementwise(powers.hermite_polynomial(_degree(degree)), spec=("Hermite", degree))
+    return elementwise(polynomials.hermite_polynomial(_degree(degree)), spec=("Hermite", degree))
 
 
 def Monomial(degree: int) -> Layer:
     """x^degree, for any degree >= 0."""
-    return elementwise(powers.monomial(_degree(degree)), spec=("Monomial", degree))
+    return elementwise(polynomials.monomial(_degree(degree)), spec=("Monomial", degree))
 
 
 def RectifiedMonomial(degree: int) -> Layer:
     """x^degree for x >= 0, else 0; for degree 0 the NTK is zero."""
     return elementwise(
-        powers.rectified_monomial(_degree(degree)), spec=("RectifiedMonomial", degree)
+        polynomials.rectified_monomial(_degree(degree)), spec=("RectifiedMonomial", degree)
     )
 
 
 def Polynomial(coef: Sequence[float]) -> Layer:
     """coef[0] + coef[1] x + ... + coef[n] x^n."""
     coef = tuple(coef)
-    return elementwise(powers.polynomial_dual(coef), spec=("Polynomial", coef))
+    return elementwise(polynomials.polynomial_dual(coef), spec=("Polynomial", coef))
 
 
 def Elementwise(
@@ -175,7 +180,7 @@ def Elementwise(
     if settings:
         raise ValueError(f"{sorted(settings)} belong to the Hermite series, which nngp_fn replaces")
     spec = ("Elementwise", fn, nngp_fn, d_nngp_fn)
-    return elementwise(duals.from_covariance(fn, nngp_fn, d_nngp_fn), spec=spec)
+    return elementwise(closed_forms.from_covariance(fn, nngp_fn, d_nngp_fn), spec=spec)
 
 
 def ElementwiseNumerical(fn: Callable, deg: int, df: Callable | None = None) -> Layer:

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import spatial
-from ntk.kernel import Array, Kernel
+from ntk.infinite import pixels
+from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.fixed import mixes_pixels, spread_mask
 from ntk.stax.layers import Layer, Shape, check_counts, layer
 
@@ -80,11 +80,11 @@ def _pool(
 
     def pool(x: Array) -> Array:
         """(N, M, *S) -> (N, M, *S_out)."""
-        y = spatial.window_mean(x, 2, 1, window, strides, padding)
+        y = pixels.window_mean(x, 2, 1, window, strides, padding)
         if not mean:
             return y * math.prod(window)
         if edges and padding == "SAME":
-            y = y / spatial.window_mean(
+            y = y / pixels.window_mean(
                 jnp.ones((1, 1, *x.shape[2:]), x.dtype), 2, 1, window, strides, padding
             )
         return y
@@ -104,7 +104,7 @@ def _pool(
 
     return layer(
         lambda params, x, **_: on_pixels(x),
-        lambda kernel, **_: spatial.linear(kernel, pool, pool),
+        lambda kernel, **_: pixels.linear(kernel, pool, pool),
         ("Pool", window, strides, padding, mean, edges, batch_axis, channel_axis),
         shape=lambda s: (
             jax.eval_shape(on_pixels, jax.ShapeDtypeStruct(tuple(s), jnp.float32)).shape
@@ -145,7 +145,7 @@ def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
 
     def rule(kernel: Kernel, **_) -> Kernel:
         first = kernel.batch_axis < kernel.channel_axis
-        out = spatial.pool_all(kernel, mean)
+        out = pixels.pool_all(kernel, mean)
         return out.replace(batch_axis=0 if first else 1, channel_axis=1 if first else 0)
 
     return layer(
@@ -204,7 +204,7 @@ def ImageResize(
         def mapped(x: Array) -> Array:
             return resize(x, (*x.shape[:2], *sizes))
 
-        return spatial.linear(kernel, mapped, mapped)
+        return pixels.linear(kernel, mapped, mapped)
 
     def mask_fn(mask, input_shape):
         mask = spread_mask(mask, input_shape, channel_axis)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from ntk import duals, hermite, powers
-from ntk.duals import Dual
+from ntk.activations import closed_forms, hermite, polynomials
+from ntk.activations.closed_forms import Dual
 from ntk.trace import trees
 
 _X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
@@ -123,10 +123,10 @@ def _polynomial(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
             coefficients = tuple(float(a) for a in c)
             if degree == 1 and c[0] == 0:
                 text = "x" if c[1] == 1 else f"{c[1]:.4g} x"
-                return Known(duals.abrelu(c[1], c[1]), text, coefficients)
+                return Known(closed_forms.abrelu(c[1], c[1]), text, coefficients)
             terms = [f"{a:.4g}" + ("" if k == 0 else f" x^{k}") for k, a in enumerate(c) if a]
             return Known(
-                powers.polynomial_dual(coefficients), " + ".join(terms) or "0", coefficients
+                polynomials.polynomial_dual(coefficients), " + ".join(terms) or "0", coefficients
             )
     return None
 
@@ -147,11 +147,11 @@ def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
                 name = "relu" if high == 1 else f"{high:.4g} relu"
             else:
                 name = f"{-low:.4g} min(x, 0) + {high:.4g} max(x, 0)"
-            return Known(duals.abrelu(-low, high), name)
+            return Known(closed_forms.abrelu(-low, high), name)
         if degree == 0 and math.isclose(low, -high):
-            return Known(scaled(duals.sign(), high), f"{high:.4g} sign")
+            return Known(scaled(closed_forms.sign(), high), f"{high:.4g} sign")
         if low == 0:
-            one = powers.rectified_monomial(degree)
+            one = polynomials.rectified_monomial(degree)
             return Known(scaled(one, high), f"{high:.4g} max(x, 0)^{degree}")
     return None
 
@@ -169,13 +169,15 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
         c = float(f(np.ones(1))[0]) / (0.5 * (1 + math.erf(math.sqrt(0.5))))
         c = round(c, 6) if abs(c - round(c, 6)) < _SINGLE else c
         if _same(y, c * gelu, _SINGLE):
-            return Known(scaled(duals.gelu(), c), "gelu" if abs(c - 1) < 1e-12 else f"{c:.4g} gelu")
+            return Known(
+                scaled(closed_forms.gelu(), c), "gelu" if abs(c - 1) < 1e-12 else f"{c:.4g} gelu"
+            )
         top, bottom = (float(v) for v in f(np.array([60.0, -60.0])))
         a, c = (top - bottom) / 2, (top + bottom) / 2
         share = (float(f(np.full(1, 0.5))[0]) - c) / a if a else 1.0
         b = 2 * float(special.erfinv(share)) if abs(share) < 1 else 0.0
         if b and _same(y, a * error(b * _X) + c):
-            return Known(duals.erf(a, b, c), f"{a:.4g} erf({b:.4g} x) + {c:.4g}")
+            return Known(closed_forms.erf(a, b, c), f"{a:.4g} erf({b:.4g} x) + {c:.4g}")
     if _uses(tree, ("sin", "cos")):
         return _wave(f, y)
     if _uses(tree, ("exp", "exp2")):
@@ -183,9 +185,9 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
         if zero and one / zero > 0:
             b = math.log(one / zero)
             if _same(y, zero * np.exp(b * _X)):
-                return Known(duals.exponential(zero, b), f"{zero:.4g} exp({b:.4g} x)")
+                return Known(closed_forms.exponential(zero, b), f"{zero:.4g} exp({b:.4g} x)")
             if b < 0 and _same(y, zero * np.exp(b * _X**2)):
-                return Known(duals.gaussian(zero, b), f"{zero:.4g} exp({b:.4g} x^2)")
+                return Known(closed_forms.gaussian(zero, b), f"{zero:.4g} exp({b:.4g} x^2)")
     return None
 
 
@@ -210,7 +212,7 @@ def _wave(f: Callable, y: np.ndarray) -> Known | None:
     c = shifts.get(c, c)
     if not _same(y, a * np.sin(b * _X + c)):
         return None
-    return Known(duals.sine(a, b, c), f"{a:.4g} sin({b:.4g} x + {c:.4g})")
+    return Known(closed_forms.sine(a, b, c), f"{a:.4g} sin({b:.4g} x + {c:.4g})")
 
 
 def name_of(tree: Any) -> str:

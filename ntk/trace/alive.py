@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
-from ntk.immediate import CALLS, body, carried
+from ntk.infinite.immediate import CALLS, body, carried
 
 
 class Alive(NamedTuple):

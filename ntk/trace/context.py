@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ntk.arguments import is_key
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace import initial
@@ -16,7 +17,6 @@ from ntk.trace.axes import BATCHES, WIDTHS, Axis
 from ntk.trace.coordinates import Finite, Number, Refusal, Value, Weight
 from ntk.trace.initial import Law
 from ntk.trace.steps import Note, Program, shape_code
-from ntk.weights import NORMAL, Standard
 
 
 class Parameter(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context, materialised, scaled_shape, snapped
@@ -20,11 +21,10 @@ from ntk.trace.coordinates import (
 from ntk.trace.processes import process_of
 from ntk.trace.products import data_moments, scale_text
 from ntk.trace.steps import Note
-from ntk.weights import NORMAL
 
 
 def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
-    """Second moments averaged over windows moved together, see `ntk.spatial.convolve`."""
+    """Second moments averaged over windows moved together, see `ntk.infinite.pixels.convolve`."""
     value, kernel = values
     if not isinstance(kernel.body, Weight):
         raise Refusal(

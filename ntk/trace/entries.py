@@ -1,7 +1,7 @@
 """Entries of layers that sum over a fixed number of weights, and what linear maps of positions do to them.
 
 Such a layer is z = sum_m a_m w_m: its entries a_m are the inputs of the sample, or one for a bias, times the standard
-deviation of the weight; see `ntk.true_law`.
+deviation of the weight; see `ntk.infinite.true_law`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import weights
-from ntk.kernel import Array
+from ntk.infinite import weight_laws
+from ntk.infinite.kernel import Array
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace.coordinates import Refusal
-from ntk.weights import NORMAL, Standard
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,9 @@ class Entries:
     @property
     def kurtosis(self) -> np.ndarray:
         """Excess kurtosis of each weight, (d,)."""
-        return np.concatenate([np.full(n, weights.excess_kurtosis(law)) for law, n in self.laws])
+        return np.concatenate(
+            [np.full(n, weight_laws.excess_kurtosis(law)) for law, n in self.laws]
+        )
 
     @property
     def normal(self) -> bool:

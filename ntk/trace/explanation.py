@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
-from ntk import true_law, weights
+from ntk.infinite import true_law, weight_laws
 from ntk.trace import networks
 from ntk.trace.activations import described
 from ntk.trace.steps import Note, Step
@@ -157,7 +157,7 @@ def _law_text(facts: dict) -> str:
         return "normal"
     if facts.get("fixed"):
         return (
-            f"{law}: means over {weights.POINTS} weights where an entry's excess kurtosis is above "
+            f"{law}: means over {weight_laws.POINTS} weights where an entry's excess kurtosis is above "
             f"{true_law.MOST:g} (error below .001), its fourth cumulant elsewhere (below .003)"
         )
     return f"{law}: as normal, exact in a sum over infinitely many units"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from ntk.kernel import Array, Kernel
+from ntk.infinite.kernel import Array, Kernel
 
 
 class Blocks(NamedTuple):

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.evaluate import TILE, TILE_ELSEWHERE
-from ntk.inputs import Need
-from ntk.kernel import Array, Kernel, pixel_diagonal
+from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
+from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array, Kernel, pixel_diagonal
 from ntk.trace.fields import MOST, Blocks, Field, blocks, draw, independent, low_discrepancy, roots
 from ntk.trace.matrices import fitted
 from ntk.trace.mixtures import broadcast

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk import host
 from ntk.family import named_leaves
+from ntk.infinite import numpy_primitives
 from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512
@@ -170,7 +170,7 @@ def _applied(eqn: Any, args: list) -> Any:
     args = [a.grid if isinstance(a, _Draw) else a for a in args]
     key = (eqn.primitive.name, str(eqn.params), *(_identity(a) for a in args))
     if key not in _MEMO:
-        _MEMO[key] = (host.bind(eqn.primitive, eqn.params, args), args)
+        _MEMO[key] = (numpy_primitives.bind(eqn.primitive, eqn.params, args), args)
     out = _MEMO[key][0]
     return _Draw(out, tags.pop()) if tags else out
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk import program
-from ntk.immediate import CALLS, carried
+from ntk import jaxprs
+from ntk.infinite.immediate import CALLS, carried
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.alive import alive, wanted_of_loop
@@ -217,7 +217,7 @@ def _check_derivative(outer: jex.Jaxpr, equation: Any, inner: jex.ClosedJaxpr) -
     whole = jex.jaxpr_as_fun(inner)
 
     def call(*points: Any) -> list:
-        return program.apply(outer, equation, given(points))
+        return jaxprs.apply(outer, equation, given(points))
 
     def body(*points: Any) -> list:
         return whole(*given(points))

@@ -10,10 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import spatial
-from ntk.evaluate import KernelFn
-from ntk.inputs import Need, Plan
-from ntk.kernel import Array, Kernel
+from ntk.infinite import pixels
+from ntk.infinite.evaluate import KernelFn
+from ntk.infinite.inputs import Need, Plan
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import run as running
 from ntk.trace import trees
 from ntk.trace.matrices import fitted
@@ -21,7 +22,6 @@ from ntk.trace.mixtures import broadcast
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.steps import Step
 from ntk.trace.traced import Traced
-from ntk.weights import NORMAL, Standard
 
 
 class NoRule(ValueError):
@@ -120,7 +120,7 @@ def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) ->
         values["constant", k] = Sides(array, array)
     law = running.run(traced.steps, traced.loops, values, needs, setting)
     kernel = broadcast(law.kernel, setting)
-    kernel = spatial.reorder(fitted(kernel, plan.need), list(traced.order))
+    kernel = pixels.reorder(fitted(kernel, plan.need), list(traced.order))
     if kernel.ntk is not None and kernel.ntk.ndim == 0:
         kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
     shape = tuple(kernel.var1.shape[1:])

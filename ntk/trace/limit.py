@@ -17,8 +17,8 @@ import numpy as np
 
 from ntk import family as families
 from ntk.arguments import refuse_unknown, strict
-from ntk.evaluate import KernelFn
-from ntk.kernel import Array
+from ntk.infinite.evaluate import KernelFn
+from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret
@@ -101,7 +101,7 @@ def infinite_width(
         networks: at the largest width, for "sample"; the error falls as 1/sqrt(networks).
 
     Returns:
-        `kernel_fn(x1, x2=None, get=None)`, see `ntk.evaluate.KernelFn`; for a model that is sampled
+        `kernel_fn(x1, x2=None, get=None)`, see `ntk.infinite.evaluate.KernelFn`; for a model that is sampled
         `ntk.trace.sampled.SampledKernelFn`, whose errors `ntk.attention_error` gives.
 
     Raises:

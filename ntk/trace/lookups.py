@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context, scaled_shape
@@ -20,7 +21,6 @@ from ntk.trace.coordinates import (
 from ntk.trace.finite import frozen, on_numbers
 from ntk.trace.positions import mapped
 from ntk.trace.steps import Note, code
-from ntk.weights import NORMAL
 
 
 def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk import rules, spatial
-from ntk.inputs import Need
-from ntk.kernel import Array, Kernel
+from ntk.infinite import channels, pixels
+from ntk.infinite import kernel as kernels
+from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import entries
 from ntk.trace.moments import Law
 from ntk.trace.setting import Setting
 from ntk.trace.steps import Step
-from ntk.weights import NORMAL, Standard
 
 
 def fitted(kernel: Kernel, need: Need) -> Kernel:
@@ -61,9 +61,9 @@ def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entri
 def _weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any) -> Kernel:
     """W K + b of the moments `mean` of a layer's inputs."""
     if rate == total and (bias is None or bias[0] == bias[1]):
-        return rules.affine(mean, total**0.5, None if bias is None else bias[0] ** 0.5)
+        return channels.affine(mean, total**0.5, None if bias is None else bias[0] ** 0.5)
     b_std = bias[0] ** 0.5 if bias and bias[0] else None
-    out = rules.gaussian(
+    out = channels.gaussian(
         mean, mean.correlation, mean.var1, mean.var2, total**0.5, b_std, normalised=True
     )
     if mean.ntk is None:
@@ -76,7 +76,7 @@ def _flatten(kernel: Kernel, flat: tuple[int, ...]) -> Kernel:
     """Mean over equal positions along some axes."""
     count = kernel.var1.ndim - 1
     if len(flat) == count:
-        return spatial.flatten(kernel)
+        return pixels.flatten(kernel)
     kept = [k for k in range(count) if k not in flat]
 
     def mean(x: Array | None, lead: int, pairs: bool) -> Array | None:
@@ -128,18 +128,18 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     """Law of a convolution with random weights."""
     total, rate, order, window, strides, padding, _, sizes = step.static
     kernel = operands[0].kernel
-    kernel = fitted(spatial.reorder(kernel, [k for k in order if k is not None]), need)
+    kernel = fitted(pixels.reorder(kernel, [k for k in order if k is not None]), need)
     single = [k for k, old in enumerate(order) if old is None]
     kernel = _resized(kernel, single, jnp.expand_dims)
     gone = [k for k, size in enumerate(sizes) if size == 1]
     made = _windows(operands[0], step.static, gone)
     if rate == total:
-        out = spatial.convolve(kernel, window, strides, padding, total**0.5)
+        out = pixels.convolve(kernel, window, strides, padding, total**0.5)
         return Law(_resized(out, gone, jnp.squeeze), entries=made)
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
-        return spatial.window_mean(x, lead, axes, window, strides, padding)
+        return pixels.window_mean(x, lead, axes, window, strides, padding)
 
     def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
         return x if x is None or x.ndim == 0 else box(x, lead, axes)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk import rules, spatial
-from ntk.duals import Dual
-from ntk.inputs import Need
-from ntk.kernel import Array, Kernel
+from ntk.activations.closed_forms import Dual
+from ntk.infinite import channels, pixels
+from ntk.infinite import kernel as kernels
+from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array, Kernel
 from ntk.trace import entries, moments, true_moments
 from ntk.trace.activations import Function, known
 from ntk.trace.matrices import fitted
@@ -47,11 +47,13 @@ def _mapped(
     if len(pieces) == 1 and not pieces[0][1]:
         return _scaled(law, pieces[0], sizes, operands, need)
     if _sums_all(pieces, sizes) and law.kernel.var1.ndim > 1 and law.means is None:
-        kernel = spatial.pool_all(broadcast(law.kernel, setting), mean=False)
+        kernel = pixels.pool_all(broadcast(law.kernel, setting), mean=False)
         number = abs(pieces[0][3])
         whole = tuple(range(2, law.kernel.var1.ndim + 1))
         pooled = [lambda x: pieces[0][3] * jnp.sum(x, whole)] * 2
-        return Law(rules.scale(kernel, number, number), entries=entries.mapped(law.entries, pooled))
+        return Law(
+            channels.scale(kernel, number, number), entries=entries.mapped(law.entries, pooled)
+        )
     kernel = broadcast(law.kernel, setting)
     made = law.entries
 
@@ -73,7 +75,7 @@ def _mapped(
 
         return run
 
-    out = spatial.linear(kernel, total(0), total(1))
+    out = pixels.linear(kernel, total(0), total(1))
     new = None
     if law.means is not None:
         new = tuple(
@@ -158,7 +160,7 @@ def _scaled(law: Law, piece: tuple, sizes: tuple, operands: list, need: Need) ->
     if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
         setting = Setting((shapes[0][0], shapes[1][0]), None, None, None, False)
         kernel = broadcast(kernel, setting)
-    out = rules.scale(kernel, *(jnp.abs(f) for f in factors))
+    out = channels.scale(kernel, *(jnp.abs(f) for f in factors))
     signs = kernels.views(*(jnp.sign(f) for f in factors), kernel.diagonal_spatial)
     ntk = out.ntk
     if ntk is not None and ntk.ndim:
@@ -277,7 +279,7 @@ def _single(step: Step, laws: list, need: Need, means: bool, setting: Setting) -
         seed = dict(setting.plan.context).get("attention_seed", 0)
         return Law(*true_moments.of_function(f, dual, kernel, made, means, seed))
     mean = tuple(dual.mean(v) for v in (kernel.var1, kernel.var2)) if means else None
-    return Law(rules.elementwise(kernel, dual), mean)
+    return Law(channels.elementwise(kernel, dual), mean)
 
 
 def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:

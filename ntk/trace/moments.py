@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import hermite, rules, true_law
-from ntk import kernel as kernels
-from ntk.kernel import Kernel
+from ntk.activations import hermite
+from ntk.infinite import channels, true_law
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Kernel
 from ntk.trace import coordinates as co
 from ntk.trace import entries, trees, true_moments
 from ntk.trace.activations import Function, known
@@ -118,7 +119,7 @@ def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
     first, second = known(one), known(two)
     if not b.gaussian:
         return _affine_pair(first, second, b)
-    rho = rules.snap(b.rho)
+    rho = channels.snap(b.rho)
     if one == two:
         out = first.dual.moments(b.q1, b.q2, rho)
     else:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import empirical
 from ntk import family as families
 from ntk.family import named_leaves
+from ntk.finite import empirical
 from ntk.options import drawn_biases
 from ntk.trace import initial
 from ntk.trace.parameters import read_parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
@@ -25,7 +26,6 @@ from ntk.trace.positions import mapped
 from ntk.trace.processes import process_of, sizes_text
 from ntk.trace.scores import attend, inner
 from ntk.trace.steps import Note, code, shape_code
-from ntk.weights import NORMAL
 
 
 def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from ntk import chains
-from ntk.inputs import Need, join
+from ntk.infinite import repeated
+from ntk.infinite.inputs import Need, join
 from ntk.stax.combinators import iterate
 from ntk.trace.heads import attend_law, scores_pair
 from ntk.trace.loops import Loop
@@ -181,7 +181,7 @@ def _shortcut(block: Sequence[Step], values: dict, count: int) -> Law | None:
     if flat or apart or not trained or law.means is not None or known is None:
         return None
     W_std, b_std = total**0.5, bias[0] ** 0.5 if bias and bias[0] else None
-    kernel = chains.shortcut(law.kernel, known, W_std, b_std, count)
+    kernel = repeated.shortcut(law.kernel, known, W_std, b_std, count)
     return None if kernel is None else Law(kernel)
 
 

@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledKernelFn:
-    """Kernel of a family by finite networks; takes and returns what `ntk.evaluate.KernelFn` does.
+    """Kernel of a family by finite networks; takes and returns what `ntk.infinite.evaluate.KernelFn` does.
 
     Attributes:
         family, first, assumed, batched: as `ntk.trace.networks.finite` takes them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ntk.inputs import Plan
-from ntk.kernel import Array
+from ntk.infinite.inputs import Plan
+from ntk.infinite.kernel import Array
 
 
 class Sides(NamedTuple):

@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk.inputs import Need, inputs_to_kernel
-from ntk.kernel import Array, Kernel
+from ntk.infinite import kernel as kernels
+from ntk.infinite.inputs import Need, inputs_to_kernel
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import entries
 from ntk.trace.moments import Law
 from ntk.trace.numbers import run_finite, to_axes
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.steps import Step
-from ntk.weights import NORMAL, Standard
 
 _ROWS = 4096  # of a table of normal weights whose entries are kept
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace.loops import Loop
 from ntk.trace.steps import Note, Program, Step
-from ntk.weights import NORMAL
 
 
 class Traced(NamedTuple):

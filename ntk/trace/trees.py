@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk import host
+from ntk.infinite import numpy_primitives
 
 # ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
 Tree = Any
@@ -125,7 +125,7 @@ def on_host(tree: Tree, parameter: int | None = None) -> Any:
             new = params.get("new_dtype")
             if new is not None and jnp.issubdtype(new, jnp.floating):
                 params["new_dtype"] = np.dtype(float)
-            memo[node] = host.bind(_PRIMITIVES[node[0]], params, args)
+            memo[node] = numpy_primitives.bind(_PRIMITIVES[node[0]], params, args)
         return memo[node]
 
     return lambda z, p=None: evaluate(tree, np.asarray(z, float), p, {})

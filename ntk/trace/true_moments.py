@@ -1,7 +1,7 @@
 """Moments of functions of processes that sum over a fixed number of weights, under the law of these weights.
 
-Three roads, see `ntk.true_law`: means over weights where the excess kurtosis of an entry is above `true_law.MOST`, its
-fourth cumulants below that, and the Gaussian where all weights are normal.
+Three roads, see `ntk.infinite.true_law`: means over weights where the excess kurtosis of an entry is above
+`true_law.MOST`, its fourth cumulants below that, and the Gaussian where all weights are normal.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import kernel as kernels
-from ntk import rules, true_law, weights
-from ntk.arcs import root
-from ntk.duals import Dual
-from ntk.kernel import Array, Kernel
+from ntk.activations.closed_forms import Dual
+from ntk.activations.elementary import root
+from ntk.infinite import channels, true_law, weight_laws
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.true_law import Covariance, Sides
 from ntk.trace.activations import Function
 from ntk.trace.entries import Entries
-from ntk.true_law import Covariance, Sides
 
 PAIRS = 2**10
 """Pairs of positions of two samples above which means over weights would take too long."""
@@ -61,7 +61,7 @@ def can_sample(made: Entries, layout: str) -> bool:
     """Whether means over weights are at hand, and do not take too long."""
     positions = int(np.prod(made.one.shape[1:-1]))
     count = positions**2 if layout in ("pairs", "within") else positions
-    return not made.rest and count <= PAIRS and weights.has_points(made.one.shape[-1])
+    return not made.rest and count <= PAIRS and weight_laws.has_points(made.one.shape[-1])
 
 
 @functools.lru_cache(maxsize=256)
@@ -141,7 +141,7 @@ def _expanded(
 ) -> Moments:
     """By fourth cumulants, as changes of the Gaussian moments."""
     asked = jnp.ones_like(kernel.correlation) if tangent else None
-    base = rules.elementwise(kernel.replace(ntk=asked), dual)
+    base = channels.elementwise(kernel.replace(ntk=asked), dual)
     q = (kernel.var1, kernel.var2)
     kurtosis = [_fourth(x, made.kurtosis, v) for x, v in zip(sides, q)]
     closed = dual.homogeneous == 1
@@ -176,7 +176,7 @@ def _expanded(
         return new, slope + near * change.slope + (1 - near) * mean
 
     rho, slope = changed(
-        rules.snap(kernel.correlation), base.correlation, base.ntk, 0, 1, layout, tangent
+        channels.snap(kernel.correlation), base.correlation, base.ntk, 0, 1, layout, tangent
     )
     within: list = [None, None]
     for k, (before, after) in enumerate(
@@ -185,7 +185,7 @@ def _expanded(
         if before is not None:
             a, b = kernels.views_within(kernels.inverse_sqrt(q[k]))
             c, d = kernels.views_within(kernels.inverse_sqrt(norms[k]))
-            old = rules.snap(before * (a * b))
+            old = channels.snap(before * (a * b))
             within[k], _ = changed(old, after * (c * d), None, k, k, "within", False)
     found = None
     if means:
@@ -255,7 +255,7 @@ class View(NamedTuple):
     Attributes:
         entries: of side one and two, which may be the same batch.
         q: variances, (N1, *S) and (N2, *S).
-        layout: as in `ntk.true_law.Sides`.
+        layout: as in `ntk.infinite.true_law.Sides`.
         seed: of the points.
     """
 

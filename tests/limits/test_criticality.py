@@ -8,7 +8,7 @@ import pytest
 from limits import quadrature
 from limits.criticality import criticality, learning_rates, residual_nu, susceptibilities
 from limits.finite_width import vertices
-from ntk import duals
+from ntk.activations import closed_forms
 
 
 def leaky(z):
@@ -43,7 +43,7 @@ def test_susceptibilities_are_the_derivatives_of_closed_forms(variance, x64):
     def slope(K):
         return 4 / np.pi / jnp.sqrt(1 + 4 * K)
 
-    found = susceptibilities(duals.erf(), variance, C_W=1.7, C_b=0.2)
+    found = susceptibilities(closed_forms.erf(), variance, C_W=1.7, C_b=0.2)
     assert found.K_next == pytest.approx(0.2 + 1.7 * float(norm(variance)), rel=1e-12)
     assert found.parallel == pytest.approx(1.7 * float(jax.grad(norm)(variance)), rel=1e-12)
     assert found.perpendicular == pytest.approx(1.7 * float(slope(variance)), rel=1e-12)
@@ -70,7 +70,7 @@ def test_a_function_that_is_not_odd_has_another_exponent():
     ("activation", "constants"),
     [
         (lambda z: jax.nn.gelu(z, approximate=False), (3.56155281, 1.98305826, 0.17292239, 4.9042)),
-        (duals.gelu(), (3.56155281, 1.98305826, 0.17292239, 4.9042)),
+        (closed_forms.gelu(), (3.56155281, 1.98305826, 0.17292239, 4.9042)),
         (jax.nn.swish, (14.32017362, 1.98800468, 0.55514317, 4.9232)),
     ],
 )
@@ -91,7 +91,7 @@ def test_attraction_is_the_curvature_of_the_flow():
     middle = susceptibilities(jax.nn.swish, K, C_W=found.C_W).K_next
     assert found.attraction == pytest.approx(K * (up - 2 * middle + down) / step**2, rel=1e-3)
     assert found.attraction > 0
-    assert criticality(duals.gelu()).attraction < 0
+    assert criticality(closed_forms.gelu()).attraction < 0
 
 
 @pytest.mark.parametrize("activation", [jax.nn.softplus, jax.nn.sigmoid])
@@ -159,4 +159,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="gamma is 1"):
         residual_nu(jnp.tanh, 1.0)
     with pytest.raises(ValueError, match="half-stable"):
-        residual_nu(duals.gelu(), 0.5)
+        residual_nu(closed_forms.gelu(), 0.5)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from limits import correlations, depth
-from ntk import depth as angle_domain
-from ntk import duals, powers
+from ntk.activations import closed_forms, polynomials
+from ntk.infinite import depth_map as angle_domain
 
-RELU = duals.abrelu(0.0, 1.0)
-SQUARE = powers.hermite_polynomial(2)
+RELU = closed_forms.abrelu(0.0, 1.0)
+SQUARE = polynomials.hermite_polynomial(2)
 # phi^ = .2 + .3 xi + .5 xi^3
-INTERIOR = powers.polynomial_dual(
+INTERIOR = polynomials.polynomial_dual(
     np.polynomial.hermite_e.herme2poly([0.2**0.5, 0.3**0.5, 0, (0.5 / 6) ** 0.5])
 )
 
@@ -78,7 +78,7 @@ def test_constants_of_relu_and_centred_relu_are_the_closed_forms():
 @pytest.mark.parametrize("a", [2.676, 6.13539])
 def test_sine_has_the_exponent_of_its_dual_sinh(a):
     """phi^ = sinh(a xi) / sinh(a): A'^2 = a / sinh a, B' = a / tanh a."""
-    found = depth.taxonomy(duals.sine(1.0, math.sqrt(a)))
+    found = depth.taxonomy(closed_forms.sine(1.0, math.sqrt(a)))
     assert found.alpha == pytest.approx(
         2 * math.log(math.sinh(a) / a) / math.log(a / math.tanh(a)), rel=1e-10
     )
@@ -89,9 +89,9 @@ def test_sine_has_the_exponent_of_its_dual_sinh(a):
     ("activation", "kind", "order"),
     [
         (SQUARE, "nearest neighbor", 2),
-        (powers.hermite_polynomial(3), "nearest neighbor", 3),
-        (duals.erf(), "singular kernel", 1),
-        (duals.gelu(), "majority vote", 0),
+        (polynomials.hermite_polynomial(3), "nearest neighbor", 3),
+        (closed_forms.erf(), "singular kernel", 1),
+        (closed_forms.gelu(), "majority vote", 0),
         (INTERIOR, "majority vote", 0),
         (jax.nn.sigmoid, "collapse", 0),
     ],
@@ -103,7 +103,7 @@ def test_classes(activation, kind, order):
 
 
 def test_scale_of_the_activation_is_of_no_importance():
-    a, b = depth.taxonomy(duals.erf()), depth.taxonomy(duals.erf(3.0))
+    a, b = depth.taxonomy(closed_forms.erf()), depth.taxonomy(closed_forms.erf(3.0))
     np.testing.assert_allclose(a[1:], b[1:], rtol=1e-13, atol=1e-15)
 
 
@@ -135,8 +135,8 @@ def test_dual_curve_of_a_function_is_that_of_its_closed_form():
         (depth.optimal_activation(1), 12),
         (depth.optimal_activation(4), 9),
         (RELU, 60),
-        (duals.erf(), 30),
-        (duals.gelu(), 40),
+        (closed_forms.erf(), 30),
+        (closed_forms.gelu(), 40),
         (INTERIOR, 300),
     ],
 )
@@ -151,7 +151,7 @@ def test_kernels_are_those_of_the_recursion_as_written(dual, layers):
 def test_relu_agrees_with_the_angle_domain():
     xi = np.linspace(-0.95, 1, 40)
     with jax.enable_x64(True):
-        maps = angle_domain.depth_map(duals.abrelu(0.0, math.sqrt(2)), 1.0, None, 100).maps
+        maps = angle_domain.depth_map(closed_forms.abrelu(0.0, math.sqrt(2)), 1.0, None, 100).maps
         sigma, k, _ = map(np.asarray, maps(jnp.asarray(xi)))
     ours = entries(depth.deep_kernel(RELU, 100), 1 - xi)
     np.testing.assert_allclose(ours, sigma + k, rtol=1e-6)
@@ -271,14 +271,16 @@ def test_nearest_neighbor_and_majority():
 def test_deep_classifier_is_kernel_regression():
     x, y, _ = noisy(40, 2, 2)
     test = sphere(40, 2, 7)
-    _, k = direct(duals.erf(), np.clip(x @ x.T, -1, 1), 3)
-    _, cross = direct(duals.erf(), test @ x.T, 3)
+    _, k = direct(closed_forms.erf(), np.clip(x @ x.T, -1, 1), 3)
+    _, cross = direct(closed_forms.erf(), test @ x.T, 3)
     expected = cross @ np.linalg.solve(k, y)
-    scores = depth.deep_classifier(duals.erf(), 3, x, y, test, kernel="ntk")
+    scores = depth.deep_classifier(closed_forms.erf(), 3, x, y, test, kernel="ntk")
     np.testing.assert_allclose(np.sign(scores), np.sign(expected))
     factor = scores / expected
     assert (factor > 0).all()
-    both = depth.deep_classifier(duals.erf(), 3, x, np.stack([y, -y], axis=1), test, kernel="ntk")
+    both = depth.deep_classifier(
+        closed_forms.erf(), 3, x, np.stack([y, -y], axis=1), test, kernel="ntk"
+    )
     # A sum of products with large weights: its rounding is relative to the largest score, not to each.
     atol = 1e-10 * np.abs(scores).max()
     np.testing.assert_allclose(both, np.stack([scores, -scores], axis=1), rtol=0, atol=atol)
@@ -326,7 +328,7 @@ def test_single_precision_products_fail():
 
 
 def test_numbers_of_examples_share_one_program():
-    activation = duals.erf(1.0, 0.7)
+    activation = closed_forms.erf(1.0, 0.7)
     kernel = depth.deep_kernel(activation, 20)
     kernel(np.linspace(0.1, 1, 200))
     before = correlations._descend._cache_size()
@@ -343,9 +345,9 @@ def test_numbers_of_examples_share_one_program():
     ("call", "words"),
     [
         (lambda: depth.taxonomy(lambda x: x), "linear"),
-        (lambda: depth.taxonomy(duals.sign()), "step"),
+        (lambda: depth.taxonomy(closed_forms.sign()), "step"),
         (lambda: depth.taxonomy(lambda x: x + jnp.sign(x)), "jumps"),
-        (lambda: depth.taxonomy(powers.monomial(0)), "constant"),
+        (lambda: depth.taxonomy(polynomials.monomial(0)), "constant"),
         (lambda: depth.taxonomy(3), "neither a function nor a Dual"),
         (lambda: depth.optimal_activation(0), "positive integer"),
         (lambda: depth.deep_kernel(RELU, 3, "nnpg"), "'nngp' or 'ntk'"),

@@ -7,7 +7,8 @@ import pytest
 
 from limits import finite_width
 from limits.finite_width import metric_covariance, vertices
-from ntk import duals, empirical_ntk, stax
+from ntk import empirical_ntk, stax
+from ntk.activations import closed_forms
 
 
 def test_piecewise_linear_networks_in_closed_form():
@@ -33,7 +34,7 @@ def test_deep_tanh_has_the_universal_slope():
     assert (ratio[-1] - ratio[-101]) / 100 == pytest.approx(2 / 3, abs=1e-3)
 
 
-@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu, duals.erf()])
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu, closed_forms.erf()])
 def test_two_inputs_contain_one(activation):
     scales = {"C_W": 1.7, "C_b": 0.1}
     pair = metric_covariance(activation, 3, [[1.2, 0.5], [0.5, 0.9]], **scales)

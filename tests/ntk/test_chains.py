@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import chains, duals, powers, rules, stax
-from ntk.evaluate import Plan
-from ntk.inputs import Need, inputs_to_kernel
+from ntk import stax
+from ntk.activations import closed_forms, polynomials
+from ntk.infinite import channels, repeated
+from ntk.infinite.evaluate import Plan
+from ntk.infinite.inputs import Need, inputs_to_kernel
 
 SLOPES = {"relu": (0, 1), "leaky": (0.2, 1), "abs": (-1, 1), "mixed": (-0.5, 2), "lower": (0.7, 0)}
 
@@ -28,19 +30,19 @@ def moments(x1, x2=None):
 
 def layer_by_layer(kernel, dual, W_std, b_std, depth):
     for _ in range(depth):
-        kernel = rules.elementwise(rules.affine(kernel, W_std, b_std), dual)
+        kernel = channels.elementwise(channels.affine(kernel, W_std, b_std), dual)
     return kernel
 
 
 @pytest.mark.parametrize("slopes", SLOPES.values(), ids=SLOPES)
 @pytest.mark.parametrize("depth", [1, 4, 10])
 def test_equals_layer_by_layer(slopes, depth, x64):
-    dual = duals.abrelu(*slopes)
+    dual = closed_forms.abrelu(*slopes)
     x = data()
     for pair in ((x, None), (x[:4], x[2:])):
         kernel = moments(*pair)
-        assert chains.applies(kernel, dual, 1.5, 0.3)
-        ours = chains.chain(kernel, dual, 1.5, 0.3, depth)
+        assert repeated.applies(kernel, dual, 1.5, 0.3)
+        ours = repeated.chain(kernel, dual, 1.5, 0.3, depth)
         theirs = layer_by_layer(kernel, dual, 1.5, 0.3, depth)
         for name in ("nngp", "ntk", "var1", "var2"):
             a, b = getattr(ours, name), getattr(theirs, name)
@@ -51,10 +53,10 @@ def test_equals_layer_by_layer(slopes, depth, x64):
 
 def test_continues_a_network(x64):
     """From activations that have an NTK already, and without one."""
-    dual, start = duals.abrelu(0, 1), rules.affine(moments(data()), 1.2, 0.1)
-    start = rules.elementwise(start, duals.erf())
+    dual, start = closed_forms.abrelu(0, 1), channels.affine(moments(data()), 1.2, 0.1)
+    start = channels.elementwise(start, closed_forms.erf())
     for kernel in (start, start.replace(ntk=None)):
-        ours = chains.chain(kernel, dual, 1.5, 0.3, 9)
+        ours = repeated.chain(kernel, dual, 1.5, 0.3, 9)
         theirs = layer_by_layer(kernel, dual, 1.5, 0.3, 9)
         np.testing.assert_allclose(ours.correlation, theirs.correlation, rtol=1e-10)
         if kernel.ntk is None:
@@ -79,7 +81,7 @@ def test_float32_keeps_its_digits(depth):
 
 def test_coincident_pairs_stay_so():
     kernel = moments(data(np.float32))
-    out = chains.chain(kernel, duals.abrelu(0, 1), 1.5, 0.3, 50)
+    out = repeated.chain(kernel, closed_forms.abrelu(0, 1), 1.5, 0.3, 50)
     assert np.array_equal(np.diag(out.correlation), np.ones(9))
     assert out.correlation.max() == 1
     assert np.isfinite(out.ntk).all()
@@ -97,12 +99,12 @@ def test_gradients_are_finite_at_coincident_points(x64):
 
 
 def test_what_it_is_not_for(x64):
-    kernel, relu = moments(data()), duals.abrelu(0, 1)
-    assert chains.applies(kernel, relu, 1.5, None)
-    assert not chains.applies(kernel, relu, 1.5, 0.0)
-    assert not chains.applies(kernel, duals.erf(), 1.5, 0.1)
-    assert not chains.applies(
-        kernel, powers.monomial(1), 1.5, 0.1
+    kernel, relu = moments(data()), closed_forms.abrelu(0, 1)
+    assert repeated.applies(kernel, relu, 1.5, None)
+    assert not repeated.applies(kernel, relu, 1.5, 0.0)
+    assert not repeated.applies(kernel, closed_forms.erf(), 1.5, 0.1)
+    assert not repeated.applies(
+        kernel, polynomials.monomial(1), 1.5, 0.1
     )  # homogeneous, without a gap of its own
-    assert not chains.applies(kernel, relu, jnp.float32(1.5), 0.1)
-    assert not chains.applies(kernel.replace(within1=kernel.nngp), relu, 1.5, 0.1)
+    assert not repeated.applies(kernel, relu, jnp.float32(1.5), 0.1)
+    assert not repeated.applies(kernel.replace(within1=kernel.nngp), relu, 1.5, 0.1)

@@ -7,35 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import arcs, duals, powers
+from ntk.activations import closed_forms, elementary, polynomials
 
 TRIPLES = [(0.5, 2.0, -0.7), (1.7, 0.2, 0.95), (1.0, 1.0, 0.0), (0.9, 1.1, -0.99)]
 
 SMOOTH = {
-    "erf": duals.erf(),
-    "erf affine": duals.erf(0.7, 1.3, 0.4),
-    "gelu": duals.gelu(),
-    "sine": duals.sine(1.2, 0.9, 0.3),
-    "cosine": duals.sine(0.8, 1.1, math.pi / 2),
-    "rbf": duals.rbf(0.7),
-    "gaussian": duals.gaussian(1.3, -0.8),
-    "gaussian growing": duals.gaussian(0.5, 0.03),
-    "gabor": duals.gabor(),
-    "exponential": duals.exponential(0.6, 0.8),
-    "monomial 0": powers.monomial(0),
-    "monomial 3": powers.monomial(3),
-    "monomial 6": powers.monomial(6),
-    "polynomial": powers.polynomial_dual([0.3, -0.5, 0.0, 0.2, 0.1]),
+    "erf": closed_forms.erf(),
+    "erf affine": closed_forms.erf(0.7, 1.3, 0.4),
+    "gelu": closed_forms.gelu(),
+    "sine": closed_forms.sine(1.2, 0.9, 0.3),
+    "cosine": closed_forms.sine(0.8, 1.1, math.pi / 2),
+    "rbf": closed_forms.rbf(0.7),
+    "gaussian": closed_forms.gaussian(1.3, -0.8),
+    "gaussian growing": closed_forms.gaussian(0.5, 0.03),
+    "gabor": closed_forms.gabor(),
+    "exponential": closed_forms.exponential(0.6, 0.8),
+    "monomial 0": polynomials.monomial(0),
+    "monomial 3": polynomials.monomial(3),
+    "monomial 6": polynomials.monomial(6),
+    "polynomial": polynomials.polynomial_dual([0.3, -0.5, 0.0, 0.2, 0.1]),
 }
 KINKED = {
-    "relu": duals.abrelu(0, 1),
-    "abrelu": duals.abrelu(-0.5, 1.3),
-    "abs": duals.abrelu(-1, 1),
-    "sign": duals.sign(),
-    "step": powers.rectified_monomial(0),
-    "rectified 1": powers.rectified_monomial(1),
-    "rectified 2": powers.rectified_monomial(2),
-    "rectified 5": powers.rectified_monomial(5),
+    "relu": closed_forms.abrelu(0, 1),
+    "abrelu": closed_forms.abrelu(-0.5, 1.3),
+    "abs": closed_forms.abrelu(-1, 1),
+    "sign": closed_forms.sign(),
+    "step": polynomials.rectified_monomial(0),
+    "rectified 1": polynomials.rectified_monomial(1),
+    "rectified 2": polynomials.rectified_monomial(2),
+    "rectified 5": polynomials.rectified_monomial(5),
 }
 EVERY = SMOOTH | KINKED
 # One of each formula, for what has to compile a gradient or in two precisions.
@@ -159,7 +159,7 @@ def test_derivative_kernel_is_the_derivative_by_the_covariance(name, x64):
 def test_correlation_never_exceeds_one_in_single_precision():
     """The deep ReLU and erf recursions at coincident and nearly coincident points."""
     rho0 = 1 - np.float32([0, 6e-8, 1.2e-7, 3e-7, 1e-6, 1e-5])
-    for dual in (duals.abrelu(0, 1), duals.erf(), duals.gelu()):
+    for dual in (closed_forms.abrelu(0, 1), closed_forms.erf(), closed_forms.gelu()):
         one = jnp.float32(1.0)
 
         def layer(rho, _, dual=dual, one=one):
@@ -176,17 +176,17 @@ def test_arc_functions(size, x64):
     eps = np.finfo(size).eps * (20 if size == "float64" else 1)
     x = np.concatenate([np.linspace(-1, 1, 4001), 1 - 10.0 ** -np.arange(3, 8)]).astype(size)
     exact = x.astype(np.longdouble)
-    np.testing.assert_allclose(arcs.arccos(jnp.asarray(x)), np.arccos(exact), atol=4 * eps)
+    np.testing.assert_allclose(elementary.arccos(jnp.asarray(x)), np.arccos(exact), atol=4 * eps)
     gap = (1 - exact * exact).astype(size)
-    arcsin = arcs.arcsin(jnp.asarray(x), 0.5 * jnp.sqrt(jnp.asarray(gap)))
+    arcsin = elementary.arcsin(jnp.asarray(x), 0.5 * jnp.sqrt(jnp.asarray(gap)))
     np.testing.assert_allclose(arcsin, np.arcsin(exact), rtol=4 * eps)
-    small = arcs.arccos(jnp.asarray(1 - 2.0 ** -np.arange(2, 23), size))
+    small = elementary.arccos(jnp.asarray(1 - 2.0 ** -np.arange(2, 23), size))
     exact = np.arccos(1 - 2.0 ** -np.arange(2, 23).astype(np.longdouble))
     np.testing.assert_allclose(small, exact, rtol=4 * eps)
 
 
 def test_gaussian_beyond_its_variance_is_infinite_not_nan():
-    dual = duals.gaussian(1.0, 1.0)
+    dual = closed_forms.gaussian(1.0, 1.0)
     k, kdot = dual.moments(jnp.float32(0.3), jnp.float32(0.3), jnp.float32(0.5))
     assert np.isinf(k)
     assert np.isinf(kdot)
@@ -195,10 +195,10 @@ def test_gaussian_beyond_its_variance_is_infinite_not_nan():
 
 def test_kernel_only_maps():
     q, rho = jnp.float32(2.0), jnp.linspace(-1, 1, 5)
-    k, kdot = duals.exp_normalized(0.5, -1.0).moments(q, q, rho)
+    k, kdot = closed_forms.exp_normalized(0.5, -1.0).moments(q, q, rho)
     np.testing.assert_allclose(k, 2 * np.exp(0.5 * (rho - 1)), rtol=1e-6)
     np.testing.assert_allclose(kdot, 0.5 * np.exp(0.5 * (rho - 1)), rtol=1e-6)
-    k, kdot = powers.hermite_polynomial(3).moments(1.0, 1.0, rho)
+    k, kdot = polynomials.hermite_polynomial(3).moments(1.0, 1.0, rho)
     np.testing.assert_allclose(k, rho**3, atol=1e-6)
     np.testing.assert_allclose(kdot, 3 * rho**2, atol=1e-6)
 
@@ -209,6 +209,6 @@ def test_users_own_integral_gives_the_derivative_kernel():
 
     q1, q2 = jnp.asarray([[0.5], [1.0]]), jnp.asarray([[1.0, 2.0, 0.3]])
     rho = jnp.full((2, 3), 0.4)
-    ours = duals.from_covariance(jax.scipy.special.erf, integral).moments(q1, q2, rho)
-    for a, b in zip(ours, duals.erf().moments(q1, q2, rho)):
+    ours = closed_forms.from_covariance(jax.scipy.special.erf, integral).moments(q1, q2, rho)
+    for a, b in zip(ours, closed_forms.erf().moments(q1, q2, rho)):
         np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ntk import contraction, empirical, program, reference, structured
-from ntk.empirical import empirical_ntk, empirical_ntk_fn
+from ntk import empirical, jaxprs, reference
+from ntk.finite import contraction, layer_factors
+from ntk.finite.empirical import empirical_ntk, empirical_ntk_fn
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,8 +39,8 @@ def noise(i, *shape):
 def count_layers(f, params, x):
     """Weights and biases found as layers in the network on one example."""
     leaves, tree = jax.tree.flatten(params)
-    flat = program.flatten(lambda *p: f(tree.unflatten(p), x[:1]), *leaves)
-    layers = structured.find_layers(flat, range(len(leaves)))
+    flat = jaxprs.flatten(lambda *p: f(tree.unflatten(p), x[:1]), *leaves)
+    layers = layer_factors.find_layers(flat, range(len(leaves)))
     return len(layers), sum(layer.bias is not None for layer in layers)
 
 
@@ -249,7 +250,7 @@ def test_unusual_uses_of_weights_are_never_silently_wrong(f, x64):
 
 @pytest.mark.parametrize("f", [attention, clipped_rows, dropped_rows], ids=lambda f: f.__name__)
 def test_rows_of_a_large_table_are_kept_as_their_numbers(f, x64, monkeypatch):
-    monkeypatch.setattr(structured, "_SMALL_TABLE", 0)
+    monkeypatch.setattr(layer_factors, "_SMALL_TABLE", 0)
     make, inputs, _ = TRICKS[f]
     params, x = make(), inputs()
     close(empirical_ntk(f, params, x, x[1:3]), by_definition(f, params, x, x[1:3]))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import batching, empirical, gram, reference, solve
+from ntk import empirical, gram, reference, solve
+from ntk.large import batching
 from ntk.stax import combinators, linear, nonlinearities
 
 ROOT = pathlib.Path(__file__).parents[2]

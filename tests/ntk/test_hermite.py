@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import duals, hermite, kinks, powers
+from ntk import hermite
+from ntk.activations import closed_forms, kinks, polynomials
 
 Q1 = np.array([0.05, 0.7, 1.0, 3.9])[:, None]
 Q2 = np.array([0.3, 1.0, 2.5])[None, :]
@@ -25,14 +26,14 @@ def shrink(x):
 
 
 CLOSED = {
-    "gelu": (lambda x: jax.nn.gelu(x, approximate=False), duals.gelu()),
-    "erf": (jax.scipy.special.erf, duals.erf()),
-    "sine": (lambda x: jnp.sin(x + 0.3), duals.sine(1.0, 1.0, 0.3)),
-    "relu": (jax.nn.relu, duals.abrelu(0, 1)),
-    "leaky": (lambda x: jax.nn.leaky_relu(x, 0.1), duals.abrelu(0.1, 1)),
-    "sign": (jnp.sign, duals.sign()),
-    "square": (lambda x: x**2 - x + 0.5, powers.polynomial_dual([0.5, -1.0, 1.0])),
-    "squared relu": (lambda x: jax.nn.relu(x) ** 2, powers.rectified_monomial(2)),
+    "gelu": (lambda x: jax.nn.gelu(x, approximate=False), closed_forms.gelu()),
+    "erf": (jax.scipy.special.erf, closed_forms.erf()),
+    "sine": (lambda x: jnp.sin(x + 0.3), closed_forms.sine(1.0, 1.0, 0.3)),
+    "relu": (jax.nn.relu, closed_forms.abrelu(0, 1)),
+    "leaky": (lambda x: jax.nn.leaky_relu(x, 0.1), closed_forms.abrelu(0.1, 1)),
+    "sign": (jnp.sign, closed_forms.sign()),
+    "square": (lambda x: x**2 - x + 0.5, polynomials.polynomial_dual([0.5, -1.0, 1.0])),
+    "squared relu": (lambda x: jax.nn.relu(x) ** 2, polynomials.rectified_monomial(2)),
 }
 
 

@@ -8,7 +8,8 @@ from jax import lax
 
 import models
 import ntk
-from ntk import evaluate, immediate, stax
+from ntk import stax
+from ntk.infinite import evaluate, immediate
 
 X = np.random.default_rng(0).normal(size=(3, 4))
 POSITIVE = np.abs(X) + 0.1

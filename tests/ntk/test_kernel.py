@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import kernel as kernels
 from ntk import stax
+from ntk.infinite import kernel as kernels
 
 X1 = jax.random.normal(jax.random.key(0), (5, 3, 2, 4))
 X2 = jax.random.normal(jax.random.key(1), (2, 3, 2, 4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ntk import empirical
-from ntk.linearize import linearize, taylor_expand
+from ntk.finite.linearize import linearize, taylor_expand
 
 
 def cubic(params, x):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ntk import reference
-from ntk.monte_carlo import Estimate, monte_carlo_kernel_fn
+from ntk.finite.monte_carlo import Estimate, monte_carlo_kernel_fn
 
 WIDTH = 128
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import contraction, sums
-from ntk.empirical import empirical_ntk
+from ntk.finite import contracted_sums, contraction
+from ntk.finite.empirical import empirical_ntk
 
 
 def array(*shape):
@@ -51,7 +51,7 @@ CASES = {  # a function of (4, 6) and (4, 3, 6), and the shapes of its factors
 def test_factors_multiply_to_the_value(name, x64):
     fun, shapes = CASES[name]
     p, q = array(4, 6), array(4, 3, 6)
-    values, factors, _ = sums.contracted(fun)(p, q)
+    values, factors, _ = contracted_sums.contracted(fun)(p, q)
     expected = fun(p, q)
     np.testing.assert_allclose(values[0], expected, rtol=1e-12)
     if shapes is None:

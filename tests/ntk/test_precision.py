@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import ntk
-from ntk import evaluate, precision, stax
+from ntk import stax
+from ntk.infinite import evaluate, precision
 
 UNIT = 2.0**-24
 """Roundoff of single precision."""

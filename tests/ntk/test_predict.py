@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import flow, ode, predict, reference
+from ntk import predict, reference
+from ntk.regression import ode, spectra
 
 Kernels = namedtuple("Kernels", "nngp ntk")
 TIMES = np.array([[0.5, 3.0], [20.0, 500.0]])
@@ -275,11 +276,11 @@ def test_integrator_converges_to_its_tolerance_and_gives_up_with_nan(x64):
 def test_relaxation_and_its_integral_have_their_limits(x64):
     values = jnp.array([0.0, 1e-18, 1e-6, 1.0])
     tau = jnp.array([1e-3, 1.0, 1e5, jnp.inf])
-    integral = flow.integrated_decay(values, tau)
+    integral = spectra.integrated_decay(values, tau)
     np.testing.assert_allclose(integral[:3, 0], tau[:3])
     np.testing.assert_allclose(integral[3], [0.0, 0.0, 1e6, 1.0])
     np.testing.assert_allclose(integral[2, 2], -np.expm1(-0.1) * 1e6, rtol=1e-12)
-    np.testing.assert_allclose(flow.relaxation(values, tau)[3], [0.0, 0.0, 1.0, 1.0])
+    np.testing.assert_allclose(spectra.relaxation(values, tau)[3], [0.0, 0.0, 1.0, 1.0])
 
 
 def test_max_learning_rate_is_the_border_of_stability(x64):

@@ -147,7 +147,7 @@ def test_preconditioner_pays_on_an_ill_conditioned_kernel(y):
 def test_a_matrix_on_disk_and_a_function_give_the_same(kernel, y, tmp_path, monkeypatch):
     stored = np.lib.format.open_memmap(tmp_path / "k.npy", "w+", float, kernel.shape)
     stored[:] = kernel
-    monkeypatch.setattr("ntk.krylov.BLOCK", 7 * N)
+    monkeypatch.setattr("ntk.regression.krylov.BLOCK", 7 * N)
     shapes = []
 
     def times(v):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import gram, storage
+from ntk import gram
+from ntk.large import storage
 
 
 @pytest.fixture(scope="module")

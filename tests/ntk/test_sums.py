@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import sums
+from ntk.finite import contracted_sums
 
 
 def array(*shape):
@@ -32,7 +32,7 @@ def test_sums_of_products_with_a_shared_factor_are_contractions(name, x64):
     def total(x, y):
         return {"sum": (x * y).sum(axes)}
 
-    rewritten = sums.contracted(total)
+    rewritten = contracted_sums.contracted(total)
     (ours,), _, tree = rewritten(x, y)
     expected = total(x, y)["sum"]
     assert tree.unflatten([ours]).keys() == {"sum"}
@@ -50,7 +50,7 @@ def test_derivatives_of_a_batch_pass_through(x64):
         return jnp.tanh(x * scale).sum()
 
     gradients = jax.vmap(jax.grad(scaled), (None, 0))
-    rewritten = lambda *args: sums.contracted(gradients)(*args)[0][0]  # noqa: E731
+    rewritten = lambda *args: contracted_sums.contracted(gradients)(*args)[0][0]  # noqa: E731
     scale, x = array(1, 5), array(4, 3, 5)
     np.testing.assert_allclose(rewritten(scale, x), gradients(scale, x), rtol=1e-12)
     slope = jax.jacobian(lambda s: rewritten(s, x).sum())(scale)

@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 import ntk
-from ntk import weights
+from ntk.infinite import weight_laws
 
 DRAWS = 400_000
 NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -245,11 +245,11 @@ def test_the_error_of_means_over_weights_is_their_spread():
 
 @pytest.mark.parametrize("kind", ["truncated normal", "uniform"])
 def test_points_have_the_moments_of_their_law(kind):
-    law = weights.Standard(kind)
-    index = jnp.arange(weights.POINTS)
-    w = np.asarray(weights.points(((law, 2),), index, 0, jnp.float32), np.float64)
+    law = weight_laws.Standard(kind)
+    index = jnp.arange(weight_laws.POINTS)
+    w = np.asarray(weight_laws.points(((law, 2),), index, 0, jnp.float32), np.float64)
     reference = stats.truncnorm(-2, 2) if kind != "uniform" else stats.uniform()
-    assert weights.excess_kurtosis(law) == pytest.approx(float(reference.stats("k")), abs=1e-9)
+    assert weight_laws.excess_kurtosis(law) == pytest.approx(float(reference.stats("k")), abs=1e-9)
     np.testing.assert_allclose(
         [w.mean(), w.var(), (w**4).mean() - 3], [0, 1, reference.stats("k")], atol=1e-3
     )

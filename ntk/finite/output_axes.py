@@ -64,8 +64,8 @@ def arrange(kernel: jax.Array, shape1: tuple, shape2: tuple, axes: OutputAxes) -
     """Brings a kernel (g, n, r, m, q) to pairs of output axes side by side, and averages.
 
     Args:
-        kernel: see :func:`ntk.contraction.contract`; where the axis of the examples is traced or diagonal, it has
-            that axis in front, and n = m = 1.
+        kernel: see :func:`ntk.finite.contraction.contract`; where the axis of the examples is traced or diagonal,
+            it has that axis in front, and n = m = 1.
         shape1: shape of the output of the first batch.
         shape2: shape of the output of the second.
         axes: of the output.

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import kernel as kernels
-from ntk import rules
 from ntk.arguments import axis_within
-from ntk.kernel import Array, Kernel
+from ntk.infinite import channels
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Array, Kernel
 
 
 class Need(NamedTuple):
@@ -173,7 +173,7 @@ def inputs_to_kernel(
     spread = plan.need.pairs and pixels > 0
     correlation = _inner(*units, pixels, spread, 2) if product is None else product
     kernel = Kernel(
-        correlation=rules.snap(correlation, width),
+        correlation=channels.snap(correlation, width),
         var1=norms[0] / width,
         var2=norms[1] / width,
         ntk=jnp.zeros((), correlation.dtype) if plan.ntk else None,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk import rules
-from ntk.kernel import Array, Kernel
+from ntk.infinite import channels
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Array, Kernel
 
 
 def linear(
@@ -113,7 +113,7 @@ def convolve(
         padding: "VALID", "SAME" (zeros) or "CIRCULAR".
         W_std: standard deviation of the weights times the square root of the fan-in.
         b_std: standard deviation of the biases, or None.
-        fan_in: as in `rules.affine`; with the pixels of the filter counted in.
+        fan_in: as in `channels.affine`; with the pixels of the filter counted in.
         shared: whether all positions have the same weights; else different positions become independent.
         transpose: the transposed convolution.
 
@@ -131,10 +131,10 @@ def convolve(
     within = [None if w is None else box(w, 1, 2) for w in (kernel.within1, kernel.within2)]
     mean = box(kernel.nngp, 2, axes)
     out = kernel.replace(within1=within[0], within2=within[1])
-    out = rules.gaussian(out, mean, var1, var2, W_std, b_std)
+    out = channels.gaussian(out, mean, var1, var2, W_std, b_std)
     if kernel.ntk is not None:
         ntk = box(kernel.ntk, 2, axes) if kernel.ntk.ndim else kernel.ntk
-        out = out.replace(ntk=rules.trained(out, mean, ntk, W_std, b_std, fan_in))
+        out = out.replace(ntk=channels.trained(out, mean, ntk, W_std, b_std, fan_in))
     return out if shared or kernel.diagonal_spatial else independent_pixels(out)
 
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, flow, immediate, precision
-from ntk.inputs import Need as Need
-from ntk.inputs import (
+from ntk import arguments
+from ntk.infinite import immediate, precision
+from ntk.infinite.inputs import Need as Need
+from ntk.infinite.inputs import (
     Plan,
     check_axes,
     check_pair,
@@ -27,8 +28,9 @@ from ntk.inputs import (
     inputs_to_kernel,
     product_of_units,
 )
-from ntk.inputs import join as join
-from ntk.kernel import Array, Kernel
+from ntk.infinite.inputs import join as join
+from ntk.infinite.kernel import Array, Kernel
+from ntk.regression import spectra
 
 OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
@@ -78,7 +80,7 @@ class KernelFn:
         needs: maps what must be known of the output to what must be known of the input.
         spec: equal for layers that compute the same thing; repeated blocks of a network are found by it.
         axes: batch and channel axis of the input, or None if any will do.
-        scalar: what a layer does to each correlation by itself: a `ntk.duals.Dual`, or (W_std, b_std) for an affine
+        scalar: what a layer does to each correlation by itself: a `ntk.Dual`, or (W_std, b_std) for an affine
             map in the NTK parametrization; None for every other layer.
         pair: for a network that reads the data themselves, (x1, x2, coincident, plan) -> `Kernel` of two batches;
             `rule` is not used then.
@@ -213,7 +215,7 @@ class KernelFn:
     def _evaluated(self, plan: Plan, data: tuple) -> Any:
         """The network on its inputs; JAX takes compiler options only outside every jit, grad and vmap."""
         alone, inside = self._compiled
-        if not all(map(flow.is_concrete, jax.tree.leaves(data))):
+        if not all(map(spectra.is_concrete, jax.tree.leaves(data))):
             return inside(plan, *data)
         try:
             if (out := self._at_once(plan, data)) is not None:

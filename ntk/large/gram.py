@@ -1,7 +1,7 @@
 """Large Gram matrices of any kernel function: tiles over devices, one triangle, kept on disk as they come.
 
 A kernel function is ``kernel_fn(x1, x2, get, ...)`` with x2 = None for x2 = x1: ours, one of
-neural-tangents, or an empirical one. Files are the business of `ntk.storage`.
+neural-tangents, or an empirical one. Files are the business of `ntk.large.storage`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntk import arguments, storage, tiles
+from ntk import arguments
+from ntk.large import storage, tiles
 
 PyTree = Any
 

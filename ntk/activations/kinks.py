@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arcs import arccos, half_space, one_minus_square, root
+from ntk.activations.elementary import arccos, half_space, one_minus_square, root
 
 Array = jax.Array
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ntk import program as programs
-from ntk import structured, sums
-from ntk.linearize import pushforward
-from ntk.output_axes import OutputAxes
+from ntk import jaxprs as programs
+from ntk.finite import contracted_sums, layer_factors
+from ntk.finite.linearize import pushforward
+from ntk.finite.output_axes import OutputAxes
 
 _BLOCKS = 4  # row blocks of a symmetric kernel: 10 of 16 blocks are computed
 _MIN_SYMMETRIC = 1 << 28  # multiplications below which splitting costs more than it saves
@@ -96,7 +96,7 @@ def by_jacobians(
             of_example = lambda x: jacobian_factors(net.example, params, x, axes, use_layers)  # noqa: E731
             return net._replace(arrays=arrays).map(of_example)
 
-        leaves, products, tree = sums.contracted(of_batch)(net.params, net.arrays)
+        leaves, products, tree = contracted_sums.contracted(of_batch)(net.params, net.arrays)
         n = leaves[0].shape[0] if leaves else 0
         products = tree.unflatten([_Leaf(_product(f, n)) for f in products])
         return [
@@ -185,7 +185,7 @@ def jacobian_factors(
     program = programs.flatten(
         lambda *args: fun(list(args[:count]), list(args[count:])), *params, *x
     )
-    layers = structured.find_layers(program, range(count)) if use_layers else []
+    layers = layer_factors.find_layers(program, range(count)) if use_layers else []
     used = {leaf for layer in layers for leaf in (layer.leaf, layer.bias)}
     others = [i for i in range(count) if i not in used]
 
@@ -193,17 +193,18 @@ def jacobian_factors(
         args = [*params, *x]
         for i, value in zip(others, values):
             args[i] = value
-        return structured.run(program, layers, args, shifts)
+        return layer_factors.run(program, layers, args, shifts)
 
     shifts = [
-        jnp.zeros(s.shape, s.dtype) for s in (structured.written_shape(program, l) for l in layers)
+        jnp.zeros(s.shape, s.dtype)
+        for s in (layer_factors.written_shape(program, l) for l in layers)
     ]
     outputs, pullback, reads = jax.vjp(perturbed, shifts, [params[i] for i in others], has_aux=True)
     factors = []
     for index, axis in enumerate(axes):
         writes, jacobians = _pull_back(pullback, outputs, index, axis)
         lead = writes[0].shape[:3] if writes else jacobians[0].shape[:3] if jacobians else ()
-        writes = [structured.written_as_matrix(program, l, d) for l, d in zip(layers, writes)]
+        writes = [layer_factors.written_as_matrix(program, l, d) for l, d in zip(layers, writes)]
         rows = [j.reshape(*lead, -1).transpose(1, 2, 0, 3) for j in jacobians]
         rows = [jnp.concatenate(rows, axis=-1)] if rows else []
         factors.append(Factors(reads, writes, [None] * len(writes), rows, []))

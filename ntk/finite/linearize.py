@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.jaxprs import equations
 from ntk.model import check_call
-from ntk.program import equations
 
 PyTree = Any
 

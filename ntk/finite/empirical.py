@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, contraction
-from ntk.linearize import pushforward
+from ntk import arguments
+from ntk.finite import contraction
+from ntk.finite.linearize import pushforward
+from ntk.finite.output_axes import arrange, output_axes
 from ntk.model import check_call
-from ntk.output_axes import arrange, output_axes
 
 PyTree = Any
 

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import kernel as kernels
-from ntk import weights
-from ntk.arcs import root
-from ntk.kernel import Array
-from ntk.weights import Standard
+from ntk.activations.elementary import root
+from ntk.infinite import kernel as kernels
+from ntk.infinite import weight_laws
+from ntk.infinite.kernel import Array
+from ntk.infinite.weight_laws import Standard
 
 MOST = 0.2
 """Excess kurtosis of z, in absolute value, above which the mean is taken over weights."""
@@ -307,14 +307,14 @@ def sampled(
     with jax.enable_x64(True):
         data = [x.astype(jnp.float64) for x in entries]
         size = 2 ** int(math.log2(max(_CHUNK // data[0].shape[-1], 1)))
-        size = min(weights.POINTS, size)
+        size = min(weight_laws.POINTS, size)
 
         def features(f: Callable, z: Array) -> tuple[Array, Array | None]:
             return jax.jvp(f, (z,), (jnp.ones_like(z),)) if tangent else (f(z), None)
 
         def once(start: Array) -> tuple:
             index = start + jnp.arange(size, dtype=jnp.int32)
-            w = weights.points(laws, index, seed, jnp.float64)
+            w = weight_laws.points(laws, index, seed, jnp.float64)
             zs = [inner(x, w, ()) for x in data]
             left = [features(fs[0], z) for z in zs]
             right = left if alike else [features(fs[1], z) for z in zs]
@@ -332,9 +332,9 @@ def sampled(
 
         shapes = jax.eval_shape(once, jax.ShapeDtypeStruct((), jnp.int32))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), shapes)
-        starts = jnp.arange(0, weights.POINTS, size, dtype=jnp.int32)
+        starts = jnp.arange(0, weight_laws.POINTS, size, dtype=jnp.int32)
         total, _ = jax.lax.scan(add, zeros, starts)
-        return jax.tree.map(lambda x: x / weights.POINTS, total)
+        return jax.tree.map(lambda x: x / weight_laws.POINTS, total)
 
 
 def normalised(k: Array, n1: Array, n2: Array, layout: str, dtype: Any) -> Array:

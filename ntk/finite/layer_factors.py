@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from ntk.program import Program, apply, read
+from ntk.jaxprs import Program, apply, read
 
 # Operations that only rearrange a weight: sums over all its entries do not see them.
 _REARRANGING = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg", "rev"})

@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, factor, flow, gram, krylov, tiles
+from ntk import arguments
+from ntk.large import gram, tiles
+from ntk.regression import factor, krylov, spectra
 
 Array = jax.Array
 
@@ -118,9 +120,9 @@ def regression(
     _check_arguments(y_train, 0.0, dtype)
 
     def in_precision(x: Any) -> Any:
-        return x if dtype is None else flow.cast(x, dtype)
+        return x if dtype is None else spectra.cast(x, dtype)
 
-    with flow.double(dtype):
+    with spectra.double(dtype):
         x_train, rest = in_precision((x_train, rest))
         options = {"tile": tile, "devices": devices, **rest}
         kernel = gram.gram(kernel_fn, x_train, None, get, path=path, name=name, **options)
@@ -129,7 +131,7 @@ def regression(
     columns = coefficients.reshape(coefficients.shape[0], -1)
 
     def predict(x: Any) -> np.ndarray:
-        with flow.double(dtype):
+        with spectra.double(dtype):
             out = gram.product(kernel_fn, in_precision(x), x_train, get, **options)(columns)
         return out.reshape(-1, *coefficients.shape[1:])
 
@@ -301,7 +303,12 @@ def conjugate_gradient(
 
 
 def _reported(
-    y: Array, left: Array, x: Array, found: krylov.Result, shift: Array, tolerance: float
+    y: Array,
+    left: Array,
+    x: Array,
+    found: krylov.Result,
+    shift: Array,
+    tolerance: float,
 ) -> Solution:
     """The solution of all right-hand sides: targets, then unit vectors of the samples left out."""
     outputs = x.shape[1] - left.size
@@ -380,7 +387,7 @@ def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: Any) -> Array:
 
 def _check_arguments(y: Any, diag_reg: Any, dtype: Any) -> None:
     """Refuses what is no array of numbers, no number and no floating type; their values are looked at later."""
-    flow.check_dtype(dtype)
+    spectra.check_dtype(dtype)
     for name, value in (("y", y), ("diag_reg", diag_reg)):
         found = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
         if not any(jnp.issubdtype(found, kind) for kind in (jnp.number, jnp.bool_)):

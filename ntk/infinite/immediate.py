@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import host
+from ntk.infinite import numpy_primitives
 
 COMPILING = 2**21
 """What it takes to compile one equation, in entries that numpy computes meanwhile: some 1 ms."""
@@ -133,9 +133,9 @@ def _equation(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         return _LOOPS[name](eqn, args)
     if name in _SHAPES:
         return [_SHAPES[name](params, *args)]
-    if eqn.primitive.multiple_results or not host.knows(eqn.primitive):
+    if eqn.primitive.multiple_results or not numpy_primitives.knows(eqn.primitive):
         return _by_jax(eqn, args)
-    return [host.bind(eqn.primitive, params, args)]
+    return [numpy_primitives.bind(eqn.primitive, params, args)]
 
 
 def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:

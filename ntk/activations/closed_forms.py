@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.arcs import arcsin, half_space, half_space_gap, one_minus_square, root
+from ntk.activations.elementary import arcsin, half_space, half_space_gap, one_minus_square, root
 
 Array = jax.Array
 

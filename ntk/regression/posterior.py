@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, flow
+from ntk import arguments
+from ntk.regression import spectra
 
 Axes = int | tuple[int, ...]
 
@@ -62,13 +63,13 @@ def gp_inference(
             diag_reg_absolute_scale=diag_reg_absolute_scale,
             trace_axes=trace_axes,
         )
-        return flow.in_precision(make, dtype, _kernels(k_train_train), y_train)
+        return spectra.in_precision(make, dtype, _kernels(k_train_train), y_train)
     kernels = _kernels(k_train_train)
     first = jax.tree.leaves(kernels)[0]
-    layout = flow.Layout.of(first, y_train, trace_axes)
+    layout = spectra.Layout.of(first, y_train, trace_axes)
     y = layout.flatten(jnp.asarray(y_train, first.dtype))
     factors = {
-        name: flow.decompositions(kernel, diag_reg, diag_reg_absolute_scale)[0]
+        name: spectra.decompositions(kernel, diag_reg, diag_reg_absolute_scale)[0]
         for name, kernel in kernels._asdict().items()
         if kernel is not None
     }
@@ -94,18 +95,18 @@ def _posterior(layout, y, kernels, factors, get, k_td, k_tt) -> jax.Array | Gaus
         return mean if k_tt is None else Gaussian(mean, jnp.zeros_like(k_dd))
     layout.check_test(_named(k_td, name))
     rows = _named(k_td, name).shape[::2]
-    cross = flow.as_matrix(_named(k_td, name))
-    mean = layout.unflatten(cross @ flow.solve(factors[name](), y), rows)
+    cross = spectra.as_matrix(_named(k_td, name))
+    mean = layout.unflatten(cross @ spectra.solve(factors[name](), y), rows)
     if k_tt is None:
         return mean
     prior = "ntk" if get == "ntkgp" else "nngp"
-    covariance = flow.as_matrix(_named(k_tt, prior))
-    reduction = cross @ flow.solve(factors[name](), flow.as_matrix(_named(k_td, prior)).T)
+    covariance = spectra.as_matrix(_named(k_tt, prior))
+    reduction = cross @ spectra.solve(factors[name](), spectra.as_matrix(_named(k_td, prior)).T)
     if get == "ntk":
-        weights = flow.solve(factors[name](), cross.T)
-        spread = flow.as_matrix(_named(kernels, "nngp"))
+        weights = spectra.solve(factors[name](), cross.T)
+        spread = spectra.as_matrix(_named(kernels, "nngp"))
         covariance += weights.T @ spread @ weights - reduction.T
-    return Gaussian(mean, flow.as_kernel(covariance - reduction, rows))
+    return Gaussian(mean, spectra.as_kernel(covariance - reduction, rows))
 
 
 def gradient_descent_mse_ensemble(
@@ -148,7 +149,7 @@ def gradient_descent_mse_ensemble(
     arguments.refuse_unread(
         "gradient_descent_mse_ensemble", gradient_descent_mse_ensemble, kernel_fn, given
     )
-    flow.check_number("learning_rate", learning_rate, positive=True)
+    spectra.check_number("learning_rate", learning_rate, positive=True)
     axes = trace_axes
     reg = (diag_reg, diag_reg_absolute_scale)
     kept: dict[str, tuple] = {}
@@ -161,8 +162,8 @@ def gradient_descent_mse_ensemble(
             new = _ask(kernel_fn, x_train, None, missing, kernel_fn_train_train_kwargs)
             for n, kernel in new.items():
                 kernel = kernel if dtype is None else kernel.astype(dtype)
-                found[n] = (kernel, *flow.decompositions(kernel, *reg))
-                if flow.is_concrete(kernel):
+                found[n] = (kernel, *spectra.decompositions(kernel, *reg))
+                if spectra.is_concrete(kernel):
                     kept[n] = found[n]
         return found
 
@@ -170,12 +171,12 @@ def gradient_descent_mse_ensemble(
         arguments.refuse_unread("predict_fn", predict_fn, kernel_fn, kwargs)
         names = _names(get, ("nngp", "ntk"))
         needed = tuple(n for n in ("nngp", "ntk") if n in names or (compute_cov and n == "nngp"))
-        with flow.double(dtype):
+        with spectra.double(dtype):
             found = train(needed)
             out = jnp.result_type(y_train) if dtype is not None else None
             kernels = _Kernels(**{n: v[0] for n, v in found.items()})
             first = jax.tree.leaves(kernels)[0]
-            layout = flow.Layout.of(first, y_train, axes)
+            layout = spectra.Layout.of(first, y_train, axes)
             y = layout.flatten(jnp.asarray(y_train, first.dtype))
             k_td, k_tt = None, True if compute_cov else None
             if x_test is not None:
@@ -183,17 +184,17 @@ def gradient_descent_mse_ensemble(
                 k_td = _Kernels(**_ask(kernel_fn, x_test, x_train, needed, both))
                 if compute_cov:
                     k_tt = _ask(kernel_fn, x_test, None, ("nngp",), test_kwargs)["nngp"]
-                k_td, k_tt = flow.cast((k_td, k_tt), first.dtype)
+                k_td, k_tt = spectra.cast((k_td, k_tt), first.dtype)
             if t is None:
                 factors = {n: v[1] for n, v in found.items()}
                 results = [_posterior(layout, y, kernels, factors, g, k_td, k_tt) for g in names]
             else:
-                tau = flow.times(t, first.dtype) * (learning_rate / y.size)
+                tau = spectra.times(t, first.dtype) * (learning_rate / y.size)
                 results = [
                     _ensemble_at(layout, y, kernels, found[g][2](), g, k_td, k_tt, tau)
                     for g in names
                 ]
-            return _collect(get, names, results if out is None else flow.cast(results, out))
+            return _collect(get, names, results if out is None else spectra.cast(results, out))
 
     return predict_fn
 
@@ -205,37 +206,37 @@ def _ensemble_at(layout, y, kernels, spectrum, get, k_td, k_tt, tau) -> jax.Arra
     project = vectors.T
     if k_td is None:
         rows, read, initial = layout.rows, vectors, None
-        response = flow.relaxation(values, times)
+        response = spectra.relaxation(values, times)
     else:
         rows = _named(k_td, get).shape[::2]
-        read = flow.as_matrix(_named(k_td, get)) @ vectors
-        response = flow.integrated_decay(values, times)
-    mean = flow.in_basis(read, response, project @ y)
+        read = spectra.as_matrix(_named(k_td, get)) @ vectors
+        response = spectra.integrated_decay(values, times)
+    mean = spectra.in_basis(read, response, project @ y)
     mean = layout.unflatten(mean.reshape(*tau.shape, *mean.shape[1:]), rows)
     if k_tt is None:
         return mean
     if get == "nngp" and k_td is None:
-        covariance = flow.in_basis(
-            vectors, values[None] * (1.0 - flow.relaxation(values, 2 * times)), project
+        covariance = spectra.in_basis(
+            vectors, values[None] * (1.0 - spectra.relaxation(values, 2 * times)), project
         )
     elif get == "nngp":
-        covariance = flow.as_matrix(k_tt)[None] - flow.in_basis(
-            read, flow.integrated_decay(values, 2 * times), read.T
+        covariance = spectra.as_matrix(k_tt)[None] - spectra.in_basis(
+            read, spectra.integrated_decay(values, 2 * times), read.T
         )
     elif k_td is None:
         covariance = _spread(vectors, 1.0 - response, project, kernels.nngp)
     else:
-        initial = project @ flow.as_matrix(_named(k_td, "nngp")).T
-        reduction = flow.in_basis(read, response, initial)
-        covariance = flow.as_matrix(k_tt)[None] + _spread(read, response, project, kernels.nngp)
+        initial = project @ spectra.as_matrix(_named(k_td, "nngp")).T
+        reduction = spectra.in_basis(read, response, initial)
+        covariance = spectra.as_matrix(k_tt)[None] + _spread(read, response, project, kernels.nngp)
         covariance = covariance - reduction - reduction.swapaxes(1, 2)
     covariance = covariance.reshape(*tau.shape, *covariance.shape[1:])
-    return Gaussian(mean, flow.as_kernel(covariance, rows))
+    return Gaussian(mean, spectra.as_kernel(covariance, rows))
 
 
 def _spread(read, response, project, nngp) -> jax.Array:
     """A K A^T with A = read diag(response) project, at every time."""
-    inner = project @ flow.as_matrix(nngp) @ project.T
+    inner = project @ spectra.as_matrix(nngp) @ project.T
     inner = response[:, :, None] * inner[None] * response[:, None, :]
     return jnp.einsum("mi,tij,nj->tmn", read, inner, read)
 
@@ -247,7 +248,7 @@ class _Kernels(NamedTuple):
 
 def _kernels(kernel: Any) -> _Kernels:
     """The kernels that an array (any of the two) or an object with attributes holds."""
-    if flow.is_array(kernel):
+    if spectra.is_array(kernel):
         return _Kernels(kernel, kernel)
     kernels = _Kernels(*(getattr(kernel, name, None) for name in _Kernels._fields))
     if kernels == (None, None):
@@ -256,7 +257,7 @@ def _kernels(kernel: Any) -> _Kernels:
 
 
 def _named(kernel: Any, name: str) -> jax.Array:
-    value = kernel if flow.is_array(kernel) else getattr(kernel, name, None)
+    value = kernel if spectra.is_array(kernel) else getattr(kernel, name, None)
     if value is None:
         raise ValueError(
             f"the {name} kernel is needed and missing; compute kernels with get=('nngp', 'ntk')"
@@ -266,7 +267,7 @@ def _named(kernel: Any, name: str) -> jax.Array:
 
 def _check_both(*kernels: Any) -> None:
     """The covariance of trained networks takes the NNGP and the NTK: one array cannot be both."""
-    if any(map(flow.is_array, kernels)):
+    if any(map(spectra.is_array, kernels)):
         raise ValueError(
             "the covariance for get='ntk' takes the NNGP and the NTK of training points, and of test and "
             "training points: give kernel_fn(x1, x2, ('nngp', 'ntk')) in place of arrays"
@@ -288,7 +289,7 @@ def _merge(train: dict, test: dict) -> tuple[dict, dict]:
         pairs = all(isinstance(v, tuple) and len(v) == 2 for v in (old, value))
         test_test[name] = value
         test_train[name] = (value[0], old[0]) if pairs else value
-        arrays = all(flow.is_array(v) for v in jax.tree.leaves((old, value)))
+        arrays = all(spectra.is_array(v) for v in jax.tree.leaves((old, value)))
         if not arrays and old != value:
             raise ValueError(
                 f"{name} is {old!r} for the training kernel and {value!r} for the test"

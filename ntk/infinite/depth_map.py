@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arcs import arccos, polynomial
-from ntk.duals import Dual
+from ntk.activations.closed_forms import Dual
+from ntk.activations.elementary import arccos, polynomial
 
 Array = jax.Array
 

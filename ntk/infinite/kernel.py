@@ -1,7 +1,7 @@
 """Joint second moments of a layer's activations over two batches of inputs.
 
-Every operation on infinitely wide activations (`ntk.rules`) maps one `Kernel` to another. What is carried is
-the normalised correlation, not the covariance: a coincident pair has correlation one to the last bit, so that
+Every operation on infinitely wide activations (`ntk.infinite.channels`) maps one `Kernel` to another. What is carried
+is the normalised correlation, not the covariance: a coincident pair has correlation one to the last bit, so that
 float32 loses nothing where a covariance would cancel.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.arcs import root
+from ntk.activations.elementary import root
 
 Array = jax.Array
 

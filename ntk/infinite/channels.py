@@ -1,6 +1,6 @@
 """What operations on channels do to a `Kernel` in the infinite-width limit; each is derived once, for every front end.
 
-Operations on pixels are in `ntk.spatial`.
+Operations on pixels are in `ntk.infinite.pixels`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk.arcs import root
-from ntk.duals import Dual
-from ntk.kernel import Array, Kernel
+from ntk.activations.closed_forms import Dual
+from ntk.activations.elementary import root
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Array, Kernel
 
 
 def elementwise(kernel: Kernel, dual: Dual) -> Kernel:

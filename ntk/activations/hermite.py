@@ -6,7 +6,7 @@ With c_k(q) the normalised Hermite coefficients of z -> f(sqrt(q) z), Mehler's f
     E[f'(u) f'(v)] = sum_k k c_k(q1) c_k(q2) rho^(k-1) / sqrt(q1 q2),
 
 so one-dimensional quadrature of f alone gives both kernels; truncation keeps them positive
-definite and consistent with each other. Jumps and kinks are split off first (`ntk.kinks`).
+definite and consistent with each other. Jumps and kinks are split off first (`ntk.activations.kinks`).
 
 The coefficients are computed at the variances of the call, which may be traced. What is fixed
 beforehand is the order, the number of quadrature nodes and the kinks, all found from the values
@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import kinks as kinks_
-from ntk.arcs import root
-from ntk.duals import Dual
-from ntk.kinks import Kink
+from ntk.activations import kinks as kinks_
+from ntk.activations.closed_forms import Dual
+from ntk.activations.elementary import root
+from ntk.activations.kinks import Kink
 
 Array = jax.Array
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk.kernel import Array, Kernel
+from ntk.infinite import kernel as kernels
+from ntk.infinite.kernel import Array, Kernel
 
 HIDDEN = -1e20
 """Score of a hidden pixel under a softmax."""

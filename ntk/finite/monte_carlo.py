@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, empirical
+from ntk import arguments
+from ntk.finite import empirical
 
 PyTree = Any
 

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
-from ntk import tiles
+from ntk.large import tiles
 
 try:
     import fcntl

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk import kernel as kernels
-from ntk.arcs import root
-from ntk.depth import depth_map
-from ntk.duals import Dual
-from ntk.kernel import Array, Kernel
-from ntk.rules import snap
+from ntk.activations.closed_forms import Dual
+from ntk.activations.elementary import root
+from ntk.infinite import kernel as kernels
+from ntk.infinite.channels import snap
+from ntk.infinite.depth_map import depth_map
+from ntk.infinite.kernel import Array, Kernel
 
 _UNROLLED = 2
 """Layers in one pass over the matrix: a loop over single layers spends its time on memory."""
@@ -51,9 +51,9 @@ def chain(kernel: Kernel, dual: Dual, W_std: float, b_std: float | None, depth: 
         depth: number of layers.
 
     Raises:
-        ValueError: without biases, as in `ntk.depth.depth_map`.
+        ValueError: without biases, as in `ntk.infinite.depth_map.depth_map`.
 
-    Source: without biases `ntk.depth`; Cho & Saul (2009); Jacot et al. (2018), theorem 1.
+    Source: without biases `ntk.infinite.depth_map`; Cho & Saul (2009); Jacot et al. (2018), theorem 1.
     """
     new = _mapped if b_std is None else _recursion
     return new(kernel, dual, W_std, b_std, depth).replace(is_gaussian=False, is_input=False)

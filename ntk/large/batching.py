@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, gram, tiles
+from ntk import arguments
+from ntk.large import gram, tiles
 
 PyTree = Any
 

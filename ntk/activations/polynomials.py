@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arcs import half_space, one_minus_square, polynomial, root
-from ntk.duals import Dual, dual
+from ntk.activations.closed_forms import Dual, dual
+from ntk.activations.elementary import half_space, one_minus_square, polynomial, root
 
 
 def hermite_polynomial(degree: int) -> Dual:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from ntk import outer, program
+from ntk import jaxprs
+from ntk.finite import outer_products
 
 
 def contracted(fun: Callable) -> Callable:
@@ -29,7 +30,7 @@ def contracted(fun: Callable) -> Callable:
 
     Returns:
         A function that returns the leaves of what ``fun`` returns, equal to rounding; for each leaf the
-        factors of which it is a product (:mod:`ntk.outer`), or None; and the structure of the leaves.
+        factors of which it is a product (:mod:`ntk.finite.outer_products`), or None; and the structure of the leaves.
     """
 
     def rewritten(*args: Any) -> tuple[list, list, Any]:
@@ -40,12 +41,12 @@ def contracted(fun: Callable) -> Callable:
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *leaves)))
         products, known = {}, {}
         for equation in jaxpr.eqns:
-            operands = [program.read(env, v) for v in equation.invars]
+            operands = [jaxprs.read(env, v) for v in equation.invars]
             if not equation.outvars:  # done for its effect, or left over from a derivative
-                program.apply(jaxpr, equation, operands)
+                jaxprs.apply(jaxpr, equation, operands)
                 continue
             name, result, made = equation.primitive.name, None, equation.outvars[0]
-            if (factors := outer.follow(equation, operands, known)) is not None:
+            if (factors := outer_products.follow(equation, operands, known)) is not None:
                 known[made] = factors
             if name == "mul":
                 products[made] = operands
@@ -53,9 +54,9 @@ def contracted(fun: Callable) -> Callable:
                 result = _contraction(*products[equation.invars[0]], set(equation.params["axes"]))
             elif name == "dot_general" and factors is not None:
                 result = jnp.broadcast_to(factors[0], made.aval.shape)
-            results = program.apply(jaxpr, equation, operands) if result is None else [result]
+            results = jaxprs.apply(jaxpr, equation, operands) if result is None else [result]
             env.update(zip(equation.outvars, results))
-        values = [program.read(env, v) for v in jaxpr.outvars]
+        values = [jaxprs.read(env, v) for v in jaxpr.outvars]
         known = [None if isinstance(v, jex.Literal) else known.get(v) for v in jaxpr.outvars]
         return values, known, jax.tree.structure(shapes)
 

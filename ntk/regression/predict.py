@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, flow, ode
-from ntk.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
+from ntk import arguments
+from ntk.regression import ode, spectra
+from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
 
 __all__ = [
     "Gaussian",
@@ -82,7 +83,7 @@ def gradient_descent_mse(
 
     Source: Lee et al. 2019, equations 8 to 11.
     """
-    flow.check_number("learning_rate", learning_rate, positive=True)
+    spectra.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent_mse,
@@ -91,9 +92,9 @@ def gradient_descent_mse(
             diag_reg_absolute_scale=diag_reg_absolute_scale,
             trace_axes=trace_axes,
         )
-        return flow.in_precision(make, dtype, k_train_train, y_train)
-    layout = flow.Layout.of(k_train_train, y_train, trace_axes)
-    factor, spectrum = flow.decompositions(k_train_train, diag_reg, diag_reg_absolute_scale)
+        return spectra.in_precision(make, dtype, k_train_train, y_train)
+    layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
+    factor, spectrum = spectra.decompositions(k_train_train, diag_reg, diag_reg_absolute_scale)
     y = layout.flatten(jnp.asarray(y_train, k_train_train.dtype))
 
     @arguments.strict
@@ -104,18 +105,18 @@ def gradient_descent_mse(
         lead = () if t is None else jnp.shape(t)
         train, weights = y, None
         if t is None and fx_test_0 is not None:
-            weights = flow.solve(factor(), y - start)
+            weights = spectra.solve(factor(), y - start)
         elif t is not None:
-            tau = flow.times(t, y.dtype).reshape(-1) * (learning_rate / y.size)
+            tau = spectra.times(t, y.dtype).reshape(-1) * (learning_rate / y.size)
             values, vectors = spectrum()
             modes = vectors.T @ (y - start)
-            train = start[None] + flow.in_basis(vectors, flow.relaxation(values, tau), modes)
-            weights = flow.in_basis(vectors, flow.integrated_decay(values, tau), modes)
+            train = start[None] + spectra.in_basis(vectors, spectra.relaxation(values, tau), modes)
+            weights = spectra.in_basis(vectors, spectra.integrated_decay(values, tau), modes)
             train, weights = (v.reshape(*lead, *y.shape) for v in (train, weights))
         train = layout.unflatten(train)
         if fx_test_0 is None:
             return train
-        moved = flow.as_matrix(k_test_train).astype(y.dtype) @ weights
+        moved = spectra.as_matrix(k_test_train).astype(y.dtype) @ weights
         moved = layout.unflatten(moved, k_test_train.shape[::2])
         first = jnp.broadcast_to(jnp.asarray(fx_test_0, y.dtype), moved.shape[len(lead) :])
         test = moved + jnp.expand_dims(first, tuple(range(len(lead))))
@@ -172,9 +173,9 @@ def gradient_descent(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; it must be at least 1")
-    if momentum is not None and flow.is_concrete(momentum) and not 0 <= momentum < 1:
+    if momentum is not None and spectra.is_concrete(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1, or None")
-    flow.check_number("learning_rate", learning_rate, positive=True)
+    spectra.check_number("learning_rate", learning_rate, positive=True)
     if dtype is not None:
         make = functools.partial(
             gradient_descent,
@@ -186,9 +187,9 @@ def gradient_descent(
             atol=atol,
             max_steps=max_steps,
         )
-        return flow.in_precision(make, dtype, k_train_train, y_train)
-    layout = flow.Layout.of(k_train_train, y_train, trace_axes)
-    k_dd = flow.as_matrix(k_train_train)
+        return spectra.in_precision(make, dtype, k_train_train, y_train)
+    layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
+    k_dd = spectra.as_matrix(k_train_train)
     eps = float(jnp.finfo(k_dd.dtype).eps)
     tolerances = {"rtol": max(rtol, 4 * eps), "atol": max(atol, 4 * eps), "max_steps": max_steps}
     pace = learning_rate if momentum is None else learning_rate**0.5
@@ -229,10 +230,10 @@ def gradient_descent(
         state = fx_train_or_state_0 if given else ODEState(fx_train_or_state_0, fx_test_0)
         _check_request(layout, state.fx_train, state.fx_test, k_test_train)
         rows = layout.rows if k_test_train is None else k_test_train.shape[::2]
-        k_td = None if k_test_train is None else flow.as_matrix(k_test_train).astype(k_dd.dtype)
+        k_td = None if k_test_train is None else spectra.as_matrix(k_test_train).astype(k_dd.dtype)
         if momentum is None and not (state.qx_train is None and state.qx_test is None):
             raise ValueError("the ODEState has velocities qx_..., and momentum is None")
-        end = flow.times(jnp.inf if t is None else t, k_dd.dtype)
+        end = spectra.times(jnp.inf if t is None else t, k_dd.dtype)
         result, reached = solution(k_dd, y_train, k_td, state, end, tuple(rows))
         if _is_false(reached):
             warnings.warn(
@@ -271,7 +272,7 @@ def max_learning_rate(
 
     Source: Lee et al. 2019, section 2.2; Goh 2017, "Why momentum really works".
     """
-    matrix = flow.as_matrix(flow.array("ntk_train_train", ntk_train_train))
+    matrix = spectra.as_matrix(spectra.array("ntk_train_train", ntk_train_train))
     size = len(matrix) if y_train_size is None else y_train_size
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(matrix)[-1] + eps)
 
@@ -303,7 +304,7 @@ def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> OD
     )
 
 
-def _check_request(layout: flow.Layout, fx_train: Any, fx_test: Any, k_test_train: Any) -> None:
+def _check_request(layout: spectra.Layout, fx_train: Any, fx_test: Any, k_test_train: Any) -> None:
     if fx_train is None and fx_test is None:
         raise ValueError("fx_train_0 and fx_test_0 are both None: nothing is asked for")
     if fx_test is not None and k_test_train is None:

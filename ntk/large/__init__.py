@@ -1,0 +1,1 @@
+"""Kernels larger than memory or one device: tiles, Gram matrices on disk, batches over devices."""

@@ -1,0 +1,1 @@
+"""What one does with a kernel: training dynamics, posteriors, solves."""
