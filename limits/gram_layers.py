@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from limits.arguments import array, number
-from ntk.duals import Dual
+from ntk.activations.closed_forms import Dual
 
 
 class Layer(NamedTuple):
     """A layer: its kernel K = scale E[f(u) f(v)] of the Gram matrix below, and how wide it is.
 
     Attributes:
-        kernel: "linear" (K = scale G), or a Dual: of `ntk.duals` or, for any activation, `ntk.hermite.dual`. Programs
-            are compiled for it: reuse the object.
+        kernel: "linear" (K = scale G), or a Dual: of `ntk.activations.closed_forms` or, for any activation,
+            `ntk.hermite.dual`. Programs are compiled for it: reuse the object.
         nu: width relative to the repetitions of the targets; inf fixes the Gram matrix at K.
         scale: for ReLU 2 keeps variances.
     """

@@ -23,13 +23,13 @@ from experiments.studies.deep_kernel_machines_claims import NUS, claims
 from experiments.studies.deep_kernel_machines_figures import figures
 from limits import deep_kernel_machine as dkm
 from metrics import kernels
-from ntk import duals
+from ntk.activations import closed_forms
 
 TITLE = "Deep kernel machines learn Gram matrices"
 PAPER = "Yang, Robeyns, Milsom, Anson, Schoots & Aitchison 2023, arXiv:2108.13097"
 __all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
-RELU, EXPONENTIAL = duals.abrelu(0.0, 1.0), duals.rbf(0.5)
+RELU, EXPONENTIAL = closed_forms.abrelu(0.0, 1.0), closed_forms.rbf(0.5)
 KERNELS = {"ReLU": (RELU, 2.0), "squared exponential": (EXPONENTIAL, 1.0)}
 WIDTHS = {"8": (8.0,), "8, 8": (8.0, 8.0), "3, 20": (3.0, 20.0), "1, 5, 50": (1.0, 5.0, 50.0)}
 NOISE = {"nngp": 0.05, "posterior": 0.1, "sparse": 0.05, "prediction": 0.02}

@@ -12,9 +12,9 @@ import pytest
 import ntk
 from limits import deep_kernel_machine
 from limits.deep_kernel_machine import Layer, fit, linear_solution, nngp, predict
-from ntk import duals
+from ntk.activations import closed_forms
 
-RELU, EXPONENTIAL = duals.abrelu(0.0, 1.0), duals.rbf(0.5)
+RELU, EXPONENTIAL = closed_forms.abrelu(0.0, 1.0), closed_forms.rbf(0.5)
 DEEP = (Layer(RELU, 2.0, 2.0), Layer(RELU, 2.0, 2.0), Layer(EXPONENTIAL))
 
 
@@ -241,7 +241,7 @@ def test_any_activation_is_a_layer():
     _, gram, y = points()
     gelu = Layer(ntk.hermite.dual(jax.nn.gelu), 1.0)
     found = fit(gram, y, [gelu, Layer("linear")], noise=0.1)
-    exact = fit(gram, y, [Layer(duals.gelu(), 1.0), Layer("linear")], noise=0.1)
+    exact = fit(gram, y, [Layer(closed_forms.gelu(), 1.0), Layer("linear")], noise=0.1)
     assert found.converged
     np.testing.assert_allclose(found.grams[0], exact.grams[0], rtol=1e-3, atol=1e-3)
     assert found.jitter == pytest.approx(1e-6 * np.trace(gram) / 8)
