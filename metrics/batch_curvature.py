@@ -29,8 +29,8 @@ def batch_learning_rate(
 ) -> Estimate:
     """The largest learning rate that is stable at the mean sharpness of the batches.
 
-    A necessary condition of stability in the mean, exact for a quadratic whose batches share their eigenvectors; the
-    largest rate that trains is found within a factor of about 2 of it.
+    Exact on a quadratic whose every step meets the same batch; a heuristic where batches change from step to step: the
+    rates that train are then compared with it over batch sizes, not in absolute size.
 
     Args:
         sharpness: of `metrics.noise.batch_sharpness_prediction`, or measured (`batch_sharpness`,
