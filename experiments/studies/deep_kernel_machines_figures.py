@@ -23,7 +23,7 @@ def prediction(data: xr.Dataset) -> Figure:
         "A linear layer that learns below a squared exponential kernel, against its nu (small: narrow, learning), "
         "median over seeds with their range. Left: test error over the variance of the target; dashed: the NNGP. "
         "Right: centred alignment of the hidden Gram matrix with that of the one direction x₁. Look that learning pays "
-        "where one direction matters, up to overfitting at small nu, and costs where none does."
+        "where one direction matters, most of it from nu = 1 on, and costs where none does."
     )
     made, axes = figure(["test error", "alignment with x₁"], caption=caption, sharey=False)
     for target, color in zip(data.target.values, PALETTE):
