@@ -3,6 +3,7 @@
 from limits import (
     aspect_ratio,
     cbow,
+    deep_kernel_machine,
     depth,
     dmft,
     eigenlearning,
@@ -50,6 +51,7 @@ __all__ = [
     "classify",
     "coordinate_check",
     "criticality",
+    "deep_kernel_machine",
     "depth",
     "dmft",
     "eigenlearning",

@@ -384,6 +384,59 @@ SCHEMAS = {
             "few_kernel": "background few_seed kernel_rate trained",
         },
     ),
+    "batch_curvature": (
+        {
+            "law": ["Hessians", "gradients"],
+            "spike": [0.7, 1.5, 3.0],
+            "synthetic_seed": [0, 1],
+            "kind": ["measured noise", "independent Hessians", "independent gradients"],
+            "batch": [16, 64, 256],
+            "seed": [0, 1, 2],
+            "smallest_of": ["all", "batch"],
+            "optimizer": ["sgd", "adam"],
+            "rate_batch": [1, 4, 64, 256],
+            "rate_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(
+                ("random_top", "random_law", "random_bare"), "law spike synthetic_seed"
+            ),
+            "law_top": "kind seed batch",
+            **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
+            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
+            "smallest": "seed smallest_of",
+            "largest_rate": "optimizer rate_batch rate_seed",
+        },
+    ),
+    "deep_kernel_machines": (
+        {
+            "widths": ["8", "3, 20"],
+            "linear_seed": [0, 1],
+            "kernel": ["ReLU", "squared exponential"],
+            "nu": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4],
+            "nngp_seed": [0, 1, 2],
+            "copies": [4, 16, 64],
+            "posterior_seed": [0, 1, 2],
+            "inducing": [3, 6, 12],
+            "sparse_seed": [0, 1],
+            "target": ["one direction", "radial"],
+            "learning_nu": [1.0, 10.0, 1e4],
+            "prediction_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("linear_error", "equal_error"), "widths linear_seed"),
+            "distance": "kernel nu nngp_seed",
+            **dict.fromkeys(
+                ("posterior_distance", "prior_distance", "posterior_sd"), "copies posterior_seed"
+            ),
+            "bound": "sparse_seed inducing",
+            **dict.fromkeys(("full", "sparse_gram"), "sparse_seed"),
+            **dict.fromkeys(
+                ("error", "nngp_error", "train_likelihood", "alignment"),
+                "target learning_nu prediction_seed",
+            ),
+        },
+    ),
 }
 
 
@@ -429,6 +482,13 @@ def lazy(data):
     return data.assign_attrs(threshold=0.1, num_train=60, network_width=50)
 
 
+def batches(data):
+    """Sharper the smaller, with 1/b beside the sizes."""
+    inverse = 1 / data.batch
+    data = data.assign(measured=data.top + 30 * inverse * (1 + 0.1 * data.measured))
+    return data.assign_coords(inverse=("batch", inverse.values))
+
+
 def dichotomy(data):
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
@@ -439,6 +499,7 @@ def patches(data):
 
 DETAILS = {
     "cnn_learning_curves": patches,
+    "batch_curvature": batches,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,

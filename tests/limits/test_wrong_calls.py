@@ -13,6 +13,7 @@ import models
 from limits import (
     aspect_ratio,
     cbow,
+    deep_kernel_machine,
     depth,
     dmft,
     eigenlearning,
@@ -39,7 +40,7 @@ BATCHES = (jnp.ones((2, 4, 3)), jnp.ones((2, 4, 1)))
 PI = pi_net.limit(KEY, 3, 1, rank=2, hidden_layers=1)
 EPISODES = Episodes(*[jnp.zeros((1, 1, 2), int)] * 4)
 LABELS = np.array([1.0, -1, 1, -1])
-POINTS = np.eye(4)
+POINTS = EYE = np.eye(4)
 
 
 def parametrize(family=FAMILY, rule="mup", **options):
@@ -67,8 +68,48 @@ def dynamics(overlap=(0.5,), key=KEY, **options):
     return dmft.high_dimensional_descent(overlap, key, **(settings | options))
 
 
+LINEAR_LAYERS = [deep_kernel_machine.Layer("linear", 1.0), deep_kernel_machine.Layer("linear")]
+
+
+def machine(gram=EYE, targets=EYE, layers=LINEAR_LAYERS, **options):
+    return deep_kernel_machine.fit(gram, targets, layers, **({"noise": 0.1} | options))
+
+
 # what is called, and a part of what is said
 WRONG = [
+    # deep kernel machines
+    (lambda: machine(np.ones((4, 3))), r"inputs_gram has the shape \(4, 3\); it must be square"),
+    (lambda: machine(EYE + np.eye(4, k=1)), "inputs_gram is not symmetric"),
+    (lambda: machine(-EYE), "inputs_gram has the eigenvalue -1"),
+    (lambda: machine("K"), "inputs_gram is 'K'"),
+    (lambda: machine(targets=np.ones((3, 1))), r"targets has the shape \(3, 1\)"),
+    (lambda: machine(targets=np.ones(4)), "targets has the shape"),
+    (lambda: machine(layers=LINEAR_LAYERS[0]), "it must be a list of Layer"),
+    (lambda: machine(layers=["linear"]), r"layers\[0\] is 'linear'; it must be a Layer"),
+    (lambda: machine(layers=LINEAR_LAYERS[:1]), "the output's must be inf: add an output layer"),
+    (
+        lambda: machine(layers=[deep_kernel_machine.Layer(jnp.tanh)]),
+        "it must be 'linear' or a Dual",
+    ),
+    (lambda: machine(layers=[deep_kernel_machine.Layer("linear", 0.0)]), r"\.nu is 0.0"),
+    (lambda: machine(noise=-1.0), "noise is -1.0"),
+    (lambda: machine(np.ones((4, 4)), noise=0.0, jitter=0.0), "singular in double precision"),
+    (lambda: machine(inducing=[0, 4]), "it must hold ids from 0 to 3"),
+    (lambda: machine(inducing=[0, 2, 2]), r"inducing has \[2\] more than once"),
+    (lambda: machine(inducing=[0, 1], noise=0.0), "with inducing points it must be positive"),
+    (lambda: machine(max_steps=0), "max_steps is 0"),
+    (lambda: deep_kernel_machine.predict(3, EYE, np.ones(4)), "machine is 3"),
+    (
+        lambda: deep_kernel_machine.predict(machine(), np.ones((2, 3)), np.ones(2)),
+        r"for a diagonal of 2 it must be \(2, 4\)",
+    ),
+    (lambda: deep_kernel_machine.nngp(EYE, []), "it must be a list of Layer"),
+    (
+        lambda: deep_kernel_machine.linear_solution(EYE, np.ones((4, 4)), [1.0], 4),
+        "targets_gram is singular",
+    ),
+    (lambda: deep_kernel_machine.linear_solution(EYE, EYE, [0.0], 4), "nus is .*; all must be"),
+    (lambda: deep_kernel_machine.linear_solution(EYE, np.eye(3), [1.0], 4), r"\(4, 4\)"),
     # opposing
     (lambda: opposing.sharpness_path(40.0, 3.0, 0.0, [1.0]), "start is 0.0"),
     (lambda: opposing.crossing_time(-1.0, 3.0, 0.1, 0.1), "alpha is -1.0"),
@@ -303,9 +344,11 @@ def test_every_public_function_is_called_wrongly():
     sources = "".join(inspect.getsource(call) for call, _ in WRONG)
     sources += inspect.getsource(parametrize) + inspect.getsource(check)
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
+    sources += inspect.getsource(machine)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
     for package in (
         *(limits, models, aspect_ratio, cbow, depth, dmft, eigenlearning, ensembles),
+        *(limits, models, aspect_ratio, cbow, deep_kernel_machine, depth, dmft, ensembles),
         *(feature_learning, finite_width, mean_field, opposing, perceptron, pi_net),
     ):
         for name, value in vars(package).items():
