@@ -12,12 +12,14 @@ import limits
 import models
 from limits import (
     aspect_ratio,
+    attention_svm,
     cbow,
     depth,
     dmft,
     ensembles,
     feature_learning,
     finite_width,
+    hopfield,
     in_context,
     mean_field,
     opposing,
@@ -89,6 +91,24 @@ WRONG = [
     (lambda: in_context.response_rate("relu", 2, 3), "response is 'relu'; it must be a function"),
     (lambda: in_context.descend(POINTS, POINTS, POINTS, 0.1, 1), r"x has the shape \(4, 4\)"),
     (lambda: in_context.ridge(POINTS[None], POINTS, POINTS, 0.1), "do not fit"),
+    # Hopfield networks
+    (lambda: hopfield.update(POINTS[0, :2], POINTS, 1.0), r"state has the shape \(2,\)"),
+    (lambda: hopfield.energy(POINTS, POINTS, -1.0), "beta is -1.0"),
+    (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
+    (lambda: hopfield.separation(POINTS[0]), r"patterns has the shape \(4,\)"),
+    (lambda: hopfield.retrieval_bound(POINTS, 1.0, -0.1), "distance is -0.1"),
+    (lambda: hopfield.capacity(1.0, dim=1), "dim is 1; it must be an integer, at least 2"),
+    # attention as a support vector machine
+    (
+        lambda: attention_svm.constraints(POINTS[None], POINTS[:1], [7]),
+        "selected has tokens from 7 to 7; there are 4",
+    ),
+    (lambda: attention_svm.solve(POINTS[None], "l2"), "norm is 'l2'"),
+    (
+        lambda: attention_svm.descend(POINTS[None], POINTS[:1], LABELS, [2.0], 3, start=POINTS),
+        r"values \(4,\) and labels \(1,\) must be .* labels 1 or -1",
+    ),
+    (lambda: attention_svm.correlation(POINTS, 0 * POINTS), "not be zero"),
     # criticality and statistics of finite width
     (lambda: limits.criticality(3), "activation is 3"),
     (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
@@ -305,8 +325,18 @@ def test_every_public_function_is_called_wrongly():
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
     for package in (
-        *(limits, models, aspect_ratio, cbow, depth, dmft, ensembles, feature_learning),
-        *(finite_width, in_context, mean_field, opposing, perceptron, pi_net),
+        *(
+            limits,
+            models,
+            aspect_ratio,
+            attention_svm,
+            cbow,
+            depth,
+            dmft,
+            ensembles,
+            feature_learning,
+        ),
+        *(finite_width, hopfield, in_context, mean_field, opposing, perceptron, pi_net),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers
