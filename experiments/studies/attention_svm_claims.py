@@ -27,10 +27,12 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
+    if not 0 <= share <= 1:
+        return 0.0, 1.0
     z = 1.959964
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return (middle - half, middle + half) if math.isfinite(share) else (0.0, 1.0)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _direction_claims(data: xr.Dataset) -> list[Claim]:

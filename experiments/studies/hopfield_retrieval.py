@@ -149,12 +149,7 @@ def _capacity(config: Any, session: Session | None) -> xr.Dataset:
         return {"own_weight": own}
 
     def theory(data, beta):
-        found = [hopfield.capacity(beta, dim) for dim in part.dims]
-        return {
-            "alpha": hopfield.capacity(beta),
-            "alpha_dim": found,
-            "alpha_half": hopfield.capacity(beta / 2),
-        }
+        return {"alpha": hopfield.capacity(beta), "alpha_half": hopfield.capacity(beta / 2)}
 
     dims = Axis(list(part.dims), "dimension")
     axes = {"beta": Axis(list(part.betas), "inverse temperature over the dimension"), "dim": dims}
@@ -165,10 +160,9 @@ def _capacity(config: Any, session: Session | None) -> xr.Dataset:
     drawn_ = grid.Program("capacity", unit, weight, own)
     known = {
         "alpha": Variable("predicted capacity"),
-        "alpha_dim": Variable("predicted capacity in this dimension", dims=("dim",)),
         "alpha_half": Variable("predicted capacity at half the inverse temperature"),
     }
-    exact = grid.Program("capacity-theory", theory, known, {"dim": dims}, steps=0)
+    exact = grid.Program("capacity-theory", theory, known, steps=0)
     return xr.merge(
         [
             train_grid(axes | {"pattern_seed": _seeds(part)}, None, drawn_, session),
