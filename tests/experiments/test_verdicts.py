@@ -351,6 +351,29 @@ SCHEMAS = {
             **dict.fromkeys(("softmax_ratio", "shift_error", "tight_ratio"), "exact_seed"),
         },
     ),
+    "large_steps": (
+        {
+            "seed": [0, 1, 2],
+            "normalised": [0, 1],
+            "step_size": [1.0, 10.0, 1e4, 1e5],
+            "first": ["one half", "one"],
+            "examples": [10, 100, 1000],
+            "method": 3,
+            "pair": ["3 vs 8", "1 vs 7"],
+            "pair_step_size": [1.0, 1e4],
+        },
+        {
+            "steps": "seed normalised step_size",
+            "ratio": "seed normalised step_size",
+            "large_difference": "seed first",
+            "angle": "seed first",
+            "hard_steps": "examples method",
+            "hard_wrong": "examples",
+            "pair_steps": "pair pair_step_size",
+            "pair_loss": "pair pair_step_size",
+            "pair_normalised": "pair",
+        },
+    ),
     "feature_learning_limit": (
         {
             "rule": ["ntk", "mup"],
