@@ -102,11 +102,15 @@ def adversarial(num_examples: int, margin: float) -> np.ndarray:
 
 
 def digits(config: Any, task: tasks.Task, pair: tuple[int, int]) -> np.ndarray:
-    """Two classes of the task, pixels between 0 and 1 with a constant appended, the largest of norm 1."""
-    chosen = np.isin(task.train.y, pair)
-    x = task.train.x[chosen][: config.pairs.num_examples].astype(float)
-    sign = np.where(task.train.y[chosen][: len(x)] == pair[0], 1.0, -1.0)
-    low, high = task.train.x.min(), task.train.x.max()
+    """Two classes, pixels between 0 and 1 with a constant appended, the largest of norm 1.
+
+    Nothing is predicted: the test set is separated too.
+    """
+    images, labels = (np.concatenate(parts) for parts in zip(task.train, task.test))
+    chosen = np.isin(labels, pair)
+    x = images[chosen][: config.pairs.num_examples].astype(float)
+    sign = np.where(labels[chosen][: len(x)] == pair[0], 1.0, -1.0)
+    low, high = images.min(), images.max()
     x = np.column_stack([(x.reshape(len(x), -1) - low) / (high - low), np.ones(len(x))])
     return x * sign[:, None] / np.linalg.norm(x, axis=1).max()
 
