@@ -127,7 +127,7 @@ def _nuclear(c: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
     mu, best, bound = lam.sum(), start, 0.0
     # The gap is about mu times the number of terms.
     while mu * (m + 2 * len(eye)) > 1e-8 * lam.sum():
-        for _ in range(100):
+        for _ in range(50):
             d = np.tensordot(lam, c, 1)
             right = np.linalg.inv(eye - d.T @ d)
             left = np.linalg.inv(np.eye(len(d)) - d @ d.T)
@@ -139,7 +139,7 @@ def _nuclear(c: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
             curvature = curvature * lam[:, None] * lam[None] + np.eye(m)
             step = -lam * np.linalg.solve(curvature, lam * slope)
             decrease = -slope @ step
-            if decrease < 1e-3:
+            if decrease < 1e-9:  # or negative, by rounding
                 break
             # Damped Newton on a self-concordant function: inside, and lower by a known amount.
             lam = lam + step / (1 + np.sqrt(decrease))
@@ -214,15 +214,15 @@ def descend(
     matrices, losses = [], []
     for step in range(steps + 1):
         w = factors[0] if len(factors) == 1 else factors[0] @ factors[1].T
-        logits = (x @ (w @ z[..., None]))[..., 0]
-        p = special.softmax(logits, axis=1)
+        log_p = _log_softmax((x @ (z @ w.T)[..., None])[..., 0])
+        p = np.exp(log_p)
         margins = y * (p * scores).sum(1)
         if step % every == 0:
             matrices.append(w)
             losses.append(np.logaddexp(0, -margins).mean())
         if step == steps:
             break
-        gradient, log_scale = _gradient(x, z, logits, scores, -y * special.expit(-margins))
+        gradient, log_scale = _gradient(x, z, log_p, scores, -y * special.expit(-margins))
         slopes = [gradient]
         if len(factors) == 2:
             slopes = [gradient @ factors[1], gradient.T @ factors[0]]
@@ -233,20 +233,24 @@ def descend(
     return Path(np.array(matrices), np.array(losses), p, p.argmax(1))
 
 
-def _gradient(x, z, logits, scores, outer) -> tuple[np.ndarray, float]:
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    below = logits - logits.max(axis=1, keepdims=True)
+    return below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+
+
+def _gradient(x, z, log_p, scores, outer) -> tuple[np.ndarray, float]:
     """The gradient by W over a factor, and the factor's logarithm: it leaves double precision as attention saturates.
 
     d loss / d logit_t = outer sum_s p_t p_s (score_t - score_s) / n: no difference of nearly equal numbers, and the
     largest of all p_t p_s, t other than s, is the factor.
     """
-    logits = special.log_softmax(logits, axis=1)
-    pairs = logits[:, :, None] + logits[:, None, :]
+    pairs = log_p[:, :, None] + log_p[:, None, :]
     token = np.arange(pairs.shape[1])
     pairs[:, token, token] = -np.inf
     largest = pairs.max()
     weights = np.exp(pairs - largest)
     change = (weights * (scores[:, :, None] - scores[:, None, :])).sum(2) * outer[:, None]
-    return np.einsum("it,itd,ie->de", change / len(x), x, z, optimize=True), float(largest)
+    return (change[:, None] @ x)[:, 0].T @ z / len(x), float(largest)
 
 
 @takes(matrix=array(2), other=array(2))

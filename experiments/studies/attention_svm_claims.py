@@ -58,10 +58,10 @@ def _direction_claims(data: xr.Dataset) -> list[Claim]:
         over_seeds(
             at_least,
             bare,
-            "mean",
             name="2 K, Q, nuclear, no decay",
             source=f"{SOURCE}, Thm 1",
-            statement="the same as of K, Q without weight decay, gradients exact beyond underflow",
+            statement="every seed, without the authors' weight decay of 2.2e-16, gradients exact beyond underflow: "
+            "correlation of the trained direction with the nuclear solution",
             bound=0.99,
         )
     )
