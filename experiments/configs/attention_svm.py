@@ -31,8 +31,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "points": 40,
         "seeds": tuple(range(20)),
     }
-    # Which tokens are selected from W = 0, in more dimensions than there are tokens
-    config.selection = {"dim": 96, "steps": 400}
+    # Which of orthonormal tokens are selected from W = 0
+    config.selection = {"steps": 400}
     # Whether the best tokens can be separated: examples and tokens each, dimensions, draws
     config.feasible = {"size": 5, "dims": (1, 2, 3, 4, 6, 8), "draws": 20}
     if preset == "smoke":

@@ -32,7 +32,6 @@ RULES = {
     "layer.decay": checks.real(0),
     "layer.points": checks.whole(1, 1000),
     "layer.seeds": checks.SEEDS,
-    "selection.dim": checks.whole(2, 10_000),
     "selection.steps": checks.STEPS,
     "feasible.size": checks.whole(2, 100),
     "feasible.dims": checks.several(checks.whole(1, 1000), ascending=True, needs=(1, 2, 8)),
@@ -48,12 +47,8 @@ def check(config: Any, task: tasks.Task | None) -> None:
     """
     checks.values(config, RULES)
     checks.multiple(config, "layer.steps", "points")
-    part, dim = config.layer, config.selection.dim
-    count = part.examples * part.tokens
-    if dim < count:
-        checks.refuse("selection.dim", dim, f"at least {count}, the tokens of all examples")
-    checks.memory("config.layer: constraints", 4.0 * count * part.dim**2, 8)
-    checks.memory("config.selection.dim: tokens", 4.0 * (count * dim + dim**2), 8)
+    part, count = config.layer, config.layer.examples * config.layer.tokens
+    checks.memory("config.layer: constraints", 4.0 * count * max(part.dim, count) ** 2, 8)
 
 
 def total_steps(config: Any) -> int:
@@ -144,19 +139,21 @@ def _layers(config: Any, session: Session | None) -> xr.Dataset:
 
 
 def _selection(config: Any, session: Session | None) -> xr.Dataset:
-    """From W = 0 with at least as many dimensions as tokens the best tokens are selected."""
-    part, dim = config.layer, config.selection.dim
+    """From W = 0 orthonormal tokens do not disturb each other: the best ones are ahead at every step."""
+    part = config.layer
+    dim = part.examples * part.tokens
 
     def unit(data, seed):
-        given = problem(np.random.default_rng([seed, 1]), part.examples, part.tokens, dim)
-        path = attention_svm.descend(
-            *given, config.selection.steps, start=np.zeros((dim, dim)), step_size=part.step_size
-        )
-        x, _, v, labels = given
-        return {"optimal_from_zero": float((path.selected == best_tokens(x, v, labels)).all())}
+        random = np.random.default_rng([seed, 1])
+        _, z, v, labels = problem(random, part.examples, part.tokens, dim)
+        x = np.linalg.qr(random.standard_normal((dim, dim)))[0]
+        x = x.reshape(part.examples, part.tokens, dim)
+        options = {"start": np.zeros((dim, dim)), "step_size": part.step_size}
+        path = attention_svm.descend(x, z, v, labels, config.selection.steps, **options)
+        return {"optimal_orthonormal": float((path.selected == best_tokens(x, v, labels)).all())}
 
-    what = Variable("whether every selected token is the best, from W = 0 in many dimensions")
-    program = grid.Program("selection", unit, {"optimal_from_zero": what}, steps=0)
+    what = Variable("whether every selected token is the best, from W = 0 on orthonormal tokens")
+    program = grid.Program("selection", unit, {"optimal_orthonormal": what}, steps=0)
     return train_grid({"seed": Axis(list(part.seeds), "seed")}, None, program, session)
 
 

@@ -104,10 +104,10 @@ def _layer_claims(data: xr.Dataset) -> list[Claim]:
 
 def _selection_claims(data: xr.Dataset) -> list[Claim]:
     made = []
-    zero = "from W = 0 in more dimensions than tokens"
+    zero = "from W = 0 on orthonormal tokens"
     for found, words in (
         (data.optimal.sel(trained="W", drop=True), ""),
-        (data.optimal_from_zero, zero),
+        (data.optimal_orthonormal, zero),
     ):
         share = float(found.mean(skipna=False))
         made.append(

@@ -65,7 +65,7 @@ def test_figures_and_mistakes(data):
     with pytest.raises(ValueError, match=r"smoke, cpu, paper"):
         configs.get_config("gpu")
     config = configs.get_config("smoke")
-    config.selection.dim = 10
-    with pytest.raises(ValueError, match="at least 48, the tokens of all examples"):
+    config.layer.points = 7
+    with pytest.raises(ValueError, match="multiple of points"):
         study.run(config)
     assert all(study.total_steps(configs.get_config(name)) > 0 for name in configs.PRESETS)

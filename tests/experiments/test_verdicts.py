@@ -297,7 +297,7 @@ SCHEMAS = {
             "singular": "trained seed rank",
             "slack": "trained seed selected norm",
             "gap": "trained seed norm",
-            "optimal_from_zero": "seed",
+            "optimal_orthonormal": "seed",
             "feasible": "feasible_dim feasible_seed",
         },
     ),
