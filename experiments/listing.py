@@ -33,7 +33,15 @@ OPTIONS = (
     ("--list", "studies, presets, keys, tasks, models, rules; with --config, those of one study"),
     ("--help", "this text"),
 )
-MODELS = (models.MLP, models.DeepLinear, models.CNN, models.ResNet, models.Transformer, models.ViT)
+MODELS = (
+    models.MLP,
+    models.DeepLinear,
+    models.LinearAttention,
+    models.CNN,
+    models.ResNet,
+    models.Transformer,
+    models.ViT,
+)
 
 
 def hint() -> str:

@@ -2,6 +2,7 @@
 
 from limits import (
     aspect_ratio,
+    attention_svm,
     cbow,
     deep_kernel_machine,
     depth,
@@ -10,6 +11,8 @@ from limits import (
     ensembles,
     feature_learning,
     finite_width,
+    hopfield,
+    in_context,
     mean_field,
     opposing,
     perceptron,
@@ -45,6 +48,7 @@ __all__ = [
     "Rule",
     "abc",
     "aspect_ratio",
+    "attention_svm",
     "branch_multiplier",
     "captured_outputs",
     "cbow",
@@ -58,6 +62,8 @@ __all__ = [
     "ensembles",
     "feature_learning",
     "finite_width",
+    "hopfield",
+    "in_context",
     "layer_outputs",
     "layerwise",
     "mean_field",

@@ -350,6 +350,100 @@ SCHEMAS = {
             "measured_dimension": "dimension ambient manifold_seed",
             "image_error": "get image_sample",
             "image_dimension": "get",
+    "attention_svm": (
+        {
+            "trained": ["W", "K, Q", "K, Q, no decay"],
+            "seed": [0, 1, 2],
+            "norm": ["Frobenius", "nuclear"],
+            "step": [0, 10, 20],
+            "moment": ["step 10", "end"],
+            "selected": ["own", "one swapped"],
+            "rank": [1, 2, 3, 4, 5],
+            "feasible_dim": [1, 2, 8],
+            "feasible_seed": [0, 1, 2],
+        },
+        {
+            "correlation": "trained seed norm step",
+            "largest_weight": "trained seed moment",
+            "optimal": "trained seed",
+            "singular": "trained seed rank",
+            "slack": "trained seed selected norm",
+            "gap": "trained seed norm",
+            "optimal_orthonormal": "seed",
+            "feasible": "feasible_dim feasible_seed",
+        },
+    ),
+    "hopfield_retrieval": (
+        {
+            "update_seed": [0, 1, 2],
+            "variant": ["right", "wrong"],
+            "beta": [0.5, 1.0],
+            "dim": [12, 16, 24],
+            "pattern_seed": [0, 1, 2],
+            "share": [0.7, 0.85, 1.0, 1.15],
+            "patterns": ["clustered", "unclustered"],
+            "phase_seed": [0, 1, 2],
+            "phase_beta": [1.0, 10.0, 50.0],
+        },
+        {
+            **dict.fromkeys(("energy_rise", "error_ratio", "attention"), "update_seed variant"),
+            "own_weight": "beta dim pattern_seed share",
+            "alpha": "beta",
+            "alpha_half": "beta",
+            "hebb_count": "dim pattern_seed",
+            "participation": "patterns phase_seed phase_beta",
+            "inside": "patterns phase_seed phase_beta",
+        },
+    ),
+    "in_context_descent": (
+        {
+            "setting": ["isotropic", "anisotropic", "whitened", "ReLU", "sign", "random start"],
+            "seed": [0, 1, 2],
+            "step": [0, 10, 20],
+            "row": 3,
+            "column": 3,
+            "predictor": ["zero", "one step", "two steps", "ridge"],
+            "wrong": ["n + 10", "whitened", "isotropic", "anisotropic"],
+            "descent_steps": [1, 2],
+            "descent": ["GD", "GD++"],
+            "descent_seed": [0, 1, 2],
+            "sign": [1, -1],
+            "exact_seed": [0, 1, 2],
+        },
+        {
+            "loss": "setting seed step",
+            "agreement": "setting seed",
+            "matrix": "setting seed row column",
+            "predictor_loss": "setting predictor",
+            "ridge_agreement": "setting",
+            "best": "setting row column",
+            "other": "setting wrong row column",
+            "descent_loss": "descent_steps descent descent_seed",
+            "construction": "exact_seed sign",
+            **dict.fromkeys(("softmax_ratio", "shift_error", "tight_ratio"), "exact_seed"),
+        },
+    ),
+    "large_steps": (
+        {
+            "seed": [0, 1, 2],
+            "normalised": [0, 1],
+            "step_size": [1.0, 10.0, 1e4, 1e5],
+            "first": ["one half", "one"],
+            "examples": [10, 100, 1000],
+            "method": 3,
+            "pair": ["3 vs 8", "1 vs 7"],
+            "pair_step_size": [1.0, 1e4],
+        },
+        {
+            "steps": "seed normalised step_size",
+            "ratio": "seed normalised step_size",
+            "large_difference": "seed first",
+            "angle": "seed first",
+            "hard_steps": "examples method",
+            "hard_wrong": "examples",
+            "pair_steps": "pair pair_step_size",
+            "pair_loss": "pair pair_step_size",
+            "pair_normalised": "pair",
         },
     ),
     "feature_learning_limit": (
@@ -500,6 +594,14 @@ def patches(data):
 DETAILS = {
     "cnn_learning_curves": patches,
     "batch_curvature": batches,
+def retrieved(data):
+    """Weights on the own pattern that fall through one half."""
+    falling = xr.DataArray([0.9, 0.7, 0.5, 0.2], dims="share")
+    return data.assign(own_weight=falling + 0.1 * (data.own_weight - 0.5))
+
+
+DETAILS = {
+    "hopfield_retrieval": retrieved,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,

@@ -12,6 +12,7 @@ import limits
 import models
 from limits import (
     aspect_ratio,
+    attention_svm,
     cbow,
     deep_kernel_machine,
     depth,
@@ -20,6 +21,8 @@ from limits import (
     ensembles,
     feature_learning,
     finite_width,
+    hopfield,
+    in_context,
     mean_field,
     opposing,
     perceptron,
@@ -131,6 +134,31 @@ WRONG = [
     (lambda: perceptron.descend(POINTS, -1.0), "step_size is -1.0"),
     (lambda: perceptron.margin(np.array([[1.0], [-1.0]])), "no hyperplane through the origin"),
     (lambda: perceptron.step_bound(3, 1.0, 2.0, 1.0), "margin is 2.0; it must be at most"),
+    # descent in context
+    (lambda: in_context.one_step(POINTS, 0), "num_examples is 0"),
+    (lambda: in_context.risk(POINTS, -POINTS, 3), "covariance is no covariance"),
+    (lambda: in_context.independent_rate(-1.0, 1.0, 2, 3), "variance is -1.0"),
+    (lambda: in_context.response_rate("relu", 2, 3), "response is 'relu'; it must be a function"),
+    (lambda: in_context.descend(POINTS, POINTS, POINTS, 0.1, 1), r"x has the shape \(4, 4\)"),
+    (lambda: in_context.ridge(POINTS[None], POINTS, POINTS, 0.1), "do not fit"),
+    # Hopfield networks
+    (lambda: hopfield.update(POINTS[0, :2], POINTS, 1.0), r"state has the shape \(2,\)"),
+    (lambda: hopfield.energy(POINTS, POINTS, -1.0), "beta is -1.0"),
+    (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
+    (lambda: hopfield.separation(POINTS[0]), r"patterns has the shape \(4,\)"),
+    (lambda: hopfield.retrieval_bound(POINTS, 1.0, -0.1), "distance is -0.1"),
+    (lambda: hopfield.capacity(1.0, dim=1), "dim is 1; it must be an integer, at least 2"),
+    # attention as a support vector machine
+    (
+        lambda: attention_svm.constraints(POINTS[None], POINTS[:1], [7]),
+        "selected has tokens from 7 to 7; there are 4",
+    ),
+    (lambda: attention_svm.solve(POINTS[None], "l2"), "norm is 'l2'"),
+    (
+        lambda: attention_svm.descend(POINTS[None], POINTS[:1], LABELS, [2.0], 3, start=POINTS),
+        r"values \(4,\) and labels \(1,\) must be .* labels 1 or -1",
+    ),
+    (lambda: attention_svm.correlation(POINTS, 0 * POINTS), "not be zero"),
     # criticality and statistics of finite width
     (lambda: limits.criticality(3), "activation is 3"),
     (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
@@ -326,6 +354,7 @@ WRONG = [
     (lambda: models.CNN(8, 1, 2, pooling="max"), "pooling='max' is not one of"),
     (lambda: models.ResNet(8, 2, 2, block_depth="2"), "block_depth='2' must be an integer"),
     (lambda: models.ResNet(8, 2, 2, norm="group"), "norm='group' is not one of"),
+    (lambda: models.LinearAttention(4, 1, heads=3), "width=4 is not a multiple of heads=3"),
     (lambda: models.Transformer(8, 1, 2, 5, 0), "context=0 must be at least 1"),
     (lambda: models.Transformer(8, 1, 3, 5, 4), "width=8 is not a multiple of heads=3"),
     (lambda: models.ViT(8, 1, 2, 2, patch=2.0), "patch=2.0 must be an integer"),
@@ -350,6 +379,18 @@ def test_every_public_function_is_called_wrongly():
         *(limits, models, aspect_ratio, cbow, depth, dmft, eigenlearning, ensembles),
         *(limits, models, aspect_ratio, cbow, deep_kernel_machine, depth, dmft, ensembles),
         *(feature_learning, finite_width, mean_field, opposing, perceptron, pi_net),
+        *(
+            limits,
+            models,
+            aspect_ratio,
+            attention_svm,
+            cbow,
+            depth,
+            dmft,
+            ensembles,
+            feature_learning,
+        ),
+        *(finite_width, hopfield, in_context, mean_field, opposing, perceptron, pi_net),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers
