@@ -278,6 +278,25 @@ SCHEMAS = {
             "digit_deep": "label_noise digit_seed digit_dimension",
         },
     ),
+    "opposing_signals": (
+        {
+            "flow": ["α = 20", "α = 40", "consistent"],
+            "setting": ["R = 3", "R = 4", "α = 20", "below the edge", "consistent", "Adam"],
+            "seed": [0, 1, 2],
+            "planted_seed": [0, 1],
+            "natural_seed": [0, 1],
+        },
+        {
+            **dict.fromkeys(("flow_off", "flow_end", "flow_ratio"), "flow seed"),
+            **dict.fromkeys(("crossing", "crossing_predicted", "largest", "tail"), "setting seed"),
+            **dict.fromkeys(("correlation", "recall", "share", "random_share"), "setting seed"),
+            **dict.fromkeys(("progress", "spike"), "setting seed"),
+            **dict.fromkeys(("planted_recall", "unplanted_recall", "calm_recall"), "planted_seed"),
+            **dict.fromkeys(("calm_cosine", "other_cosine"), "planted_seed"),
+            **dict.fromkeys(("natural_purity", "calm_purity"), "natural_seed"),
+            **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
+        },
+    ),
     "feature_learning_limit": (
         {
             "rule": ["ntk", "mup"],
@@ -359,7 +378,13 @@ def dichotomy(data):
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
 
+def opposing(data):
+    faster = 0.2 * (data.setting == "Adam")
+    return data.assign(progress=data.progress - faster)
+
+
 DETAILS = {
+    "opposing_signals": opposing,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,
