@@ -19,7 +19,13 @@ from limits.coordinates import (
     coordinate_check,
     layer_outputs,
 )
-from limits.criticality import Criticality, criticality, susceptibilities
+from limits.criticality import (
+    Criticality,
+    criticality,
+    learning_rates,
+    residual_nu,
+    susceptibilities,
+)
 from limits.exponents import (
     RULES,
     Exponents,
@@ -56,12 +62,14 @@ __all__ = [
     "finite_width",
     "layer_outputs",
     "layerwise",
+    "learning_rates",
     "mean_field",
     "named_rule",
     "opposing",
     "parametrize",
     "perceptron",
     "pi_net",
+    "residual_nu",
     "susceptibilities",
     "symmetry",
 ]
