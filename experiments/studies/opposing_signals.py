@@ -70,7 +70,7 @@ RULES = {
     "images.skip": checks.whole(0),
     "images.group": checks.whole(1),
     "images.calm_rate": checks.positive(),
-    "planted.classes": checks.fixed(checks.whole(0), checks.whole(0)),
+    "planted.classes": checks.several(checks.whole(0), 2, most=2),
     "planted.each": checks.whole(2),
     "planted.norms": checks.positive(),
     "planted.rates": checks.several(checks.positive(), ascending=True),
@@ -215,14 +215,20 @@ def _linear_unit(config: Any, setting: str, seed: int) -> dict[str, Any]:
     at, steps = LINEAR[setting], config.linear.steps
     made, seen = _descent(config, at, seed, steps)
     losses, scaled = seen["losses"], seen["sharpness"] * at.rate / 2
+    groups = [np.asarray(made.positive), np.asarray(made.negative)]
+    curves = np.stack([losses[:, ids].mean(1) for ids in groups])
+    if not np.isfinite(losses).all():
+        return dict.fromkeys(EDGE, np.nan) | {
+            "sharpness": scaled,
+            "law": np.nan * scaled,
+            "group_loss": curves,
+        }
     law, start = _predicted(at, seen["readout"], at.rate * np.arange(steps))
     crosses = (scaled > 1).any()
     crossed = int(np.argmax(scaled > 1)) if crosses else start
     predicted = opposing.crossing_time(at.alpha, at.signal, seen["readout"][start], at.rate)
-    groups = [np.asarray(made.positive), np.asarray(made.negative)]
     found = opposing_signals(np.float32(losses[crossed:]), len(groups[0]), until="first")
     rise = crossed + int(found.step)
-    curves = np.stack([losses[:, ids].mean(1) for ids in groups])
     changes = np.diff(curves[:, crossed : rise + 5])
     moved, planted = abs(np.diff(losses, axis=0)[rise]), np.concatenate(groups)
     others = np.random.default_rng(seed).choice(len(moved), len(planted), replace=False)
@@ -242,6 +248,20 @@ def _linear_unit(config: Any, setting: str, seed: int) -> dict[str, Any]:
         "law": law * at.rate / 2,
         "group_loss": curves,
     }
+
+
+EDGE = {
+    "crossing": "step at which sharpness reaches 2 / η",
+    "crossing_predicted": "the same, predicted",
+    "largest": "largest sharpness × η / 2",
+    "tail": "sharpness × η / 2, mean of the last 100 steps",
+    "correlation": "correlation of the groups' loss changes",
+    "recall": "share of the planted groups that was found",
+    "share": "outliers' share of all |loss changes| at the first rise",
+    "random_share": "share of as many random examples",
+    "progress": "step at which the others' loss is a tenth of the first",
+    "spike": "largest loss of the outliers over the first",
+}
 
 
 def recall(found: Any, one: np.ndarray, other: np.ndarray) -> float:
@@ -274,17 +294,8 @@ def _linear(config, session):
     edge = Program(
         "linear",
         _linear_unit,
-        {
-            "crossing": Variable("step at which sharpness reaches 2 / η", "steps"),
-            "crossing_predicted": Variable("the same, predicted", "steps"),
-            "largest": Variable("largest sharpness × η / 2"),
-            "tail": Variable("sharpness × η / 2, mean of the last 100 steps"),
-            "correlation": Variable("correlation of the groups' loss changes"),
-            "recall": Variable("share of the planted groups that was found"),
-            "share": Variable("outliers' share of all |loss changes| at the first rise"),
-            "random_share": Variable("share of as many random examples"),
-            "progress": Variable("step at which the others' loss is a tenth of the first", "steps"),
-            "spike": Variable("largest loss of the outliers over the first"),
+        {name: Variable(text) for name, text in EDGE.items()}
+        | {
             "sharpness": Variable("sharpness × η / 2", dims=("step",)),
             "law": Variable("sharpness × η / 2, predicted", dims=("step",)),
             "group_loss": Variable("mean loss of a group", dims=("side", "step")),

@@ -62,6 +62,11 @@ def test_a_linear_unit_meets_the_law(config):
     near = (law > 0.5) & (np.arange(150) <= unit["crossing"])
     np.testing.assert_allclose(measured[near], law[near], rtol=0.1)
     assert unit["recall"] == 1
+    with pytest.MonkeyPatch.context() as patch:  # far beyond the edge: divergence is a result
+        patch.setitem(study.LINEAR, "R = 3", study.Setting(40.0, 3.0, 3.0))
+        lost = study._linear_unit(config, "R = 3", 0)
+    assert np.isnan([lost[name] for name in study.EDGE]).all()
+    assert {k: np.shape(v) for k, v in lost.items()} == {k: np.shape(v) for k, v in unit.items()}
     below = study._linear_unit(config, "below the edge", 0)
     assert np.isnan(below["crossing"])
     assert below["largest"] < 1
@@ -119,6 +124,7 @@ def test_mistakes_are_named(config):
     for keys, message in (
         ({"images__group": 3}, "config.images.group is 3"),
         ({"planted__classes": (3, 11)}, "classes with 30 examples"),
+        ({"planted__classes": (3, 3)}, "without repetitions"),
         ({"linear__flow_steps": 105}, "a multiple of 10"),
         ({"linear__share": 0.001}, "config.linear: share is 0.001"),
         ({"images__skip": 140}, "at least 20 less"),
