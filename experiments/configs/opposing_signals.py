@@ -24,7 +24,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config = new_config("opposing_signals", preset, PRESETS)
     # The two-layer linear network: examples, their dimension, share of outliers, deviation of the first weights
     config.linear = {
-        "examples": 1000,
+        "examples": 500,
         "dim": 20,
         "share": 0.02,
         "width": 32,

@@ -30,7 +30,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.sampled = {"widths": (25, 50, 100, 200, 400), "depth": 11, "networks": 12000}
     config.aspect = {"networks": 12000}
     config.pairs = {"width": 400, "depth": 6, "networks": 6000}
-    config.residual = {"width": 400, "depth": 11, "gammas": (0.5, 0.8), "networks": 4000}
+    config.residual = {"widths": (200, 400), "depth": 11, "gammas": (0.5, 0.8), "networks": 4000}
     # Networks with weights, three layers, and their tangent kernels
     config.tangent = {"width": 128, "networks": 4000}
     config.change = {"widths": (24, 48, 96), "networks": 2000}
@@ -41,7 +41,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         config.sampled.widths, config.sampled.networks = (25, 50, 100), 2000
         config.aspect.networks = 2000
         config.pairs.width, config.pairs.networks = 100, 2500
-        config.residual.width, config.residual.networks = 100, 2000
+        config.residual.widths, config.residual.networks = (50, 100), 2000
         config.tangent.width, config.tangent.networks = 48, 200
         config.change.widths, config.change.networks = (24, 48), 200
     elif preset == "paper":

@@ -389,8 +389,8 @@ def _planted_unit(data: Images, planted_seed: int) -> dict[str, Any]:
     )
     measured = dict.fromkeys(PLANTED, np.nan) | {
         "calm_recall": recall(_found(data, calm), *groups),
-        "calm_cosine": cosines[..., 0].mean(),
-        "other_cosine": cosines[..., 1].mean(),
+        "calm_cosine": cosines[images.skip :, 0].mean(),
+        "other_cosine": cosines[images.skip :, 1].mean(),
         "planted_loss": np.full((2, images.steps - images.skip), np.nan),
         "planted_change": np.full(len(x), np.nan),
         "is_planted": np.isin(np.arange(len(x)), groups),

@@ -83,7 +83,7 @@ RULES = {
     "sampled.depth": checks.whole(3, 1000),
     "pairs.width": checks.WIDTH,
     "pairs.depth": checks.whole(2, 1000),
-    "residual.width": checks.WIDTH,
+    "residual.widths": checks.several(checks.WIDTH, 2, ascending=True, most=2),
     "residual.depth": checks.whole(2, 1000),
     "residual.gammas": checks.several(checks.real(0, 1, inside=True), ascending=True),
     "tangent.width": checks.WIDTH,
@@ -112,7 +112,7 @@ def total_steps(config: Any) -> int:
         len(SAMPLED) * len(config.sampled.widths)
         + len(SHAPES)
         + len(PAIRS)
-        + 2 * len(config.residual.gammas)
+        + 2 * len(config.residual.gammas) * len(config.residual.widths)
         + 1
         + 2 * len(config.change.widths)
     )
@@ -327,19 +327,21 @@ def _residual_theory(activation: str, gamma: float, depth: int):
 DEEP = 800  # layers, where slopes are read
 
 
-def _residual_unit(config: Any, residual_activation: str, gamma: float, seed: int):
+def _residual_unit(
+    config: Any, residual_activation: str, gamma: float, residual_width: int, seed: int
+):
     """V of z' = gamma z + W s(z), simulated and in theory."""
     part = config.residual
     fn, options, theory, plain, slope = _residual_theory(residual_activation, gamma, part.depth)
-    key = _key(seed, 4, SAMPLED.index(residual_activation), round(100 * gamma))
+    key = _key(seed, 4, SAMPLED.index(residual_activation), round(100 * gamma), residual_width)
     found = ensembles.sample_neurons(
-        key, fn, part.width, part.depth, networks=part.networks, **options
+        key, fn, residual_width, part.depth, networks=part.networks, **options
     )
     last = np.stack([found.squares[:, -1], found.square[:, -1]], axis=1)
     value, error = _blocks(last, lambda m: m[:, 0].mean() - m[:, 1].mean() ** 2)
     return {
-        "residual": part.width * value,
-        "residual_error": part.width * error,
+        "residual": residual_width * value,
+        "residual_error": residual_width * error,
         "residual_theory": theory,
         "residual_plain": plain,
         "residual_slope": slope,
@@ -359,6 +361,7 @@ def _residual(config, session):
     axes = {
         "residual_activation": Axis(SAMPLED, "activation"),
         "gamma": Axis(list(config.residual.gammas), "strength of the skip connection"),
+        "residual_width": Axis(list(config.residual.widths), "width", "neurons"),
     } | _seeds(config)
     variables = {name: Variable(text) for name, text in texts.items()}
     return train_grid(axes, config, Program("residual", _residual_unit, variables), session)

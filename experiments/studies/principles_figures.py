@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.drawing import DASHED, INK, PALETTE, figure, style
-from experiments.studies.principles_claims import excess, fit, pooled
+from experiments.studies.principles_claims import excess, extrapolated, fit, pooled
 
 
 @style()
@@ -121,14 +121,14 @@ def order_of_the_error(data: xr.Dataset) -> Figure:
 def residual_connections(data: xr.Dataset) -> Figure:
     """V of residual networks against the strength of the skip connection."""
     caption = (
-        "V / K² of residual networks z' = γz + Ws(z) against γ: simulated (dots, bars of two standard errors), the "
-        "recursion (crosses), and the one that forgets E[z_i z_j²] (open). Look that ReLU needs that term, and tanh, "
-        "an odd function, does not."
+        "V of residual networks z' = γz + Ws(z) against γ: simulated at two widths and carried on to infinite width "
+        "(dots, bars of two standard errors), the recursion (crosses), and the one that forgets E[z_i z_j²] (open). "
+        "Look that ReLU needs that term, and tanh, an odd function, does not."
     )
     names = data.residual_activation.values
     made, axes = figure([str(n) for n in names], caption=caption, sharey=False)
-    value, error = pooled(data, "residual")
-    first = data.isel(seed=0)
+    value, error = extrapolated(data)
+    first = data.isel(seed=0, residual_width=0)
     for ax, name in zip(axes, names):
         at = {"residual_activation": name}
         gamma = data.gamma.values

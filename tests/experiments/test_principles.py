@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from experiments import claims, rundir
 from experiments.configs import principles as configs
 from experiments.studies import principles as study
-from experiments.studies.principles_claims import SHAPES, fit, pooled
+from experiments.studies.principles_claims import SHAPES, extrapolated, fit, pooled
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,20 @@ def test_the_power_law_of_an_exact_excess():
     assert exponent == pytest.approx(-1, abs=1e-9)
     assert 0 < error < 0.05
     assert np.isnan(fit(made.assign(sampled=-made.sampled))[0])
+
+
+def test_two_widths_are_carried_on_to_infinite_width():
+    import xarray as xr
+
+    dims, widths = ("residual_width", "seed"), np.array([200.0, 400.0])
+    values = np.stack([3 + 70 / widths] * 2, axis=1)
+    made = xr.Dataset(
+        {"residual": (dims, values), "residual_error": (dims, 0 * values + 0.1)},
+        {"residual_width": widths},
+    )
+    value, error = extrapolated(made)
+    assert float(value) == pytest.approx(3)
+    assert float(error) == pytest.approx(0.1 / 2**0.5 * 5**0.5)
 
 
 def test_mistakes_are_named():

@@ -293,6 +293,7 @@ SCHEMAS = {
             "entry": ["11,11", "11,12", "11,22", "12,12", "12,22", "22,22"],
             "residual_activation": ["ReLU", "tanh"],
             "gamma": [0.5, 0.8],
+            "residual_width": [50, 100],
             "tangent_activation": ["ReLU"],
             "vertex": ["B", "F", "A"],
             "change_activation": ["tanh", "linear"],
@@ -319,9 +320,11 @@ SCHEMAS = {
             ),
             **dict.fromkeys(
                 ("residual", "residual_error", "residual_theory", "residual_plain"),
-                "residual_activation gamma seed",
+                "residual_activation gamma residual_width seed",
             ),
-            **dict.fromkeys(("residual_slope", "residual_nu"), "residual_activation gamma seed"),
+            **dict.fromkeys(
+                ("residual_slope", "residual_nu"), "residual_activation gamma residual_width seed"
+            ),
             **dict.fromkeys(
                 ("tangent", "tangent_error", "tangent_theory"), "tangent_activation seed vertex"
             ),
