@@ -24,7 +24,13 @@ from limits.coordinates import (
     coordinate_check,
     layer_outputs,
 )
-from limits.criticality import Criticality, criticality, susceptibilities
+from limits.criticality import (
+    Criticality,
+    criticality,
+    learning_rates,
+    residual_nu,
+    susceptibilities,
+)
 from limits.exponents import (
     RULES,
     Exponents,
@@ -66,12 +72,14 @@ __all__ = [
     "in_context",
     "layer_outputs",
     "layerwise",
+    "learning_rates",
     "mean_field",
     "named_rule",
     "opposing",
     "parametrize",
     "perceptron",
     "pi_net",
+    "residual_nu",
     "susceptibilities",
     "symmetry",
 ]

@@ -444,6 +444,80 @@ SCHEMAS = {
             "pair_steps": "pair pair_step_size",
             "pair_loss": "pair pair_step_size",
             "pair_normalised": "pair",
+    "principles": (
+        {
+            "activation": [
+                *("ReLU", "leaky ReLU", "linear", "tanh", "sin", "erf", "arctan", "GELU", "SWISH"),
+                *("softplus", "ReLU, C_W = 1.8", "tanh, C_W = 1.1"),
+            ],
+            "layer": [1, 2, 3, 4, 5, 6],
+            "sampled_activation": ["ReLU", "tanh"],
+            "sampled_width": [25, 50, 100],
+            "sampled_layer": [1, 2, 3],
+            "shape": ["32 x 8", "64 x 16", "128 x 32", "64 x 8", "64 x 32"],
+            "pair_activation": ["ReLU", "tanh", "GELU"],
+            "entry": ["11,11", "11,12", "11,22", "12,12", "12,22", "22,22"],
+            "residual_activation": ["ReLU", "tanh"],
+            "gamma": [0.5, 0.8],
+            "residual_width": [50, 100],
+            "tangent_activation": ["ReLU"],
+            "vertex": ["B", "F", "A"],
+            "change_activation": ["tanh", "linear"],
+            "change_width": [24, 48],
+            "rated": ["tanh", "sin", "ReLU"],
+            "rule": ["equivalent", "constant"],
+            "of": ["biases", "weights"],
+            "rate_layer": 4,
+            "outputs": [2, 4, 10],
+            "seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("known", "variance", "nu", "a1", "off"), "activation"),
+            **dict.fromkeys(("K", "V"), "activation layer"),
+            **dict.fromkeys(
+                ("sampled", "sampled_error", "sampled_theory"),
+                "sampled_activation sampled_width seed sampled_layer",
+            ),
+            **dict.fromkeys(("aspect", "aspect_error", "aspect_exact"), "shape seed"),
+            **dict.fromkeys(("pair", "pair_error", "pair_theory"), "pair_activation seed entry"),
+            "pair_alone": "pair_activation seed",
+            **dict.fromkeys(
+                ("mean_shift", "mean_shift_error", "mean_shift_theory"), "pair_activation seed"
+            ),
+            **dict.fromkeys(
+                ("residual", "residual_error", "residual_theory", "residual_plain"),
+                "residual_activation gamma residual_width seed",
+            ),
+            **dict.fromkeys(
+                ("residual_slope", "residual_nu"), "residual_activation gamma residual_width seed"
+            ),
+            **dict.fromkeys(
+                ("tangent", "tangent_error", "tangent_theory"), "tangent_activation seed vertex"
+            ),
+            **dict.fromkeys(
+                ("change", "change_error", "change_theory"), "change_activation change_width seed"
+            ),
+            "contribution": "rated rule of rate_layer",
+            **dict.fromkeys(("cubic", "exact_growth", "series_growth"), "outputs"),
+        },
+    ),
+    "opposing_signals": (
+        {
+            "flow": ["α = 20", "α = 40", "consistent"],
+            "setting": ["R = 3", "R = 4", "α = 20", "below the edge", "consistent", "Adam"],
+            "seed": [0, 1, 2],
+            "planted_seed": [0, 1],
+            "natural_seed": [0, 1],
+        },
+        {
+            **dict.fromkeys(("flow_off", "flow_end", "flow_ratio"), "flow seed"),
+            **dict.fromkeys(("crossing", "crossing_predicted", "largest", "tail"), "setting seed"),
+            **dict.fromkeys(("correlation", "recall", "share", "random_share"), "setting seed"),
+            **dict.fromkeys(("progress", "spike"), "setting seed"),
+            **dict.fromkeys(("planted_recall", "unplanted_recall", "calm_recall"), "planted_seed"),
+            **dict.fromkeys(("calm_cosine", "other_cosine"), "planted_seed"),
+            **dict.fromkeys(("natural_purity", "calm_purity"), "natural_seed"),
+            **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
         },
     ),
     "feature_learning_limit": (
@@ -602,6 +676,19 @@ def retrieved(data):
 
 DETAILS = {
     "hopfield_retrieval": retrieved,
+def opposing(data):
+    faster = 0.2 * (data.setting == "Adam")
+    return data.assign(progress=data.progress - faster)
+
+
+def principles(data):
+    """Simulations above their theory, so that the excess has a power law."""
+    return data.assign(sampled=1 + data.sampled, sampled_theory=0.9 * data.sampled_theory)
+
+
+DETAILS = {
+    "principles": principles,
+    "opposing_signals": opposing,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,

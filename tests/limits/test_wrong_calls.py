@@ -162,6 +162,8 @@ WRONG = [
     # criticality and statistics of finite width
     (lambda: limits.criticality(3), "activation is 3"),
     (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
+    (lambda: limits.learning_rates(jnp.tanh, 3), "critical is"),
+    (lambda: limits.residual_nu(jnp.tanh, 1.5), "gamma is 1.5"),
     (lambda: finite_width.vertices(jnp.tanh, 0, C_W=1.0, variance=1.0), "depth is 0"),
     (
         lambda: finite_width.metric_covariance(jnp.tanh, 2, np.ones(2), C_W=1.0),
