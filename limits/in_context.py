@@ -32,7 +32,7 @@ from scipy import special
 
 from limits.arguments import array, count, function, number, takes
 from limits.quadrature import panels
-from ntk import kinks
+from ntk.activations import kinks
 
 
 class OneStep(NamedTuple):

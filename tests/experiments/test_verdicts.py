@@ -350,6 +350,93 @@ SCHEMAS = {
             "measured_dimension": "dimension ambient manifold_seed",
             "image_error": "get image_sample",
             "image_dimension": "get",
+        },
+    ),
+    "feature_learning_limit": (
+        {
+            "rule": ["ntk", "mup"],
+            "quantity": ["hidden_0", "hidden_1", "kernel_distance"],
+            "layer": ["hidden_0", "hidden_1"],
+            "system": ["linear", "tanh", "linear, ntk"],
+            "word_width": [16, 64, 300, 0],
+            "word_seed": [0, 1, 2],
+            "background": [0.0, 1.0],
+            "few_width": [2, 8, 0],
+            "few_seed": [0, 1, 2],
+            "kernel_rate": [1.0, 2.0],
+            "trained": [0, 1],
+        },
+        {
+            "exponent": "rule quantity",
+            "predicted": "rule layer",
+            "r": "rule",
+            "slope": "system",
+            "slope_interval": "system end",
+            "pi_slope": "",
+            "pi_slope_interval": "end",
+            "gram_slope": "",
+            "gram_slope_interval": "end",
+            "analogy": "word_seed word_width",
+            "word_rank": "word_seed word_width",
+            "shuffled_rank": "word_seed",
+            "shuffled_analogy": "word_seed",
+            "few_accuracy": "background few_seed few_width",
+            "few_kernel": "background few_seed kernel_rate trained",
+        },
+    ),
+    "batch_curvature": (
+        {
+            "law": ["Hessians", "gradients"],
+            "spike": [0.7, 1.5, 3.0],
+            "synthetic_seed": [0, 1],
+            "kind": ["measured noise", "independent Hessians", "independent gradients"],
+            "batch": [16, 64, 256],
+            "seed": [0, 1, 2],
+            "smallest_of": ["all", "batch"],
+            "optimizer": ["sgd", "adam"],
+            "rate_batch": [1, 4, 64, 256],
+            "rate_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(
+                ("random_top", "random_law", "random_bare"), "law spike synthetic_seed"
+            ),
+            "law_top": "kind seed batch",
+            **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
+            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
+            "smallest": "seed smallest_of",
+            "largest_rate": "optimizer rate_batch rate_seed",
+        },
+    ),
+    "deep_kernel_machines": (
+        {
+            "widths": ["8", "3, 20"],
+            "linear_seed": [0, 1],
+            "kernel": ["ReLU", "squared exponential"],
+            "nu": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4],
+            "nngp_seed": [0, 1, 2],
+            "copies": [4, 16, 64],
+            "posterior_seed": [0, 1, 2],
+            "inducing": [3, 6, 12],
+            "sparse_seed": [0, 1],
+            "target": ["one direction", "radial"],
+            "learning_nu": [1.0, 10.0, 1e4],
+            "prediction_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("linear_error", "equal_error"), "widths linear_seed"),
+            "distance": "kernel nu nngp_seed",
+            **dict.fromkeys(
+                ("posterior_distance", "prior_distance", "posterior_sd"), "copies posterior_seed"
+            ),
+            "bound": "sparse_seed inducing",
+            **dict.fromkeys(("full", "sparse_gram"), "sparse_seed"),
+            **dict.fromkeys(
+                ("error", "nngp_error", "train_likelihood", "alignment"),
+                "target learning_nu prediction_seed",
+            ),
+        },
+    ),
     "attention_svm": (
         {
             "trained": ["W", "K, Q", "K, Q, no decay"],
@@ -444,6 +531,8 @@ SCHEMAS = {
             "pair_steps": "pair pair_step_size",
             "pair_loss": "pair pair_step_size",
             "pair_normalised": "pair",
+        },
+    ),
     "principles": (
         {
             "activation": [
@@ -520,91 +609,6 @@ SCHEMAS = {
             **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
         },
     ),
-    "feature_learning_limit": (
-        {
-            "rule": ["ntk", "mup"],
-            "quantity": ["hidden_0", "hidden_1", "kernel_distance"],
-            "layer": ["hidden_0", "hidden_1"],
-            "system": ["linear", "tanh", "linear, ntk"],
-            "word_width": [16, 64, 300, 0],
-            "word_seed": [0, 1, 2],
-            "background": [0.0, 1.0],
-            "few_width": [2, 8, 0],
-            "few_seed": [0, 1, 2],
-            "kernel_rate": [1.0, 2.0],
-            "trained": [0, 1],
-        },
-        {
-            "exponent": "rule quantity",
-            "predicted": "rule layer",
-            "r": "rule",
-            "slope": "system",
-            "slope_interval": "system end",
-            "pi_slope": "",
-            "pi_slope_interval": "end",
-            "gram_slope": "",
-            "gram_slope_interval": "end",
-            "analogy": "word_seed word_width",
-            "word_rank": "word_seed word_width",
-            "shuffled_rank": "word_seed",
-            "shuffled_analogy": "word_seed",
-            "few_accuracy": "background few_seed few_width",
-            "few_kernel": "background few_seed kernel_rate trained",
-        },
-    ),
-    "batch_curvature": (
-        {
-            "law": ["Hessians", "gradients"],
-            "spike": [0.7, 1.5, 3.0],
-            "synthetic_seed": [0, 1],
-            "kind": ["measured noise", "independent Hessians", "independent gradients"],
-            "batch": [16, 64, 256],
-            "seed": [0, 1, 2],
-            "smallest_of": ["all", "batch"],
-            "optimizer": ["sgd", "adam"],
-            "rate_batch": [1, 4, 64, 256],
-            "rate_seed": [0, 1, 2],
-        },
-        {
-            **dict.fromkeys(
-                ("random_top", "random_law", "random_bare"), "law spike synthetic_seed"
-            ),
-            "law_top": "kind seed batch",
-            **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
-            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
-            "smallest": "seed smallest_of",
-            "largest_rate": "optimizer rate_batch rate_seed",
-        },
-    ),
-    "deep_kernel_machines": (
-        {
-            "widths": ["8", "3, 20"],
-            "linear_seed": [0, 1],
-            "kernel": ["ReLU", "squared exponential"],
-            "nu": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4],
-            "nngp_seed": [0, 1, 2],
-            "copies": [4, 16, 64],
-            "posterior_seed": [0, 1, 2],
-            "inducing": [3, 6, 12],
-            "sparse_seed": [0, 1],
-            "target": ["one direction", "radial"],
-            "learning_nu": [1.0, 10.0, 1e4],
-            "prediction_seed": [0, 1, 2],
-        },
-        {
-            **dict.fromkeys(("linear_error", "equal_error"), "widths linear_seed"),
-            "distance": "kernel nu nngp_seed",
-            **dict.fromkeys(
-                ("posterior_distance", "prior_distance", "posterior_sd"), "copies posterior_seed"
-            ),
-            "bound": "sparse_seed inducing",
-            **dict.fromkeys(("full", "sparse_gram"), "sparse_seed"),
-            **dict.fromkeys(
-                ("error", "nngp_error", "train_likelihood", "alignment"),
-                "target learning_nu prediction_seed",
-            ),
-        },
-    ),
 }
 
 
@@ -665,17 +669,12 @@ def patches(data):
     return data.assign_attrs(fit_from=64, curve_points=2048)
 
 
-DETAILS = {
-    "cnn_learning_curves": patches,
-    "batch_curvature": batches,
 def retrieved(data):
     """Weights on the own pattern that fall through one half."""
     falling = xr.DataArray([0.9, 0.7, 0.5, 0.2], dims="share")
     return data.assign(own_weight=falling + 0.1 * (data.own_weight - 0.5))
 
 
-DETAILS = {
-    "hopfield_retrieval": retrieved,
 def opposing(data):
     faster = 0.2 * (data.setting == "Adam")
     return data.assign(progress=data.progress - faster)
@@ -687,13 +686,16 @@ def principles(data):
 
 
 DETAILS = {
-    "principles": principles,
-    "opposing_signals": opposing,
+    "cnn_learning_curves": patches,
+    "batch_curvature": batches,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,
     "grokking_lazy_rich": lazy,
     "feature_learning_limit": dichotomy,
+    "hopfield_retrieval": retrieved,
+    "principles": principles,
+    "opposing_signals": opposing,
 }
 
 
