@@ -56,6 +56,9 @@ OPEN = {
     "ntk.regression.solve.regression": lambda **k: solve.regression(
         NET.kernel_fn, X, X[:, :1], **k
     ),
+    "ntk.regression.inducing.inducing": lambda **k: solve.inducing(
+        NET.kernel_fn, X, X[:, :1], X[:2], **k
+    ),
     "ntk.regression.posterior.gradient_descent_mse_ensemble": lambda **k: (
         predict.gradient_descent_mse_ensemble(NET.kernel_fn, X, X[:, :1], **k)
     ),
@@ -81,6 +84,8 @@ OPEN = {
 # Functions whose keywords are the caller's own names, or those of a function that it gives.
 NAMES = {
     "experiments.checks.context",
+    "experiments.studies.deep_kernel_machines.fitted",
+    "experiments.studies.in_context_descent.descended",
     "experiments.studies.neural_collapse_claims.frame_errors",
     "limits.arguments.same_columns",
     "limits.arguments.takes",
