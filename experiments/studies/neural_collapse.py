@@ -20,7 +20,7 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import checks, grid, losses, tasks
+from experiments import checks, families, grid, losses, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
@@ -248,7 +248,7 @@ def free_features(samples: int, classes: int, depth: int, width: int) -> Network
 def backbone(part: Any, classes: int, example: np.ndarray) -> Network:
     """Features that a network computes, its readout without a nonlinearity, below the linear layers."""
     fields = part.model.to_dict()
-    body = models.family(fields.pop("name"), outputs=part.features, **fields)(part.width)
+    body = families.load(fields.pop("name"), fields, outputs=part.features)(part.width)
     head = _head(part.linear, part.features, classes, part.features**-0.5)
 
     def init(key, data):

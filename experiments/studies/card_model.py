@@ -1,0 +1,215 @@
+"""A user's model on a theory card: how it takes its data, its losses, layers, limits, and how it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax.errors import FlaxError
+
+import limits
+import metrics
+import ntk
+from experiments import loop, losses, tasks
+from experiments.train import ONCE, Probe, Setup, compile_program
+from metrics import stability
+
+NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
+"""What the library, Flax or the model raises where a part does not apply."""
+
+
+class Model(NamedTuple):
+    """A user's family with its data.
+
+    Attributes:
+        family: ``width -> model``.
+        x: training inputs, as the model takes them.
+        y: their targets.
+        test: (inputs, targets).
+        outputs: classes, or real targets.
+        loss: name of its loss.
+        call: static keywords of every call.
+        features: ``(net, params, x) -> {layer: outputs}``.
+        state: whether it keeps more than parameters.
+        unfit: why its outputs have no loss; "" if they have one.
+    """
+
+    family: Callable
+    x: np.ndarray
+    y: np.ndarray
+    test: tuple[np.ndarray, np.ndarray]
+    outputs: int
+    loss: str
+    call: dict
+    features: Callable
+    state: bool
+    unfit: str
+
+
+def tried(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
+    """(shapes of the outputs, whether the model keeps more than parameters), if the model runs on these inputs."""
+    net = ntk.network(family, width, x[:1], call=call)
+    key = jax.random.key(0)
+    params = jax.eval_shape(net.init, key)
+    state = jax.eval_shape(lambda key: ntk.initial_state(family, width, x[:1], key, call=call), key)
+    kept = {"state": state} if jax.tree.leaves(state) else {}
+    return jax.eval_shape(net.apply, params, x, **kept), bool(kept)
+
+
+def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, found: Any) -> Model:
+    """The model with what its parts need; ``found`` is of `tried`."""
+    outputs, state = found
+    loss = config.loss
+    if loss == "auto":
+        loss = "cross_entropy" if task.train.y.dtype.kind in "iu" else "squared_error"
+    leaves = jax.tree.leaves(outputs)
+    expected = (*(("T",) if task.train.y.ndim == 2 and loss == "cross_entropy" else ()),)
+    expected = ("N", *expected, task.outputs)
+    unfit = ""
+    if len(leaves) != 1 or outputs is not leaves[0]:
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+        unfit = (
+            f"the model returns {len(leaves)} arrays ({shapes}); a loss needs one array {expected}"
+        )
+    elif len(outputs.shape) != len(expected) or outputs.shape[-1] != task.outputs:
+        unfit = f"the model returns an array {outputs.shape}; the targets need {expected}"
+    test = task.test.x.reshape(len(task.test.x), *x.shape[1:]), task.test.y
+    y = task.train.y
+    features = _features(family, config.base_width, x[:2], call)
+    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit)
+
+
+def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callable:
+    """How the outputs of the layers are had: from the model itself, or from all submodules of a linen module."""
+    net = ntk.network(family, width, x[:1], call=call)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    try:
+        jax.eval_shape(lambda p: limits.layer_outputs(net, p, x), params)
+        return limits.layer_outputs
+    except Exception:  # the model was never asked for that before
+        return limits.captured_outputs
+
+
+def sentence(error: Exception) -> str:
+    """The words of an error in one line, with its kind where that is not the library's own."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"
+
+
+def parametrized(model: Model, rule: str, width: int, base: int | None) -> limits.Parametrized:
+    """The model at a width under a rule."""
+    options = {"example": model.x[:1], "call": model.call, "base_width": base}
+    return limits.parametrize(model.family, rule, width=width, **options)
+
+
+def loss_of(model: Model, net: Any, name: str | None = None) -> Callable:
+    """The loss ``(params, (inputs, targets))``.
+
+    Raises:
+        ValueError: the outputs are none that a loss takes.
+    """
+    if model.unfit:
+        raise ValueError(model.unfit)
+    return losses.supervised(name or model.loss, net.apply)
+
+
+def edge(model: Model, net: Any, batch: tuple, name: str | None = None) -> float:
+    """The largest stable rate of gradient descent before training, 2 over the sharpness (key 0)."""
+    loss = loss_of(model, net, name)
+    params = jax.jit(net.init, compiler_options=ONCE)(jax.random.key(0))
+    pairs = metrics.sharpness(loss, params, batch, num_steps=12, scale=net.lr_scale("sgd"))
+    return float(stability.maximal_learning_rate(pairs).value)
+
+
+def trained(
+    net: Any,
+    loss: Callable,
+    data: dict[str, Any],
+    rates: list[float],
+    seeds: list[int],
+    steps: int,
+    chunks: int,
+    measure: Callable,
+    *,
+    start: Callable = lambda params, key, data: (),
+    optimizer: Callable = optax.sgd,
+    batch: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Runs of a network, and what is measured before the first and after each chunk, as `loop.train_runs` gives it."""
+    setup = Setup(net.init, loss, lambda rate: net.optimizer(optimizer, rate))
+    runs = len(rates) if jax.default_backend() != "cpu" or net.width < 128 else None
+    program = compile_program(
+        lambda _: setup,
+        data,
+        steps=steps // chunks,
+        batch_size=batch,
+        probe=Probe(start, measure),
+        runs=runs,
+    )
+    return loop.train_runs(program, data, rates, seeds, chunks=chunks, name="card")
+
+
+def one_hot(model: Model, y: np.ndarray) -> np.ndarray:
+    """Targets of squared error: real ones as they are."""
+    return np.asarray(jax.nn.one_hot(y, model.outputs)) if y.dtype.kind in "iu" else y
+
+
+def as_matrix(kernel: Any) -> Any:
+    """A kernel of outputs at several positions, (n, n, T, T), as a matrix (nT, nT)."""
+    if kernel.ndim == 2:
+        return kernel
+    rows = math.prod(kernel.shape[::2])
+    order = (*range(0, kernel.ndim, 2), *range(1, kernel.ndim, 2))
+    return kernel.transpose(order).reshape(rows, -1)
+
+
+def wide_layers(model: Model, widths: tuple) -> list[str]:
+    """Names of the layers whose outputs grow with the width, from the input on.
+
+    Raises:
+        ValueError: there are none, or one only: there is no depth.
+    """
+    shapes = []
+    for width in (widths[0], widths[-1]):
+        net = ntk.network(model.family, width, model.x[:1], call=model.call)
+        params, found = jax.eval_shape(net.init, jax.random.key(0)), {}
+
+        def record(params, net=net, found=found):
+            found |= {n: h.shape for n, h in model.features(net, params, model.x[:2]).items()}
+
+        jax.eval_shape(record, params)
+        shapes.append(found)
+    names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
+    if len(names) < 2:
+        raise ValueError(
+            f"{len(names)} layers grow with the width ({', '.join(names) or 'none'}); signals through depth need two"
+        )
+    return names
+
+
+def kernel_options(config: Any, model: Model) -> dict[str, Any]:
+    """Options of `ntk.infinite_width` and of `limits.parametrize`: weights of unit variance, where they have a limit.
+
+    Else the model itself at the base width, from which the multipliers carry on.
+    """
+    try:
+        ntk.infinite_width(model.family, model.x[:1], call=model.call)
+    except ValueError as error:
+        if "base_width" not in str(error):
+            raise
+        return {"call": model.call, "base_width": config.base_width}
+    return {"call": model.call}
+
+
+def limit(config: Any, model: Model) -> tuple[Callable, Callable]:
+    """(kernel function of infinite width, ``width -> network`` whose limit it is)."""
+    options = kernel_options(config, model)
+    return ntk.infinite_width(
+        model.family, model.x[:1], **options
+    ), lambda width: limits.parametrize(
+        model.family, "ntk", width=width, example=model.x[:1], **options
+    )
