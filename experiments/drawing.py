@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
@@ -48,6 +49,16 @@ STYLE = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as it is, whether or not it has ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        with style():
+            self.savefig(content, format="png", dpi=110)
+        return content.getvalue()
+
+
 def style():
     """The house style as a context (``with style():``) or a decorator; matplotlib's settings come back after it."""
     return matplotlib.rc_context(STYLE)
@@ -78,7 +89,7 @@ def figure(
     columns = min(columns, count)
     rows = -(-count // columns)
     size = max(columns * panel[0] + 0.8, 5.6), rows * panel[1] + 0.3 + 0.5 * (count == 1)
-    made = Figure(figsize=size, layout="constrained", label=caption)
+    made = Picture(figsize=size, layout="constrained", label=caption)
     axes = list(made.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()

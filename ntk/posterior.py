@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments, flow
+from ntk import arguments, flow, show
 
 Axes = int | tuple[int, ...]
 
@@ -20,6 +20,8 @@ class Gaussian(NamedTuple):
 
     mean: jax.Array
     covariance: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, flow, ode
+from ntk import arguments, flow, ode, show
 from ntk.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
 
 __all__ = [
@@ -43,6 +43,8 @@ class ODEState(NamedTuple):
     fx_test: jax.Array | None = None
     qx_train: jax.Array | None = None
     qx_test: jax.Array | None = None
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments, factor, flow, gram, krylov, tiles
+from ntk import arguments, factor, flow, gram, krylov, show, tiles
 
 Array = jax.Array
 
@@ -51,6 +51,8 @@ class Solution(NamedTuple):
     converged: Array
     leave_one_out: Array | None = None
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Regression(NamedTuple):
     """A fitted kernel machine.
@@ -62,6 +64,8 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], np.ndarray]
     solution: Solution
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def regression(

@@ -49,7 +49,12 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2, 3)
 
     # Rates are in units of 2 over the sharpness before training, so that they fit any model.
-    config.coordinates = {"batch": 64, "steps": 3, "learning_rate": 0.25}
+    config.coordinates = {
+        "rules": ("standard", "ntk", "mup"),
+        "batch": 64,
+        "steps": 3,
+        "learning_rate": 0.25,
+    }
     config.signals = {"examples": 32}
     config.kernel = {"examples": 8, "seeds": 16}
     config.spectrum = {"examples": 200}
@@ -64,6 +69,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.collapse = {"examples": 100, "steps": 400, "learning_rate": 2.0**-8}
     if preset == "smoke":
         config.widths, config.seeds = (32, 64, 128), (0, 1)
+        config.coordinates.rules = ("standard", "mup")
         config.kernel.seeds, config.kernel.examples = 4, 4
         config.spectrum.examples = 40
         config.prediction.examples, config.prediction.steps = 16, 20
@@ -73,6 +79,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         config.collapse.steps = 40
     if preset == "paper":
         config.widths, config.seeds = (64, 256, 1024, 4096), tuple(range(8))
+        config.coordinates.rules = ("standard", "mup")
         config.kernel.seeds, config.spectrum.examples = 64, 1000
         config.transfer.steps, config.transfer.log2_rates = 500, (-12.0, -2.0, 11)
         config.sharpness.steps = 1000

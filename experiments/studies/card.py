@@ -36,6 +36,9 @@ RULES = {
     "base_width": checks.WIDTH,
     "widths": checks.widths(3),
     "seeds": checks.several(checks.whole(0), 2),
+    "coordinates.rules": checks.several(
+        checks.choice(("standard", "ntk", "mup")), 2, needs=("mup",)
+    ),
     "coordinates.batch": checks.whole(2),
     "coordinates.steps": checks.STEPS,
     "coordinates.learning_rate": _RATE,
@@ -72,6 +75,9 @@ def check(config: Any, task: tasks.Task) -> None:
     """
     checks.values(config, RULES)
     checks.multiple(config, "sharpness.steps", "chunk")
+    for part, chunks in (("transfer", 10), ("collapse", 8)):
+        if config[part].steps % chunks:
+            checks.refuse(f"{part}.steps", config[part].steps, f"a multiple of {chunks}")
     if config.sharpness.steps // config.sharpness.chunk < 16:
         checks.refuse("sharpness.steps", config.sharpness.steps, "16 chunks or more")
     if config.widths[0] <= config.base_width:

@@ -9,7 +9,16 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, Precondition, at_least, at_most, over_seeds, within
+from experiments.claims import (
+    Claim,
+    Precondition,
+    at_least,
+    at_most,
+    equals,
+    near,
+    over_seeds,
+    within,
+)
 from experiments.judges import as_lost
 
 YANG = "Yang & Hu 2021, arXiv:2011.14522"
@@ -56,8 +65,23 @@ def _axes(data: xr.Dataset) -> list[Claim]:
 
 
 def _coordinates(data: xr.Dataset) -> list[Claim]:
-    made = []
-    for rule in ("mup", "ntk", "standard"):
+    mup = data.sel(coordinate_rule="mup")
+    wrong = str(mup.coordinate_wrong.values)
+    decided = Precondition(
+        "decided", wrong != "undecided", str(mup.coordinate_verdict.values)[:300]
+    )
+    made = [
+        equals(
+            "coordinates: layers that are wrong under muP",
+            f"{TP5}, App. D",
+            "whose size at initialisation, own change or change in all has another exponent in the width",
+            wrong,
+            "none",
+            reads=mup.coordinate_slope,
+            preconditions=(decided,),
+        )
+    ]
+    for rule in reversed(data.coordinate_rule.values.tolist()):
         line = data.sel(coordinate_rule=rule)
         off = abs(line.coordinate_slope).values
         missing = Precondition(
@@ -78,7 +102,7 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
                 0.15,
                 interval=(min(low, off[worst]), max(high, off[worst])) if missing.met else None,
                 control=control,
-                preconditions=(missing,),
+                preconditions=(missing,) if control else (missing, decided),
             )
         )
     return made
@@ -118,14 +142,17 @@ def _criticality(data: xr.Dataset) -> list[Claim]:
         pair = [data[name].sel(assumed=assumed) for name in ("next_predicted", "next_variance")]
         control = assumed == "twice"
         judge = functools.partial(
-            at_most,
+            near,
             f"criticality{', control' * control}: recursion",
             f"{PDLT}, eq. (5.12)",
             "relative distance of the last hidden layer's variance from the recursion's"
-            + (" at twice the variance of the weights" if control else ""),
-            bound=0.1,
+            + (" at twice the variance of the weights" if control else "")
+            + ", mean over seeds",
+            target=0.0,
+            tolerance=0.1,
         )
-        made.append(over_seeds(judge, abs(pair[1] / pair[0] - 1), control=control, reads=pair))
+        off = pair[1] / pair[0] - 1
+        made.append(over_seeds(judge, off, "mean", control=control, reads=pair))
     return made
 
 
@@ -250,7 +277,7 @@ def _sharpness(data: xr.Dataset) -> list[Claim]:
             at_most,
             f"sharpness{', control' * control}: {rate:g} of the largest stable rate",
             f"{COHEN}, Sec. 2",
-            f"largest loss of the first five steps over the first, at {rate:g} times 2 / sharpness",
+            f"loss after the first chunk of steps over the loss before, at {rate:g} times 2 / sharpness",
             bound=1.0,
         )
         made.append(over_seeds(judge, data.early_rise.isel(early_rate=place), control=control))

@@ -15,7 +15,7 @@ import limits
 import metrics
 import ntk
 from experiments import loop, losses, tasks
-from experiments.train import ONCE, Probe, Setup, compile_program
+from experiments.train import ONCE, Probe, Program, Setup, compile_program
 from metrics import stability
 
 NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
@@ -106,50 +106,75 @@ def parametrized(model: Model, rule: str, width: int, base: int | None) -> limit
     return limits.parametrize(model.family, rule, width=width, **options)
 
 
-def loss_of(model: Model, net: Any, name: str | None = None) -> Callable:
-    """The loss ``(params, (inputs, targets))``.
+def check_loss(model: Model) -> None:
+    """Refuses a model whose outputs no loss takes.
 
     Raises:
-        ValueError: the outputs are none that a loss takes.
+        ValueError: says what they are.
     """
     if model.unfit:
         raise ValueError(model.unfit)
-    return losses.supervised(name or model.loss, net.apply)
 
 
-def edge(model: Model, net: Any, batch: tuple, name: str | None = None) -> float:
-    """The largest stable rate of gradient descent before training, 2 over the sharpness (key 0)."""
-    loss = loss_of(model, net, name)
+def edge(model: Model, net: Any, batch: tuple) -> float:
+    """The largest stable rate of gradient descent before training, 2 over the sharpness (key 0).
+
+    Raises:
+        ValueError: as `check_loss`.
+    """
+    check_loss(model)
+    loss = losses.supervised(model.loss, net.apply)
     params = jax.jit(net.init, compiler_options=ONCE)(jax.random.key(0))
     pairs = metrics.sharpness(loss, params, batch, num_steps=12, scale=net.lr_scale("sgd"))
     return float(stability.maximal_learning_rate(pairs).value)
 
 
-def trained(
-    net: Any,
-    loss: Callable,
+def program(
+    net: limits.Parametrized,
+    loss: str,
     data: dict[str, Any],
-    rates: list[float],
-    seeds: list[int],
+    count: int,
     steps: int,
-    chunks: int,
     measure: Callable,
     *,
-    start: Callable = lambda params, key, data: (),
+    start: Callable = lambda net, params, key, data: (),
     optimizer: Callable = optax.sgd,
     batch: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Runs of a network, and what is measured before the first and after each chunk, as `loop.train_runs` gives it."""
-    setup = Setup(net.init, loss, lambda rate: net.optimizer(optimizer, rate))
-    runs = len(rates) if jax.default_backend() != "cpu" or net.width < 128 else None
-    program = compile_program(
-        lambda _: setup,
-        data,
-        steps=steps // chunks,
-        batch_size=batch,
-        probe=Probe(start, measure),
-        runs=runs,
+) -> Program:
+    """The compiled training of a network, for every rule: its factors are data.
+
+    Args:
+        net: at its width, under any rule.
+        loss: name of the loss.
+        data: "train", "factors" (of a network under a rule), and what ``measure`` reads.
+        count: runs that train at a time.
+        steps: between two measurements.
+        measure: ``(net, params, carry, data) -> (carry, {name: array})``.
+        start: ``(net, params, key, data) -> carry``.
+        optimizer: an optax factory.
+        batch: examples a step, None for all.
+    """
+
+    def scaled(data):
+        return net.with_factors(data["factors"])
+
+    def setup(data):
+        under = scaled(data)
+        supervised = losses.supervised(loss, under.apply)
+        return Setup(under.init, supervised, lambda rate: under.optimizer(optimizer, rate))
+
+    probe = Probe(
+        lambda params, key, data: start(scaled(data), params, key, data),
+        lambda params, carry, rate, data: measure(scaled(data), params, carry, data),
     )
+    runs = count if jax.default_backend() != "cpu" or net.width < 128 else None
+    return compile_program(setup, data, steps=steps, batch_size=batch, probe=probe, runs=runs)
+
+
+def trained(
+    program: Program, data: dict[str, Any], rates: Any, seeds: list[int], chunks: int
+) -> dict[str, np.ndarray]:
+    """What was measured before the first and after each chunk of every run, as `loop.train_runs` gives it."""
     return loop.train_runs(program, data, rates, seeds, chunks=chunks, name="card")
 
 

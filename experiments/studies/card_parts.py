@@ -90,14 +90,15 @@ PARTS = {
             "coordinate_rule",
             coordinate_verdict="verdict against muP",
             coordinate_name="parametrization",
+            coordinate_wrong="layers that are wrong",
         )
         | _variables("layer", coordinate_layer="layer"),
         lambda config: {
             "coordinate_width": _widths(config),
-            "coordinate_rule": Axis(list(training.RULES), "parametrization"),
+            "coordinate_rule": Axis(list(config.coordinates.rules), "parametrization"),
             "end": Axis(["low", "high"], "end of the interval"),
         },
-        ("coordinate_verdict", "coordinate_name", "coordinate_layer"),
+        ("coordinate_verdict", "coordinate_name", "coordinate_wrong", "coordinate_layer"),
     ),
     "signals": Part(
         start.signals,
@@ -209,7 +210,8 @@ PARTS = {
         )
         | _variables("", sharpness_rate="learning rate")
         | _variables(
-            "early_rate sharpness_seed", early_rise="largest loss of five steps over the first"
+            "early_rate sharpness_seed",
+            early_rise="loss after the first chunk over the loss before",
         ),
         lambda config: {
             "sharpness_seed": _seeds(config),
@@ -228,7 +230,7 @@ PARTS = {
             transfer_loss="training loss",
         ),
         lambda config: {
-            "transfer_rule": Axis(["standard", "mup"], "parametrization"),
+            "transfer_rule": Axis(list(training.TRANSFER), "parametrization"),
             "transfer_width": Axis([config.widths[0], config.widths[-1]], "width", "neurons"),
             "transfer_rate": Axis(2.0 ** np.linspace(*config.transfer.log2_rates), "learning rate"),
             "transfer_seed": _seeds(config),

@@ -16,29 +16,32 @@ from experiments import losses
 from experiments.studies.card_model import (
     Model,
     as_matrix,
+    check_loss,
     edge,
     limit,
-    loss_of,
     one_hot,
     parametrized,
+    program,
     trained,
     wide_layers,
 )
 from experiments.studies.ntk_convergence import tangent_kernel
 from metrics import kernels
 
-RULES = ("standard", "ntk", "mup")
+TRANSFER = ("standard", "mup")
 MEASURES = ("nc1", "equinorm", "equiangularity", "ncc_accuracy")
+UNDECIDED = ("none", "undecided")
 CHUNKS = 8  # of the training towards collapse
 
 
 def coordinates(config: Any, model: Model) -> dict[str, Any]:
     """The coordinate check of three rules, each judged against muP."""
+    check_loss(model)
     part, base = config.coordinates, config.base_width
     batch = model.x[: part.batch], model.y[: part.batch]
     plain = parametrized(model, "standard", base, base)
     rate, found = part.learning_rate * edge(model, plain, batch), []
-    for rule in RULES:
+    for rule in part.rules:
         found.append(
             limits.coordinate_check(
                 lambda n, rule=rule: parametrized(model, rule, n, base),
@@ -59,178 +62,168 @@ def coordinates(config: Any, model: Model) -> dict[str, Any]:
         "coordinate_slope": [check.change_scaling.exponent[-1] for check in found],
         "coordinate_interval": [check.change_scaling.interval[-1] for check in found],
         "coordinate_verdict": [check.verdict for check in found],
-        "coordinate_name": list(RULES),
+        "coordinate_name": list(part.rules),
+        "coordinate_wrong": [", ".join(c.wrong) or UNDECIDED[not c.passed] for c in found],
         "coordinate_layer": list(found[0].layers),
     }
 
 
 def prediction(config: Any, model: Model) -> dict[str, Any]:
     """Outputs of trained networks on test inputs, against what the limit kernel says of the same initial outputs."""
-    part, count = config.prediction, config.prediction.examples
-    x, y = model.x[:count], one_hot(model, model.y[:count])
-    x_test = model.test[0][:count]
-    if model.unfit:
-        raise ValueError(model.unfit)
+    check_loss(model)
+    part, count = config.prediction, len(config.seeds)
+    x, y = model.x[: part.examples], one_hot(model, model.y[: part.examples])
+    x_test = model.test[0][: part.examples]
     kernel_fn, at_width = limit(config, model)
     between = {k: np.asarray(kernel_fn(x_test, x, k)) for k in ("ntk", "nngp")}
     within = {k: np.asarray(kernel_fn(x, None, k)) for k in ("ntk", "nngp")}
-    rows = len(as_matrix(within["ntk"]))
-    rate = part.learning_rate * float(
-        ntk.predict.max_learning_rate(as_matrix(within["ntk"]), y_train_size=rows)
-    )
-    data, count = {"train": (x, y), "test": x_test}, len(config.seeds)
+    theta = as_matrix(within["ntk"])
+    largest = ntk.predict.max_learning_rate(theta, y_train_size=len(theta))
+    rate = part.learning_rate * float(largest)
+
+    def measure(net, params, carry, data):
+        outputs = {"train": net.apply(params, data["train"][0])}
+        return carry, outputs | {"test": net.apply(params, data["test"])}
+
     off = np.zeros((2, count, len(config.widths)))
     for column, width in enumerate(config.widths):
         net = at_width(width)
-
-        def measure(params, carry, rate, data, net=net):
-            ends = net.apply(params, data["train"][0]), net.apply(params, data["test"])
-            return carry, dict(zip(("train", "test"), ends))
-
-        loss = losses.supervised("squared_error", net.apply)
-        seeds = list(config.seeds)
-        found = trained(net, loss, data, [rate] * count, seeds, part.steps, 1, measure)
+        data = {"train": (x, y), "test": x_test, "factors": net.factors}
+        descent = program(net, "squared_error", data, count, part.steps, measure)
+        found = trained(descent, data, [rate] * count, list(config.seeds), 1)
         for row, name in enumerate(("ntk", "nngp")):
             # The loss sums over outputs, where the prediction's takes their mean.
             predict = ntk.predict.gradient_descent_mse(
                 within[name], y, rate * y.shape[-1], dtype=jnp.float64
             )
             for seed in range(count):
-                start = found["train"][seed, 0], found["test"][seed, 0]
-                _, expected = predict(float(part.steps), *start, between[name])
-                moved = np.linalg.norm(found["test"][seed, 1] - start[1])
-                off[row, seed, column] = np.linalg.norm(found["test"][seed, 1] - expected) / moved
+                start, end = found["test"][seed]
+                ends = found["train"][seed, 0], start, between[name]
+                _, expected = predict(float(part.steps), *ends)
+                distance = np.linalg.norm(end - np.asarray(expected, float))
+                off[row, seed, column] = distance / np.linalg.norm(end - start)
     return {"prediction_distance": off}
 
 
 def laziness(config: Any, model: Model) -> dict[str, Any]:
     """How far training moves the kernel, under the NTK rule and under muP."""
-    part, base = config.laziness, config.base_width
+    part, base, count = config.laziness, config.base_width, len(config.seeds)
     x, y = model.x[: part.examples], model.y[: part.examples]
-    plain = parametrized(model, "standard", base, base)
-    rate, count = part.learning_rate * edge(model, plain, (x, y)), len(config.seeds)
-    change = np.zeros((2, count, len(config.widths)))
-    aligned, target = np.zeros_like(change), np.zeros((2, count, len(config.widths), 2))
+    rate = part.learning_rate * edge(model, parametrized(model, "standard", base, base), (x, y))
     labels = one_hot(model, y).reshape(-1, model.outputs)
-    labels = labels.reshape(len(labels), -1)
-    for row, rule in enumerate(("ntk", "mup")):
-        for column, width in enumerate(config.widths):
-            net = parametrized(model, rule, width, base)
-            of_descent = tangent_kernel(net)
 
-            def measure(params, carry, rate, data, of_descent=of_descent):
-                return carry, {"kernel": as_matrix(of_descent(params, data["train"][0], None))}
+    def measure(net, params, carry, data):
+        kernel = tangent_kernel(net)(params, data["train"][0], None)
+        return carry, {"kernel": as_matrix(kernel)}
 
-            loss, seeds = loss_of(model, net), list(config.seeds)
-            data = {"train": (x, y)}
-            found = trained(net, loss, data, [rate] * count, seeds, part.steps, 1, measure)
+    change = np.zeros((2, count, len(config.widths)))
+    aligned, target = np.zeros_like(change), np.zeros((*change.shape, 2))
+    for column, width in enumerate(config.widths):
+        nets = [parametrized(model, rule, width, base) for rule in ("ntk", "mup")]
+        data = {"train": (x, y), "factors": nets[0].factors}
+        descent = program(nets[0], model.loss, data, count, part.steps, measure)
+        for row, net in enumerate(nets):
+            data = data | {"factors": net.factors}
+            found = trained(descent, data, [rate] * count, list(config.seeds), 1)
             for seed in range(count):
                 before, after = found["kernel"][seed].astype(np.float32)
-                change[row, seed, column] = kernels.relative_change(after, before)
-                aligned[row, seed, column] = kernels.alignment(after, before)
-                target[row, seed, column] = [
-                    kernels.target_alignment(k, labels) for k in (before, after)
-                ]
+                place = row, seed, column
+                change[place] = kernels.relative_change(after, before)
+                aligned[place] = kernels.alignment(after, before)
+                target[place] = [kernels.target_alignment(k, labels) for k in (before, after)]
     return {"kernel_change": change, "kernel_alignment": aligned, "target_alignment": target}
 
 
 def sharpness(config: Any, model: Model) -> dict[str, Any]:
-    """Sharpness along gradient descent at a rate below 2 over its start, and the loss at two rates."""
-    part, width = config.sharpness, config.widths[0]
-    net = parametrized(model, "standard", width, config.base_width)
+    """Sharpness along gradient descent at a rate below 2 over its start, and what the loss does at twice 2 over it."""
+    part, count = config.sharpness, len(config.seeds)
+    net = parametrized(model, "standard", config.widths[0], config.base_width)
     batch = model.x[: part.examples], model.y[: part.examples]
-    loss, data = loss_of(model, net), {"train": batch}
     largest = edge(model, net, batch)
     rates = [part.learning_rate * largest, 2 * largest]
-    count, seeds = len(config.seeds), list(config.seeds)
 
-    def first(params, key, data):
-        return metrics.sharpness(loss, params, data["train"], start=key, num_steps=12).vector
+    def top(net, params, data, start, steps):
+        loss = losses.supervised(model.loss, net.apply)
+        return metrics.sharpness(loss, params, data["train"], start=start, num_steps=steps)
 
-    def measure(params, start, rate, data):
-        top = metrics.sharpness(loss, params, data["train"], start=start, num_steps=6)
-        values = {"loss": loss(params, data["train"]), "sharpness": top.value[0]}
-        return top.vector, values
+    def begin(net, params, key, data):
+        return top(net, params, data, key, 12).vector
 
+    def measure(net, params, start, data):
+        found = top(net, params, data, start, 6)
+        loss = losses.supervised(model.loss, net.apply)(params, data["train"])
+        return found.vector, {"loss": loss, "sharpness": found.value[0]}
+
+    data = {"train": batch, "factors": net.factors}
+    descent = program(net, model.loss, data, 2 * count, part.chunk, measure, start=begin)
     chunks = part.steps // part.chunk
-    runs = [rates[0]] * count, seeds, part.steps, chunks, measure
-    found = trained(net, loss, data, *runs, start=first)
-
-    def height(params, carry, rate, data):
-        return carry, {"loss": loss(params, data["train"])}
-
-    early = trained(net, loss, data, np.repeat(rates, count).tolist(), seeds * 2, 5, 5, height)
-    early_loss = early["loss"].reshape(2, count, -1)
-    start = early_loss[:, :, :1]
+    runs = np.repeat(rates, count).tolist(), list(config.seeds) * 2
+    found = trained(descent, data, *runs, chunks)
+    loss = found["loss"].reshape(2, count, -1)
+    # What leaves the range of its numbers has risen without bound.
+    rise = np.nan_to_num(loss[:, :, 1] / loss[:, :, 0], nan=1e30, posinf=1e30)
     return {
-        "sharpness": found["sharpness"],
-        "sharpness_loss": found["loss"],
+        "sharpness": found["sharpness"][:count],
+        "sharpness_loss": loss[0],
         "sharpness_rate": rates[0],
-        # A run that leaves the range of its numbers has risen without bound.
-        "early_rise": np.nan_to_num(early_loss / start, nan=1e30, posinf=1e30).max(-1),
+        "early_rise": rise,
     }
 
 
 def transfer(config: Any, model: Model) -> dict[str, Any]:
     """Loss after a short training with Adam against the learning rate, at the smallest and at the largest width."""
-    part, count = config.transfer, len(config.seeds)
+    check_loss(model)
+    part, count, chunks = config.transfer, len(config.seeds), 10
     rates = 2.0 ** np.linspace(*part.log2_rates)
-    data, found = {"train": (model.x, model.y)}, []
     runs = np.repeat(rates, count).tolist(), list(config.seeds) * len(rates)
-    for rule in ("standard", "mup"):
-        for width in (config.widths[0], config.widths[-1]):
-            net = parametrized(model, rule, width, config.base_width)
-            records = trained(
-                net,
-                loss_of(model, net),
-                data,
-                *runs,
-                part.steps,
-                max(part.steps // 10, 1),
-                lambda params, carry, rate, data: (carry, {}),
-                optimizer=optax.adam,
-                batch=part.batch,
-            )
-            found.append(records["batch_loss"][:, -2:].mean(1).reshape(len(rates), count))
-    return {"transfer_loss": np.reshape(found, (2, 2, len(rates), count))}
+    found = np.zeros((len(TRANSFER), 2, len(rates), count))
+    for column, width in enumerate((config.widths[0], config.widths[-1])):
+        nets = [parametrized(model, rule, width, config.base_width) for rule in TRANSFER]
+        data = {"train": (model.x, model.y), "factors": nets[0].factors}
+        descent = program(
+            nets[0],
+            model.loss,
+            data,
+            count * len(rates),
+            part.steps // chunks,
+            lambda net, params, carry, data: (carry, {}),
+            optimizer=optax.adam,
+            batch=part.batch,
+        )
+        for row, net in enumerate(nets):
+            records = trained(descent, data | {"factors": net.factors}, *runs, chunks)
+            last = records["batch_loss"][:, -2:].mean(1)
+            found[row, column] = last.reshape(len(rates), count)
+    return {"transfer_loss": found}
 
 
 def collapse(config: Any, model: Model) -> dict[str, Any]:
     """Collapse of the last layer that grows with the width, before and after training, and with labels redrawn."""
-    part, width = config.collapse, config.widths[0]
+    check_loss(model)
     if model.y.dtype.kind not in "iu" or model.y.ndim != 1:
         raise ValueError("the targets are no classes of whole inputs: collapse is of class means")
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(model.y))
-    per = max(part.examples // model.outputs, 2)
+    part, rng, count = config.collapse, np.random.default_rng(0), len(config.seeds)
+    order, per = rng.permutation(len(model.y)), max(part.examples // model.outputs, 2)
     chosen = np.concatenate([order[model.y[order] == k][:per] for k in range(model.outputs)])
-    x, y = model.x[chosen], model.y[chosen]
     last = wide_layers(model, config.widths)[-1]
-    net = parametrized(model, "standard", width, config.base_width)
+    net = parametrized(model, "standard", config.widths[0], config.base_width)
 
-    def measure(params, carry, rate, data):
+    def measure(net, params, carry, data):
         inputs, labels = data["train"]
         h = model.features(net, params, inputs)[last].reshape(len(inputs), -1)
-        found = [metrics.neural_collapse(h, of, model.outputs) for of in (labels, data["redrawn"])]
-        values = [
-            [c.nc1.value, c.nc2.equinorm, c.nc2.equiangularity, c.ncc_accuracy.value] for c in found
-        ]
+        values = []
+        for of in (labels, data["redrawn"]):
+            found = metrics.neural_collapse(h, of, model.outputs)
+            frame = found.nc2.equinorm, found.nc2.equiangularity
+            values.append([found.nc1.value, *frame, found.ncc_accuracy.value])
         right = losses.accuracy(net.apply(params, inputs), labels)
         return carry, {"collapse": jnp.asarray(values), "accuracy": right}
 
-    data = {"train": (x, y), "redrawn": rng.permutation(y)}
-    count = len(config.seeds)
-    found = trained(
-        net,
-        loss_of(model, net),
-        data,
-        [part.learning_rate] * count,
-        list(config.seeds),
-        part.steps,
-        CHUNKS,
-        measure,
-        optimizer=optax.adam,
-    )
+    data = {"train": (model.x[chosen], model.y[chosen]), "factors": net.factors}
+    data["redrawn"] = rng.permutation(data["train"][1])
+    steps = part.steps // CHUNKS
+    adam = program(net, model.loss, data, count, steps, measure, optimizer=optax.adam)
+    found = trained(adam, data, [part.learning_rate] * count, list(config.seeds), CHUNKS)
     return {
         "collapse": found["collapse"],
         "collapse_accuracy": found["accuracy"],

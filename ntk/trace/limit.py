@@ -199,11 +199,11 @@ def activations(family: Callable, example: Any, **options: Any) -> dict[str, Cal
     given.pop("networks")
     traced = _trace(family, example, tuple(given.values()), batched, samples)
     terms = [t for s in traced.steps if s.operation == "function" for t in s.static[0]]
-    found = {}
-    for _, arrays, factors, _ in terms:
-        if len(factors) == 1 and not arrays:
-            function = Function(factors[0][2])
-            found.setdefault(known(function).name, function)
+    alone = [Function(f[0][2]) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
+    found: dict[str, Callable] = {}
+    for function in dict.fromkeys(alone):
+        name = known(function).name
+        found[f"{name}, another" if name in found else name] = function
     return found
 
 
