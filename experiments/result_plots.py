@@ -188,8 +188,9 @@ def kernel(found: ntk.Kernel, *, caption: str = "") -> Figure:
 @style()
 def parametrized(net: limits.Parametrized, *, caption: str = "") -> Figure:
     """What a rule does to every parameter: multiplier, initialisation, learning rates."""
+    rule = drawing.NAMES.get(net.rule.name, net.rule.name)
     caption = caption or (
-        f"Factors of {_rule(net.rule.name)} at width {net.width} on a logarithmic scale; 1 leaves the model as it is."
+        f"Factors of {rule} at width {net.width} on a logarithmic scale; 1 leaves the model as it is."
     )
     titles = {"multiplier": "multiplier", "init": "initialisation", "sgd": "SGD", "adam": "Adam"}
     made, axes = figure(list(titles.values()), caption=caption, panel=(2.2, 3.0))
@@ -203,10 +204,6 @@ def parametrized(net: limits.Parametrized, *, caption: str = "") -> Figure:
         drawing.log_ticks(ax.xaxis)
     axes[0].set_yticks(places, names)
     return made
-
-
-def _rule(name: str) -> str:
-    return {"mup": "muP", "ntk": "the NTK rule", "mean_field": "mean field"}.get(name, name)
 
 
 @style()

@@ -51,6 +51,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     # Rates are in units of 2 over the sharpness before training, so that they fit any model.
     config.coordinates = {
         "rules": ("standard", "ntk", "mup"),
+        "base_width": 8,  # well below the widths, or the outputs at the start bend the fits
+        "widths": (32, 128, 512),
         "batch": 64,
         "steps": 3,
         "learning_rate": 0.25,

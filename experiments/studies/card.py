@@ -39,6 +39,8 @@ RULES = {
     "coordinates.rules": checks.several(
         checks.choice(("standard", "ntk", "mup")), 2, needs=("mup",)
     ),
+    "coordinates.base_width": checks.WIDTH,
+    "coordinates.widths": checks.widths(3),
     "coordinates.batch": checks.whole(2),
     "coordinates.steps": checks.STEPS,
     "coordinates.learning_rate": _RATE,
@@ -80,13 +82,17 @@ def check(config: Any, task: tasks.Task) -> None:
             checks.refuse(f"{part}.steps", config[part].steps, f"a multiple of {chunks}")
     if config.sharpness.steps // config.sharpness.chunk < 16:
         checks.refuse("sharpness.steps", config.sharpness.steps, "16 chunks or more")
-    if config.widths[0] <= config.base_width:
-        checks.refuse("base_width", config.base_width, f"below all widths, {config.widths}")
+    for path, part in (("base_width", config), ("coordinates.base_width", config.coordinates)):
+        if part.widths[0] <= part.base_width:
+            checks.refuse(path, part.base_width, f"below all widths, {part.widths}")
     low, high, _ = config.transfer.log2_rates
     if not low < high:
         checks.refuse("transfer.log2_rates", (low, high), "a lower and a higher power of two")
     made = checks.context("model", model, config, task)
-    for width in (config.base_width, *config.widths):
+    widths = {config.base_width, *config.widths}
+    if "coordinates" in config.parts:
+        widths |= {config.coordinates.base_width, *config.coordinates.widths}
+    for width in sorted(widths):
         net = checks.context("model", ntk.network, made.family, width, made.x[:1], call=made.call)
         shapes = checks.context("model", jax.eval_shape, net.init, jax.random.key(0))
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -68,7 +68,7 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
     mup = data.sel(coordinate_rule="mup")
     wrong = str(mup.coordinate_wrong.values)
     decided = Precondition(
-        "decided", wrong != "undecided", str(mup.coordinate_verdict.values)[:300]
+        "decided", wrong != "undecided", str(mup.coordinate_verdict.values).rsplit(". ", 1)[-1]
     )
     made = [
         equals(
@@ -277,7 +277,7 @@ def _sharpness(data: xr.Dataset) -> list[Claim]:
             at_most,
             f"sharpness{', control' * control}: {rate:g} of the largest stable rate",
             f"{COHEN}, Sec. 2",
-            f"loss after the first chunk of steps over the loss before, at {rate:g} times 2 / sharpness",
+            f"loss in the first chunk of steps over the loss before, at {rate:g} times 2 / sharpness",
             bound=1.0,
         )
         made.append(over_seeds(judge, data.early_rise.isel(early_rate=place), control=control))

@@ -40,6 +40,7 @@ def signals(data: xr.Dataset) -> Figure:
             line = values.sel(weights=weights).rename(signal_seed="seed")
             line = line.assign_coords(signal_depth=places)
             drawing.curve(ax, line, "signal_depth", color, label=weights)
+            ax.lines[-1].set_linestyle("-" if weights == "own" else DASHED)
         ax.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
         drawing.log_ticks(ax.yaxis)
     drawing.legend(axes[-1], "weights")
@@ -100,6 +101,7 @@ def spectrum(data: xr.Dataset) -> Figure:
     keep = data.eigenvalue.values > 1e-9 * float(data.eigenvalue.max())
     left.plot(mode[keep], data.eigenvalue.values[keep], color=PALETTE[0])
     left.set(xscale="log", yscale="log", xlabel="mode", ylabel="eigenvalue")
+    drawing.log_ticks(left.yaxis)
     right.plot(mode, data.power, color=PALETTE[0], label="targets")
     shuffled = data.shuffled_power.mean("spectrum_seed")
     right.plot(mode, shuffled, color=PALETTE[1], linestyle=DASHED, label="shuffled")
@@ -114,17 +116,13 @@ def _against_width(data, values, groups, names, caption, label):
     seed = next(dim for dim in values.dims if dim.endswith("_seed"))
     for name, color in zip(names, PALETTE):
         line = values.sel({groups: name}).rename({seed: "seed"})
-        drawing.curve(ax, line, width, color, label=_word(name))
+        drawing.curve(ax, line, width, color, label=drawing.NAMES.get(name, name))
         ax.plot(line[width], drawing.median(line), "o", color=color)
     ax.set(yscale="log", xlabel="width", ylabel=label)
     drawing.width_ticks(ax, values[width].values)
     drawing.log_ticks(ax.yaxis)
     drawing.legend(ax)
     return made
-
-
-def _word(name: str) -> str:
-    return {"mup": "muP", "ntk": "NTK", "nngp": "NNGP"}.get(name, name)
 
 
 @style()
@@ -206,6 +204,7 @@ def collapse(data: xr.Dataset) -> Figure:
             line = data.collapse.sel(collapse_measure=name, collapse_labels=labels)
             line = line.rename(collapse_seed="seed")
             drawing.curve(ax, line, "collapse_step", color, label=labels)
+            ax.lines[-1].set_linestyle("-" if labels == "own" else DASHED)
         ax.set(xlabel="step", yscale="linear" if name == "ncc_accuracy" else "log")
         drawing.log_ticks(ax.yaxis)
     drawing.legend(axes[-1], "labels")

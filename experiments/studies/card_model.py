@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import limits
 import metrics
 import ntk
 from experiments import loop, losses, tasks
-from experiments.train import ONCE, Probe, Program, Setup, compile_program
+from experiments.train import INIT, ONCE, Probe, Program, Setup, compile_program, stream
 from metrics import stability
 
 NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
@@ -116,17 +117,21 @@ def check_loss(model: Model) -> None:
         raise ValueError(model.unfit)
 
 
-def edge(model: Model, net: Any, batch: tuple) -> float:
-    """The largest stable rate of gradient descent before training, 2 over the sharpness (key 0).
+def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndarray:
+    """The largest stable rate of gradient descent before training, 2 over the sharpness, of the runs of these seeds.
 
     Raises:
         ValueError: as `check_loss`.
     """
     check_loss(model)
-    loss = losses.supervised(model.loss, net.apply)
-    params = jax.jit(net.init, compiler_options=ONCE)(jax.random.key(0))
-    pairs = metrics.sharpness(loss, params, batch, num_steps=12, scale=net.lr_scale("sgd"))
-    return float(stability.maximal_learning_rate(pairs).value)
+    loss, scale = losses.supervised(model.loss, net.apply), net.lr_scale("sgd")
+
+    @functools.partial(jax.jit, compiler_options=ONCE)
+    def rate(key):
+        pairs = metrics.sharpness(loss, net.init(key), batch, num_steps=12, scale=scale)
+        return stability.maximal_learning_rate(pairs).value
+
+    return np.array([float(rate(stream(seed, INIT))) for seed in seeds])
 
 
 def program(

@@ -94,7 +94,7 @@ PARTS = {
         )
         | _variables("layer", coordinate_layer="layer"),
         lambda config: {
-            "coordinate_width": _widths(config),
+            "coordinate_width": Axis(list(config.coordinates.widths), "width", "neurons"),
             "coordinate_rule": Axis(list(config.coordinates.rules), "parametrization"),
             "end": Axis(["low", "high"], "end of the interval"),
         },
@@ -208,15 +208,16 @@ PARTS = {
         _variables(
             "sharpness_seed sharpness_step", sharpness="sharpness", sharpness_loss="training loss"
         )
-        | _variables("", sharpness_rate="learning rate")
+        | _variables("sharpness_seed", sharpness_rate="learning rate")
         | _variables(
             "early_rate sharpness_seed",
-            early_rise="loss after the first chunk over the loss before",
+            early_rise="loss in the first chunk of steps over the loss before",
         ),
         lambda config: {
             "sharpness_seed": _seeds(config),
             "early_rate": Axis(
-                [config.sharpness.learning_rate, 2.0], "learning rate over the largest stable one"
+                [config.sharpness.learning_rate, training.TOO_LARGE],
+                "learning rate over the largest stable one",
             ),
             "sharpness_step": _steps(
                 config.sharpness.steps, config.sharpness.steps // config.sharpness.chunk

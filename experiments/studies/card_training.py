@@ -17,7 +17,7 @@ from experiments.studies.card_model import (
     Model,
     as_matrix,
     check_loss,
-    edge,
+    edges,
     limit,
     one_hot,
     parametrized,
@@ -25,27 +25,28 @@ from experiments.studies.card_model import (
     trained,
     wide_layers,
 )
-from experiments.studies.ntk_convergence import tangent_kernel
 from metrics import kernels
 
 TRANSFER = ("standard", "mup")
 MEASURES = ("nc1", "equinorm", "equiangularity", "ncc_accuracy")
 UNDECIDED = ("none", "undecided")
+TOO_LARGE = 4.0  # times the largest stable rate
 CHUNKS = 8  # of the training towards collapse
 
 
 def coordinates(config: Any, model: Model) -> dict[str, Any]:
     """The coordinate check of three rules, each judged against muP."""
     check_loss(model)
-    part, base = config.coordinates, config.base_width
+    part, base = config.coordinates, config.coordinates.base_width
     batch = model.x[: part.batch], model.y[: part.batch]
     plain = parametrized(model, "standard", base, base)
-    rate, found = part.learning_rate * edge(model, plain, batch), []
+    rate = part.learning_rate * float(edges(model, plain, batch, config.seeds).min())
+    found = []
     for rule in part.rules:
         found.append(
             limits.coordinate_check(
                 lambda n, rule=rule: parametrized(model, rule, n, base),
-                list(config.widths),
+                list(part.widths),
                 batch,
                 losses.LOSSES[model.loss],
                 jax.random.key(0),
@@ -105,16 +106,25 @@ def prediction(config: Any, model: Model) -> dict[str, Any]:
     return {"prediction_distance": off}
 
 
+def kernel_of_descent(net: Any, params: Any, x: Any) -> Any:
+    """Tangent kernel of gradient descent, with the learning-rate factors of the rule, which may be traced."""
+    root = jax.tree.map(jnp.sqrt, jax.tree.map(jnp.asarray, net.lr_scale("sgd")))
+    held = jax.tree.map(lambda p, r: p / jnp.where(r == 0, 1, r), params, root)
+    return ntk.empirical_ntk(
+        lambda p, x: net.apply(jax.tree.map(jnp.multiply, root, p), x), held, x, trace_axes=(-1,)
+    )
+
+
 def laziness(config: Any, model: Model) -> dict[str, Any]:
     """How far training moves the kernel, under the NTK rule and under muP."""
     part, base, count = config.laziness, config.base_width, len(config.seeds)
     x, y = model.x[: part.examples], model.y[: part.examples]
-    rate = part.learning_rate * edge(model, parametrized(model, "standard", base, base), (x, y))
+    plain = parametrized(model, "standard", base, base)
+    rate = part.learning_rate * float(edges(model, plain, (x, y), config.seeds).min())
     labels = one_hot(model, y).reshape(-1, model.outputs)
 
     def measure(net, params, carry, data):
-        kernel = tangent_kernel(net)(params, data["train"][0], None)
-        return carry, {"kernel": as_matrix(kernel)}
+        return carry, {"kernel": as_matrix(kernel_of_descent(net, params, data["train"][0]))}
 
     change = np.zeros((2, count, len(config.widths)))
     aligned, target = np.zeros_like(change), np.zeros((*change.shape, 2))
@@ -139,8 +149,8 @@ def sharpness(config: Any, model: Model) -> dict[str, Any]:
     part, count = config.sharpness, len(config.seeds)
     net = parametrized(model, "standard", config.widths[0], config.base_width)
     batch = model.x[: part.examples], model.y[: part.examples]
-    largest = edge(model, net, batch)
-    rates = [part.learning_rate * largest, 2 * largest]
+    largest = edges(model, net, batch, config.seeds)
+    rates = [*(part.learning_rate * largest), *(TOO_LARGE * largest)]
 
     def top(net, params, data, start, steps):
         loss = losses.supervised(model.loss, net.apply)
@@ -157,15 +167,15 @@ def sharpness(config: Any, model: Model) -> dict[str, Any]:
     data = {"train": batch, "factors": net.factors}
     descent = program(net, model.loss, data, 2 * count, part.chunk, measure, start=begin)
     chunks = part.steps // part.chunk
-    runs = np.repeat(rates, count).tolist(), list(config.seeds) * 2
-    found = trained(descent, data, *runs, chunks)
-    loss = found["loss"].reshape(2, count, -1)
+    found = trained(descent, data, rates, list(config.seeds) * 2, chunks)
+    loss, mean = (found[name].reshape(2, count, -1) for name in ("loss", "batch_loss"))
     # What leaves the range of its numbers has risen without bound.
-    rise = np.nan_to_num(loss[:, :, 1] / loss[:, :, 0], nan=1e30, posinf=1e30)
+    rise = np.maximum(loss[:, :, 1], mean[:, :, 1]) / loss[:, :, 0]
+    rise = np.nan_to_num(rise, nan=1e30, posinf=1e30)
     return {
         "sharpness": found["sharpness"][:count],
         "sharpness_loss": loss[0],
-        "sharpness_rate": rates[0],
+        "sharpness_rate": rates[:count],
         "early_rise": rise,
     }
 
