@@ -54,6 +54,8 @@ def options(arguments: list[str]) -> list[str]:
     task, folder = find_data(chosen["data"])
     made = [f"--config=card:{preset}", f"--config.model.name={model}", f"--config.task.name={task}"]
     made += [f"--config.task.data_dir={folder}"] if folder else []
+    if task == "text":  # kernels of all pairs of positions are measured
+        made.append("--config.task.length=16")
     if not any(word.startswith("--workdir") for word in rest):
         named = pathlib.Path(model.partition(".py:")[0]).stem + "-" + model.rpartition(".py:")[2]
         made.append(f"--workdir=runs/card-{named.replace(':', '-')}-{task}-{preset}")

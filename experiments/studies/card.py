@@ -210,9 +210,11 @@ def figures(data: xr.Dataset) -> dict[str, Any]:
 def tables(data: xr.Dataset) -> dict[str, tuple]:
     """Title -> (head, rows, note) of the card's tables: what does not apply, parameters, activations, derivation."""
     missing = refusals(data)
-    made = {}
-    if missing:
-        rows = [(name, textwrap.shorten(why, 600)) for name, why in missing.items()]
+    made, lacking = {}, dict(missing)
+    if "criticality" not in missing and str(data.no_chain.values):
+        lacking["criticality, recursion"] = str(data.no_chain.values)
+    if lacking:
+        rows = [(name, textwrap.shorten(why, 600)) for name, why in lacking.items()]
         made["What does not apply"] = (("part", "why"), rows, "")
     for title, table in TABLES.items():
         if table.part not in missing:

@@ -221,25 +221,30 @@ def wide_layers(model: Model, widths: tuple) -> list[str]:
     return names
 
 
-def kernel_options(config: Any, model: Model) -> dict[str, Any]:
-    """Options of `ntk.infinite_width` and of `limits.parametrize`: weights of unit variance, where they have a limit.
+class Limit(NamedTuple):
+    """The limit of a family: its kernel function, the networks whose limit it is, and the options of both."""
 
-    Else the model itself at the base width, from which the multipliers carry on.
+    kernel_fn: Callable
+    at_width: Callable
+    options: dict[str, Any]
+
+
+def limit(config: Any, model: Model) -> Limit:
+    """The limit of weights of unit variance; where they have none, of the model itself from the base width on.
+
+    Raises:
+        ValueError: as `ntk.infinite_width`.
     """
+    options: dict[str, Any] = {"call": model.call}
     try:
-        ntk.infinite_width(model.family, model.x[:1], call=model.call)
+        kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
     except ValueError as error:
         if "base_width" not in str(error):
             raise
-        return {"call": model.call, "base_width": config.base_width}
-    return {"call": model.call}
+        options["base_width"] = config.base_width
+        kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
 
+    def at_width(width):
+        return limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
 
-def limit(config: Any, model: Model) -> tuple[Callable, Callable]:
-    """(kernel function of infinite width, ``width -> network`` whose limit it is)."""
-    options = kernel_options(config, model)
-    return ntk.infinite_width(
-        model.family, model.x[:1], **options
-    ), lambda width: limits.parametrize(
-        model.family, "ntk", width=width, example=model.x[:1], **options
-    )
+    return Limit(kernel_fn, at_width, options)

@@ -126,6 +126,7 @@ PARTS = {
             critical_variance="critical variance of preactivations",
             own_std="W_std of the model",
         )
+        | _variables("", no_chain="why there is no recursion")
         | _variables(
             "critical_seed assumed",
             next_predicted="variance of the last hidden layer, predicted",
@@ -135,7 +136,7 @@ PARTS = {
             "critical_seed": _seeds(config),
             "assumed": Axis(["own", "twice"], "variance of the weights"),
         },
-        ("activation", "critical_kind"),
+        ("activation", "critical_kind", "no_chain"),
     ),
     "kernel": Part(
         start.kernel,

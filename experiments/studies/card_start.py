@@ -15,7 +15,6 @@ import ntk
 from experiments.studies.card_model import (
     Model,
     as_matrix,
-    kernel_options,
     limit,
     one_hot,
     parametrized,
@@ -23,6 +22,8 @@ from experiments.studies.card_model import (
 )
 from experiments.train import ONCE
 from metrics import kernels
+
+NO_CHAIN = "the recursion of variances is of a chain of layers alike, with one nonlinearity"
 
 
 def axes(config: Any, model: Model) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _cosine(rows: jax.Array) -> jax.Array:
 def criticality(config: Any, model: Model) -> dict[str, Any]:
     """At which weights each nonlinearity is critical; in a chain of layers the variances that follow from its own."""
     x = model.x[:1]
-    options = kernel_options(config, model)
+    options = limit(config, model).options
     nonlinearities = ntk.activations(model.family, x, **options)
     if not nonlinearities:
         raise ValueError("the model has no nonlinearity of one preactivation")
@@ -113,7 +114,8 @@ def criticality(config: Any, model: Model) -> dict[str, Any]:
     own = _own_variance(explained)
     chain = {"data", "weights", "function"} == {row.operation for row in explained.steps}
     predicted = variance = np.full((len(config.seeds), 2), np.nan)
-    if chain and len(nonlinearities) == 1 and math.isfinite(own):
+    no_chain = "" if chain and len(nonlinearities) == 1 and math.isfinite(own) else NO_CHAIN
+    if not no_chain:
         predicted, variance = _recursion(config, model, next(iter(nonlinearities.values())), own)
     return {
         "activation": list(nonlinearities),
@@ -122,6 +124,7 @@ def criticality(config: Any, model: Model) -> dict[str, Any]:
         "critical_bias": [math.nan if c.C_b is None else c.C_b for c in found],
         "critical_variance": [math.nan if c.variance is None else c.variance for c in found],
         "own_std": np.full(len(found), np.sqrt(own)),
+        "no_chain": no_chain,
         "next_predicted": predicted,
         "next_variance": variance,
     }
@@ -159,7 +162,7 @@ def _recursion(config, model, activation, C_W) -> tuple[np.ndarray, np.ndarray]:
 def kernel(config: Any, model: Model) -> dict[str, Any]:
     """The kernels of infinite width with their derivation, against those of finite networks."""
     part, x = config.kernel, model.x[: config.kernel.examples]
-    kernel_fn, at_width = limit(config, model)
+    kernel_fn, at_width, options = limit(config, model)
     exact = kernel_fn(x, None, ("nngp", "ntk"))
     theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
     off = np.zeros((2, part.seeds, len(config.widths)))
@@ -177,7 +180,7 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
             for row, k in enumerate((theta, nngp)):
                 off[row, seed, column] = np.linalg.norm(found - k) / np.linalg.norm(k)
                 level[row, seed, column] = np.trace(found) / np.trace(k)
-    explained = ntk.explain(model.family, x[:1], **kernel_options(config, model))
+    explained = ntk.explain(model.family, x[:1], **options)
     steps = explained.steps
     return {
         "kernel_distance": off,
@@ -198,7 +201,7 @@ def spectrum(config: Any, model: Model) -> dict[str, Any]:
     """Eigenvalues of the kernel on the data, and the share of the targets that its top modes hold."""
     count = min(config.spectrum.examples, len(model.x))
     x, y = model.x[:count], one_hot(model, model.y[:count])
-    kernel_fn, _ = limit(config, model)
+    kernel_fn = limit(config, model).kernel_fn
     theta = np.asarray(as_matrix(kernel_fn(x, None, "ntk")), float)
     y = y.reshape(len(theta), -1)
     if len(theta) != y.shape[0]:

@@ -75,7 +75,7 @@ def prediction(config: Any, model: Model) -> dict[str, Any]:
     part, count = config.prediction, len(config.seeds)
     x, y = model.x[: part.examples], one_hot(model, model.y[: part.examples])
     x_test = model.test[0][: part.examples]
-    kernel_fn, at_width = limit(config, model)
+    kernel_fn, at_width, _ = limit(config, model)
     between = {k: np.asarray(kernel_fn(x_test, x, k)) for k in ("ntk", "nngp")}
     within = {k: np.asarray(kernel_fn(x, None, k)) for k in ("ntk", "nngp")}
     theta = as_matrix(within["ntk"])
