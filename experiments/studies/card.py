@@ -18,7 +18,7 @@ from experiments import checks, families, grid, losses, tasks
 from experiments.grid import Axis, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import card_figures as drawn
-from experiments.studies import card_model as users
+from experiments.studies import card_model
 from experiments.studies.card_claims import claims
 from experiments.studies.card_parts import PARTS, TABLES, Part
 
@@ -106,8 +106,8 @@ def total_steps(config: Any) -> int:
     return len(config.parts)
 
 
-def model(config: Any, task: tasks.Task) -> users.Model:
-    """The user's family with its data, as it takes them.
+def model(config: Any, task: tasks.Task) -> card_model.Model:
+    """The user's family with its data, as it takes them: vectors, where its outputs are then those of the task.
 
     Raises:
         ValueError: the model runs neither on vectors nor on the inputs as they are.
@@ -115,7 +115,7 @@ def model(config: Any, task: tasks.Task) -> users.Model:
     fields = config.model.to_dict()
     name = fields.pop("name")
     family = families.for_task(name, task, **fields)
-    call, errors = families.keywords(config.call), {}
+    call, errors, ran = families.keywords(config.call), {}, []
     shapes = {"vectors": (len(task.train.x), -1), "as they are": task.train.x.shape}
     if task.train.x.dtype.kind in "iu" or task.train.x.ndim == 2:
         del shapes["vectors"]
@@ -123,13 +123,15 @@ def model(config: Any, task: tasks.Task) -> users.Model:
     for kind in wanted:
         x = task.train.x.reshape(shapes[kind])
         try:
-            state = users.tried(family, config.base_width, x[:2], call)
+            found = card_model.tried(family, config.base_width, x[:2], call)
         except Exception as error:  # networks raise nearly anything
             errors[kind] = error
             continue
-        return users.made(config, task, family, call, x, state)
+        ran.append(card_model.made(config, task, family, call, x, found))
+    if ran:
+        return next((one for one in ran if not one.unfit), ran[0])
     said = "; ".join(
-        f"inputs {kind} {task.train.x[:1].reshape(1, *shapes[kind][1:]).shape[1:]}: {users.sentence(error)}"
+        f"inputs {kind} {task.train.x[:1].reshape(1, *shapes[kind][1:]).shape[1:]}: {card_model.sentence(error)}"
         for kind, error in errors.items()
     )
     raise ValueError(f"{name} at width {config.base_width} does not run on {task.name}. {said}")
@@ -164,7 +166,7 @@ def _short(name: str) -> str:
     return name.rpartition("/")[2] if families.is_file(name) else name
 
 
-def _part(name: str, config: Any, made: users.Model, session: Session) -> xr.Dataset:
+def _part(name: str, config: Any, made: card_model.Model, session: Session) -> xr.Dataset:
     """One part as labelled arrays; where it does not apply, nan and the reason."""
     what = PARTS[name]
     coordinates = what.coordinates(config)
@@ -175,8 +177,8 @@ def _part(name: str, config: Any, made: users.Model, session: Session) -> xr.Dat
             return _nothing(what, coordinates) | {refused: "switched off by config.parts"}
         try:
             return what.measure(config, data) | {refused: ""}
-        except users.NOT_HERE as error:
-            return _nothing(what, coordinates) | {refused: users.sentence(error)}
+        except card_model.NOT_HERE as error:
+            return _nothing(what, coordinates) | {refused: card_model.sentence(error)}
 
     variables = what.variables | {refused: Variable("why this part does not apply")}
     program = grid.Program(name, unit, variables, coordinates, steps=int(name in config.parts))

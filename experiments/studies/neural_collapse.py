@@ -165,6 +165,13 @@ def _check_network(name: str, part: Any, task: tasks.Task) -> None:
         return params, objective(net, part.loss, data)(params, data["train"])
 
     params, _ = checks.context(f"{name}.model", jax.eval_shape, trained, jax.random.key(0))
+    layers = jax.eval_shape(net.layers, params, x[:1])
+    expected = (*(f"hidden_{l}" for l in range(part.model.depth)), "features")
+    if missing := [layer for layer in expected if layer not in layers]:
+        raise ValueError(
+            f"config.{name}.model: called with features=True it names no layer {missing[0]!r}; the study reads hidden_0 "
+            f"to hidden_{part.model.depth - 1} and readout, as models.MLP names them"
+        )
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     checks.memory(f"config.{name}", 4.0 * size + x.size)
 

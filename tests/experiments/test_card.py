@@ -150,6 +150,44 @@ def test_inputs_are_as_the_model_takes_them(file):
         made(f"{file}:Images", ("inputs", "vectors"))
 
 
+def test_archives_folders_and_texts_are_data_of_a_card(tmp_path, file):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    arrays = {f"x_{part}": random.normal(size=(20, 64)) for part in ("train", "test")}
+    arrays |= {f"y_{part}": random.normal(size=(20, 3)) for part in ("train", "test")}
+    np.savez(tmp_path / "real.npz", **arrays)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for k in range(3):
+                pixels = random.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    (tmp_path / "a.txt").write_text("the quick brown fox " * 300)
+    (tmp_path / "former.py").write_text(
+        "import models\n"
+        "def family(width, vocabulary, context):\n"
+        "    sizes = dict(heads=2, vocabulary=vocabulary, context=context)\n"
+        "    return models.Transformer(width, 1, **sizes)\n"
+    )
+    whole = [("task.num_train", "0"), ("task.num_test", "0")]
+    cases = (
+        ("real.npz", f"{file}:Net:hidden", (64,), "squared_error", 3),
+        ("pictures", f"{file}:Net:hidden", (192,), "cross_entropy", 2),
+        ("pictures", f"{file}:Images", (8, 8, 3), "cross_entropy", 2),
+        ("a.txt", f"{tmp_path / 'former.py'}:family", (16,), "cross_entropy", None),
+    )
+    for data, name, shape, loss, outputs in cases:
+        words = command.options([name, f"--data={tmp_path / data}"])
+        changes = [(c.removeprefix("--config.").partition("=")) for c in words if "config." in c]
+        _, model = made(name, *[(k, v) for k, _, v in changes], *whole)
+        assert model.x.shape[1:] == shape
+        assert model.loss == loss
+        assert outputs in (None, model.outputs)
+        assert (model.unfit == "") == (name.endswith((":hidden", ":family")))
+
+
 def test_keywords_of_the_call_reach_the_model(file):
     with pytest.raises(ValueError, match="PRNG"):
         made(f"{file}:Dropped")
