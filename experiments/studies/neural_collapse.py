@@ -169,7 +169,7 @@ def _check_network(name: str, part: Any, task: tasks.Task) -> None:
     expected = (*(f"hidden_{l}" for l in range(part.model.depth)), "features")
     if missing := [layer for layer in expected if layer not in layers]:
         raise ValueError(
-            f"config.{name}.model: called with features=True it names no layer {missing[0]!r}; the study reads hidden_0 "
+            f"config.{name}.model: with features=True it names no layer {missing[0]!r}; the study reads hidden_0 "
             f"to hidden_{part.model.depth - 1} and readout, as models.MLP names them"
         )
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
