@@ -216,10 +216,11 @@ def claims(found: Claim | Sequence[Claim], *, caption: str = "") -> Figure:
     found = [found] if isinstance(found, Claim) else list(found)
     made, (ax,) = figure(caption=caption, panel=(6.0, 0.8 + 0.22 * len(found)))
     for place, claim in enumerate(reversed(found)):
-        size = 1.0 if isinstance(claim.measured, str) else abs(claim.measured)
-        share = claim.margin / (abs(claim.margin) + size) if np.isfinite(claim.margin) else np.nan
         if isinstance(claim.measured, str):
             share = 0.5 if claim.passed != claim.control else -0.5
+        else:
+            size = max(abs(claim.margin) + abs(claim.measured), 1e-300)  # 0 <= 0 lies on the line
+            share = claim.margin / size if np.isfinite(claim.margin) else np.nan
         color = PALETTE[2] if claim.passed else PALETTE[1]
         fill = "white" if claim.control else color
         ax.plot(share, place, "o", color=color, markerfacecolor=fill, markersize=6)

@@ -53,6 +53,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "rules": ("standard", "ntk", "mup"),
         "base_width": 8,  # well below the widths, or the outputs at the start bend the fits
         "widths": (32, 128, 512),
+        "seeds": 8,
         "batch": 64,
         "steps": 3,
         "learning_rate": 0.25,
@@ -71,7 +72,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.collapse = {"examples": 100, "steps": 400, "learning_rate": 2.0**-8}
     if preset == "smoke":
         config.widths, config.seeds = (32, 64, 128), (0, 1)
-        config.coordinates.rules = ("standard", "mup")
+        config.coordinates.rules, config.coordinates.seeds = ("standard", "mup"), 4
         config.kernel.seeds, config.kernel.examples = 4, 4
         config.spectrum.examples = 40
         config.prediction.examples, config.prediction.steps = 16, 20

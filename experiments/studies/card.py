@@ -41,6 +41,7 @@ RULES = {
     ),
     "coordinates.base_width": checks.WIDTH,
     "coordinates.widths": checks.widths(3),
+    "coordinates.seeds": checks.whole(2, 1000),
     "coordinates.batch": checks.whole(2),
     "coordinates.steps": checks.STEPS,
     "coordinates.learning_rate": _RATE,

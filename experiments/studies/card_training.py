@@ -52,7 +52,7 @@ def coordinates(config: Any, model: Model) -> dict[str, Any]:
                 jax.random.key(0),
                 learning_rate=rate,
                 steps=part.steps,
-                seeds=len(config.seeds),
+                seeds=part.seeds,
                 features=model.features,
             )
         )

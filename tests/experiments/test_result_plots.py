@@ -186,6 +186,9 @@ def test_several_results_are_drawn_by_name_and_claims_in_a_list():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a control", "a claim"]
     left, right = (line.get_xdata()[0] for line in ax.lines[:2])
     assert left < 0 < right
+    exact = claims.at_most("exact", "a paper", "a number", 0.0, 0.0)
+    words = claims.equals("words", "a paper", "a word", "right", "right")
+    assert len(plotting.plot([exact, words]).axes[0].lines) == 3
 
 
 def test_what_is_no_result_is_refused():
