@@ -107,6 +107,8 @@ def _others() -> str:
             "",
             "models (--config.model.name):",
             *architectures,
+            "  FILE.py:NAME: a function of the width in a file, or a linen, NNX or Equinox class; FILE.py:NAME:FIELD",
+            "    for a class whose width is another field than 'width'",
             "",
             f"rules (parametrizations): {', '.join(limits.exponents.RULES)}",
         ]

@@ -178,11 +178,13 @@ def run(
 
 
 def _asked(config: Any) -> dict[str, Any]:
-    """The configuration, with the hash of its study's file where anyone may have edited that since."""
+    """The configuration, with the hashes of files that anyone may have edited since: of its study, of its models."""
     asked = config.to_dict()
-    if config.study.endswith(".py"):
-        content = pathlib.Path(config.study).read_bytes()
-        asked[rundir.SOURCE] = hashlib.sha256(content).hexdigest()
+    study = [pathlib.Path(config.study)] if config.study.endswith(".py") else []
+    files = {"study": study, "model": settings.model_files(config).values()}
+    for kind, paths in files.items():
+        if contents := [path.read_bytes() for path in paths]:
+            asked[rundir.SOURCES[kind]] = hashlib.sha256(b"".join(contents)).hexdigest()
     return asked
 
 

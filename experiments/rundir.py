@@ -30,8 +30,8 @@ from experiments import manifest as manifests
 from experiments import seals
 from experiments.files import named, read_json, read_object, replace, write_json, write_text
 
-SOURCE = "study_sha256"
-"""Key of config.json: the hash of the file of a study that is none of this package."""
+SOURCES = {"study": "study_sha256", "model": "model_sha256"}
+"""Keys of config.json: the hash of the file of a study, of the files of models, that are none of this package."""
 
 
 @contextlib.contextmanager
@@ -103,9 +103,12 @@ def _refuse_another(path: pathlib.Path, config: dict[str, Any], configuration: s
     if (path / "config.json").exists():
         before = read_object(path / "config.json")
         if seals.digest(before) != configuration:
-            if before | {SOURCE: None} == config | {SOURCE: None}:
+            unread = dict.fromkeys(SOURCES.values())
+            if before | unread == config | unread:
+                same = before.get(SOURCES["study"]) == config.get(SOURCES["study"])
+                changed = "the file of a model" if same else config["study"]
                 raise ValueError(
-                    f"{config['study']} has changed since the points in {path} were made; {remedy}"
+                    f"{changed} has changed since the points in {path} were made; {remedy}"
                 )
             raise ValueError(f"{another} ({_first_difference(before, config)}); {remedy}")
         return

@@ -12,6 +12,7 @@ import optax
 from limits import judgement
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
+from ntk import show
 from ntk.arguments import strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
@@ -48,6 +49,18 @@ class CoordinateCheck(NamedTuple):
     wrong: tuple[str, ...]
     passed: bool
     verdict: str
+
+    def __repr__(self):
+        widths = ", ".join(map(str, self.widths.tolist()))
+        return f"CoordinateCheck(passed={self.passed}, widths {widths}: {self.verdict})"
+
+    def _repr_html_(self):
+        last = {"size": self.size_scaling, "change": self.change_scaling, "own": self.own_scaling}
+        rows = {
+            name: ", ".join(f"{k} n^{s.exponent[-1, l]:+.2f}" for k, s in last.items())
+            for l, name in enumerate(self.layers)
+        }
+        return show.table(self.verdict, rows)
 
 
 def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from scipy import optimize
 
 from limits.arguments import count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
+from ntk import show
 from ntk.activations import closed_forms
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
@@ -34,6 +35,8 @@ class Susceptibilities(NamedTuple):
     parallel: float
     perpendicular: float
     h: float
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Criticality(NamedTuple):
@@ -62,6 +65,8 @@ class Criticality(NamedTuple):
     a1: float | None = None
     p_perp: float | None = None
     attraction: float | None = None
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 _PARTS = {"C_W": number(positive=True), "C_b": number()}

@@ -23,6 +23,7 @@ import numpy as np
 from limits import quadrature
 from limits.arguments import array, count, instance, number, takes
 from limits.quadrature import Activation, average, pointwise
+from ntk import show
 
 
 class Vertices(NamedTuple):
@@ -42,6 +43,8 @@ class Vertices(NamedTuple):
     P: np.ndarray | None
     Q: np.ndarray | None
     T: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -183,6 +186,8 @@ class MetricCovariance(NamedTuple):
     gram: np.ndarray
     covariance: np.ndarray
     mean_shift: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(depth=count(), gram=array(2), **_SCALES)

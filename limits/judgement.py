@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from limits.regimes import Regime
+from ntk import show
 
 
 class Scaling(NamedTuple):
@@ -25,6 +26,8 @@ class Scaling(NamedTuple):
 
     exponent: np.ndarray
     interval: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Measured(NamedTuple):

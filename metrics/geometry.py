@@ -11,6 +11,7 @@ import numpy as np
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
+from ntk import show
 
 FRAMES = ("simplex", "orthogonal")
 # Accelerators multiply float32 matrices in fewer bits unless asked.
@@ -35,6 +36,8 @@ class Frame(NamedTuple):
     equiangularity: jax.Array
     max_angle: jax.Array
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Duality(NamedTuple):
     """How far classifier rows w_k are from the class means m_k; every number is 0 at collapse.
@@ -49,6 +52,8 @@ class Duality(NamedTuple):
     distance: jax.Array
     angle: jax.Array
     uniformity: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:

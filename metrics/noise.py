@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 
 class NoiseScale(NamedTuple):
@@ -25,6 +26,8 @@ class NoiseScale(NamedTuple):
     # precision cannot hold them (gradients beyond 1e19, or below 1e-19).
     noise: jax.Array
     signal: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def gradient_noise_scale(
@@ -107,6 +110,8 @@ class BatchSharpness(NamedTuple):
     excess: Estimate  # S2, over probes
     value: jax.Array  # (len(batch_sizes),)
     error: jax.Array  # (len(batch_sizes),)
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def batch_sharpness_prediction(

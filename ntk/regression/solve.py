@@ -38,6 +38,7 @@ __all__ = [
     "inducing",
     "regression",
 ]
+from ntk import show
 
 Array = jax.Array
 
@@ -66,6 +67,8 @@ class Solution(NamedTuple):
     converged: Array
     leave_one_out: Array | None = None
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Regression(NamedTuple):
     """A fitted kernel machine.
@@ -77,6 +80,8 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], np.ndarray]
     solution: Solution
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def regression(

@@ -22,6 +22,7 @@ from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret
+from ntk.trace.activations import Function, known
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
@@ -168,6 +169,42 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
         return explanation(_trace(family, example, assumed, batched, samples))
     traced, kernel_fn = _ruled_or_sampled(family, example, assumed, batched, samples, networks)
     return sampling(kernel_fn) if traced is None else explanation(traced)
+
+
+def activations(family: Callable, example: Any, **options: Any) -> dict[str, Callable]:
+    """The nonlinearities of a family, each a function of one preactivation, by name in the order of their use.
+
+    What `limits.criticality` and `limits.susceptibilities` take. Products with gates and gains that are trained are
+    left out: they are no functions of one Gaussian.
+
+    Args:
+        family: as in `infinite_width`.
+        example: the same.
+        **options: the same, but for `otherwise`, which must be "refuse".
+
+    Returns:
+        {name: elementwise function of an array}; empty for a linear network.
+
+    Raises:
+        ValueError: as in `infinite_width`.
+    """
+    defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
+    refuse_unknown("activations", options, defaults)
+    given = defaults | options
+    _check_parametrization(given.pop("parametrization"))
+    batched, samples = given.pop("batched"), given.pop("attention_samples")
+    family = families.called(family, given.pop("call"))
+    if given.pop("otherwise") != "refuse":
+        raise ValueError('otherwise must be "refuse": a model that is sampled is not read')
+    given.pop("networks")
+    traced = _trace(family, example, tuple(given.values()), batched, samples)
+    terms = [t for s in traced.steps if s.operation == "function" for t in s.static[0]]
+    alone = [Function(f[0][2]) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
+    found: dict[str, Callable] = {}
+    for function in dict.fromkeys(alone):
+        name = known(function).name
+        found[f"{name}, another" if name in found else name] = function
+    return found
 
 
 @strict

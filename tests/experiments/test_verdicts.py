@@ -609,6 +609,62 @@ SCHEMAS = {
             **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
         },
     ),
+    "card": (
+        {
+            "axes_seed": [0, 1],
+            "place": ["base", "widest"],
+            "coordinate_rule": ["standard", "mup"],
+            "layer": 3,
+            "signal_seed": [0, 1, 2],
+            "weights": ["own", "growing"],
+            "signal_depth": 3,
+            "critical_seed": [0, 1, 2],
+            "assumed": ["own", "twice"],
+            "kernel_of": ["ntk", "nngp"],
+            "kernel_seed": [0, 1, 2, 3],
+            "kernel_width": [32, 64, 128],
+            "mode": 20,
+            "spectrum_seed": [0, 1],
+            "predicted_by": ["ntk", "nngp"],
+            "prediction_seed": [0, 1],
+            "prediction_width": [32, 64, 128],
+            "lazy_rule": ["ntk", "mup"],
+            "lazy_seed": [0, 1],
+            "lazy_width": [32, 64, 128],
+            "sharpness_seed": [0, 1],
+            "sharpness_step": [0, 5, 10, 15, 20, 25, 30, 35],
+            "early_rate": [0.5, 4.0],
+            "transfer_rule": ["standard", "mup"],
+            "transfer_width": [32, 128],
+            "transfer_rate": [0.01, 0.02, 0.04],
+            "transfer_seed": [0, 1, 2],
+            "collapse_seed": [0, 1],
+            "collapse_step": [0, 10],
+            "collapse_labels": ["own", "redrawn"],
+            "collapse_measure": ["nc1", "ncc_accuracy"],
+        },
+        {
+            "plain_difference": "axes_seed place",
+            "coordinate_slope": "coordinate_rule layer",
+            "coordinate_interval": "coordinate_rule layer end",
+            "signal_variance": "weights signal_seed signal_depth",
+            "signal_growth": "weights signal_seed signal_depth",
+            "next_predicted": "critical_seed assumed",
+            "next_variance": "critical_seed assumed",
+            "kernel_distance": "kernel_of kernel_seed kernel_width",
+            "kernel_level": "kernel_of kernel_seed kernel_width",
+            "power": "mode",
+            "shuffled_power": "spectrum_seed mode",
+            "prediction_distance": "predicted_by prediction_seed prediction_width",
+            "kernel_change": "lazy_rule lazy_seed lazy_width",
+            "sharpness": "sharpness_seed sharpness_step",
+            "sharpness_rate": "sharpness_seed",
+            "early_rise": "early_rate sharpness_seed",
+            "transfer_loss": "transfer_rule transfer_width transfer_rate transfer_seed",
+            "collapse": "collapse_seed collapse_step collapse_labels collapse_measure",
+            "collapse_accuracy": "collapse_seed collapse_step",
+        },
+    ),
 }
 
 
@@ -685,6 +741,19 @@ def principles(data):
     return data.assign(sampled=1 + data.sampled, sampled_theory=0.9 * data.sampled_theory)
 
 
+def whole_card(data):
+    parts = importlib.import_module("experiments.configs.card").PARTS
+    valley = xr.DataArray([2.0, 1.0, 2.0], dims="transfer_rate")
+    data = data.assign({f"{part}_refused": "" for part in parts})
+    data = data.assign(coordinate_wrong=("coordinate_rule", ["readout", "none"]))
+    data = data.assign(coordinate_verdict=("coordinate_rule", ["wrong", "right"]))
+    data = data.assign(
+        coordinate_layer=("layer", ["one", "two", "out"]), collapse_layer="two", no_chain=""
+    )
+    data = data.assign(transfer_loss=data.transfer_loss**0.01 * valley)
+    return data.assign(collapse_accuracy=1 + 0 * data.collapse_accuracy)
+
+
 DETAILS = {
     "cnn_learning_curves": patches,
     "batch_curvature": batches,
@@ -696,6 +765,7 @@ DETAILS = {
     "hopfield_retrieval": retrieved,
     "principles": principles,
     "opposing_signals": opposing,
+    "card": whole_card,
 }
 
 
