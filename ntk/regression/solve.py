@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
@@ -38,7 +38,6 @@ __all__ = [
     "inducing",
     "regression",
 ]
-from ntk import show
 
 Array = jax.Array
 
