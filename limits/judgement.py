@@ -8,8 +8,8 @@ fitted exponent by `_bend`. Other parametrizations lie half a power away. Theref
 - wrong, if its deviation is larger than the interval and |c| = 2 together, or stays in a fit with that correction. So
   many layers and steps are compared that this interval covers all of them at once (Bonferroni): a right network is
   called wrong in at most 1 - confidence of the cases;
-- undecided otherwise, and whatever was fitted where the largest width is less than twice the smallest: seeds that happen
-  to agree are no evidence there.
+- undecided otherwise, and whatever was fitted where the largest width is less than twice the smallest: seeds that
+  happen to agree are no evidence there.
 """
 
 import math
