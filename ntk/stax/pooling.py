@@ -131,11 +131,11 @@ def GlobalSumPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
 
 
 def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
-    def pixels(ndim: int) -> tuple[int, ...]:
+    def spatial(ndim: int) -> tuple[int, ...]:
         return tuple(a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim))
 
     def apply(params, x, mask=None, **_):
-        axes = pixels(x.ndim)
+        axes = spatial(x.ndim)
         if not mean:
             return jnp.sum(x, axes)
         if mask is None:
@@ -152,9 +152,9 @@ def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
         apply,
         rule,
         ("GlobalPool", mean, batch_axis, channel_axis),
-        shape=lambda s: tuple(size for a, size in enumerate(s) if a not in pixels(len(s))),
+        shape=lambda s: tuple(size for a, size in enumerate(s) if a not in spatial(len(s))),
         needs=mixes_pixels,
-        mask=lambda mask, s: jnp.all(mask, pixels(mask.ndim)),
+        mask=lambda mask, s: jnp.all(mask, spatial(mask.ndim)),
         remask=False,
         axes=(batch_axis, channel_axis),
     )
