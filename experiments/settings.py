@@ -34,6 +34,7 @@ class Options(NamedTuple):
     config: str | None = None
     workdir: str | None = None
     devices: int = 1
+    cluster: str | None = None
     checkpoint_seconds: float = 20.0
     tensorboard: str | None = None
     wandb: str | None = None

@@ -1,6 +1,7 @@
 """What training did: curvature, collapse, kernels and features, as pure functions with their errors."""
 
 from metrics import (
+    batch_curvature,
     blocks,
     chunks,
     collapse,
@@ -9,6 +10,7 @@ from metrics import (
     frames,
     geometry,
     kernels,
+    learning,
     noise,
     operators,
     spectra,
@@ -23,6 +25,12 @@ from metrics.collapse import (
 )
 from metrics.curvature import Sharpness, eigenpairs, sharpness
 from metrics.estimate import Estimate
+from metrics.learning import (
+    estimated_risk,
+    fit_spectrum,
+    intrinsic_dimension,
+    learning_curve,
+)
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
 from metrics.spectra import density, diagonal, spectral_density, trace
 from metrics.stability import edge_of_stability
@@ -33,6 +41,7 @@ __all__ = [
     "Optimum",
     "PowerLaw",
     "Sharpness",
+    "batch_curvature",
     "blocks",
     "chunks",
     "collapse",
@@ -41,13 +50,18 @@ __all__ = [
     "diagonal",
     "edge_of_stability",
     "eigenpairs",
+    "estimated_risk",
     "examples",
     "features",
     "fit_power_law",
+    "fit_spectrum",
     "frames",
     "generalized_collapse",
     "geometry",
+    "intrinsic_dimension",
     "kernels",
+    "learning",
+    "learning_curve",
     "neural_collapse",
     "noise",
     "ood_orthogonality",

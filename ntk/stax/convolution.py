@@ -117,9 +117,9 @@ def _conv(
     width = out_chan * (s[1] if standard else 1)
     specs = _specs(len(window), dimension_numbers)
     lhs, rhs, out_spec = specs
-    letters = [c for c in lhs if c not in "NC"]
+    spatial = [c for c in lhs if c not in "NC"]
     filter_axes = [c for c in rhs if c not in "IO"]
-    order = [filter_axes.index(c) for c in letters]  # filters may name the axes in another order
+    order = [filter_axes.index(c) for c in spatial]  # filters may name the axes in another order
     kernel_window, kernel_strides = (tuple(v[i] for i in order) for v in (window, strides))
 
     def fan_in(input_shape: Shape) -> int:
@@ -194,7 +194,7 @@ def _conv(
             transpose=transpose,
         )
         names = [c for c in out_spec if c not in "NC"]
-        out = pixels.reorder(out, [letters.index(c) for c in names])
+        out = pixels.reorder(out, [spatial.index(c) for c in names])
         return out.replace(batch_axis=out_spec.index("N"), channel_axis=out_spec.index("C"))
 
     def mask_fn(mask, input_shape):
@@ -210,7 +210,7 @@ def _conv(
         else:
             hidden = centres(hidden, kernel_window, kernel_strides, padding)
         names = [c for c in out_spec if c not in "NC"]
-        hidden = jnp.transpose(hidden, (0, 1, *(2 + letters.index(c) for c in names)))
+        hidden = jnp.transpose(hidden, (0, 1, *(2 + spatial.index(c) for c in names)))
         return jnp.moveaxis(hidden, (0, 1), (out_spec.index("N"), out_spec.index("C")))
 
     return layer(

@@ -278,6 +278,80 @@ SCHEMAS = {
             "digit_deep": "label_noise digit_seed digit_dimension",
         },
     ),
+    "random_features": (
+        {
+            "sweep": ["features", "samples"],
+            "count": [64, 128, 256],
+            "rf_ridge": [0.001, 0.1],
+            "rf_seed": [0, 1, 2],
+            "learn_seed": [0, 1],
+            "learn_ridge": [0.0, 0.1],
+            "mode": 30,
+            "phase_noise": [0.0, 2.0],
+            "alpha": [1.5, 2.0],
+            "beta": [1.2, 1.8],
+            "image_noise": [0.0, 0.5],
+            "image_seed": [0, 1],
+            "image_count": [50, 100],
+            "image_ridge": [0.0, 0.2],
+            "layer_features": [64, 256],
+            "layer_seed": [0, 1],
+            "stage": ["linear", "one layer", "two layers"],
+            "bundle": ["layer", "first bundled", "both bundled"],
+            "function": ["sin", "cos", "relu", "arc-cosine"],
+            "norm": [0.3, 0.6],
+        },
+        {
+            **dict.fromkeys(("theory_test", "theory_train", "kernel_test"), "sweep count rf_ridge"),
+            **{
+                f"rf_{name}": "sweep count rf_seed rf_ridge"
+                for name in ("test", "train", "estimated")
+            },
+            "rf_best": "sweep count rf_seed",
+            "learnt": "learn_seed learn_ridge mode",
+            "learnable": "learn_ridge mode",
+            "conserved": "learn_ridge",
+            "ratio": "phase_noise alpha beta",
+            "ratio_predicted": "phase_noise alpha beta",
+            "image_test": "image_noise image_seed image_count image_ridge",
+            **{
+                f"image_{name}": "image_noise image_count image_ridge"
+                for name in ("predicted", "permuted", "linear")
+            },
+            "accuracy": "layer_features layer_seed stage",
+            "layer_error": "layer_features layer_seed bundle",
+            "bias": "function norm",
+            "variance": "function norm",
+        },
+    ),
+    "cnn_learning_curves": (
+        {
+            "kind": ["ntk", "nngp"],
+            "layers": [1, 2],
+            "wavenumber": [10, 14, 20],
+            "case_1": ["1 patch: d = 1 by d = 1"],
+            "case_2": ["2 patches: d = 1 by d = 2", "2 patches: d = 2 by d = 2"],
+            "case_4": [f"4 patches: d = {d} by d = 4" for d in (1, 2, 4)],
+            "curve_seed": [0, 1],
+            "sample": [64, 128, 256],
+            "dimension": [1, 2],
+            "ambient": [16, 64],
+            "manifold_seed": [0, 1],
+            "manifold_sample": [64, 128, 256],
+            "get": ["ntk"],
+            "image_sample": [32, 64, 128],
+        },
+        {
+            "one_patch": "kind layers wavenumber",
+            "two_patches": "kind layers wavenumber",
+            **{f"error_{patches}": f"curve_seed case_{patches} sample" for patches in (1, 2, 4)},
+            **{f"predicted_{patches}": f"case_{patches} sample" for patches in (1, 2, 4)},
+            "manifold_error": "dimension ambient manifold_seed manifold_sample",
+            "measured_dimension": "dimension ambient manifold_seed",
+            "image_error": "get image_sample",
+            "image_dimension": "get",
+        },
+    ),
     "feature_learning_limit": (
         {
             "rule": ["ntk", "mup"],
@@ -308,6 +382,231 @@ SCHEMAS = {
             "shuffled_analogy": "word_seed",
             "few_accuracy": "background few_seed few_width",
             "few_kernel": "background few_seed kernel_rate trained",
+        },
+    ),
+    "batch_curvature": (
+        {
+            "law": ["Hessians", "gradients"],
+            "spike": [0.7, 1.5, 3.0],
+            "synthetic_seed": [0, 1],
+            "kind": ["measured noise", "independent Hessians", "independent gradients"],
+            "batch": [16, 64, 256],
+            "seed": [0, 1, 2],
+            "smallest_of": ["all", "batch"],
+            "optimizer": ["sgd", "adam"],
+            "rate_batch": [1, 4, 64, 256],
+            "rate_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(
+                ("random_top", "random_law", "random_bare"), "law spike synthetic_seed"
+            ),
+            "law_top": "kind seed batch",
+            **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
+            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
+            "smallest": "seed smallest_of",
+            "largest_rate": "optimizer rate_batch rate_seed",
+        },
+    ),
+    "deep_kernel_machines": (
+        {
+            "widths": ["8", "3, 20"],
+            "linear_seed": [0, 1],
+            "kernel": ["ReLU", "squared exponential"],
+            "nu": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4],
+            "nngp_seed": [0, 1, 2],
+            "copies": [4, 16, 64],
+            "posterior_seed": [0, 1, 2],
+            "inducing": [3, 6, 12],
+            "sparse_seed": [0, 1],
+            "target": ["one direction", "radial"],
+            "learning_nu": [1.0, 10.0, 1e4],
+            "prediction_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("linear_error", "equal_error"), "widths linear_seed"),
+            "distance": "kernel nu nngp_seed",
+            **dict.fromkeys(
+                ("posterior_distance", "prior_distance", "posterior_sd"), "copies posterior_seed"
+            ),
+            "bound": "sparse_seed inducing",
+            **dict.fromkeys(("full", "sparse_gram"), "sparse_seed"),
+            **dict.fromkeys(
+                ("error", "nngp_error", "train_likelihood", "alignment"),
+                "target learning_nu prediction_seed",
+            ),
+        },
+    ),
+    "attention_svm": (
+        {
+            "trained": ["W", "K, Q", "K, Q, no decay"],
+            "seed": [0, 1, 2],
+            "norm": ["Frobenius", "nuclear"],
+            "step": [0, 10, 20],
+            "moment": ["step 10", "end"],
+            "selected": ["own", "one swapped"],
+            "rank": [1, 2, 3, 4, 5],
+            "feasible_dim": [1, 2, 8],
+            "feasible_seed": [0, 1, 2],
+        },
+        {
+            "correlation": "trained seed norm step",
+            "largest_weight": "trained seed moment",
+            "optimal": "trained seed",
+            "singular": "trained seed rank",
+            "slack": "trained seed selected norm",
+            "gap": "trained seed norm",
+            "optimal_orthonormal": "seed",
+            "feasible": "feasible_dim feasible_seed",
+        },
+    ),
+    "hopfield_retrieval": (
+        {
+            "update_seed": [0, 1, 2],
+            "variant": ["right", "wrong"],
+            "beta": [0.5, 1.0],
+            "dim": [12, 16, 24],
+            "pattern_seed": [0, 1, 2],
+            "share": [0.7, 0.85, 1.0, 1.15],
+            "patterns": ["clustered", "unclustered"],
+            "phase_seed": [0, 1, 2],
+            "phase_beta": [1.0, 10.0, 50.0],
+        },
+        {
+            **dict.fromkeys(("energy_rise", "error_ratio", "attention"), "update_seed variant"),
+            "own_weight": "beta dim pattern_seed share",
+            "alpha": "beta",
+            "alpha_half": "beta",
+            "hebb_count": "dim pattern_seed",
+            "participation": "patterns phase_seed phase_beta",
+            "inside": "patterns phase_seed phase_beta",
+        },
+    ),
+    "in_context_descent": (
+        {
+            "setting": ["isotropic", "anisotropic", "whitened", "ReLU", "sign", "random start"],
+            "seed": [0, 1, 2],
+            "step": [0, 10, 20],
+            "row": 3,
+            "column": 3,
+            "predictor": ["zero", "one step", "two steps", "ridge"],
+            "wrong": ["n + 10", "whitened", "isotropic", "anisotropic"],
+            "descent_steps": [1, 2],
+            "descent": ["GD", "GD++"],
+            "descent_seed": [0, 1, 2],
+            "sign": [1, -1],
+            "exact_seed": [0, 1, 2],
+        },
+        {
+            "loss": "setting seed step",
+            "agreement": "setting seed",
+            "matrix": "setting seed row column",
+            "predictor_loss": "setting predictor",
+            "ridge_agreement": "setting",
+            "best": "setting row column",
+            "other": "setting wrong row column",
+            "descent_loss": "descent_steps descent descent_seed",
+            "construction": "exact_seed sign",
+            **dict.fromkeys(("softmax_ratio", "shift_error", "tight_ratio"), "exact_seed"),
+        },
+    ),
+    "large_steps": (
+        {
+            "seed": [0, 1, 2],
+            "normalised": [0, 1],
+            "step_size": [1.0, 10.0, 1e4, 1e5],
+            "first": ["one half", "one"],
+            "examples": [10, 100, 1000],
+            "method": 3,
+            "pair": ["3 vs 8", "1 vs 7"],
+            "pair_step_size": [1.0, 1e4],
+        },
+        {
+            "steps": "seed normalised step_size",
+            "ratio": "seed normalised step_size",
+            "large_difference": "seed first",
+            "angle": "seed first",
+            "hard_steps": "examples method",
+            "hard_wrong": "examples",
+            "pair_steps": "pair pair_step_size",
+            "pair_loss": "pair pair_step_size",
+            "pair_normalised": "pair",
+        },
+    ),
+    "principles": (
+        {
+            "activation": [
+                *("ReLU", "leaky ReLU", "linear", "tanh", "sin", "erf", "arctan", "GELU", "SWISH"),
+                *("softplus", "ReLU, C_W = 1.8", "tanh, C_W = 1.1"),
+            ],
+            "layer": [1, 2, 3, 4, 5, 6],
+            "sampled_activation": ["ReLU", "tanh"],
+            "sampled_width": [25, 50, 100],
+            "sampled_layer": [1, 2, 3],
+            "shape": ["32 x 8", "64 x 16", "128 x 32", "64 x 8", "64 x 32"],
+            "pair_activation": ["ReLU", "tanh", "GELU"],
+            "entry": ["11,11", "11,12", "11,22", "12,12", "12,22", "22,22"],
+            "residual_activation": ["ReLU", "tanh"],
+            "gamma": [0.5, 0.8],
+            "residual_width": [50, 100],
+            "tangent_activation": ["ReLU"],
+            "vertex": ["B", "F", "A"],
+            "change_activation": ["tanh", "linear"],
+            "change_width": [24, 48],
+            "rated": ["tanh", "sin", "ReLU"],
+            "rule": ["equivalent", "constant"],
+            "of": ["biases", "weights"],
+            "rate_layer": 4,
+            "outputs": [2, 4, 10],
+            "seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("known", "variance", "nu", "a1", "off"), "activation"),
+            **dict.fromkeys(("K", "V"), "activation layer"),
+            **dict.fromkeys(
+                ("sampled", "sampled_error", "sampled_theory"),
+                "sampled_activation sampled_width seed sampled_layer",
+            ),
+            **dict.fromkeys(("aspect", "aspect_error", "aspect_exact"), "shape seed"),
+            **dict.fromkeys(("pair", "pair_error", "pair_theory"), "pair_activation seed entry"),
+            "pair_alone": "pair_activation seed",
+            **dict.fromkeys(
+                ("mean_shift", "mean_shift_error", "mean_shift_theory"), "pair_activation seed"
+            ),
+            **dict.fromkeys(
+                ("residual", "residual_error", "residual_theory", "residual_plain"),
+                "residual_activation gamma residual_width seed",
+            ),
+            **dict.fromkeys(
+                ("residual_slope", "residual_nu"), "residual_activation gamma residual_width seed"
+            ),
+            **dict.fromkeys(
+                ("tangent", "tangent_error", "tangent_theory"), "tangent_activation seed vertex"
+            ),
+            **dict.fromkeys(
+                ("change", "change_error", "change_theory"), "change_activation change_width seed"
+            ),
+            "contribution": "rated rule of rate_layer",
+            **dict.fromkeys(("cubic", "exact_growth", "series_growth"), "outputs"),
+        },
+    ),
+    "opposing_signals": (
+        {
+            "flow": ["α = 20", "α = 40", "consistent"],
+            "setting": ["R = 3", "R = 4", "α = 20", "below the edge", "consistent", "Adam"],
+            "seed": [0, 1, 2],
+            "planted_seed": [0, 1],
+            "natural_seed": [0, 1],
+        },
+        {
+            **dict.fromkeys(("flow_off", "flow_end", "flow_ratio"), "flow seed"),
+            **dict.fromkeys(("crossing", "crossing_predicted", "largest", "tail"), "setting seed"),
+            **dict.fromkeys(("correlation", "recall", "share", "random_share"), "setting seed"),
+            **dict.fromkeys(("progress", "spike"), "setting seed"),
+            **dict.fromkeys(("planted_recall", "unplanted_recall", "calm_recall"), "planted_seed"),
+            **dict.fromkeys(("calm_cosine", "other_cosine"), "planted_seed"),
+            **dict.fromkeys(("natural_purity", "calm_purity"), "natural_seed"),
+            **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
         },
     ),
 }
@@ -355,16 +654,48 @@ def lazy(data):
     return data.assign_attrs(threshold=0.1, num_train=60, network_width=50)
 
 
+def batches(data):
+    """Sharper the smaller, with 1/b beside the sizes."""
+    inverse = 1 / data.batch
+    data = data.assign(measured=data.top + 30 * inverse * (1 + 0.1 * data.measured))
+    return data.assign_coords(inverse=("batch", inverse.values))
+
+
 def dichotomy(data):
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
 
+def patches(data):
+    return data.assign_attrs(fit_from=64, curve_points=2048)
+
+
+def retrieved(data):
+    """Weights on the own pattern that fall through one half."""
+    falling = xr.DataArray([0.9, 0.7, 0.5, 0.2], dims="share")
+    return data.assign(own_weight=falling + 0.1 * (data.own_weight - 0.5))
+
+
+def opposing(data):
+    faster = 0.2 * (data.setting == "Adam")
+    return data.assign(progress=data.progress - faster)
+
+
+def principles(data):
+    """Simulations above their theory, so that the excess has a power law."""
+    return data.assign(sampled=1 + data.sampled, sampled_theory=0.9 * data.sampled_theory)
+
+
 DETAILS = {
+    "cnn_learning_curves": patches,
+    "batch_curvature": batches,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,
     "grokking_lazy_rich": lazy,
     "feature_learning_limit": dichotomy,
+    "hopfield_retrieval": retrieved,
+    "principles": principles,
+    "opposing_signals": opposing,
 }
 
 
