@@ -264,3 +264,39 @@ def test_stax(net, shape, kinked, x64):
 )
 def test_traced(name, x64):
     check(network(*TRACED[name]), TRACED[name][1])
+
+
+def test_a_kink_in_the_curvature_at_equal_samples(x64):
+    """RectifiedMonomial(2): the kernels have second derivatives at equal samples, and |s|^3 after them.
+
+    Differences are then off by a term linear in the step, which two steps take out.
+    """
+    x1, _, a, b = np.random.default_rng(0).standard_normal((4, 1, 3))
+    net = dense(lambda p: stax.RectifiedMonomial(2))(0.8)
+
+    def at(s, t):
+        return kernels(net, x1 + s * a, x1 + t * b)[:, 0, 0]
+
+    first = jax.jacrev(at, (0, 1))
+    rows = jax.jit(jax.jacfwd(first, (0, 1)))(0.0, 0.0)
+    ours = np.stack([rows[0][0], rows[0][1], rows[1][1]])
+
+    def differences(h):
+        grid = np.array([-h, 0, h])[:, None]
+        k = np.asarray(kernels(net, x1 + grid * a, x1 + grid * b))
+        second, slope = np.array([1, -2, 1]) / h**2, np.array([-1, 0, 1]) / (2 * h)
+        return np.stack([k[:, :, 1] @ second, slope @ k @ slope, k[:, 1] @ second])
+
+    expected = 2 * differences(1e-4) - differences(2e-4)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_rectifiers_have_no_second_derivative_at_equal_samples(x64):
+    """Their NTK is a cone |s|: second differences go like the step, not like its square."""
+    x1, _, a, _ = np.random.default_rng(0).standard_normal((4, 1, 3))
+    net = dense(lambda p: stax.Relu())(0.8)
+    found = [
+        np.asarray(kernels(net, x1 + np.array([-h, 0, h])[:, None] * a, x1))[1, :, 0] @ [1, -2, 1]
+        for h in (1e-3, 1e-4)
+    ]
+    assert found[0] / found[1] == pytest.approx(10, rel=0.01)
