@@ -65,11 +65,14 @@ def infinite_width(
     fixed number of entries (a first layer, an embedding, a bias) has the law of its weights, as they are read off the
     initializer: truncated normal for Flax's defaults. Nonlinearities act on it under that law by its fourth cumulant,
     or, where the excess kurtosis of an entry is above `true_law.MOST` (a truncated normal and fewer than three equal
-    inputs, or a one-hot input), by means over weights at `weights.POINTS` points. Relative errors of the kernels are
-    below .003 and .001 (measured up to nine inputs for activations of moderate slope); `attention_error` gives that of
-    the means, and `explain` says what is done with each parameter. Where such a layer is added to one over units, and
-    for covariances between more than 32 positions, there is the fourth cumulant alone, whose error is of the order of
-    the square of the kurtosis: .01 at one input. Normal initializers give Gaussian first layers, without error.
+    inputs, or a one-hot input), by means over weights at `weight_laws.POINTS` points. Relative errors of the kernels
+    are below .003 and .001 (measured up to nine inputs for activations of moderate slope); `attention_error` gives that
+    of the means, and `explain` says what is done with each parameter. They do not hold for functions that are steep
+    at the size of the layer (exp, powers from the third on, sin of three times its argument, jumps: `true_law.steep`):
+    for exp(2 z) of four inputs the kernel is off by some percent. `explain` names them; normal initializers have no
+    such error. Where such a layer is added to one over units, and for covariances between more than 32 positions, there
+    is the fourth cumulant alone, whose error is of the order of the square of the kurtosis: .01 at one input. Normal
+    initializers give Gaussian first layers, without error.
 
     Attention with scores scaled by 1/d attends to every position alike in the limit. Under 1/sqrt(d) scores stay
     random, one draw for each head, and the number of heads grows too: the kernels are those of infinitely many heads,
