@@ -23,10 +23,11 @@ class Frame(NamedTuple):
 
     error: || G/||G||_F - T/||T||_F ||_F of the Gram matrix G and the frame's T.
     general: the same with the vectors' own lengths l put into the frame, ||G - l l^T * C||_F / ||G||_F,
-        C its cosines: 0 for a frame of any lengths (imbalanced classes: a general orthogonal frame).
+    C its cosines: 0 for a frame of any lengths (imbalanced classes: a general orthogonal frame).
     equinorm: standard deviation over mean of the lengths.
     equiangularity: standard deviation over pairs of the cosines.
     max_angle: mean over pairs of |cosine - the frame's|.
+
     A vector of length 0 has no angles: the last two are NaN then.
     """
 
