@@ -72,6 +72,14 @@ def test_a_linear_unit_meets_the_law(config):
     assert below["largest"] < 1
 
 
+def test_images_of_any_size_have_one_norm(config):
+    x = np.random.default_rng(0).normal(size=(50, 5, 5, 3)).astype(np.float32)
+    norms = np.linalg.norm(study.scaled_images(x).reshape(50, -1), axis=1)
+    assert np.sqrt((norms**2).mean()) == pytest.approx(8, rel=1e-5)
+    digits = tasks.load(config.task).train.x
+    np.testing.assert_allclose(study.scaled_images(digits), digits, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_controls_fail_and_claims_hold_on_a_small_run(data):
     judged = {claim.name: claim for claim in study.claims(data)}
