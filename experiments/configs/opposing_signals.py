@@ -3,8 +3,9 @@
     make reproduce STUDY=opposing_signals
     python -m experiments.run --config=experiments/configs/opposing_signals.py:cpu
 
-smoke: half a minute. cpu: all claims, two minutes on two cores. paper: 5000 images of CIFAR-10 and a residual network,
-full batch, for a GPU; the images with --config.task.data_dir=...
+smoke: under a minute. cpu: two minutes on two cores. All its claims hold but "12 without them it is calm": where the
+groups found are left out, other groups of the digits take over some steps later, in most seeds. paper: 5000 images of
+CIFAR-10 and a residual network, full batch, for a GPU; the images with --config.task.data_dir=...
 """
 
 import ml_collections

@@ -3,8 +3,8 @@
     make reproduce STUDY=principles
     python -m experiments.run --config=experiments/configs/principles.py:cpu
 
-smoke: half a minute, few networks. cpu: all claims, some three minutes on two cores. paper: ten times as many and wider
-networks, an hour. Nothing is trained, and no data are read: theory and networks at initialisation.
+smoke: under a minute, few networks. cpu: all claims, some three minutes on two cores. paper: ten times as many and
+wider networks, an hour. Nothing is trained, and no data are read: theory and networks at initialisation.
 """
 
 import ml_collections

@@ -325,6 +325,14 @@ class Images(NamedTuple):
     cosines: Callable
 
 
+NORM = 8.0  # of an image, root mean square: that of the digits
+
+
+def scaled_images(x: np.ndarray) -> np.ndarray:
+    """Images with the norm of the digits: the edge of stability is then at similar rates for images of any size."""
+    return np.asarray(x * np.float32(NORM / np.sqrt((x**2).sum() / len(x))))
+
+
 def _network(config, task):
     fields = dict(config.model.to_dict())
     width = fields.pop("width")
@@ -381,7 +389,7 @@ def _planted_unit(data: Images, planted_seed: int) -> dict[str, Any]:
         np.stack([ids[at : at + part.each] for ids in drawn_ids]) for at in (0, part.each)
     )
     direction = random.normal(size=data.x[0].shape)
-    size = part.norms * np.sqrt((data.x**2).sum() / len(data.x)) / np.linalg.norm(direction)
+    size = part.norms * NORM / np.linalg.norm(direction)
     x = data.x.copy()
     x[groups.ravel()] += np.float32(size * direction)
     calm, cosines = _trained(
@@ -476,7 +484,7 @@ SHOWN = 8  # images of each group in the figure
 
 
 def _images(config, task, session):
-    x, y = np.asarray(task.train.x), np.asarray(task.train.y)
+    x, y = scaled_images(task.train.x), np.asarray(task.train.y)
     data = Images(config, x, y, *_network(config, task))
     steps = {"image_step": Axis(range(config.images.skip, config.images.steps), "step")}
     curves = {"dims": ("side", "image_step")}

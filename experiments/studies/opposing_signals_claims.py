@@ -186,7 +186,7 @@ def _natural_claims(data: xr.Dataset) -> list[Claim]:
             over_seeds(
                 later,
                 data[f"{name}_step"] - data.rise_step,
-                "mean",
+                "median",
                 name=f"12 without them it is calm{words}",
                 control=bool(words),
             )
