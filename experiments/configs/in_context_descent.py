@@ -39,7 +39,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     if preset == "smoke":
         config.train.steps, config.train.chunk, config.train.batch = 60, 30, 64
         config.train.num_test, config.softmax.trials = 2000, 200
-        config.correction.num_prompts = 100
+        config.correction.num_prompts, config.correction.seeds = 100, (0,)
     elif preset == "paper":
         config.prompt.dim = config.prompt.num_examples = 10
         config.train.steps, config.train.chunk = 5000, 250
