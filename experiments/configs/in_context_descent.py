@@ -24,9 +24,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.prompt = {"dim": 4, "num_examples": 12, "noise": 0.3}
     # One layer trained with Adam and a cosine schedule, on fresh prompts
     config.train = {
-        "learning_rate": 1e-2,
-        "steps": 2000,
-        "chunk": 200,
+        "learning_rate": 2e-2,
+        "steps": 1500,
+        "chunk": 150,
         "batch": 256,
         "start": 0.05,  # size of the product of output and value, and of query and key
         "seeds": (0, 1, 2),
@@ -39,10 +39,11 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     if preset == "smoke":
         config.train.steps, config.train.chunk, config.train.batch = 60, 30, 64
         config.train.num_test, config.softmax.trials = 2000, 200
-        config.correction.num_prompts = 100
+        config.correction.num_prompts, config.correction.seeds = 100, (0,)
     elif preset == "paper":
         config.prompt.dim = config.prompt.num_examples = 10
-        config.train.steps, config.train.batch, config.train.learning_rate = 5000, 2048, 1e-3
+        config.train.steps, config.train.chunk = 5000, 250
+        config.train.batch, config.train.learning_rate = 2048, 1e-3
         config.correction.steps = (1, 2, 5)
         config.correction.num_prompts = 10_000
     return config

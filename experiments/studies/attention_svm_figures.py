@@ -37,7 +37,8 @@ def singular_values(data: xr.Dataset) -> Figure:
     """Spectra of trained matrices."""
     caption = (
         "Singular values of the trained matrix over the largest, by rank: median and range of seeds. Dashed: 1 %, what "
-        "the claim counts from. Look that training K and Q leaves few of them, training W one an example."
+        "the claim counts from; values below 1e-6 are drawn there. Look that training K and Q leaves few of them, "
+        "training W one an example."
     )
     made, (ax,) = figure(caption=caption)
     for name, color in zip(data.trained.values, PALETTE):

@@ -177,10 +177,10 @@ def effective(params: Any) -> jax.Array:
     return written * (w["query"] @ w["key"].T)[:-1, :-1]
 
 
-def descended(tokens: jax.Array, matrix: Any, steps: int = 1, **options: float) -> jax.Array:
+def descended(tokens: jax.Array, rate: Any, steps: int = 1, correction: Any = 0.0) -> jax.Array:
     """Predictions of `limits.in_context.descend` for tokens."""
     x, y, query = tokens[:, :-1, :-1], tokens[:, :-1, -1], tokens[:, -1, :-1]
-    return in_context.descend(x, y, query, matrix, steps, **options)
+    return in_context.descend(x, y, query, rate, steps, correction=correction)
 
 
 def bayes(config: Any, setting: str, tokens: jax.Array) -> jax.Array:

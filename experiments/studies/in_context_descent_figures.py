@@ -18,13 +18,13 @@ def training(data: xr.Dataset) -> Figure:
         "Squared error of one layer of linear attention on fresh prompts while it trains (bands span the seeds), one "
         "panel a law of prompts. Lines: predictors in closed form on the same prompts. Look that the layer ends on one "
         "step of descent (dashed) and never below it, where ridge regression, the Bayes predictor of linear "
-        "responses, lies; and that some random starts end elsewhere."
+        "responses, lies. Random starts, of the anisotropic law, are drawn one line a seed."
     )
     settings = [str(name) for name in data.setting.values]
     made, axes = figure(settings, caption=caption, columns=3, sharey=False)
     for ax, name in zip(axes, settings):
         part = data.sel(setting=name)
-        if name == "random start":  # each seed ends elsewhere
+        if name == "random start":  # may end elsewhere
             ax.plot(data.step, part.loss.values.T, color=PALETTE[0], linewidth=1)
         else:
             drawing.curve(ax, part.loss, "step", PALETTE[0])
