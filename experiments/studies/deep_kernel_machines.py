@@ -251,14 +251,16 @@ def _sample(key, root, y, *, copies, samples):
 
     def step(carry, key):
         e, size, time = carry
-        momentum_key, choice = jax.random.split(key)
+        momentum_key, choice, length = jax.random.split(key, 3)
+        # Paths of one length return to where they began, if it is a period of the posterior's.
+        h = size * jax.random.uniform(length, minval=0.4, maxval=1.6)
         momentum = jax.random.normal(momentum_key, e.shape, e.dtype)
 
         def leap(_, state):
             e, p = state
-            p = p + size / 2 * slope(e)
-            e = e + size * p
-            return e, p + size / 2 * slope(e)
+            p = p + h / 2 * slope(e)
+            e = e + h * p
+            return e, p + h / 2 * slope(e)
 
         new, end = jax.lax.fori_loop(0, 12, leap, (e, momentum))
         gain = log_density(new) - log_density(e) + jnp.sum(momentum**2 - end**2) / 2
