@@ -101,7 +101,8 @@ def fit(
     """Fits the Gram matrices of the hidden layers by L-BFGS, in double precision.
 
     The objective need not be concave for nonlinear kernels: this is the maximum that is reached from the NNGP. Small nu
-    (below .1, or noise below .01) let the likelihood drive the matrices to singular ones.
+    (below .1, or noise below .01) let the likelihood drive the matrices to singular ones. Solves of small matrices wait
+    for threads on a busy machine: OPENBLAS_NUM_THREADS=1 in the environment spares that.
 
     Args:
         inputs_gram: (P, P), positive semi-definite: X X^T / d, or a kernel of `ntk.infinite_width`.

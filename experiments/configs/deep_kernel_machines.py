@@ -28,7 +28,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.posterior = {
         "points": 6,
         "copies": (4, 16, 64),
-        "samples": 1000,
+        "samples": 4000,
         "seeds": (0, 1, 2, 3),
     }
     # Nested sets of a quarter, half and all of the points as inducing points
@@ -47,7 +47,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         config.prediction.nus = (1.0, 10.0, 1e4)
     elif preset == "paper":
         config.nngp.points, config.sparse.points, config.prediction.points = 64, 64, 128
-        config.posterior.copies, config.posterior.samples = (4, 16, 64, 256), 4000
+        config.posterior.copies, config.posterior.samples = (4, 16, 64, 256), 20000
         config.prediction.nus = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
         seeds = tuple(range(10))
         config.nngp.seeds = config.sparse.seeds = config.prediction.seeds = seeds

@@ -130,7 +130,7 @@ def inducing(points: int) -> list[int]:
     return [points // 4, points // 2, points]
 
 
-def fitted(*arguments: Any, **options: Any) -> dkm.Machine:
+def _fitted(*arguments: Any, **options: Any) -> dkm.Machine:
     """A machine that has converged.
 
     Raises:
@@ -151,7 +151,7 @@ def _linear(part: Any, widths: str, seed: int) -> dict[str, float]:
     x, y = random.normal(size=(5, 10)), random.normal(size=(5, outputs))
     start, end = x @ x.T / 10, y @ y.T / outputs
     layers = [*(dkm.Layer("linear", nu) for nu in nus), dkm.Layer("linear")]
-    found = fitted(start, y, layers, noise=0.0, jitter=0.0).grams
+    found = _fitted(start, y, layers, noise=0.0, jitter=0.0).grams
     exact = dkm.linear_solution(start, end, nus, outputs)
     equal = dkm.linear_solution(start, end, [outputs] * len(nus), outputs)
     errors = (max(map(_distance, grams, exact)) for grams in (found, equal))
@@ -162,14 +162,14 @@ def _nngp(part: Any, kernel: str, nu: float, seed: int) -> dict[str, float]:
     dual, scale = KERNELS[kernel]
     gram, y = problem(part.points, 6, seed)
     layers = [dkm.Layer(dual, nu, scale)] * 2 + [dkm.Layer(EXPONENTIAL)]
-    machine = fitted(gram, y, layers, noise=NOISE["nngp"], jitter=0.0)
+    machine = _fitted(gram, y, layers, noise=NOISE["nngp"], jitter=0.0)
     return {"distance": _distance(machine.grams[1], dkm.nngp(gram, layers)[1])}
 
 
 def _sparse(part: Any, seed: int) -> dict[str, Any]:
     gram, y = problem(part.points, 6, seed)
     layers = [dkm.Layer(RELU, 1.0, 2.0), dkm.Layer(EXPONENTIAL)]
-    fit = functools.partial(fitted, gram, y, layers, noise=NOISE["sparse"], jitter=0.0)
+    fit = functools.partial(_fitted, gram, y, layers, noise=NOISE["sparse"], jitter=0.0)
     full, sparse = fit(), [fit(inducing=np.arange(m)) for m in inducing(part.points)]
     return {
         "bound": np.array([machine.objective for machine in sparse]),
@@ -195,7 +195,7 @@ def _prediction(part: Any, target: str, learning_nu: float, seed: int) -> dict[s
     def learn(nu):
         layers = [dkm.Layer("linear", nu), dkm.Layer(EXPONENTIAL)]
         ridge = 0.02 * points / np.trace(start)  # .02, absolute
-        machine = fitted(start, y[:points], layers, noise=noise, jitter=ridge)
+        machine = _fitted(start, y[:points], layers, noise=noise, jitter=ridge)
         new = dkm.predict(machine, gram[points:, :points], gram.diagonal()[points:])
         return machine, new, np.mean((clean[points:] - new.mean) ** 2) / clean.var()
 
@@ -220,7 +220,7 @@ def _posterior(part: Any, copies: int, seed: int) -> dict[str, float]:
     """Hidden features F = C E of `copies` columns, targets repeated as often, by Hamiltonian Monte Carlo."""
     gram, y = problem(part.points, 3, 0)
     layers = [dkm.Layer(EXPONENTIAL, 1.0), dkm.Layer(EXPONENTIAL)]
-    machine = fitted(gram, y, layers, noise=NOISE["posterior"], jitter=0.0)
+    machine = _fitted(gram, y, layers, noise=NOISE["posterior"], jitter=0.0)
     prior, limit = dkm.nngp(gram, layers)[0], machine.grams[0]
     with jax.enable_x64(True):
         arguments = jax.random.key(seed), jnp.asarray(np.linalg.cholesky(prior)), jnp.asarray(y)
@@ -251,14 +251,16 @@ def _sample(key, root, y, *, copies, samples):
 
     def step(carry, key):
         e, size, time = carry
-        momentum_key, choice = jax.random.split(key)
+        momentum_key, choice, length = jax.random.split(key, 3)
+        # Paths of one length return to where they began, if it is a period of the posterior's.
+        h = size * jax.random.uniform(length, minval=0.4, maxval=1.6)
         momentum = jax.random.normal(momentum_key, e.shape, e.dtype)
 
         def leap(_, state):
             e, p = state
-            p = p + size / 2 * slope(e)
-            e = e + size * p
-            return e, p + size / 2 * slope(e)
+            p = p + h / 2 * slope(e)
+            e = e + h * p
+            return e, p + h / 2 * slope(e)
 
         new, end = jax.lax.fori_loop(0, 12, leap, (e, momentum))
         gain = log_density(new) - log_density(e) + jnp.sum(momentum**2 - end**2) / 2

@@ -140,3 +140,19 @@ def test_refused_before_anything_is_made(key, value, message):
     config[part][name] = value
     with pytest.raises(ValueError, match=message):
         study.check(config, tasks.load(config.task))
+
+
+def test_the_parts_make_one_dataset_that_is_judged_and_drawn(monkeypatch):
+    """Training replaced by its lawful results: what is tested is how the parts are put together."""
+    config, data = configs.get_config("smoke"), lawful()
+    config.synthetic.size, config.synthetic.matrices = 10, 1
+    config.synthetic.spikes = (1.5, 3.0)
+    rates = data[["largest_rate"]].assign(best_rate=data.largest_rate)
+    rest = ["top", "law_top", "law_error", "measured", "measured_error", "smallest"]
+    sharpness = data[[*rest, "early_top", "early_excess"]]
+    monkeypatch.setattr(study, "_sharpness", lambda *_: sharpness)
+    monkeypatch.setattr(study, "_rates", lambda *_: rates)
+    made = study.run(config)
+    assert made.random_top.dims == ("law", "spike", "synthetic_seed")
+    assert set(judged(made)) == set(judged(data))
+    assert set(study.figures(made)) == {"sharpness", "learning_rates"}

@@ -118,3 +118,28 @@ def test_a_wrong_configuration_is_refused():
     config.prediction.nus = (10.0, 100.0, 1e4)
     with pytest.raises(ValueError, match=r"includes 1.0, 10000.0"):
         study.check(config)
+
+
+def test_the_parts_make_one_dataset_that_is_judged_and_drawn(monkeypatch):
+    """Units replaced by numbers: what is tested is how they are put together."""
+    config, data = configs.get_config("smoke"), lawful()
+    points, sizes = config.prediction.points, {"bound": 3}
+
+    def unit(part, **point):
+        return {
+            name: np.ones(sizes[name]) if name in sizes else 0.5
+            for name in data
+            if name.startswith(unit.names)
+        } | {"test_likelihood": -1.0, "gram": np.eye(points)}
+
+    unit.names = tuple(data)
+    for name in ("_linear", "_nngp", "_posterior", "_sparse", "_prediction"):
+        monkeypatch.setattr(study, name, unit)
+    made = study.run(config)
+    assert dict(made.gram.sizes) == {
+        **{"target": 2, "learning_nu": 3, "prediction_seed": 2},
+        **{"row": points, "column": points},
+    }
+    assert made.bound.dims == ("sparse_seed", "inducing")
+    assert set(judged(made)) == set(judged(data))
+    assert set(study.figures(made)) == {"prediction", "gram_matrices", "limits"}
