@@ -109,7 +109,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     check(config, task)
     parts = (_gaussian, _learnability, _phase)
     made = [part(config, session) for part in parts]
-    return xr.merge([*made, *_images(config, task, session)])
+    words = {name: config.gaussian[name] for name in ("modes", "exponent", "noise", "fixed")}
+    return xr.merge([*made, *_images(config, task, session)]).assign_attrs(words)
 
 
 # Gaussian random features
