@@ -135,13 +135,13 @@ def layers(data: xr.Dataset) -> Figure:
     """Error of a layer's random features against their number, and the variance by norms."""
     caption = (
         "Left: relative RMS error of a layer of sines as random features, of two layers with the first bundled, and"
-        " with both (dots, mean over seeds; lines of slope -1/2 through them). Right: m times the variance of the "
+        " with both (dots, median of seeds; lines of slope -1/2 through them). Right: m times the variance of the "
         "features of e^(iu), e^(|x + w|²) - 1, against the norms of x and w at three angles between them: beyond "
         "norms of 1 no number of features is enough. Look at the slope, and at what the second layer costs."
     )
     made, axes = figure(["error", "variance"], caption=caption, sharey=False, panel=(3.4, 2.9))
     ax, x = axes[0], data.layer_features.values
-    rms = data.layer_error.mean("layer_seed")
+    rms = data.layer_error.median("layer_seed")
     for color, bundle in zip(PALETTE, data.bundle.values):
         values = rms.sel(bundle=bundle).values
         ax.plot(x, values, "o", color=color, label=str(bundle))
