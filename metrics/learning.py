@@ -47,8 +47,8 @@ def learning_curve(
     """Test and training error of ridge regression with a kernel against the number of samples, without training once.
 
     All N points are read, to know the kernel's spectrum and the target's power in it; the curve is the mean over
-    training sets of n of them. On handwritten digits, with the NTK of two layers, it is within 7 % of the held-out error
-    up to N / 9 samples and 11 % below it at N / 4 without ridge; within 2 % where the labels are noisy (study
+    training sets of n of them. On handwritten digits, with the NTK of two layers, it is within 7 % of the held-out
+    error up to N / 9 samples and 11 % below it at N / 4 without ridge; within 2 % where the labels are noisy (study
     `random_features`). Beyond N / 4 modes are missing that act like a ridge, and a warning says so.
 
     Args:

@@ -285,7 +285,7 @@ def _layer_claims(data: xr.Dataset) -> list[Claim]:
             near(
                 f"S3 rate, {bundle}",
                 SNNK,
-                "slope of the relative RMS error against the number of features, median of the seeds (the tails are heavy)",
+                "slope of the relative RMS error against features, median of the seeds (the tails are heavy)",
                 slope,
                 -0.5,
                 0.1,
