@@ -244,7 +244,7 @@ def _image_claims(data: xr.Dataset) -> list[Claim]:
 
 def slopes(data: xr.Dataset) -> dict[str, float]:
     """Slope of the relative RMS error, median of the seeds, against the number of features, for each bundle."""
-    rms = data.layer_error.median("layer_seed", skipna=False).transpose("bundle", "layer_features")
+    rms = data.layer_error.median("bundle_seed", skipna=False).transpose("bundle", "layer_features")
     x = np.log(data.layer_features.values)
     return {
         str(b): float(np.polyfit(x, np.log(row), 1)[0])

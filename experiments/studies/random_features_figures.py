@@ -141,7 +141,7 @@ def layers(data: xr.Dataset) -> Figure:
     )
     made, axes = figure(["error", "variance"], caption=caption, sharey=False, panel=(3.4, 2.9))
     ax, x = axes[0], data.layer_features.values
-    rms = data.layer_error.median("layer_seed")
+    rms = data.layer_error.median("bundle_seed")
     for color, bundle in zip(PALETTE, data.bundle.values):
         values = rms.sel(bundle=bundle).values
         ax.plot(x, values, "o", color=color, label=str(bundle))
