@@ -55,8 +55,9 @@ class Modes(NamedTuple):
 def power_law(exponent: float, count: float, *, exact: int = 4000, bins: int = 4000) -> Modes:
     """Eigenvalues i^-exponent, i = 1..count, the first ones exactly and the others in geometric bins.
 
-    A spectrum cut off at 1e5 modes acts like a ridge less, and moves best ratios of training to test risk by .03; the
-    bins reach 1e14. Their sums are exact to 1e-7; keep ``exact`` well above the number of samples.
+    A spectrum that is cut off is another problem: at alpha = 1.5, beta = 1.2 and n = 300 the best ratio of training to
+    test risk is .25, with 2e5 modes .15. The bins reach 1e14. Their sums are exact to 1e-7; keep ``exact`` well above
+    the number of samples.
 
     Args:
         exponent: alpha > 0.
@@ -148,7 +149,7 @@ def learning_exponent(
         beta = (2 nu_T / d_T) (1 + 2 nu_S / d_S) / (1 + 2 nu_S / d_T),  at most 2 (1 + 2 nu_S / d_S)
 
     With d_T = d_S = d it is 2 nu_T / d: the curse of dimensionality, in the dimension of the data where inputs fill a
-    manifold of it. Valid for n -> infinity: with d = 4 measured exponents are still .07 above at n = 2000.
+    manifold of it. Valid for n -> infinity: with d = 4 measured exponents are still .07 above it at n = 1000.
 
     Args:
         teacher_dim: d_T, at most d_S.

@@ -63,6 +63,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "features": (64, 256, 1024),
         "train": 1200,
         "seeds": tuple(range(6)),
+        "bundle_seeds": tuple(range(32)),
     }
     if preset == "smoke":
         config.gaussian.modes, config.gaussian.seeds = 500, tuple(range(4))
@@ -77,6 +78,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         config.images.seeds = (0, 1, 2)
         config.layer.draws, config.layer.features = 500, (64, 256)
         config.layer.train, config.layer.seeds = 700, (0, 1, 2)
+        config.layer.bundle_seeds = tuple(range(8))
     elif preset == "paper":
         config.gaussian.modes, config.gaussian.fixed, config.gaussian.seeds = (
             10000,

@@ -60,6 +60,7 @@ RULES = {
     "layer.features": checks.several(checks.whole(2), 2, ascending=True, needs=(256,)),
     "layer.train": checks.whole(10),
     "layer.seeds": _SEEDS,
+    "layer.bundle_seeds": _SEEDS,
 }
 
 
@@ -109,7 +110,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     check(config, task)
     parts = (_gaussian, _learnability, _phase)
     made = [part(config, session) for part in parts]
-    return xr.merge([*made, *_images(config, task, session)])
+    words = {name: config.gaussian[name] for name in ("modes", "exponent", "noise", "fixed")}
+    return xr.merge([*made, *_images(config, task, session)]).assign_attrs(words)
 
 
 # Gaussian random features
@@ -334,10 +336,9 @@ def _images(config: Any, task: tasks.Task, session: Session | None) -> list[xr.D
     measured = {"image_test": Variable("test error on held-out images", dims=dims)}
     seeds = {"image_seed": Axis(list(part.seeds), "seed")}
     stages = {"stage": Axis(["linear", "one layer", "two layers"], "features")}
-    axes = {
-        "layer_features": Axis(list(layer.features), "random features"),
-        "layer_seed": Axis(list(layer.seeds), "seed"),
-    }
+    counts = {"layer_features": Axis(list(layer.features), "random features")}
+    axes = counts | {"layer_seed": Axis(list(layer.seeds), "seed")}
+    many = counts | {"bundle_seed": Axis(list(layer.bundle_seeds), "seed of weights and features")}
     accuracy = {"accuracy": Variable("test accuracy of least squares", dims=("stage",))}
     bundles = {"bundle": Axis(["layer", "first bundled", "both bundled"], "what is bundled")}
     error = {"layer_error": Variable("RMS error over RMS", dims=("bundle",))}
@@ -354,7 +355,7 @@ def _images(config: Any, task: tasks.Task, session: Session | None) -> list[xr.D
         (noises | seeds, Program("images", unit, measured, own)),
         (axes, Program("squares", squares, accuracy, stages)),
         (
-            axes,
+            many,
             Program("bundles", functools.partial(bundle_errors, config), error, bundles, steps=0),
         ),
         (draws, Program("draws", functools.partial(_draws, config), drawn_, steps=0)),
@@ -375,12 +376,12 @@ def _unit_vectors(random, count, dim, norm):
     return norm * x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def bundle_errors(config, data, layer_features, layer_seed) -> dict[str, list[float]]:
+def bundle_errors(config, data, layer_features, bundle_seed) -> dict[str, list[float]]:
     """sin(W1 x), sin(W2 sin(W1 x)) and a readout of it, with one, the first, and both layers as features."""
-    d, random = config.layer.inputs, np.random.default_rng([17, layer_seed])
+    d, random = config.layer.inputs, np.random.default_rng([17, bundle_seed])
     x, w1 = _unit_vectors(random, 200, d, 0.5), _unit_vectors(random, 32, d, 0.5)
     w2, w3 = _unit_vectors(random, 8, 32, 1.0), random.normal(size=(3, 8)) / math.sqrt(8)
-    one, two = jax.random.split(jax.random.fold_in(jax.random.key(layer_seed), layer_features))
+    one, two = jax.random.split(jax.random.fold_in(jax.random.key(bundle_seed), layer_features))
     first = features.layer_features(one, d, layer_features)
     phi, bundled = np.asarray(first.phi(x), float), w2 @ np.asarray(first.psi(w1), float)
     second = features.layer_features(two, phi.shape[1], layer_features)

@@ -22,7 +22,10 @@ def more_is_better(data: xr.Dataset) -> Figure:
     )
     names = [f"{what} error" for what in ("test", "training")]
     made, axes = figure(
-        [f"{n}, {s}" for s in ("features", "samples") for n in names], caption=caption, columns=2
+        [f"{n}, {s}" for s in ("features", "samples") for n in names],
+        caption=caption,
+        columns=2,
+        sharey=False,
     )
     colors = drawing.sequential(data.rf_ridge.values)
     trials = data.sizes["rf_seed"]
@@ -30,18 +33,20 @@ def more_is_better(data: xr.Dataset) -> Figure:
         sweep, kind = ("features", "samples")[number // 2], ("test", "train")[number % 2]
         part = data.sel(sweep=sweep)
         x = part["count"].values
-        for ridge, color in colors.items():
+        fine, curves = _theory(data, sweep, kind)
+        for ridge, color, curve in zip(colors, colors.values(), curves):
             line = part.sel(rf_ridge=ridge)
-            ax.plot(x, line[f"theory_{kind}"], color=color, label=f"{ridge:g}")
+            ax.plot(fine, curve, color=color, label=f"{ridge:g}")
             values = line[f"rf_{kind}"]
             error = values.std("rf_seed", ddof=1) / np.sqrt(trials)
             ax.errorbar(x, values.mean("rf_seed"), 2 * error, fmt="o", color=color, elinewidth=1)
         if kind == "test":
             ax.plot(x, part.theory_best, color=INK, label="best")
             ax.plot(x, part.rf_best.mean("rf_seed"), "o", color=INK)
-        low = max(float(data.theory_train.min()), 1e-3) / 2
-        ax.set(xscale="log", yscale="log", xlabel=f"number of {sweep}", ylim=(low, None))
+        ax.set(xscale="log", yscale="log", xlabel=f"number of {sweep}")
+        ax.set_ylim(bottom=5e-4 if kind == "train" else None)
         drawing.width_ticks(ax, x)
+        drawing.log_ticks(ax.yaxis)
     axes[0].set_ylabel("squared error")
     axes[2].set_ylabel("squared error")
     handles, texts = axes[2].get_legend_handles_labels()
@@ -49,6 +54,16 @@ def more_is_better(data: xr.Dataset) -> Figure:
         handles[::-1], texts[::-1], title="ridge", loc="center left", bbox_to_anchor=(1.01, 0.5)
     )
     return made
+
+
+def _theory(data: xr.Dataset, sweep: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of features or samples, and the error at them, a row for each ridge."""
+    l = np.arange(1, data.attrs["modes"] + 1.0) ** -data.attrs["exponent"]
+    first, last = data["count"].values[[0, -1]]
+    fine = np.union1d(np.geomspace(first, last, 60), data["count"].values)
+    sizes = (data.attrs["fixed"], fine) if sweep == "features" else (fine, data.attrs["fixed"])
+    options = {"ridge": data.rf_ridge.values[:, None], "noise": data.attrs["noise"]}
+    return fine, getattr(eigenlearning.random_features(l, l, *sizes, **options), kind)
 
 
 @style()
@@ -120,13 +135,13 @@ def layers(data: xr.Dataset) -> Figure:
     """Error of a layer's random features against their number, and the variance by norms."""
     caption = (
         "Left: relative RMS error of a layer of sines as random features, of two layers with the first bundled, and"
-        " with both (dots, mean over seeds; lines of slope -1/2 through them). Right: m times the variance of the "
+        " with both (dots, median of seeds; lines of slope -1/2 through them). Right: m times the variance of the "
         "features of e^(iu), e^(|x + w|²) - 1, against the norms of x and w at three angles between them: beyond "
         "norms of 1 no number of features is enough. Look at the slope, and at what the second layer costs."
     )
     made, axes = figure(["error", "variance"], caption=caption, sharey=False, panel=(3.4, 2.9))
     ax, x = axes[0], data.layer_features.values
-    rms = data.layer_error.mean("layer_seed")
+    rms = data.layer_error.median("bundle_seed")
     for color, bundle in zip(PALETTE, data.bundle.values):
         values = rms.sel(bundle=bundle).values
         ax.plot(x, values, "o", color=color, label=str(bundle))

@@ -87,7 +87,7 @@ def test_claims_can_fail(data):
     wrong["two_patches"] = 1e-12 * data.two_patches * data.wavenumber
     for p in (1, 2, 4):
         wrong[f"error_{p}"] = 0 * data[f"error_{p}"] + data["sample"] ** -0.3
-    wrong["manifold_error"] = 0 * data.manifold_error + data.manifold_sample ** (-8 / data.ambient)
+    wrong["manifold_error"] = 0 * data.manifold_error + data.manifold_sample ** (-16 / data.ambient)
     wrong["measured_dimension"] = 0 * data.measured_dimension + data.ambient
     wrong["image_error"] = 0 * data.image_error + data.image_sample**-0.9
     held = {claim.name for claim in study.claims(wrong) if claim.passed and not claim.control}

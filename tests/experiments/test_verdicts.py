@@ -296,6 +296,7 @@ SCHEMAS = {
             "image_ridge": [0.0, 0.2],
             "layer_features": [64, 256],
             "layer_seed": [0, 1],
+            "bundle_seed": [0, 1],
             "stage": ["linear", "one layer", "two layers"],
             "bundle": ["layer", "first bundled", "both bundled"],
             "function": ["sin", "cos", "relu", "arc-cosine"],
@@ -319,7 +320,7 @@ SCHEMAS = {
                 for name in ("predicted", "permuted", "linear")
             },
             "accuracy": "layer_features layer_seed stage",
-            "layer_error": "layer_features layer_seed bundle",
+            "layer_error": "layer_features bundle_seed bundle",
             "bias": "function norm",
             "variance": "function norm",
         },

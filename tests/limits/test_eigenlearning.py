@@ -31,9 +31,9 @@ def test_the_tail_reaches_far():
     assert eigenlearning.power_law(2.0, 7).multiplicity.tolist() == [1] * 7
 
 
-def measured_ratio(alpha, beta, noise, n):
-    modes = eigenlearning.power_law(alpha, 1e14, exact=4 * n, bins=1500)
-    power = eigenlearning.power_law_target(beta, 1e14, exact=4 * n, bins=1500)
+def measured_ratio(alpha, beta, noise, n, count=1e14):
+    modes = eigenlearning.power_law(alpha, count, exact=4 * n, bins=1500)
+    power = eigenlearning.power_law_target(beta, count, exact=4 * n, bins=1500)
     options = {"multiplicity": modes.multiplicity}
     base = eigenlearning.kernel_regression(modes.values, power, n, **options).test
     best = eigenlearning.optimal_ridge(modes.values, power, n, noise=noise * base, **options)
@@ -64,6 +64,10 @@ def test_overfitting_is_obligatory_where_the_full_equations_have_no_ridge(alpha,
     assert eigenlearning.overfitting_is_obligatory(alpha, beta, noise)
     assert eigenlearning.fitting_ratio(alpha, beta, noise) == 0
     assert measured_ratio(alpha, beta, noise, 300) == (0, 0)
+
+
+def test_a_spectrum_that_is_cut_off_is_another_problem():
+    assert measured_ratio(1.5, 1.2, 0.0, 300, 2e5)[0] == pytest.approx(0.15, abs=0.005)
 
 
 def test_the_boundary():
