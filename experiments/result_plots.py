@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import limits
 import metrics
@@ -83,6 +84,7 @@ def fields(result: Any, *, caption: str = "") -> Figure:
             continue
         for row, color in zip(rows[:8], drawing.sequential(range(min(len(rows), 8))).values()):
             ax.plot(row, "o-", color=color, markersize=3)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="index")
     return made
 

@@ -14,6 +14,7 @@ import metrics
 import models
 import ntk
 from experiments import families, judges, result_plots
+from experiments import families, judges, plotting, tasks
 from experiments.studies import neural_collapse_claims
 from metrics import collapse
 from ntk import arguments, gram, predict, solve, stax
@@ -70,10 +71,16 @@ OPEN = {
     ),
     "ntk.stax.custom.requires": stax.requires,
     "ntk.stax.nonlinearities.Elementwise": lambda **k: stax.Elementwise(jnp.tanh, **k),
+    "ntk.trace.limit.activations": lambda **k: ntk.activations(Perceptron, X, **k),
     "ntk.trace.limit.explain": lambda **k: ntk.explain(Perceptron, X, **k),
     "metrics.collapse.collapse_by_layer": lambda **k: collapse.collapse_by_layer(
         {"a": X}, jnp.array([0, 1, 1]), 2, **k
     ),
+    "experiments.families.for_task": lambda **k: families.for_task(
+        "MLP", tasks.Task("t", None, None, 1, (2,)), depth=1, **k
+    ),
+    "experiments.families.load": lambda **k: families.load("MLP", outputs=1, **k),
+    "experiments.result_plots.plot": lambda **k: plotting.plot(collapse.Estimate(1.0, 0.1), **k),
     "experiments.judges.at_least": lambda **k: judges.at_least("n", "s", "t", 1.0, 0.0, **k),
     "experiments.judges.at_most": lambda **k: judges.at_most("n", "s", "t", 1.0, 2.0, **k),
     "experiments.judges.near": lambda **k: judges.near("n", "s", "t", 1.0, 1.0, 0.1, **k),

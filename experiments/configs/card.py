@@ -2,8 +2,8 @@
 
     python -m experiments.card my_module.py:family --data digits
 
-smoke: under two minutes, too small for the claims to mean anything. cpu: six minutes on two cores. paper: wider
-networks and more seeds, for an accelerator.
+smoke: too small for the claims to mean anything. cpu: for two cores. paper: wider networks and more seeds, for an
+accelerator. ``--config.parts="('axes', 'kernel')"`` measures these parts alone.
 """
 
 import ml_collections

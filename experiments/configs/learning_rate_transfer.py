@@ -32,7 +32,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     """
     config = new_config("learning_rate_transfer", preset, PRESETS)
     config.task = tasks.default_config("digits")
-    config.model = {"name": "MLP"}
+    config.model = {"name": "MLP"}  # or FILE.py:NAME, FILE.py:NAME:FIELD, see experiments.families
     config.parametrizations = ("standard", "ntk", "mup")
 
     # Every rule is the plain Flax network at base_width; larger widths are scaled from it.

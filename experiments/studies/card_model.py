@@ -85,14 +85,19 @@ def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, fo
 
 
 def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callable:
-    """How the outputs of the layers are had: from the model itself, or from all submodules of a linen module."""
+    """How the outputs of the layers are had: from the model itself, or from all submodules of a linen module.
+
+    Where they are had neither way, `limits.layer_outputs`, which says so.
+    """
     net = ntk.network(family, width, x[:1], call=call)
     params = jax.eval_shape(net.init, jax.random.key(0))
-    try:
-        jax.eval_shape(lambda p: limits.layer_outputs(net, p, x), params)
-        return limits.layer_outputs
-    except Exception:  # the model was never asked for that before
-        return limits.captured_outputs
+    for features in (limits.layer_outputs, limits.captured_outputs):
+        try:
+            jax.eval_shape(lambda p, features=features: features(net, p, x), params)
+            return features
+        except Exception:  # the model was never asked for that before
+            continue
+    return limits.layer_outputs
 
 
 def sentence(error: Exception) -> str:

@@ -13,11 +13,13 @@ import numpy as np
 import limits
 import ntk
 from experiments.studies.card_model import (
+    NOT_HERE,
     Model,
     as_matrix,
     limit,
     one_hot,
     parametrized,
+    sentence,
     wide_layers,
 )
 from experiments.train import ONCE
@@ -116,7 +118,11 @@ def criticality(config: Any, model: Model) -> dict[str, Any]:
     predicted = variance = np.full((len(config.seeds), 2), np.nan)
     no_chain = "" if chain and len(nonlinearities) == 1 and math.isfinite(own) else NO_CHAIN
     if not no_chain:
-        predicted, variance = _recursion(config, model, next(iter(nonlinearities.values())), own)
+        try:
+            activation = next(iter(nonlinearities.values()))
+            predicted, variance = _recursion(config, model, activation, own)
+        except NOT_HERE as error:  # no outputs of layers, or fewer than two
+            no_chain = sentence(error)
     return {
         "activation": list(nonlinearities),
         "critical_kind": [c.kind for c in found],

@@ -59,6 +59,17 @@ class Images(nn.Module):
         return nn.Dense(10)(nn.relu(nn.Conv(self.width, (3, 3), strides=4)(x)).mean((1, 2)))
 
 
+class NNX(nnx.Module):
+    def __init__(self, width, outputs=10, *, rngs):
+        self.layers = nnx.List([nnx.Linear(n, width, rngs=rngs) for n in (64, width)])
+        self.out = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.out(x)
+
+
 class Three(nn.Module):
     width: int
 
@@ -233,7 +244,7 @@ def test_the_kernel_of_the_card_is_that_of_the_library(whole):
 
 
 def test_two_outputs_are_refused_where_a_loss_is_needed(file):
-    parts = str(("axes", "coordinates", "prediction", "sharpness", "transfer", "collapse"))
+    parts = str(("coordinates", "prediction", "sharpness", "transfer", "collapse"))
     config, _ = made(f"{file}:ActorCritic", ("parts", parts))
     data = card.run(config)
     missing = card.refusals(data)
@@ -242,16 +253,21 @@ def test_two_outputs_are_refused_where_a_loss_is_needed(file):
         said
     }
     assert missing["kernel"] == "switched off by config.parts"
-    assert "axes" not in missing
-    assert {claim.name.partition(":")[0] for claim in card.claims(data)} == {
-        "axes",
-        "axes, control",
-    }
+    assert card.claims(data) == []
     head, rows, _ = card.tables(data)["What does not apply"]
     assert head == ("part", "why")
     assert ("sharpness", said) in rows
     assert list(card.figures(data)) == ["nothing"]
-    assert float(data.plain_difference.sel(place="base").max()) == 0
+
+
+def test_layers_that_cannot_be_had_are_said_in_the_words_of_the_library(file):
+    config, model = made(f"{file}:NNX")
+    with pytest.raises(ValueError, match="does not return its layers' outputs when called with"):
+        card_parts.PARTS["signals"].measure(config, model)
+    found = card_parts.PARTS["criticality"].measure(config, model)
+    assert found["activation"] == ["relu"]
+    assert found["critical_std"] == pytest.approx([2**0.5])
+    assert "does not return its layers' outputs" in found["no_chain"]
 
 
 def test_outputs_of_another_number_than_the_classes_are_said(file):
