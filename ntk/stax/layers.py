@@ -134,6 +134,7 @@ def layer(
     def masked_rule(kernel, **context):
         single = isinstance(kernel, Kernel)
         parts = [kernel] if single else list(kernel)
+        out = rule(kernel, **context)  # first, because a rule may know better what is wrong
         for part in parts if axes is not None else ():
             given = _check_axes(axes, len(part.shape1))
             if given != (part.batch_axis, part.channel_axis):
@@ -141,7 +142,6 @@ def layer(
                     f"{spec[0]} has its batch and channels in axes {given}, and its input has them in "
                     f"{(part.batch_axis, part.channel_axis)}: give all layers the same batch_axis and channel_axis"
                 )
-        out = rule(kernel, **context)
         masks = []
         for mask_name, shape_name in (("mask1", "shape1"), ("mask2", "shape2")):
             before = [getattr(k, mask_name) for k in parts]
@@ -165,7 +165,10 @@ def layer(
 def _check_axes(axes: tuple[int, int] | None, ndim: int) -> tuple[int, ...]:
     """Batch and channel axis from the left, checked; () where a layer has none."""
     names = ("batch_axis", "channel_axis")
-    return tuple(arguments.axis_within(name, axis, ndim) for name, axis in zip(names, axes or ()))
+    found = tuple(arguments.axis_within(name, axis, ndim) for name, axis in zip(names, axes or ()))
+    if len(set(found)) < len(found):
+        raise ValueError(f"batch_axis {axes[0]} and channel_axis {axes[1]} are one axis of {ndim}")
+    return found
 
 
 def absent(masks: Any) -> bool:
