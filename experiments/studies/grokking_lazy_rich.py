@@ -95,7 +95,7 @@ RULES = {
     "learning_rate": checks.positive(),
     "threshold": _SHARE,
     "seeds": checks.SEEDS,
-    "records": checks.whole(2, 10**6),
+    "records": checks.whole(20, 10**6),  # times are read off between them
     "sweep.alphas": checks.several(checks.positive(), ascending=True, needs=(0.25, 1.0, 4.0)),
     "network.width": checks.WIDTH,
     "network.alphas": _POSITIVES,
@@ -131,7 +131,7 @@ RULES = {
     "digits.init_scale": checks.positive(),
     "digits.alphas": checks.several(checks.positive(), 2, ascending=True),
     "digits.learning_rate": checks.positive(),
-    "digits.weight_decay": checks.real(0),
+    "digits.weight_decay": checks.positive(),
     "digits.batch_size": checks.whole(),
     "digits.seeds": checks.SEEDS,
     "digits.steps": checks.STEPS,
@@ -153,6 +153,8 @@ def check(config: Any, task: tasks.Task) -> None:
         checks.refuse(
             "task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant"
         )
+    if config.task.seed != tasks.default_config("polynomial").seed:
+        checks.refuse("task.seed", config.task.seed, "left alone: seeds sets those of the data")
     for part in CLOSED:
         if config.records > config[part].steps:
             checks.refuse("records", config.records, f"at most {part}.steps, {config[part].steps}")
@@ -172,6 +174,10 @@ def check(config: Any, task: tasks.Task) -> None:
     _check_rate(config)
     digits = checks.context("digits.task", tasks.load, config.digits.task, "digits.task")
     checks.classes(digits)
+    if len(digits.test.x) < 100:
+        raise ValueError(
+            f"config.digits.task: {digits.name} has {len(digits.test.x)} test examples; accuracies of .85 need 100"
+        )
     size = (
         digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
     )

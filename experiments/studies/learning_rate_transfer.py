@@ -81,7 +81,7 @@ RULES = {
         for part in ("sweep", "trajectory", "coordinates")
         for k, r in _PART.items()
     },
-    "sweep.widths": checks.widths(),
+    "sweep.widths": checks.widths(2),
     "sweep.optimizers": checks.several(checks.choice(OPTIMIZERS)),
     "sweep.seeds": checks.SEEDS,
     "sweep.batch_size": checks.whole(),

@@ -15,6 +15,7 @@ NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 CONTROLS = {("standard", "adam"), ("ntk", "sgd"), ("ntk", "adam")}
 
 
+LEARNT = 0.9  # share of its first value below which a loss counts as trained, not as initialised
 EDGE = 0.7  # sharpness over 2/eta from which a network counts as at the edge of stability
 
 
@@ -232,8 +233,15 @@ def _stays_claims(scaled: dict, sharpness: dict) -> list[Claim]:
 
 
 def _width_claim(data: xr.Dataset) -> Claim:
-    losses = data.trajectory_loss.sel(trajectory_parametrization="mup").isel(step=-1)
+    curves = data.trajectory_loss.sel(trajectory_parametrization="mup")
+    losses = curves.isel(step=-1)
     wider = losses.mean("trajectory_seed", skipna=False)
+    left = float((wider / curves.isel(step=0).mean("trajectory_seed", skipna=False)).max())
+    trained = Precondition(
+        "trained",
+        left <= LEARNT,
+        f"at a width the loss only falls to {left:.3g} of its first value",
+    )
     widths = wider.trajectory_width.values
     return at_most(
         "P5 wider is better, mup",
@@ -242,6 +250,7 @@ def _width_claim(data: xr.Dataset) -> Claim:
         (wider.values[1:] / wider.values[:-1]).max() if len(widths) > 1 else np.nan,
         1.0,
         reads=(losses,),
+        preconditions=(trained,),
     )
 
 

@@ -71,7 +71,7 @@ _TRAINED = {
 }
 _FREE = _TRAINED | {
     "depths": checks.several(checks.whole(1, 100), ascending=True),
-    "init_std": checks.real(0),
+    "init_std": checks.positive(),  # at 0 nothing moves, or all seeds are one
     "seeds": checks.SEEDS,
 }
 _NETWORK = _TRAINED | {
@@ -84,7 +84,7 @@ _NETWORK = _TRAINED | {
     "sizes": _SIZES,
     "weight_decay": checks.positive(),
     "feature_decay": checks.positive(),
-    "drops": checks.several(checks.real(0, 1), 0),
+    "drops": checks.several(checks.real(0, 1, inside=True), 0, ascending=True),
     "seed": checks.whole(0),
 }
 RULES = {
@@ -97,7 +97,7 @@ RULES = {
     "tail.width": checks.WIDTH,
     "map.classes": checks.several(checks.whole(3, 1000), ascending=True),
     "map.decay": checks.positive(),
-    "map.simplex_std": checks.real(0),
+    "map.simplex_std": checks.positive(),  # on the simplex itself every loss is at a critical point
     **{f"{part}.{key}": rule for part in ("free", "tail", "map") for key, rule in _FREE.items()},
 }
 
@@ -114,8 +114,10 @@ def check(config: Any, task: tasks.Task) -> None:
     checks.several(checks.choice(known))("networks", config.networks)
     of_networks = {f"{name}.{k}": r for name in known for k, r in _NETWORK.items()}
     checks.values(config, RULES | of_networks)
-    for name in ("free", "tail", "map", *config.networks):
+    for name in ("free", "tail", "map", *known):
         checks.multiple(config, f"{name}.steps", "chunk")
+    for name in known:
+        _check_part(name, config[name])
     _check_free(config)
     checks.classes(task)
     for name in config.networks:
@@ -130,6 +132,8 @@ def _check_free(config: Any) -> None:
     if same != (sum(free.imbalanced), len(free.imbalanced)):
         asked = f"{same[1]} classes of {same[0]} samples in all, as balanced has"
         checks.refuse("free.imbalanced", free.imbalanced, asked)
+    if len(set(free.imbalanced)) == 1:
+        checks.refuse("free.imbalanced", free.imbalanced, "classes of different sizes")
     if not min(tail.sizes) < tail.threshold < max(tail.sizes):
         checks.refuse("tail.threshold", tail.threshold, "between the smallest and the largest size")
     for name, part, classes in (("free", free, free.balanced), ("tail", tail, tail.sizes)):
@@ -141,22 +145,47 @@ def _check_free(config: Any) -> None:
     for depth in free.depths:
         for sizes in (free.balanced, free.imbalanced):
             arguments = ("squared_error", sizes, depth, (free.decay,) * 2)
-            checks.context("free", prediction, *arguments)
+            _check_optimum("free.decay", free.decay, "free", *arguments)
     for depth in tail.depths:
         checks.context("tail", tail_decay, depth, tail.sizes, tail.threshold)
     for depth in cells.depths:
         for classes in cells.classes:
-            checks.context("map", _known, classes, depth, cells.decay)
+            simplex, *_ = checks.context("map", _known, classes, depth, cells.decay)
+            if not simplex < 0.99 * np.log(classes):
+                allowed = f"small enough for {depth} layers to learn {classes} classes"
+                checks.refuse("map.decay", cells.decay, allowed)
 
 
-def _check_network(name: str, part: Any, task: tasks.Task) -> None:
+def _check_optimum(path: str, value: float, context: str, *arguments: Any) -> None:
+    """Refuses a weight decay under which the best network is zero: it has no frame."""
+    best = checks.context(context, prediction, *arguments)
+    if not np.linalg.norm(best["product"]) > 0:
+        checks.refuse(path, value, "smaller: under such a decay nothing is learnt at the optimum")
+
+
+def _check_part(name: str, part: Any) -> None:
+    """What can be said about a network without its data; also of one that is not asked for."""
     if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
         equal = "classes of one size: only for these is the optimum of cross-entropy known"
         checks.refuse(f"{name}.sizes", part.sizes, equal)
+    fields = part.model.to_dict()
+    checks.context(
+        f"{name}.model", models.family, fields.pop("name"), outputs=part.features, **fields
+    )
+    at = [int(share * part.steps) for share in part.drops]
+    if len({0, part.steps, *at}) < len(at) + 2:
+        allowed = f"shares of the {part.steps} steps that are different steps inside training"
+        checks.refuse(f"{name}.drops", part.drops, allowed)
+    decay = part.weight_decay, part.feature_decay
+    _check_optimum(
+        f"{name}.weight_decay", decay[0], name, part.loss, part.sizes, part.linear, decay
+    )
+
+
+def _check_network(name: str, part: Any, task: tasks.Task) -> None:
     x, y = checks.context(f"{name}.sizes", subset, task, part.sizes)
     checks.whole(task.outputs, 2**20)(f"{name}.features", part.features)
     decay = part.weight_decay, part.feature_decay
-    checks.context(name, prediction, part.loss, part.sizes, part.linear, decay)
     net = checks.context(f"{name}.model", backbone, part, task.outputs, x[:1])
     data = problem(y[:1], part.sizes, part.linear, decay, x=x[:1])
 
