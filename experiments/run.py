@@ -171,9 +171,10 @@ def _asked(config: Any) -> dict[str, Any]:
 
 
 def _train(study, config, path, sinks, devices, checkpoint_seconds, configuration) -> Any:
-    total = contract.total_steps(study, config)
+    total, work = contract.total_steps(study, config), contract.work(study, config)
+    title = pathlib.Path(config.study).stem
     try:
-        with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
+        with rundir.timed(path), loop.progress(total, title, work) as progress:
             session = loop.Session(
                 path, progress, sinks, devices, checkpoint_seconds, configuration
             )

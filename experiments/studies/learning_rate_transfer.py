@@ -21,13 +21,13 @@ import metrics
 import models
 from experiments import checks, grid, losses, plotting, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
-from experiments.loop import Session
+from experiments.loop import Session, flops, seconds
 from experiments.studies.learning_rate_transfer_claims import claims, optima
 from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
-__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 # steps -> (learning rate -> what optax takes for it)
@@ -44,6 +44,32 @@ def total_steps(config: Any) -> int:
     swept = len(config.parametrizations) * len(sweep.widths) * runs * len(sweep.seeds) * sweep.steps
     followed = len(trajectory.parametrizations) * len(trajectory.widths) * len(trajectory.seeds)
     return swept + followed * trajectory.steps
+
+
+def work(config: Any) -> dict[str, tuple[int, float]]:
+    """Steps of every unit, and what one costs: a gradient, and on trajectories the products of the sharpness."""
+    task, sweep, trajectory = tasks.load(config.task), config.sweep, config.trajectory
+    found = {}
+    for width in sweep.widths:
+        cost = _gradient_seconds(config, task, sweep, width, sweep.batch_size)
+        for optimizer in sweep.optimizers:
+            steps = sweep.log2_rates[optimizer][2] * len(sweep.seeds) * sweep.steps
+            for rule in config.parametrizations:
+                found[grid.label("sweep", (optimizer, rule, width))] = (steps, cost)
+    products = 1 + 3 * trajectory.lanczos_steps / trajectory.chunk
+    for width in trajectory.widths:
+        cost = _gradient_seconds(config, task, trajectory, width, trajectory.num_train)
+        for rule in trajectory.parametrizations:
+            steps = len(trajectory.seeds) * trajectory.steps
+            found[grid.label("trajectory", (rule, width))] = (steps, products * cost)
+    return found
+
+
+def _gradient_seconds(config: Any, task: tasks.Task, part: Any, width: int, examples: int) -> float:
+    net, batch = family(config, task, part)(width), tuple(leaf[:examples] for leaf in task.train)
+    params = jax.eval_shape(net.init, jax.random.key(0), batch[0][:1])
+    gradient = jax.grad(losses.supervised(part.loss, net.apply))
+    return seconds(flops(gradient, params, batch))
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:

@@ -22,7 +22,7 @@ import metrics
 import models
 from experiments import checks, grid, losses, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
-from experiments.loop import Session
+from experiments.loop import Session, flops, seconds
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
 from experiments.train import Probe, Program, Setup, compile_program
@@ -32,7 +32,7 @@ from metrics.scatter import class_means
 TITLE = "Neural collapse in deep linear networks, from balanced to imbalanced data"
 PAPER = "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169"
 
-__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
 # Squared error on free features: class sizes, an unregularised bias of the outputs, weight decay
 PROBLEMS = {
@@ -207,6 +207,41 @@ def total_steps(config: Any) -> int:
         + 2 * len(cells.depths) * len(cells.classes) * len(cells.seeds) * cells.steps
         + 2 * sum(config[name].steps for name in config.networks)
     )
+
+
+def work(config: Any) -> dict[str, tuple[int, float]]:
+    """Steps of every unit, and what one costs: the gradient of the objective, of all seeds that train at once."""
+    task, found = tasks.load(config.task), {}
+    free, tail, cells = config.free, config.tail, config.map
+
+    def gradient(network, loss, data):
+        params = jax.eval_shape(network.init, jax.random.key(0), data)
+        return jax.grad(objective(network, loss, data)), params, data["train"]
+
+    def cost(part, sizes, depth, loss="squared_error"):
+        network = free_features(sum(sizes), len(sizes), depth, part.get("width", len(sizes)))
+        data = problem(_labels(sizes), sizes, depth, (1.0, 1.0))
+        function, params, batch = gradient(network, loss, data)
+        # An overhead comes once a step, for all seeds.
+        return seconds(flops(function, params, batch), overhead=1e-4 / len(part.seeds))
+
+    for depth in free.depths:
+        each = len(free.seeds) * free.steps, cost(free, free.balanced, depth)
+        found |= {grid.label("free", (depth, name)): each for name in PROBLEMS}
+    for depth in tail.depths:
+        each = len(tail.seeds) * tail.steps, cost(tail, tail.sizes, depth)
+        found[grid.label("tail", (depth,))] = each
+    for depth in cells.depths:
+        steps = 2 * len(cells.classes) * len(cells.seeds) * cells.steps
+        sizes = (1,) * max(cells.classes)
+        found[grid.label("map", (depth,))] = steps, cost(cells, sizes, depth, "cross_entropy")
+    for name in config.networks:
+        part = config[name]
+        x, y = subset(task, part.sizes)
+        data = problem(y, part.sizes, part.linear, (1.0, 1.0), x=x)
+        function = gradient(backbone(part, task.outputs, x[:1]), part.loss, data)
+        found[name] = 2 * part.steps, seconds(flops(*function))
+    return found
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:

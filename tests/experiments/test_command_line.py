@@ -7,7 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from experiments import checks, listing, run, settings
+from experiments import checks, contract, listing, run, settings
 
 STUDIES = settings.studies()
 SWEEP = "learning_rate_transfer:smoke"
@@ -147,6 +147,19 @@ def test_the_presets_are_accepted_and_nothing_is_made(study, preset, capsys, tmp
     assert (status, err) == (0, ""), err
     assert "nothing is wrong" in out
     assert not list(tmp_path.iterdir())
+
+
+PLANNED = [name for name in STUDIES if hasattr(settings.find_study(name), "work")]
+
+
+@pytest.mark.parametrize("study", PLANNED)
+def test_what_steps_cost_is_told_of_every_step(study):
+    module, (config, _) = settings.find_study(study), settings.load(f"{study}:smoke")
+    work = contract.work(module, config)
+    assert sum(steps for steps, _ in work.values()) == contract.total_steps(module, config)
+    assert all(cost > 0 for _, cost in work.values())
+    for name in work:
+        assert not any(other != name and other.startswith(f"{name}-") for other in work), name
 
 
 @pytest.mark.parametrize("study", STUDIES)
