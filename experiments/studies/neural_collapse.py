@@ -20,12 +20,12 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import checks, grid, losses, tasks
+from experiments import checks, grid, losses, rates, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session, flops, seconds
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
-from experiments.train import Probe, Program, Setup, compile_program
+from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 from metrics import frames
 from metrics.scatter import class_means
 
@@ -81,6 +81,7 @@ _NETWORK = _TRAINED | {
     "linear": checks.whole(1, 100),
     "features": checks.WIDTH,
     "loss": checks.choice(losses.LOSSES),
+    "rate_unit": checks.choice(("edge", "one")),
     "sizes": _SIZES,
     "weight_decay": checks.positive(),
     "feature_decay": checks.positive(),
@@ -665,6 +666,8 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
     decay = part.weight_decay, part.feature_decay
     network = backbone(part, task.outputs, x[:1])
     data = problem(y, part.sizes, part.linear, decay, x=x)
+    part = part.copy_and_resolve_references()
+    part.learning_rate = network_rate(name, part, network, data)
     layers = (*(f"hidden_{l}" for l in range(part.model.depth)), "features")
     layers += tuple(f"linear_{l}" for l in range(1, part.linear))
 
@@ -706,6 +709,16 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
         squared=grid.array((), part.loss == "squared_error", "whether the loss is squared error"),
         decay=grid.array("kind", list(decay), "weight decay of the layers and of the features"),
     )
+
+
+def network_rate(name: str, part: Any, network: Network, data: dict[str, Any]) -> float:
+    """Adam's learning rate of a network on images, where it is given as a share of the edge at initialisation."""
+    if part.rate_unit == "one":
+        return part.learning_rate
+    params = network.init(stream(part.seed, INIT), data)
+    loss = objective(network, part.loss, data)
+    unit = checks.context(name, rates.octave, "adam", loss, [params], data["train"])
+    return float(part.learning_rate * unit)
 
 
 def subset(task: tasks.Task, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
