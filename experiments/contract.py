@@ -46,6 +46,20 @@ def total_steps(study: ModuleType, config: Any) -> int:
     return int(found)
 
 
+def work(study: ModuleType, config: Any) -> dict[str, tuple[int, float]]:
+    """``study.work(config)``, what its steps cost, see `experiments.loop.progress`; empty for a study without it."""
+    found = study.work(config) if hasattr(study, "work") else {}
+    expected = "a dict {beginning of a unit's name: (steps, seconds of one)}"
+    if not isinstance(found, Mapping):
+        _refuse(study, "work", described(found), expected)
+    for name, pair in found.items():
+        right = isinstance(pair, tuple) and len(pair) == 2
+        right = right and all(isinstance(v, numbers.Real) and v >= 0 for v in pair)
+        if not isinstance(name, str) or not right:
+            _refuse(study, "work", f"{name!r}: {described(pair)}", expected)
+    return dict(found)
+
+
 def result(study: ModuleType, data: Any) -> xr.Dataset:
     """What ``study.run`` gave back: a Dataset of real numbers and text."""
     if not isinstance(data, xr.Dataset):

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -238,12 +238,44 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+Work = Mapping[str, tuple[int, float]]
+"""Beginning of the names of units -> (their steps, seconds that one of them takes on some machine)."""
+
+
+def seconds(flops: float, overhead: float = 1e-4) -> float:
+    """About what a step takes on an ordinary core (measured on dense networks, within a factor of two).
+
+    Args:
+        flops: its floating-point operations.
+        overhead: seconds that it takes however small it is.
+    """
+    return overhead + flops / 4e10
+
+
+def flops(function: Callable, *shapes: Any) -> float:
+    """Floating-point operations of a jax function, such as a gradient, by XLA's count; nothing is compiled.
+
+    Args:
+        function: what is lowered.
+        *shapes: its arguments, or their shapes.
+    """
+    return (jax.jit(function).lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
+
+
 @contextlib.contextmanager
-def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float], None]]:
-    """A progress bar with step rate, loss and time left; plain lines when not a terminal."""
+def progress(
+    total_steps: int, title: str, work: Work | None = None
+) -> Iterator[Callable[[int, str, float], None]]:
+    """A progress bar with step rate, loss and time left; plain lines when not a terminal.
+
+    Args:
+        total_steps: of the run.
+        title: shown before the first step.
+        work: what its steps cost, by the names of the units; without it all cost alike.
+    """
     console = rich.console.Console(file=sys.stderr)
     if not console.is_terminal:
-        yield _plain_progress(total_steps, title)
+        yield _plain_progress(total_steps, title, work)
         return
     columns = (
         rich.progress.TextColumn("[bold]{task.description}"),
@@ -253,49 +285,60 @@ def progress(total_steps: int, title: str) -> Iterator[Callable[[int, str, float
     )
     with rich.progress.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total_steps, pace="", loss="-")
-        done, clock = 0, _Clock()
+        clock = _Clock(total_steps, work)
 
         def report(steps: int, name: str, loss: float) -> None:
-            nonlocal done
-            done += steps
-            pace = clock.pace(steps, loss, total_steps - done)
+            pace = clock.pace(steps, name, loss)
             bar.update(task, advance=steps, description=name, pace=pace, loss=f"{loss:.3g}")
 
         yield report
 
 
 class _Clock:
-    """Steps a second since the first report: what came before it was compiled, and what was loaded was not trained."""
+    """Steps a second since the first report: what came before it was compiled, and what was loaded was not trained.
 
-    def __init__(self) -> None:
+    The time left is the work left, each step at its own cost, at the pace of the work done so far.
+    """
+
+    def __init__(self, total_steps: int, work: Work | None = None) -> None:
+        self.costs = {name: cost for name, (_, cost) in (work or {}).items()}
+        planned = sum(steps for steps, _ in (work or {}).values())
+        self.left = sum(steps * cost for steps, cost in (work or {}).values())
+        self.mean = self.left / planned if planned else 1.0  # of a step that nobody announced
+        self.left += (total_steps - planned) * self.mean
         self.start: float | None = None
-        self.trained = 0
+        self.trained, self.done = 0, 0.0
 
-    def pace(self, steps: int, loss: float, left: int) -> str:
+    def pace(self, steps: int, name: str, loss: float) -> str:
         """Steps a second and the time left, in words; nothing before a second report of training."""
+        own = [key for key in self.costs if name == key or name.startswith(f"{key}-")]
+        cost = steps * (self.costs[max(own, key=len)] if own else self.mean)
+        self.left = max(self.left - cost, 0.0)
         if np.isnan(loss):
             return ""
         now = time.monotonic()
         if self.start is None:
             self.start = now
             return ""
-        self.trained += steps
+        self.trained, self.done = self.trained + steps, self.done + cost
         seconds = now - self.start
         if seconds <= 0:
             return ""
         rate = self.trained / seconds
         text = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-        return f"{text}/s, {max(left, 0) / rate:.0f} s left, "
+        return f"{text}/s, {self.left * seconds / self.done:.0f} s left, "
 
 
-def _plain_progress(total_steps: int, title: str, every: float = 10.0) -> Callable:
+def _plain_progress(
+    total_steps: int, title: str, work: Work | None = None, every: float = 10.0
+) -> Callable:
     last = time.monotonic() - every / 2  # the first line after half the time
-    done, clock = 0, _Clock()
+    done, clock = 0, _Clock(total_steps, work)
 
     def report(steps: int, name: str, loss: float) -> None:
         nonlocal done, last
         done += steps
-        pace = clock.pace(steps, loss, total_steps - done)
+        pace = clock.pace(steps, name, loss)
         now = time.monotonic()
         if now - last < every and done < total_steps:
             return

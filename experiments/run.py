@@ -200,9 +200,10 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 
 def _train(study: Any, config: Any, session: loop.Session) -> Any:
-    path, total = session.path, contract.total_steps(study, config)
+    path, title = session.path, pathlib.Path(config.study).stem
+    total, work = contract.total_steps(study, config), contract.work(study, config)
     try:
-        with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
+        with rundir.timed(path), loop.progress(total, title, work) as progress:
             session = dataclasses.replace(session, progress=progress)
             data = contract.result(study, study.run(config, session))
     except BaseException:

@@ -64,7 +64,7 @@ OPEN = {
     ),
     "ntk.stax.custom.requires": stax.requires,
     "ntk.stax.nonlinearities.Elementwise": lambda **k: stax.Elementwise(jnp.tanh, **k),
-    "ntk.trace.limit.activations": lambda **k: ntk.activations(Perceptron, X, **k),
+    "ntk.trace.limit.nonlinearities": lambda **k: ntk.nonlinearities(Perceptron, X, **k),
     "ntk.trace.limit.explain": lambda **k: ntk.explain(Perceptron, X, **k),
     "metrics.collapse.collapse_by_layer": lambda **k: collapse.collapse_by_layer(
         {"a": X}, jnp.array([0, 1, 1]), 2, **k

@@ -42,8 +42,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "widths": (64, 128, 256, 512, 1024),
         "optimizers": ("sgd", "adam"),
         "loss": "cross_entropy",
-        # log2 of the first rate, of the last rate, and how many (as many for each optimizer)
-        "log2_rates": {"sgd": (-3.0, 3.0, 7), "adam": (-10.0, -4.0, 7)},
+        # log2 of the first rate, of the last rate, and how many (as many for each optimizer), in units of the
+        # optimizer's edge at initialisation (experiments/rates.py): on the digits 1/2 and 1/32
+        "log2_rates": {"sgd": (-2.0, 4.0, 7), "adam": (-5.0, 1.0, 7)},
         # Eight: with Adam a seed's own optimum moves by a third of an octave, and their mean must be known to a fifth.
         "seeds": tuple(range(8)),
         "batch_size": 64,
@@ -95,7 +96,7 @@ def _smoke(config):
     config.sweep.depth = 2
     config.sweep.widths = config.trajectory.widths = (16, 64)
     config.coordinates.widths, config.coordinates.parametrizations = (16, 32, 64), ("mup",)
-    config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-11.0, -3.0, 5)}
+    config.sweep.log2_rates = {"sgd": (-4.0, 4.0, 5), "adam": (-6.0, 2.0, 5)}
     config.sweep.steps, config.sweep.chunk = 20, 10
     config.sweep.seeds = (0, 1)
     config.trajectory.num_train = 128

@@ -74,14 +74,16 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "sizes": (10, 10, 20, 20, 30, 30, 40, 40, 50, 50),
         "weight_decay": 2e-3,
         "feature_decay": 1e-3,
-        "learning_rate": 2e-3,  # Adam
+        # Adam; in units of its edge at initialisation (experiments/rates.py), on the digits 2e-3, or of "one"
+        "learning_rate": 0.512,
+        "rate_unit": "edge",
         "drops": (0.6, 0.85),  # shares of the steps at which the rate falls to a tenth
         "steps": 5000,
         "chunk": 200,
         "seed": 0,
     }
     config.mlp_3 = config.mlp_1.copy_and_resolve_references()
-    config.mlp_3.linear = 3
+    config.mlp_3.linear, config.mlp_3.learning_rate = 3, 1.024
     config.cnn_1 = config.mlp_1.copy_and_resolve_references()
     config.cnn_1.update(
         {
@@ -144,5 +146,5 @@ def _paper(config):
         part.linear = linear
         part.sizes = (100, 100, 200, 200, 300, 300, 400, 400, 500, 500)
         part.weight_decay = part.feature_decay = 1e-5
-        part.learning_rate, part.drops = 1e-4, (0.5,)
+        part.learning_rate, part.rate_unit, part.drops = 1e-4, "one", (0.5,)
         part.steps, part.chunk = 12_000, 200

@@ -107,7 +107,7 @@ def criticality(config: Any, model: Model) -> dict[str, Any]:
     """At which weights each nonlinearity is critical; in a chain of layers the variances that follow from its own."""
     x = model.x[:1]
     options = limit(config, model).options
-    nonlinearities = ntk.activations(model.family, x, **options)
+    nonlinearities = ntk.nonlinearities(model.family, x, **options)
     if not nonlinearities:
         raise ValueError("the model has no nonlinearity of one preactivation")
     explained = ntk.explain(model.family, x, **options)

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, near, over_seeds
 from experiments.judges import as_lost, completed
 
 YANG, PI = "Yang & Hu 2021", "Yang, Santacroce, Hu 2022"
@@ -67,6 +67,7 @@ def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
             0,
             control=True,
             reads=(hidden,),
+            preconditions=others,
         ),
         at_most(
             "D3 kernel machines",
@@ -92,7 +93,8 @@ def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
 
 def _convergence_claims(data: xr.Dataset) -> list[Claim]:
     held = set(map(str, data.system.values))
-    lines = data[["slope", "slope_interval"]].reindex(system=list(SYSTEMS))
+    lines = data[["slope", "slope_interval", "limit_loss"]].reindex(system=list(SYSTEMS))
+    left = lines.limit_loss.isel(step=-1) / lines.limit_loss.isel(step=0)
     measured = {
         name: (lines.slope.sel(system=name), lines.slope_interval.sel(system=name))
         for name in SYSTEMS
@@ -116,11 +118,22 @@ def _convergence_claims(data: xr.Dataset) -> list[Claim]:
             resolve=True,
             control=control,
             reads=(slope, interval),
-            preconditions=() if name in held or name not in SYSTEMS else (absent(name),),
+            preconditions=_trained(name, held, left),
         )
         for name, (slope, interval) in measured.items()
         for control in (name == "linear, ntk",)
     ]
+
+
+def _trained(name: str, held: set[str], left: xr.DataArray) -> tuple[Precondition, ...]:
+    """That the limit is not only where it was at the start; there every width of it is, too."""
+    if name not in SYSTEMS:
+        return ()
+    if name not in held:
+        return (absent(name),)
+    share = float(left.sel(system=name))
+    found = f"the limit's training loss only falls to {share:.3g} of its first value"
+    return (Precondition("trained", share <= 0.9, found),)
 
 
 def _word_claims(data: xr.Dataset) -> list[Claim]:

@@ -123,7 +123,11 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
             _transformer(config, session),
             _analytic(config, session),
         ]
-    ).assign_attrs(modulus=config.task.modulus, label_noise=config.runs.noise)
+    ).assign_attrs(
+        modulus=config.task.modulus,
+        label_noise=config.runs.noise,
+        control_noise=config.runs.control_noise,
+    )
 
 
 _REGULARISERS = checks.several(
@@ -148,18 +152,18 @@ RULES = {
     "minibatch.batch_size": checks.whole(),
     **{f"{part}.{key}": rule for part in ("runs", "phases") for key, rule in _PART.items()},
     "runs.fraction": _INSIDE,
-    "runs.noise": _SHARE,
+    "runs.noise": _INSIDE,
     "runs.control_noise": _SHARE,
     "runs.seeds": checks.SEEDS,
-    "runs.groups": checks.whole(),
+    "runs.groups": checks.whole(2),
     "phases.fractions": checks.several(_INSIDE, ascending=True),
-    "phases.noises": checks.several(_SHARE, ascending=True),
+    "phases.noises": checks.several(_INSIDE, ascending=True),
     "phases.seed": checks.whole(0),
     "transformer.modulus": checks.whole(2, 10**4),
     "transformer.width": checks.WIDTH,
     "transformer.heads": checks.whole(),
     "transformer.fraction": _INSIDE,
-    "transformer.noise": _SHARE,
+    "transformer.noise": _INSIDE,
     "transformer.decays": checks.several(checks.real(0), 0, ascending=True),
     "transformer.seeds": checks.SEEDS,
     "transformer.learning_rate": checks.positive(),
@@ -183,6 +187,9 @@ def check(config: Any, task: tasks.Task) -> None:
         for kind, strength in config[path].regularisers:
             if kind == "dropout" and strength >= 1:
                 checks.refuse(f"{path}.regularisers", (kind, strength), "a dropout below 1")
+            if kind == "batch_norm" and strength:
+                allowed = "('batch_norm', 0.0): it has no strength"
+                checks.refuse(f"{path}.regularisers", (kind, strength), allowed)
         labels = [label(*regulariser) for regulariser in config[path].regularisers]
         checks.several(checks.instance(str))(f"{path}.regularisers", labels)
         checks.multiple(config, f"{path}.minibatch_steps", "probes")
@@ -190,6 +197,13 @@ def check(config: Any, task: tasks.Task) -> None:
         checks.multiple(config, f"{path}.steps", "probes")
     for key in ("phases.fractions", "phases.noises", "transformer.decays"):
         checks.six_digits(key, checks.at(config, key))
+    if not config.runs.noise < config.runs.control_noise:
+        allowed = f"above runs.noise, {config.runs.noise}: the control has more wrong labels"
+        checks.refuse("runs.control_noise", config.runs.control_noise, allowed)
+    for key in ("fraction", "noise", "seed"):
+        if config.task[key] != tasks.default_config("modular")[key]:
+            allowed = f"left alone: {key}s are set by runs, phases and transformer"
+            checks.refuse(f"task.{key}", config.task[key], allowed)
     if config.network.width % config.runs.groups:
         allowed = f"a divisor of network.width, {config.network.width}"
         checks.refuse("runs.groups", config.runs.groups, allowed)
@@ -203,12 +217,22 @@ def _check_sizes(config: Any) -> None:
     modulus, part = config.task.modulus, config.transformer
     if modulus < 3 or modulus % 2 == 0:
         checks.refuse("task.modulus", modulus, "an odd number from 3 on, for the analytic solution")
-    shares = [("runs", modulus, config.runs.fraction), ("transformer", part.modulus, part.fraction)]
-    shares += [("phases", modulus, fraction) for fraction in config.phases.fractions]
-    for path, p, fraction in shares:
-        if not 0 < round(fraction * p * p) < p * p:
+    runs, phases = config.runs, config.phases
+    shares = [("runs", modulus, runs.fraction, runs.noise)]
+    shares += [("transformer", part.modulus, part.fraction, part.noise)]
+    shares += [
+        ("phases", modulus, share, noise) for share in phases.fractions for noise in phases.noises
+    ]
+    for path, p, fraction, noise in shares:
+        count = round(fraction * p * p)
+        if not 0 < count < p * p:
             allowed = f"such that some of the {p * p} pairs are left to train and to test on"
             checks.refuse(f"{path}.fraction", fraction, allowed)
+        # A redrawn label is right again with probability 1/p.
+        wrong = noise * (1 - 1 / p) * count
+        if not 1 <= wrong <= count - 1:
+            allowed = f"such that some of the {count} labels are wrong and some right: claims are about both"
+            checks.refuse(f"{path}.noise", noise, allowed)
     neurons = max(
         config.network.width, (modulus - 1) // 2 * max(config.analytic.neurons_per_frequency)
     )

@@ -66,7 +66,10 @@ def _coexistence_claims(data: xr.Dataset) -> list[Claim]:
         "fitted", bool(fitted.any("time").all()), f"a seed learns {best:.2%} of the labels at most"
     )
     rule = "test accuracy, without regularisation,"
-    mixed, redrawn = f"{rule} despite wrong labels", f"{rule} when every label is redrawn"
+    mixed, redrawn = (
+        f"{rule} despite wrong labels",
+        f"{rule} when {data.attrs['control_noise']:.0%} of the labels are redrawn",
+    )
     memory = "share of the wrong training labels that the same network has learnt"
     delay = "test accuracy when 99% of the training labels are learnt"
     claim = functools.partial

@@ -24,7 +24,7 @@ import metrics
 import models
 from experiments import checks, grid, losses, tasks, train
 from experiments.grid import Axis, Training, Variable, train_grid
-from experiments.loop import Session
+from experiments.loop import Session, seconds
 from experiments.studies import grokking_lazy_rich_figures
 from experiments.studies.grokking_lazy_rich_claims import claims, crossing, times
 from experiments.tasks import polynomials
@@ -33,7 +33,7 @@ from limits.mean_field import Moments, Target
 
 TITLE = "Grokking as the transition from lazy to rich training"
 PAPER = "Kumar, Bordelon, Gershman & Pehlevan 2024, arXiv:2310.06110"
-__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
 
 class Problem(NamedTuple):
@@ -63,6 +63,40 @@ def total_steps(config: Any) -> int:
         len(digits.alphas) * len(digits.seeds) * digits.steps,
     ]
     return sum(parts)
+
+
+def work(config: Any) -> dict[str, tuple[int, float]]:
+    """Steps of every part, and what one costs: moments of D^2 entries on P examples, or networks on their batches."""
+    dim, number, digits, net = config.task.dim, config.task.num_train, config.digits, config.network
+    seeds = len(config.seeds)
+
+    def closed(count: int, part: Any, examples: int = number, size: int = dim) -> tuple:
+        return count * part.steps, seconds(12.0 * examples * size**2)
+
+    part, found = config.examples, {}
+    for examples in part.num_train:
+        name = grid.label("examples", (examples,))
+        found[name] = closed(len(part.seeds), part, examples)
+    part = config.map
+    cells = len(part.alphas) * len(part.epsilons) * len(part.seeds)
+    found |= {
+        "sweep": closed(len(config.sweep.alphas) * seeds, config.sweep),
+        "epsilon": closed(len(config.epsilons.grid) * seeds, config.epsilons),
+        "aligned": closed(len(config.aligned.strengths) * seeds, config.aligned),
+        "widths": closed((len(config.widths.widths) + 1) * seeds, config.widths),
+        "map": closed(cells, part, part.num_train, part.dim),
+    }
+    for batch in net.batch_sizes:
+        steps = len(net.alphas) * len(net.seeds) * net.steps
+        name = grid.label("network", (batch,))
+        found[name] = steps, seconds(12.0 * (batch or number) * dim * net.width)
+    task = tasks.load(digits.task)
+    weights = task.train.x[0].size * digits.width + digits.depth * digits.width**2
+    steps = len(digits.alphas) * len(digits.seeds) * digits.steps
+    probed = (
+        len(task.train.x) + len(task.test.x)
+    ) / digits.chunk  # examples of a probe, for each step
+    return found | {"digits": (steps, seconds(6.0 * weights * (digits.batch_size + probed / 3)))}
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
@@ -95,7 +129,7 @@ RULES = {
     "learning_rate": checks.positive(),
     "threshold": _SHARE,
     "seeds": checks.SEEDS,
-    "records": checks.whole(2, 10**6),
+    "records": checks.whole(20, 10**6),  # times are read off between them
     "sweep.alphas": checks.several(checks.positive(), ascending=True, needs=(0.25, 1.0, 4.0)),
     "network.width": checks.WIDTH,
     "network.alphas": _POSITIVES,
@@ -131,7 +165,7 @@ RULES = {
     "digits.init_scale": checks.positive(),
     "digits.alphas": checks.several(checks.positive(), 2, ascending=True),
     "digits.learning_rate": checks.positive(),
-    "digits.weight_decay": checks.real(0),
+    "digits.weight_decay": checks.positive(),
     "digits.batch_size": checks.whole(),
     "digits.seeds": checks.SEEDS,
     "digits.steps": checks.STEPS,
@@ -153,6 +187,8 @@ def check(config: Any, task: tasks.Task) -> None:
         checks.refuse(
             "task.coefficients[0]", config.task.coefficients[0], "0: the network has no constant"
         )
+    if config.task.seed != tasks.default_config("polynomial").seed:
+        checks.refuse("task.seed", config.task.seed, "left alone: seeds sets those of the data")
     for part in CLOSED:
         if config.records > config[part].steps:
             checks.refuse("records", config.records, f"at most {part}.steps, {config[part].steps}")
@@ -172,6 +208,10 @@ def check(config: Any, task: tasks.Task) -> None:
     _check_rate(config)
     digits = checks.context("digits.task", tasks.load, config.digits.task, "digits.task")
     checks.classes(digits)
+    if len(digits.test.x) < 100:
+        raise ValueError(
+            f"config.digits.task: {digits.name} has {len(digits.test.x)} test examples; accuracies of .85 need 100"
+        )
     size = (
         digits.train.x[0].size * config.digits.width + config.digits.depth * config.digits.width**2
     )

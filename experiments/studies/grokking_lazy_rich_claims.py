@@ -156,7 +156,8 @@ def _alpha_claims(data: xr.Dataset) -> list[Claim]:
             last,
             share,
             control=True,
-            reads=(data.test.isel(alpha=-1),),
+            reads=(data.test.isel(alpha=-1), data.train.isel(alpha=-1)),
+            preconditions=(_fitted(found.train.isel(alpha=-1), share),),
         ),
         _median(
             at_most,
@@ -314,6 +315,14 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
     every = data.reindex(num_train=sorted({*data.num_train.values.tolist(), middle}))
     ratio = every.examples_test_time / every.examples_train_time
     times = every.examples_test_time, every.examples_train_time
+    fitted = _fitted(data.examples_train_time.isel(num_train=0), data.attrs["threshold"])
+    fewer, more = (
+        Precondition(f"{word} examples", different, f"the {which} training set has {middle}, too")
+        for word, which, different in (
+            ("fewer", "smallest", few < middle),
+            ("more", "largest", many > middle),
+        )
+    )
     return [
         _median(
             at_least,
@@ -334,6 +343,8 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             data.examples_final.isel(num_train=0),
             data.attrs["threshold"],
             control=True,
+            reads=(data.examples_final.isel(num_train=0),),
+            preconditions=(fitted, fewer),
         ),
         _median(
             at_least,
@@ -345,6 +356,7 @@ def _example_claims(data: xr.Dataset) -> list[Claim]:
             control=True,
             reads=[time.sel(num_train=many) for time in times],
             infinite=NEVER,
+            preconditions=(more,),
         ),
     ]
 

@@ -18,16 +18,17 @@ import xarray as xr
 
 import limits
 import metrics
-from experiments import checks, families, grid, losses, plotting, tasks
+from experiments import checks, families, grid, losses, plotting, rates, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
-from experiments.loop import Session
+from experiments.loop import Session, flops, seconds
 from experiments.studies.learning_rate_transfer_claims import claims, optima
 from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 
 TITLE = "Learning-rate transfer and the sharpness behind it"
 PAPER = "Noci et al. 2024, arXiv:2402.17457; Yang & Hu 2021, arXiv:2011.14522"
-__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
+UNIT_EXAMPLES = 256  # on which the units of the learning rates are measured
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 # steps -> (learning rate -> what optax takes for it)
 SCHEDULES = {
@@ -43,6 +44,32 @@ def total_steps(config: Any) -> int:
     swept = len(config.parametrizations) * len(sweep.widths) * runs * len(sweep.seeds) * sweep.steps
     followed = len(trajectory.parametrizations) * len(trajectory.widths) * len(trajectory.seeds)
     return swept + followed * trajectory.steps
+
+
+def work(config: Any) -> dict[str, tuple[int, float]]:
+    """Steps of every unit, and what one costs: a gradient, and on trajectories the products of the sharpness."""
+    task, sweep, trajectory = tasks.load(config.task), config.sweep, config.trajectory
+    found = {}
+    for width in sweep.widths:
+        cost = _gradient_seconds(config, task, sweep, width, sweep.batch_size)
+        for optimizer in sweep.optimizers:
+            steps = sweep.log2_rates[optimizer][2] * len(sweep.seeds) * sweep.steps
+            for rule in config.parametrizations:
+                found[grid.label("sweep", (optimizer, rule, width))] = (steps, cost)
+    products = 1 + 3 * trajectory.lanczos_steps / trajectory.chunk
+    for width in trajectory.widths:
+        cost = _gradient_seconds(config, task, trajectory, width, trajectory.num_train)
+        for rule in trajectory.parametrizations:
+            steps = len(trajectory.seeds) * trajectory.steps
+            found[grid.label("trajectory", (rule, width))] = (steps, products * cost)
+    return found
+
+
+def _gradient_seconds(config: Any, task: tasks.Task, part: Any, width: int, examples: int) -> float:
+    net, batch = family(config, task, part)(width), tuple(leaf[:examples] for leaf in task.train)
+    params = jax.eval_shape(net.init, jax.random.key(0), batch[0][:1])
+    gradient = jax.grad(losses.supervised(part.loss, net.apply))
+    return seconds(flops(gradient, params, batch))
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
@@ -80,7 +107,7 @@ RULES = {
         for part in ("sweep", "trajectory", "coordinates")
         for k, r in _PART.items()
     },
-    "sweep.widths": checks.widths(),
+    "sweep.widths": checks.widths(2),
     "sweep.optimizers": checks.several(checks.choice(OPTIMIZERS)),
     "sweep.seeds": checks.SEEDS,
     "sweep.batch_size": checks.whole(),
@@ -188,9 +215,15 @@ def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> 
     )
 
 
-def learning_rates(config: Any, optimizer: str) -> np.ndarray:
-    """The grid of one optimizer."""
-    return 2.0 ** np.linspace(*config.sweep.log2_rates[optimizer])
+def learning_rates(config: Any, task: tasks.Task, optimizer: str) -> np.ndarray:
+    """The grid of one optimizer, in units of its edge at the base width, where all rules are one network."""
+    sweep = config.sweep
+    net = network(config, task, sweep, "mup", sweep.base_width)
+    loss = losses.supervised(sweep.loss, net.apply)
+    batch = tuple(leaf[:UNIT_EXAMPLES] for leaf in task.train)
+    starts = [jax.jit(net.init)(stream(seed, INIT)) for seed in sweep.seeds]
+    unit = checks.context("sweep.log2_rates", rates.octave, optimizer, loss, starts, batch)
+    return unit * 2.0 ** np.linspace(*sweep.log2_rates[optimizer])
 
 
 def setup(net: limits.Parametrized, loss: str, optimizer: str, schedule: Callable) -> Callable:
@@ -212,7 +245,7 @@ def setup(net: limits.Parametrized, loss: str, optimizer: str, schedule: Callabl
 
 def _sweep(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     sweep = config.sweep
-    grids = [learning_rates(config, name) for name in sweep.optimizers]
+    grids = {name: learning_rates(config, task, name) for name in sweep.optimizers}
     axes = {
         "optimizer": Axis(list(sweep.optimizers), "optimizer"),
         "parametrization": Axis(list(config.parametrizations), "parametrization"),
@@ -225,28 +258,28 @@ def _sweep(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     }
     own = {
         "seed": Axis(list(sweep.seeds), "seed"),
-        "learning_rate": Axis(grids, "learning rate", dims=("optimizer", "rate")),
+        "learning_rate": Axis(list(grids.values()), "learning rate", dims=("optimizer", "rate")),
     }
     program = grid.Program("sweep", _sweep_unit, variables, own, trains=True)
-    return train_grid(axes, (config, task, session.devices), program, session)
+    return train_grid(axes, (config, task, session.devices, grids), program, session)
 
 
 def _sweep_unit(data: Any, optimizer: str, parametrization: str, width: int) -> Training:
     """All rates and seeds; one compiled program for all rules."""
-    config, task, devices = data
-    sweep, rates = config.sweep, learning_rates(config, optimizer)
+    config, task, devices, grids = data
+    sweep, chosen = config.sweep, grids[optimizer]
     net = network(config, task, sweep, parametrization, width)
     arrays = sweep_data(config, task, net)
 
     def keep(records):
         last = {"sweep_loss": records["batch_loss"], "sweep_accuracy": records["accuracy"]}
-        return {k: v[:, -1].reshape(len(rates), len(sweep.seeds)) for k, v in last.items()}
+        return {k: v[:, -1].reshape(len(chosen), len(sweep.seeds)) for k, v in last.items()}
 
     return Training(
         lambda: sweep_program(config, net, arrays, optimizer, devices),
         (optimizer, width),
         arrays,
-        *zip(*[(rate, seed) for rate in rates for seed in sweep.seeds]),
+        *zip(*[(rate, seed) for rate in chosen for seed in sweep.seeds]),
         chunks=sweep.steps // sweep.chunk,
         steps=sweep.steps,
         keep=keep,

@@ -15,6 +15,7 @@ NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
 CONTROLS = {("standard", "adam"), ("ntk", "sgd"), ("ntk", "adam")}
 
 
+LEARNT = 0.9  # share of its first value below which a loss counts as trained, not as initialised
 EDGE = 0.7  # sharpness over 2/eta from which a network counts as at the edge of stability
 
 
@@ -70,18 +71,17 @@ def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: st
     source = f"{YANG}, Fig. 1; {NOCI}, Fig. 1"
     low, high = data.width.values[[0, -1]]
     statement = (
-        f"the best learning rate moves by |log2| from width {low} to {high}, mean over seeds; a rate at which a seed "
-        "diverges counts as infinitely bad"
+        f"the best learning rate of the mean over seeds moves by |log2| from width {low} to {high}; a rate at which a "
+        "seed diverges counts as infinitely bad"
     )
     if optimizer not in data.optimizer or rule not in data.parametrization:
         needs, control = (absent(f"sweep of {rule} with {optimizer}"),), rule != "mup"
         return at_most(name, source, statement, np.nan, 0.5, control=control, preconditions=needs)
-    line = best.sel(optimizer=optimizer, parametrization=rule).isel(width=[0, -1])
-    step = float(np.diff(np.log2(data.learning_rate.sel(optimizer=optimizer).values)).max())
-    # The same seeds at both widths see the same batches: the mean of their moves, with the error of that mean.
-    moves = (line.per_seed[-1] - line.per_seed[0]).values
-    drift = float(abs(moves.mean()))
-    error = 2 * moves.std(ddof=1) / np.sqrt(moves.size) if moves.size > 1 else np.nan
+    line = best.sel(optimizer=optimizer, parametrization=rule, width=[low, high])
+    rates = data.learning_rate.sel(optimizer=optimizer).values
+    losses = data.sweep_loss.sel(optimizer=optimizer, parametrization=rule, width=[low, high])
+    moved, error = _move(rates, losses.transpose("width", "seed", "rate").values)
+    drift, step = abs(moved), float(np.diff(np.log2(rates)).max())
     # Beside divergence no parabola can be drawn: the optimum lies within one step of the grid.
     error += step * int((line.edge == "divergence").sum())
     ends = [
@@ -101,6 +101,26 @@ def _transfer_claim(data: xr.Dataset, best: xr.Dataset, optimizer: str, rule: st
         control=rule != "mup",
         preconditions=(inside,),
     )
+
+
+def _move(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
+    """log2 of the best rate at the second width over that at the first, and twice its error; losses (2, seeds, rates).
+
+    The best rate of the losses' mean over seeds, with the jackknife's error: a seed's own optimum is far noisier, and
+    the mean of such optima is drawn to the flatter side of the minimum. The same seeds at both widths see the same
+    batches, so that they are left out together.
+    """
+
+    def move(kept: np.ndarray) -> float:
+        first, last = (metrics.refined_optimum(rates, own[kept]).log2_rate for own in losses)
+        return last - first
+
+    everyone = np.arange(losses.shape[1])
+    if everyone.size < 2:
+        return move(everyone), np.nan
+    without = np.array([move(np.delete(everyone, seed)) for seed in everyone])
+    spread = np.square(without - without.mean()).mean() * (everyone.size - 1)
+    return move(everyone), 2 * float(np.sqrt(spread))
 
 
 def _sharpness_claims(data: xr.Dataset) -> list[Claim]:
@@ -232,8 +252,15 @@ def _stays_claims(scaled: dict, sharpness: dict) -> list[Claim]:
 
 
 def _width_claim(data: xr.Dataset) -> Claim:
-    losses = data.trajectory_loss.sel(trajectory_parametrization="mup").isel(step=-1)
+    curves = data.trajectory_loss.sel(trajectory_parametrization="mup")
+    losses = curves.isel(step=-1)
     wider = losses.mean("trajectory_seed", skipna=False)
+    left = float((wider / curves.isel(step=0).mean("trajectory_seed", skipna=False)).max())
+    trained = Precondition(
+        "trained",
+        left <= LEARNT,
+        f"at a width the loss only falls to {left:.3g} of its first value",
+    )
     widths = wider.trajectory_width.values
     return at_most(
         "P5 wider is better, mup",
@@ -242,6 +269,7 @@ def _width_claim(data: xr.Dataset) -> Claim:
         (wider.values[1:] / wider.values[:-1]).max() if len(widths) > 1 else np.nan,
         1.0,
         reads=(losses,),
+        preconditions=(trained,),
     )
 
 

@@ -20,19 +20,19 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import checks, families, grid, losses, tasks
+from experiments import checks, families, grid, losses, rates, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
-from experiments.loop import Session
+from experiments.loop import Session, flops, seconds
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
-from experiments.train import Probe, Program, Setup, compile_program
+from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 from metrics import frames
 from metrics.scatter import class_means
 
 TITLE = "Neural collapse in deep linear networks, from balanced to imbalanced data"
 PAPER = "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169"
 
-__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
+__all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
 # Squared error on free features: class sizes, an unregularised bias of the outputs, weight decay
 PROBLEMS = {
@@ -71,7 +71,7 @@ _TRAINED = {
 }
 _FREE = _TRAINED | {
     "depths": checks.several(checks.whole(1, 100), ascending=True),
-    "init_std": checks.real(0),
+    "init_std": checks.positive(),  # at 0 nothing moves, or all seeds are one
     "seeds": checks.SEEDS,
 }
 _NETWORK = _TRAINED | {
@@ -81,10 +81,11 @@ _NETWORK = _TRAINED | {
     "linear": checks.whole(1, 100),
     "features": checks.WIDTH,
     "loss": checks.choice(losses.LOSSES),
+    "rate_unit": checks.choice(("edge", "one")),
     "sizes": _SIZES,
     "weight_decay": checks.positive(),
     "feature_decay": checks.positive(),
-    "drops": checks.several(checks.real(0, 1), 0),
+    "drops": checks.several(checks.real(0, 1, inside=True), 0, ascending=True),
     "seed": checks.whole(0),
 }
 RULES = {
@@ -97,7 +98,7 @@ RULES = {
     "tail.width": checks.WIDTH,
     "map.classes": checks.several(checks.whole(3, 1000), ascending=True),
     "map.decay": checks.positive(),
-    "map.simplex_std": checks.real(0),
+    "map.simplex_std": checks.positive(),  # on the simplex itself every loss is at a critical point
     **{f"{part}.{key}": rule for part in ("free", "tail", "map") for key, rule in _FREE.items()},
 }
 
@@ -114,8 +115,10 @@ def check(config: Any, task: tasks.Task) -> None:
     checks.several(checks.choice(known))("networks", config.networks)
     of_networks = {f"{name}.{k}": r for name in known for k, r in _NETWORK.items()}
     checks.values(config, RULES | of_networks)
-    for name in ("free", "tail", "map", *config.networks):
+    for name in ("free", "tail", "map", *known):
         checks.multiple(config, f"{name}.steps", "chunk")
+    for name in known:
+        _check_part(name, config[name])
     _check_free(config)
     checks.classes(task)
     for name in config.networks:
@@ -130,6 +133,8 @@ def _check_free(config: Any) -> None:
     if same != (sum(free.imbalanced), len(free.imbalanced)):
         asked = f"{same[1]} classes of {same[0]} samples in all, as balanced has"
         checks.refuse("free.imbalanced", free.imbalanced, asked)
+    if len(set(free.imbalanced)) == 1:
+        checks.refuse("free.imbalanced", free.imbalanced, "classes of different sizes")
     if not min(tail.sizes) < tail.threshold < max(tail.sizes):
         checks.refuse("tail.threshold", tail.threshold, "between the smallest and the largest size")
     for name, part, classes in (("free", free, free.balanced), ("tail", tail, tail.sizes)):
@@ -141,22 +146,47 @@ def _check_free(config: Any) -> None:
     for depth in free.depths:
         for sizes in (free.balanced, free.imbalanced):
             arguments = ("squared_error", sizes, depth, (free.decay,) * 2)
-            checks.context("free", prediction, *arguments)
+            _check_optimum("free.decay", free.decay, "free", *arguments)
     for depth in tail.depths:
         checks.context("tail", tail_decay, depth, tail.sizes, tail.threshold)
     for depth in cells.depths:
         for classes in cells.classes:
-            checks.context("map", _known, classes, depth, cells.decay)
+            simplex, *_ = checks.context("map", _known, classes, depth, cells.decay)
+            if not simplex < 0.99 * np.log(classes):
+                allowed = f"small enough for {depth} layers to learn {classes} classes"
+                checks.refuse("map.decay", cells.decay, allowed)
 
 
-def _check_network(name: str, part: Any, task: tasks.Task) -> None:
+def _check_optimum(path: str, value: float, context: str, *arguments: Any) -> None:
+    """Refuses a weight decay under which the best network is zero: it has no frame."""
+    best = checks.context(context, prediction, *arguments)
+    if not np.linalg.norm(best["product"]) > 0:
+        checks.refuse(path, value, "smaller: under such a decay nothing is learnt at the optimum")
+
+
+def _check_part(name: str, part: Any) -> None:
+    """What can be said about a network without its data; also of one that is not asked for."""
     if part.loss == "cross_entropy" and len(set(part.sizes)) > 1:
         equal = "classes of one size: only for these is the optimum of cross-entropy known"
         checks.refuse(f"{name}.sizes", part.sizes, equal)
+    fields = part.model.to_dict()
+    checks.context(
+        f"{name}.model", models.family, fields.pop("name"), outputs=part.features, **fields
+    )
+    at = [int(share * part.steps) for share in part.drops]
+    if len({0, part.steps, *at}) < len(at) + 2:
+        allowed = f"shares of the {part.steps} steps that are different steps inside training"
+        checks.refuse(f"{name}.drops", part.drops, allowed)
+    decay = part.weight_decay, part.feature_decay
+    _check_optimum(
+        f"{name}.weight_decay", decay[0], name, part.loss, part.sizes, part.linear, decay
+    )
+
+
+def _check_network(name: str, part: Any, task: tasks.Task) -> None:
     x, y = checks.context(f"{name}.sizes", subset, task, part.sizes)
     checks.whole(task.outputs, 2**20)(f"{name}.features", part.features)
     decay = part.weight_decay, part.feature_decay
-    checks.context(name, prediction, part.loss, part.sizes, part.linear, decay)
     net = checks.context(f"{name}.model", backbone, part, task.outputs, x[:1])
     data = problem(y[:1], part.sizes, part.linear, decay, x=x[:1])
 
@@ -185,6 +215,41 @@ def total_steps(config: Any) -> int:
         + 2 * len(cells.depths) * len(cells.classes) * len(cells.seeds) * cells.steps
         + 2 * sum(config[name].steps for name in config.networks)
     )
+
+
+def work(config: Any) -> dict[str, tuple[int, float]]:
+    """Steps of every unit, and what one costs: the gradient of the objective, of all seeds that train at once."""
+    task, found = tasks.load(config.task), {}
+    free, tail, cells = config.free, config.tail, config.map
+
+    def gradient(network, loss, data):
+        params = jax.eval_shape(network.init, jax.random.key(0), data)
+        return jax.grad(objective(network, loss, data)), params, data["train"]
+
+    def cost(part, sizes, depth, loss="squared_error"):
+        network = free_features(sum(sizes), len(sizes), depth, part.get("width", len(sizes)))
+        data = problem(_labels(sizes), sizes, depth, (1.0, 1.0))
+        function, params, batch = gradient(network, loss, data)
+        # An overhead comes once a step, for all seeds.
+        return seconds(flops(function, params, batch), overhead=1e-4 / len(part.seeds))
+
+    for depth in free.depths:
+        each = len(free.seeds) * free.steps, cost(free, free.balanced, depth)
+        found |= {grid.label("free", (depth, name)): each for name in PROBLEMS}
+    for depth in tail.depths:
+        each = len(tail.seeds) * tail.steps, cost(tail, tail.sizes, depth)
+        found[grid.label("tail", (depth,))] = each
+    for depth in cells.depths:
+        steps = 2 * len(cells.classes) * len(cells.seeds) * cells.steps
+        sizes = (1,) * max(cells.classes)
+        found[grid.label("map", (depth,))] = steps, cost(cells, sizes, depth, "cross_entropy")
+    for name in config.networks:
+        part = config[name]
+        x, y = subset(task, part.sizes)
+        data = problem(y, part.sizes, part.linear, (1.0, 1.0), x=x)
+        function = gradient(backbone(part, task.outputs, x[:1]), part.loss, data)
+        found[name] = 2 * part.steps, seconds(flops(*function))
+    return found
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
@@ -608,6 +673,8 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
     decay = part.weight_decay, part.feature_decay
     network = backbone(part, task.outputs, x[:1])
     data = problem(y, part.sizes, part.linear, decay, x=x)
+    part = part.copy_and_resolve_references()
+    part.learning_rate = network_rate(name, part, network, data)
     layers = (*(f"hidden_{l}" for l in range(part.model.depth)), "features")
     layers += tuple(f"linear_{l}" for l in range(1, part.linear))
 
@@ -649,6 +716,16 @@ def _network(name: str, part: Any, task: tasks.Task, session: Session) -> xr.Dat
         squared=grid.array((), part.loss == "squared_error", "whether the loss is squared error"),
         decay=grid.array("kind", list(decay), "weight decay of the layers and of the features"),
     )
+
+
+def network_rate(name: str, part: Any, network: Network, data: dict[str, Any]) -> float:
+    """Adam's learning rate of a network on images, where it is given as a share of the edge at initialisation."""
+    if part.rate_unit == "one":
+        return part.learning_rate
+    params = network.init(stream(part.seed, INIT), data)
+    loss = objective(network, part.loss, data)
+    unit = checks.context(name, rates.octave, "adam", loss, [params], data["train"])
+    return float(part.learning_rate * unit)
 
 
 def subset(task: tasks.Task, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,8 @@ RULES = {
     "component.dim": checks.whole(2),
     "component.steps": checks.STEPS,
     "component.chunk": checks.STEPS,
-    "component.end": checks.positive(),
+    # Of the target .61 to .12 is left then: neither all nor, at the tolerance of .06, nothing.
+    "component.end": checks.real(0.5, 2.1),
     "component.seeds": checks.SEEDS,
 }
 

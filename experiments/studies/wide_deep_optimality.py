@@ -70,7 +70,8 @@ WRONG = ("x² − 1", "ReLU, centred")
 
 
 _DEPTHS = checks.whole(1, 10**18)
-_COUNT = checks.whole(2)
+# Of one or two training examples all classifiers make the same; of few test examples a share of .99 says nothing.
+_COUNT, _TEST = checks.whole(20), checks.whole(100)
 _DIMENSIONS = checks.whole(1, 1000)
 RULES = {
     "singular.dimensions": checks.several(_DIMENSIONS),
@@ -79,22 +80,22 @@ RULES = {
     ),
     "noise.dimensions": checks.several(_DIMENSIONS),
     "noise.counts": checks.several(_COUNT, ascending=True, needs=(400,)),
-    "noise.num_test": _COUNT,
+    "noise.num_test": _TEST,
     "noise.depth": _DEPTHS,
     "noise.seeds": checks.SEEDS,
     "depth.nngp": checks.several(_DEPTHS, ascending=True, needs=(100,)),
     "depth.ntk": checks.several(_DEPTHS, ascending=True, needs=(1000, 10**15)),
     "depth.num_train": _COUNT,
-    "depth.num_test": _COUNT,
+    "depth.num_test": _TEST,
     "depth.seeds": checks.SEEDS,
     "dirichlet.num_train": _COUNT,
-    "dirichlet.num_test": _COUNT,
+    "dirichlet.num_test": _TEST,
     "dirichlet.depth": _DEPTHS,
     "dirichlet.prior": checks.real(0, 1, inside=True),
     "dirichlet.seeds": checks.SEEDS,
     "stripes.exponents": checks.several(checks.positive(1000), needs=(0.5, 1.0, 2.0)),
     "stripes.counts": checks.several(_COUNT, 2, ascending=True),
-    "stripes.num_test": _COUNT,
+    "stripes.num_test": _TEST,
     "stripes.seeds": checks.SEEDS,
     **{
         f"classes.{name}_depths": checks.several(checks.whole(1, 10**9), ascending=True)
@@ -102,7 +103,7 @@ RULES = {
     },
     "classes.num_train": _COUNT,
     "classes.num_relu": _COUNT,
-    "classes.num_test": _COUNT,
+    "classes.num_test": _TEST,
     "classes.seeds": checks.SEEDS,
     "digits.noise": checks.several(checks.real(0, 1), ascending=True),
     "digits.exponents": checks.several(checks.positive(1000)),
@@ -122,6 +123,11 @@ def check(config: Any, task: tasks.Task) -> None:
     low, high, _ = config.singular.distances
     if not low < high:
         checks.refuse("singular.distances", config.singular.distances, "from a smaller to a larger")
+    if not 0 < config.digits.noise[-1] < 1:
+        allowed = (
+            "a tuple that ends with a share above 0 and below 1: a claim is about noisy labels"
+        )
+        checks.refuse("digits.noise", config.digits.noise, allowed)
     if config.stripes.counts[-1] < 1000:
         checks.refuse("stripes.counts", config.stripes.counts, "up to 1000 examples or more")
     if config.classes.num_relu > config.classes.num_train:
@@ -136,6 +142,15 @@ def check(config: Any, task: tasks.Task) -> None:
     if task.outputs < 4:
         raise ValueError(f"config.task: {task.name} has {task.outputs} classes; it must have 4")
     count = len(task.train.x)
+    if count < 20 or len(np.unique(task.train.y)) < task.outputs:
+        found = f"{count} training examples of {len(np.unique(task.train.y))} classes"
+        raise ValueError(
+            f"config.task: {task.name} has {found}; it must have 20 or more, of all {task.outputs} classes"
+        )
+    if len(task.test.x) < 100:
+        raise ValueError(
+            f"config.task: {task.name} has {len(task.test.x)} test examples; a share of .98 needs 100 or more"
+        )
     checks.memory(f"config.digits: kernels of {count} images", 2.0 * count * count, 8)
     floor = task.train.x.min()
     if not all((part.x.reshape(len(part.x), -1) != floor).any(axis=1).all() for part in task[1:3]):

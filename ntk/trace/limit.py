@@ -174,7 +174,7 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     return sampling(kernel_fn) if traced is None else explanation(traced)
 
 
-def activations(family: Callable, example: Any, **options: Any) -> dict[str, Callable]:
+def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, Callable]:
     """The nonlinearities of a family, each a function of one preactivation, by name in the order of their use.
 
     What `limits.criticality` and `limits.susceptibilities` take. Products with gates and gains that are trained are
@@ -192,7 +192,7 @@ def activations(family: Callable, example: Any, **options: Any) -> dict[str, Cal
         ValueError: as in `infinite_width`.
     """
     defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
-    refuse_unknown("activations", options, defaults)
+    refuse_unknown("nonlinearities", options, defaults)
     given = defaults | options
     _check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")

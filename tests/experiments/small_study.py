@@ -1,12 +1,15 @@
 """A program for the tests: a small study through the command line, ended at random moments, in forks of one process.
 
 python small_study.py FOLDER SIGNAL COUNT SEED [OPTION ...]   prints one JSON object
+
+SIGNAL is a number, FULL for files that cannot grow beyond a random size, or TWO for two processes in one folder.
 """
 
 import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
@@ -96,11 +99,12 @@ def make_module():
     return module
 
 
-def child(folder, options):
-    """Exit status of the study's command, in a fork: nothing is imported twice."""
+def child(folder, options, most=resource.RLIM_INFINITY):
+    """Process of the study's command, in a fork: nothing is imported twice; no file may be larger than ``most``."""
     process = os.fork()
     if process:
         return process
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing raises OSError then
     with open(folder.parent / "log.txt", "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -108,6 +112,7 @@ def child(folder, options):
         sys.argv += options
         status = 99
         try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
             status = run.main(sys.argv)
         finally:
             log.flush()
@@ -126,7 +131,7 @@ def rows(folder):
 
 
 def main(folder, number, count, seed, *options):
-    folder, number = pathlib.Path(folder), int(number)
+    folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "small.py").write_text(CONFIG)
     module = make_module()
@@ -138,10 +143,19 @@ def main(folder, number, count, seed, *options):
     draw, ends, same = random.Random(int(seed)), [], []
     for trial in range(int(count)):
         path = folder / f"trial-{trial}"
-        process = child(path, ["--checkpoint_seconds=0.05", *options])
-        time.sleep(draw.uniform(0, longest))
-        os.kill(process, number)
-        ends.append(wait(process))
+        often, late = ["--checkpoint_seconds=0.05", *options], draw.uniform(0, longest)
+        if number == "FULL":
+            (folder / "log.txt").rename(folder / f"log-{trial}.txt")  # which may grow
+            sizes = [file.stat().st_size for file in (folder / "whole").iterdir() if file.is_file()]
+            ends.append(wait(child(path, often, draw.randrange(64, max(sizes)))))
+        elif number == "TWO":
+            both = child(path, often), time.sleep(late) or child(path, options)
+            ends += [wait(process) for process in both]
+        else:
+            process = child(path, often)
+            time.sleep(late)
+            os.kill(process, int(number))
+            ends.append(wait(process))
         assert wait(child(path, options)) == 0, (folder / "log.txt").read_text()
         same.append(
             (path / "data.nc").read_bytes() == (folder / "whole" / "data.nc").read_bytes()

@@ -7,7 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from experiments import checks, listing, run, settings
+from experiments import checks, contract, listing, run, settings
 
 STUDIES = settings.studies()
 SWEEP = "learning_rate_transfer:smoke"
@@ -77,6 +77,58 @@ def test_every_key_refuses_what_is_not_of_its_type(study, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# Values of their key's type with which a claim or its control could mean nothing.
+IDLE = {
+    "grokking_corrupted": {
+        "runs.control_noise": ("0.0", "0.2", "0.1"),
+        "runs.noise": ("0.0", "1.0", "1e-12"),
+        "runs.groups": ("1",),
+        "runs.regularisers": ("(('decay', 0.0), ('batch_norm', 0.5))",),
+        "phases.noises": ("(0.0,)", "(0.1, 1.0)"),
+        "transformer.noise": ("0.0", "1.0"),
+        "task.noise": ("0.5",),
+        "task.seed": ("3",),
+    },
+    "wide_deep_optimality": {
+        "digits.noise": ("(0.0,)", "(0.4, 1.0)"),
+        "classes.num_relu": ("2",),
+        "depth.num_train": ("2",),
+        "noise.num_test": ("2",),
+        "task.num_train": ("1", "22"),
+        "task.num_test": ("3",),
+    },
+    "neural_collapse": {
+        "mlp_1.drops": ("(0.85, 0.6)", "(0.0,)", "(1.0,)", "(0.6, 0.601)"),
+        "mlp_3.drops": ("(0.85, 0.6)",),  # not asked for
+        "mlp_3.chunk": ("7",),
+        "mlp_3.model.name": ("MLQ",),
+        "free.imbalanced": ("(20, 20, 20, 20)",),
+        "free.init_std": ("0.0",),
+        "free.decay": ("5.0",),
+        "mlp_1.weight_decay": ("1000.0",),
+        "map.simplex_std": ("0.0",),
+        "map.decay": ("0.5",),
+    },
+    "learning_rate_transfer": {"sweep.widths": ("(64,)",)},
+    "ntk_convergence": {"component.end": ("0.002", "2000.0")},
+    "grokking_lazy_rich": {
+        "digits.weight_decay": ("0.0",),
+        "digits.task.num_test": ("1",),
+        "records": ("2",),
+        "task.seed": ("3",),
+    },
+}
+
+
+@pytest.mark.parametrize("study", IDLE)
+def test_what_no_claim_could_mean_anything_with_is_refused(study, capsys, tmp_path):
+    for key, texts in IDLE[study].items():
+        for text in texts:
+            arguments = (f"--config={study}:smoke", f"--config.{key}={text}")
+            message = is_refusal(capsys, *arguments, "--check", f"--workdir={tmp_path / 'run'}")
+            assert key.split(".")[0] in message, (key, text, message)
+
+
 # With the closed forms of all their depths, or with the spectra of all their training sets.
 SLOW = {("neural_collapse", "cpu"), ("grokking_lazy_rich", "cpu")}
 
@@ -95,6 +147,19 @@ def test_the_presets_are_accepted_and_nothing_is_made(study, preset, capsys, tmp
     assert (status, err) == (0, ""), err
     assert "nothing is wrong" in out
     assert not list(tmp_path.iterdir())
+
+
+PLANNED = [name for name in STUDIES if hasattr(settings.find_study(name), "work")]
+
+
+@pytest.mark.parametrize("study", PLANNED)
+def test_what_steps_cost_is_told_of_every_step(study):
+    module, (config, _) = settings.find_study(study), settings.load(f"{study}:smoke")
+    work = contract.work(module, config)
+    assert sum(steps for steps, _ in work.values()) == contract.total_steps(module, config)
+    assert all(cost > 0 for _, cost in work.values())
+    for name in work:
+        assert not any(other != name and other.startswith(f"{name}-") for other in work), name
 
 
 @pytest.mark.parametrize("study", STUDIES)

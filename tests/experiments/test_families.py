@@ -172,7 +172,7 @@ def test_a_model_is_found_beside_the_configuration_or_where_the_command_is_given
 
 def test_activations_of_a_file_are_those_of_the_model(file):
     """Two roads: what is read off the model, and the function itself."""
-    found = ntk.activations(families.load(f"{file}:family", outputs=5), X)
+    found = ntk.nonlinearities(families.load(f"{file}:family", outputs=5), X)
     assert list(found) == ["relu"]
     assert limits.criticality(found["relu"]) == limits.criticality(jax.nn.relu)
     assert pytest.approx(2) == limits.criticality(found["relu"]).C_W

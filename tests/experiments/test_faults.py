@@ -27,6 +27,22 @@ def test_a_study_ended_at_random_moments_goes_on_to_the_same_bytes(name, command
     assert set(found["ends"]) <= {expected, 0}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["FULL", "TWO"])
+def test_a_full_disk_and_a_second_process_are_told_and_cost_nothing(fault, command_line, tmp_path):
+    command = [sys.executable, str(SMALL), str(tmp_path / "runs"), fault, "4", "0"]
+    done = command_line.run(command, PYTHONPATH=str(command_line.root))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(found["same"])
+    assert set(found["ends"]) <= {0, 2}
+    assert 2 in found["ends"]
+    told = "".join(log.read_text() for log in (tmp_path / "runs").glob("log*.txt"))
+    assert "Traceback" not in told
+    words = {"FULL": "could not be written", "TWO": "in use by process"}[fault]
+    assert told.count("error: ") == told.count(words) == found["ends"].count(2)
+
+
 @pytest.fixture
 def of_a_terminal():
     """Hangups end the process, though the tests were started by nohup."""

@@ -110,6 +110,25 @@ def test_what_was_loaded_gives_no_estimate(tmp_path, capsys):
         "t: 22/1000000 steps, compiled, loss 0.5",
         "t: 32/1000000 steps, 0.5/s, 1999936 s left, trained, loss 0.5",
     ]
+
+
+def test_the_time_left_weighs_steps_by_their_cost(capsys):
+    """Ten cheap steps took ten seconds; the dear ones that are left take a hundred times as long, each."""
+    clock = iter([0.0, 10.0, 10.0, 20.0, 20.0, 30.0, 30.0])
+    work = {"cheap": (20, 1.0), "cheap-not": (5, 100.0)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.time, "monotonic", lambda: next(clock))
+        report = loop._plain_progress(30, "t", work)
+        report(10, "cheap-1", 0.5)
+        report(10, "cheap-2", 0.5)
+        report(1, "cheap-not-1", 0.5)
+    *_, cheap, dear = capsys.readouterr().err.splitlines()
+    # 500 of the announced, and five steps that nobody announced at the mean of 520 / 25.
+    assert cheap == "t: 20/30 steps, 1/s, 604 s left, cheap-2, loss 0.5"
+    assert dear == f"t: 21/30 steps, 0.55/s, {504 * 20 / 110:.0f} s left, cheap-not-1, loss 0.5"
+
+
+def test_what_was_loaded_and_computed_is_told_apart(tmp_path):
     axes = {"x": Axis([1, 2], "x")}
     program = Program("p", lambda data, x: {"y": float(x)}, {"y": Variable("y")})
     for expected in ([1.0, 2.0], [np.nan, np.nan]):

@@ -19,7 +19,7 @@ STUDIES = sorted(
 SWEEP = "learning_rate_transfer.py:smoke"
 # Less than smoke: what is tested here is files, not claims.
 SMALL = (
-    "--config.sweep.widths=(16,)",
+    "--config.sweep.widths=(16, 32)",
     "--config.trajectory.widths=(16, 32)",
     "--config.coordinates.widths=()",
     "--config.parametrizations=('ntk', 'mup')",

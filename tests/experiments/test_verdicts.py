@@ -359,6 +359,7 @@ SCHEMAS = {
             "quantity": ["hidden_0", "hidden_1", "kernel_distance"],
             "layer": ["hidden_0", "hidden_1"],
             "system": ["linear", "tanh", "linear, ntk"],
+            "step": 3,
             "word_width": [16, 64, 300, 0],
             "word_seed": [0, 1, 2],
             "background": [0.0, 1.0],
@@ -373,6 +374,7 @@ SCHEMAS = {
             "r": "rule",
             "slope": "system",
             "slope_interval": "system end",
+            "limit_loss": "system step",
             "pi_slope": "",
             "pi_slope_interval": "end",
             "gram_slope": "",
@@ -697,7 +699,7 @@ def corrupted(data):
     data = data.assign(phase_test=spread + 0 * data.phase_test, train=data.train**0.001)
     data = data.assign(pruned_corrupted=data.pruned_corrupted**0.1)
     data = data.assign(analytic_predicted=data.analytic_accuracy.mean("analytic_seed") + 0.01)
-    return data.assign_attrs(label_noise=0.2, modulus=13)
+    return data.assign_attrs(label_noise=0.2, control_noise=1.0, modulus=13)
 
 
 def lazy(data):
@@ -719,6 +721,8 @@ def batches(data):
 
 
 def dichotomy(data):
+    falls = xr.DataArray([1.0, 0.5, 0.1], dims="step")
+    data = data.assign(limit_loss=data.limit_loss[:, 0] * falls)
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
 

@@ -24,7 +24,7 @@ class Net(nn.Module):
 
 def test_each_nonlinearity_once_and_in_order():
     """The first tanh is multiplied by the gain of the norm."""
-    found = list(ntk.activations(Net, X).values())
+    found = list(ntk.nonlinearities(Net, X).values())
     z = jnp.linspace(-4, 4, 41)
     assert len(found) == 2
     for own, known in zip(found, (jax.nn.swish, jnp.tanh)):
@@ -42,13 +42,13 @@ def test_a_linear_network_has_none():
         def __call__(self, x):
             return nn.Dense(1)(nn.Dense(self.width)(x))
 
-    assert ntk.activations(Linear, X) == {}
+    assert ntk.nonlinearities(Linear, X) == {}
 
 
 def test_refusals():
-    with pytest.raises(TypeError, match=r"activations.*bias_sdt.*bias_std"):
-        ntk.activations(Net, X, bias_sdt=1.0)
+    with pytest.raises(TypeError, match=r"nonlinearities.*bias_sdt.*bias_std"):
+        ntk.nonlinearities(Net, X, bias_sdt=1.0)
     with pytest.raises(ValueError, match='otherwise must be "refuse"'):
-        ntk.activations(Net, X, otherwise="sample")
+        ntk.nonlinearities(Net, X, otherwise="sample")
     with pytest.raises(ValueError, match="no kernel limit"):
-        ntk.activations(Net, X, parametrization="mup")
+        ntk.nonlinearities(Net, X, parametrization="mup")
