@@ -55,6 +55,7 @@ class Context:
         self.fluctuations: set[int] = set()
         self.attention_samples = attention_samples
         self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
 
     # --- numbers ------------------------------------------------------------------------------------
 

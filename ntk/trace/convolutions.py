@@ -18,7 +18,9 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
-from ntk.trace.processes import process_of
+from ntk.trace.positions import zeros_between
+from ntk.trace.shapes import one_axis
+from ntk.trace.processes import process_of, separated
 from ntk.trace.products import data_moments, scale_text
 from ntk.trace.steps import Note
 
@@ -41,17 +43,18 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             f"{weight.name} is a grouped or depthwise convolution: each unit sums over few entries, and the limit is "
             "not Gaussian. Use feature_group_count=1"
         )
-    if any(d != 1 for d in params["rhs_dilation"]):
-        raise Refusal(f"{weight.name} is a dilated convolution, which has no rule here")
-    if any(d != 1 for d in params["lhs_dilation"]):
-        raise Refusal(
-            f"{weight.name} is a transposed convolution, which has no rule here: use ntk.stax.ConvTranspose"
-        )
     if isinstance(value.body, Number):
         value = materialised(context, value, set(ax.flat(value.dims)))
     channels = value.dims[feature]
     if is_random(value.body) and not any(a.kind == "unit" and a.infinite for a in channels):
         raise Refusal(f"{weight.name} sums over channels whose number does not grow with the width")
+    for k in spatial:
+        for axis in value.dims[k]:
+            if axis.kind == "unit" and not axis.infinite and is_random(value.body):
+                value = separated(context, value, axis)
+        value = one_axis(context, value, k)
+    if any(d != 1 for d in params["lhs_dilation"]):
+        value = _spread(context, value, spatial, params["lhs_dilation"])
     if any(
         len(value.dims[k]) > 1 or any(a.kind != "position" for a in value.dims[k]) for k in spatial
     ):
@@ -103,6 +106,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         tuple(map(tuple, params["padding"])),
         law,
         tuple(shape[out][0] for out in out_spatial),
+        tuple(params["rhs_dilation"]),
     )
     note = Note(
         weight.name,
@@ -122,3 +126,11 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     return Value(
         tuple(dims), Linear(((Ref(process, (), after, fresh), Coefficient(1.0, left_over)),))
     )
+
+
+def _spread(context: Context, value: Value, spatial: list[int], dilation: tuple) -> Value:
+    """The input of a transposed convolution: its positions with zeros between them."""
+    config = [(0, 0, 0)] * len(value.dims)
+    for k, step in zip(spatial, dilation):
+        config[k] = (0, 0, step - 1)
+    return zeros_between(context, value, config)

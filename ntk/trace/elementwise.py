@@ -160,7 +160,11 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
                 if isinstance(second, Number)
                 else algebra.scaled(as_sum(second, dims), Coefficient(-1.0))
             )
+        if _is_zero(second) or _is_zero(first):
+            return as_sum(first if _is_zero(second) else second, dims)
         first, second = as_sum(first, dims), as_sum(second, dims)
+        if isinstance(first, Linear) != isinstance(second, Linear):
+            first, second = _one_process(context, first, second)
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return algebra.added(first, second)
@@ -187,6 +191,40 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             "products of functions of one activation each"
         )
     return out
+
+
+def _is_zero(body: Any) -> bool:
+    return isinstance(body, Number) and body.number == 0
+
+
+def _one_process(context: Context, one: Any, two: Any) -> tuple[Any, Any]:
+    """A function that meets a mixture of its own positions, as one process: their sum is a mixture too."""
+    mixed, other = (one, two) if isinstance(one, Linear) else (two, one)
+    bases = [co.bases_of(ref) for ref in co.refs_of(other)]
+    known = {
+        ref.process.index
+        for ref, _ in mixed.terms
+        if ref.maps
+        and not ref.process.gaussian
+        and any(co.overlap(co.bases_of(ref), own) for own in bases)
+    }
+    if not known:
+        return one, two
+
+    def joined(body: Any) -> Any:
+        if isinstance(body, Linear) or any(t.coefficient.power for t in body.terms):
+            return body
+        return _as_known(context, body, known)
+
+    return joined(one), joined(two)
+
+
+def _as_known(context: Context, body: Terms, known: set) -> Any:
+    """Terms without numbers as the process that they are, if that is one of those known."""
+    if not all(t.factors for t in body.terms):
+        return body
+    ref = process_of(context, body)
+    return Linear(((ref, Coefficient()),)) if ref.process.index in known else body
 
 
 def as_sum(body: Any, dims: Dims) -> Any:

@@ -20,7 +20,7 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
-from ntk.trace.elementwise import as_sum
+from ntk.trace.elementwise import as_sum, piece_axis
 from ntk.trace.finite import frozen, on_numbers
 from ntk.trace.processes import process_of
 from ntk.trace.steps import Operand, code, shape_code
@@ -47,7 +47,7 @@ def mapped(
         return Value(dims, value.body._replace(index=finite_step(context, static, inputs)))
     body = value.body
     if isinstance(body, Pieces):
-        raise Refusal("positions are mixed after a concatenation of layers: mix them before")
+        return _in_pieces(context, name, params, values, place, dims)
     if isinstance(body, Weight):
         value = context.as_random(value)
         body = value.body
@@ -88,6 +88,20 @@ def mapped(
         new = ref._replace(maps=tuple(maps), axes=after)
         terms.append((new, Coefficient(c.number, c.power)))
     return Value(dims, Linear(tuple(terms)))
+
+
+def _in_pieces(
+    context: Context, name: str, params: tuple, values: list[Value], place: int, dims: Dims
+) -> Value:
+    """A linear map of positions of several layers side by side."""
+    pieces = values[place].body
+    parts = []
+    for body, own in pieces.parts:
+        renames = {pieces.units: (piece_axis(pieces, own),)}
+        given = [*values[:place], Value(own, body), *values[place + 1 :]]
+        part = mapped(context, name, params, given, place, ax.substitute(dims, renames))
+        parts.append((part.body, part.dims))
+    return Value(dims, Pieces(tuple(parts), pieces.shares, pieces.units))
 
 
 def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -132,6 +146,24 @@ def _touches(equation: Any, k: int) -> bool:
     if name == "pad":
         return tuple(params["padding_config"][k]) != (0, 0, 0)
     return params.get("window_dimensions", (1,) * (k + 1))[k] != 1
+
+
+def zeros_between(context: Context, value: Value, config: list) -> Value:
+    """Positions with zeros before, after and between them, as `lax.pad` has it."""
+    trees.register(_pad_primitive())
+    dims = []
+    for dim, (low, high, inside) in zip(value.dims, config):
+        size = ax.extent(dim)[0]
+        more = low + high + inside * (size - 1)
+        if not more:
+            dims.append(dim)
+        elif any(a.kind != "position" for a in dim):
+            raise Refusal("zeros are put between units or samples: let them be along positions")
+        else:
+            dims.append(context.fresh_dims([(size + more,) * 2], "position")[0])
+    zero = Value((), Finite(context.program.constant(_zero())))
+    params = (("padding_config", tuple(config)),)
+    return mapped(context, "pad", params, [value, zero], 0, tuple(dims))
 
 
 def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> Value:

@@ -11,7 +11,7 @@ from ntk.trace.convolutions import convolution
 from ntk.trace.coordinates import Number, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import IDENTITIES, elementwise
 from ntk.trace.finite import on_numbers
-from ntk.trace.lookups import gather
+from ntk.trace.lookups import gather, scatter
 from ntk.trace.scores import drawn, is_drawn
 from ntk.trace.shapes import split
 from ntk.trace.steps import shape_code
@@ -156,4 +156,5 @@ RULES = {
     "dot_general": products.dot,
     "conv_general_dilated": convolution,
     "gather": gather,
+    "scatter-add": scatter,
 }

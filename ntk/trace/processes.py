@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntk.trace import algebra, trees
-from ntk.trace.axes import Axis
+from ntk.trace.axes import Axis, substitute
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
@@ -15,6 +15,7 @@ from ntk.trace.coordinates import (
     Refusal,
     Term,
     Terms,
+    Value,
     bases_of,
     refs_of,
 )
@@ -119,3 +120,41 @@ def _pieces(context: Context, body: Pieces) -> Ref:
     bases = frozenset((i, (*p, (None, 0, 0))) for r in refs for i, p in r.process.bases)
     process = context.program.process(index, axes, (body.units,), gaussian=False, bases=bases)
     return Ref(process, (), axes, (body.units,))
+
+
+def separated(context: Context, value: Value, axis: Axis) -> Value:
+    """An axis of a fixed number of units as positions: units are told apart, and are independent copies of one law."""
+    new = Axis("position", axis.size)
+    dims = substitute(value.dims, {axis: (new,)})
+    if not isinstance(value.body, Linear):
+        return Value(dims, Linear(((_copies(context, process_of(context, value.body), axis, new), Coefficient()),)))
+    terms = []
+    for ref, c in value.body.terms:
+        if axis in ref.units:
+            ((whole, number),) = context.program.sealed(Linear(((ref, Coefficient()),))).terms
+            ref, c = _copies(context, whole, axis, new), c.times(number)
+        terms.append((ref, c))
+    return Value(dims, Linear(tuple(terms)))
+
+
+def _copies(context: Context, ref: Ref, axis: Axis, new: Axis) -> Ref:
+    if axis not in ref.units:
+        return ref
+    units = tuple(a for a in ref.units if a is not axis)
+    place, size = ref.units.index(axis), axis.size[0]
+    key = ("copies", ref.process.index, ref.part, place)
+    if key not in context.sources:
+        sizes = (*(a.size[0] for a in ref.axes), size)
+        note = Note("independent units", axes=" x ".join(map(str, sizes)))
+        index = context.program.add("copies", (size,), (ref.process.index,), note)
+        own = ref.process
+        context.sources[key] = context.program.process(
+            index,
+            (*ref.axes, new),
+            units,
+            gaussian=own.gaussian,
+            bases=bases_of(ref),
+            averaged=own.averaged,
+        )
+    context.copied[context.sources[key].index] = (ref.process.index, ref.part, place)
+    return Ref(context.sources[key], (), (*ref.axes, new), units)

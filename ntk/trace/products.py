@@ -67,10 +67,12 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
         [ax.substitute((weight.dims[k],), fresh)[0] for k in free],
     )
     dims = (*batch, *new, *rest) if swap else (*batch, *rest, *new)
-    others = tuple(a for a in ax.flat((*batch, *rest)) if a.kind == "unit")
-    if others and is_random(value.body):
-        _check_zero_mean(value.body, name, others)
-    return Value(dims, _affine(context, value, pooled, weight.body, units + others, unshared))
+    groups = tuple(a for a in ax.flat(tuple(rest)) if a.kind == "unit")
+    if groups and is_random(value.body):
+        _check_zero_mean(value.body, name, groups)
+    # Members of an ensemble, along a batch dimension, have weights of their own.
+    units = ax.units(batch) + units + groups
+    return Value(dims, _affine(context, value, pooled, weight.body, units, unshared))
 
 
 def _free_as_positions(context: Context, value: Value, over: Any) -> tuple[Value, tuple]:

@@ -8,7 +8,7 @@ from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, finite_step, scaled_shape
-from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight
+from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import piece_axis, take_units
 from ntk.trace.positions import joined, mapped
 from ntk.trace.steps import shape_code
@@ -123,6 +123,20 @@ def sliced(context: Context, equation: Any, value: Value, bounds: list) -> Value
         ("strides", strides),
     )
     return mapped(context, "slice", params, [value], 0, tuple(dims))
+
+
+def one_axis(context: Context, value: Value, k: int) -> Value:
+    """A dimension that several axes of positions were flattened into, or repeated along, as one axis."""
+    kinds = {a.kind for a in value.dims[k]}
+    if kinds <= {"position"} and len(value.dims[k]) <= 1 or not kinds <= {"position", "free"}:
+        return value
+    if not is_random(value.body) or any(a.infinite for a in value.dims[k]):
+        return value
+    renames = {a: (Axis("position", a.size),) for a in value.dims[k] if a.kind == "free"}
+    value = co.renamed(value, renames)
+    dims = list(value.dims)
+    dims[k] = (Axis("position", ax.extent(value.dims[k])),)
+    return mapped(context, "reshape", (), [value], 0, tuple(dims))
 
 
 def row(context: Context, value: Value, k: int) -> Value:

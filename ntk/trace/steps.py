@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     Attributes:
         operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean", "mix",
-            "scores" or "attend".
+            "copies", "scores" or "attend".
         static: all that is known beforehand, hashable; equal for equal layers.
         inputs: what it reads.
     """
@@ -276,7 +276,7 @@ class Operand(NamedTuple):
 def _operand(x: Any, inputs: list) -> Any:
     if isinstance(x, Operand):
         return ("operand", _place(inputs, x.index))
-    if isinstance(x, tuple):
+    if type(x) is tuple:  # others are parameters of primitives
         return tuple(_operand(y, inputs) for y in x)
     return x
 
