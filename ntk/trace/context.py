@@ -12,9 +12,9 @@ from ntk.arguments import is_key
 from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace import initial
+from ntk.trace import initial, tables
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
-from ntk.trace.coordinates import Finite, Number, Refusal, Value, Weight
+from ntk.trace.coordinates import Finite, Number, Refusal, Table, Value, Weight
 from ntk.trace.initial import Law
 from ntk.trace.steps import Note, Program, shape_code
 
@@ -26,11 +26,13 @@ class Parameter(NamedTuple):
         laws: its law at both widths.
         shapes: its shape at both widths.
         rate: factor of its learning rate.
+        fan: number of entries that it sums over at the base width, if there is one and that number grows.
     """
 
     laws: tuple[Law, Law]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     rate: float
+    fan: int | None = None
 
 
 HEADS = (
@@ -91,18 +93,50 @@ class Context:
                 "complex numbers in the model have no rule: write real and imaginary parts"
             )
         if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
-            body = (
-                self.number(one.flat[0], two.flat[0])
-                if one.dtype.kind in "fiub"
-                else Number(float(one.flat[0]))
-            )
-            return Value(self.fresh_dims(list(zip(one.shape, two.shape)), "free"), body)
-        if one.shape != two.shape:
-            raise Refusal(
-                f"a constant array of shape {one.shape} whose entries differ along an axis that grows with the width"
-            )
+            dims = self.fresh_dims(list(zip(one.shape, two.shape)), "free")
+            if one.dtype.kind not in "fiub":
+                return Value(dims, Number(float(one.flat[0])))
+            try:
+                return Value(dims, self.number(one.flat[0], two.flat[0]))
+            except Refusal:
+                return Value(dims, Table(one, two))  # refused where something else than a constant reads it
         dims = self.fresh_dims(list(zip(one.shape, two.shape)), "position")
+        if one.shape != two.shape or not np.allclose(one, two, rtol=1e-5, atol=1e-7):
+            return Value(dims, Table(one, two))
         return Value(dims, Finite(self.program.constant(one)))
+
+    def table(self, value: Value) -> Value:
+        """Constants that differ between units as a process: its moments are means over units, see `ntk.trace.tables`."""
+        table = value.body
+        if not isinstance(table, Table):
+            return value
+        if not any(a.infinite for a in ax.flat(value.dims)):
+            one, two = table
+            self.number(one.flat[0], two.flat[0])  # says what is wrong with a number
+            raise Refusal(
+                f"a constant array of shape {one.shape} whose entries depend on the width: only a power of the width "
+                "as a factor has a limit here"
+            )
+        dims = ax.substitute(
+            value.dims,
+            {a: (Axis("unit", a.size),) for a in ax.flat(value.dims) if a.infinite},
+        )
+        axes, units = ax.positions(dims), ax.units(dims)
+        if any(len(dim) > 1 for dim in dims) or ax.flat(dims) and not units:
+            raise Refusal("constants that differ along a flattened axis that grows with the width")
+        dims = tuple(() if dim and dim[0].kind == "sample" else dim for dim in dims)
+        second, mean, error = tables.limit(table, dims)
+        inputs = (self.program.constant(second), self.program.constant(mean))
+        sizes = tuple(a.size[0] for a in axes)
+        note = Note(
+            f"constants of each unit, means over units to {error:.1g}",
+            axes=" x ".join(map(str, sizes)),
+        )
+        index = self.program.add("table", sizes, inputs, note)
+        process = self.program.process(
+            index, axes, units, gaussian=False, bases=frozenset([(co.TABLE, ())])
+        )
+        return Value(dims, co.Linear(((co.Ref(process, (), axes, units), co.Coefficient()),)))
 
     def fresh_dims(self, shape: list, kind: str) -> ax.Dims:
         """Axes of a new array of the given size pairs."""
@@ -136,6 +170,17 @@ class Context:
         if one.mean != two.mean:
             raise Refusal(f"the initial mean of {weight.name} depends on the width")
         return mean, variance * weight.number**2, power + 2 * weight.power, parameter.rate
+
+    def zero(self, weight: Weight, count: float, grows: float) -> tuple[float, float]:
+        """(variance, rate) of a sum over entries with weights that are zero at initialisation.
+
+        The weights are fan_in^-1/2 times what is trained where their fan-in grows, or, with a base width, what they
+        are there times (growth of the fan-in)^-1/2.
+        """
+        parameter = self.parameters[weight.name]
+        if grows:
+            count = parameter.fan or 1.0
+        return 0.0, parameter.rate * count * weight.number**2
 
     def standard(self, weight: Weight) -> Standard:
         """Law of an entry of a parameter, shifted and scaled to mean 0 and variance 1."""
@@ -205,6 +250,14 @@ class Context:
 
     def record(self, name: str, **facts: Any) -> None:
         self.facts.setdefault(name, {}).update(facts)
+
+    def as_vectors(self, value: Value) -> Value:
+        """A parameter without an activation yet, as activations: its axes that grow are units, others positions."""
+        if not isinstance(value.body, Weight):
+            return value
+        own = {a for dim in value.body.own for a in dim if a.kind == "free"}
+        renames = {a: (Axis("unit" if a.infinite else "position", a.size),) for a in own}
+        return self.as_random(co.renamed(value, renames))
 
     def as_random(self, value: Value) -> Value:
         """A parameter that meets an activation elementwise, as a process."""

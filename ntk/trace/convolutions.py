@@ -76,12 +76,16 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     count, grows = ax.growth(channels)
     for size in window:
         count *= size
-    if mean or not variance:
-        raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
+    if mean:
+        raise Refusal(
+            f"{weight.name} has initial mean {mean:.3g}; weights that sum over units must have mean zero"
+        )
+    total, own = snapped(variance * count), snapped(variance * count) * rate
     left_over = (power + grows) / 2
+    if not variance:
+        (total, own), left_over = context.zero(weight, count, grows), 0.0
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
-    total = snapped(variance * count)
     shape = scaled_shape(one, two)
     fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
     dims: list = [()] * len(shape)
@@ -99,7 +103,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     law = NORMAL if is_random(value.body) else context.standard(weight)
     static = (
         total,
-        total * rate,
+        own,
         tuple(order),
         window,
         tuple(params["window_strides"]),
@@ -117,7 +121,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     context.record(
         weight.name,
         variance=total,
-        rate=total * rate,
+        rate=own,
         role="weights",
         mean=0.0,
         fixed=law != NORMAL,

@@ -57,6 +57,8 @@ def infinite_width(
     options: of `ntk.empirical_ntk(net.apply, ...)` and of the outputs' covariance, with errors of order n^-1/2. Without
     options every weight is its initial standard deviation times a parameter of unit variance, which is trained at unit
     rate; a parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+    A matrix that starts at zero (a readout, the last layer of a branch) is fan_in^-1/2 times a parameter: it adds
+    nothing to the NNGP, and its inputs' kernel to the NTK.
     With `base_width` all parameters are those of the model at that width, trained at unit rate, and multipliers
     (growth of the fan-in)^-1/2 carry on from there.
 

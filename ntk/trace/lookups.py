@@ -49,7 +49,8 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
     if not plain or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
         raise Refusal(f"{weight.name} is indexed in another way than row by row")
     if isinstance(indices.body, Number):
-        raise Refusal(f"one row of {weight.name} is looked up by a constant: use a bias instead")
+        row = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
+        indices = Value(indices.dims, Finite(context.program.constant(row)))
     rows = list(indices.dims[:-1])
     fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
     columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]

@@ -75,9 +75,8 @@ def position_op(
             arrays[0], start, stop, [1 if w else s for w, s in zip(whole, strides)]
         )
     if name == "iota":
-        return jnp.broadcast_to(
-            jax.lax.broadcasted_iota(jnp.int32, shape, params["dimension"]), shape
-        )
+        kind = dtype if params.get("floating") else jnp.int32
+        return jax.lax.broadcasted_iota(kind, shape, params["dimension"])
     if name == "gather":
         kept = shape_of(codes[0], samples)
         sizes = tuple(

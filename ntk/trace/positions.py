@@ -49,7 +49,7 @@ def mapped(
     if isinstance(body, Pieces):
         return _in_pieces(context, name, params, values, place, dims)
     if isinstance(body, Weight):
-        value = context.as_random(value)
+        value = context.as_vectors(value)
         body = value.body
     if not isinstance(body, Linear):
         ref = process_of(context, body)
@@ -170,7 +170,7 @@ def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> V
     axis = one.params["dimension"]
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return on_numbers(context, one, two, values)
-    values = [context.as_random(v) for v in values]
+    values = [context.as_vectors(v) for v in values]
     if any(
         a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))
     ):

@@ -13,7 +13,7 @@ from ntk.trace.elementwise import IDENTITIES, elementwise
 from ntk.trace.finite import on_numbers
 from ntk.trace.lookups import gather, scatter
 from ntk.trace.scores import drawn, is_drawn
-from ntk.trace.shapes import split
+from ntk.trace.shapes import split, unstack
 from ntk.trace.steps import shape_code
 
 _KEYS = ("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in")
@@ -99,13 +99,14 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
 
     name = one.primitive.name
     trees.register(one.primitive)
+    values = [context.table(v) for v in values]
     values = drawn(context, one, values, ELEMENTWISE)
     if name == "stop_gradient" and is_drawn(context, values[0]):
         return [_stopped(context, values[0])]
     if name in RULES:
         return [RULES[name](context, one, two, values)]
-    if name == "split":
-        return split(context, one, two, values[0])
+    if name in ("split", "unstack"):
+        return (split if name == "split" else unstack)(context, one, two, values[0])
     if name in _KEYS and not any(is_random(v.body) for v in values):
         # Keys may be made and not used, as by a recurrent layer for its initial state of zeros.
         shapes = [list(zip(a.aval.shape, b.aval.shape)) for a, b in zip(one.outvars, two.outvars)]

@@ -33,9 +33,7 @@ def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
     first, second = values
     if isinstance(first.body, Weight) and isinstance(second.body, Weight):
-        raise Refusal(
-            f"a product of the parameters {first.body.name} and {second.body.name}, before any activation"
-        )
+        first = context.as_vectors(first)  # learnt vectors, such as latents, meet a matrix
     if isinstance(first.body, Weight) or isinstance(second.body, Weight):
         swap = isinstance(first.body, Weight)
         if swap:
@@ -129,10 +127,10 @@ def _affine(
         raise Refusal(
             f"{weight.name} has initial mean {mean:.3g}; a matrix that sums over units must have mean zero"
         )
-    if not variance:
-        raise Refusal(f"{weight.name} is zero at initialisation: nothing passes through it")
-    total = snapped(variance * count)
+    total, own = snapped(variance * count), snapped(variance * count) * rate
     left_over = (power + grows) / 2
+    if not variance:
+        (total, own), left_over = context.zero(weight, count, grows), 0.0
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
     flat = tuple(axes.index(a) for a in over if a in axes)
@@ -147,13 +145,13 @@ def _affine(
             f"{weight.name} differs between positions of the data, and is not normal at initialisation: use a normal "
             'initializer, nn.initializers.variance_scaling(1.0, "fan_in", "normal")'
         )
-    static = (total, total * rate, flat, None, apart, len(kept), law)
+    static = (total, own, flat, None, apart, len(kept), law)
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
     context.record(
         weight.name,
         variance=total,
-        rate=total * rate,
+        rate=own,
         role="weights",
         mean=0.0,
         fixed=law != NORMAL,

@@ -18,11 +18,13 @@ from ntk.trace.moments import Law
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.sources import data_law, finite_sides, lookup_law, vector_law
 from ntk.trace.steps import Step
+from ntk.trace.tables import table_law
 
 _PROCESSES = (
     "data",
     "vector",
     "lookup",
+    "table",
     "affine",
     "convolve",
     "combine",
@@ -75,6 +77,7 @@ _RULES = {
     "data": data_law,
     "vector": vector_law,
     "lookup": lookup_law,
+    "table": table_law,
     "affine": affine_law,
     "convolve": convolve_law,
     "combine": combine_law,

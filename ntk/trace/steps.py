@@ -25,7 +25,7 @@ class Step(NamedTuple):
     """One operation.
 
     Attributes:
-        operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean", "mix",
+        operation: "finite", "data", "vector", "lookup", "table", "affine", "convolve", "combine", "function", "mean", "mix",
             "copies", "scores" or "attend".
         static: all that is known beforehand, hashable; equal for equal layers.
         inputs: what it reads.
