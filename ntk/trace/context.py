@@ -55,8 +55,10 @@ class Context:
         self.sizes: set = {WIDTHS}
         self.scales: list[str] = []
         self.fluctuations: set[int] = set()
+        self.sums: set[int] = set()  # over infinitely many units of mean zero
         self.attention_samples = attention_samples
         self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self.unlike: dict[int, str] = {}  # what is no Gaussian though a layer of weights, and why
         self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
 
     # --- numbers ------------------------------------------------------------------------------------
@@ -202,8 +204,9 @@ class Context:
 
     def vanishes(self, body: Any) -> bool:
         """Whether a body is made of scores alone that vanish as the width grows, as under a factor 1/d."""
+        small = self.fluctuations | self.sums
         return isinstance(body, co.Linear) and all(
-            ref.process.index in self.fluctuations and c.power < 0 for ref, c in body.terms
+            ref.process.index in small and c.power < 0 for ref, c in body.terms
         )
 
     def are_scores(self, body: Any) -> bool:

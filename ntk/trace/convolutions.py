@@ -16,6 +16,7 @@ from ntk.trace.coordinates import (
     Refusal,
     Value,
     Weight,
+    bases_of,
     is_random,
 )
 from ntk.trace.positions import zeros_between
@@ -38,10 +39,11 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     batch, feature, *spatial = numbers.lhs_spec
     out_feature, _in_feature, *window_dims = numbers.rhs_spec
     out_batch, out_channel, *out_spatial = numbers.out_spec
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+    depthwise = _is_depthwise(two, value, feature, kernel, out_feature, _in_feature)
+    if not depthwise and (params["feature_group_count"] != 1 or params["batch_group_count"] != 1):
         raise Refusal(
-            f"{weight.name} is a grouped or depthwise convolution: each unit sums over few entries, and the limit is "
-            "not Gaussian. Use feature_group_count=1"
+            f"{weight.name} is a grouped convolution: each unit sums over few entries, and the limit is not Gaussian. "
+            "Use feature_group_count=1"
         )
     if isinstance(value.body, Number):
         value = materialised(context, value, set(ax.flat(value.dims)))
@@ -73,7 +75,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     context.consume(weight)
     mean, variance, power, rate = context.law(weight)
     window = tuple(kernel.dims[k][0].size[0] if kernel.dims[k] else 1 for k in window_dims)
-    count, grows = ax.growth(channels)
+    count, grows = (1.0, 0.0) if depthwise else ax.growth(channels)
     for size in window:
         count *= size
     if mean:
@@ -87,7 +89,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
     shape = scaled_shape(one, two)
-    fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
+    fresh = channels if depthwise else tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
     dims: list = [()] * len(shape)
     dims[out_batch], dims[out_channel] = value.dims[batch], fresh
     order, new = [], []
@@ -109,8 +111,8 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         tuple(params["window_strides"]),
         tuple(map(tuple, params["padding"])),
         law,
-        tuple(shape[out][0] for out in out_spatial),
         tuple(params["rhs_dilation"]),
+        tuple(shape[out][0] for out in out_spatial),
     )
     note = Note(
         weight.name,
@@ -126,9 +128,33 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         mean=0.0,
         fixed=law != NORMAL,
     )
-    process = context.program.process(index, after, fresh, gaussian=True)
+    bases = None
+    if depthwise:
+        bases = bases_of(ref) | {(index, ())}
+        context.unlike[index] = (
+            f"{weight.name} is a depthwise convolution, whose outputs are no Gaussians: each is a product of few "
+            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt"
+        )
+    process = context.program.process(index, after, fresh, gaussian=not depthwise, bases=bases)
     return Value(
         tuple(dims), Linear(((Ref(process, (), after, fresh), Coefficient(1.0, left_over)),))
+    )
+
+
+def _is_depthwise(
+    two: Any, value: Value, feature: int, kernel: Value, out_feature: int, in_feature: int
+) -> bool:
+    """Whether every unit of an activation has a filter of its own."""
+    channels = value.dims[feature]
+    groups = two.params["feature_group_count"]
+    return (
+        is_random(value.body)
+        and len(channels) == 1
+        and channels[0].infinite
+        and channels[0].kind == "unit"
+        and groups == channels[0].size[1] == ax.extent(kernel.dims[out_feature])[1]
+        and ax.extent(kernel.dims[in_feature]) == (1, 1)
+        and two.params["batch_group_count"] == 1
     )
 
 

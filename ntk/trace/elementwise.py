@@ -24,7 +24,7 @@ from ntk.trace.coordinates import (
     is_random,
 )
 from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
-from ntk.trace.processes import is_linear, process_of
+from ntk.trace.processes import is_linear, process_of, separated
 from ntk.trace.steps import shape_code
 
 IDENTITIES = frozenset(
@@ -61,6 +61,7 @@ def unified(values: list[Value]) -> list[Value]:
 def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     """Result of a primitive that acts on each entry alone."""
     values = [_number(context, v) for v in unified(values)]
+    values = _told_apart(context, values)
     dims = next((v.dims for v in values if v.dims), ())
     name = equation.primitive.name
     if name == "stop_gradient" and any(is_random(v.body) for v in values):
@@ -88,6 +89,27 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if any(is_random(b) for b in bodies) or weights:
         return Value(dims, _random(context, equation, bodies, dims))
     return elementwise_numbers(context, equation, values, dims)
+
+
+def _told_apart(context: Context, values: list[Value]) -> list[Value]:
+    """Values in which units that one of them tells apart, as by a sum over them, are told apart in all."""
+    known = [ref.process.index for v in values for ref in co.refs_of(v.body)]
+    sources = {context.copied[index] for index in known if index in context.copied}
+    if not sources:
+        return values
+    axes = {
+        ref.units[place]
+        for v in values
+        for ref in co.refs_of(v.body)
+        for index, part, place in sources
+        if (ref.process.index, ref.part) == (index, part) and place < len(ref.units)
+    }
+    for axis in axes:
+        values = [
+            separated(context, v, axis) if axis in ax.flat(v.dims) else v for v in values
+        ]
+        values = unified(values)
+    return values
 
 
 def _number(context: Context, value: Value) -> Value:

@@ -82,6 +82,8 @@ _TEXTS = {
     "vector": "vector",
     "lookup": "embedding",
     "mix": "side by side",
+    "copies": "units apart",
+    "table": "fixed table",
     "finite": "numbers",
     "scores": "scores",
     "attend": "attention",

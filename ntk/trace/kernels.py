@@ -43,7 +43,7 @@ def is_curved(steps: Sequence[Step]) -> bool:
         step = steps[left.pop()]
         if step.operation == "function" and not all(_is_straight(t) for t in step.static[0]):
             return True
-        if step.operation in ("function", "combine", "mix"):
+        if step.operation in ("function", "combine", "mix", "copies"):
             left += [i for i in step.inputs if isinstance(i, int)]
     return False
 
@@ -88,6 +88,8 @@ def sizes_of(step: Step) -> tuple[int, ...]:
         return step.static[-1]
     if step.operation == "attend":
         return step.static.out
+    if step.operation in ("copies", "table"):
+        return step.static
     if step.operation in ("combine", "function", "mean"):
         return step.static[2 if step.operation == "combine" else 1]
     return ()

@@ -126,7 +126,7 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
 
 def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a convolution with random weights."""
-    total, rate, order, window, strides, padding, _, sizes, dilation = step.static
+    total, rate, order, window, strides, padding, _, dilation, sizes = step.static
     kernel = operands[0].kernel
     kernel = fitted(pixels.reorder(kernel, [k for k in order if k is not None]), need)
     single = [k for k, old in enumerate(order) if old is None]
@@ -160,7 +160,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
 
 def _windows(data: Law, static: tuple, gone: list[int]) -> entries.Entries | None:
     """Entries of a convolution of data."""
-    total, _, order, window, strides, padding, law, _, dilation = static
+    total, _, order, window, strides, padding, law, dilation, _ = static
     raw = data.entries
     if raw is None or not data.kernel.is_input:
         return None

@@ -316,7 +316,7 @@ def mix_law(step: Step, need: Need, means: bool, operands: list, setting: Settin
 
 def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """A fixed number of units as positions, in the last place: copies of one law that are independent."""
-    (size,) = step.static
+    *_, size = step.static
     law = operands[0]
     kernel = fitted(law.kernel, need)
     eye = jnp.eye(size, dtype=kernel.var1.dtype)
