@@ -59,6 +59,7 @@ class Context:
         self.attention_samples = attention_samples
         self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
         self.unlike: dict[int, str] = {}  # what is no Gaussian though a layer of weights, and why
+        self.custom = 0  # how many functions with a derivative rule of their own are being read
         self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
 
     # --- numbers ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntk.trace import algebra, trees
+from ntk.trace import algebra, slopes, trees
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
@@ -194,7 +194,8 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
-    args = [_absorbed(context, context.program.sealed(b)) for b in bodies]
+    args = [context.program.sealed(b) for b in bodies]
+    whole, args = args, [_absorbed(context, b) for b in args]
     if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
         power = equation.params.get("y", 2)
         if 2 <= power <= 4:
@@ -204,8 +205,12 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             return out
     params = frozen(equation.params)
     out = None
-    if not any(isinstance(b, Finite) for b in args):
+    if any(ref.process.averaged for a in args for ref in co.refs_of(a)):
+        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
+    if out is None and not any(isinstance(b, Finite) for b in args):
         out = algebra.applied(equation.primitive, params, args)
+    if out is None:
+        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
     if out is None:
         raise Refusal(
             "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "

@@ -197,7 +197,10 @@ def _call(
     if one.primitive.name.startswith("custom") and random:
         _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
     found: dict = {}
+    custom = one.primitive.name.startswith("custom")
+    context.custom += custom
     outs = run(context, jaxprs, consts, values, wanted, given, found)
+    context.custom -= custom
     constants |= {v: found[k] for k, v in enumerate(one.outvars) if k in found}
     return outs
 

@@ -344,11 +344,12 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
                 )
             leaf = algebra.at_parameter(tree, ref)
             product = leaf if product is None else ("mul", (), product, leaf)
+        zero = any(ref.process.value == 0 for ref, _ in fixed)
         coded = []
         for ref, tree in factors:
             if ref.maps or ref.units != units:
                 raise Refusal(CORRELATED)
-            if product is not None:
+            if product is not None and not (zero and len(factors) > 1):
                 tree, product = ("mul", (), product, tree), None
             where = tuple(axes.index(a) for a in ref.axes)
             key = (ref.process.index, ref.part)
