@@ -60,6 +60,8 @@ class Context:
         self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
         self.unlike: dict[int, str] = {}  # what is no Gaussian though a layer of weights, and why
         self.custom = 0  # how many functions with a derivative rule of their own are being read
+        self.hows: dict[tuple, tuple] = {}  # by the parameter: what layers of weights sum over
+        self.ties: dict[tuple, list[int]] = {}  # by the parameter: its layers of weights
         self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
 
     # --- numbers ------------------------------------------------------------------------------------
@@ -192,8 +194,19 @@ class Context:
             return Standard(law.kind, law.quantiles)
         return NORMAL
 
-    def consume(self, weight: Weight) -> None:
-        """Marks a parameter as used; a second use is refused."""
+    def consume(self, weight: Weight, how: tuple | None = None) -> None:
+        """Marks a parameter as used; a second use is refused, but by a layer like the first.
+
+        Args:
+            weight: the parameter.
+            how: which dimensions a layer of weights sums over; None for what may use it once.
+        """
+        key = (weight.name, weight.part)
+        if how is not None and self.hows.setdefault(key, how) == how and key in self.ties:
+            self.program.joint = True
+            return
+        if how is not None:
+            self.ties[key] = []
         shape = self.parameters[weight.name].shapes[0]
         used = self.used.setdefault(weight.name, np.zeros(shape, bool))
         region = [slice(None)] * len(shape)
@@ -307,8 +320,10 @@ class Context:
 def used_twice(name: str) -> Refusal:
     """The refusal of a parameter that is used twice."""
     return Refusal(
-        f"the parameter {name} is used twice (tied or recurrent weights). Uses of one matrix are correlated, which is "
-        "not followed: give each use its own parameter"
+        f"the parameter {name} is used twice in different ways (an embedding that also reads out, a matrix and its "
+        "transpose, a convolution, a part of it): uses of one matrix are correlated, which is followed only where each "
+        "is a dense layer alike. Give each use its own parameter, or take means over finite networks: "
+        'otherwise="sample"'
     )
 
 

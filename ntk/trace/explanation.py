@@ -74,6 +74,7 @@ def _html(rows: list, kind: Any) -> str:
 
 _TEXTS = {
     "affine": "weights",
+    "tied": "weights used again",
     "function": "function",
     "convolve": "convolution",
     "combine": "sum",

@@ -26,7 +26,7 @@ from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.alive import alive, wanted_of_loop
 from ntk.trace.constants import Constants, told_apart
-from ntk.trace.context import Context, used_twice
+from ntk.trace.context import Context
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
 from ntk.trace.shapes import row, stacked
@@ -215,10 +215,6 @@ def _scan(
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
-    for value in consts:
-        weight = getattr(value, "body", None)
-        if isinstance(weight, Weight) and count > 1 and any(context.law(weight)[1::2]):
-            raise used_twice(weight.name)
     inside = wanted_of_loop(one, wanted)
     needed = alive(closed[0].jaxpr, inside).inputs
     order = range(count - 1, -1, -1) if one.params["reverse"] else range(count)

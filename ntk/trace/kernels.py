@@ -15,8 +15,8 @@ from ntk.infinite.evaluate import KernelFn
 from ntk.infinite.inputs import Need, Plan
 from ntk.infinite.kernel import Array, Kernel
 from ntk.infinite.weight_laws import NORMAL, Standard
+from ntk.trace import joint, trees
 from ntk.trace import run as running
-from ntk.trace import trees
 from ntk.trace.matrices import fitted
 from ntk.trace.mixtures import broadcast
 from ntk.trace.setting import Setting, Sides
@@ -101,6 +101,8 @@ def _has_entries(steps: Sequence[Step]) -> bool:
 
 
 def _static(step: Step) -> tuple:
+    if step.operation == "tied":
+        return step.static[0]
     return step.static if step.operation in ("affine", "convolve", "vector", "lookup") else ()
 
 
@@ -120,7 +122,10 @@ def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) ->
     for k, array in enumerate(traced.constants):
         array = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
         values["constant", k] = Sides(array, array)
-    law = running.run(traced.steps, traced.loops, values, needs, setting)
+    if any(step.operation == "tied" for step in traced.steps):
+        law = joint.run(traced.steps, values, setting)
+    else:
+        law = running.run(traced.steps, traced.loops, values, needs, setting)
     kernel = broadcast(law.kernel, setting)
     kernel = pixels.reorder(fitted(kernel, plan.need), list(traced.order))
     if kernel.ntk is not None and kernel.ntk.ndim == 0:

@@ -21,7 +21,7 @@ from ntk.infinite.evaluate import KernelFn
 from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
-from ntk.trace import initial, interpret
+from ntk.trace import initial, interpret, joint
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
@@ -309,14 +309,32 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
                 f"no infinite-width kernel: the outputs are of size width^{max(powers):g}{why}"
             )
     ref = process_of(context, body)
+    tied = context.program.joint and _joined(context)
     if ref.maps or body == Coefficient():
         raise AssertionError
     axes = ax.positions(out.dims)
     last = ref.process.index
     order = tuple(ref.axes.index(a) for a in axes if a in ref.axes)
-    steps, notes = pruned(context.program, last)
+    steps, notes = pruned(context.program, last, not tied)
     dtypes = tuple(np.dtype(x.dtype) for x in inputs)
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
-    return Traced(steps, notes, constants, order, dtypes, facts, loops(steps))
+    if tied and not {step.operation for step in steps} <= joint.RULES:
+        raise Refusal(
+            "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
+            "concatenated layers or tables of positions: correlations of its uses are not followed there. Give each "
+            'use its own parameter, or take means over finite networks: otherwise="sample"'
+        )
+    return Traced(steps, notes, constants, order, dtypes, facts, () if tied else loops(steps))
+
+
+def _joined(context: Context) -> bool:
+    """Marks the layers that have weights in common."""
+    steps = context.program.steps
+    for name, places in context.ties.items():
+        for index in places if len(places) > 1 else ():
+            steps[index] = steps[index]._replace(
+                operation="tied", static=(steps[index].static, name)
+            )
+    return True

@@ -170,6 +170,17 @@ def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> V
     axis = one.params["dimension"]
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return on_numbers(context, one, two, values)
+    matrices = [
+        v.body.name
+        for v in values
+        if isinstance(v.body, Weight) and sum(a.infinite for a in ax.flat(v.body.own)) > 1
+    ]
+    if matrices:
+        raise Refusal(
+            f"the matrices {', '.join(dict.fromkeys(matrices))} are put side by side before they meet activations: give "
+            "each a layer of its own (nn.LSTMCell in place of nn.OptimizedLSTMCell; the gates of a recurrent network "
+            'have no rule, though: take means over finite networks, otherwise="sample")'
+        )
     values = [context.as_vectors(v) for v in values]
     if any(
         a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))

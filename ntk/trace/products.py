@@ -50,6 +50,7 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
     pooled = tuple(a for k in left for a in value.dims[k])
     if any(a.kind == "sample" for a in pooled):
         raise Refusal(f"{name} mixes the samples of a batch")
+    nothing = isinstance(value.body, Number) and not value.body.number
     value, pooled = _free_as_positions(context, value, left)
     context.check_heads(value.body, pooled)
     free = [k for k in range(len(weight.dims)) if k not in (*right, *batch_right)]
@@ -70,7 +71,10 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
         _check_zero_mean(value.body, name, groups)
     # Members of an ensemble, along a batch dimension, have weights of their own.
     units = ax.units(batch) + units + groups
-    return Value(dims, _affine(context, value, pooled, weight.body, units, unshared))
+    if nothing:
+        return Value(dims, Number(0.0))  # of an initial state of zeros
+    how = (tuple(right), tuple(batch_right), len(weight.dims))
+    return Value(dims, _affine(context, value, pooled, weight.body, units, how, unshared))
 
 
 def _free_as_positions(context: Context, value: Value, over: Any) -> tuple[Value, tuple]:
@@ -100,6 +104,7 @@ def _affine(
     pooled: tuple[Axis, ...],
     weight: Weight,
     units: tuple[Axis, ...],
+    how: tuple,
     unshared: tuple[Axis, ...] = (),
 ) -> Linear:
     """A Gaussian process with the covariance of what was multiplied with fresh weights."""
@@ -120,7 +125,7 @@ def _affine(
     else:
         source, axes = data_moments(context, value, over)
         over = ()
-    context.consume(weight)
+    context.consume(weight, how)
     mean, variance, power, rate = context.law(weight)
     count, grows = ax.growth(pooled)
     if mean:
@@ -148,6 +153,8 @@ def _affine(
     static = (total, own, flat, None, apart, len(kept), law)
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
+    context.ties[weight.name, weight.part].append(index)
+    context.program.groups[index] = (weight.name, weight.part)
     context.record(
         weight.name,
         variance=total,

@@ -26,6 +26,7 @@ _PROCESSES = (
     "lookup",
     "table",
     "affine",
+    "tied",
     "convolve",
     "combine",
     "function",

@@ -59,6 +59,8 @@ class Program:
         definitions: the sum that a process was sealed from, by its index.
         drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
+        joint: whether some layer has the weights of another, so that covariances of all processes are computed.
+        groups: the parameter of each layer of weights: layers with one parameter are correlated.
     """
 
     def __init__(self):
@@ -69,6 +71,8 @@ class Program:
         self.definitions: dict[int, Linear] = {}
         self.drawn: dict[int, frozenset[int]] = {}
         self.line = ""
+        self.joint = False
+        self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
         self._seals: dict = {}
         self._constants: dict = {}
         self._finite: dict = {}
@@ -197,6 +201,8 @@ class Program:
     def _expanded(self, body: Linear) -> Linear:
         """Sealed processes written out where they share a source with another term."""
         while True:
+            if self.joint:
+                return body  # covariances of all processes are followed
             for i, (ref, c) in enumerate(body.terms):
                 shared = any(
                     other.process.index != ref.process.index
@@ -247,6 +253,13 @@ DRAWN = (
 CORRELATED = (
     "functions of the same Gaussian at different positions, or of a sum and of its part, meet in one unit; their joint "
     "law is not followed. Insert a layer of weights (a Dense or Conv) on one of the branches"
+)
+
+
+GATES = (
+    "functions of activations that one matrix made at different places are multiplied (the gates of a recurrent "
+    "network): their joint law is not followed. Give each place its own parameters, or take means over finite "
+    'networks: otherwise="sample"'
 )
 
 
@@ -335,7 +348,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         factors, fixed = [], []
         for ref, tree in t.factors:
             (fixed if ref.process.value is not None else factors).append((ref, tree))
-        _check_independent([ref for ref, _ in factors])
+        _check_independent(program, [ref for ref, _ in factors])
         product = None
         for ref, tree in fixed:
             if ref.axes and ref.process.value:
@@ -361,13 +374,19 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         alone = None if product is None else local(product, inputs)
         out.append((t.coefficient.number, arrays, tuple(coded), alone))
     refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
-    _check_independent(list(refs))
+    _check_independent(None, list(refs))
     return tuple(out), inputs, axes, units
 
 
-def _check_independent(refs: list[Ref]) -> None:
+def _check_independent(program: Program | None, refs: list[Ref]) -> None:
+    groups = [
+        {program.groups[k] for k, _ in ref.process.bases if k in program.groups} if program else set()
+        for ref in refs
+    ]
     for i, one in enumerate(refs):
-        for two in refs[:i]:
+        for j, two in enumerate(refs[:i]):
+            if groups[i] & groups[j]:
+                raise Refusal(GATES)
             if overlap(bases_of(one), bases_of(two)):
                 raise Refusal(CORRELATED)
 
