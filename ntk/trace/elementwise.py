@@ -55,6 +55,9 @@ def unified(values: list[Value]) -> list[Value]:
             out[k] = co.renamed(out[k], second)
             out = [Value(dims, v.body) if j in (shaped[0], k) else v for j, v in enumerate(out)]
     dims = out[shaped[0]].dims
+    for v in values:  # numbers may be the ones that are spread over samples
+        if isinstance(v.body, Number) and len(v.dims) == len(dims):
+            dims = tuple(own or other for own, other in zip(dims, v.dims))
     return [Value(dims, v.body) if isinstance(v.body, Number) or v.dims else v for v in out]
 
 
@@ -80,7 +83,8 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
         for k in weights:
             _check_shared(context, values[k], name)
-        values = [context.as_random(v) for v in values]
+        values = [context.as_vectors(v) for v in values]
+        dims = next((v.dims for v in values if v.dims and is_random(v.body)), dims)
         bodies = [v.body for v in values]
         weights = []
     if any(context.vanishes(b) for b in bodies) and not _keeps_order(name, bodies):

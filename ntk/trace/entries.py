@@ -141,5 +141,6 @@ def copied(entries: Entries | None, size: int) -> Entries | None:
     sides = []
     for x in (entries.one, entries.two):
         eye = jnp.eye(size, dtype=x.dtype)
-        sides.append((x[..., None, None, :] * eye[..., None]).reshape(*x.shape[:-1], size, -1))
+        eye = eye.reshape((1,) * (x.ndim - 1) + (size, size, 1))
+        sides.append((x[..., None, None, :] * eye).reshape(*x.shape[:-1], size, -1))
     return dataclasses.replace(entries, one=sides[0], two=sides[1], laws=entries.laws * size)

@@ -326,9 +326,11 @@ def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Set
         return jnp.broadcast_to(x[..., None], (*x.shape, size))
 
     def two(x: Array, apart: Array | float) -> Array:
-        return x[..., None, None] * eye + jnp.asarray(apart)[..., None, None] * (1 - eye)
+        same = eye.reshape((1,) * x.ndim + eye.shape)
+        return x[..., None, None] * same + jnp.asarray(apart)[..., None, None] * (1 - same)
 
-    cross, inside = 0.0, [0.0, 0.0]
+    cross = jnp.zeros((1,) * kernel.correlation.ndim, kernel.var1.dtype)
+    inside = [jnp.zeros((1,) * (2 * kernel.var1.ndim - 1), kernel.var1.dtype)] * 2
     if law.means is not None:
         a, b = kernels.views(*law.means, not pairs)
         cross = a * b
@@ -341,7 +343,7 @@ def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Set
             within[k] = two(var if cov is None else cov, inside[k])
     ntk = kernel.ntk
     if ntk is not None and ntk.ndim:
-        ntk = two(ntk, 0.0) if pairs else one(ntk)
+        ntk = two(ntk, jnp.zeros((1,) * ntk.ndim)) if pairs else one(ntk)
     nngp = two(kernel.nngp, cross) if pairs else one(kernel.nngp)
     out = kernel.replace(
         var1=one(kernel.var1),

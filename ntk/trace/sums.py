@@ -33,12 +33,16 @@ from ntk.trace.steps import Note, code, shape_code, terms_static
 
 def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     value = values[0]
-    if isinstance(value.body, Weight):
-        raise Refusal(
-            f"the entries of {value.body.name} are summed (weight normalisation?): its law changes. Use an initializer "
-            "of the wanted scale instead"
-        )
     over = one.params["axes"]
+    if isinstance(value.body, Weight):
+        left = [a for k, dim in enumerate(value.dims) for a in dim if k not in over and a.infinite]
+        if len(left) != 1 or any(a.infinite for k in over for a in value.dims[k]):
+            raise Refusal(
+                f"the entries of {value.body.name} are summed (weights that are standardised or normalised before they "
+                "are used): its law changes, and its gradient with it. Use an initializer of the wanted scale, or take "
+                'means over finite networks: otherwise="sample"'
+            )
+        value = context.as_vectors(value)  # of a table of positions
     gone = tuple(a for k in over for a in value.dims[k])
     kept = tuple(dim for k, dim in enumerate(value.dims) if k not in over)
     if any(a.kind == "sample" for a in gone):
