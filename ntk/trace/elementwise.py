@@ -219,7 +219,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         raise Refusal(
             "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "
             "samples: its expectation does not factorise. Insert a layer of weights before it, or write it as sums and "
-            "products of functions of one activation each"
+            'products of functions of one activation each, or take means over finite networks: otherwise="sample"'
         )
     return out
 
@@ -395,6 +395,7 @@ def take_units(context: Context, value: Value, axis: Axis, start: int, new: Axis
     """Units `start` onwards of an array, along a new axis."""
     if isinstance(value.body, Weight):
         value = context.as_random(value)
+    context.program.cut = True
     stop = start + new.size[0]
 
     def cut(ref: co.Ref) -> co.Ref:

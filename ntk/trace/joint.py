@@ -413,7 +413,7 @@ class _Joint:
 
     def _product(self, kind: str, one: _Term, two: _Term, a: int, b: int) -> Array:
         """Covariance or tangent kernel of two products of functions."""
-        scale = jnp.asarray(one.scale)[..., None] * jnp.asarray(two.scale)
+        scale = jnp.reshape(one.scale, (-1, 1)) * jnp.reshape(two.scale, (1, -1))
         pairs = [
             (u, v)
             for u, v in itertools.product(one.factors, two.factors)

@@ -320,10 +320,10 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
-    if tied and not {step.operation for step in steps} <= joint.RULES:
+    if tied and (context.program.cut or not {step.operation for step in steps} <= joint.RULES):
         raise Refusal(
             "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
-            "concatenated layers or tables of positions: correlations of its uses are not followed there. Give each "
+            "layers side by side or split, or tables of positions: correlations of its uses are not followed there. Give each "
             'use its own parameter, or take means over finite networks: otherwise="sample"'
         )
     return Traced(steps, notes, constants, order, dtypes, facts, () if tied else loops(steps))

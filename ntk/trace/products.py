@@ -73,8 +73,26 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
     units = ax.units(batch) + units + groups
     if nothing:
         return Value(dims, Number(0.0))  # of an initial state of zeros
-    how = (tuple(right), tuple(batch_right), len(weight.dims))
+    how = _summed(weight, value, left, right, batch_right)
     return Value(dims, _affine(context, value, pooled, weight.body, units, how, unshared))
+
+
+def _summed(weight: Value, value: Value, left: Any, right: Any, batch: Any) -> tuple:
+    """Which of its dimensions a parameter is summed over with which units: equal for uses that are alike."""
+
+    def own(k: int) -> tuple:
+        axes = set(weight.dims[k])
+        return tuple(i for i, dim in enumerate(weight.body.own) if axes & set(dim))
+
+    orders = {
+        tuple(ref.units.index(a) for k in left for a in value.dims[k] if a in ref.units)
+        for ref in co.refs_of(value.body)
+    }
+    return (
+        tuple(map(own, right)),
+        tuple(map(own, batch)),
+        tuple(sorted(orders)) if len(orders) > 1 or orders - {(0,)} else (),
+    )
 
 
 def _free_as_positions(context: Context, value: Value, over: Any) -> tuple[Value, tuple]:

@@ -163,6 +163,18 @@ def row(context: Context, value: Value, k: int) -> Value:
     return _reshaped(context, "reshape", (), out.body, out.dims, out.dims[1:])
 
 
+def _stack(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Arrays put together along a new axis."""
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return on_numbers(context, one, two, values)
+    axis = one.params["axis"] % (len(values[0].dims) + 1)
+    wide = []
+    for v in map(context.as_vectors, values):
+        dims = (*v.dims[:axis], (), *v.dims[axis:])
+        wide.append(_reshaped(context, "reshape", (), v.body, v.dims, dims))
+    return joined(context, wide, axis, (len(wide),) * 2)
+
+
 def stacked(context: Context, values: list[Value]) -> Value:
     """Arrays as the rows of one, the results of every round of a loop."""
     wide = [_reshaped(context, "reshape", (), v.body, v.dims, ((), *v.dims)) for v in values]
@@ -231,6 +243,7 @@ RULES = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "tile": _tile,
+    "stack": _stack,
     "iota": _iota,
     "slice": _slice,
 }

@@ -60,6 +60,7 @@ class Program:
         drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
         joint: whether some layer has the weights of another, so that covariances of all processes are computed.
+        cut: whether some layer's units were split into parts.
         groups: the parameter of each layer of weights: layers with one parameter are correlated.
     """
 
@@ -72,6 +73,7 @@ class Program:
         self.drawn: dict[int, frozenset[int]] = {}
         self.line = ""
         self.joint = False
+        self.cut = False
         self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
         self._seals: dict = {}
         self._constants: dict = {}
@@ -374,14 +376,14 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         alone = None if product is None else local(product, inputs)
         out.append((t.coefficient.number, arrays, tuple(coded), alone))
     refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
-    _check_independent(None, list(refs))
+    if not program.joint:
+        _check_independent(program, list(refs))
     return tuple(out), inputs, axes, units
 
 
-def _check_independent(program: Program | None, refs: list[Ref]) -> None:
+def _check_independent(program: Program, refs: list[Ref]) -> None:
     groups = [
-        {program.groups[k] for k, _ in ref.process.bases if k in program.groups} if program else set()
-        for ref in refs
+        {program.groups[k] for k, _ in ref.process.bases if k in program.groups} for ref in refs
     ]
     for i, one in enumerate(refs):
         for j, two in enumerate(refs[:i]):
