@@ -95,7 +95,8 @@ class Context:
         one, two = np.asarray(one), np.asarray(two)
         if one.dtype.kind == "c":
             raise Refusal(
-                "complex numbers in the model have no rule: write real and imaginary parts"
+                "complex numbers in the model have no rule: write real and imaginary parts, or take means over finite "
+                'networks: otherwise="sample"'
             )
         if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
             dims = self.fresh_dims(list(zip(one.shape, two.shape)), "free")

@@ -143,6 +143,13 @@ def _check_shared(context: Context, value: Value, name: str) -> None:
     if wide & set(ax.flat(weight.own)) or (not wide and name in ("add", "sub", "add_any")):
         return
     _, variance, _, rate = context.law(weight)
+    own = ax.extent(a for dim in weight.own for a in dim)[0]
+    if (variance or rate) and own > 1 and wide <= {a for a in wide if a.kind == "sample"}:
+        raise Refusal(
+            f"{weight.name} acts on {own} units, whose number does not grow with the width: what it adds to the "
+            "tangent kernel is a mean over these few, which stays random. Let that layer grow with the width, or "
+            f"freeze the parameter: learning_rates={{{weight.name!r}: 0}}"
+        )
     if variance or rate:
         raise Refusal(
             f"{weight.name} is shared by all units of a layer: what it adds to the kernels is the square of a sum over "

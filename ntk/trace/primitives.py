@@ -118,7 +118,13 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         )
     if name.startswith(("reduce_window", "select_and")) and name != "reduce_window_sum":
         raise Refusal(
-            "max pooling of activations: only averages and sums have a limit here. Use nn.avg_pool"
+            "max pooling of activations: its law is that of a whole window at once, for which there is no rule. Use "
+            'nn.avg_pool, or take means over finite networks: otherwise="sample"'
+        )
+    if name == "fft":
+        raise Refusal(
+            "a Fourier transform of activations: complex numbers have no rule. Write it as real matrices over "
+            'positions (cosines and sines), or take means over finite networks: otherwise="sample"'
         )
     if name in ("while", "cond"):
         raise Refusal(f"a {name} on activations: write it with jnp.where, or as a Python loop")
@@ -132,7 +138,7 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         return [on_numbers(context, one, two, values)]
     raise Refusal(
         "this operation on activations is not known. Write it with sums, products, elementwise "
-        "functions, convolutions and reshapes"
+        'functions, convolutions and reshapes, or take means over finite networks: otherwise="sample"'
     )
 
 

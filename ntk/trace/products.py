@@ -67,6 +67,13 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
     )
     dims = (*batch, *new, *rest) if swap else (*batch, *rest, *new)
     groups = tuple(a for a in ax.flat(tuple(rest)) if a.kind == "unit")
+    if any(a.infinite for a in groups) and not any(a.infinite for a in pooled):
+        raise Refusal(
+            f"{name} sums over {ax.extent(pooled)[0]} positions with the same weights for every unit (mixing of "
+            "tokens): units are correlated through these few weights, and the kernel of one network stays random at "
+            'infinite width. otherwise="sample" gives its mean over networks; attention, or an average, mixes '
+            "positions with a limit"
+        )
     if groups and is_random(value.body):
         _check_zero_mean(value.body, name, groups)
     # Members of an ensemble, along a batch dimension, have weights of their own.
@@ -134,7 +141,7 @@ def _affine(
         raise Refusal(
             f"{weight.name} sums over {ax.extent(pooled)[0]} entries, none of them along an axis that grows with the "
             "width (a bottleneck of fixed size, or mixing of positions by shared weights): the limit is not Gaussian. "
-            "Let that layer grow with the width"
+            'Let that layer grow with the width (otherwise="sample" gives the mean over networks)'
         )
     over = tuple(a for a in pooled if a.kind == "position")
     if is_random(value.body):
@@ -245,7 +252,8 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             raise Refusal(
                 "a product of two activations, summed over positions or over a fixed number of units: write it as an "
                 "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
-                "let the size of a head grow: the kernel is that of many heads then)"
+                "let the size of a head grow: the kernel is that of many heads then), or take means over finite "
+                'networks: otherwise="sample"'
             )
         return inner(context, first, second, dims, gone)
     spread = {
@@ -279,7 +287,11 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
 
 def _no_pieces(value: Value) -> Value:
     if isinstance(value.body, Pieces):
-        raise Refusal("concatenated layers are contracted with something else than weights")
+        raise Refusal(
+            "layers side by side (concatenated units, as the halves that rotary positions turn) are multiplied with "
+            "something else than weights. Put a layer of weights between, use learnt positions, or take means over "
+            'finite networks: otherwise="sample"'
+        )
     return value
 
 

@@ -178,6 +178,8 @@ class Program:
                     f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
                     "multipliers do not keep it of order one. base_width= keeps those of one width"
                 )
+            if any(a.infinite for a in units) and not any(a.infinite for a in ref.units):
+                raise Refusal(FEW)
             if ref.units != units:
                 raise Refusal(
                     "units of one layer are added in different orders (a transposed or shuffled axis of units)"
@@ -265,6 +267,13 @@ GATES = (
 )
 
 
+FEW = (
+    "activations whose number does not grow with the width multiply those of a wide layer, or are added to them (a "
+    "gate, a weight of an expert, a step that all units share): they stay random at infinite width, and so does the "
+    'kernel of one network. Give each unit its own, or take means over networks: otherwise="sample"'
+)
+
+
 def _axes(body: Linear) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
     """All axes of positions, and the units."""
     axes: dict = {}
@@ -341,6 +350,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         for _, dims in t.coefficient.arrays:
             axes |= dict.fromkeys(positions(dims))
     axes = tuple(axes)
+    wide = any(a.infinite for t in terms for ref, _ in t.factors for a in ref.units)
     for t in terms:
         if t.coefficient.power:
             raise Refusal(
@@ -362,6 +372,8 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         zero = any(ref.process.value == 0 for ref, _ in fixed)
         coded = []
         for ref, tree in factors:
+            if wide and not any(a.infinite for a in ref.units):
+                raise Refusal(FEW)
             if ref.maps or ref.units != units:
                 raise Refusal(CORRELATED)
             if product is not None and not (zero and len(factors) > 1):

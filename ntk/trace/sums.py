@@ -172,9 +172,25 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
         static = (one.primitive.name, params, (shape_code(values[0].dims),), shape_code(kept))
         return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
     context.check_scores(values[0].body)
+    name, over = one.primitive.name, one.params["axes"]
+    reduced = ax.extent(a for k in over for a in values[0].dims[k])[0]
+    left = [a for k, dim in enumerate(values[0].dims) if k not in over for a in dim]
+    gone = [a for k in over for a in values[0].dims[k]]
+    if any(a.infinite for a in gone):
+        raise Refusal(
+            f"{name} over units, whose number grows with the width (a softmax over units): only sums and means over "
+            "units have a limit here"
+        )
+    if not any(a.infinite for a in left):
+        raise Refusal(
+            f"{name} over {reduced} numbers that one network draws, and no wide layer averages (a softmax that weighs "
+            "experts, neighbours or outputs): they stay random at infinite width, and so does the kernel of one "
+            'network. otherwise="sample" gives its mean over networks; a softmax of the outputs belongs to the loss'
+        )
     raise Refusal(
-        f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit "
-        "here. Use average pooling"
+        f"{name} over {reduced} activations (max pooling, maxout): its law is that of all of them at once, for which "
+        "there is no rule. Use average pooling, or a sum, or take means over finite networks: "
+        'otherwise="sample"'
     )
 
 
