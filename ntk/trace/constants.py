@@ -34,7 +34,9 @@ class Constants:
                 kept.extend(_bound(eqn, [p[k] for p in pairs]) for k, eqn in enumerate((one, two)))
             return kept
 
-        return {v: cls(lambda k=k: tuple(out[k] for out in both())) for k, v in enumerate(one.outvars)}
+        return {
+            v: cls(lambda k=k: tuple(out[k] for out in both())) for k, v in enumerate(one.outvars)
+        }
 
     def arrays(self) -> tuple:
         """At both widths."""

@@ -105,14 +105,16 @@ class Context:
             try:
                 return Value(dims, self.number(one.flat[0], two.flat[0]))
             except Refusal:
-                return Value(dims, Table(one, two))  # refused where something else than a constant reads it
+                return Value(
+                    dims, Table(one, two)
+                )  # refused where something else than a constant reads it
         dims = self.fresh_dims(list(zip(one.shape, two.shape)), "position")
         if one.shape != two.shape or not np.allclose(one, two, rtol=1e-5, atol=1e-7):
             return Value(dims, Table(one, two))
         return Value(dims, Finite(self.program.constant(one)))
 
     def table(self, value: Value) -> Value:
-        """Constants that differ between units as a process: its moments are means over units, see `ntk.trace.tables`."""
+        """Constants that differ between units as a process of means over units, see `ntk.trace.tables`."""
         table = value.body
         if not isinstance(table, Table):
             return value
@@ -128,7 +130,7 @@ class Context:
             {a: (Axis("unit", a.size),) for a in ax.flat(value.dims) if a.infinite},
         )
         axes, units = ax.positions(dims), ax.units(dims)
-        if any(len(dim) > 1 for dim in dims) or ax.flat(dims) and not units:
+        if any(len(dim) > 1 for dim in dims) or (ax.flat(dims) and not units):
             raise Refusal("constants that differ along a flattened axis that grows with the width")
         dims = tuple(() if dim and dim[0].kind == "sample" else dim for dim in dims)
         second, mean, error = tables.limit(table, dims)

@@ -20,9 +20,9 @@ from ntk.trace.coordinates import (
     is_random,
 )
 from ntk.trace.positions import zeros_between
-from ntk.trace.shapes import one_axis
 from ntk.trace.processes import process_of, separated
 from ntk.trace.products import data_moments, scale_text
+from ntk.trace.shapes import one_axis
 from ntk.trace.steps import Note
 
 

@@ -109,9 +109,7 @@ def _told_apart(context: Context, values: list[Value]) -> list[Value]:
         if (ref.process.index, ref.part) == (index, part) and place < len(ref.units)
     }
     for axis in axes:
-        values = [
-            separated(context, v, axis) if axis in ax.flat(v.dims) else v for v in values
-        ]
+        values = [separated(context, v, axis) if axis in ax.flat(v.dims) else v for v in values]
         values = unified(values)
     return values
 

@@ -127,7 +127,9 @@ def run(
     constants |= {v: c for v, c in zip(first.invars, fixed) if c is not None}
 
     def constant(one: Any, two: Any) -> Constants | None:
-        return Constants.of(one.val, two.val) if isinstance(one, jex.Literal) else constants.get(one)
+        return (
+            Constants.of(one.val, two.val) if isinstance(one, jex.Literal) else constants.get(one)
+        )
 
     def read(one: Any, two: Any) -> Value | None:
         if isinstance(one, jex.Literal):

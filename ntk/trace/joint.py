@@ -34,7 +34,9 @@ from ntk.trace.setting import Setting
 from ntk.trace.sources import finite_sides
 from ntk.trace.steps import Step
 
-RULES = frozenset(["data", "vector", "lookup", "affine", "tied", "combine", "function", "mean", "finite"])
+RULES = frozenset(
+    ["data", "vector", "lookup", "affine", "tied", "combine", "function", "mean", "finite"]
+)
 """Operations with joint moments."""
 
 
@@ -43,7 +45,9 @@ def run(steps: Sequence[Step], values: dict, setting: Setting) -> Law:
     joint = _Joint(steps, values, setting)
     for index, step in enumerate(steps):
         if step.operation == "finite":
-            values[index] = finite_sides(step, None, False, [values[i] for i in step.inputs], setting)
+            values[index] = finite_sides(
+                step, None, False, [values[i] for i in step.inputs], setting
+            )
         elif step.operation == "mean":
             operands = [joint.law(i) if _is_process(steps, i) else values[i] for i in step.inputs]
             values[index] = mean_sides(step, Need(False, 1), True, operands, setting)
@@ -269,7 +273,9 @@ class _Joint:
             if kind == "ntk":
                 return zero
             x, y = self._data(i, a), self._data(j, b)
-            return jnp.einsum("ntd,msd->ntms", x, y, precision="highest").reshape(n, m) / x.shape[-1]
+            return (
+                jnp.einsum("ntd,msd->ntms", x, y, precision="highest").reshape(n, m) / x.shape[-1]
+            )
         tied = one.operation == two.operation == "tied" and one.static[1] == two.static[1]
         if not (i == j or tied):
             return zero
@@ -379,7 +385,11 @@ class _Joint:
     def _rows(self, sizes: tuple, where: Sequence[int], inner: tuple, a: int) -> np.ndarray:
         """Of each (sample, position) of a function, the one of a process that it reads."""
         grid = np.indices(sizes).reshape(len(sizes), -1) if sizes else np.zeros((0, 1), int)
-        own = np.ravel_multi_index([grid[k] for k in where], inner) if inner else np.zeros(grid.shape[1], int)
+        own = (
+            np.ravel_multi_index([grid[k] for k in where], inner)
+            if inner
+            else np.zeros(grid.shape[1], int)
+        )
         size = math.prod(inner)
         return (size * np.arange(self.setting.samples[a])[:, None] + own[None]).ravel()
 
@@ -419,7 +429,9 @@ class _Joint:
             for u, v in itertools.product(one.factors, two.factors)
             if self.roots(u.process) & self.roots(v.process)
         ]
-        if len({id(u) for u, _ in pairs}) < len(pairs) or len({id(v) for _, v in pairs}) < len(pairs):
+        if len({id(u) for u, _ in pairs}) < len(pairs) or len({id(v) for _, v in pairs}) < len(
+            pairs
+        ):
             raise Refusal(ENTANGLED)
         parts = [self._pair(u, v, a, b) for u, v in pairs]
         for u in one.factors:
@@ -491,5 +503,5 @@ def _flat_entries(x: Array, sizes: tuple[int, ...], flat: tuple[int, ...]) -> Ar
 
 ENTANGLED = (
     "a product of several functions of activations that one matrix made at different places (the gates of a recurrent "
-    "network): their joint law is not followed. Take means over finite networks: otherwise=\"sample\""
+    'network): their joint law is not followed. Take means over finite networks: otherwise="sample"'
 )

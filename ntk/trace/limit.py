@@ -323,8 +323,8 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     if tied and (context.program.cut or not {step.operation for step in steps} <= joint.RULES):
         raise Refusal(
             "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
-            "layers side by side or split, or tables of positions: correlations of its uses are not followed there. Give each "
-            'use its own parameter, or take means over finite networks: otherwise="sample"'
+            "layers side by side or split, or tables of positions: correlations of its uses are not followed there. "
+            'Give each use its own parameter, or take means over finite networks: otherwise="sample"'
         )
     return Traced(steps, notes, constants, order, dtypes, facts, () if tied else loops(steps))
 

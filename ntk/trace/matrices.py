@@ -139,9 +139,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
-        return pixels.window_mean(
-            x, lead, axes, window, strides, padding, dilation=dilation
-        )
+        return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
 
     def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
         return x if x is None or x.ndim == 0 else box(x, lead, axes)

@@ -178,8 +178,7 @@ def apply_map(item: tuple, x: Array, operands: list[Array], dtype: Any) -> Array
         _, where, coded, sizes = item
         factor = to_axes(operands[where[1]], coded, sizes)
         return x * jnp.expand_dims(factor, 1)
-    _, name, params, place, others, coded, codes, code, out = item
-    if not any("s" in dim for dim in coded):  # the same for every sample, as a table of positions
+    if not any("s" in dim for dim in item[5]):  # the same for every sample, as a table of positions
         lead = x.shape[:2]
         y = _mapped_copies(item, x.reshape(1, -1, *x.shape[2:]), operands, dtype)
         return y.reshape(*lead, *y.shape[2:])

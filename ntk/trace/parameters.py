@@ -55,7 +55,10 @@ def read_parameters(
 def _at_base(
     base: dict, family: Callable, first: tuple, base_width: int, roles: Any, widths: tuple[int, int]
 ) -> tuple[dict, dict]:
-    """Laws, and fan-in at the base width where it grows, of weights drawn as at one width: used times m^-1/2 where their fan-in is m times what it is there."""
+    """Laws of weights drawn as at one width, and their fan-in there where it grows.
+
+    They are used times m^-1/2 where their fan-in is m times what it is there.
+    """
     axes = families.width_axes(family, first, widths=(base_width, *widths), roles=roles)
     named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
     out, kept = {}, {}

@@ -152,7 +152,12 @@ def separated(context: Context, value: Value, axis: Axis) -> Value:
     if not is_random(value.body):
         return Value(dims, renamed_body(value.body, {axis: (new,)}))
     if not isinstance(value.body, Linear):
-        return Value(dims, Linear(((_copies(context, process_of(context, value.body), axis, new), Coefficient()),)))
+        return Value(
+            dims,
+            Linear(
+                ((_copies(context, process_of(context, value.body), axis, new), Coefficient()),)
+            ),
+        )
     terms = []
     for ref, c in value.body.terms:
         if axis in ref.units:

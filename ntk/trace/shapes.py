@@ -144,7 +144,7 @@ def sliced(context: Context, equation: Any, value: Value, bounds: list) -> Value
 def one_axis(context: Context, value: Value, k: int) -> Value:
     """A dimension that several axes of positions were flattened into, or repeated along, as one axis."""
     kinds = {a.kind for a in value.dims[k]}
-    if kinds <= {"position"} and len(value.dims[k]) <= 1 or not kinds <= {"position", "free"}:
+    if (kinds <= {"position"} and len(value.dims[k]) <= 1) or not kinds <= {"position", "free"}:
         return value
     if not is_random(value.body) or any(a.infinite for a in value.dims[k]):
         return value

@@ -38,11 +38,16 @@ def applied(primitive: Any, params: tuple, args: list, custom: bool) -> Terms | 
     if alone is None or alone[0].process.value is not None:
         return None
     ref, tree = alone
-    leaves = [tree if k == places[0] else ("number", getattr(a, "number", None)) for k, a in enumerate(args)]
+    leaves = [
+        tree if k == places[0] else ("number", getattr(a, "number", None))
+        for k, a in enumerate(args)
+    ]
     slope = _slope(primitive.name, dict(params), leaves, places[0], custom)
     if slope is None:
         return None
-    value = algebra.applied(primitive, params, [Terms(tuple(rest)) if k == places[0] else a for k, a in enumerate(args)])
+    value = algebra.applied(
+        primitive, params, [Terms(tuple(rest)) if k == places[0] else a for k, a in enumerate(args)]
+    )
     moved = Terms((Term(Coefficient(), ((ref, slope),)),))
     return algebra.added(value, algebra.multiplied(moved, Terms(tuple(zeros))))
 

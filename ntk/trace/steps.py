@@ -25,8 +25,8 @@ class Step(NamedTuple):
     """One operation.
 
     Attributes:
-        operation: "finite", "data", "vector", "lookup", "table", "affine", "convolve", "combine", "function", "mean", "mix",
-            "copies", "scores" or "attend".
+        operation: "finite", "data", "vector", "lookup", "table", "affine", "tied", "convolve", "combine", "function",
+            "mean", "mix", "copies", "scores" or "attend".
         static: all that is known beforehand, hashable; equal for equal layers.
         inputs: what it reads.
     """
@@ -394,15 +394,22 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
 
 
 def _check_independent(program: Program, refs: list[Ref]) -> None:
-    groups = [
-        {program.groups[k] for k, _ in ref.process.bases if k in program.groups} for ref in refs
-    ]
     for i, one in enumerate(refs):
-        for j, two in enumerate(refs[:i]):
-            if groups[i] & groups[j]:
+        for two in refs[:i]:
+            if _same_matrix(program, one, two):
                 raise Refusal(GATES)
             if overlap(bases_of(one), bases_of(two)):
                 raise Refusal(CORRELATED)
+
+
+def _same_matrix(program: Program, one: Ref, two: Ref) -> bool:
+    """Whether two layers of one matrix are behind two processes."""
+    groups = program.groups
+    return any(
+        i != j and i in groups and groups[i] == groups.get(j)
+        for i, _ in one.process.bases
+        for j, _ in two.process.bases
+    )
 
 
 def local(tree: Any, inputs: list) -> Any:

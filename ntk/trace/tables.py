@@ -6,8 +6,6 @@ gets finer with the width; from two widths they are carried on to infinite width
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -89,6 +87,3 @@ def table_law(step: Step, need: Need, means: bool, operands: list, setting: Sett
     nngp = (variance if diagonal else pairs)[None]
     mean = mean.reshape(1, *sizes)
     return Law(kernel.replace(nngp=nngp), (mean, mean))
-
-
-__all__: list[Any] = ["limit", "table_law"]

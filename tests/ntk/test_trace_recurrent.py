@@ -181,7 +181,11 @@ def shared_convolution(module, x, n):
 REFUSED = {
     "gates": (gates, X, "otherwise=.sample."),
     "parts of a layer": (parts, X, "layers side by side or split"),
-    "tied readout": (embedding_that_reads_out, np.zeros((3, 2), int), "Embed_0/embedding is used twice"),
+    "tied readout": (
+        embedding_that_reads_out,
+        np.zeros((3, 2), int),
+        "Embed_0/embedding is used twice",
+    ),
     "transpose": (transpose, X, "a matrix and its transpose"),
     "convolution": (shared_convolution, X, "Conv_0/kernel is used twice"),
 }

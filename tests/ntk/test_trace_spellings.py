@@ -172,7 +172,10 @@ def test_the_error_of_a_mean_over_units_is_told():
     ("table", "message"),
     [
         (lambda n: jnp.arange(4.0 * n).reshape(4, n) / n**0.5, "have no limit"),
-        (lambda n: jax.random.normal(jax.random.key(1), (4, n)) * jnp.arange(1.0 * n)[None], "have no limit"),
+        (
+            lambda n: jax.random.normal(jax.random.key(1), (4, n)) * jnp.arange(1.0 * n)[None],
+            "have no limit",
+        ),
     ],
 )
 def test_tables_without_a_limit_are_refused(table, message):
@@ -247,8 +250,13 @@ def test_a_branch_of_zeros_adds_to_the_tangent_kernel_alone(x64):
     nngp, tangent = kernels(branch, VECTORS)
     skip = kernels(lambda module, x, n: dense(1)(dense(n)(x)), VECTORS)
     np.testing.assert_allclose(nngp, skip[0], rtol=1e-12)
-    features = kernels(lambda module, x, n: dense(1, use_bias=False)(nn.relu(dense(n)(nn.relu(dense(n)(x))))), VECTORS)
-    np.testing.assert_allclose(tangent, skip[1] + features[0] + 1, rtol=1e-12)  # a bias of the branch
+    features = kernels(
+        lambda module, x, n: dense(1, use_bias=False)(nn.relu(dense(n)(nn.relu(dense(n)(x))))),
+        VECTORS,
+    )
+    np.testing.assert_allclose(
+        tangent, skip[1] + features[0] + 1, rtol=1e-12
+    )  # a bias of the branch
 
 
 def test_a_gain_of_zero_inside_a_nonlinearity(x64):
@@ -260,7 +268,9 @@ def test_a_gain_of_zero_inside_a_nonlinearity(x64):
         x = nn.relu(x + h * module.param("p", nn.initializers.zeros, (1, n)))
         return dense(1, use_bias=False)(x)
 
-    plain = kernels(lambda module, x, n: dense(1, use_bias=False)(nn.relu(dense(n, use_bias=False)(x))), VECTORS)
+    plain = kernels(
+        lambda module, x, n: dense(1, use_bias=False)(nn.relu(dense(n, use_bias=False)(x))), VECTORS
+    )
     x = np.random.default_rng(1).normal(size=(3, *VECTORS))
     norms = np.linalg.norm(x, axis=1)
     angle = np.arccos(np.clip(x @ x.T / np.outer(norms, norms), -1, 1))
@@ -288,7 +298,9 @@ def test_members_of_an_ensemble_have_the_kernel_of_one(x64):
         )
         return split(n)(x)
 
-    for one, two in zip(kernels(ensemble, VECTORS), kernels(lambda m, x, n: Member(n)(x)[..., None], VECTORS)):
+    for one, two in zip(
+        kernels(ensemble, VECTORS), kernels(lambda m, x, n: Member(n)(x)[..., None], VECTORS)
+    ):
         np.testing.assert_allclose(one, two, rtol=1e-12)
 
 
@@ -398,7 +410,9 @@ def test_outputs_less_their_mean_are_correlated(x64):
     one = kernels(lambda m, x, n: dense(3, use_bias=False)(nn.relu(dense(n)(x))), VECTORS)
     project = np.eye(3) - 1 / 3
     for found, alone in zip(kernels(centred, VECTORS), one):
-        np.testing.assert_allclose(found, alone[:, :, None, None] * project[None, None], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            found, alone[:, :, None, None] * project[None, None], rtol=1e-10, atol=1e-12
+        )
 
 
 def test_a_branch_and_a_trunk(x64):
@@ -419,7 +433,9 @@ def test_a_depthwise_convolution_before_a_layer_of_weights(x64):
     """Second moments are those of a convolution; a nonlinearity of it is refused."""
 
     def depthwise(act):
-        return lambda m, x, n: dense(1)(act(conv(n, (3, 3), feature_group_count=n)(dense(n)(x)))).mean((1, 2))
+        return lambda m, x, n: dense(1)(
+            act(conv(n, (3, 3), feature_group_count=n)(dense(n)(x)))
+        ).mean((1, 2))
 
     def whole(module, x, n):
         return dense(1)(conv(n, (3, 3))(dense(n)(x))).mean((1, 2))
