@@ -178,8 +178,8 @@ def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> V
     if matrices:
         raise Refusal(
             f"the matrices {', '.join(dict.fromkeys(matrices))} are put side by side before they meet activations: "
-            "give each a layer of its own (nn.LSTMCell in place of nn.OptimizedLSTMCell; the gates of a recurrent network "
-            'have no rule, though: take means over finite networks, otherwise="sample")'
+            "give each a layer of its own (nn.LSTMCell in place of nn.OptimizedLSTMCell; the gates of a recurrent "
+            'network have no rule, though: take means over finite networks, otherwise="sample")'
         )
     values = [context.as_vectors(v) for v in values]
     if any(
