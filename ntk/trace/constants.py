@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk.trace.axes import BATCHES
-from ntk.trace.coordinates import Table, Value
+from ntk.trace.coordinates import Refusal, Table, Value
 
 
 class Constants:
@@ -54,11 +54,26 @@ def _bound(equation: Any, args: list) -> list:
 _DRAWS = ("random_bits", "random_gamma", "threefry2x32")
 
 
-def told_apart(one: Any, two: Any, values: Sequence[Value | None]) -> bool:
-    """Whether an equation on constants is computed at both widths: it draws, counts units, or reads what does."""
+def told_apart(one: Any, two: Any, values: Sequence[Value | None], double: bool) -> bool:
+    """Whether an equation on constants is computed at both widths: it draws, counts units, or reads what does.
+
+    Args:
+        one: the equation at the first width.
+        two: at the second.
+        values: its operands.
+        double: whether the model runs in double precision, as it is traced: other bits are drawn in single precision.
+
+    Raises:
+        Refusal: it draws other numbers than the model does as it runs.
+    """
     if any(v is not None and isinstance(v.body, Table) for v in values):
         return True
     name = one.primitive.name
+    if name in _DRAWS and one.params.get("bit_width", 32) == 64 and not double:
+        raise Refusal(
+            "the model draws constants from a fixed key as it is called, in the precision that JAX runs in, on which "
+            "the numbers depend. Say which: jax.random.normal(key, shape, jnp.float32), or draw them outside the model"
+        )
     if name == "iota":
         k = one.params["dimension"]
         size = (one.outvars[0].aval.shape[k], two.outvars[0].aval.shape[k])

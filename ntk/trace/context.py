@@ -45,7 +45,13 @@ HEADS = (
 class Context:
     """What the rules of primitives share."""
 
-    def __init__(self, parameters: Mapping[str, Parameter], attention_samples: int = 1024):
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        attention_samples: int = 1024,
+        double: bool = False,
+    ):
+        self.double = double  # whether the model runs in double precision
         self.program = Program()
         self.parameters = parameters
         self.sample = Axis("sample", BATCHES)

@@ -154,7 +154,7 @@ def run(
                 outs = _scan(context, one, two, values, outs_wanted)
             elif name in CALLS:
                 outs = _call(context, one, two, values, outs_wanted, first, given, constants)
-            elif known and told_apart(one, two, values):
+            elif known and told_apart(one, two, values, context.double):
                 arrays = [constants[v].arrays() for v in one.outvars]
                 outs = [context.array(*pair) for pair in arrays]
             else:

@@ -226,6 +226,7 @@ def _trace(
     first = tuple(
         jax.ShapeDtypeStruct(x.shape[1:] if not batched else x.shape, x.dtype) for x in inputs
     )
+    double = jnp.result_type(float) == jnp.float64
     with jax.enable_x64(True):
         nets = [families.network(family, width, first) for width in WIDTHS]
         laws = [initial.laws(net.init) for net in nets]
@@ -235,7 +236,7 @@ def _trace(
             for batch in BATCHES
         ]
         trees = [_shapes(net.init) for net in nets]
-        context = Context(parameters, attention_samples)
+        context = Context(parameters, attention_samples, double)
         programs = [
             _program(nets[k], family, width, first, trees[k], shapes[k], batched)
             for k, width in enumerate(WIDTHS)

@@ -53,6 +53,7 @@ SEVERAL, STAYS, LARGEST = (
     "its law is that of",
 )
 REFUSED = {
+    "Fourier features": "draws constants from a fixed key",
     "FiLM": SEVERAL,
     "maxout": LARGEST,
     "mixture of experts": "reduce_max over 4 numbers that one network draws",
@@ -76,7 +77,7 @@ REFUSED = {
     "S4D": "complex",
     "Mamba": STAYS,
 }
-ALTERED = ("Wide ResNet", "MobileNet")
+ALTERED = ("Fourier features", "Wide ResNet", "MobileNet")
 """For which a change of the model is named instead of means over finite networks."""
 LEAST = 40
 """Architectures with kernels by rule, at least."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import limits
 import ntk
 
 NORMAL = nn.initializers.normal(1.0)
@@ -217,6 +218,25 @@ def test_constants_that_the_model_draws(x64):
 
     for one, two in zip(kernels(drawn, VECTORS), kernels(given, VECTORS)):
         np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+def test_constants_drawn_in_single_precision_are_those_of_the_model():
+    """The trace is in double precision, where a draw without a dtype has other numbers: it is refused."""
+
+    def drawn(*dtype):
+        def forward(module, x, n):
+            return readout(
+                dense(n)(jnp.sin(x @ jax.random.normal(jax.random.key(7), (5, 6), *dtype)))
+            )
+
+        return forward
+
+    fixed = np.asarray(jax.random.normal(jax.random.key(7), (5, 6)))
+    expected = kernels(lambda m, x, n: readout(dense(n)(jnp.sin(x @ fixed))), VECTORS)
+    for one, two in zip(kernels(drawn(jnp.float32), VECTORS), expected):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+    with pytest.raises(ValueError, match="draws constants from a fixed key"):
+        kernels(drawn(), VECTORS)
 
 
 # Zeros
@@ -444,3 +464,22 @@ def test_a_depthwise_convolution_before_a_layer_of_weights(x64):
         np.testing.assert_allclose(one, two, rtol=1e-12)
     with pytest.raises(ValueError, match="Conv_0/kernel is a depthwise convolution"):
         kernels(depthwise(nn.relu), IMAGES)
+
+
+def test_a_readout_of_zeros_is_used_times_the_root_of_its_fan_in(x64):
+    """So that the tangent kernel of a finite network is the mean of its features' products."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, *VECTORS)), jnp.float32)
+    net = limits.parametrize(family(zero_readout), "ntk", width=64, example=x)
+    params = net.init(jax.random.key(0))
+    assert net.multiplier["Dense_2"]["kernel"] == pytest.approx(1 / 8)
+    hidden = ("Dense_1", "Dense_0")  # the inner one is made last
+
+    def features(p):
+        h = x
+        for name in hidden:
+            h = nn.relu(h @ (p[name]["kernel"] * net.multiplier[name]["kernel"]))
+        return h
+
+    found = ntk.empirical_ntk(net.apply, params, x)
+    h = features(params)
+    np.testing.assert_allclose(found[..., 0, 0], h @ h.T / 64, rtol=1e-5)
