@@ -118,8 +118,8 @@ def parametrize(
 
     Without one, which only "ntk" allows, the network is the textbook's: each weight is a parameter of unit variance
     times its initial standard deviation at this width, so that the outputs at initialisation are those of the model;
-    what is constant at initialisation (a bias at zero, the gain of a norm) stays as it is, and all factors of
-    optimizers are one.
+    what is constant at initialisation (a bias at zero, the gain of a norm) stays as it is, but a matrix of zeros
+    whose fan-in grows is used times fan_in^(-1/2), and all factors of optimizers are one.
 
     Either way each weight keeps the law of its initializer up to its scale (Flax's own is a truncated normal), and
     `ntk.infinite_width(family, x, base_width=, roles=, learning_rates=, bias_std=)` is the infinite-width limit
@@ -338,8 +338,13 @@ def _factors(rule, axes, own):
 
 
 def _unit(name, axes, law, bias_std):
-    """Factors of a parameter of unit variance, used times its standard deviation; of a constant, none."""
+    """Factors of a parameter of unit variance, used times its standard deviation; of a constant, none.
+
+    A matrix of zeros is used times fan_in^-1/2, or its tangent kernel would grow with the width.
+    """
     std = bias_std or math.sqrt(law.variance)
+    if std == 0 and axes.role in ("hidden", "output") and not law.mean:
+        std = axes.fans()[0] ** -0.5
     if std == 0 and axes.role in ("hidden", "output"):
         raise ValueError(
             f"{name} of role {axes.role!r} is constant at initialisation, so that it has no standard deviation to be "

@@ -103,6 +103,7 @@ def convolve(
     fan_in: float | None = None,
     shared: bool = True,
     transpose: bool = False,
+    dilation: Sequence[int] | None = None,
 ) -> Kernel:
     """Moments after a convolution with random weights: K averaged over pixel pairs moved together.
 
@@ -116,6 +117,7 @@ def convolve(
         fan_in: as in `channels.affine`; with the pixels of the filter counted in.
         shared: whether all positions have the same weights; else different positions become independent.
         transpose: the transposed convolution.
+        dilation: as in `window_mean`.
 
     Returns:
         The moments of a Gaussian.
@@ -124,7 +126,7 @@ def convolve(
     """
 
     def box(x: Array, lead: int, axes: int) -> Array:
-        return window_mean(x, lead, axes, window, strides, padding, transpose)
+        return window_mean(x, lead, axes, window, strides, padding, transpose, dilation)
 
     axes = 1 if kernel.diagonal_spatial else 2
     var1, var2 = box(kernel.var1, 1, 1), box(kernel.var2, 1, 1)
@@ -161,6 +163,7 @@ def window_mean(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     transpose: bool = False,
+    dilation: Sequence[int] | None = None,
 ) -> Array:
     """Mean over windows of pixels, for pixel pairs over both pixels moved together.
 
@@ -172,6 +175,7 @@ def window_mean(
         strides: strides along each.
         padding: "VALID", "SAME" (zeros) or "CIRCULAR", or zeros before and after each spatial axis.
         transpose: of the transposed convolution: the input is spread out by the strides.
+        dilation: distance of neighbouring entries of a window along each axis, with explicit zeros; None means 1.
     """
     sizes = x.shape[lead::axes]
     over = [tuple(range(lead + axes * i, lead + axes * (i + 1))) for i in range(len(window))]
@@ -192,8 +196,9 @@ def window_mean(
         x = jnp.pad(x, [pad for pad, _ in spread], "wrap")
     elif any(pad != (0, 0) or inside for pad, inside in spread):
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(*pad, inside) for pad, inside in spread])
+    dilation = [1] * len(window) if dilation is None else dilation
     for i, (size, width, stride) in enumerate(zip(sizes, window, strides)):
-        x = _window_sum(x, over[i], width, 1 if transpose else stride)
+        x = _window_sum(x, over[i], width, 1 if transpose else stride, dilation[i])
         if padding == "CIRCULAR" and transpose:
             for axis in over[i]:
                 x = wrap(x, axis, size * stride)
@@ -211,14 +216,17 @@ def materialised(x: Array) -> Array:
     return jax.lax.cond(known, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)
 
 
-def _window_sum(x: Array, over: tuple[int, ...], width: int, stride: int) -> Array:
+def _window_sum(
+    x: Array, over: tuple[int, ...], width: int, stride: int, dilation: int = 1
+) -> Array:
     """Sum of `width` copies of x, all axes of `over` moved together; without the incomplete windows."""
     total = None
     for d in range(width):
         start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
         for axis in over:
-            count = (x.shape[axis] - width) // stride + 1
-            start[axis], stop[axis], step[axis] = d, d + (count - 1) * stride + 1, stride
+            count = (x.shape[axis] - (width - 1) * dilation - 1) // stride + 1
+            first = d * dilation
+            start[axis], stop[axis], step[axis] = first, first + (count - 1) * stride + 1, stride
         part = jax.lax.slice(x, start, stop, step)
         total = part if total is None else total + part
     return total

@@ -12,9 +12,9 @@ from ntk.arguments import is_key
 from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace import initial
+from ntk.trace import initial, tables
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
-from ntk.trace.coordinates import Finite, Number, Refusal, Value, Weight
+from ntk.trace.coordinates import Finite, Number, Refusal, Table, Value, Weight
 from ntk.trace.initial import Law
 from ntk.trace.steps import Note, Program, shape_code
 
@@ -26,11 +26,13 @@ class Parameter(NamedTuple):
         laws: its law at both widths.
         shapes: its shape at both widths.
         rate: factor of its learning rate.
+        fan: number of entries that it sums over at the base width, if there is one and that number grows.
     """
 
     laws: tuple[Law, Law]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     rate: float
+    fan: int | None = None
 
 
 HEADS = (
@@ -43,7 +45,13 @@ HEADS = (
 class Context:
     """What the rules of primitives share."""
 
-    def __init__(self, parameters: Mapping[str, Parameter], attention_samples: int = 1024):
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        attention_samples: int = 1024,
+        double: bool = False,
+    ):
+        self.double = double  # whether the model runs in double precision
         self.program = Program()
         self.parameters = parameters
         self.sample = Axis("sample", BATCHES)
@@ -53,8 +61,14 @@ class Context:
         self.sizes: set = {WIDTHS}
         self.scales: list[str] = []
         self.fluctuations: set[int] = set()
+        self.sums: set[int] = set()  # over infinitely many units of mean zero
         self.attention_samples = attention_samples
         self.heads: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self.unlike: dict[int, str] = {}  # what is no Gaussian though a layer of weights, and why
+        self.custom = 0  # how many functions with a derivative rule of their own are being read
+        self.hows: dict[tuple, tuple] = {}  # by the parameter: what layers of weights sum over
+        self.ties: dict[tuple, list[int]] = {}  # by the parameter: its layers of weights
+        self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
 
     # --- numbers ------------------------------------------------------------------------------------
 
@@ -87,21 +101,56 @@ class Context:
         one, two = np.asarray(one), np.asarray(two)
         if one.dtype.kind == "c":
             raise Refusal(
-                "complex numbers in the model have no rule: write real and imaginary parts"
+                "complex numbers in the model have no rule: write real and imaginary parts, or take means over finite "
+                'networks: otherwise="sample"'
             )
         if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
-            body = (
-                self.number(one.flat[0], two.flat[0])
-                if one.dtype.kind in "fiub"
-                else Number(float(one.flat[0]))
-            )
-            return Value(self.fresh_dims(list(zip(one.shape, two.shape)), "free"), body)
-        if one.shape != two.shape:
-            raise Refusal(
-                f"a constant array of shape {one.shape} whose entries differ along an axis that grows with the width"
-            )
+            dims = self.fresh_dims(list(zip(one.shape, two.shape)), "free")
+            if one.dtype.kind not in "fiub":
+                return Value(dims, Number(float(one.flat[0])))
+            try:
+                return Value(dims, self.number(one.flat[0], two.flat[0]))
+            except Refusal:
+                return Value(
+                    dims, Table(one, two)
+                )  # refused where something else than a constant reads it
         dims = self.fresh_dims(list(zip(one.shape, two.shape)), "position")
+        if one.shape != two.shape or not np.allclose(one, two, rtol=1e-5, atol=1e-7):
+            return Value(dims, Table(one, two))
         return Value(dims, Finite(self.program.constant(one)))
+
+    def table(self, value: Value) -> Value:
+        """Constants that differ between units as a process of means over units, see `ntk.trace.tables`."""
+        table = value.body
+        if not isinstance(table, Table):
+            return value
+        if not any(a.infinite for a in ax.flat(value.dims)):
+            one, two = table
+            self.number(one.flat[0], two.flat[0])  # says what is wrong with a number
+            raise Refusal(
+                f"a constant array of shape {one.shape} whose entries depend on the width: only a power of the width "
+                "as a factor has a limit here"
+            )
+        dims = ax.substitute(
+            value.dims,
+            {a: (Axis("unit", a.size),) for a in ax.flat(value.dims) if a.infinite},
+        )
+        axes, units = ax.positions(dims), ax.units(dims)
+        if any(len(dim) > 1 for dim in dims) or (ax.flat(dims) and not units):
+            raise Refusal("constants that differ along a flattened axis that grows with the width")
+        dims = tuple(() if dim and dim[0].kind == "sample" else dim for dim in dims)
+        second, mean, error = tables.limit(table, dims)
+        inputs = (self.program.constant(second), self.program.constant(mean))
+        sizes = tuple(a.size[0] for a in axes)
+        note = Note(
+            f"constants of each unit, means over units to {error:.1g}",
+            axes=" x ".join(map(str, sizes)),
+        )
+        index = self.program.add("table", sizes, inputs, note)
+        process = self.program.process(
+            index, axes, units, gaussian=False, bases=frozenset([(co.TABLE, ())])
+        )
+        return Value(dims, co.Linear(((co.Ref(process, (), axes, units), co.Coefficient()),)))
 
     def fresh_dims(self, shape: list, kind: str) -> ax.Dims:
         """Axes of a new array of the given size pairs."""
@@ -136,6 +185,17 @@ class Context:
             raise Refusal(f"the initial mean of {weight.name} depends on the width")
         return mean, variance * weight.number**2, power + 2 * weight.power, parameter.rate
 
+    def zero(self, weight: Weight, count: float, grows: float) -> tuple[float, float]:
+        """(variance, rate) of a sum over entries with weights that are zero at initialisation.
+
+        The weights are fan_in^-1/2 times what is trained where their fan-in grows, or, with a base width, what they
+        are there times (growth of the fan-in)^-1/2.
+        """
+        parameter = self.parameters[weight.name]
+        if grows:
+            count = parameter.fan or 1.0
+        return 0.0, parameter.rate * count * weight.number**2
+
     def standard(self, weight: Weight) -> Standard:
         """Law of an entry of a parameter, shifted and scaled to mean 0 and variance 1."""
         law = self.parameters[weight.name].laws[0]
@@ -143,8 +203,19 @@ class Context:
             return Standard(law.kind, law.quantiles)
         return NORMAL
 
-    def consume(self, weight: Weight) -> None:
-        """Marks a parameter as used; a second use is refused."""
+    def consume(self, weight: Weight, how: tuple | None = None) -> None:
+        """Marks a parameter as used; a second use is refused, but by a layer like the first.
+
+        Args:
+            weight: the parameter.
+            how: which dimensions a layer of weights sums over; None for what may use it once.
+        """
+        key = (weight.name, weight.part)
+        if how is not None and self.hows.setdefault(key, how) == how and key in self.ties:
+            self.program.joint = True
+            return
+        if how is not None:
+            self.ties[key] = []
         shape = self.parameters[weight.name].shapes[0]
         used = self.used.setdefault(weight.name, np.zeros(shape, bool))
         region = [slice(None)] * len(shape)
@@ -156,8 +227,9 @@ class Context:
 
     def vanishes(self, body: Any) -> bool:
         """Whether a body is made of scores alone that vanish as the width grows, as under a factor 1/d."""
+        small = self.fluctuations | self.sums
         return isinstance(body, co.Linear) and all(
-            ref.process.index in self.fluctuations and c.power < 0 for ref, c in body.terms
+            ref.process.index in small and c.power < 0 for ref, c in body.terms
         )
 
     def are_scores(self, body: Any) -> bool:
@@ -205,6 +277,14 @@ class Context:
     def record(self, name: str, **facts: Any) -> None:
         self.facts.setdefault(name, {}).update(facts)
 
+    def as_vectors(self, value: Value) -> Value:
+        """A parameter without an activation yet, as activations: its axes that grow are units, others positions."""
+        if not isinstance(value.body, Weight):
+            return value
+        own = {a for dim in value.body.own for a in dim if a.kind == "free"}
+        renames = {a: (Axis("unit" if a.infinite else "position", a.size),) for a in own}
+        return self.as_random(co.renamed(value, renames))
+
     def as_random(self, value: Value) -> Value:
         """A parameter that meets an activation elementwise, as a process."""
         weight = value.body
@@ -249,8 +329,10 @@ class Context:
 def used_twice(name: str) -> Refusal:
     """The refusal of a parameter that is used twice."""
     return Refusal(
-        f"the parameter {name} is used twice (tied or recurrent weights). Uses of one matrix are correlated, which is "
-        "not followed: give each use its own parameter"
+        f"the parameter {name} is used twice in different ways (an embedding that also reads out, a matrix and its "
+        "transpose, a convolution, a part of it): uses of one matrix are correlated, which is followed only where each "
+        "is a dense layer alike. Give each use its own parameter, or take means over finite networks: "
+        'otherwise="sample"'
     )
 
 

@@ -16,10 +16,13 @@ from ntk.trace.coordinates import (
     Refusal,
     Value,
     Weight,
+    bases_of,
     is_random,
 )
-from ntk.trace.processes import process_of
+from ntk.trace.positions import zeros_between
+from ntk.trace.processes import process_of, separated
 from ntk.trace.products import data_moments, scale_text
+from ntk.trace.shapes import one_axis
 from ntk.trace.steps import Note
 
 
@@ -36,22 +39,24 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     batch, feature, *spatial = numbers.lhs_spec
     out_feature, _in_feature, *window_dims = numbers.rhs_spec
     out_batch, out_channel, *out_spatial = numbers.out_spec
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+    depthwise = _is_depthwise(two, value, feature, kernel, out_feature, _in_feature)
+    if not depthwise and (params["feature_group_count"] != 1 or params["batch_group_count"] != 1):
         raise Refusal(
-            f"{weight.name} is a grouped or depthwise convolution: each unit sums over few entries, and the limit is "
-            "not Gaussian. Use feature_group_count=1"
-        )
-    if any(d != 1 for d in params["rhs_dilation"]):
-        raise Refusal(f"{weight.name} is a dilated convolution, which has no rule here")
-    if any(d != 1 for d in params["lhs_dilation"]):
-        raise Refusal(
-            f"{weight.name} is a transposed convolution, which has no rule here: use ntk.stax.ConvTranspose"
+            f"{weight.name} is a grouped convolution: each unit sums over few entries, and the limit is not Gaussian. "
+            "Use feature_group_count=1"
         )
     if isinstance(value.body, Number):
         value = materialised(context, value, set(ax.flat(value.dims)))
     channels = value.dims[feature]
     if is_random(value.body) and not any(a.kind == "unit" and a.infinite for a in channels):
         raise Refusal(f"{weight.name} sums over channels whose number does not grow with the width")
+    for k in spatial:
+        for axis in value.dims[k]:
+            if axis.kind == "unit" and not axis.infinite and is_random(value.body):
+                value = separated(context, value, axis)
+        value = one_axis(context, value, k)
+    if any(d != 1 for d in params["lhs_dilation"]):
+        value = _spread(context, value, spatial, params["lhs_dilation"])
     if any(
         len(value.dims[k]) > 1 or any(a.kind != "position" for a in value.dims[k]) for k in spatial
     ):
@@ -70,17 +75,21 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     context.consume(weight)
     mean, variance, power, rate = context.law(weight)
     window = tuple(kernel.dims[k][0].size[0] if kernel.dims[k] else 1 for k in window_dims)
-    count, grows = ax.growth(channels)
+    count, grows = (1.0, 0.0) if depthwise else ax.growth(channels)
     for size in window:
         count *= size
-    if mean or not variance:
-        raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
+    if mean:
+        raise Refusal(
+            f"{weight.name} has initial mean {mean:.3g}; weights that sum over units must have mean zero"
+        )
+    total, own = snapped(variance * count), snapped(variance * count) * rate
     left_over = (power + grows) / 2
+    if not variance:
+        (total, own), left_over = context.zero(weight, count, grows), 0.0
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
-    total = snapped(variance * count)
     shape = scaled_shape(one, two)
-    fresh = tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
+    fresh = channels if depthwise else tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
     dims: list = [()] * len(shape)
     dims[out_batch], dims[out_channel] = value.dims[batch], fresh
     order, new = [], []
@@ -96,12 +105,13 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     law = NORMAL if is_random(value.body) else context.standard(weight)
     static = (
         total,
-        total * rate,
+        own,
         tuple(order),
         window,
         tuple(params["window_strides"]),
         tuple(map(tuple, params["padding"])),
         law,
+        tuple(params["rhs_dilation"]),
         tuple(shape[out][0] for out in out_spatial),
     )
     note = Note(
@@ -113,12 +123,44 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     context.record(
         weight.name,
         variance=total,
-        rate=total * rate,
+        rate=own,
         role="weights",
         mean=0.0,
         fixed=law != NORMAL,
     )
-    process = context.program.process(index, after, fresh, gaussian=True)
+    bases = None
+    if depthwise:
+        bases = bases_of(ref) | {(index, ())}
+        context.unlike[index] = (
+            f"{weight.name} is a depthwise convolution, whose outputs are no Gaussians: each is a product of few "
+            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt"
+        )
+    process = context.program.process(index, after, fresh, gaussian=not depthwise, bases=bases)
     return Value(
         tuple(dims), Linear(((Ref(process, (), after, fresh), Coefficient(1.0, left_over)),))
     )
+
+
+def _is_depthwise(
+    two: Any, value: Value, feature: int, kernel: Value, out_feature: int, in_feature: int
+) -> bool:
+    """Whether every unit of an activation has a filter of its own."""
+    channels = value.dims[feature]
+    groups = two.params["feature_group_count"]
+    return (
+        is_random(value.body)
+        and len(channels) == 1
+        and channels[0].infinite
+        and channels[0].kind == "unit"
+        and groups == channels[0].size[1] == ax.extent(kernel.dims[out_feature])[1]
+        and ax.extent(kernel.dims[in_feature]) == (1, 1)
+        and two.params["batch_group_count"] == 1
+    )
+
+
+def _spread(context: Context, value: Value, spatial: list[int], dilation: tuple) -> Value:
+    """The input of a transposed convolution: its positions with zeros between them."""
+    config = [(0, 0, 0)] * len(value.dims)
+    for k, step in zip(spatial, dilation):
+        config[k] = (0, 0, step - 1)
+    return zeros_between(context, value, config)

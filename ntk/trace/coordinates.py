@@ -48,7 +48,7 @@ class Process(NamedTuple):
         gaussian: whether it is Gaussian with mean zero.
         bases: the independent processes that it is a function of, each with the part of its units.
         value: of a parameter that is constant at initialisation; None for others.
-        frozen_law: its tangent kernel is a mean over units, so that no nonlinearity may act on it.
+        averaged: its tangent kernel is a mean over units, so that no nonlinearity may act on it.
     """
 
     index: int
@@ -58,6 +58,15 @@ class Process(NamedTuple):
     bases: frozenset
     value: float | None = None
     averaged: bool = False
+
+    @property
+    def uneven(self) -> bool:
+        """Whether constants that differ between units are in it, so that its units have no common law."""
+        return any(index == TABLE for index, _ in self.bases)
+
+
+TABLE = -1
+"""Stands among bases for all constants that differ between units: they depend on one another."""
 
 
 class Ref(NamedTuple):
@@ -110,6 +119,17 @@ class Finite(NamedTuple):
 
     index: Any
     power: float = 0.0
+
+
+class Table(NamedTuple):
+    """Constants that are told apart along an axis that grows with the width, such as sines of positions.
+
+    Attributes:
+        one, two: at both widths.
+    """
+
+    one: Any
+    two: Any
 
 
 class Weight(NamedTuple):
@@ -214,6 +234,13 @@ def renamed_body(body: Any, splits: Splits) -> Any:
     return body
 
 
+UNEVEN = (
+    "activations to which constants that differ between units were added (a fixed table of positions) are split into "
+    "parts, reordered, or meet a nonlinearity before a layer of weights: their units have no common law. Let a norm "
+    "and a layer of weights come first"
+)
+
+
 def _renamed_number(c: Coefficient, splits: Splits) -> Coefficient:
     return c._replace(arrays=tuple((i, substitute(dims, splits)) for i, dims in c.arrays))
 
@@ -221,6 +248,8 @@ def _renamed_number(c: Coefficient, splits: Splits) -> Coefficient:
 def _renamed_ref(ref: Ref, splits: Splits) -> Ref:
     if not any(axis in splits for axis in ref.axes + ref.units):
         return ref
+    if ref.process.uneven and any(len(splits.get(axis, (axis,))) != 1 for axis in ref.units):
+        raise Refusal(UNEVEN)
     axes = tuple(new for axis in ref.axes for new in splits.get(axis, (axis,)))
     units = tuple(new for axis in ref.units for new in splits.get(axis, (axis,)))
     maps = ref.maps

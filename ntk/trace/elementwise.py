@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntk.trace import algebra, trees
+from ntk.trace import algebra, slopes, trees
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
@@ -24,7 +24,7 @@ from ntk.trace.coordinates import (
     is_random,
 )
 from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
-from ntk.trace.processes import is_linear, process_of
+from ntk.trace.processes import is_linear, process_of, separated
 from ntk.trace.steps import shape_code
 
 IDENTITIES = frozenset(
@@ -55,12 +55,16 @@ def unified(values: list[Value]) -> list[Value]:
             out[k] = co.renamed(out[k], second)
             out = [Value(dims, v.body) if j in (shaped[0], k) else v for j, v in enumerate(out)]
     dims = out[shaped[0]].dims
+    for v in values:  # numbers may be the ones that are spread over samples
+        if isinstance(v.body, Number) and len(v.dims) == len(dims):
+            dims = tuple(own or other for own, other in zip(dims, v.dims))
     return [Value(dims, v.body) if isinstance(v.body, Number) or v.dims else v for v in out]
 
 
 def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     """Result of a primitive that acts on each entry alone."""
     values = [_number(context, v) for v in unified(values)]
+    values = _told_apart(context, values)
     dims = next((v.dims for v in values if v.dims), ())
     name = equation.primitive.name
     if name == "stop_gradient" and any(is_random(v.body) for v in values):
@@ -79,7 +83,8 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
         for k in weights:
             _check_shared(context, values[k], name)
-        values = [context.as_random(v) for v in values]
+        values = [context.as_vectors(v) for v in values]
+        dims = next((v.dims for v in values if v.dims and is_random(v.body)), dims)
         bodies = [v.body for v in values]
         weights = []
     if any(context.vanishes(b) for b in bodies) and not _keeps_order(name, bodies):
@@ -88,6 +93,25 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if any(is_random(b) for b in bodies) or weights:
         return Value(dims, _random(context, equation, bodies, dims))
     return elementwise_numbers(context, equation, values, dims)
+
+
+def _told_apart(context: Context, values: list[Value]) -> list[Value]:
+    """Values in which units that one of them tells apart, as by a sum over them, are told apart in all."""
+    known = [ref.process.index for v in values for ref in co.refs_of(v.body)]
+    sources = {context.copied[index] for index in known if index in context.copied}
+    if not sources:
+        return values
+    axes = {
+        ref.units[place]
+        for v in values
+        for ref in co.refs_of(v.body)
+        for index, part, place in sources
+        if (ref.process.index, ref.part) == (index, part) and place < len(ref.units)
+    }
+    for axis in axes:
+        values = [separated(context, v, axis) if axis in ax.flat(v.dims) else v for v in values]
+        values = unified(values)
+    return values
 
 
 def _number(context: Context, value: Value) -> Value:
@@ -117,6 +141,13 @@ def _check_shared(context: Context, value: Value, name: str) -> None:
     if wide & set(ax.flat(weight.own)) or (not wide and name in ("add", "sub", "add_any")):
         return
     _, variance, _, rate = context.law(weight)
+    own = ax.extent(a for dim in weight.own for a in dim)[0]
+    if (variance or rate) and own > 1 and wide <= {a for a in wide if a.kind == "sample"}:
+        raise Refusal(
+            f"{weight.name} acts on {own} units, whose number does not grow with the width: what it adds to the "
+            "tangent kernel is a mean over these few, which stays random. Let that layer grow with the width, or "
+            f"freeze the parameter: learning_rates={{{weight.name!r}: 0}}"
+        )
     if variance or rate:
         raise Refusal(
             f"{weight.name} is shared by all units of a layer: what it adds to the kernels is the square of a sum over "
@@ -160,7 +191,11 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
                 if isinstance(second, Number)
                 else algebra.scaled(as_sum(second, dims), Coefficient(-1.0))
             )
+        if _is_zero(second) or _is_zero(first):
+            return as_sum(first if _is_zero(second) else second, dims)
         first, second = as_sum(first, dims), as_sum(second, dims)
+        if isinstance(first, Linear) != isinstance(second, Linear):
+            first, second = _one_process(context, first, second)
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return algebra.added(first, second)
@@ -168,7 +203,8 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
-    args = [_absorbed(context, context.program.sealed(b)) for b in bodies]
+    args = [context.program.sealed(b) for b in bodies]
+    whole, args = args, [_absorbed(context, b) for b in args]
     if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
         power = equation.params.get("y", 2)
         if 2 <= power <= 4:
@@ -178,15 +214,53 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             return out
     params = frozen(equation.params)
     out = None
-    if not any(isinstance(b, Finite) for b in args):
+    if any(ref.process.averaged for a in args for ref in co.refs_of(a)):
+        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
+    if out is None and not any(isinstance(b, Finite) for b in args):
         out = algebra.applied(equation.primitive, params, args)
+    if out is None:
+        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
     if out is None:
         raise Refusal(
             "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "
             "samples: its expectation does not factorise. Insert a layer of weights before it, or write it as sums and "
-            "products of functions of one activation each"
+            'products of functions of one activation each, or take means over finite networks: otherwise="sample"'
         )
     return out
+
+
+def _is_zero(body: Any) -> bool:
+    return isinstance(body, Number) and body.number == 0
+
+
+def _one_process(context: Context, one: Any, two: Any) -> tuple[Any, Any]:
+    """A function that meets a mixture of its own positions, as one process: their sum is a mixture too."""
+    mixed, other = (one, two) if isinstance(one, Linear) else (two, one)
+    bases = [co.bases_of(ref) for ref in co.refs_of(other)]
+    known = {
+        ref.process.index
+        for ref, _ in mixed.terms
+        if ref.maps
+        and not ref.process.gaussian
+        and any(co.overlap(co.bases_of(ref), own) for own in bases)
+    }
+    if not known:
+        return one, two
+
+    def joined(body: Any) -> Any:
+        if isinstance(body, Linear) or any(t.coefficient.power for t in body.terms):
+            return body
+        return _as_known(context, body, known)
+
+    return joined(one), joined(two)
+
+
+def _as_known(context: Context, body: Terms, known: set) -> Any:
+    """Terms without numbers as the process that they are, if that is one of those known."""
+    if not all(t.factors for t in body.terms):
+        return body
+    ref = process_of(context, body)
+    return Linear(((ref, Coefficient()),)) if ref.process.index in known else body
 
 
 def as_sum(body: Any, dims: Dims) -> Any:
@@ -326,6 +400,7 @@ def take_units(context: Context, value: Value, axis: Axis, start: int, new: Axis
     """Units `start` onwards of an array, along a new axis."""
     if isinstance(value.body, Weight):
         value = context.as_random(value)
+    context.program.cut = True
     stop = start + new.size[0]
 
     def cut(ref: co.Ref) -> co.Ref:

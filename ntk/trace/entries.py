@@ -108,6 +108,7 @@ def patches(
     strides: Sequence[int],
     padding: Sequence,
     scale: float,
+    dilation: Sequence[int],
 ) -> Entries:
     """Entries of a convolution of data (N, *S, C): those of each window."""
     count = len(window)
@@ -125,8 +126,21 @@ def patches(
             tuple(window),
             tuple(strides),
             list(padding),
+            rhs_dilation=tuple(dilation),
             dimension_numbers=numbers,
             precision=jax.lax.Precision.HIGHEST,
         )
 
     return of_weights(side(one), side(two), law, scale)
+
+
+def copied(entries: Entries | None, size: int) -> Entries | None:
+    """Entries of `size` units, each with weights of its own, in the last place of the positions."""
+    if entries is None:
+        return None
+    sides = []
+    for x in (entries.one, entries.two):
+        eye = jnp.eye(size, dtype=x.dtype)
+        eye = eye.reshape((1,) * (x.ndim - 1) + (size, size, 1))
+        sides.append((x[..., None, None, :] * eye).reshape(*x.shape[:-1], size, -1))
+    return dataclasses.replace(entries, one=sides[0], two=sides[1], laws=entries.laws * size)

@@ -76,6 +76,7 @@ def _html(rows: list, kind: Any) -> str:
 
 _TEXTS = {
     "affine": "weights",
+    "tied": "weights used again",
     "function": "function",
     "convolve": "convolution",
     "combine": "sum",
@@ -84,6 +85,8 @@ _TEXTS = {
     "vector": "vector",
     "lookup": "embedding",
     "mix": "side by side",
+    "copies": "units apart",
+    "table": "fixed table",
     "finite": "numbers",
     "scores": "scores",
     "attend": "attention",

@@ -25,7 +25,8 @@ from ntk.infinite.immediate import CALLS, carried
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.alive import alive, wanted_of_loop
-from ntk.trace.context import Context, used_twice
+from ntk.trace.constants import Constants, told_apart
+from ntk.trace.context import Context
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
 from ntk.trace.primitives import rule
 from ntk.trace.shapes import row, stacked
@@ -97,6 +98,8 @@ def run(
     consts: list,
     args: list[Value | None],
     wanted: Sequence[bool] | None = None,
+    fixed: Sequence[Constants | None] = (),
+    found: dict | None = None,
 ) -> list[Value | None]:
     """Values of the outputs of a jaxpr, read at both widths at once; of the wanted ones alone.
 
@@ -106,6 +109,8 @@ def run(
         consts: their constants.
         args: their inputs; None for those that no wanted output depends on.
         wanted: of the outputs; None for all.
+        fixed: for each input, its arrays at both widths where it is a constant.
+        found: filled with the constants among the outputs, by their place.
     """
 
     first, second = jaxprs
@@ -118,6 +123,13 @@ def run(
     pairs = zip(first.constvars, *consts)
     env = {v: context.array(a, b) for v, a, b in pairs if v in used}
     env |= dict(zip(first.invars, args))
+    constants = {v: Constants.of(a, b) for v, a, b in zip(first.constvars, *consts)}
+    constants |= {v: c for v, c in zip(first.invars, fixed) if c is not None}
+
+    def constant(one: Any, two: Any) -> Constants | None:
+        return (
+            Constants.of(one.val, two.val) if isinstance(one, jex.Literal) else constants.get(one)
+        )
 
     def read(one: Any, two: Any) -> Value | None:
         if isinstance(one, jex.Literal):
@@ -133,10 +145,18 @@ def run(
         outer = context.program.line
         context.program.line = line_of(one) or outer
         values = [read(a, b) for a, b in zip(one.invars, two.invars)]
+        given = [constant(a, b) for a, b in zip(one.invars, two.invars)]
+        known = all(c is not None for c in given)
+        if known and name != "scan" and name not in CALLS:
+            constants |= Constants.results(one, two, given)
         try:
-            if name == "scan" or name in CALLS:
-                repeat = _scan if name == "scan" else functools.partial(_call, outer=first)
-                outs = repeat(context, one, two, values, outs_wanted)
+            if name == "scan":
+                outs = _scan(context, one, two, values, outs_wanted)
+            elif name in CALLS:
+                outs = _call(context, one, two, values, outs_wanted, first, given, constants)
+            elif known and told_apart(one, two, values, context.double):
+                arrays = [constants[v].arrays() for v in one.outvars]
+                outs = [context.array(*pair) for pair in arrays]
             else:
                 outs = rule(context, one, two, values)
         except Refusal as refusal:
@@ -145,6 +165,9 @@ def run(
             raise _located(Refusal(str(mismatch)), name, context.program.line) from None
         context.program.line = outer
         env.update(zip(one.outvars, outs))
+    if found is not None:
+        pairs = enumerate(zip(first.outvars, second.outvars))
+        found |= {k: c for k, (a, b) in pairs if (c := constant(a, b)) is not None}
     outs = zip(first.outvars, second.outvars, wanted)
     return [read(a, b) if want else None for a, b, want in outs]
 
@@ -160,7 +183,14 @@ def _located(refusal: Refusal, name: str, line: str) -> Refusal:
 
 
 def _call(
-    context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool], outer: jex.Jaxpr
+    context: Context,
+    one: Any,
+    two: Any,
+    values: list,
+    wanted: Sequence[bool],
+    outer: jex.Jaxpr,
+    given: list,
+    constants: dict,
 ) -> list[Value | None]:
     inner = [eqn.params[CALLS[one.primitive.name]] for eqn in (one, two)]
     jaxprs = [getattr(j, "jaxpr", j) for j in inner]
@@ -168,7 +198,13 @@ def _call(
     random = any(v is not None and co.is_random(v.body) for v in values)
     if one.primitive.name.startswith("custom") and random:
         _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
-    return run(context, jaxprs, consts, values, wanted)
+    found: dict = {}
+    custom = one.primitive.name.startswith("custom")
+    context.custom += custom
+    outs = run(context, jaxprs, consts, values, wanted, given, found)
+    context.custom -= custom
+    constants |= {v: found[k] for k, v in enumerate(one.outvars) if k in found}
+    return outs
 
 
 def _scan(
@@ -181,10 +217,6 @@ def _scan(
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
-    for value in consts:
-        weight = getattr(value, "body", None)
-        if isinstance(weight, Weight) and count > 1 and any(context.law(weight)[1::2]):
-            raise used_twice(weight.name)
     inside = wanted_of_loop(one, wanted)
     needed = alive(closed[0].jaxpr, inside).inputs
     order = range(count - 1, -1, -1) if one.params["reverse"] else range(count)

@@ -15,8 +15,8 @@ from ntk.infinite.evaluate import KernelFn
 from ntk.infinite.inputs import Need, Plan
 from ntk.infinite.kernel import Array, Kernel
 from ntk.infinite.weight_laws import NORMAL, Standard
+from ntk.trace import joint, trees
 from ntk.trace import run as running
-from ntk.trace import trees
 from ntk.trace.matrices import fitted
 from ntk.trace.mixtures import broadcast
 from ntk.trace.setting import Setting, Sides
@@ -43,7 +43,7 @@ def is_curved(steps: Sequence[Step]) -> bool:
         step = steps[left.pop()]
         if step.operation == "function" and not all(_is_straight(t) for t in step.static[0]):
             return True
-        if step.operation in ("function", "combine", "mix"):
+        if step.operation in ("function", "combine", "mix", "copies"):
             left += [i for i in step.inputs if isinstance(i, int)]
     return False
 
@@ -88,6 +88,8 @@ def sizes_of(step: Step) -> tuple[int, ...]:
         return step.static[-1]
     if step.operation == "attend":
         return step.static.out
+    if step.operation in ("copies", "table"):
+        return step.static
     if step.operation in ("combine", "function", "mean"):
         return step.static[2 if step.operation == "combine" else 1]
     return ()
@@ -99,6 +101,8 @@ def _has_entries(steps: Sequence[Step]) -> bool:
 
 
 def _static(step: Step) -> tuple:
+    if step.operation == "tied":
+        return step.static[0]
     return step.static if step.operation in ("affine", "convolve", "vector", "lookup") else ()
 
 
@@ -118,7 +122,10 @@ def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) ->
     for k, array in enumerate(traced.constants):
         array = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
         values["constant", k] = Sides(array, array)
-    law = running.run(traced.steps, traced.loops, values, needs, setting)
+    if any(step.operation == "tied" for step in traced.steps):
+        law = joint.run(traced.steps, values, setting)
+    else:
+        law = running.run(traced.steps, traced.loops, values, needs, setting)
     kernel = broadcast(law.kernel, setting)
     kernel = pixels.reorder(fitted(kernel, plan.need), list(traced.order))
     if kernel.ntk is not None and kernel.ntk.ndim == 0:

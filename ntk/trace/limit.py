@@ -21,7 +21,7 @@ from ntk.infinite.evaluate import KernelFn
 from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
-from ntk.trace import initial, interpret
+from ntk.trace import initial, interpret, joint
 from ntk.trace.activations import Function, known
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
@@ -58,6 +58,8 @@ def infinite_width(
     options: of `ntk.empirical_ntk(net.apply, ...)` and of the outputs' covariance, with errors of order n^-1/2. Without
     options every weight is its initial standard deviation times a parameter of unit variance, which is trained at unit
     rate; a parameter that is constant at initialisation (a bias at zero, the gain of a norm) is trained as it stands.
+    A matrix that starts at zero (a readout, the last layer of a branch) is fan_in^-1/2 times a parameter: it adds
+    nothing to the NNGP, and its inputs' kernel to the NTK.
     With `base_width` all parameters are those of the model at that width, trained at unit rate, and multipliers
     (growth of the fan-in)^-1/2 carry on from there.
 
@@ -264,6 +266,7 @@ def _trace(
     first = tuple(
         jax.ShapeDtypeStruct(x.shape[1:] if not batched else x.shape, x.dtype) for x in inputs
     )
+    double = jnp.result_type(float) == jnp.float64
     with jax.enable_x64(True):
         nets = [families.network(family, width, first) for width in WIDTHS]
         laws = [initial.laws(net.init) for net in nets]
@@ -273,7 +276,7 @@ def _trace(
             for batch in BATCHES
         ]
         trees = [_shapes(net.init) for net in nets]
-        context = Context(parameters, attention_samples)
+        context = Context(parameters, attention_samples, double)
         programs = [
             _program(nets[k], family, width, first, trees[k], shapes[k], batched)
             for k, width in enumerate(WIDTHS)
@@ -347,14 +350,32 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
                 f"no infinite-width kernel: the outputs are of size width^{max(powers):g}{why}"
             )
     ref = process_of(context, body)
+    tied = context.program.joint and _joined(context)
     if ref.maps or body == Coefficient():
         raise AssertionError
     axes = ax.positions(out.dims)
     last = ref.process.index
     order = tuple(ref.axes.index(a) for a in axes if a in ref.axes)
-    steps, notes = pruned(context.program, last)
+    steps, notes = pruned(context.program, last, not tied)
     dtypes = tuple(np.dtype(x.dtype) for x in inputs)
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
-    return Traced(steps, notes, constants, order, dtypes, facts, loops(steps))
+    if tied and (context.program.cut or not {step.operation for step in steps} <= joint.RULES):
+        raise Refusal(
+            "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
+            "layers side by side or split, or tables of positions: correlations of its uses are not followed there. "
+            'Give each use its own parameter, or take means over finite networks: otherwise="sample"'
+        )
+    return Traced(steps, notes, constants, order, dtypes, facts, () if tied else loops(steps))
+
+
+def _joined(context: Context) -> bool:
+    """Marks the layers that have weights in common."""
+    steps = context.program.steps
+    for name, places in context.ties.items():
+        for index in places if len(places) > 1 else ():
+            steps[index] = steps[index]._replace(
+                operation="tied", static=(steps[index].static, name)
+            )
+    return True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis
 from ntk.trace.context import Context, scaled_shape
 from ntk.trace.coordinates import (
     Coefficient,
+    Finite,
     Linear,
     Number,
     Ref,
@@ -18,9 +21,11 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
+from ntk.trace.elementwise import elementwise
 from ntk.trace.finite import frozen, on_numbers
 from ntk.trace.positions import mapped
 from ntk.trace.steps import Note, code
+from ntk.trace.sums import equation
 
 
 def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -44,7 +49,8 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
     if not plain or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
         raise Refusal(f"{weight.name} is indexed in another way than row by row")
     if isinstance(indices.body, Number):
-        raise Refusal(f"one row of {weight.name} is looked up by a constant: use a bias instead")
+        row = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
+        indices = Value(indices.dims, Finite(context.program.constant(row)))
     rows = list(indices.dims[:-1])
     fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
     columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]
@@ -84,6 +90,33 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
     process = context.program.process(index, axes, new, gaussian=True)
     ref = Ref(process, (), axes, new)
     return Value(tuple(dims), Linear(((ref, Coefficient()),)))
+
+
+def scatter(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Entries added up at places that constants tell, as messages at the nodes of a given graph."""
+    operand, indices, updates = values
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return on_numbers(context, one, two, values)
+    numbers = one.params["dimension_numbers"]
+    places = set(numbers.scatter_dims_to_operand_dims)
+    gone = {*numbers.inserted_window_dims, *getattr(numbers, "operand_batching_dims", ())}
+    dims = list(context.fresh_dims(scaled_shape(one, two), "position"))
+    window = [k for k in range(len(dims)) if k not in gone]
+    for source, k in zip(numbers.update_window_dims, window):
+        if k not in places:
+            dims[k] = updates.dims[source]
+    zero = isinstance(operand.body, Number) and operand.body.number == 0
+    fixed = any(a.kind != "position" for k in places for a in dims[k])
+    if fixed or getattr(numbers, "operand_batching_dims", ()) or not is_random(updates.body):
+        raise Refusal(
+            "activations are put at places along samples or units, or at places that differ between samples, or "
+            "numbers are put among activations: add activations up along positions, at constant places"
+        )
+    start = Value(tuple(dims), Finite(context.program.constant(np.zeros((1,) * len(dims)))))
+    sums = mapped(
+        context, one.primitive.name, frozen(one.params), [start, indices, updates], 2, tuple(dims)
+    )
+    return sums if zero else elementwise(context, equation("add"), [operand, sums])
 
 
 def _positions(context: Context, one: Any, two: Any, values: list[Value]) -> Value:

@@ -126,7 +126,7 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
 
 def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a convolution with random weights."""
-    total, rate, order, window, strides, padding, _, sizes = step.static
+    total, rate, order, window, strides, padding, _, dilation, sizes = step.static
     kernel = operands[0].kernel
     kernel = fitted(pixels.reorder(kernel, [k for k in order if k is not None]), need)
     single = [k for k, old in enumerate(order) if old is None]
@@ -134,12 +134,12 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     gone = [k for k, size in enumerate(sizes) if size == 1]
     made = _windows(operands[0], step.static, gone)
     if rate == total:
-        out = pixels.convolve(kernel, window, strides, padding, total**0.5)
+        out = pixels.convolve(kernel, window, strides, padding, total**0.5, dilation=dilation)
         return Law(_resized(out, gone, jnp.squeeze), entries=made)
     axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
-        return pixels.window_mean(x, lead, axes, window, strides, padding)
+        return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
 
     def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
         return x if x is None or x.ndim == 0 else box(x, lead, axes)
@@ -158,7 +158,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
 
 def _windows(data: Law, static: tuple, gone: list[int]) -> entries.Entries | None:
     """Entries of a convolution of data."""
-    total, _, order, window, strides, padding, law, _ = static
+    total, _, order, window, strides, padding, law, dilation, _ = static
     raw = data.entries
     if raw is None or not data.kernel.is_input:
         return None
@@ -167,7 +167,8 @@ def _windows(data: Law, static: tuple, gone: list[int]) -> entries.Entries | Non
         x = jnp.transpose(x, (0, *(1 + k for k in order if k is not None), x.ndim - 1))
         sides.append(jnp.expand_dims(x, tuple(1 + k for k, old in enumerate(order) if old is None)))
     count = raw.one.shape[-1] * math.prod(window)
-    made = entries.patches(*sides, law, window, strides, padding, (total / count) ** 0.5)
+    scale = (total / count) ** 0.5
+    made = entries.patches(*sides, law, window, strides, padding, scale, dilation)
     one, two = (jnp.squeeze(x, tuple(1 + k for k in gone)) for x in (made.one, made.two))
     return dataclasses.replace(made, one=one, two=two)
 

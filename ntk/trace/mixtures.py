@@ -312,3 +312,47 @@ def mix_law(step: Step, need: Need, means: bool, operands: list, setting: Settin
             for k in (0, 1)
         )
     return Law(out.kernel.replace(is_gaussian=False), new)
+
+
+def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """A fixed number of units as positions, in the last place: copies of one law that are independent."""
+    *_, size = step.static
+    law = operands[0]
+    kernel = fitted(law.kernel, need)
+    eye = jnp.eye(size, dtype=kernel.var1.dtype)
+    pairs = need.pairs
+
+    def one(x: Array) -> Array:
+        return jnp.broadcast_to(x[..., None], (*x.shape, size))
+
+    def two(x: Array, apart: Array | float) -> Array:
+        same = eye.reshape((1,) * x.ndim + eye.shape)
+        return x[..., None, None] * same + jnp.asarray(apart)[..., None, None] * (1 - same)
+
+    cross = jnp.zeros((1,) * kernel.correlation.ndim, kernel.var1.dtype)
+    inside = [jnp.zeros((1,) * (2 * kernel.var1.ndim - 1), kernel.var1.dtype)] * 2
+    if law.means is not None:
+        a, b = kernels.views(*law.means, not pairs)
+        cross = a * b
+        inside = [a * b for a, b in (kernels.views_within(m) for m in law.means)]
+    within = [None, None]
+    if need.variance == 2:
+        for k, (cov, var) in enumerate(
+            ((kernel.within1, kernel.var1), (kernel.within2, kernel.var2))
+        ):
+            within[k] = two(var if cov is None else cov, inside[k])
+    ntk = kernel.ntk
+    if ntk is not None and ntk.ndim:
+        ntk = two(ntk, jnp.zeros((1,) * ntk.ndim)) if pairs else one(ntk)
+    nngp = two(kernel.nngp, cross) if pairs else one(kernel.nngp)
+    out = kernel.replace(
+        var1=one(kernel.var1),
+        var2=one(kernel.var2),
+        within1=within[0],
+        within2=within[1],
+        diagonal_spatial=not pairs,
+        is_input=False,
+        coincident=None,
+    )
+    found = None if law.means is None else tuple(one(m) for m in law.means)
+    return Law(out.replace(nngp=nngp, ntk=ntk), found, entries.copied(law.entries, size))

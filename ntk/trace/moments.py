@@ -175,6 +175,8 @@ def _sum(
     total, theta = 0.0, 0.0
     for (i, one), (j, two) in itertools.product(enumerate(terms), enumerate(others)):
         (number1, factors1, alone1), (number2, factors2, alone2) = one, two
+        if not number1 * number2 * alone1 * alone2:
+            continue  # a parameter that is zero: its derivative comes with that of the others
         c = number1 * number2 * alone1 * alone2 * coefficients[0][i] * coefficients[1][j]
         parts = []
         for place in {**factors1, **factors2}:

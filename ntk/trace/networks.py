@@ -80,8 +80,9 @@ def finite(
             return net.apply(params, *inputs, **kept)
         return jax.vmap(lambda *one: net.apply(params, *one, **kept))(*inputs)
 
+    fans = _fans_of_zeros(family, width, first, laws, net, assumed[3])
     rates = {
-        name: p.rate * (laws[name].variance if laws[name].variance else 1.0)
+        name: p.rate * (laws[name].variance or (p.fan or 1) / fans.get(name, p.fan or 1))
         for name, p in parameters.items()
     }
     centred = ("constant", "normal", "truncated normal", "uniform", "other", "orthogonal")
@@ -90,6 +91,24 @@ def finite(
         for name, law in laws.items()
     }
     return Finite(draw, apply, rates, variances, width)
+
+
+def _fans_of_zeros(
+    family: Callable, width: int, first: tuple, laws: dict, net: Any, roles: Any
+) -> dict[str, int]:
+    """Fan-in of matrices that are zero at initialisation, where it grows with the width."""
+    shapes = named_leaves(jax.eval_shape(net.init, jax.random.key(0)))
+    zeros = [
+        name
+        for name, law in laws.items()
+        if not law.variance and not law.mean and len(shapes[name].shape) > 1
+    ]
+    if not zeros:
+        return {}
+    axes = families.width_axes(family, first, widths=(width, 2 * width), roles=roles)
+    named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
+    grow = [name for name in zeros if named[name].role in ("hidden", "output")]
+    return {name: named[name].fans(0)[0] for name in grow}
 
 
 def tangent(net: Finite, weights: dict, x1: PyTree, x2: PyTree | None, rates: dict) -> jax.Array:

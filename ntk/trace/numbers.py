@@ -75,9 +75,8 @@ def position_op(
             arrays[0], start, stop, [1 if w else s for w, s in zip(whole, strides)]
         )
     if name == "iota":
-        return jnp.broadcast_to(
-            jax.lax.broadcasted_iota(jnp.int32, shape, params["dimension"]), shape
-        )
+        kind = dtype if params.get("floating") else jnp.int32
+        return jax.lax.broadcasted_iota(kind, shape, params["dimension"])
     if name == "gather":
         kept = shape_of(codes[0], samples)
         sizes = tuple(
@@ -179,6 +178,14 @@ def apply_map(item: tuple, x: Array, operands: list[Array], dtype: Any) -> Array
         _, where, coded, sizes = item
         factor = to_axes(operands[where[1]], coded, sizes)
         return x * jnp.expand_dims(factor, 1)
+    if not any("s" in dim for dim in item[5]):  # the same for every sample, as a table of positions
+        lead = x.shape[:2]
+        y = _mapped_copies(item, x.reshape(1, -1, *x.shape[2:]), operands, dtype)
+        return y.reshape(*lead, *y.shape[2:])
+    return _mapped_copies(item, x, operands, dtype)
+
+
+def _mapped_copies(item: tuple, x: Array, operands: list[Array], dtype: Any) -> Array:
     _, name, params, place, others, coded, codes, code, out = item
     samples = x.shape[0]
 

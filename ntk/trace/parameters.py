@@ -35,34 +35,38 @@ def read_parameters(
         )
     factors = rate_factors(rates, one)
     pairs = {name: (one[name], two[name]) for name in one}
+    fans: dict[str, int] = {}
     normal = initial.Law(0.0, (bias_std or 0.0) ** 2, "normal")
     biases = set(drawn_biases(one, bias_std)) & set(drawn_biases(two, bias_std))
     pairs |= dict.fromkeys(biases, (normal, normal))
     if base_width is not None:
         base = initial.laws(families.network(family, base_width, first).init)[0]
         base |= dict.fromkeys(biases, normal)
-        pairs = _at_base(base, family, first, base_width, roles, widths)
+        pairs, fans = _at_base(base, family, first, base_width, roles, widths)
         factors = {name: r / (base[name].variance or 1.0) for name, r in factors.items()}
     elif roles is not None:
         families.width_axes(family, first, widths=widths, roles=roles)
     return {
-        name: Parameter(pair, (shapes1[name], shapes2[name]), factors[name])
+        name: Parameter(pair, (shapes1[name], shapes2[name]), factors[name], fans.get(name))
         for name, pair in pairs.items()
     }
 
 
 def _at_base(
     base: dict, family: Callable, first: tuple, base_width: int, roles: Any, widths: tuple[int, int]
-) -> dict:
-    """Laws of weights drawn as at one width: used times m^-1/2 where their fan-in is m times what it is there."""
+) -> tuple[dict, dict]:
+    """Laws of weights drawn as at one width, and their fan-in there where it grows.
+
+    They are used times m^-1/2 where their fan-in is m times what it is there.
+    """
     axes = families.width_axes(family, first, widths=(base_width, *widths), roles=roles)
     named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
-    out = {}
+    out, kept = {}, {}
     for name, law in base.items():
         fans, ratios = [named[name].fans(k)[0] for k in range(3)], (1.0, 1.0)
         if named[name].role in ("hidden", "output"):
-            ratios = (fans[0] / fans[1], fans[0] / fans[2])
+            ratios, kept[name] = (fans[0] / fans[1], fans[0] / fans[2]), fans[0]
         out[name] = tuple(
             law._replace(mean=law.mean * r**0.5, variance=law.variance * r) for r in ratios
         )
-    return out
+    return out, kept

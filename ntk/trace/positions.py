@@ -20,7 +20,7 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
-from ntk.trace.elementwise import as_sum
+from ntk.trace.elementwise import as_sum, piece_axis
 from ntk.trace.finite import frozen, on_numbers
 from ntk.trace.processes import process_of
 from ntk.trace.steps import Operand, code, shape_code
@@ -47,9 +47,9 @@ def mapped(
         return Value(dims, value.body._replace(index=finite_step(context, static, inputs)))
     body = value.body
     if isinstance(body, Pieces):
-        raise Refusal("positions are mixed after a concatenation of layers: mix them before")
+        return _in_pieces(context, name, params, values, place, dims)
     if isinstance(body, Weight):
-        value = context.as_random(value)
+        value = context.as_vectors(value)
         body = value.body
     if not isinstance(body, Linear):
         ref = process_of(context, body)
@@ -88,6 +88,20 @@ def mapped(
         new = ref._replace(maps=tuple(maps), axes=after)
         terms.append((new, Coefficient(c.number, c.power)))
     return Value(dims, Linear(tuple(terms)))
+
+
+def _in_pieces(
+    context: Context, name: str, params: tuple, values: list[Value], place: int, dims: Dims
+) -> Value:
+    """A linear map of positions of several layers side by side."""
+    pieces = values[place].body
+    parts = []
+    for body, own in pieces.parts:
+        renames = {pieces.units: (piece_axis(pieces, own),)}
+        given = [*values[:place], Value(own, body), *values[place + 1 :]]
+        part = mapped(context, name, params, given, place, ax.substitute(dims, renames))
+        parts.append((part.body, part.dims))
+    return Value(dims, Pieces(tuple(parts), pieces.shares, pieces.units))
 
 
 def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -134,11 +148,40 @@ def _touches(equation: Any, k: int) -> bool:
     return params.get("window_dimensions", (1,) * (k + 1))[k] != 1
 
 
+def zeros_between(context: Context, value: Value, config: list) -> Value:
+    """Positions with zeros before, after and between them, as `lax.pad` has it."""
+    trees.register(_pad_primitive())
+    dims = []
+    for dim, (low, high, inside) in zip(value.dims, config):
+        size = ax.extent(dim)[0]
+        more = low + high + inside * (size - 1)
+        if not more:
+            dims.append(dim)
+        elif any(a.kind != "position" for a in dim):
+            raise Refusal("zeros are put between units or samples: let them be along positions")
+        else:
+            dims.append(context.fresh_dims([(size + more,) * 2], "position")[0])
+    zero = Value((), Finite(context.program.constant(_zero())))
+    params = (("padding_config", tuple(config)),)
+    return mapped(context, "pad", params, [value, zero], 0, tuple(dims))
+
+
 def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     axis = one.params["dimension"]
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return on_numbers(context, one, two, values)
-    values = [context.as_random(v) for v in values]
+    matrices = [
+        v.body.name
+        for v in values
+        if isinstance(v.body, Weight) and sum(a.infinite for a in ax.flat(v.body.own)) > 1
+    ]
+    if matrices:
+        raise Refusal(
+            f"the matrices {', '.join(dict.fromkeys(matrices))} are put side by side before they meet activations: "
+            "give each a layer of its own (nn.LSTMCell in place of nn.OptimizedLSTMCell; the gates of a recurrent "
+            'network have no rule, though: take means over finite networks, otherwise="sample")'
+        )
+    values = [context.as_vectors(v) for v in values]
     if any(
         a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))
     ):

@@ -11,9 +11,9 @@ from ntk.trace.convolutions import convolution
 from ntk.trace.coordinates import Number, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import IDENTITIES, elementwise
 from ntk.trace.finite import on_numbers
-from ntk.trace.lookups import gather
+from ntk.trace.lookups import gather, scatter
 from ntk.trace.scores import drawn, is_drawn
-from ntk.trace.shapes import split
+from ntk.trace.shapes import split, unstack
 from ntk.trace.steps import shape_code
 
 _KEYS = ("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in")
@@ -99,13 +99,14 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
 
     name = one.primitive.name
     trees.register(one.primitive)
+    values = [context.table(v) for v in values]
     values = drawn(context, one, values, ELEMENTWISE)
     if name == "stop_gradient" and is_drawn(context, values[0]):
         return [_stopped(context, values[0])]
     if name in RULES:
         return [RULES[name](context, one, two, values)]
-    if name == "split":
-        return split(context, one, two, values[0])
+    if name in ("split", "unstack"):
+        return (split if name == "split" else unstack)(context, one, two, values[0])
     if name in _KEYS and not any(is_random(v.body) for v in values):
         # Keys may be made and not used, as by a recurrent layer for its initial state of zeros.
         shapes = [list(zip(a.aval.shape, b.aval.shape)) for a, b in zip(one.outvars, two.outvars)]
@@ -117,7 +118,13 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         )
     if name.startswith(("reduce_window", "select_and")) and name != "reduce_window_sum":
         raise Refusal(
-            "max pooling of activations: only averages and sums have a limit here. Use nn.avg_pool"
+            "max pooling of activations: its law is that of a whole window at once, for which there is no rule. Use "
+            'nn.avg_pool, or take means over finite networks: otherwise="sample"'
+        )
+    if name == "fft":
+        raise Refusal(
+            "a Fourier transform of activations: complex numbers have no rule. Write it as real matrices over "
+            'positions (cosines and sines), or take means over finite networks: otherwise="sample"'
         )
     if name in ("while", "cond"):
         raise Refusal(f"a {name} on activations: write it with jnp.where, or as a Python loop")
@@ -131,7 +138,7 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         return [on_numbers(context, one, two, values)]
     raise Refusal(
         "this operation on activations is not known. Write it with sums, products, elementwise "
-        "functions, convolutions and reshapes"
+        'functions, convolutions and reshapes, or take means over finite networks: otherwise="sample"'
     )
 
 
@@ -156,4 +163,5 @@ RULES = {
     "dot_general": products.dot,
     "conv_general_dilated": convolution,
     "gather": gather,
+    "scatter-add": scatter,
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ntk.trace import algebra, trees
-from ntk.trace.axes import Axis
+from ntk.trace.activations import Function, known
+from ntk.trace.axes import Axis, substitute
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
+    UNEVEN,
     Coefficient,
     Linear,
     Pieces,
@@ -15,8 +17,11 @@ from ntk.trace.coordinates import (
     Refusal,
     Term,
     Terms,
+    Value,
     bases_of,
+    is_random,
     refs_of,
+    renamed_body,
 )
 from ntk.trace.steps import Note, terms_static
 
@@ -39,6 +44,7 @@ def process_of(context: Context, body: Any) -> Ref:
         return context.sources[key]
     _check_tangents(algebra.as_terms(body))
     _check_heads(context, algebra.as_terms(body))
+    _check_laws(context, algebra.as_terms(body))
     sizes = tuple(a.size[0] for a in axes)
     note = Note(axes=sizes_text(axes))
     index = context.program.add("function", (static, sizes), inputs, note)
@@ -94,6 +100,22 @@ def _check_tangents(terms: tuple) -> None:
                 )
 
 
+def _check_laws(context: Context, terms: tuple) -> None:
+    """Refuses nonlinearities of what has no Gaussian law, in its own words."""
+    for term in terms:
+        for ref, tree in term.factors:
+            if ref.process.gaussian or ref.process.value is not None or trees.is_linear(tree):
+                continue
+            polynomial = known(Function(tree)).polynomial
+            if polynomial is not None and len(polynomial) <= 2:
+                continue
+            if ref.process.uneven:
+                raise Refusal(UNEVEN)
+            for index, _ in ref.process.bases:
+                if index in context.unlike:
+                    raise Refusal(context.unlike[index])
+
+
 def _check_heads(context: Context, terms: tuple) -> None:
     for term in terms:
         for ref, tree in term.factors:
@@ -119,3 +141,50 @@ def _pieces(context: Context, body: Pieces) -> Ref:
     bases = frozenset((i, (*p, (None, 0, 0))) for r in refs for i, p in r.process.bases)
     process = context.program.process(index, axes, (body.units,), gaussian=False, bases=bases)
     return Ref(process, (), axes, (body.units,))
+
+
+def separated(context: Context, value: Value, axis: Axis) -> Value:
+    """An axis of a fixed number of units as positions: units are told apart, and are independent copies of one law."""
+    new = Axis("position", axis.size)
+    dims = substitute(value.dims, {axis: (new,)})
+    if isinstance(value.body, Pieces):
+        raise Refusal("concatenated layers meet what tells a fixed number of units apart")
+    if not is_random(value.body):
+        return Value(dims, renamed_body(value.body, {axis: (new,)}))
+    if not isinstance(value.body, Linear):
+        return Value(
+            dims,
+            Linear(
+                ((_copies(context, process_of(context, value.body), axis, new), Coefficient()),)
+            ),
+        )
+    terms = []
+    for ref, c in value.body.terms:
+        if axis in ref.units:
+            ((whole, number),) = context.program.sealed(Linear(((ref, Coefficient()),))).terms
+            ref, c = _copies(context, whole, axis, new), c.times(number)
+        terms.append((ref, c))
+    return Value(dims, Linear(tuple(terms)))
+
+
+def _copies(context: Context, ref: Ref, axis: Axis, new: Axis) -> Ref:
+    if axis not in ref.units:
+        return ref
+    units = tuple(a for a in ref.units if a is not axis)
+    place, size = ref.units.index(axis), axis.size[0]
+    key = ("copies", ref.process.index, ref.part, place)
+    if key not in context.sources:
+        sizes = (*(a.size[0] for a in ref.axes), size)
+        note = Note("independent units", axes=" x ".join(map(str, sizes)))
+        index = context.program.add("copies", sizes, (ref.process.index,), note)
+        own = ref.process
+        context.sources[key] = context.program.process(
+            index,
+            (*ref.axes, new),
+            units,
+            gaussian=own.gaussian,
+            bases=bases_of(ref),
+            averaged=own.averaged,
+        )
+    context.copied[context.sources[key].index] = (ref.process.index, ref.part, place)
+    return Ref(context.sources[key], (), (*ref.axes, new), units)

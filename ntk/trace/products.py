@@ -33,9 +33,7 @@ def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
     first, second = values
     if isinstance(first.body, Weight) and isinstance(second.body, Weight):
-        raise Refusal(
-            f"a product of the parameters {first.body.name} and {second.body.name}, before any activation"
-        )
+        first = context.as_vectors(first)  # learnt vectors, such as latents, meet a matrix
     if isinstance(first.body, Weight) or isinstance(second.body, Weight):
         swap = isinstance(first.body, Weight)
         if swap:
@@ -52,6 +50,7 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
     pooled = tuple(a for k in left for a in value.dims[k])
     if any(a.kind == "sample" for a in pooled):
         raise Refusal(f"{name} mixes the samples of a batch")
+    nothing = isinstance(value.body, Number) and not value.body.number
     value, pooled = _free_as_positions(context, value, left)
     context.check_heads(value.body, pooled)
     free = [k for k in range(len(weight.dims)) if k not in (*right, *batch_right)]
@@ -67,10 +66,40 @@ def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swa
         [ax.substitute((weight.dims[k],), fresh)[0] for k in free],
     )
     dims = (*batch, *new, *rest) if swap else (*batch, *rest, *new)
-    others = tuple(a for a in ax.flat((*batch, *rest)) if a.kind == "unit")
-    if others and is_random(value.body):
-        _check_zero_mean(value.body, name, others)
-    return Value(dims, _affine(context, value, pooled, weight.body, units + others, unshared))
+    groups = tuple(a for a in ax.flat(tuple(rest)) if a.kind == "unit")
+    if any(a.infinite for a in groups) and not any(a.infinite for a in pooled):
+        raise Refusal(
+            f"{name} sums over {ax.extent(pooled)[0]} positions with the same weights for every unit (mixing of "
+            "tokens): units are correlated through these few weights, and the kernel of one network stays random at "
+            'infinite width. otherwise="sample" gives its mean over networks; attention, or an average, mixes '
+            "positions with a limit"
+        )
+    if groups and is_random(value.body):
+        _check_zero_mean(value.body, name, groups)
+    # Members of an ensemble, along a batch dimension, have weights of their own.
+    units = ax.units(batch) + units + groups
+    if nothing:
+        return Value(dims, Number(0.0))  # of an initial state of zeros
+    how = _summed(weight, value, left, right, batch_right)
+    return Value(dims, _affine(context, value, pooled, weight.body, units, how, unshared))
+
+
+def _summed(weight: Value, value: Value, left: Any, right: Any, batch: Any) -> tuple:
+    """Which of its dimensions a parameter is summed over with which units: equal for uses that are alike."""
+
+    def own(k: int) -> tuple:
+        axes = set(weight.dims[k])
+        return tuple(i for i, dim in enumerate(weight.body.own) if axes & set(dim))
+
+    orders = {
+        tuple(ref.units.index(a) for k in left for a in value.dims[k] if a in ref.units)
+        for ref in co.refs_of(value.body)
+    }
+    return (
+        tuple(map(own, right)),
+        tuple(map(own, batch)),
+        tuple(sorted(orders)) if len(orders) > 1 or orders - {(0,)} else (),
+    )
 
 
 def _free_as_positions(context: Context, value: Value, over: Any) -> tuple[Value, tuple]:
@@ -100,6 +129,7 @@ def _affine(
     pooled: tuple[Axis, ...],
     weight: Weight,
     units: tuple[Axis, ...],
+    how: tuple,
     unshared: tuple[Axis, ...] = (),
 ) -> Linear:
     """A Gaussian process with the covariance of what was multiplied with fresh weights."""
@@ -111,7 +141,7 @@ def _affine(
         raise Refusal(
             f"{weight.name} sums over {ax.extent(pooled)[0]} entries, none of them along an axis that grows with the "
             "width (a bottleneck of fixed size, or mixing of positions by shared weights): the limit is not Gaussian. "
-            "Let that layer grow with the width"
+            'Let that layer grow with the width (otherwise="sample" gives the mean over networks)'
         )
     over = tuple(a for a in pooled if a.kind == "position")
     if is_random(value.body):
@@ -120,17 +150,17 @@ def _affine(
     else:
         source, axes = data_moments(context, value, over)
         over = ()
-    context.consume(weight)
+    context.consume(weight, how)
     mean, variance, power, rate = context.law(weight)
     count, grows = ax.growth(pooled)
     if mean:
         raise Refusal(
             f"{weight.name} has initial mean {mean:.3g}; a matrix that sums over units must have mean zero"
         )
-    if not variance:
-        raise Refusal(f"{weight.name} is zero at initialisation: nothing passes through it")
-    total = snapped(variance * count)
+    total, own = snapped(variance * count), snapped(variance * count) * rate
     left_over = (power + grows) / 2
+    if not variance:
+        (total, own), left_over = context.zero(weight, count, grows), 0.0
     if left_over:
         context.scales.append(scale_text(context, weight.name, variance, power, grows))
     flat = tuple(axes.index(a) for a in over if a in axes)
@@ -145,13 +175,15 @@ def _affine(
             f"{weight.name} differs between positions of the data, and is not normal at initialisation: use a normal "
             'initializer, nn.initializers.variance_scaling(1.0, "fan_in", "normal")'
         )
-    static = (total, total * rate, flat, None, apart, len(kept), law)
+    static = (total, own, flat, None, apart, len(kept), law)
     note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
     index = context.program.add("affine", static, (source,), note)
+    context.ties[weight.name, weight.part].append(index)
+    context.program.groups[index] = (weight.name, weight.part)
     context.record(
         weight.name,
         variance=total,
-        rate=total * rate,
+        rate=own,
         role="weights",
         mean=0.0,
         fixed=law != NORMAL,
@@ -220,7 +252,8 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             raise Refusal(
                 "a product of two activations, summed over positions or over a fixed number of units: write it as an "
                 "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
-                "let the size of a head grow: the kernel is that of many heads then)"
+                "let the size of a head grow: the kernel is that of many heads then), or take means over finite "
+                'networks: otherwise="sample"'
             )
         return inner(context, first, second, dims, gone)
     spread = {
@@ -254,7 +287,11 @@ def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Va
 
 def _no_pieces(value: Value) -> Value:
     if isinstance(value.body, Pieces):
-        raise Refusal("concatenated layers are contracted with something else than weights")
+        raise Refusal(
+            "layers side by side (concatenated units, as the halves that rotary positions turn) are multiplied with "
+            "something else than weights. Put a layer of weights between, use learnt positions, or take means over "
+            'finite networks: otherwise="sample"'
+        )
     return value
 
 

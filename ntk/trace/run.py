@@ -13,21 +13,25 @@ from ntk.stax.combinators import iterate
 from ntk.trace.heads import attend_law, scores_pair
 from ntk.trace.loops import Loop
 from ntk.trace.matrices import affine_law, convolve_law
-from ntk.trace.mixtures import combine_law, function_law, mean_sides, mix_law, single
+from ntk.trace.mixtures import combine_law, copies_law, function_law, mean_sides, mix_law, single
 from ntk.trace.moments import Law
 from ntk.trace.setting import Setting, Sides
 from ntk.trace.sources import data_law, finite_sides, lookup_law, vector_law
 from ntk.trace.steps import Step
+from ntk.trace.tables import table_law
 
 _PROCESSES = (
     "data",
     "vector",
     "lookup",
+    "table",
     "affine",
+    "tied",
     "convolve",
     "combine",
     "function",
     "mix",
+    "copies",
     "scores",
     "attend",
 )
@@ -74,12 +78,14 @@ _RULES = {
     "data": data_law,
     "vector": vector_law,
     "lookup": lookup_law,
+    "table": table_law,
     "affine": affine_law,
     "convolve": convolve_law,
     "combine": combine_law,
     "function": function_law,
     "mean": mean_sides,
     "mix": mix_law,
+    "copies": copies_law,
     "scores": scores_pair,
     "attend": attend_law,
 }
@@ -190,7 +196,7 @@ def _with_means(steps: Sequence[Step]) -> set[int]:
     out: set[int] = set()
     for index in range(len(steps) - 1, -1, -1):
         step = steps[index]
-        reads = step.operation in ("function", "mean")
+        reads = step.operation in ("function", "mean", "copies")
         if step.operation in ("combine", "mix"):
             # A sum of several processes has cross terms of their means.
             reads = index in out or (step.operation == "combine" and step.static[0] > 1)

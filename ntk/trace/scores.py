@@ -46,7 +46,8 @@ def inner(
     if not (_centred(one) and _centred(two)) or _shared(one, two):
         raise Refusal(
             "a product of two activations that are correlated or have a mean, summed over units: similarities of "
-            "activations have a rule only if each side has weights of its own (queries and keys)"
+            "activations have a rule only if each side has weights of its own (queries and keys) and no nonlinearity "
+            'after them. Or take means over finite networks: otherwise="sample"'
         )
     left, right = process_of(context, one), process_of(context, two)
     axes = ax.positions(dims)

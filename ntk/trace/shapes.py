@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, finite_step, scaled_shape
-from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight
+from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight, is_random
 from ntk.trace.elementwise import piece_axis, take_units
+from ntk.trace.finite import on_numbers
 from ntk.trace.positions import joined, mapped
 from ntk.trace.steps import shape_code
 
@@ -53,6 +56,17 @@ def _transpose(context: Context, one: Any, two: Any, values: list[Value]) -> Val
     return _reshaped(context, "transpose", params, values[0].body, values[0].dims, dims)
 
 
+def _tile(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Copies along every axis: what is repeated does not depend on the new axes."""
+    value, shape = values[0], scaled_shape(one, two)
+    if isinstance(value.body, Number):
+        return Value(context.fresh_dims(shape, "free"), value.body)
+    if not is_random(value.body) and not isinstance(value.body, Weight):
+        return on_numbers(context, one, two, values)
+    new = context.fresh_dims(list(zip(one.params["reps"], two.params["reps"])), "free")
+    return Value(tuple((*a, *b) for a, b in zip(new, value.dims)), value.body)
+
+
 def _squeeze(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     gone = {d % len(values[0].dims) for d in one.params["dimensions"]}
     dims = tuple(dim for k, dim in enumerate(values[0].dims) if k not in gone)
@@ -67,7 +81,9 @@ def _iota(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
         raise Refusal("numbers that count units or samples have no limit")
     dims[axis] = tuple(Axis("position", a.size) for a in dims[axis])
     code = shape_code(tuple(dims))
-    index = finite_step(context, ("iota", (("dimension", axis),), (), code), [])
+    floating = bool(jnp.issubdtype(one.params["dtype"], jnp.floating))
+    params = (("dimension", axis), ("floating", floating))
+    index = finite_step(context, ("iota", params, (), code), [])
     return Value(tuple(dims), Finite(index))
 
 
@@ -125,12 +141,38 @@ def sliced(context: Context, equation: Any, value: Value, bounds: list) -> Value
     return mapped(context, "slice", params, [value], 0, tuple(dims))
 
 
+def one_axis(context: Context, value: Value, k: int) -> Value:
+    """A dimension that several axes of positions were flattened into, or repeated along, as one axis."""
+    kinds = {a.kind for a in value.dims[k]}
+    if (kinds <= {"position"} and len(value.dims[k]) <= 1) or not kinds <= {"position", "free"}:
+        return value
+    if not is_random(value.body) or any(a.infinite for a in value.dims[k]):
+        return value
+    renames = {a: (Axis("position", a.size),) for a in value.dims[k] if a.kind == "free"}
+    value = co.renamed(value, renames)
+    dims = list(value.dims)
+    dims[k] = (Axis("position", ax.extent(value.dims[k])),)
+    return mapped(context, "reshape", (), [value], 0, tuple(dims))
+
+
 def row(context: Context, value: Value, k: int) -> Value:
     """Entry k of the first axis of an array."""
     bounds = [(0, e1, 0, e2, 1) for e1, e2 in map(ax.extent, value.dims)]
     bounds[0] = (k, k + 1, k, k + 1, 1)
     out = sliced(context, None, value, bounds)
     return _reshaped(context, "reshape", (), out.body, out.dims, out.dims[1:])
+
+
+def _stack(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Arrays put together along a new axis."""
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return on_numbers(context, one, two, values)
+    axis = one.params["axis"] % (len(values[0].dims) + 1)
+    wide = []
+    for v in map(context.as_vectors, values):
+        dims = (*v.dims[:axis], (), *v.dims[axis:])
+        wide.append(_reshaped(context, "reshape", (), v.body, v.dims, dims))
+    return joined(context, wide, axis, (len(wide),) * 2)
 
 
 def stacked(context: Context, values: list[Value]) -> Value:
@@ -183,11 +225,25 @@ def split(context: Context, one: Any, two: Any, value: Value) -> list[Value]:
     return out
 
 
+def unstack(context: Context, one: Any, two: Any, value: Value) -> list[Value]:
+    """Entries of an array along an axis, each without that axis."""
+    axis, out = one.params["axis"], []
+    for k in range(len(one.outvars)):
+        bounds = [(0, e1, 0, e2, 1) for e1, e2 in map(ax.extent, value.dims)]
+        bounds[axis] = (k, k + 1, k, k + 1, 1)
+        part = sliced(context, one, value, bounds)
+        dims = (*part.dims[:axis], *part.dims[axis + 1 :])
+        out.append(_reshaped(context, "reshape", (), part.body, part.dims, dims))
+    return out
+
+
 RULES = {
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
     "squeeze": _squeeze,
+    "tile": _tile,
+    "stack": _stack,
     "iota": _iota,
     "slice": _slice,
 }

@@ -25,8 +25,8 @@ class Step(NamedTuple):
     """One operation.
 
     Attributes:
-        operation: "finite", "data", "vector", "lookup", "affine", "convolve", "combine", "function", "mean", "mix",
-            "scores" or "attend".
+        operation: "finite", "data", "vector", "lookup", "table", "affine", "tied", "convolve", "combine", "function",
+            "mean", "mix", "copies", "scores" or "attend".
         static: all that is known beforehand, hashable; equal for equal layers.
         inputs: what it reads.
     """
@@ -59,6 +59,9 @@ class Program:
         definitions: the sum that a process was sealed from, by its index.
         drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
+        joint: whether some layer has the weights of another, so that covariances of all processes are computed.
+        cut: whether some layer's units were split into parts.
+        groups: the parameter of each layer of weights: layers with one parameter are correlated.
     """
 
     def __init__(self):
@@ -69,6 +72,9 @@ class Program:
         self.definitions: dict[int, Linear] = {}
         self.drawn: dict[int, frozenset[int]] = {}
         self.line = ""
+        self.joint = False
+        self.cut = False
+        self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
         self._seals: dict = {}
         self._constants: dict = {}
         self._finite: dict = {}
@@ -172,6 +178,8 @@ class Program:
                     f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
                     "multipliers do not keep it of order one. base_width= keeps those of one width"
                 )
+            if any(a.infinite for a in units) and not any(a.infinite for a in ref.units):
+                raise Refusal(FEW)
             if ref.units != units:
                 raise Refusal(
                     "units of one layer are added in different orders (a transposed or shuffled axis of units)"
@@ -197,6 +205,8 @@ class Program:
     def _expanded(self, body: Linear) -> Linear:
         """Sealed processes written out where they share a source with another term."""
         while True:
+            if self.joint:
+                return body  # covariances of all processes are followed
             for i, (ref, c) in enumerate(body.terms):
                 shared = any(
                     other.process.index != ref.process.index
@@ -250,6 +260,20 @@ CORRELATED = (
 )
 
 
+GATES = (
+    "functions of activations that one matrix made at different places are multiplied (the gates of a recurrent "
+    "network): their joint law is not followed. Give each place its own parameters, or take means over finite "
+    'networks: otherwise="sample"'
+)
+
+
+FEW = (
+    "activations whose number does not grow with the width multiply those of a wide layer, or are added to them (a "
+    "gate, a weight of an expert, a step that all units share): they stay random at infinite width, and so does the "
+    'kernel of one network. Give each unit its own, or take means over networks: otherwise="sample"'
+)
+
+
 def _axes(body: Linear) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
     """All axes of positions, and the units."""
     axes: dict = {}
@@ -276,7 +300,7 @@ class Operand(NamedTuple):
 def _operand(x: Any, inputs: list) -> Any:
     if isinstance(x, Operand):
         return ("operand", _place(inputs, x.index))
-    if isinstance(x, tuple):
+    if type(x) is tuple:  # others are parameters of primitives
         return tuple(_operand(y, inputs) for y in x)
     return x
 
@@ -326,6 +350,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         for _, dims in t.coefficient.arrays:
             axes |= dict.fromkeys(positions(dims))
     axes = tuple(axes)
+    wide = any(a.infinite for t in terms for ref, _ in t.factors for a in ref.units)
     for t in terms:
         if t.coefficient.power:
             raise Refusal(
@@ -335,7 +360,7 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         factors, fixed = [], []
         for ref, tree in t.factors:
             (fixed if ref.process.value is not None else factors).append((ref, tree))
-        _check_independent([ref for ref, _ in factors])
+        _check_independent(program, [ref for ref, _ in factors])
         product = None
         for ref, tree in fixed:
             if ref.axes and ref.process.value:
@@ -344,11 +369,14 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
                 )
             leaf = algebra.at_parameter(tree, ref)
             product = leaf if product is None else ("mul", (), product, leaf)
+        zero = any(ref.process.value == 0 for ref, _ in fixed)
         coded = []
         for ref, tree in factors:
+            if wide and not any(a.infinite for a in ref.units):
+                raise Refusal(FEW)
             if ref.maps or ref.units != units:
                 raise Refusal(CORRELATED)
-            if product is not None:
+            if product is not None and not (zero and len(factors) > 1):
                 tree, product = ("mul", (), product, tree), None
             where = tuple(axes.index(a) for a in ref.axes)
             key = (ref.process.index, ref.part)
@@ -360,15 +388,28 @@ def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple
         alone = None if product is None else local(product, inputs)
         out.append((t.coefficient.number, arrays, tuple(coded), alone))
     refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
-    _check_independent(list(refs))
+    if not program.joint:
+        _check_independent(program, list(refs))
     return tuple(out), inputs, axes, units
 
 
-def _check_independent(refs: list[Ref]) -> None:
+def _check_independent(program: Program, refs: list[Ref]) -> None:
     for i, one in enumerate(refs):
         for two in refs[:i]:
+            if _same_matrix(program, one, two):
+                raise Refusal(GATES)
             if overlap(bases_of(one), bases_of(two)):
                 raise Refusal(CORRELATED)
+
+
+def _same_matrix(program: Program, one: Ref, two: Ref) -> bool:
+    """Whether two layers of one matrix are behind two processes."""
+    groups = program.groups
+    return any(
+        i != j and i in groups and groups[i] == groups.get(j)
+        for i, _ in one.process.bases
+        for j, _ in two.process.bases
+    )
 
 
 def local(tree: Any, inputs: list) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import algebra, trees
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
@@ -14,26 +15,34 @@ from ntk.trace.coordinates import (
     Linear,
     Number,
     Pieces,
+    Ref,
     Refusal,
+    Terms,
     Value,
     Weight,
+    bases_of,
     is_random,
+    overlap,
 )
 from ntk.trace.elementwise import elementwise
 from ntk.trace.finite import frozen, scaled_number
 from ntk.trace.positions import mapped
-from ntk.trace.processes import sizes_text
+from ntk.trace.processes import process_of, separated, sizes_text
 from ntk.trace.steps import Note, code, shape_code, terms_static
 
 
 def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     value = values[0]
-    if isinstance(value.body, Weight):
-        raise Refusal(
-            f"the entries of {value.body.name} are summed (weight normalisation?): its law changes. Use an initializer "
-            "of the wanted scale instead"
-        )
     over = one.params["axes"]
+    if isinstance(value.body, Weight):
+        left = [a for k, dim in enumerate(value.dims) for a in dim if k not in over and a.infinite]
+        if len(left) != 1 or any(a.infinite for k in over for a in value.dims[k]):
+            raise Refusal(
+                f"the entries of {value.body.name} are summed (weights that are standardised or normalised before they "
+                "are used): its law changes, and its gradient with it. Use an initializer of the wanted scale, or take "
+                'means over finite networks: otherwise="sample"'
+            )
+        value = context.as_vectors(value)  # of a table of positions
     gone = tuple(a for k in over for a in value.dims[k])
     kept = tuple(dim for k, dim in enumerate(value.dims) if k not in over)
     if any(a.kind == "sample" for a in gone):
@@ -53,10 +62,9 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         return scaled_number(context, out, number)
     unit_axes = [a for a in gone if a.kind == "unit"]
     if unit_axes and not any(a.infinite for a in unit_axes):
-        raise Refusal(
-            "a sum over units whose number does not grow (outputs, heads): it is not an average. Take the kernel "
-            "before it"
-        )
+        for axis in unit_axes:
+            value = separated(context, value, axis)
+        return _reduce_sum(context, one, two, [value])
     position_dims = [k for k in over if any(a.kind == "position" for a in value.dims[k])]
     if position_dims:
         if any(a.kind == "unit" for k in position_dims for a in value.dims[k]):
@@ -87,6 +95,8 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         if not left:
             return Number(0.0)
         body = Linear(left)
+    if _is_centred(body):
+        return _sum_of_products(context, body, gone)
     context.check_heads(body, gone, mean=True)
     powers = {t.coefficient.power for t in algebra.as_terms(body)}
     if len(powers) > 1:
@@ -101,6 +111,42 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         "mean", (static, sizes, order, present, number), inputs, Note(axes=sizes_text(axes))
     )
     return Finite(index, power + own)
+
+
+def _is_centred(body: Any) -> bool:
+    """Whether it is one product of which a factor is a Gaussian of mean zero that the others do not depend on."""
+    if not isinstance(body, Terms) or len(body.terms) != 1:
+        return False
+    free = [(r, tree) for r, tree in body.terms[0].factors if r.process.value is None]
+    bases = [bases_of(ref) for ref, _ in free]
+    return len(free) > 1 and any(
+        ref.process.gaussian
+        and trees.is_linear(tree)
+        and not any(overlap(own, b) for k, b in enumerate(bases) if k != n)
+        for n, ((ref, tree), own) in enumerate(zip(free, bases))
+    )
+
+
+def _sum_of_products(context: Context, body: Terms, gone: list[Axis]) -> Linear:
+    """A sum over infinitely many units of mean zero: Gaussian, of the order of the root of their number.
+
+    So is the output of a branch and a trunk; divided by the number of units, as in the mean of a norm, it vanishes.
+    """
+    number, power = ax.growth(gone)
+    (term,) = body.terms
+    body = Terms((term._replace(coefficient=term.coefficient._replace(power=0.0)),))
+    ref = process_of(context, body)
+    context.check_heads(Linear(((ref, Coefficient()),)), gone, mean=True)
+    static = (number, 0.0, (), None, (), len(ref.axes), NORMAL)
+    note = Note("sum over units", axes=sizes_text(ref.axes))
+    index = context.program.add("affine", static, (ref.process.index,), note)
+    units = tuple(a for a in ref.units if a not in gone)
+    process = context.program.process(
+        index, ref.axes, units, gaussian=True, bases=bases_of(ref) | {(index, ())}
+    )
+    context.sums.add(index)
+    scale = Coefficient(1.0, power / 2 + term.coefficient.power)
+    return Linear(((Ref(process, (), ref.axes, units), scale),))
 
 
 def equation(name: str) -> Any:
@@ -126,9 +172,25 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
         static = (one.primitive.name, params, (shape_code(values[0].dims),), shape_code(kept))
         return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
     context.check_scores(values[0].body)
+    name, over = one.primitive.name, one.params["axes"]
+    reduced = ax.extent(a for k in over for a in values[0].dims[k])[0]
+    left = [a for k, dim in enumerate(values[0].dims) if k not in over for a in dim]
+    gone = [a for k in over for a in values[0].dims[k]]
+    if any(a.infinite for a in gone):
+        raise Refusal(
+            f"{name} over units, whose number grows with the width (a softmax over units): only sums and means over "
+            "units have a limit here"
+        )
+    if not any(a.infinite for a in left):
+        raise Refusal(
+            f"{name} over {reduced} numbers that one network draws, and no wide layer averages (a softmax that weighs "
+            "experts, neighbours or outputs): they stay random at infinite width, and so does the kernel of one "
+            'network. otherwise="sample" gives its mean over networks; a softmax of the outputs belongs to the loss'
+        )
     raise Refusal(
-        f"{one.primitive.name} of activations (max pooling, softmax over units): only sums and means have a limit "
-        "here. Use average pooling"
+        f"{name} over {reduced} activations (max pooling, maxout): its law is that of all of them at once, for which "
+        "there is no rule. Use average pooling, or a sum, or take means over finite networks: "
+        'otherwise="sample"'
     )
 
 

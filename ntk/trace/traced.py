@@ -33,9 +33,11 @@ class Traced(NamedTuple):
     loops: tuple[Loop, ...]
 
 
-def pruned(program: Program, last: int) -> tuple[tuple[Step, ...], tuple[Note, ...]]:
-    """The steps that the last one depends on, biases put into the layers that they follow."""
-    steps, notes = _fused(program, last)
+def pruned(
+    program: Program, last: int, fuse: bool = True
+) -> tuple[tuple[Step, ...], tuple[Note, ...]]:
+    """The steps that the last one depends on, biases put into the layers that they follow if `fuse`."""
+    steps, notes = _fused(program, last) if fuse else (list(program.steps), list(program.notes))
     used = {last}
     for index in range(last, -1, -1):
         if index in used:

@@ -178,8 +178,8 @@ def sorting(module, x, n):
 
 
 def tied(module, x, n):
-    layer = nn.Dense(n)
-    return nn.Dense(1)(layer(nn.relu(layer(nn.Dense(n)(x)))))
+    w = module.param("w", nn.initializers.lecun_normal(), (n, n))
+    return nn.Dense(1)(nn.relu(nn.Dense(n)(x) @ w) @ w.T)
 
 
 def batch_norm(module, x, n):
@@ -217,7 +217,7 @@ straight_through.defjvps(lambda t, ans, x: t)
 
 REFUSED = {
     "unknown primitive": (sorting, VECTORS, r"this operation on activations is not known.*\(sort"),
-    "tied weights": (tied, VECTORS, "Dense_0/kernel is used twice"),
+    "tied weights": (tied, VECTORS, "w is used twice"),
     "batch norm": (batch_norm, VECTORS, "a sum over the samples of a batch"),
     "bottleneck": (
         bottleneck,

@@ -90,7 +90,7 @@ def test_modules_that_differ_are_not_shared(x64, factor):
     np.testing.assert_allclose(kernel, ntk_of(scaled_blocks(factors)), rtol=1e-12)
 
 
-def test_a_module_used_twice_is_refused_by_the_name_of_its_parameter():
+def test_a_module_used_twice_keeps_its_one_parameter(x64):
     class Block(nn.Module):
         width: int
 
@@ -106,8 +106,21 @@ def test_a_module_used_twice_is_refused_by_the_name_of_its_parameter():
             x, block, tied = nn.Dense(self.width)(x), Block(self.width), Block(self.width)
             return nn.Dense(1)(tied(tied(block(x))))
 
-    with pytest.raises(ValueError, match="Block_1/Dense_0/kernel is used twice"):
-        ntk.infinite_width(Model, VECTORS)
+    def written_out(tied):
+        class Plain(nn.Module):
+            width: int
+
+            @nn.compact
+            def __call__(self, x):
+                x, layers = nn.Dense(self.width)(x), [nn.Dense(self.width) for _ in range(3)]
+                for k in (0, 1, 1 if tied else 2):
+                    x = x + layers[k](nn.relu(x))
+                return nn.Dense(1)(x)
+
+        return Plain
+
+    np.testing.assert_allclose(ntk_of(Model), ntk_of(written_out(True)), rtol=1e-7)
+    assert np.abs(ntk_of(Model) / ntk_of(written_out(False)) - 1).max() > 0.01
 
 
 def test_modules_that_hand_out_results_by_the_way(x64):
