@@ -44,6 +44,7 @@ def fan_in(inside):
         stax.FanOut(2),
         stax.parallel(stax.Identity(), branch),
         inside,
+        stax.Dense(4, 1.0, 0.1),
         stax.Erf(),
         stax.Dense(1),
     )
@@ -259,9 +260,17 @@ def test_stax(net, shape, kinked, x64):
     check(net, shape, kinked)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "tanh" else pytest.mark.slow) for n in TRACED]
-)
+def traced_rows():
+    for name in TRACED:
+        marks = [] if name == "tanh" else [pytest.mark.slow]
+        if (
+            name == "convolution"
+        ):  # not wrong, but refused by JAX: "_mul_transpose_right() missing out_dtype"
+            marks.append(pytest.mark.xfail(raises=TypeError, reason="reverse mode has no rule"))
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", list(traced_rows()))
 def test_traced(name, x64):
     check(network(*TRACED[name]), TRACED[name][1])
 
