@@ -260,17 +260,9 @@ def test_stax(net, shape, kinked, x64):
     check(net, shape, kinked)
 
 
-def traced_rows():
-    for name in TRACED:
-        marks = [] if name == "tanh" else [pytest.mark.slow]
-        if (
-            name == "convolution"
-        ):  # not wrong, but refused by JAX: "_mul_transpose_right() missing out_dtype"
-            marks.append(pytest.mark.xfail(raises=TypeError, reason="reverse mode has no rule"))
-        yield pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", list(traced_rows()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "tanh" else pytest.mark.slow) for n in TRACED]
+)
 def test_traced(name, x64):
     check(network(*TRACED[name]), TRACED[name][1])
 
