@@ -66,6 +66,10 @@ def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     args = [_of_kind(a, dtype) for a in args]
     if primitive.name in _ARITHMETIC and any(a.dtype == dtype for a in args):
         args = [a.astype(dtype) for a in args]
+    if (
+        primitive.name == "mul"
+    ):  # trees are multiplied without the parameters that its derivative reads
+        return jax.lax.mul(*args)
     out = primitive.bind(*args, **params)
     return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
 

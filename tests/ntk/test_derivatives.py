@@ -44,6 +44,7 @@ def fan_in(inside):
         stax.FanOut(2),
         stax.parallel(stax.Identity(), branch),
         inside,
+        stax.Dense(4, 1.0, 0.1),
         stax.Erf(),
         stax.Dense(1),
     )
