@@ -1,4 +1,4 @@
-# make reproduce [STUDY=learning_rate_transfer] · make test · make lint · make bench · make notebooks
+# make reproduce [STUDY=learning_rate_transfer] · make test · make lint · make bench · make docs · make notebooks
 # Needs Python >= 3.11, make and git. Uses uv where it is installed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +22,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 endif
 
 
-.PHONY: install reproduce test test-studies test-all test-newest lint format bench notebooks clean
+.PHONY: docs install reproduce test test-studies test-all test-newest lint format bench notebooks clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -76,6 +76,11 @@ bench:
 	$(PIP) torch==2.13.0 einops tqdm matfree pandas seaborn
 	$(PIP) --no-deps $(PEERS)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# Static pages in docs/_build; the notebooks are executed, and a warning is an error.
+docs: install
+	$(PIP) -c constraints.txt -e '.[$(EXTRAS),docs]'
+	$(BIN)/python -m sphinx -q -W -b html docs docs/_build
 
 notebooks: install
 	$(PIP) -c constraints.txt -e '.[notebooks]'

@@ -82,6 +82,26 @@ def figures(study: ModuleType, found: Any) -> Mapping[str, Figure]:
     return found
 
 
+def tables(study: ModuleType, data: xr.Dataset) -> Mapping[str, tuple]:
+    """What ``study.tables`` gives, {title: (head, rows, note)} of text; a study need not have it."""
+    found = study.tables(data) if hasattr(study, "tables") else {}
+    expected = "a dict {title: (head, rows, note)} of text"
+    if not isinstance(found, Mapping):
+        _refuse(study, "tables", described(found), expected)
+    for title, table in found.items():
+        if not (isinstance(table, tuple) and len(table) == 3):
+            _refuse(study, "tables", f"{title!r}: {described(table)}", expected)
+        head, rows, note = table
+        cells = [title, *head, note, *(cell for row in rows for cell in row)]
+        if not all(isinstance(cell, str) for cell in cells):
+            _refuse(study, "tables", f"{title!r} with cells that are no text", expected)
+        if any(len(row) != len(head) for row in rows):
+            _refuse(
+                study, "tables", f"{title!r} with rows of other lengths than its head", expected
+            )
+    return found
+
+
 def arrays(unit: str, found: Any) -> dict[str, np.ndarray]:
     """What a unit of a grid gave back, as arrays of real numbers or text."""
     if not isinstance(found, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
@@ -16,6 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 INK, MUTED, FAINT = "#1a1a1a", "#5f6368", "#dadce0"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 RULES = {"mup": PALETTE[0], "ntk": PALETTE[1], "standard": PALETTE[3], "mean_field": PALETTE[2]}
+NAMES = {"mup": "muP", "ntk": "NTK", "nngp": "NNGP", "mean_field": "mean field"}
+"""What a reader calls it that a configuration names."""
 DASHED = (0, (4, 2))
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -48,6 +51,16 @@ STYLE = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as it is, whether or not it has ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        with style():
+            self.savefig(content, format="png", dpi=110)
+        return content.getvalue()
+
+
 def style():
     """The house style as a context (``with style():``) or a decorator; matplotlib's settings come back after it."""
     return matplotlib.rc_context(STYLE)
@@ -78,19 +91,19 @@ def figure(
     columns = min(columns, count)
     rows = -(-count // columns)
     size = max(columns * panel[0] + 0.8, 5.6), rows * panel[1] + 0.3 + 0.5 * (count == 1)
-    made = Figure(figsize=size, layout="constrained", label=caption)
+    made = Picture(figsize=size, layout="constrained", label=caption)
     axes = list(made.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
     for ax, title in zip(axes, titles):
-        ax.set_title(title)
+        ax.set_title(NAMES.get(title, title))
     return made, axes[:count]
 
 
 def sequential(values: Iterable) -> dict:
-    """One colour for each ordered value (widths, layers): the last is the darkest, none too light to read."""
+    """One colour for each ordered value (widths, layers): the last is the darkest, all of contrast 3 to 1 to white."""
     values = list(values)
-    places = np.linspace(0.85, 0.0, len(values)) if len(values) > 1 else [0.0]
+    places = np.linspace(0.56, 0.0, len(values)) if len(values) > 1 else [0.0]
     return {value: matplotlib.colormaps["viridis"](place) for value, place in zip(values, places)}
 
 
@@ -262,6 +275,7 @@ def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:
         spread[i] = min(spread[i], spread[i + 1] - apart)
     for number, y in zip(order, spread):
         _, text, color, *bold = labels[number]
+        text = NAMES.get(text, text)
         weight = "bold" if any(bold) else "normal"
         ax.annotate(
             text, (1.02, y), xycoords="axes fraction", va="center", color=color, weight=weight

@@ -110,8 +110,14 @@ def train_grid(
         raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
     _claim(session, program.name, labels)
     units: list[dict[str, np.ndarray]] = []
-    for point, name in zip(points, labels):
-        units.append(_unit(program, data, point, name, session, compiled))
+    if session.cluster is None or not points:
+        found = (unit(program, data, *both, session, compiled) for both in zip(points, labels))
+    else:
+        from experiments import cluster
+
+        found = cluster.units(session.cluster, program, data, points, labels, session)
+    for name, measured in zip(labels, found):
+        units.append(measured)
         _check_shapes(program, name, units[-1], units[0])
     if not units:
         return xr.Dataset()
@@ -171,20 +177,21 @@ def _claim(session: loop.Session, name: str, labels: Sequence[str]) -> None:
     session.grids[name] = set(labels)
 
 
-def _unit(program, data, point, name, session, compiled) -> dict[str, np.ndarray]:
+def unit(program, data, point, name, session, compiled) -> dict[str, np.ndarray]:
+    """What one unit measured: from its files, or now. ``compiled`` keeps programs by their shape."""
     signals.check()
-    unit = f"unit {name!r} of the grid {program.name!r}"
+    which = f"unit {name!r} of the grid {program.name!r}"
     if program.trains:
         training = program.unit(data, **point)
         if not isinstance(training, Training):
             raise ValueError(
-                f"{unit} returned {contract.described(training)}; expected a grid.Training (trains=True)"
+                f"{which} returned {contract.described(training)}; expected a grid.Training (trains=True)"
             )
         kept = training.keep(_trained(training, name, session, compiled))
-        return contract.arrays(f"keep of {unit}", kept)
+        return contract.arrays(f"keep of {which}", kept)
     found, shown = loop.load(session, name), float("nan")
     if found is None:
-        found = contract.arrays(unit, program.unit(data, **point))
+        found = contract.arrays(which, program.unit(data, **point))
         _check_shapes(program, name, found)
         loop.keep(session, name, found)
         shown = _shown(found)

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from ntk import show
+
 
 class Precondition(NamedTuple):
     """What must be so before a claim is judged: its name, whether it is so, and what was found."""
@@ -50,6 +52,24 @@ class Claim(NamedTuple):
     control: bool = False
     preconditions: tuple[Precondition, ...] = ()
     margin: float = -math.inf
+
+    def __repr__(self) -> str:
+        value = self.measured if isinstance(self.measured, str) else f"{self.measured:.4g}"
+        control = "control: must fail " * self.control
+        return f"Claim({verdict(self)}: {self.name}, {value}, {control}{self.criterion})"
+
+    def _repr_html_(self) -> str:
+        return show.table(
+            f"{verdict(self)}: {self.name}",
+            {
+                "statement": f"{self.statement} [{self.source}]",
+                "measured": self.measured,
+                "interval": self.interval,
+                "criterion": self.criterion,
+                "control": self.control,
+                "reason": reason(self),
+            },
+        )
 
 
 def at_most(name: str, source: str, statement: str, measured: float, bound: float, **rest) -> Claim:

@@ -23,13 +23,25 @@ OPTIONS = (
         "--devices=N",
         "devices to spread the runs of a sweep (or one run's batch) over; 1 by default",
     ),
+    (
+        "--cluster=ADDRESS",
+        "do units elsewhere: local:4, slurm:cores=1,memory=4GB,jobs=8, tcp://HOST:PORT",
+    ),
     ("--checkpoint_seconds=S", "seconds between checkpoints of what is in training; 20 by default"),
     ("--tensorboard=FOLDER", "also write metrics for TensorBoard"),
     ("--wandb=PROJECT", "also send metrics to Weights & Biases"),
     ("--list", "studies, presets, keys, tasks, models, rules; with --config, those of one study"),
     ("--help", "this text"),
 )
-MODELS = (models.MLP, models.DeepLinear, models.CNN, models.ResNet, models.Transformer, models.ViT)
+MODELS = (
+    models.MLP,
+    models.DeepLinear,
+    models.LinearAttention,
+    models.CNN,
+    models.ResNet,
+    models.Transformer,
+    models.ViT,
+)
 
 
 def hint() -> str:
@@ -95,6 +107,8 @@ def _others() -> str:
             "",
             "models (--config.model.name):",
             *architectures,
+            "  FILE.py:NAME: a function of the width in a file, or a linen, NNX or Equinox class; FILE.py:NAME:FIELD",
+            "    for a class whose width is another field than 'width'",
             "",
             f"rules (parametrizations): {', '.join(limits.exponents.RULES)}",
         ]

@@ -36,6 +36,8 @@ class Session:
     checkpoint_seconds: float = 20.0
     configuration: str = ""  # its hash, which all that is kept carries
     grids: dict[str, set[str]] = dataclasses.field(default_factory=dict)  # their points, by name
+    cluster: Any = None  # a client of Dask; its workers do the units of grids
+    metrics: str = "metrics.jsonl"
 
 
 def train_runs(
@@ -185,7 +187,7 @@ def _restore(session: Session, label: str, like: Any) -> tuple[int, Any] | None:
     with _SHARED:
         folder = session.path / "checkpoints" / label
         saved = checkpoint.restore(folder, like, session.configuration)
-        rundir.drop_metrics(session.path, label, saved[0] if saved else 0)
+        rundir.drop_metrics(session.path, label, saved[0] if saved else 0, session.metrics)
     return saved
 
 
@@ -221,7 +223,7 @@ def _report(session, records, chunk, steps, label, rows) -> None:
     ]
     with _SHARED:
         if session.path:
-            rundir.append_metrics(session.path, lines)
+            rundir.append_metrics(session.path, lines, session.metrics)
         for sink in session.sinks:
             for line in lines:
                 sink(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; font-size: .85rem; color: var(--muted); }
 th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td small { display: block; font-size: .85rem; }
+.plain td { font-size: .88rem; padding: .3rem .9rem .3rem 0; overflow-wrap: anywhere; }
 .number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; font-size: .88rem; font-weight: 600;
   white-space: nowrap; }
@@ -75,7 +76,7 @@ class Picture(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that a page shows of one run."""
+    """All that a page shows of one run; tables are title -> (head, rows, note)."""
 
     title: str
     paper: str
@@ -84,6 +85,7 @@ class Report(NamedTuple):
     pictures: Sequence[Picture]
     config: dict[str, Any]
     manifest: dict[str, Any]
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]], str]] = {}
 
 
 def warning(manifest: dict[str, Any]) -> str:
@@ -106,6 +108,7 @@ def run_page(report: Report) -> str:
         _differences(report.differences),
         "<h2>Claims</h2>",
         _claims(report.claims),
+        *(_table(title, *table) for title, table in report.tables.items()),
         "<h2>Figures</h2>" if report.pictures else "",
         *(_figure(picture) for picture in report.pictures),
         "<h2>Repeat it</h2>",
@@ -256,6 +259,19 @@ def _row(claim: Claim) -> str:
         f'<td class=number data-label="criterion">{escape(criterion)}</td>'
         f'<td><span class="verdict {kind}">{mark} {escape(verdict(claim))}</span></td></tr>'
     )
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td data-label="{escape(n)}">{escape(c)}</td>' for n, c in zip(head, row))
+        + "</tr>"
+        for row in rows
+    )
+    below = f"<p class=muted>{escape(note)}</p>" if note else ""
+    table = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f"<h2>{escape(title)}</h2><table class=plain>{table}</table>{below}"
 
 
 def _figure(picture: Picture) -> str:

@@ -36,6 +36,7 @@ from experiments.metric_plots import (
     opposing_signals,
     spectral_density,
 )
+from experiments.result_plots import plot
 
 __all__ = [
     "batch_sharpness",
@@ -60,6 +61,7 @@ __all__ = [
     "opposing_signals",
     "optimum_against_width",
     "participation",
+    "plot",
     "scaling_law",
     "sharpness_over_training",
     "spectral_density",

@@ -92,16 +92,17 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
     computed = contract.claims(study, _of_study(run_dir, study, "claims", data))
     figures = contract.figures(study, _of_study(run_dir, study, "figures", data))
     report = page.Report(
-        title=study.TITLE,
+        title=data.attrs.get("title", study.TITLE),
         paper=study.PAPER,
         claims=computed,
         differences=claims.differences(recorded, computed),
         pictures=[save_figure(run_dir, name, figure) for name, figure in figures.items()],
         config=config,
         manifest=manifest,
+        tables=contract.tables(study, data),
     )
     rundir.write_text(run_dir / "report.html", page.run_page(report))
-    claims.print_table(computed, f"{study.TITLE} ({study.PAPER}), {run_dir}")
+    claims.print_table(computed, f"{report.title} ({study.PAPER}), {run_dir}")
     if warning := page.warning(manifest):
         print(warning)
     for sentence in report.differences:

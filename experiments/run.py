@@ -13,6 +13,7 @@ signal that ends it (Ctrl-C, SIGTERM, SIGHUP): the points in training are saved 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -20,7 +21,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
         return 0
     with _sinks(options) as sinks:
-        path = run(config, options.workdir, preset, **limits, sinks=sinks)
+        path = run(config, options.workdir, preset, **limits, sinks=sinks, cluster=options.cluster)
     signals.check()
     return report.main([str(path)])
 
@@ -124,6 +125,7 @@ def run(
     devices: int = 1,
     checkpoint_seconds: float = 20.0,
     sinks: tuple[Callable[[dict[str, Any]], None], ...] = (),
+    cluster: str | None = None,
 ) -> pathlib.Path:
     """Runs the study that ``config.study`` names, in its folder.
 
@@ -134,6 +136,7 @@ def run(
         devices: devices to spread runs over.
         checkpoint_seconds: time between checkpoints of the point that is in training.
         sinks: each is called with every row of metrics.
+        cluster: address of a cluster whose workers do the units, see `experiments.cluster.connected`; none by default.
 
     Returns:
         The folder.
@@ -144,6 +147,10 @@ def run(
     """
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
+    if cluster is not None:
+        from experiments import cluster as clusters
+
+        clusters.parsed(cluster)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
     asked = _asked(config)
     configuration = seals.digest(asked)
@@ -153,7 +160,16 @@ def run(
             print(f"note: {path}: {sentence}", file=sys.stderr)
         data = rundir.finished(path, configuration)
         if data is None:
-            data = _train(study, config, path, sinks, devices, checkpoint_seconds, configuration)
+            with _connected(cluster) as client:
+                session = loop.Session(
+                    path,
+                    sinks=sinks,
+                    devices=devices,
+                    checkpoint_seconds=checkpoint_seconds,
+                    configuration=configuration,
+                    cluster=client,
+                )
+                data = _train(study, config, session)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
         judged = contract.claims(study, study.claims(data))
@@ -162,26 +178,37 @@ def run(
 
 
 def _asked(config: Any) -> dict[str, Any]:
-    """The configuration, with the hash of its study's file where anyone may have edited that since."""
+    """The configuration, with the hashes of files that anyone may have edited since: of its study, of its models."""
     asked = config.to_dict()
-    if config.study.endswith(".py"):
-        content = pathlib.Path(config.study).read_bytes()
-        asked[rundir.SOURCE] = hashlib.sha256(content).hexdigest()
+    study = [pathlib.Path(config.study)] if config.study.endswith(".py") else []
+    files = {"study": study, "model": settings.model_files(config).values()}
+    for kind, paths in files.items():
+        if contents := [path.read_bytes() for path in paths]:
+            asked[rundir.SOURCES[kind]] = hashlib.sha256(b"".join(contents)).hexdigest()
     return asked
 
 
-def _train(study, config, path, sinks, devices, checkpoint_seconds, configuration) -> Any:
-    total = contract.total_steps(study, config)
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    if address is None:
+        yield None
+        return
+    from experiments import cluster
+
+    with cluster.connected(address) as client:
+        yield client
+
+
+def _train(study: Any, config: Any, session: loop.Session) -> Any:
+    path, total = session.path, contract.total_steps(study, config)
     try:
         with rundir.timed(path), loop.progress(total, pathlib.Path(config.study).stem) as progress:
-            session = loop.Session(
-                path, progress, sinks, devices, checkpoint_seconds, configuration
-            )
+            session = dataclasses.replace(session, progress=progress)
             data = contract.result(study, study.run(config, session))
     except BaseException:
         rundir.forget(path)
         raise
-    rundir.finish_run(path, data, configuration)
+    rundir.finish_run(path, data, session.configuration)
     return data
 
 

@@ -30,8 +30,8 @@ from experiments import manifest as manifests
 from experiments import seals
 from experiments.files import named, read_json, read_object, replace, write_json, write_text
 
-SOURCE = "study_sha256"
-"""Key of config.json: the hash of the file of a study that is none of this package."""
+SOURCES = {"study": "study_sha256", "model": "model_sha256"}
+"""Keys of config.json: the hash of the file of a study, of the files of models, that are none of this package."""
 
 
 @contextlib.contextmanager
@@ -103,9 +103,12 @@ def _refuse_another(path: pathlib.Path, config: dict[str, Any], configuration: s
     if (path / "config.json").exists():
         before = read_object(path / "config.json")
         if seals.digest(before) != configuration:
-            if before | {SOURCE: None} == config | {SOURCE: None}:
+            unread = dict.fromkeys(SOURCES.values())
+            if before | unread == config | unread:
+                same = before.get(SOURCES["study"]) == config.get(SOURCES["study"])
+                changed = "the file of a model" if same else config["study"]
                 raise ValueError(
-                    f"{config['study']} has changed since the points in {path} were made; {remedy}"
+                    f"{changed} has changed since the points in {path} were made; {remedy}"
                 )
             raise ValueError(f"{another} ({_first_difference(before, config)}); {remedy}")
         return
@@ -269,9 +272,12 @@ def load_point(
 _LAST: dict[pathlib.Path, tuple[int, dict[str, int]]] = {}
 
 
-def append_metrics(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Appends one JSON object per line to metrics.jsonl."""
-    file = path / "metrics.jsonl"
+def append_metrics(
+    path: pathlib.Path, rows: list[dict[str, Any]], name: str = "metrics.jsonl"
+) -> None:
+    """Appends one JSON object per line to a file of metrics."""
+    file = path / name
+    file.parent.mkdir(exist_ok=True)
     before = _size(file)
     with named(file), open(file, "a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
@@ -281,26 +287,33 @@ def append_metrics(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
         _LAST[file] = _size(file), last
 
 
-def drop_metrics(path: pathlib.Path, run: str, after: int) -> None:
+def drop_metrics(path: pathlib.Path, run: str, after: int, name: str = "metrics.jsonl") -> None:
     """Drops the rows of a run after a chunk, which will be trained again; the file is only read when it must be.
 
     Raises:
         ValueError: a line other than the last is not a row of metrics.
     """
-    file = path / "metrics.jsonl"
+    file = path / name
     if _LAST.get(file, (None,))[0] != _size(file):
-        keep_metrics(path, lambda row: True)
+        keep_metrics(path, lambda row: True, name)
     if _LAST[file][1].get(run, 0) > after:
-        keep_metrics(path, lambda row: row["run"] != run or row.get("chunk", 0) <= after)
+        keep_metrics(path, lambda row: row["run"] != run or row.get("chunk", 0) <= after, name)
 
 
-def keep_metrics(path: pathlib.Path, keep) -> None:
-    """Rewrites metrics.jsonl with the rows for which ``keep(row)`` holds; a cut last line is dropped.
+def read_metrics(path: pathlib.Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a file of metrics; a cut last line is none."""
+    file = path / name
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    return list(_rows(file, text))
+
+
+def keep_metrics(path: pathlib.Path, keep, name: str = "metrics.jsonl") -> None:
+    """Rewrites a file of metrics with the rows for which ``keep(row)`` holds; a cut last line is dropped.
 
     Raises:
         ValueError: a line other than the last is not a row of metrics.
     """
-    file = path / "metrics.jsonl"
+    file = path / name
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     rows = [row for row in _rows(file, text) if keep(row)]
     kept = "".join(json.dumps(row) + "\n" for row in rows)

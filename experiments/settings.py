@@ -34,6 +34,7 @@ class Options(NamedTuple):
     config: str | None = None
     workdir: str | None = None
     devices: int = 1
+    cluster: str | None = None
     checkpoint_seconds: float = 20.0
     tensorboard: str | None = None
     wandb: str | None = None
@@ -172,6 +173,7 @@ def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
     change(config, changes)
     if config.study.endswith(".py"):
         config.study = str((path.parent / pathlib.Path(config.study).expanduser()).resolve())
+    _locate_models(config, path.parent)
     try:
         json.dumps(config.to_dict())
     except (TypeError, ValueError) as error:
@@ -179,6 +181,24 @@ def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
             f"{path}: the configuration must hold numbers, text and tuples only ({error})"
         ) from error
     return config, preset or _default_preset(make)
+
+
+def model_files(config: Any) -> dict[str, pathlib.Path]:
+    """Dotted key -> file, of every model of a configuration that is in a file."""
+    found = {}
+    for key, value in checks.flatten(config).items():
+        if f".{key}".endswith(".model.name") and isinstance(value, str) and ".py:" in value:
+            found[key] = pathlib.Path(f"{value.rpartition('.py:')[0]}.py").expanduser()
+    return found
+
+
+def _locate_models(config: Any, folder: pathlib.Path) -> None:
+    """Files of models with their whole path: from where the command is given, or beside the configuration."""
+    for key, file in model_files(config).items():
+        there = next((p for p in (file, folder / file) if p.is_file()), None)
+        if there is not None:
+            part, name = _find(config, key)
+            part[name] = f"{there.resolve()}:{part[name].rpartition('.py:')[2]}"
 
 
 def _call(make: Any, path: pathlib.Path, preset: str) -> Any:

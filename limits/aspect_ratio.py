@@ -27,7 +27,7 @@ def optimal_aspect_ratio(nu: float, outputs: int) -> float:
     4 / ((14 + 3 M) nu), 35 % more for one output; and one output has no two groups.
 
     Args:
-        nu: slope of V / K^2 in depth: `limits.criticality.criticality(activation).nu`.
+        nu: slope of V / K^2 in depth: `limits.criticality(activation).nu`.
         outputs: M, outputs of the network.
 
     Raises:

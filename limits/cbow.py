@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
+from ntk import show
 
 
 class Embeddings(NamedTuple):
@@ -43,6 +44,8 @@ class Embeddings(NamedTuple):
         shape = (self.context.shape[1], width)
         omega = jax.random.normal(key, shape, self.context.dtype) * width**-0.5
         return Embeddings(self.context @ omega, self.target @ omega)
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Windows(NamedTuple):

@@ -12,6 +12,7 @@ import optax
 from limits import judgement
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
+from ntk import show
 from ntk.arguments import strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
@@ -48,6 +49,18 @@ class CoordinateCheck(NamedTuple):
     wrong: tuple[str, ...]
     passed: bool
     verdict: str
+
+    def __repr__(self):
+        widths = ", ".join(map(str, self.widths.tolist()))
+        return f"CoordinateCheck(passed={self.passed}, widths {widths}: {self.verdict})"
+
+    def _repr_html_(self):
+        last = {"size": self.size_scaling, "change": self.change_scaling, "own": self.own_scaling}
+        rows = {
+            name: ", ".join(f"{k} n^{s.exponent[-1, l]:+.2f}" for k, s in last.items())
+            for l, name in enumerate(self.layers)
+        }
+        return show.table(self.verdict, rows)
 
 
 def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
@@ -116,7 +129,7 @@ def coordinate_check(
         learning_rate: at the base width; large enough to change the activations visibly in a few steps.
         optimizer: an optax factory, such as optax.sgd or optax.adam.
         steps: optimizer steps; with a readout that starts at zero at least 2.
-        seeds: initialisations, at least 2, for the intervals.
+        seeds: initialisations, at least 2, for the intervals; with fewer than 4 they are too wide to decide much.
         predicted: the Regime to compare with, from `classify`, with as many hidden layers as `features` names:
             those whose outputs grow with the width. All others are compared with its readout. By
             default maximal update (mup): outputs start at n^-1/2 or zero, all else at order one, and every
@@ -127,10 +140,11 @@ def coordinate_check(
         confidence: coverage of the intervals.
 
     Returns:
-        CoordinateCheck. A deviation beyond `tolerance` is wrong if the prediction lies outside the interval, and
-        larger than corrections n^s (1 + c (base/n)^1/2) of the initial outputs can explain, |c| up to 2: near the
-        base width they bend what is a power of the width further on. Otherwise, and where an exponent half a power away
-        lies inside the interval, the verdict is "undecided" and says which widths would decide.
+        CoordinateCheck. A deviation beyond `tolerance` is wrong if it is larger than both together can explain: the
+        interval, at a confidence that covers all layers and steps at once, and corrections n^s (1 + c (base/n)^1/2) of
+        the initial outputs, |c| up to 2, which near the base width bend what is a power of the width further on.
+        Otherwise, where they do not exclude an exponent half a power away, and where the largest width is less
+        than twice the smallest, the verdict is "undecided" and says which widths would decide.
 
     Raises:
         TypeError: arguments of another type, named.

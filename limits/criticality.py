@@ -22,6 +22,7 @@ from scipy import optimize
 
 from limits.arguments import count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
+from ntk import show
 from ntk.activations import closed_forms
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
@@ -35,13 +36,17 @@ class Susceptibilities(NamedTuple):
     perpendicular: float
     h: float
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Criticality(NamedTuple):
     """The initialisation at which an activation is critical; None where a number does not exist.
 
     Attributes:
         kind: "scale invariant" (piecewise linear: critical at any K), "zero" (K falls to 0 as a power of depth),
-            "half-stable" (K stays at a K* > 0, attracting on one side) or "none".
+            "half-stable" (K stays at a K* > 0, attracting on one side) or "none" of these: softplus and sigmoid, which
+            are critical nowhere, and functions whose slope or curvature jumps at 0, such as ELU and SELU. With C_W one
+            over their mean square slope at 0 these are critical at K = 0 too, but K falls as 1 / depth^2.
         C_W: variance of the weights times their fan-in.
         C_b: variance of the biases.
         variance: the critical K*; None where any variance is.
@@ -60,6 +65,8 @@ class Criticality(NamedTuple):
     a1: float | None = None
     p_perp: float | None = None
     attraction: float | None = None
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 _PARTS = {"C_W": number(positive=True), "C_b": number()}
@@ -202,7 +209,8 @@ def learning_rates(critical: Criticality, depth: int) -> tuple[np.ndarray, np.nd
     """
     if critical.kind == "none":
         raise ValueError(
-            "the activation is critical nowhere (kind 'none'): its kernel grows or decays exponentially with depth"
+            "the activation is of none of the classes (kind 'none') whose rates are known: its kernel grows or decays "
+            "exponentially with depth, or as ELU's with another power"
         )
     layers = np.arange(1.0, depth + 1)
     if critical.kind != "zero":

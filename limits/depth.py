@@ -28,6 +28,7 @@ import numpy as np
 from limits.arguments import array, real, takes
 from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, descend, dual_map, log_shrinkage, near
+from ntk import show
 from ntk.activations import closed_forms, polynomials
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
@@ -53,6 +54,8 @@ class Taxonomy(NamedTuple):
     alpha: float
     order: int
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class LogKernel(NamedTuple):
     """Entries of a kernel, sign * exp(offset + log).
@@ -66,6 +69,8 @@ class LogKernel(NamedTuple):
     sign: np.ndarray
     log: np.ndarray
     offset: float = 0.0
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def taxonomy(activation: Activation) -> Taxonomy:

@@ -26,6 +26,7 @@ import numpy as np
 import scipy.special
 
 from limits.arguments import array, integer, key, number, real, takes
+from ntk import show
 
 
 class Dynamics(NamedTuple):
@@ -35,6 +36,8 @@ class Dynamics(NamedTuple):
     test_loss: np.ndarray  # (T + 1,) on fresh inputs
     overlap: np.ndarray  # (T + 1, N) of every neuron with the direction, w . b / D
     correlation: np.ndarray  # (T + 1, N, N) of the neurons' weights, w_i . w_j / D
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

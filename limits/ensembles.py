@@ -16,6 +16,7 @@ import numpy as np
 from limits.arguments import array, count, function, key, number, takes
 from limits.finite_width import covariance_of
 from limits.quadrature import Activation
+from ntk import show
 
 _BLOCK = 1 << 21  # normal variables drawn at a time
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -105,6 +106,8 @@ class PairMoments(NamedTuple):
     square: np.ndarray
     squares: np.ndarray
     skew: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -39,6 +39,7 @@ from limits.arguments import (
 )
 from limits.exponents import named_rule
 from limits.regimes import abc, classify
+from ntk import show
 
 
 def identity(h):
@@ -71,6 +72,8 @@ class Particles(NamedTuple):
         chosen = jax.random.randint(key, (width,), 0, self.u.shape[0])
         return Particles(self.u[chosen], self.v[chosen])
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class LinearLimit(NamedTuple):
     """An infinitely wide linear network, exactly: m orthogonal units, where m is d + k at initialisation.
@@ -98,6 +101,8 @@ class LinearLimit(NamedTuple):
         omega = jax.random.normal(key, (width, self.u.shape[0]), self.u.dtype)
         return Particles(omega @ self.u, omega @ self.v)
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class KernelLimit(NamedTuple):
     """The same linear network at infinite width in the NTK parametrization: a linear model, features fixed.
@@ -119,6 +124,8 @@ class KernelLimit(NamedTuple):
                 "KernelLimit is the limit of a linear network: use ntk.predict for others."
             )
         return x @ self.w.T
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 Net = Particles | LinearLimit | KernelLimit
@@ -241,6 +248,8 @@ class Trained(NamedTuple):
     losses: jax.Array
     outputs: jax.Array | tuple
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 @takes(outputs=array(), targets=array())
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -333,6 +342,8 @@ class Episodes(NamedTuple):
     support_labels: jax.Array
     query: jax.Array
     query_labels: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from limits import quadrature
-from limits.arguments import array, count, number, takes
+from limits.arguments import array, count, instance, number, takes
 from limits.quadrature import Activation, average, pointwise
+from ntk import show
 
 
 class Vertices(NamedTuple):
@@ -43,6 +44,8 @@ class Vertices(NamedTuple):
     Q: np.ndarray | None
     T: np.ndarray
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
 
@@ -53,6 +56,7 @@ _SCALES = {"C_W": number(positive=True), "C_b": number()}
     lambda_b=number(),
     lambda_W=number(),
     gamma=number(),
+    skew=instance(bool),
     **_SCALES,
 )
 def vertices(
@@ -65,6 +69,7 @@ def vertices(
     lambda_b: float = 0.0,
     lambda_W: float = 1.0,
     gamma: float = 0.0,
+    skew: bool = True,
 ) -> Vertices:
     """The 1 / width coefficients of one input, layer by layer: error bars of an ensemble of networks.
 
@@ -77,6 +82,8 @@ def vertices(
         lambda_b: learning rate of the biases.
         lambda_W: learning rate of the weights times their fan-in.
         gamma: of skip connections z' = gamma z + W s(z) + b; with one, only K, V and T are known.
+        skew: whether T, which a skip connection feeds unless s is odd, acts on V; without it V is the published one,
+            half of the right one for ReLU and gamma near 1: for comparison.
 
     Returns:
         Vertices. The metric of layer l (from 1) at width n has mean K + G1/n and variance V/n, to O(1/n^2).
@@ -93,7 +100,9 @@ def vertices(
             f"variance is {variance}; it must be at least C_b, {C_b}: K = C_b + C_W |x|^2 / inputs"
         )
     layer = (
-        _plain(found, C_W, C_b, lambda_b, lambda_W) if gamma == 0 else _skip(found, C_W, C_b, gamma)
+        _plain(found, C_W, C_b, lambda_b, lambda_W)
+        if gamma == 0
+        else _skip(found, C_W, C_b, gamma, skew)
     )
     zeros = dict.fromkeys(Vertices._fields[2:], 0.0)
     state = {"K": float(variance), "Theta": lambda_b + lambda_W * (variance - C_b) / C_W, **zeros}
@@ -148,7 +157,7 @@ def _plain(found, C_W, C_b, lambda_b, lambda_W):
     return layer
 
 
-def _skip(found, C_W, C_b, gamma):
+def _skip(found, C_W, C_b, gamma, skew):
     """With z' = gamma z + W s + b, the signs of a layer's neurons remember those of the layer before: T."""
 
     def layer(now):
@@ -157,7 +166,7 @@ def _skip(found, C_W, C_b, gamma):
         z, square = mean.z, mean.s**2
         s2, growth = mean(square), mean(square * (mean.z**2 - K)) / (2 * K**2)
         chi = gamma**2 + C_W * growth
-        tilt = mean(2 * mean.s * mean.slope)
+        tilt = skew * mean(2 * mean.s * mean.slope)
         source = C_W**2 * (mean(square**2) - s2**2) + 4 * gamma**2 * C_W * K**2 * growth
         return now | {
             "K": gamma**2 * K + C_W * s2 + C_b,
@@ -177,6 +186,8 @@ class MetricCovariance(NamedTuple):
     gram: np.ndarray
     covariance: np.ndarray
     mean_shift: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(depth=count(), gram=array(2), **_SCALES)

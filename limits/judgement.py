@@ -1,8 +1,15 @@
 """What a coordinate check says: powers of the width fitted, and compared with those of a regime.
 
 The fit is log y = s log n + const, seed by seed. Near the base width n_0 y is n^s (1 + c (n_0/n)^1/2): initial outputs
-of that size stand beside the targets, and with both of order one at n_0 the number c is of order one. A deviation is
-wrong if it is larger than |c| = 2 can bend the fit, or stays in a fit with that correction.
+of that size stand beside the targets, and with both of order one at n_0 the number c is of order one; |c| = 2 bends the
+fitted exponent by `_bend`. Other parametrizations lie half a power away. Therefore a layer is
+
+- right, if its deviation is within the tolerance, and the interval and |c| = 1 together exclude half a power;
+- wrong, if its deviation is larger than the interval and |c| = 2 together, or stays in a fit with that correction. So
+  many layers and steps are compared that this interval covers all of them at once (Bonferroni): a right network is
+  called wrong in at most 1 - confidence of the cases;
+- undecided otherwise, and whatever was fitted where the largest width is less than twice the smallest: seeds that
+  happen to agree are no evidence there.
 """
 
 import math
@@ -13,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from limits.regimes import Regime
+from ntk import show
 
 
 class Scaling(NamedTuple):
@@ -25,6 +33,8 @@ class Scaling(NamedTuple):
 
     exponent: np.ndarray
     interval: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Measured(NamedTuple):
@@ -47,6 +57,12 @@ class Measured(NamedTuple):
     fits: Sequence[Scaling]
     confidence: float
     base: int = 1
+
+    @property
+    def of_all(self) -> float:
+        """Confidence of one interval at which those of all layers and stages hold together."""
+        stages = self.values[1].shape[2] + 2
+        return 1 - (1 - self.confidence) / (stages * len(self.names))
 
 
 class _Stage(NamedTuple):
@@ -73,24 +89,35 @@ class _Finding(NamedTuple):
 _RIGHT = _Finding(True, "")
 
 
-def fit(widths, values, confidence, *, corrected=False) -> Scaling:
+def fit(widths, values, confidence, *, corrected=False, pooled=False) -> Scaling:
     """Scaling of positive values (widths, seeds, ...).
 
     Args:
         widths: (widths,).
         values: what scales.
-        confidence: coverage of the intervals, from the spread of the seeds' slopes (Student's t).
+        confidence: coverage of the intervals (Student's t).
         corrected: whether a correction of relative order n^-1/2 is fitted too.
+        pooled: whether the intervals come from the spread of the seeds at each width, taken as one number, in place of
+            that of the seeds' slopes: more degrees of freedom, and no luck of few slopes that agree.
     """
     x = np.log(widths)
     columns = [x, np.ones(len(x))]
     if corrected:
         columns.append((widths / widths.min()) ** -0.5)
+    row = np.linalg.pinv(np.stack(columns, 1))[0]
+    seeds = values.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = np.einsum("w,w...->...", np.linalg.pinv(np.stack(columns, 1))[0], np.log(values))
+        logs = np.log(values)
+        slopes = np.einsum("w,w...->...", row, logs)
         slopes = np.where(np.isfinite(slopes), slopes, np.nan)
-    seeds = slopes.shape[0]
-    half = stats.t.ppf((1 + confidence) / 2, seeds - 1) * slopes.std(0, ddof=1) / np.sqrt(seeds)
+        if pooled:
+            spread, freedom = (
+                np.sqrt((row @ row) * logs.var(1, ddof=1).mean(0)),
+                len(x) * (seeds - 1),
+            )
+        else:
+            spread, freedom = slopes.std(0, ddof=1), seeds - 1
+    half = stats.t.ppf((1 + confidence) / 2, freedom) * spread / np.sqrt(seeds)
     mean = slopes.mean(axis=0)
     return Scaling(mean, np.stack([mean - half, mean + half], axis=-1))
 
@@ -160,16 +187,19 @@ def _finding(stage, l, measured, tolerance):
     exponent, (low, high) = stage.exponent[l], stage.interval[l]
     deviation, half = abs(exponent - expected), (high - low) / 2
     text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected:g}"
+    bend = _bend(widths, measured.base)
+    if widths.max() < 2 * widths.min():
+        return _Finding(False, text, _deciding(widths, bend, half, tolerance))
     if deviation <= tolerance:
-        # Other parametrizations are half a power away.
-        if expected - 1 / 2 < low and high < expected + 1 / 2:
+        if deviation + half + bend / 2 < 1 / 2:
             return _RIGHT
-        return _Finding(False, text, _deciding(widths, 0, half, tolerance))
-    bent = fit(widths, values, measured.confidence, corrected=True).interval
+        return _Finding(False, text, _deciding(widths, bend, half, tolerance))
+    low, high = fit(widths, values, measured.of_all, pooled=True).interval
+    large = deviation > bend + max(tolerance, (high - low) / 2)
+    bent = fit(widths, values, measured.of_all, corrected=True, pooled=True).interval
     stays = max(bent[0] - expected, expected - bent[1]) > tolerance
-    large = deviation > tolerance + _bend(widths, measured.base)
-    certain = not low <= expected <= high and (stays or large)
-    return _Finding(certain, text, _deciding(widths, deviation, half, tolerance))
+    certain = large or (stays and not low <= expected <= high)
+    return _Finding(certain, text, _deciding(widths, max(deviation, bend), half, tolerance))
 
 
 def _bend(widths, base):

@@ -36,6 +36,7 @@ from limits.arguments import (
     same_columns,
     takes,
 )
+from ntk import show
 
 
 class Moments(NamedTuple):
@@ -43,6 +44,8 @@ class Moments(NamedTuple):
 
     mean: jax.Array  # (..., D)
     second: jax.Array  # (..., D, D)
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Target(NamedTuple):
@@ -63,6 +66,8 @@ class Loss(NamedTuple):
     def total(self) -> jax.Array:
         """Mean squared error."""
         return self.variance + self.misalignment + self.linear_power
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(weights=array(2), x=array(2), alpha=real, epsilon=real)

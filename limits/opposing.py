@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limits.arguments import array, count, integer, key, number, takes
+from ntk import show
 
 
 class Outliers(NamedTuple):
@@ -33,6 +34,8 @@ class Outliers(NamedTuple):
     targets: jax.Array  # (n,)
     positive: np.ndarray  # ids with x_o > 0
     negative: np.ndarray  # ids with x_o < 0
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -82,6 +82,14 @@ class Parametrized(NamedTuple):
     factors: dict
     with_factors: Callable
 
+    def __repr__(self):
+        base = f"base width {self.base_width}" if self.base_width else "weights of unit variance"
+        count = len(self.factors["multiplier"])
+        return f"Parametrized({self.rule.name} at width {self.width}, {base}, {count} parameters)"
+
+    def _repr_html_(self):
+        return self.summary()._repr_html_()
+
 
 @strict
 def parametrize(

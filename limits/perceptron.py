@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from limits.arguments import array, count, number, takes
+from ntk import show
 
 CORRELATION = float(special.lambertw(math.exp(-1)).real)
 """max over m of m sigma(-m): what a step can gain from examples on the right side."""
@@ -50,6 +51,8 @@ class Path(NamedTuple):
     weights: np.ndarray
     separated: bool
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Margin(NamedTuple):
     """The widest margin: it lies between ``value`` and ``value + gap``.
@@ -63,6 +66,8 @@ class Margin(NamedTuple):
     value: float
     direction: np.ndarray
     gap: float
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(signed=array(2), max_steps=count())

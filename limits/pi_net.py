@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
+from ntk import show
 
 
 @jax.custom_jvp
@@ -73,6 +74,8 @@ class PiNet(NamedTuple):
             g = jax.nn.relu(g @ omega.T) @ w / len(w)
         return g
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class PiLimit(NamedTuple):
     """A pi-net of infinite width.
@@ -95,6 +98,8 @@ class PiLimit(NamedTuple):
         omega = jax.random.normal(key, shape, self.first.dtype)
         w = [jax.nn.relu(o @ rows.b.T) @ rows.a for o, rows in zip(omega, self.rows)]
         return PiNet(self.first, tuple(omega), tuple(w))
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from limits.exponents import named_rule
+from ntk import show
 
 
 class ABC(NamedTuple):
@@ -17,6 +18,8 @@ class ABC(NamedTuple):
     a: tuple[float, ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Regime(NamedTuple):
@@ -49,6 +52,8 @@ class Regime(NamedTuple):
     change: tuple[float, ...]
     failed: tuple[str, ...]
     reasons: tuple[str, ...]
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def abc(rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:

@@ -1,6 +1,7 @@
 """What training did: curvature, collapse, kernels and features, as pure functions with their errors."""
 
 from metrics import (
+    batch_curvature,
     blocks,
     chunks,
     collapse,
@@ -40,6 +41,7 @@ __all__ = [
     "Optimum",
     "PowerLaw",
     "Sharpness",
+    "batch_curvature",
     "blocks",
     "chunks",
     "collapse",

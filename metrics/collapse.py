@@ -34,6 +34,7 @@ from metrics.scatter import (
     feature_rows,
     within_class,
 )
+from ntk import show
 
 
 class Collapse(NamedTuple):
@@ -51,6 +52,8 @@ class Collapse(NamedTuple):
     )  # share of samples where the nearest class mean is the network's prediction
     ncc_accuracy: Estimate  # share of samples where the nearest class mean is the label's
     rank: jax.Array  # of the centred means, at most K - 1
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def neural_collapse(
@@ -243,6 +246,8 @@ class Generalized(NamedTuple):
     gnc2: Estimate  # smallest one-vs-rest distance of the normalised rows, and how much lower it may be
     gnc3: jax.Array  # mean over k of 1 - cos(w_k, mean of class k)
     ncc_accuracy: Estimate
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @partial(jax.jit, static_argnames=("num_classes", "num_steps"))

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks, operators, programs
 from metrics.estimate import norm, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 
 class Sharpness(NamedTuple):
@@ -31,6 +32,8 @@ class Sharpness(NamedTuple):
     residual: jax.Array
     vector: Any  # a pytree like params, every leaf with a leading axis of length k
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Krylov(NamedTuple):
     """An orthonormal Krylov basis V (m, n) and its tridiagonal matrix: A V^T = V^T T + rest."""
@@ -38,6 +41,8 @@ class Krylov(NamedTuple):
     basis: jax.Array  # (m, n)
     diagonal: jax.Array  # (m,)
     off_diagonal: jax.Array  # (m,); the last one is the norm of the rest
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def sharpness(

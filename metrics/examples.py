@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
+from ntk import show
 
 
 class Forgetting(NamedTuple):
@@ -21,6 +22,8 @@ class Forgetting(NamedTuple):
     correct: jax.Array  # at its last look
     events: jax.Array  # looks at which it went from correct to wrong
     learned: jax.Array  # was ever correct
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Opposing(NamedTuple):
@@ -36,6 +39,8 @@ class Opposing(NamedTuple):
     oscillates: (
         jax.Array
     )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:

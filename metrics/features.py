@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
+from ntk import show
 
 
 class Rank(NamedTuple):
@@ -18,6 +19,8 @@ class Rank(NamedTuple):
     entropy: jax.Array  # exp of the entropy of s_j / sum s (Roy & Vetterli 2007)
     participation: jax.Array  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
     stable: jax.Array  # sum s^2 / max s^2
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Change(NamedTuple):
@@ -28,6 +31,8 @@ class Change(NamedTuple):
         Estimate  # mean over examples of |h - h_0| / sqrt(d): Theta(1) when features are learnt
     )
     cosine: Estimate  # mean over examples of cos(h, h_0)
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
@@ -128,6 +133,8 @@ class Tuning(NamedTuple):
         jax.Array
     )  # (j, n), in radians: weight vector j is about cos(2 pi frequency x / p + phase)
     share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def fourier_tuning(weights: jax.Array) -> Tuning:

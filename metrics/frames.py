@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metrics import checks
+from ntk import show
 
 
 class Thresholds(NamedTuple):
@@ -24,6 +25,8 @@ class Thresholds(NamedTuple):
     collapse: float  # beta*: above it the global optimum of the mode is zero
     spinodal: float  # above it no other local minimum is left
     jump: float  # z of the mode at beta*: it falls from here to 0 (first order unless M = 1)
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class LinearOptimum(NamedTuple):
@@ -42,6 +45,8 @@ class LinearOptimum(NamedTuple):
         bool  # False where classes of equal size tie for the last dimension, or at the threshold
     )
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class CrossEntropyOptimum(NamedTuple):
     """Best scale of a given frame of logits for cross-entropy, balanced classes."""
@@ -52,6 +57,8 @@ class CrossEntropyOptimum(NamedTuple):
     singular_values: np.ndarray  # (K,) of the logits
     weight_gram: np.ndarray  # (K, K) W W^T
     mean_gram: np.ndarray  # (K, K) of the class means of H
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def thresholds(depth: int) -> Thresholds:

@@ -11,6 +11,7 @@ import numpy as np
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
+from ntk import show
 
 FRAMES = ("simplex", "orthogonal")
 # Accelerators multiply float32 matrices in fewer bits unless asked.
@@ -22,10 +23,11 @@ class Frame(NamedTuple):
 
     error: || G/||G||_F - T/||T||_F ||_F of the Gram matrix G and the frame's T.
     general: the same with the vectors' own lengths l put into the frame, ||G - l l^T * C||_F / ||G||_F,
-        C its cosines: 0 for a frame of any lengths (imbalanced classes: a general orthogonal frame).
+    C its cosines: 0 for a frame of any lengths (imbalanced classes: a general orthogonal frame).
     equinorm: standard deviation over mean of the lengths.
     equiangularity: standard deviation over pairs of the cosines.
     max_angle: mean over pairs of |cosine - the frame's|.
+
     A vector of length 0 has no angles: the last two are NaN then.
     """
 
@@ -34,6 +36,8 @@ class Frame(NamedTuple):
     equinorm: jax.Array
     equiangularity: jax.Array
     max_angle: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Duality(NamedTuple):
@@ -49,6 +53,8 @@ class Duality(NamedTuple):
     distance: jax.Array
     angle: jax.Array
     uniformity: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:

@@ -12,6 +12,7 @@ import numpy as np
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 
 class Movement(NamedTuple):
@@ -21,6 +22,8 @@ class Movement(NamedTuple):
     relative: jax.Array  # |theta - theta_0| / |theta_0|
     per_leaf: Any  # relative movement of every leaf, a pytree like params
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Spectrum(NamedTuple):
     """Eigenvalues of a kernel, and how the target's power is spread over its eigenvectors."""
@@ -28,6 +31,8 @@ class Spectrum(NamedTuple):
     eigenvalues: jax.Array  # (N,) of K / N, descending
     power: jax.Array  # (N,) share of |y|^2 along each eigenvector
     cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def center(kernel: jax.Array) -> jax.Array:

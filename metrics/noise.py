@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 
 class NoiseScale(NamedTuple):
@@ -25,6 +26,8 @@ class NoiseScale(NamedTuple):
     # precision cannot hold them (gradients beyond 1e19, or below 1e-19).
     noise: jax.Array
     signal: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def gradient_noise_scale(
@@ -108,6 +111,8 @@ class BatchSharpness(NamedTuple):
     value: jax.Array  # (len(batch_sizes),)
     error: jax.Array  # (len(batch_sizes),)
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 def batch_sharpness_prediction(
     losses: Callable,
@@ -150,9 +155,9 @@ def batch_sharpness_prediction(
     (`iid_batch_sharpness`), which trained networks are far from.
     """
     checks.key(key)
-    count = _example_count(losses, params, batch, batch_sizes)
-    _check_least("num_probes", num_probes)
-    mean_loss, weighted_loss = _mean_of(losses), _weighted(losses)
+    count = example_count(losses, params, batch, batch_sizes)
+    check_least("num_probes", num_probes)
+    mean_loss, weighted = _mean_of(losses), weighted_loss(losses)
     params = curvature.single_precision(operators.hessian(mean_loss), params, batch)
     keys = jax.random.split(key, num_probes + 1)
     pairs = curvature.sharpness(
@@ -163,7 +168,7 @@ def batch_sharpness_prediction(
     rows = []
     for probe in keys[1:]:
         signs = jax.random.rademacher(probe, (count,), top.dtype) / jnp.sqrt(count)
-        w, length = _pushed(weighted_loss, params, batch, signs, u)
+        w, length = _pushed(weighted, params, batch, signs, u)
         space = curvature.krylov(
             deflated, params, (batch, u), probe, w, num_steps=num_steps, unroll=unroll
         )
@@ -211,7 +216,7 @@ def batch_sharpness(
     which: Literal["largest", "smallest"] = "largest",
     unroll: bool | None = None,
 ) -> Estimate:
-    """Mean extremal Hessian eigenvalue over random batches, measured.
+    """Mean extremal Hessian eigenvalue over random batches, measured (`batch_curvature` takes several sizes).
 
     Args:
         losses: as in `batch_sharpness_prediction`.
@@ -232,12 +237,12 @@ def batch_sharpness(
         ValueError: batch_size is not between 1 and N, or there are fewer than 2 batches.
     """
     checks.key(key)
-    count = _example_count(losses, params, batch, [batch_size])
+    count = example_count(losses, params, batch, [batch_size])
     if (rows := checks.examples("batch", batch)) != count:
         raise ValueError(
             f"losses returns {count} numbers for {rows} examples; it must return one for each"
         )
-    _check_least("num_batches", num_batches)
+    check_least("num_batches", num_batches)
     mean_loss, values = _mean_of(losses), []
     for draw in jax.random.split(key, num_batches):
         chosen = jax.random.permutation(draw, count)[:batch_size]
@@ -296,13 +301,13 @@ def hessian_noise(
         ValueError: fewer than 2 probes or examples; the noise is too large or too small for the precision.
     """
     checks.key(key)
-    count = _example_count(losses, params, batch, [])
-    _check_least("num_probes", num_probes)
+    count = example_count(losses, params, batch, [])
+    check_least("num_probes", num_probes)
     if count < 2:
         raise ValueError(
             f"the batch has {count} example; a variance over examples needs at least 2"
         )
-    size, weighted, rows = checks.check_params(params), _weighted(losses), []
+    size, weighted, rows = checks.check_params(params), weighted_loss(losses), []
     params = curvature.single_precision(operators.hessian(_mean_of(losses)), params, batch)
     for probe in jax.random.split(key, num_probes):
         signs_key, z_key = jax.random.split(probe)
@@ -326,7 +331,8 @@ def _mean_of(losses):
 
 
 @functools.lru_cache(maxsize=64)
-def _weighted(losses):
+def weighted_loss(losses):
+    """The loss (params, (batch, weights)): the weighted sum over examples."""
     return lambda params, data: jnp.vdot(data[1].astype(float), losses(params, data[0]))
 
 
@@ -373,7 +379,8 @@ def _dot(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def _example_count(losses, params, batch, batch_sizes):
+def example_count(losses, params, batch, batch_sizes):
+    """The number of examples, and that every batch size is one of a part of them."""
     checks.function("losses", losses, "params", "batch")
     checks.check_params(params)
     count = checks.check_losses(losses, params, batch)
@@ -387,6 +394,7 @@ def _example_count(losses, params, batch, batch_sizes):
     return count
 
 
-def _check_least(name, value):
+def check_least(name, value):
+    """Refuses fewer samples than a standard error needs."""
     if checks.integer(name, value) < 2:
         raise ValueError(f"{name} is {value}; it must be at least 2, for a standard error")

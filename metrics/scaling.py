@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from metrics import checks
+from ntk import show
 
 # Exponents searched when there is an offset; steeper laws are not told from a step by few points.
 _LARGEST_EXPONENT = 5.0
@@ -33,6 +34,8 @@ class Optimum(NamedTuple):
     standard_error: float
     per_seed: np.ndarray
     edge: str
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def refined_optimum(learning_rates, losses) -> Optimum:
@@ -114,6 +117,8 @@ class PowerLaw(NamedTuple):
     exponent_interval: np.ndarray
     prefactor_interval: np.ndarray
     offset_interval: np.ndarray
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def fit_power_law(

@@ -18,6 +18,7 @@ import numpy as np
 from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
 ROWS, NUMBERS = 256, 2**15
@@ -29,6 +30,8 @@ class ClassMeans(NamedTuple):
 
     count: jax.Array
     mean: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Centers(NamedTuple):
@@ -45,6 +48,8 @@ class Centers(NamedTuple):
         jax.Array
     )  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
@@ -56,6 +61,8 @@ class WithinClass(NamedTuple):
     whitened_squared: jax.Array
     nearest_is_label: jax.Array
     nearest_is_prediction: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks, curvature, operators, programs
 from metrics.estimate import Estimate, mean_estimate, power_of_two
 from metrics.geometry import matmul
+from ntk import show
 
 
 class Spectrum(NamedTuple):
@@ -27,6 +28,8 @@ class Spectrum(NamedTuple):
     nodes: jax.Array  # (num_probes, num_steps): Ritz values
     weights: jax.Array  # (num_probes, num_steps)
     size: int  # n, the dimension of the operator
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def trace(

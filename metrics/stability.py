@@ -10,6 +10,7 @@ import numpy as np
 
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
+from ntk import show
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam")
 
@@ -81,6 +82,8 @@ class EdgeReport(NamedTuple):
     error: jax.Array  # (...,): its standard error, from 8 block means (oscillations correlate)
     above: jax.Array  # (...,): fraction of the tail above the threshold
     at_edge: jax.Array  # (...,): crossed, and the mean is within tolerance of 1
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def edge_of_stability(

@@ -8,17 +8,27 @@ from collections.abc import Callable
 from typing import Any
 
 from models.convnet import CNN, ResNet
+from models.linear_attention import LinearAttention
 from models.mlp import MLP, DeepLinear
 from models.transformer import Transformer, ViT
 
-__all__ = ["CNN", "MLP", "DeepLinear", "ResNet", "Transformer", "ViT", "family"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "DeepLinear",
+    "LinearAttention",
+    "ResNet",
+    "Transformer",
+    "ViT",
+    "family",
+]
 
 
 def family(name: str, **fields: Any) -> Callable:
     """The architecture of that name as a function of its width: ``family("MLP", depth=2, outputs=10)(256)``.
 
     Args:
-        name: one of MLP, DeepLinear, CNN, ResNet, Transformer, ViT.
+        name: one of MLP, DeepLinear, LinearAttention, CNN, ResNet, Transformer, ViT.
         **fields: the architecture's other fields.
 
     Returns:
@@ -28,7 +38,9 @@ def family(name: str, **fields: Any) -> Callable:
         TypeError: an unknown field.
         ValueError: an unknown architecture.
     """
-    architectures = {m.__name__: m for m in (MLP, DeepLinear, CNN, ResNet, Transformer, ViT)}
+    architectures = {
+        m.__name__: m for m in (MLP, DeepLinear, LinearAttention, CNN, ResNet, Transformer, ViT)
+    }
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; it must be one of {', '.join(architectures)}")
     if name not in architectures:

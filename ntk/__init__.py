@@ -42,6 +42,7 @@ __all__ = [
     "Network",
     "NtkImplementation",
     "ParamAxes",
+    "activations",
     "attention_error",
     "batch",
     "depth_map",
@@ -73,7 +74,7 @@ __all__ = [
 globals().update(_strict_functions(globals()))
 
 # The tracer, with the parts of SciPy that it uses, is half of the time of an import: it waits until it is asked for.
-_TRACED = ("attention_error", "explain", "infinite_width")
+_TRACED = ("activations", "attention_error", "explain", "infinite_width")
 
 
 def __getattr__(name):

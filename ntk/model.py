@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntk import show
 from ntk.arguments import is_key
 
 
@@ -30,6 +31,8 @@ class Network(NamedTuple):
 
     init: Callable
     apply: Callable
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class Model(NamedTuple):

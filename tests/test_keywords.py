@@ -10,9 +10,10 @@ import pytest
 from flax import linen
 
 import limits
+import metrics
 import models
 import ntk
-from experiments import judges
+from experiments import families, judges, result_plots
 from experiments.studies import neural_collapse_claims
 from metrics import collapse
 from ntk import arguments, gram, predict, solve, stax
@@ -56,6 +57,14 @@ OPEN = {
     "ntk.regression.solve.regression": lambda **k: solve.regression(
         NET.kernel_fn, X, X[:, :1], **k
     ),
+    "experiments.families.load": lambda **k: families.load("MLP", **k),
+    "experiments.result_plots.plot": lambda **k: result_plots.plot(
+        metrics.fit_power_law(jnp.arange(1.0, 5), jnp.arange(5.0, 1, -1), jax.random.key(0)), **k
+    ),
+    "ntk.trace.limit.activations": lambda **k: limit.activations(Perceptron, X, **k),
+    "ntk.regression.inducing.inducing": lambda **k: solve.inducing(
+        NET.kernel_fn, X, X[:, :1], X[:2], **k
+    ),
     "ntk.regression.posterior.gradient_descent_mse_ensemble": lambda **k: (
         predict.gradient_descent_mse_ensemble(NET.kernel_fn, X, X[:, :1], **k)
     ),
@@ -81,6 +90,9 @@ OPEN = {
 # Functions whose keywords are the caller's own names, or those of a function that it gives.
 NAMES = {
     "experiments.checks.context",
+    "experiments.families.for_task",
+    "experiments.studies.deep_kernel_machines.fitted",
+    "experiments.studies.in_context_descent.descended",
     "experiments.studies.neural_collapse_claims.frame_errors",
     "limits.arguments.same_columns",
     "limits.arguments.takes",

@@ -21,7 +21,16 @@ assert all(np.isfinite(c.change).all() and np.isfinite(c.size).all() for c in ch
 assert np.isfinite(sweep.min("learning_rate")).all()
 assert np.isfinite(followed).all() and (followed * stable / 2 < 2).all(), followed
 assert (followed[:, -1] > followed.min("step")).all()
-"""
+""",
+    "theory_of_your_model": """
+assert critical.kind == "half-stable"
+assert abs(nngp / critical.variance - 1) < 1e-4
+assert np.abs(theory.K / critical.variance - 1).max() < 1e-6
+assert default.K[-1] < 1e-3 * default.K[0]
+off = {width: predicted[width] / last[width] for width in WIDTHS}
+assert off[32] < 0.85 and abs(off[256] - 1) < 0.1, off
+assert 480 < (DEPTH + 1) / ratio < 500
+""",
 }
 
 

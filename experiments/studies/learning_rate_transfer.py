@@ -18,8 +18,7 @@ import xarray as xr
 
 import limits
 import metrics
-import models
-from experiments import checks, grid, losses, plotting, tasks
+from experiments import checks, families, grid, losses, plotting, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies.learning_rate_transfer_claims import claims, optima
@@ -169,14 +168,13 @@ def _check_networks(config: Any, task: tasks.Task, path: str, runs: int) -> None
 
 
 def family(config: Any, task: tasks.Task, part: Any) -> Callable:
-    """The study's networks as a function of their width; the depth is that of a part of the study."""
-    fields = config.model.to_dict() | {"depth": part.depth}
+    """The study's networks as a function of their width; the depth is that of a part of the study.
+
+    A model of a file gets the depth if it has an argument of that name.
+    """
+    fields = config.model.to_dict()
     name = fields.pop("name")
-    if name == "Transformer":
-        fields |= {"vocabulary": task.outputs, "context": task.input_shape[0]}
-    else:
-        fields |= {"outputs": task.outputs}
-    return models.family(name, **fields)
+    return families.for_task(name, task, fields, depth=part.depth)
 
 
 def network(config: Any, task: tasks.Task, part: Any, rule: str, width: int) -> limits.Parametrized:

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 import metrics
 import models
-from experiments import checks, grid, losses, tasks
+from experiments import checks, families, grid, losses, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies.neural_collapse_claims import ROWS, claims, distance
@@ -165,6 +165,13 @@ def _check_network(name: str, part: Any, task: tasks.Task) -> None:
         return params, objective(net, part.loss, data)(params, data["train"])
 
     params, _ = checks.context(f"{name}.model", jax.eval_shape, trained, jax.random.key(0))
+    layers = jax.eval_shape(net.layers, params, x[:1])
+    expected = (*(f"hidden_{l}" for l in range(part.model.depth)), "features")
+    if missing := [layer for layer in expected if layer not in layers]:
+        raise ValueError(
+            f"config.{name}.model: with features=True it names no layer {missing[0]!r}; the study reads hidden_0 "
+            f"to hidden_{part.model.depth - 1} and readout, as models.MLP names them"
+        )
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     checks.memory(f"config.{name}", 4.0 * size + x.size)
 
@@ -248,7 +255,7 @@ def free_features(samples: int, classes: int, depth: int, width: int) -> Network
 def backbone(part: Any, classes: int, example: np.ndarray) -> Network:
     """Features that a network computes, its readout without a nonlinearity, below the linear layers."""
     fields = part.model.to_dict()
-    body = models.family(fields.pop("name"), outputs=part.features, **fields)(part.width)
+    body = families.load(fields.pop("name"), fields, outputs=part.features)(part.width)
     head = _head(part.linear, part.features, classes, part.features**-0.5)
 
     def init(key, data):

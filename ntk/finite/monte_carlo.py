@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.finite import empirical
 
 PyTree = Any
@@ -20,6 +20,8 @@ class Estimate(NamedTuple):
 
     mean: PyTree
     standard_error: PyTree
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class _Moments(NamedTuple):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk import show
 from ntk.activations.closed_forms import Dual
 from ntk.activations.elementary import arccos, polynomial
 
@@ -41,6 +42,8 @@ class DepthMap(NamedTuple):
     maps: Callable
     variance: float
     error: Callable
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 class _Table(NamedTuple):

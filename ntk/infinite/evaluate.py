@@ -176,7 +176,7 @@ class KernelFn:
         batch, channel = self.axes or (0, -1)
         batch = batch if batch_axis is None else batch_axis
         channel = channel if channel_axis is None else channel_axis
-        if batch_axis is not None or channel_axis is not None:
+        if (self.axes, batch_axis, channel_axis) != (None, None, None):
             check_axes(x1, batch, channel)
         check_pair(x1, x2, (batch, channel))
         if diagonal_batch is False and {"cov1", "cov2"} & set(names or ("cov1",)):

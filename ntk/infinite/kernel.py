@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk import show
 from ntk.activations.elementary import root
 
 Array = jax.Array
@@ -23,7 +24,7 @@ def _static(**kwargs: Any) -> Any:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Kernel:
     """Second moments of activations at two batches of inputs, in the infinite-width limit.
 
@@ -87,6 +88,17 @@ class Kernel:
         for field in dataclasses.fields(self):
             default = None if field.default is dataclasses.MISSING else field.default
             object.__setattr__(self, field.name, given.get(field.name, default))
+
+    def _shown(self) -> dict[str, Any]:
+        whole = all(hasattr(x, "shape") for x in (self.correlation, self.var1, self.var2))
+        second = {"nngp": self.nngp} if whole else {"correlation": self.correlation}
+        return second | {"ntk": self.ntk, "shape1": self.shape1, "shape2": self.shape2}
+
+    def __repr__(self) -> str:
+        return show.line("Kernel", self._shown())
+
+    def _repr_html_(self) -> str:
+        return show.table("Kernel", self._shown())
 
     @property
     def nngp(self) -> Array:

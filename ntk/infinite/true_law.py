@@ -224,6 +224,36 @@ def terms_of(f: Callable, on_host: Callable) -> int:
     return 16
 
 
+STATED = 0.01
+"""Size of the terms after the fourth cumulant, at a kurtosis of MOST, beyond which a function is `steep`."""
+_DEGREE = 3.0
+
+
+def steep(on_host: Callable, variance: float) -> bool:
+    """Whether f is too steep at that variance of z for the errors that are stated of both roads.
+
+    It is if a typical term of its Hermite series has a degree above 3 (sin(3 z), jumps), where means over weights have
+    errors of a per cent, or if the terms that follow the fourth cumulant are large (exp(z), z^4),
+
+        E f(z)^2 = E_G f^2 (1 + k4 He_4 / 24 + k6 He_6 / 720 + k4^2 He_8 / 1152 + ...),
+
+    here for a truncated normal: k6 = 1.988 (k4 / -.634)^2 where all entries are equal.
+    """
+    z, rows = _rule(45)
+    with np.errstate(all="ignore"):
+        f = np.asarray(on_host(math.sqrt(variance) * z))
+        c, g = rows @ f, rows @ f**2
+    if not (np.isfinite(c).all() and np.isfinite(g).all()):
+        return True
+    if not g[0]:
+        return False
+    sixth = 1.988 * (MOST / 0.634) ** 2 / math.sqrt(math.factorial(6))
+    eighth = MOST**2 * math.sqrt(math.factorial(8)) / 1152
+    next_terms = (sixth * abs(g[6]) + eighth * abs(g[8])) / g[0]
+    degree = np.arange(len(c)) @ c**2 / (c @ c)
+    return bool(next_terms > STATED or degree > _DEGREE)
+
+
 def _shifted_host(c: np.ndarray, a: int, terms: int) -> np.ndarray:
     n = np.arange(terms, dtype=float)
     return c[a : a + terms] * np.sqrt(np.prod([n + j for j in range(1, a + 1)], axis=0))

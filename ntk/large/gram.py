@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ntk import arguments
-from ntk.large import storage, tiles
+from ntk.large import processes, storage, tiles
 
 PyTree = Any
 
@@ -45,10 +45,14 @@ def gram(
         x2: n2 samples. With None, or the values of x1, one triangle is computed and mirrored.
         get: name of the kernel.
         tile: samples along one side of a tile. At most two tiles for each device are under way.
-        devices: devices that share the work; all local ones by default.
+        devices: devices that share the work, a list or a mesh; all local ones by default. With those of all
+            processes of a job (``jax.devices()`` after ``jax.distributed.initialize()``, every process
+            making the same call on the same samples) each process computes its own tiles: with a path,
+            which all must see, they write them there; without one each tile is sent to all.
         path: folder that keeps finished tiles. The same call computes what is missing there, also
             after a kill, to the same bits. Its ``gram.npy`` is the matrix, whose space on the disk is
-            allocated before the first tile. One process at a time works on a folder.
+            allocated before the first tile. One job at a time works on a folder; its processes share it,
+            and the same call goes on with another number of them.
         name: name and version of the kernel, which path needs to tell its folder from others'.
         progress: called as ``progress(done, total)``, in tiles, first with those found on disk.
         **kwargs: passed to kernel_fn, such as ``params`` of an empirical kernel. The tuple (a, b)
@@ -81,6 +85,7 @@ def gram(
         return _fill(job, np.empty(shape, dtype), None, progress)
     with contextlib.closing(storage.open_folder(path, job, name, get, shape, dtype)) as folder:
         _fill(job, folder.matrix, folder, progress)
+        processes.wait("gram", job.share)
     return np.load(folder.path / "gram.npy", mmap_mode="r")
 
 
@@ -99,7 +104,10 @@ def _fill(
     folder: storage.Folder | None,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """Computes all tiles, or those that the folder lacks, into ``out``."""
+    """Computes all tiles, or those that the folder lacks, into ``out``.
+
+    Of several processes with a folder each writes its own tiles there; without one every tile is told to all.
+    """
     kept = storage.verified(folder, job) if folder else set()
     every = job.positions()
     todo, total = [ij for ij in every if ij not in kept], len(every)
@@ -107,17 +115,39 @@ def _fill(
     if progress is not None:
         progress(done, total)
     order = None
-    for i, j, entries in tiles.stream(job, todo, jax.device_get):
+    own = tiles.stream(job, job.share.own(todo), jax.device_get)
+    for i, j, entries in own if folder else _told(own, todo, job):
         entries = entries[: job.kept(0, i), : job.kept(1, j)]
         if job.symmetric and order is None:
-            order = mirror(entries if i == j else out[job.span(0, 0), job.span(1, 0)])
-        _store(out, entries, i, j, job, order)
+            order = mirror(entries if i == j else _corner(job))
+        _store(folder.put if folder else out.__setitem__, entries, i, j, job, order)
         if folder is not None:
             storage.record(folder, job, i, j)
         done += 1
         if progress is not None:
             progress(done, total)
     return out
+
+
+def _corner(job: tiles.Job) -> np.ndarray:
+    """The first tile on the diagonal, for a process that is given none."""
+    ((_, _, entries),) = tiles.stream(job, [(0, 0)], jax.device_get)
+    return entries[: job.kept(0, 0), : job.kept(1, 0)]
+
+
+def _told(
+    own: Iterator[tuple[int, int, np.ndarray]], todo: list[tuple[int, int]], job: tiles.Job
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """The tiles of all processes, a round at a time: one of each."""
+    count = job.share.count
+    entries = None
+    for start in range(0, len(todo), count):
+        *_, entries = next(own, (0, 0, entries))  # who has none left repeats its last
+        if entries is None:
+            found = tiles.shape_of(job, job.tile, job.symmetric)
+            entries = np.zeros(found.shape, found.dtype)
+        now = todo[start : start + count]
+        yield from ((*ij, e) for ij, e in zip(now, processes.gathered(entries, job.share)))
 
 
 def product(
@@ -161,12 +191,13 @@ def product(
         columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
         sides = {"one": (job.one, columns if job.symmetric else None), "two": (job.two, columns)}
         out = np.zeros((n1, columns.shape[1]))
-        results = tiles.stream(times._replace(**sides), job.positions(), jax.device_get)
+        own = job.share.own(job.positions())
+        results = tiles.stream(times._replace(**sides), own, jax.device_get)
         for i, j, (rows, mirrored) in results:
             out[job.span(0, i)] += rows[: job.kept(0, i)]
             if mirrored is not None:
                 out[job.span(1, j)] += mirrored[: job.kept(1, j)]
-        return out.astype(dtype).reshape(n1, *v.shape[1:])
+        return processes.total(out, job.share).astype(dtype).reshape(n1, *v.shape[1:])
 
     return matvec
 
@@ -186,7 +217,9 @@ def diagonal(
     (n, _), dtype = _shape(job, axes=2)
     job = job._replace(call=job.call._replace(result="diagonal"))
     out = np.empty(n, dtype)
-    for i, _, entries in tiles.stream(job, [(i, i) for i in range(job.counts[0])], jax.device_get):
+    todo = [(i, i) for i in range(job.counts[0])]
+    own = tiles.stream(job, job.share.own(todo), jax.device_get)
+    for i, _, entries in _told(own, todo, job):
         out[job.span(0, i)] = entries[: job.kept(0, i)]
     return out
 
@@ -228,15 +261,13 @@ def _shape(job: tiles.Job, axes: int | None = None) -> tuple[tuple[int, ...], np
     return (*job.sizes, *shape[2:]), np.dtype(found.dtype)
 
 
-def _store(
-    out: np.ndarray, entries: np.ndarray, i: int, j: int, job: tiles.Job, order: Any
-) -> None:
+def _store(put: Callable, entries: np.ndarray, i: int, j: int, job: tiles.Job, order: Any) -> None:
     """Writes a tile, and its mirror image; on the diagonal the upper triangle to both sides."""
     rows, columns = job.span(0, i), job.span(1, j)
     if job.symmetric and i == j:
         upper = np.triu(np.ones(entries.shape[:2], bool))
         upper = upper.reshape(upper.shape + (1,) * (entries.ndim - 2))
         entries = np.where(upper, entries, entries.transpose(order))
-    out[rows, columns] = entries
+    put((rows, columns), entries)
     if job.symmetric and i != j:
-        out[columns, rows] = entries.transpose(order)
+        put((columns, rows), entries.transpose(order))

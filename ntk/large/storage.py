@@ -3,7 +3,8 @@
 ::
 
     manifest.json  what the matrix is of      gram.npy   the matrix, allocated whole
-    tiles.txt      finished tiles, checksums  lock       held while a process works on the folder
+    tiles.txt      finished tiles, checksums  lock       held while a job works on the folder
+    tiles-1.txt    those of a job's second process, and so on
 
 This is the only module of ntk that touches files.
 """
@@ -17,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import socket
 import time
 import warnings
@@ -26,14 +28,14 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
-from ntk.large import tiles
+from ntk.large import processes, tiles
 
 try:
     import fcntl
 except ImportError:  # not on Windows: there nobody is told
     fcntl = None
 
-_FILES = {"manifest.json", "manifest.new", "gram.npy", "tiles.txt", "tiles.new", "lock"}
+_FILES = r"manifest\.json|manifest\.new|gram\.npy|tiles(-\d+)?\.txt|tiles\.new|lock"
 _FINGERPRINT = 1e-3
 """Relative to the largest entry: far above rounding on another device, far below another kernel."""
 
@@ -43,17 +45,39 @@ class Folder(NamedTuple):
 
     Attributes:
         path: where it is.
-        matrix: ``gram.npy``, to be written to.
-        lock: held until `close`, or until the process dies.
+        matrix: ``gram.npy``, as it is read.
+        file: ``gram.npy``, as it is written.
+        journal: of the tiles that this process finishes.
+        held: what is open, the lock of the first process of a job among it; until `close`, or until it dies.
     """
 
     path: pathlib.Path
     matrix: np.memmap
-    lock: IO[str]
+    file: IO[bytes]
+    journal: pathlib.Path
+    held: contextlib.ExitStack
+
+    def put(self, where: tuple[slice, slice], entries: np.ndarray) -> None:
+        """Writes the entries of some rows and columns.
+
+        Row by row and not through the memory map: on a network's disk two machines that write to one page of a map
+        undo each other's entries.
+        """
+        rows, columns = where
+        _, width, *rest = self.matrix.shape
+        entry = int(np.prod(rest, dtype=int)) * self.matrix.itemsize
+        with _named_errors(self.path / "gram.npy"):
+            for row, values in zip(range(rows.start, rows.stop), entries):
+                at = self.matrix.offset + (row * width + columns.start) * entry
+                data = memoryview(np.ascontiguousarray(values, self.matrix.dtype)).cast("B")
+                while data:
+                    self.file.seek(at)
+                    written = self.file.write(data)
+                    data, at = data[written:], at + written
 
     def close(self) -> None:
-        """Lets other processes work on the folder."""
-        self.lock.close()
+        """Lets other jobs work on the folder."""
+        self.held.close()
 
 
 def open_folder(
@@ -73,46 +97,57 @@ def open_folder(
         ValueError: the folder belongs to another job, is in use, or its files are damaged.
         OSError: no room on the disk, or no right to write.
     """
-    path = pathlib.Path(path)
+    path, held = pathlib.Path(path), contextlib.ExitStack()
+    index = job.share.index
+    with held:
+        processes.first(lambda: _prepare(path, held, job, name, get, shape, dtype), job.share)
+        matrix = _matrix(path, shape, dtype)
+        file = held.enter_context((path / "gram.npy").open("r+b", buffering=0))
+        journal = path / (f"tiles-{index}.txt" if index else "tiles.txt")
+        return Folder(path, matrix, file, journal, held.pop_all())
+
+
+def _prepare(path, held, job, name, get, shape, dtype) -> None:
+    """What the first process of a job does with its folder before the others open it."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; choose another path, for a folder")
     path.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in path.iterdir()} - _FILES)
+    strangers = sorted(p.name for p in path.iterdir() if not re.fullmatch(_FILES, p.name))
     if strangers and not (path / "manifest.json").exists():
         raise ValueError(
             f"{path} holds other files, such as {strangers[0]!r}; choose an empty folder"
         )
-    lock = _lock(path)
-    try:
-        about = _about(job, name, get, shape, dtype)
-        if (path / "manifest.json").exists():
-            _compare(path, about)
-        if not (path / "manifest.json").exists() or not (path / "gram.npy").exists():
-            _create(path, about)
-        matrix = _matrix(path, shape, dtype)
-        _allocate(path / "gram.npy")  # NumPy extends a file that was cut, by a hole
-        return Folder(path, matrix, lock)
-    except BaseException:
-        lock.close()
-        raise
+    held.enter_context(_lock(path))
+    about = _about(job, name, get, shape, dtype)
+    if (path / "manifest.json").exists():
+        _compare(path, about)
+    if not (path / "manifest.json").exists() or not (path / "gram.npy").exists():
+        _create(path, about)
+    _matrix(path, shape, dtype, "r+")  # NumPy extends a file that was cut, by a hole,
+    _allocate(path / "gram.npy")  # which takes its blocks here
 
 
 def record(folder: Folder, job: tiles.Job, i: int, j: int) -> None:
     """Notes a tile as finished, once it is on disk."""
-    folder.matrix.flush()
-    journal = folder.path / "tiles.txt"
-    with _named_errors(journal), open(journal, "a") as file:
+    with _named_errors(folder.path / "gram.npy"):
+        os.fsync(folder.file.fileno())
+    with _named_errors(folder.journal), open(folder.journal, "a") as file:
         file.write(f"{i} {j} {_digest(folder.matrix, job, i, j)}\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def verified(folder: Folder, job: tiles.Job) -> set[tuple[int, int]]:
-    """Finished tiles whose entries match their checksum; the journal is rewritten to these."""
-    journal = folder.path / "tiles.txt"
-    text = journal.read_bytes().decode("ascii", errors="replace") if journal.exists() else ""
-    # A kill can cut the last line short.
-    lines, positions = text.split("\n")[:-1], set(job.positions())
+    """Finished tiles whose entries match their checksum; the journals are rewritten, into one, to these."""
+    return {(i, j) for i, j in processes.first(lambda: _verified(folder, job), job.share)}
+
+
+def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
+    journals = sorted(folder.path.glob("tiles*.txt"))
+    text = [journal.read_bytes().decode("ascii", errors="replace") for journal in journals]
+    # A kill can cut the last line of each short.
+    lines = [line for part in text for line in part.split("\n")[:-1]]
+    positions = set(job.positions())
     noted = [_note(line) for line in lines]
     good = {
         ij: digest
@@ -125,13 +160,16 @@ def verified(folder: Folder, job: tiles.Job) -> set[tuple[int, int]]:
         warnings.warn(
             f"{len(broken)} of {len(lines)} tiles in {folder.path} do not match their checksum, "
             f"such as {broken[0]!r}; they are computed again",
-            stacklevel=4,
+            stacklevel=7,
         )
-    fresh = journal.with_suffix(".new")
+    journal, fresh = folder.path / "tiles.txt", folder.path / "tiles.new"
     with _named_errors(journal):
         fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
         os.replace(fresh, journal)
-    return set(good)
+        for other in journals:
+            if other != journal:
+                other.unlink()
+    return list(good)
 
 
 @contextlib.contextmanager
@@ -313,10 +351,10 @@ def _allocate(file: pathlib.Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _matrix(path: pathlib.Path, shape: tuple, dtype: np.dtype) -> np.memmap:
+def _matrix(path: pathlib.Path, shape: tuple, dtype: np.dtype, mode: str = "r") -> np.memmap:
     file = path / "gram.npy"
     try:
-        matrix = np.load(file, mmap_mode="r+")
+        matrix = np.load(file, mmap_mode=mode)
         same = (matrix.shape, matrix.dtype) == (shape, dtype) and matrix.flags.c_contiguous
         problem = "" if same else f"it is {matrix.dtype} {matrix.shape}"
     except (ValueError, EOFError, OSError) as error:

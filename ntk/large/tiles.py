@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ntk import arguments
+from ntk.large import processes
 
 PyTree = Any
 
@@ -47,7 +48,8 @@ class Job(NamedTuple):
         sizes: n1, n2.
         tile: samples along both sides of a tile.
         symmetric: the columns are the rows.
-        devices: devices that share the work.
+        devices: devices of this process that share the work.
+        share: this process among those whose devices share the work.
         traced: called inside jit or grad.
     """
 
@@ -59,6 +61,7 @@ class Job(NamedTuple):
     tile: tuple[int, int]
     symmetric: bool
     devices: tuple[jax.Device, ...]
+    share: processes.Share
     traced: bool
 
     @property
@@ -125,24 +128,28 @@ def job(
         for side, (x, t) in enumerate(zip((x1, None if symmetric else x2), tile))
     )
     traced = any(map(is_traced, jax.tree.leaves((one, two, arrays))))
-    devices = _devices(devices)[: 1 if traced else None]
+    share, devices = processes.share(devices_of(devices))
+    devices = devices[: 1 if traced else None]
     if not traced:
         everywhere = NamedSharding(_mesh(devices), PartitionSpec())
         one, two, arrays = jax.device_put((one, two, arrays), everywhere)
     if symmetric:
         two = (one[0], two[1])
     call = Call(kernel_fn, static)
-    return Job(call, one, two, arrays, (n1, n2), tile, symmetric, devices, traced)
+    return Job(call, one, two, arrays, (n1, n2), tile, symmetric, devices, share, traced)
 
 
-def _devices(given: Any) -> tuple[jax.Device, ...]:
+def devices_of(given: Any) -> tuple[jax.Device, ...]:
     """The devices that share the work; all local ones for None."""
     if given is None:
         return tuple(jax.local_devices())
+    if isinstance(given, Mesh):
+        given = given.devices.ravel()
     several = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
     if not several or not all(isinstance(device, jax.Device) for device in several):
         raise TypeError(
-            f"devices is {given!r}; it must be a list of one device or more, such as jax.local_devices()[:1], or None"
+            f"devices is {given!r}; it must be a mesh, or a list of one device or more, such as "
+            "jax.local_devices()[:1], or None"
         )
     return several
 

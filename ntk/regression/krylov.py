@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
+import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Matvec = Callable[[Array], Array]
@@ -146,6 +151,65 @@ def host_loop(goes_on: Callable, body: Callable, state: Any) -> Any:
     while goes_on(state):
         state = body(state)
     return state
+
+
+def kept_loop(file: pathlib.Path, mark: str) -> Callable:
+    """`host_loop` that keeps every state of the iteration in a file, and goes on from there.
+
+    Args:
+        file: written by the first process of a job, after each step; read by all.
+        mark: what the states belong to; those of another are not gone on with.
+    """
+    saved = _read_state(file, mark)
+    rounds = itertools.count()
+
+    def loop(goes_on: Callable, body: Callable, state: Any) -> Any:
+        if not isinstance(state, _State):
+            return host_loop(goes_on, body, state)
+        number = next(rounds)
+        if saved is not None and number < saved[0]:
+            return saved[1]
+        if saved is not None and number == saved[0]:
+            state = saved[1]
+        while goes_on(state):
+            state = body(state)
+            _write_state(file, mark, number, state)
+        return state
+
+    return loop
+
+
+def _write_state(file: pathlib.Path, mark: str, number: int, state: _State) -> None:
+    if jax.process_index() == 0:
+        fresh = file.with_name(file.name + ".new")
+        with fresh.open("wb") as handle:
+            np.savez(handle, mark=mark, number=number, **jax.device_get(state)._asdict())
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(fresh, file)
+
+
+def _read_state(file: pathlib.Path, mark: str) -> tuple[int, _State] | None:
+    """(number of the round, state), or None where there is none.
+
+    Raises:
+        ValueError: the file is damaged, or of another solve.
+    """
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            there, number = str(found["mark"]), int(found["number"])
+            state = _State(*(jnp.asarray(found[name]) for name in _State._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); remove it, or give another path"
+        ) from error
+    if there != mark:
+        raise ValueError(
+            f"{file} belongs to another solve (other targets, diag_reg, rank or key); give another path"
+        )
+    return number, state
 
 
 def _precondition(preconditioner: Preconditioner, v: Array) -> Array:

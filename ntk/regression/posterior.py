@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.regression import spectra
 
 Axes = int | tuple[int, ...]
@@ -21,6 +21,8 @@ class Gaussian(NamedTuple):
 
     mean: jax.Array
     covariance: jax.Array
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.regression import ode, spectra
 from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
 
@@ -44,6 +44,8 @@ class ODEState(NamedTuple):
     fx_test: jax.Array | None = None
     qx_train: jax.Array | None = None
     qx_test: jax.Array | None = None
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict

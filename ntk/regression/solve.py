@@ -12,8 +12,10 @@ along the directions that a kernel does not see: there it takes the pseudo-inver
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import os
+import pathlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,9 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
+from ntk.regression.inducing import Inducing, inducing
+
+__all__ = [
+    "Inducing",
+    "Regression",
+    "Solution",
+    "cholesky",
+    "conjugate_gradient",
+    "inducing",
+    "regression",
+]
 
 Array = jax.Array
 
@@ -53,6 +66,8 @@ class Solution(NamedTuple):
     converged: Array
     leave_one_out: Array | None = None
 
+    __repr__, _repr_html_ = show.text, show.html
+
 
 class Regression(NamedTuple):
     """A fitted kernel machine.
@@ -64,6 +79,8 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], np.ndarray]
     solution: Solution
+
+    __repr__, _repr_html_ = show.text, show.html
 
 
 def regression(
@@ -226,6 +243,7 @@ def conjugate_gradient(
     max_steps: int = 1000,
     leave_one_out: Sequence[int] = (),
     key: Array | None = None,
+    path: str | os.PathLike | None = None,
     dtype: Any = None,
 ) -> Solution:
     """Kernel regression by conjugate gradients with a randomised Nystrom preconditioner.
@@ -244,13 +262,16 @@ def conjugate_gradient(
         leave_one_out: samples to be left out, one at a time; each costs one more right-hand side.
             `Solution.leave_one_out` holds them in this order.
         key: PRNG key of the preconditioner; ``jax.random.key(0)`` by default.
+        path: file that keeps the iteration after every step, for a matrix on disk or a function: the same call
+            goes on there after a kill, with other max_steps or tolerance too. The preconditioner is made again.
         dtype: as in `cholesky`; a function is given arrays of this dtype, or of that of y.
 
     Returns:
         A `Solution`. Coefficients can be differentiated if the kernel is an array.
 
     Raises:
-        ValueError: as of `cholesky`; diag_reg is not positive; a direction of negative curvature.
+        ValueError: as of `cholesky`; diag_reg is not positive; a direction of negative curvature; path with an array,
+            inside jit, or of another solve.
 
     Warns:
         RuntimeWarning: the tolerance was not reached.
@@ -265,6 +286,7 @@ def conjugate_gradient(
         "max_steps": max_steps,
         "leave_one_out": leave_one_out,
         "key": key,
+        "path": path,
     }
     _check_arguments(y, diag_reg, dtype)
     if _lacks_double(dtype, y if callable(kernel) else kernel, y):
@@ -292,14 +314,28 @@ def conjugate_gradient(
     sides = [y.reshape(n, -1), (jnp.arange(n)[:, None] == left[None]).astype(y.dtype)]
     key = jax.random.key(0) if key is None else key
     arguments = (jnp.concatenate(sides, 1), shift, key, min(rank, n // 2), tolerance, max_steps)
+    if path is not None and (isinstance(matrix, jax.Array) or tiles.is_traced(y)):
+        raise ValueError(
+            "path keeps the iteration of a matrix on disk or of a function, outside jit; leave it out"
+        )
     if isinstance(matrix, jax.Array):
         x, found = krylov.solve_array(matrix, *arguments)
     else:
         on_disk = isinstance(matrix, np.memmap)
         times = functools.partial(krylov.rows_times, matrix) if on_disk else matrix
         loop = jax.lax.while_loop if tiles.is_traced(y) else krylov.host_loop
+        if path is not None:
+            loop = krylov.kept_loop(*_kept(path, y, shift, key, rank))
         x, found = krylov.solve_function(times, *arguments, loop)
     return _reported(y, left, x, found, shift, tolerance)
+
+
+def _kept(path: Any, y: Array, shift: Array, key: Array, rank: int) -> tuple[pathlib.Path, str]:
+    """The file of an iteration, and what tells it from others."""
+    mark = hashlib.blake2b(digest_size=16)
+    for part in (y, shift, jax.random.key_data(key)):
+        mark.update(f"{part.dtype}{part.shape}".encode() + np.asarray(part).tobytes())
+    return pathlib.Path(path), f"{mark.hexdigest()} {rank}"
 
 
 def _reported(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk.arguments import axis_within
 from ntk.infinite import channels, pixels
 from ntk.infinite.evaluate import Need
 from ntk.infinite.kernel import Array, Kernel
@@ -250,17 +251,17 @@ def Aggregate(
             return tuple(
                 a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim)
             )
-        return tuple(
-            a % ndim
-            for a in ([aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis)
-        )
+        given = [aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis
+        return tuple(axis_within("aggregate_axis", a, ndim) for a in given)
 
     def apply(params, x, pattern=None, **_):
         if pattern is None:
             return x
         where = (batch_axis, channel_axis)
-        pixels = [a for a in range(x.ndim) if a not in (batch_axis % x.ndim, channel_axis % x.ndim)]
-        nodes = tuple(2 + pixels.index(a) for a in node_axes(x.ndim))
+        spatial = [
+            a for a in range(x.ndim) if a not in (batch_axis % x.ndim, channel_axis % x.ndim)
+        ]
+        nodes = tuple(2 + spatial.index(a) for a in node_axes(x.ndim))
         return jnp.moveaxis(send(jnp.moveaxis(x, where, (0, 1)), pattern, nodes), (0, 1), where)
 
     def rule(kernel: Kernel, pattern=None, **_) -> Kernel:

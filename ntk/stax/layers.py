@@ -117,11 +117,14 @@ def layer(
     """
 
     def init_fn(key, input_shape):
+        _check_axes(axes, len(input_shape))
         return shape(input_shape), params(key, input_shape)
 
     @arguments.strict
     def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
         values, masks = split_masks(inputs, mask_constant)
+        if axes is not None:
+            _check_axes(axes, jnp.ndim(values))
         outputs = apply(params, values, mask=masks, rng=rng, pattern=pattern)
         if absent(masks):
             return outputs
@@ -131,6 +134,13 @@ def layer(
     def masked_rule(kernel, **context):
         single = isinstance(kernel, Kernel)
         parts = [kernel] if single else list(kernel)
+        for part in parts if axes is not None else ():
+            given = _check_axes(axes, len(part.shape1))
+            if given != (part.batch_axis, part.channel_axis):
+                raise ValueError(
+                    f"{spec[0]} has its batch and channels in axes {given}, and its input has them in "
+                    f"{(part.batch_axis, part.channel_axis)}: give all layers the same batch_axis and channel_axis"
+                )
         out = rule(kernel, **context)
         masks = []
         for mask_name, shape_name in (("mask1", "shape1"), ("mask2", "shape2")):
@@ -150,6 +160,12 @@ def layer(
         return out.replace(mask1=masks[0], mask2=masks[1])
 
     return Layer(init_fn, apply_fn, KernelFn(masked_rule, needs, spec, axes, scalar, reads=reads))
+
+
+def _check_axes(axes: tuple[int, int] | None, ndim: int) -> tuple[int, ...]:
+    """Batch and channel axis from the left, checked; () where a layer has none."""
+    names = ("batch_axis", "channel_axis")
+    return tuple(arguments.axis_within(name, axis, ndim) for name, axis in zip(names, axes or ()))
 
 
 def absent(masks: Any) -> bool:

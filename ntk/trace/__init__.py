@@ -5,6 +5,6 @@ A family is traced at two widths (`interpret`), each of its primitives becomes a
 """
 
 from ntk.trace.explanation import Explanation
-from ntk.trace.limit import attention_error, explain, infinite_width
+from ntk.trace.limit import activations, attention_error, explain, infinite_width
 
-__all__ = ["Explanation", "attention_error", "explain", "infinite_width"]
+__all__ = ["Explanation", "activations", "attention_error", "explain", "infinite_width"]

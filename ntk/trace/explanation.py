@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 from ntk.infinite import true_law, weight_laws
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import networks
-from ntk.trace.activations import described
+from ntk.trace.activations import Function, described
 from ntk.trace.steps import Note, Step
 from ntk.trace.traced import Traced
 
@@ -98,7 +100,9 @@ def explanation(traced: Traced) -> Explanation:
         for k in range(index, index + length):
             if traced.steps[k].operation != "finite":
                 number = f"{k}" + (f" (x {count})" if count > 1 else "")
-                rows.append(_step_row(number, traced.steps[k], traced.notes[k]))
+                row = _step_row(number, traced.steps[k], traced.notes[k])
+                steep = _is_steep(traced.steps, traced.steps[k])
+                rows.append(row._replace(what=row.what + _STEEP) if steep else row)
         index += length * count
     parameters = [
         ParameterRow(
@@ -161,6 +165,36 @@ def _law_text(facts: dict) -> str:
             f"{true_law.MOST:g} (error below .001), its fourth cumulant elsewhere (below .003)"
         )
     return f"{law}: as normal, exact in a sum over infinitely many units"
+
+
+_STEEP = (
+    " (steep: the errors stated for the law of its weights do not hold; see ntk.attention_error)"
+)
+
+
+def _is_steep(steps: Sequence[Step], step: Step) -> bool:
+    """Whether a function is of a first layer whose weights are not normal, and too steep for the stated errors."""
+    if step.operation != "function":
+        return False
+    for _, _, factors, _ in step.static[0]:
+        for place, _, tree in factors:
+            variance = _own_law(steps, step.inputs[place])
+            if variance and true_law.steep(Function(tree).on_host, variance):
+                return True
+    return False
+
+
+def _own_law(steps: Sequence[Step], source: Any) -> float:
+    """Variance at inputs of unit mean square of a sum over weights that are not normal; 0 where there is none."""
+    if not isinstance(source, int):
+        return 0.0
+    step = steps[source]
+    if step.operation == "combine":
+        return sum(_own_law(steps, one) for one in step.inputs)
+    if step.operation not in ("affine", "convolve"):
+        return 0.0
+    law = any(isinstance(x, Standard) and x != NORMAL for x in step.static)
+    return float(step.static[0]) if law else 0.0
 
 
 def _attention(step: Step) -> str:

@@ -22,6 +22,7 @@ from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
 from ntk.trace import initial, interpret
+from ntk.trace.activations import Function, known
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
@@ -64,11 +65,14 @@ def infinite_width(
     fixed number of entries (a first layer, an embedding, a bias) has the law of its weights, as they are read off the
     initializer: truncated normal for Flax's defaults. Nonlinearities act on it under that law by its fourth cumulant,
     or, where the excess kurtosis of an entry is above `true_law.MOST` (a truncated normal and fewer than three equal
-    inputs, or a one-hot input), by means over weights at `weights.POINTS` points. Relative errors of the kernels are
-    below .003 and .001 (measured up to nine inputs for activations of moderate slope); `attention_error` gives that of
-    the means, and `explain` says what is done with each parameter. Where such a layer is added to one over units, and
-    for covariances between more than 32 positions, there is the fourth cumulant alone, whose error is of the order of
-    the square of the kurtosis: .01 at one input. Normal initializers give Gaussian first layers, without error.
+    inputs, or a one-hot input), by means over weights at `weight_laws.POINTS` points. Relative errors of the kernels
+    are below .003 and .001 (measured up to nine inputs for activations of moderate slope); `attention_error` gives that
+    of the means, and `explain` says what is done with each parameter. They do not hold for functions that are steep
+    at the size of the layer (exp, powers from the third on, sin of three times its argument, jumps: `true_law.steep`):
+    for exp(2 z) of four inputs the kernel is off by some percent. `explain` names them; normal initializers have no
+    such error. Where such a layer is added to one over units, and for covariances between more than 32 positions, there
+    is the fourth cumulant alone, whose error is of the order of the square of the kurtosis: .01 at one input. Normal
+    initializers give Gaussian first layers, without error.
 
     Attention with scores scaled by 1/d attends to every position alike in the limit. Under 1/sqrt(d) scores stay
     random, one draw for each head, and the number of heads grows too: the kernels are those of infinitely many heads,
@@ -168,6 +172,42 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
         return explanation(_trace(family, example, assumed, batched, samples))
     traced, kernel_fn = _ruled_or_sampled(family, example, assumed, batched, samples, networks)
     return sampling(kernel_fn) if traced is None else explanation(traced)
+
+
+def activations(family: Callable, example: Any, **options: Any) -> dict[str, Callable]:
+    """The nonlinearities of a family, each a function of one preactivation, by name in the order of their use.
+
+    What `limits.criticality` and `limits.susceptibilities` take. Products with gates and gains that are trained are
+    left out: they are no functions of one Gaussian.
+
+    Args:
+        family: as in `infinite_width`.
+        example: the same.
+        **options: the same, but for `otherwise`, which must be "refuse".
+
+    Returns:
+        {name: elementwise function of an array}; empty for a linear network.
+
+    Raises:
+        ValueError: as in `infinite_width`.
+    """
+    defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
+    refuse_unknown("activations", options, defaults)
+    given = defaults | options
+    _check_parametrization(given.pop("parametrization"))
+    batched, samples = given.pop("batched"), given.pop("attention_samples")
+    family = families.called(family, given.pop("call"))
+    if given.pop("otherwise") != "refuse":
+        raise ValueError('otherwise must be "refuse": a model that is sampled is not read')
+    given.pop("networks")
+    traced = _trace(family, example, tuple(given.values()), batched, samples)
+    terms = [t for s in traced.steps if s.operation == "function" for t in s.static[0]]
+    alone = [Function(f[0][2]) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
+    found: dict[str, Callable] = {}
+    for function in dict.fromkeys(alone):
+        name = known(function).name
+        found[f"{name}, another" if name in found else name] = function
+    return found
 
 
 @strict

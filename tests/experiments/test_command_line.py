@@ -150,7 +150,7 @@ def test_any_value_of_any_key_is_accepted_or_refused_in_a_line(data, capsys):
 # --- what the words of a command line may be
 
 LINES = {
-    "nothing": ((), "give --config=STUDY:PRESET; studies: feature_learning_limit"),
+    "nothing": ((), "give --config=STUDY:PRESET; studies: "),
     "an empty configuration": (("--config=",), "must not be empty"),
     "no value": (("--config",), "--config needs a value"),
     "no value, then an option": (("--config", "--check"), "--config needs a value"),

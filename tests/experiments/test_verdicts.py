@@ -385,6 +385,287 @@ SCHEMAS = {
             "few_kernel": "background few_seed kernel_rate trained",
         },
     ),
+    "batch_curvature": (
+        {
+            "law": ["Hessians", "gradients"],
+            "spike": [0.7, 1.5, 3.0],
+            "synthetic_seed": [0, 1],
+            "kind": ["measured noise", "independent Hessians", "independent gradients"],
+            "batch": [16, 64, 256],
+            "seed": [0, 1, 2],
+            "smallest_of": ["all", "batch"],
+            "optimizer": ["sgd", "adam"],
+            "rate_batch": [1, 4, 64, 256],
+            "rate_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(
+                ("random_top", "random_law", "random_bare"), "law spike synthetic_seed"
+            ),
+            "law_top": "kind seed batch",
+            **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
+            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
+            "smallest": "seed smallest_of",
+            "largest_rate": "optimizer rate_batch rate_seed",
+        },
+    ),
+    "deep_kernel_machines": (
+        {
+            "widths": ["8", "3, 20"],
+            "linear_seed": [0, 1],
+            "kernel": ["ReLU", "squared exponential"],
+            "nu": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4],
+            "nngp_seed": [0, 1, 2],
+            "copies": [4, 16, 64],
+            "posterior_seed": [0, 1, 2],
+            "inducing": [3, 6, 12],
+            "sparse_seed": [0, 1],
+            "target": ["one direction", "radial"],
+            "learning_nu": [1.0, 10.0, 1e4],
+            "prediction_seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("linear_error", "equal_error"), "widths linear_seed"),
+            "distance": "kernel nu nngp_seed",
+            **dict.fromkeys(
+                ("posterior_distance", "prior_distance", "posterior_sd"), "copies posterior_seed"
+            ),
+            "bound": "sparse_seed inducing",
+            **dict.fromkeys(("full", "sparse_gram"), "sparse_seed"),
+            **dict.fromkeys(
+                ("error", "nngp_error", "train_likelihood", "alignment"),
+                "target learning_nu prediction_seed",
+            ),
+        },
+    ),
+    "attention_svm": (
+        {
+            "trained": ["W", "K, Q", "K, Q, no decay"],
+            "seed": [0, 1, 2],
+            "norm": ["Frobenius", "nuclear"],
+            "step": [0, 10, 20],
+            "moment": ["step 10", "end"],
+            "selected": ["own", "one swapped"],
+            "rank": [1, 2, 3, 4, 5],
+            "feasible_dim": [1, 2, 8],
+            "feasible_seed": [0, 1, 2],
+        },
+        {
+            "correlation": "trained seed norm step",
+            "largest_weight": "trained seed moment",
+            "optimal": "trained seed",
+            "singular": "trained seed rank",
+            "slack": "trained seed selected norm",
+            "gap": "trained seed norm",
+            "optimal_orthonormal": "seed",
+            "feasible": "feasible_dim feasible_seed",
+        },
+    ),
+    "hopfield_retrieval": (
+        {
+            "update_seed": [0, 1, 2],
+            "variant": ["right", "wrong"],
+            "beta": [0.5, 1.0],
+            "dim": [12, 16, 24],
+            "pattern_seed": [0, 1, 2],
+            "share": [0.7, 0.85, 1.0, 1.15],
+            "patterns": ["clustered", "unclustered"],
+            "phase_seed": [0, 1, 2],
+            "phase_beta": [1.0, 10.0, 50.0],
+        },
+        {
+            **dict.fromkeys(("energy_rise", "error_ratio", "attention"), "update_seed variant"),
+            "own_weight": "beta dim pattern_seed share",
+            "alpha": "beta",
+            "alpha_half": "beta",
+            "hebb_count": "dim pattern_seed",
+            "participation": "patterns phase_seed phase_beta",
+            "inside": "patterns phase_seed phase_beta",
+        },
+    ),
+    "in_context_descent": (
+        {
+            "setting": ["isotropic", "anisotropic", "whitened", "ReLU", "sign", "random start"],
+            "seed": [0, 1, 2],
+            "step": [0, 10, 20],
+            "row": 3,
+            "column": 3,
+            "predictor": ["zero", "one step", "two steps", "ridge"],
+            "wrong": ["n + 10", "whitened", "isotropic", "anisotropic"],
+            "descent_steps": [1, 2],
+            "descent": ["GD", "GD++"],
+            "descent_seed": [0, 1, 2],
+            "sign": [1, -1],
+            "exact_seed": [0, 1, 2],
+        },
+        {
+            "loss": "setting seed step",
+            "agreement": "setting seed",
+            "matrix": "setting seed row column",
+            "predictor_loss": "setting predictor",
+            "ridge_agreement": "setting",
+            "best": "setting row column",
+            "other": "setting wrong row column",
+            "descent_loss": "descent_steps descent descent_seed",
+            "construction": "exact_seed sign",
+            **dict.fromkeys(("softmax_ratio", "shift_error", "tight_ratio"), "exact_seed"),
+        },
+    ),
+    "large_steps": (
+        {
+            "seed": [0, 1, 2],
+            "normalised": [0, 1],
+            "step_size": [1.0, 10.0, 1e4, 1e5],
+            "first": ["one half", "one"],
+            "examples": [10, 100, 1000],
+            "method": 3,
+            "pair": ["3 vs 8", "1 vs 7"],
+            "pair_step_size": [1.0, 1e4],
+        },
+        {
+            "steps": "seed normalised step_size",
+            "ratio": "seed normalised step_size",
+            "large_difference": "seed first",
+            "angle": "seed first",
+            "hard_steps": "examples method",
+            "hard_wrong": "examples",
+            "pair_steps": "pair pair_step_size",
+            "pair_loss": "pair pair_step_size",
+            "pair_normalised": "pair",
+        },
+    ),
+    "principles": (
+        {
+            "activation": [
+                *("ReLU", "leaky ReLU", "linear", "tanh", "sin", "erf", "arctan", "GELU", "SWISH"),
+                *("softplus", "ReLU, C_W = 1.8", "tanh, C_W = 1.1"),
+            ],
+            "layer": [1, 2, 3, 4, 5, 6],
+            "sampled_activation": ["ReLU", "tanh"],
+            "sampled_width": [25, 50, 100],
+            "sampled_layer": [1, 2, 3],
+            "shape": ["32 x 8", "64 x 16", "128 x 32", "64 x 8", "64 x 32"],
+            "pair_activation": ["ReLU", "tanh", "GELU"],
+            "entry": ["11,11", "11,12", "11,22", "12,12", "12,22", "22,22"],
+            "residual_activation": ["ReLU", "tanh"],
+            "gamma": [0.5, 0.8],
+            "residual_width": [50, 100],
+            "tangent_activation": ["ReLU"],
+            "vertex": ["B", "F", "A"],
+            "change_activation": ["tanh", "linear"],
+            "change_width": [24, 48],
+            "rated": ["tanh", "sin", "ReLU"],
+            "rule": ["equivalent", "constant"],
+            "of": ["biases", "weights"],
+            "rate_layer": 4,
+            "outputs": [2, 4, 10],
+            "seed": [0, 1, 2],
+        },
+        {
+            **dict.fromkeys(("known", "variance", "nu", "a1", "off"), "activation"),
+            **dict.fromkeys(("K", "V"), "activation layer"),
+            **dict.fromkeys(
+                ("sampled", "sampled_error", "sampled_theory"),
+                "sampled_activation sampled_width seed sampled_layer",
+            ),
+            **dict.fromkeys(("aspect", "aspect_error", "aspect_exact"), "shape seed"),
+            **dict.fromkeys(("pair", "pair_error", "pair_theory"), "pair_activation seed entry"),
+            "pair_alone": "pair_activation seed",
+            **dict.fromkeys(
+                ("mean_shift", "mean_shift_error", "mean_shift_theory"), "pair_activation seed"
+            ),
+            **dict.fromkeys(
+                ("residual", "residual_error", "residual_theory", "residual_plain"),
+                "residual_activation gamma residual_width seed",
+            ),
+            **dict.fromkeys(
+                ("residual_slope", "residual_nu"), "residual_activation gamma residual_width seed"
+            ),
+            **dict.fromkeys(
+                ("tangent", "tangent_error", "tangent_theory"), "tangent_activation seed vertex"
+            ),
+            **dict.fromkeys(
+                ("change", "change_error", "change_theory"), "change_activation change_width seed"
+            ),
+            "contribution": "rated rule of rate_layer",
+            **dict.fromkeys(("cubic", "exact_growth", "series_growth"), "outputs"),
+        },
+    ),
+    "opposing_signals": (
+        {
+            "flow": ["α = 20", "α = 40", "consistent"],
+            "setting": ["R = 3", "R = 4", "α = 20", "below the edge", "consistent", "Adam"],
+            "seed": [0, 1, 2],
+            "planted_seed": [0, 1],
+            "natural_seed": [0, 1],
+        },
+        {
+            **dict.fromkeys(("flow_off", "flow_end", "flow_ratio"), "flow seed"),
+            **dict.fromkeys(("crossing", "crossing_predicted", "largest", "tail"), "setting seed"),
+            **dict.fromkeys(("correlation", "recall", "share", "random_share"), "setting seed"),
+            **dict.fromkeys(("progress", "spike"), "setting seed"),
+            **dict.fromkeys(("planted_recall", "unplanted_recall", "calm_recall"), "planted_seed"),
+            **dict.fromkeys(("calm_cosine", "other_cosine"), "planted_seed"),
+            **dict.fromkeys(("natural_purity", "calm_purity"), "natural_seed"),
+            **dict.fromkeys(("rise_step", "removed_step", "random_step"), "natural_seed"),
+        },
+    ),
+    "card": (
+        {
+            "axes_seed": [0, 1],
+            "place": ["base", "widest"],
+            "coordinate_rule": ["standard", "mup"],
+            "layer": 3,
+            "signal_seed": [0, 1, 2],
+            "weights": ["own", "growing"],
+            "signal_depth": 3,
+            "critical_seed": [0, 1, 2],
+            "assumed": ["own", "twice"],
+            "kernel_of": ["ntk", "nngp"],
+            "kernel_seed": [0, 1, 2, 3],
+            "kernel_width": [32, 64, 128],
+            "mode": 20,
+            "spectrum_seed": [0, 1],
+            "predicted_by": ["ntk", "nngp"],
+            "prediction_seed": [0, 1],
+            "prediction_width": [32, 64, 128],
+            "lazy_rule": ["ntk", "mup"],
+            "lazy_seed": [0, 1],
+            "lazy_width": [32, 64, 128],
+            "sharpness_seed": [0, 1],
+            "sharpness_step": [0, 5, 10, 15, 20, 25, 30, 35],
+            "early_rate": [0.5, 4.0],
+            "transfer_rule": ["standard", "mup"],
+            "transfer_width": [32, 128],
+            "transfer_rate": [0.01, 0.02, 0.04],
+            "transfer_seed": [0, 1, 2],
+            "collapse_seed": [0, 1],
+            "collapse_step": [0, 10],
+            "collapse_labels": ["own", "redrawn"],
+            "collapse_measure": ["nc1", "ncc_accuracy"],
+        },
+        {
+            "plain_difference": "axes_seed place",
+            "coordinate_slope": "coordinate_rule layer",
+            "coordinate_interval": "coordinate_rule layer end",
+            "signal_variance": "weights signal_seed signal_depth",
+            "signal_growth": "weights signal_seed signal_depth",
+            "next_predicted": "critical_seed assumed",
+            "next_variance": "critical_seed assumed",
+            "kernel_distance": "kernel_of kernel_seed kernel_width",
+            "kernel_level": "kernel_of kernel_seed kernel_width",
+            "power": "mode",
+            "shuffled_power": "spectrum_seed mode",
+            "prediction_distance": "predicted_by prediction_seed prediction_width",
+            "kernel_change": "lazy_rule lazy_seed lazy_width",
+            "sharpness": "sharpness_seed sharpness_step",
+            "sharpness_rate": "sharpness_seed",
+            "early_rise": "early_rate sharpness_seed",
+            "transfer_loss": "transfer_rule transfer_width transfer_rate transfer_seed",
+            "collapse": "collapse_seed collapse_step collapse_labels collapse_measure",
+            "collapse_accuracy": "collapse_seed collapse_step",
+        },
+    ),
 }
 
 
@@ -430,6 +711,13 @@ def lazy(data):
     return data.assign_attrs(threshold=0.1, num_train=60, network_width=50)
 
 
+def batches(data):
+    """Sharper the smaller, with 1/b beside the sizes."""
+    inverse = 1 / data.batch
+    data = data.assign(measured=data.top + 30 * inverse * (1 + 0.1 * data.measured))
+    return data.assign_coords(inverse=("batch", inverse.values))
+
+
 def dichotomy(data):
     return data.assign(regime=("rule", ["kernel", "feature learning"]), vocabulary=300)
 
@@ -438,13 +726,47 @@ def patches(data):
     return data.assign_attrs(fit_from=64, curve_points=2048)
 
 
+def retrieved(data):
+    """Weights on the own pattern that fall through one half."""
+    falling = xr.DataArray([0.9, 0.7, 0.5, 0.2], dims="share")
+    return data.assign(own_weight=falling + 0.1 * (data.own_weight - 0.5))
+
+
+def opposing(data):
+    faster = 0.2 * (data.setting == "Adam")
+    return data.assign(progress=data.progress - faster)
+
+
+def principles(data):
+    """Simulations above their theory, so that the excess has a power law."""
+    return data.assign(sampled=1 + data.sampled, sampled_theory=0.9 * data.sampled_theory)
+
+
+def whole_card(data):
+    parts = importlib.import_module("experiments.configs.card").PARTS
+    valley = xr.DataArray([2.0, 1.0, 2.0], dims="transfer_rate")
+    data = data.assign({f"{part}_refused": "" for part in parts})
+    data = data.assign(coordinate_wrong=("coordinate_rule", ["readout", "none"]))
+    data = data.assign(coordinate_verdict=("coordinate_rule", ["wrong", "right"]))
+    data = data.assign(
+        coordinate_layer=("layer", ["one", "two", "out"]), collapse_layer="two", no_chain=""
+    )
+    data = data.assign(transfer_loss=data.transfer_loss**0.01 * valley)
+    return data.assign(collapse_accuracy=1 + 0 * data.collapse_accuracy)
+
+
 DETAILS = {
     "cnn_learning_curves": patches,
+    "batch_curvature": batches,
     "learning_rate_transfer": rates,
     "neural_collapse": networks,
     "grokking_corrupted": corrupted,
     "grokking_lazy_rich": lazy,
     "feature_learning_limit": dichotomy,
+    "hopfield_retrieval": retrieved,
+    "principles": principles,
+    "opposing_signals": opposing,
+    "card": whole_card,
 }
 
 

@@ -312,6 +312,66 @@ def judged(widths, seeds=4, **fields):
     return judgement.judge(measured, predicted._replace(initial=(0, -1 / 2)), 0.15)
 
 
+def verdicts(widths, *, base=8, seeds=4, noise=(0.1, 0.2, 0.2, 0.3), wrong=None, repeats=60):
+    """Share of repeats with each verdict for networks of three layers whose coordinates are powers of the width.
+
+    Seeds spread by `noise`, as those of small networks do: the sizes, and the changes of the layers; corrections
+    1 + c (base/n)^1/2 have c uniform in [-1, 1]. `wrong` is (stage, layer, shift of the exponent).
+    """
+    rng = np.random.default_rng(0)
+    widths, predicted = np.array(widths), classify(*abc("mup", 2))
+    names, found = ("first", "second", "readout"), {}
+
+    def drawn(exponents, steps, stage):
+        power = np.array(exponents, float)
+        if wrong and wrong[0] == stage:
+            power[wrong[1]] += wrong[2]
+        bend = 1 + rng.uniform(-1, 1, (steps, 3)) * (base / widths[:, None, None, None]) ** 0.5
+        spread = noise[0] if stage == "size" else np.array(noise[1:])
+        draws = rng.standard_normal((len(widths), seeds, steps, 3))
+        return widths[:, None, None, None] ** power * bend * np.exp(spread * draws)
+
+    for _ in range(repeats):
+        values = (
+            drawn(predicted.initial, 4, "size"),
+            drawn(predicted.change, 3, "change"),
+            drawn([-r for r in predicted.layers], 3, "own"),
+        )
+        first = [widths[:, None] ** (r - f) for r, f in zip(predicted.layers, predicted.first)]
+        values[2][:, :, 0] *= np.stack(first, -1)
+        fits = [judgement.fit(widths, v, 0.95) for v in values]
+        measured = judgement.Measured(names, [0, 1, -1], widths, values, fits, 0.95, base)
+        said, passed, _ = judgement.judge(measured, predicted, 0.15)
+        what = "passed" if passed else said or "undecided"
+        found[what] = found.get(what, 0) + 1 / repeats
+    return found
+
+
+@pytest.mark.parametrize("seeds", [2, 4])
+@pytest.mark.parametrize("base", [1, 8, 64])
+def test_widths_too_close_to_decide_are_undecided(base, seeds):
+    assert verdicts([64, 65, 66], base=base, seeds=seeds) == {"undecided": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("widths", [(64, 128, 256), (64, 256, 1024), (32, 64, 128, 256, 512)])
+def test_a_right_network_is_called_wrong_in_fewer_cases_than_the_confidence_leaves(widths):
+    """1 - .95 of 100, with three standard errors; all fifteen comparisons together."""
+    found = verdicts(widths, repeats=100)
+    false = 1 - found.get("passed", 0) - found.get("undecided", 0)
+    assert false <= 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5, found
+
+
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize(
+    ("stage", "shift"), [("size", 1 / 2), ("size", -1 / 2), ("own", 1 / 2), ("own", -1 / 2)]
+)
+def test_half_a_power_in_one_layer_is_named(layer, stage, shift):
+    name = ("first", "second", "readout")[layer]
+    found = verdicts([64, 256, 1024], noise=(0.05,) * 4, wrong=(stage, layer, shift), repeats=20)
+    assert found.get((name,), 0) > 0.9, found
+    assert "passed" not in found
+
+
 def test_near_the_base_width_nothing_is_wrong_and_widths_that_decide_are_named():
     near = {"bend": 1.0, "base_width": 64}
     wrong, passed, verdict = judged([64, 128, 256], **near)

@@ -99,6 +99,28 @@ def test_activations_that_are_critical_nowhere(activation):
     assert criticality(activation) == ("none",) + (None,) * 7
 
 
+@pytest.mark.parametrize(
+    ("activation", "below", "above"),
+    [
+        (jax.nn.elu, 1.0, 1.0),
+        (jax.nn.selu, 1.0507009873554805 * 1.6732632423543772, 1.0507009873554805),
+    ],
+)
+def test_a_bend_at_zero_is_of_no_class_and_another_power(activation, below, above):
+    """K' = K - c K^(3/2), so that K depth^2 tends to 4 / c^2, 2 pi for ELU; V / K^2 has a third of the slope at 0."""
+    assert criticality(activation).kind == "none"
+    second, fourth = ((below**k + above**k) / 2 for k in (2, 4))
+    found = vertices(activation, 800, C_W=1 / second, variance=1.0)
+    layers = np.arange(1.0, 801)
+    power = np.polyfit(np.log(layers[400:]), np.log(found.K[400:]), 1)[0]
+    assert power == pytest.approx(-2, abs=0.03)
+    if activation is jax.nn.elu:
+        assert found.K[-1] * 800**2 == pytest.approx(2 * np.pi, rel=0.03)
+    ratio = found.V / found.K**2
+    slope = (3 * fourth / second**2 - 1) / 3
+    assert (ratio[-1] - ratio[-401]) / 400 == pytest.approx(slope, rel=0.01)
+
+
 @pytest.mark.parametrize("activation", [jnp.tanh, jnp.sin, jax.nn.relu])
 def test_learning_rates_make_layers_contribute_alike(activation):
     """Each layer's share of Theta, carried to the end by chi_perp; constant rates do not."""
@@ -125,6 +147,8 @@ def test_residual_slopes():
             assert slope == pytest.approx(V[-1] - V[-2], rel=1e-9)
         else:
             assert slope == pytest.approx(3.5625)
+            V = vertices(jax.nn.relu, 9, C_W=1.5, variance=1.0, gamma=0.5, skew=False).V
+            np.testing.assert_allclose(V, slope * np.arange(9), rtol=1e-10)
     assert residual_nu(jnp.tanh, 0.5) == pytest.approx(2 / 3 * (1 - 0.5**4))
     found = vertices(jnp.tanh, 600, C_W=0.75, variance=1.0, gamma=0.5)
     ratio = found.V / found.K**2
@@ -152,7 +176,7 @@ def test_mistakes_are_named():
         susceptibilities(jnp.exp, 10.0, C_W=1.0)
     with pytest.raises(ValueError, match="variance"):
         susceptibilities(jnp.tanh, 0.0, C_W=1.0)
-    with pytest.raises(ValueError, match="critical nowhere"):
+    with pytest.raises(ValueError, match="none of the classes"):
         learning_rates(criticality(jax.nn.softplus), 3)
     with pytest.raises(TypeError, match="critical"):
         learning_rates(jnp.tanh, 3)

@@ -12,13 +12,17 @@ import limits
 import models
 from limits import (
     aspect_ratio,
+    attention_svm,
     cbow,
+    deep_kernel_machine,
     depth,
     dmft,
     eigenlearning,
     ensembles,
     feature_learning,
     finite_width,
+    hopfield,
+    in_context,
     mean_field,
     opposing,
     perceptron,
@@ -39,7 +43,7 @@ BATCHES = (jnp.ones((2, 4, 3)), jnp.ones((2, 4, 1)))
 PI = pi_net.limit(KEY, 3, 1, rank=2, hidden_layers=1)
 EPISODES = Episodes(*[jnp.zeros((1, 1, 2), int)] * 4)
 LABELS = np.array([1.0, -1, 1, -1])
-POINTS = np.eye(4)
+POINTS = EYE = np.eye(4)
 
 
 def parametrize(family=FAMILY, rule="mup", **options):
@@ -67,8 +71,48 @@ def dynamics(overlap=(0.5,), key=KEY, **options):
     return dmft.high_dimensional_descent(overlap, key, **(settings | options))
 
 
+LINEAR_LAYERS = [deep_kernel_machine.Layer("linear", 1.0), deep_kernel_machine.Layer("linear")]
+
+
+def machine(gram=EYE, targets=EYE, layers=LINEAR_LAYERS, **options):
+    return deep_kernel_machine.fit(gram, targets, layers, **({"noise": 0.1} | options))
+
+
 # what is called, and a part of what is said
 WRONG = [
+    # deep kernel machines
+    (lambda: machine(np.ones((4, 3))), r"inputs_gram has the shape \(4, 3\); it must be square"),
+    (lambda: machine(EYE + np.eye(4, k=1)), "inputs_gram is not symmetric"),
+    (lambda: machine(-EYE), "inputs_gram has the eigenvalue -1"),
+    (lambda: machine("K"), "inputs_gram is 'K'"),
+    (lambda: machine(targets=np.ones((3, 1))), r"targets has the shape \(3, 1\)"),
+    (lambda: machine(targets=np.ones(4)), "targets has the shape"),
+    (lambda: machine(layers=LINEAR_LAYERS[0]), "it must be a list of Layer"),
+    (lambda: machine(layers=["linear"]), r"layers\[0\] is 'linear'; it must be a Layer"),
+    (lambda: machine(layers=LINEAR_LAYERS[:1]), "the output's must be inf: add an output layer"),
+    (
+        lambda: machine(layers=[deep_kernel_machine.Layer(jnp.tanh)]),
+        "it must be 'linear' or a Dual",
+    ),
+    (lambda: machine(layers=[deep_kernel_machine.Layer("linear", 0.0)]), r"\.nu is 0.0"),
+    (lambda: machine(noise=-1.0), "noise is -1.0"),
+    (lambda: machine(np.ones((4, 4)), noise=0.0, jitter=0.0), "singular in double precision"),
+    (lambda: machine(inducing=[0, 4]), "it must hold ids from 0 to 3"),
+    (lambda: machine(inducing=[0, 2, 2]), r"inducing has \[2\] more than once"),
+    (lambda: machine(inducing=[0, 1], noise=0.0), "with inducing points it must be positive"),
+    (lambda: machine(max_steps=0), "max_steps is 0"),
+    (lambda: deep_kernel_machine.predict(3, EYE, np.ones(4)), "machine is 3"),
+    (
+        lambda: deep_kernel_machine.predict(machine(), np.ones((2, 3)), np.ones(2)),
+        r"for a diagonal of 2 it must be \(2, 4\)",
+    ),
+    (lambda: deep_kernel_machine.nngp(EYE, []), "it must be a list of Layer"),
+    (
+        lambda: deep_kernel_machine.linear_solution(EYE, np.ones((4, 4)), [1.0], 4),
+        "targets_gram is singular",
+    ),
+    (lambda: deep_kernel_machine.linear_solution(EYE, EYE, [0.0], 4), "nus is .*; all must be"),
+    (lambda: deep_kernel_machine.linear_solution(EYE, np.eye(3), [1.0], 4), r"\(4, 4\)"),
     # opposing
     (lambda: opposing.sharpness_path(40.0, 3.0, 0.0, [1.0]), "start is 0.0"),
     (lambda: opposing.crossing_time(-1.0, 3.0, 0.1, 0.1), "alpha is -1.0"),
@@ -90,9 +134,36 @@ WRONG = [
     (lambda: perceptron.descend(POINTS, -1.0), "step_size is -1.0"),
     (lambda: perceptron.margin(np.array([[1.0], [-1.0]])), "no hyperplane through the origin"),
     (lambda: perceptron.step_bound(3, 1.0, 2.0, 1.0), "margin is 2.0; it must be at most"),
+    # descent in context
+    (lambda: in_context.one_step(POINTS, 0), "num_examples is 0"),
+    (lambda: in_context.risk(POINTS, -POINTS, 3), "covariance is no covariance"),
+    (lambda: in_context.independent_rate(-1.0, 1.0, 2, 3), "variance is -1.0"),
+    (lambda: in_context.response_rate("relu", 2, 3), "response is 'relu'; it must be a function"),
+    (lambda: in_context.descend(POINTS, POINTS, POINTS, 0.1, 1), r"x has the shape \(4, 4\)"),
+    (lambda: in_context.ridge(POINTS[None], POINTS, POINTS, 0.1), "do not fit"),
+    # Hopfield networks
+    (lambda: hopfield.update(POINTS[0, :2], POINTS, 1.0), r"state has the shape \(2,\)"),
+    (lambda: hopfield.energy(POINTS, POINTS, -1.0), "beta is -1.0"),
+    (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
+    (lambda: hopfield.separation(POINTS[0]), r"patterns has the shape \(4,\)"),
+    (lambda: hopfield.retrieval_bound(POINTS, 1.0, -0.1), "distance is -0.1"),
+    (lambda: hopfield.capacity(1.0, dim=1), "dim is 1; it must be an integer, at least 2"),
+    # attention as a support vector machine
+    (
+        lambda: attention_svm.constraints(POINTS[None], POINTS[:1], [7]),
+        "selected has tokens from 7 to 7; there are 4",
+    ),
+    (lambda: attention_svm.solve(POINTS[None], "l2"), "norm is 'l2'"),
+    (
+        lambda: attention_svm.descend(POINTS[None], POINTS[:1], LABELS, [2.0], 3, start=POINTS),
+        r"values \(4,\) and labels \(1,\) must be .* labels 1 or -1",
+    ),
+    (lambda: attention_svm.correlation(POINTS, 0 * POINTS), "not be zero"),
     # criticality and statistics of finite width
     (lambda: limits.criticality(3), "activation is 3"),
     (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
+    (lambda: limits.learning_rates(jnp.tanh, 3), "critical is"),
+    (lambda: limits.residual_nu(jnp.tanh, 1.5), "gamma is 1.5"),
     (lambda: finite_width.vertices(jnp.tanh, 0, C_W=1.0, variance=1.0), "depth is 0"),
     (
         lambda: finite_width.metric_covariance(jnp.tanh, 2, np.ones(2), C_W=1.0),
@@ -285,6 +356,7 @@ WRONG = [
     (lambda: models.CNN(8, 1, 2, pooling="max"), "pooling='max' is not one of"),
     (lambda: models.ResNet(8, 2, 2, block_depth="2"), "block_depth='2' must be an integer"),
     (lambda: models.ResNet(8, 2, 2, norm="group"), "norm='group' is not one of"),
+    (lambda: models.LinearAttention(4, 1, heads=3), "width=4 is not a multiple of heads=3"),
     (lambda: models.Transformer(8, 1, 2, 5, 0), "context=0 must be at least 1"),
     (lambda: models.Transformer(8, 1, 3, 5, 4), "width=8 is not a multiple of heads=3"),
     (lambda: models.ViT(8, 1, 2, 2, patch=2.0), "patch=2.0 must be an integer"),
@@ -303,10 +375,24 @@ def test_every_public_function_is_called_wrongly():
     sources = "".join(inspect.getsource(call) for call, _ in WRONG)
     sources += inspect.getsource(parametrize) + inspect.getsource(check)
     sources += inspect.getsource(descend) + inspect.getsource(dynamics)
+    sources += inspect.getsource(machine)
     helpers = {"captured_outputs", "layer_outputs", "norm", "relu_dual", "identity"}
     for package in (
         *(limits, models, aspect_ratio, cbow, depth, dmft, eigenlearning, ensembles),
+        *(limits, models, aspect_ratio, cbow, deep_kernel_machine, depth, dmft, ensembles),
         *(feature_learning, finite_width, mean_field, opposing, perceptron, pi_net),
+        *(
+            limits,
+            models,
+            aspect_ratio,
+            attention_svm,
+            cbow,
+            depth,
+            dmft,
+            ensembles,
+            feature_learning,
+        ),
+        *(finite_width, hopfield, in_context, mean_field, opposing, perceptron, pi_net),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers

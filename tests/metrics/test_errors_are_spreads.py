@@ -197,3 +197,11 @@ def test_the_error_of_an_optimum_is_the_spread_over_sets_of_seeds():
             np.array([f.log2_rate for f in found]), np.array([f.standard_error for f in found])
         )
     )
+
+
+def test_eight_blocks_have_seven_degrees_of_freedom():
+    """The factor 7/8 is smaller than the 15 % above: independent probes, two in a block, and many repeats."""
+    series = 1 + 0.1 * gaussian(jax.random.key(8), 20_000, 16)
+    report = jax.vmap(lambda one: metrics.edge_of_stability(one, 1.0, tail=1.0))(series)
+    reported = np.sqrt(np.mean(np.asarray(report.error) ** 2))
+    assert reported / np.std(report.mean, ddof=1) == pytest.approx(1, abs=0.03)

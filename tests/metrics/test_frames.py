@@ -262,6 +262,7 @@ def test_a_mode_at_its_threshold_is_not_unique_unless_it_vanishes_there():
     assert not at.unique
     assert frames.mse_optimum((4, 4), (1 / 8, 1 / 8), 1.001 / 8).unique
     assert frames.mse_optimum((4, 4), (1 / 8, 1 / 8), 0.999 / 8).unique
-    single = frames.mse_optimum((4, 4), (1 / 4,), 1 / 8)  # kappa 1/4... at beta 1 and strength 0
-    assert single.x[0] == pytest.approx(max(single.beta[0] ** -0.5 - 1, 0))
+    single = frames.mse_optimum((4, 4), (1 / 2,), 1 / 8)  # of one layer, whose mode vanishes there
+    assert single.beta[0] == frames.thresholds(1).collapse == 1
+    assert single.x[0] == 0
     assert single.unique

@@ -11,6 +11,7 @@ import pytest
 import metrics
 import ntk
 from metrics import (
+    batch_curvature,
     blocks,
     chunks,
     examples,
@@ -155,6 +156,22 @@ CALLS = [
     (call(noise.inverse_batch, [2.5], 6), "it must be integers"),
     (call(noise.inverse_batch, [1], 1), "count is 1; it must be at least 2"),
     (call(noise.iid_batch_sharpness, 1.0, -1.0, 0.1), "noise is -1.0; it must be at least 0"),
+    # batch_curvature
+    (call(batch_curvature.batch_learning_rate, 2.0), "a BatchSharpness or an Estimate"),
+    (
+        call(batch_curvature.batch_learning_rate, metrics.Estimate(X[0], X[0]), "lion"),
+        "rule is 'lion'",
+    ),
+    (call(batch_curvature.critical_batch, 2.0), "the result of metrics.noise"),
+    (call(batch_curvature.gauss_newton_batch_sharpness, 1.0, -1.0, 0.1), "bulk is -1.0"),
+    (call(batch_curvature.gauss_newton_batch_sharpness, 1.0, 2.0, 0.1), "is at least bulk"),
+    (call(batch_curvature.batch_sharpness_by_size, losses, W, X, KEY, []), "batch_sizes is empty"),
+    (call(batch_curvature.batch_sharpness_by_size, losses, W, X, KEY, 2), "a list of integers"),
+    (call(batch_curvature.batch_sharpness_by_size, losses, W, X, KEY, [7]), "batch size 7 is not"),
+    (
+        call(batch_curvature.batch_sharpness_by_size, losses, W, X, KEY, [2], num_batches=1),
+        "num_batches is 1",
+    ),
     # collapse
     (call(metrics.neural_collapse, H, Y, 3.0), "num_classes is 3.0; it must be an integer"),
     (call(metrics.neural_collapse, "H", Y, 3), "features is 'H'"),

@@ -329,3 +329,38 @@ def test_a_misspelt_option_of_a_regression_names_the_nearest(keyword, nearest):
     x = np.ones((3, 2))
     with pytest.raises(TypeError, match=f"{keyword!r}.*{nearest!r}"):
         solve.regression(linear_kernel, x, x[:, :1], **{keyword: 1})
+
+
+def test_an_iteration_is_kept_and_goes_on_to_the_same_bits(kernel, y, tmp_path):
+    """After three kills the same call has done no step twice, and ends where an uninterrupted one does."""
+    options = {"diag_reg_absolute_scale": True, "tolerance": 1e-9, "rank": 10, "dtype": jnp.float64}
+    file = tmp_path / "state"
+
+    def solved(stop=None, **changes):
+        calls = []
+
+        def times(v):
+            calls.append(v.shape)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return kernel @ np.asarray(v)
+
+        arguments = {**options, "path": file, **changes}
+        return solve.conjugate_gradient(times, y, 1e-4, **arguments), len(calls)
+
+    want, total = solved(path=None)
+    assert total > 20
+    for stop in (2, 5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            solved(stop)
+    found, calls = solved()
+    np.testing.assert_array_equal(found.coefficients, want.coefficients)
+    assert found.iterations == want.iterations
+    assert calls == total - 3 - 7  # steps that were kept; the preconditioner is made again
+    with pytest.raises(ValueError, match="another solve"):
+        solve.conjugate_gradient(lambda v: v, y + 1, 1e-4, **options, path=file)
+    file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="cannot be read"):
+        solved()
+    with pytest.raises(ValueError, match="path keeps the iteration of a matrix on disk"):
+        solve.conjugate_gradient(kernel, y, 1e-4, **options, path=file)

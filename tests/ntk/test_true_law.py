@@ -254,3 +254,61 @@ def test_points_have_the_moments_of_their_law(kind):
         [w.mean(), w.var(), (w**4).mean() - 3], [0, 1, reference.stats("k")], atol=1e-3
     )
     assert abs((w[:, 0] * w[:, 1]).mean()) < 1e-3
+
+
+STEEP = {
+    "exp": jnp.exp,
+    "power": lambda z: z**4,
+    "sine": lambda z: jnp.sin(3 * z),
+    "jump": jnp.sign,
+    "step": lambda z: jnp.where(z > 1, 1.0, 0.0),
+}
+GENTLE = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "sine": jnp.sin,
+    "square": jnp.square,
+}
+
+
+def named_steep(f, kernel_init):
+    x = jnp.asarray(data(4, 2))
+    return [
+        row.what for row in ntk.explain(hidden(f, kernel_init), x[:1]).steps if "steep" in row.what
+    ]
+
+
+@pytest.mark.parametrize("name", STEEP)
+def test_steep_functions_are_named(name):
+    (text,) = named_steep(STEEP[name], INITIALIZERS["truncated normal"])
+    assert "the errors stated for the law of its weights do not hold" in text
+    assert not named_steep(STEEP[name], NORMAL)
+
+
+@pytest.mark.parametrize("name", GENTLE)
+def test_gentle_functions_are_not(name):
+    assert not named_steep(GENTLE[name], INITIALIZERS["truncated normal"])
+
+
+def test_the_size_of_the_layer_makes_a_function_steep():
+    wide = nn.initializers.variance_scaling(9.0, "fan_in", "truncated_normal")
+    assert named_steep(jnp.sin, wide)
+    assert named_steep(lambda z: jnp.exp(z / 2), wide)
+    assert not named_steep(nn.relu, wide)
+
+
+def test_errors_of_a_steep_function_are_larger_than_stated():
+    """The diagonal of exp(2 z) for a truncated normal: E exp(4 a w) is a product of one-dimensional integrals."""
+    x = data(4, 3)
+    family = hidden(lambda z: jnp.exp(2 * z), INITIALIZERS["truncated normal"])
+    found = np.diag(ntk.infinite_width(family, x[:1])(jnp.asarray(x), None, "nngp"))
+    law = stats.truncnorm(-2, 2)
+
+    def mean(a):
+        return integrate.quad(lambda w: math.exp(4 * a * w / law.std()) * law.pdf(w), -2, 2)[0]
+
+    factors = [[mean(a) for a in row] for row in x / 2]
+    wrong = np.abs(found / np.prod(factors, 1) - 1)
+    assert 0.003 < wrong.max() < 0.1, wrong

@@ -29,6 +29,9 @@ def descend(rate):
     return predict.gradient_descent_mse(jnp.eye(4), Y, learning_rate=rate)
 
 
+IMAGES = jnp.ones((2, 3, 3, 1))
+
+
 def concatenated(axis):
     return stax.serial(
         stax.FanOut(2), stax.parallel(stax.Dense(8), stax.Dense(8)), stax.FanInConcat(axis)
@@ -90,6 +93,34 @@ WRONG = [
         lambda: predict.gradient_descent_mse_ensemble(KERNEL, X, Y, diag_reg=-0.1)(),
         ValueError,
         "diag_reg is -0.1",
+    ),
+    *[
+        (
+            lambda call=call: call(stax.GlobalAvgPool(channel_axis=7)),
+            ValueError,
+            "channel_axis is 7; its inputs have",
+        )
+        for call in (
+            lambda layer: layer[0](jax.random.key(0), (2, 3, 3, 1)),
+            lambda layer: layer[1]((), IMAGES),
+            lambda layer: layer[2](IMAGES),
+            lambda layer: stax.serial(stax.Conv(1, (2, 2)), stax.Relu(), layer)[2](IMAGES),
+        )
+    ],
+    (
+        lambda: stax.Dense(1, batch_axis=-3)[2](X),
+        ValueError,
+        "batch_axis is -3; its inputs have axes",
+    ),
+    (
+        lambda: stax.Dense(1, channel_axis=0)[2](X),
+        ValueError,
+        "batch_axis 0 and channel_axis 0 are one",
+    ),
+    (
+        lambda: stax.serial(stax.Conv(1, (2, 2)), stax.GlobalAvgPool(channel_axis=1))[2](IMAGES),
+        ValueError,
+        r"channels in axes \(0, 1\), and its input has them in \(0, 3\): give all layers the same",
     ),
     (lambda: KERNEL(X, batch_axis=2), ValueError, "batch_axis is 2; its inputs have axes -2 to 1"),
     (lambda: KERNEL(X, channel_axis=-3), ValueError, "channel_axis is -3; its inputs have axes"),

@@ -1,0 +1,258 @@
+"""Units of a grid as tasks of a Dask cluster: on this machine, on Slurm's nodes, or wherever a scheduler listens.
+
+A unit that a worker was at when it died is done elsewhere, from its last checkpoint; who runs the study again goes on
+from the points that are there. All processes must see the folder of the run. Nothing here is imported, and nothing of
+Dask needed, where no cluster is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib
+import os
+import pathlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import files, loop, rundir, signals
+
+TOPIC = "widelimit-progress"
+HERE = "127.0.0.1"
+DEATHS = 1000
+"""Workers that may die at one unit before it counts as the unit's fault."""
+
+# Programs that a worker has compiled, by grid and configuration.
+_COMPILED: dict[tuple[str, str], dict[Hashable, Any]] = {}
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A client of the cluster that an address names.
+
+    Args:
+        address: ``local:N``, N processes of this machine; ``slurm:KEY=VALUE,...``, jobs of Slurm with the keywords of
+            ``dask_jobqueue.SLURMCluster`` (cores, memory, queue, walltime, ...) and ``jobs``, their number;
+            ``tcp://HOST:PORT``, a scheduler that runs already.
+
+    Raises:
+        ValueError: another address, or a package that is not installed.
+    """
+    kind, options = parsed(address)
+    dask = _optional("dask")
+    settings = {
+        "logging": {"distributed": "critical"},  # a death of a worker is no news
+        "distributed.scheduler.allowed-failures": DEATHS,
+        # Else a process that takes 15 s to start anew, on a busy machine, is given up.
+        "distributed.deploy.lost-worker-timeout": "1 day",
+        "distributed.comm.retry.count": 3,
+    }
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
+        distributed = _optional("distributed")
+        if kind == "local":
+            made = stack.enter_context(_local_cluster(distributed, **options))
+        elif kind == "slurm":
+            jobs = options.pop("jobs")
+            made = stack.enter_context(_optional("dask_jobqueue").SLURMCluster(**options))
+            made.scale(jobs=jobs)
+        client = stack.enter_context(
+            distributed.Client(made if kind in ("local", "slurm") else address)
+        )
+        where = client.dashboard_link
+        print(f"cluster: {address}, dashboard {where or 'none'}", file=sys.stderr)
+        yield client
+
+
+def parsed(address: str) -> tuple[str, dict[str, Any]]:
+    """What an address asks for: "local", "slurm", "tcp" or "tls", and its options; as `connected`."""
+    kind, colon, rest = address.partition(":")
+    if not colon or kind not in ("local", "slurm", "tcp", "tls"):
+        raise ValueError(
+            f"--cluster is {address!r}; it must be local:N, slurm:cores=1,memory=4GB,jobs=8 or tcp://HOST:PORT"
+        )
+    return kind, _local(rest) if kind == "local" else _slurm(rest) if kind == "slurm" else {}
+
+
+def units(
+    client: Any,
+    program: Any,
+    data: Any,
+    points: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    session: loop.Session,
+) -> list[dict[str, np.ndarray]]:
+    """What every unit of a grid measured, in their order; see `experiments.grid.train_grid`."""
+    if session.path is None:
+        raise ValueError("a cluster keeps its units in the folder of a run; give --workdir")
+
+    def shown(event: tuple[float, Any]) -> None:
+        session.progress(*event[1])
+
+    worker = dataclasses.replace(
+        session, progress=_ignore, sinks=(), grids={}, cluster=None, path=session.path.resolve()
+    )
+    # Not scattered: what all workers held is lost with them, what a task gives is made again.
+    everyone = client.submit(_given, data, pure=False)
+    client.subscribe_topic(TOPIC, shown)
+    double = jax.config.jax_enable_x64
+    futures = [
+        client.submit(
+            _task,
+            program,
+            everyone,
+            point,
+            name,
+            worker,
+            double,
+            key=f"{name}-{time.time_ns()}",
+            pure=False,
+        )
+        for point, name in zip(points, labels)
+    ]
+    try:
+        while any(not future.done() for future in futures):
+            signals.check()
+            if failed := next((f for f in futures if f.status == "error"), None):
+                failed.result()
+            time.sleep(0.05)
+        found = [future.result() for future in futures]
+    except BaseException:
+        client.cancel(futures)
+        raise
+    finally:
+        client.unsubscribe_topic(TOPIC)
+        collect(session)
+    return found
+
+
+def collect(session: loop.Session) -> None:
+    """Moves the metrics of units that workers trained to metrics.jsonl."""
+    for file in sorted((session.path / "metrics").glob("*.jsonl")):
+        with _held(session.path, file.stem):
+            rows = rundir.read_metrics(session.path, f"metrics/{file.name}")
+            for run in {row["run"] for row in rows}:
+                rundir.drop_metrics(session.path, run, -1)
+            rundir.append_metrics(session.path, rows)
+            for sink in session.sinks:
+                for row in rows:
+                    sink(row)
+            file.unlink()
+    for folder in ("metrics", "locks"):
+        shutil.rmtree(session.path / folder, ignore_errors=True)
+
+
+def _task(program, data, point, name, session, double) -> dict[str, np.ndarray]:
+    """One unit, in a worker."""
+    from distributed import get_worker
+
+    from experiments import grid
+
+    _follow_parent()
+    worker = get_worker()
+
+    def send(steps: int, label: str, loss: float) -> None:
+        worker.log_event(TOPIC, [int(steps), label, float(loss)])
+
+    session = dataclasses.replace(session, progress=send, metrics=f"metrics/{name}.jsonl")
+    compiled = _COMPILED.setdefault((program.name, session.configuration), {})
+    with jax.enable_x64(double), _held(session.path, name):
+        return grid.unit(program, data, point, name, session, compiled)
+
+
+@contextlib.contextmanager
+def _held(path: pathlib.Path, name: str) -> Iterator[None]:
+    """Waits until no other process is at a unit: one whose driver was killed may be at it for a while."""
+    file = path / "locks" / name
+    with files.named(file):
+        file.parent.mkdir(exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _follow_parent() -> None:
+    """Ends a worker of this machine when the process that started it is gone, so that its cores are free."""
+    if getattr(_follow_parent, "started", False):
+        return
+    _follow_parent.started = True
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _given(data: Any) -> Any:
+    """What all units read, as a task."""
+    return data
+
+
+def _ignore(steps: int, name: str, loss: float) -> None:
+    """What a driver's session shows is not sent to workers."""
+
+
+def _local(text: str) -> dict[str, Any]:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise ValueError(
+            f"--cluster is 'local:{text}'; give the number of workers, such as local:4"
+        )
+    return {"workers": int(text)}
+
+
+def _local_cluster(distributed: Any, workers: int) -> Any:
+    """Processes of one thread; each sees one GPU where there are some."""
+    nannies = {
+        i: {
+            "cls": distributed.Nanny,
+            "options": {
+                "nthreads": 1,
+                "host": HERE,
+                "env": {"CUDA_VISIBLE_DEVICES": str(i), "DASK_LOGGING__DISTRIBUTED": "critical"},
+            },
+        }
+        for i in range(workers)
+    }
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"host": HERE, "dashboard_address": f"{HERE}:0"},
+    }
+    return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+
+
+def _slurm(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"cores": 1, "processes": 1, "jobs": 1}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--cluster has {part!r}; options of slurm are written KEY=VALUE, with commas between"
+            )
+        options[key] = int(value) if value.isdecimal() else value
+    if "memory" not in options:
+        raise ValueError("--cluster=slurm: needs memory=..., such as slurm:memory=4GB,jobs=8")
+    if not isinstance(options["jobs"], int) or options["jobs"] < 1:
+        raise ValueError(
+            f"--cluster has jobs={options['jobs']}; it must be a whole number from 1 on"
+        )
+    return options
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} is not installed; pip install 'widelimit[cluster]'") from error

@@ -1,0 +1,250 @@
+"""A user's model on a theory card: how it takes its data, its losses, layers, limits, and how it is trained."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax.errors import FlaxError
+
+import limits
+import metrics
+import ntk
+from experiments import loop, losses, tasks
+from experiments.train import INIT, ONCE, Probe, Program, Setup, compile_program, stream
+from metrics import stability
+
+NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
+"""What the library, Flax or the model raises where a part does not apply."""
+
+
+class Model(NamedTuple):
+    """A user's family with its data.
+
+    Attributes:
+        family: ``width -> model``.
+        x: training inputs, as the model takes them.
+        y: their targets.
+        test: (inputs, targets).
+        outputs: classes, or real targets.
+        loss: name of its loss.
+        call: static keywords of every call.
+        features: ``(net, params, x) -> {layer: outputs}``.
+        state: whether it keeps more than parameters.
+        unfit: why its outputs have no loss; "" if they have one.
+    """
+
+    family: Callable
+    x: np.ndarray
+    y: np.ndarray
+    test: tuple[np.ndarray, np.ndarray]
+    outputs: int
+    loss: str
+    call: dict
+    features: Callable
+    state: bool
+    unfit: str
+
+
+def tried(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
+    """(shapes of the outputs, whether the model keeps more than parameters), if the model runs on these inputs."""
+    net = ntk.network(family, width, x[:1], call=call)
+    key = jax.random.key(0)
+    params = jax.eval_shape(net.init, key)
+    state = jax.eval_shape(lambda key: ntk.initial_state(family, width, x[:1], key, call=call), key)
+    kept = {"state": state} if jax.tree.leaves(state) else {}
+    return jax.eval_shape(net.apply, params, x, **kept), bool(kept)
+
+
+def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, found: Any) -> Model:
+    """The model with what its parts need; ``found`` is of `tried`."""
+    outputs, state = found
+    loss = config.loss
+    if loss == "auto":
+        loss = "cross_entropy" if task.train.y.dtype.kind in "iu" else "squared_error"
+    leaves = jax.tree.leaves(outputs)
+    expected = (*(("T",) if task.train.y.ndim == 2 and loss == "cross_entropy" else ()),)
+    expected = ("N", *expected, task.outputs)
+    unfit = ""
+    if len(leaves) != 1 or outputs is not leaves[0]:
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+        unfit = (
+            f"the model returns {len(leaves)} arrays ({shapes}); a loss needs one array {expected}"
+        )
+    elif len(outputs.shape) != len(expected) or outputs.shape[-1] != task.outputs:
+        unfit = f"the model returns an array {outputs.shape}; the targets need {expected}"
+    test = task.test.x.reshape(len(task.test.x), *x.shape[1:]), task.test.y
+    y = task.train.y
+    features = _features(family, config.base_width, x[:2], call)
+    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit)
+
+
+def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callable:
+    """How the outputs of the layers are had: from the model itself, or from all submodules of a linen module."""
+    net = ntk.network(family, width, x[:1], call=call)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    try:
+        jax.eval_shape(lambda p: limits.layer_outputs(net, p, x), params)
+        return limits.layer_outputs
+    except Exception:  # the model was never asked for that before
+        return limits.captured_outputs
+
+
+def sentence(error: Exception) -> str:
+    """The words of an error in one line, with its kind where that is not the library's own."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {text}"
+
+
+def parametrized(model: Model, rule: str, width: int, base: int | None) -> limits.Parametrized:
+    """The model at a width under a rule."""
+    options = {"example": model.x[:1], "call": model.call, "base_width": base}
+    return limits.parametrize(model.family, rule, width=width, **options)
+
+
+def check_loss(model: Model) -> None:
+    """Refuses a model whose outputs no loss takes.
+
+    Raises:
+        ValueError: says what they are.
+    """
+    if model.unfit:
+        raise ValueError(model.unfit)
+
+
+def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndarray:
+    """The largest stable rate of gradient descent before training, 2 over the sharpness, of the runs of these seeds.
+
+    Raises:
+        ValueError: as `check_loss`.
+    """
+    check_loss(model)
+    loss, scale = losses.supervised(model.loss, net.apply), net.lr_scale("sgd")
+
+    @functools.partial(jax.jit, compiler_options=ONCE)
+    def rate(key):
+        pairs = metrics.sharpness(loss, net.init(key), batch, num_steps=12, scale=scale)
+        return stability.maximal_learning_rate(pairs).value
+
+    return np.array([float(rate(stream(seed, INIT))) for seed in seeds])
+
+
+def program(
+    net: limits.Parametrized,
+    loss: str,
+    data: dict[str, Any],
+    count: int,
+    steps: int,
+    measure: Callable,
+    *,
+    start: Callable = lambda net, params, key, data: (),
+    optimizer: Callable = optax.sgd,
+    batch: int | None = None,
+) -> Program:
+    """The compiled training of a network, for every rule: its factors are data.
+
+    Args:
+        net: at its width, under any rule.
+        loss: name of the loss.
+        data: "train", "factors" (of a network under a rule), and what ``measure`` reads.
+        count: runs that train at a time.
+        steps: between two measurements.
+        measure: ``(net, params, carry, data) -> (carry, {name: array})``.
+        start: ``(net, params, key, data) -> carry``.
+        optimizer: an optax factory.
+        batch: examples a step, None for all.
+    """
+
+    def scaled(data):
+        return net.with_factors(data["factors"])
+
+    def setup(data):
+        under = scaled(data)
+        supervised = losses.supervised(loss, under.apply)
+        return Setup(under.init, supervised, lambda rate: under.optimizer(optimizer, rate))
+
+    probe = Probe(
+        lambda params, key, data: start(scaled(data), params, key, data),
+        lambda params, carry, rate, data: measure(scaled(data), params, carry, data),
+    )
+    runs = count if jax.default_backend() != "cpu" or net.width < 128 else None
+    return compile_program(setup, data, steps=steps, batch_size=batch, probe=probe, runs=runs)
+
+
+def trained(
+    program: Program, data: dict[str, Any], rates: Any, seeds: list[int], chunks: int
+) -> dict[str, np.ndarray]:
+    """What was measured before the first and after each chunk of every run, as `loop.train_runs` gives it."""
+    return loop.train_runs(program, data, rates, seeds, chunks=chunks, name="card")
+
+
+def one_hot(model: Model, y: np.ndarray) -> np.ndarray:
+    """Targets of squared error: real ones as they are."""
+    return np.asarray(jax.nn.one_hot(y, model.outputs)) if y.dtype.kind in "iu" else y
+
+
+def as_matrix(kernel: Any) -> Any:
+    """A kernel of outputs at several positions, (n, n, T, T), as a matrix (nT, nT)."""
+    if kernel.ndim == 2:
+        return kernel
+    rows = math.prod(kernel.shape[::2])
+    order = (*range(0, kernel.ndim, 2), *range(1, kernel.ndim, 2))
+    return kernel.transpose(order).reshape(rows, -1)
+
+
+def wide_layers(model: Model, widths: tuple) -> list[str]:
+    """Names of the layers whose outputs grow with the width, from the input on.
+
+    Raises:
+        ValueError: there are none, or one only: there is no depth.
+    """
+    shapes = []
+    for width in (widths[0], widths[-1]):
+        net = ntk.network(model.family, width, model.x[:1], call=model.call)
+        params, found = jax.eval_shape(net.init, jax.random.key(0)), {}
+
+        def record(params, net=net, found=found):
+            found |= {n: h.shape for n, h in model.features(net, params, model.x[:2]).items()}
+
+        jax.eval_shape(record, params)
+        shapes.append(found)
+    names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
+    if len(names) < 2:
+        raise ValueError(
+            f"{len(names)} layers grow with the width ({', '.join(names) or 'none'}); signals through depth need two"
+        )
+    return names
+
+
+class Limit(NamedTuple):
+    """The limit of a family: its kernel function, the networks whose limit it is, and the options of both."""
+
+    kernel_fn: Callable
+    at_width: Callable
+    options: dict[str, Any]
+
+
+def limit(config: Any, model: Model) -> Limit:
+    """The limit of weights of unit variance; where they have none, of the model itself from the base width on.
+
+    Raises:
+        ValueError: as `ntk.infinite_width`.
+    """
+    options: dict[str, Any] = {"call": model.call}
+    try:
+        kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
+    except ValueError as error:
+        if "base_width" not in str(error):
+            raise
+        options["base_width"] = config.base_width
+        kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
+
+    def at_width(width):
+        return limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
+
+    return Limit(kernel_fn, at_width, options)

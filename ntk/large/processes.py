@@ -1,0 +1,97 @@
+"""Work shared by the processes of one job, over JAX's own runtime: who does what, and what all are told.
+
+After ``jax.distributed.initialize()`` every process runs the same program. Tiles of a kernel need nothing of one
+another, so that each process computes its own on its own devices; what is gathered are results, byte for byte.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class Share(NamedTuple):
+    """This process among those that share the work: number ``index`` of ``count``."""
+
+    index: int = 0
+    count: int = 1
+
+    def own(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Every count-th item: what this process does."""
+        return items[self.index :: self.count]
+
+
+def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...]]:
+    """The share of this process in the work of devices, and those of them that are its own.
+
+    Raises:
+        ValueError: some processes of the job own none of the devices, but others than this one do.
+    """
+    owners = {device.process_index for device in devices}
+    here = jax.process_index()
+    if owners == {here}:
+        return Share(), devices
+    if owners != set(range(jax.process_count())):
+        raise ValueError(
+            f"devices belong to processes {sorted(owners)} of {jax.process_count()}; give those of all processes "
+            "(jax.devices()) to share the work, or this process's own (jax.local_devices())"
+        )
+    local = tuple(device for device in devices if device.process_index == here)
+    return Share(here, len(owners)), local
+
+
+def gathered(values: np.ndarray, share: Share) -> list[np.ndarray]:
+    """An array of every process, in their order: the same bits everywhere. Shapes and dtypes must agree."""
+    if share.count == 1:
+        return [values]
+    # As bytes: without x64 a float64 would arrive as float32.
+    raw = np.frombuffer(values.tobytes(), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.count, -1)
+    return [np.frombuffer(row.tobytes(), values.dtype).reshape(values.shape) for row in rows]
+
+
+def total(values: np.ndarray, share: Share) -> np.ndarray:
+    """Sum over processes, in their order: the same bits everywhere."""
+    return functools.reduce(np.add, gathered(values, share))
+
+
+def first(make: Callable[[], Any], share: Share) -> Any:
+    """What process 0 makes, told to all; its error is the error of all.
+
+    Args:
+        make: called in process 0 alone; gives what JSON holds.
+        share: the processes.
+    """
+    if share.count == 1:
+        return make()
+    answer: dict[str, Any] = {}
+    if share.index == 0:
+        try:
+            answer = {"value": make()}
+        except (OSError, TypeError, ValueError) as error:
+            answer = {"error": str(error), "kind": type(error).__name__}
+    text = _told(json.dumps(answer).encode(), share)
+    answer = json.loads(text)
+    if "error" in answer:
+        kind = {"TypeError": TypeError, "ValueError": ValueError}.get(answer["kind"], OSError)
+        raise kind(answer["error"])
+    return answer["value"]
+
+
+def wait(name: str, share: Share) -> None:
+    """Until every process is here."""
+    if share.count > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _told(text: bytes, share: Share) -> bytes:
+    """The bytes of process 0."""
+    size = int(gathered(np.array(len(text)), share)[0])
+    padded = np.frombuffer(text.ljust(size, b" ")[:size], np.uint8)
+    return gathered(padded, share)[0].tobytes()

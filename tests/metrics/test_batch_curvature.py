@@ -1,0 +1,161 @@
+"""Laws of batch sharpness against random matrices, rates from sharpness, several batch sizes by one program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metrics import batch_curvature, noise, stability
+from metrics.estimate import Estimate
+
+KEY = jax.random.key(0)
+
+
+def losses(w, batch):
+    x, y = batch
+    return jnp.log1p(jnp.exp(-y * (jnp.tanh(x @ w["in"]) @ w["out"])))
+
+
+@functools.cache
+def problem():
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(60, 5)), jnp.float32)
+    y = jnp.sign(x[:, 0] + 0.3)
+    w = {"in": random.normal(size=(5, 4)), "out": 2 * random.normal(size=4)}
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), w), (x, y)
+
+
+def largest(matrices):
+    tops = [np.linalg.eigvalsh(m)[-1] for m in matrices]
+    return np.mean(tops), np.std(tops, ddof=1) / np.sqrt(len(tops))
+
+
+@pytest.mark.parametrize(("top", "expected"), [(3.0, 3.0 + 1 / 3), (1.5, 1.5 + 2 / 3), (0.7, 2.0)])
+def test_the_law_of_independent_hessian_noise_on_random_matrices(top, expected):
+    """P = 400, P s^2 / b = 1: one spike under symmetric noise, above the transition and below it."""
+    random, size = np.random.default_rng(0), 400
+
+    def matrix():
+        upper = np.triu(random.normal(size=(size, size)) / np.sqrt(size), 1)
+        noisy = upper + upper.T
+        noisy[0, 0] = top
+        return noisy
+
+    measured, error = largest(matrix() for _ in range(5))
+    law = float(noise.iid_batch_sharpness(top, 1.0, 1.0))
+    assert law == pytest.approx(expected, rel=1e-6)
+    assert abs(measured - law) < 3 * error + 0.02 * law
+    assert abs(measured - top) > 0.05 * top, "the noise would not show"
+
+
+@pytest.mark.parametrize(("top", "batch"), [(2.0, 300), (0.5, 300), (0.5, 1200), (0.15, 300)])
+def test_the_law_of_gauss_newton_batches_on_random_gradients(top, batch):
+    random, size, bulk = np.random.default_rng(1), 400, 0.1
+    deviations = np.sqrt(np.append(top, np.full(size - 1, bulk)))
+
+    def matrix():
+        gradients = random.normal(size=(batch, size)) * deviations
+        return gradients.T @ gradients / batch
+
+    measured, error = largest(matrix() for _ in range(5))
+    law = float(batch_curvature.gauss_newton_batch_sharpness(top, bulk, size / batch))
+    assert abs(measured - law) < 3 * error + 0.03 * law
+    if (top, batch) == (2.0, 300):
+        assert law == pytest.approx(2 * (1 + 4 / 3 * 0.1 / 1.9), rel=1e-6)
+    if top == 0.15:
+        assert law == pytest.approx(0.1 * (1 + np.sqrt(4 / 3)) ** 2, rel=1e-6)
+
+
+def test_the_gauss_newton_law_is_continuous_and_keeps_the_whole_batch():
+    ratio = jnp.asarray([0.0, 0.5])
+    found = batch_curvature.gauss_newton_batch_sharpness(2.0, 0.1, ratio)
+    assert found.shape == (2,)
+    assert float(found[0]) == 2.0
+    edge = 0.1 * (1 + np.sqrt(0.5))
+    near = [
+        float(batch_curvature.gauss_newton_batch_sharpness(edge * (1 + d), 0.1, 0.5))
+        for d in (-1e-5, 1e-5)
+    ]
+    np.testing.assert_allclose(*near, rtol=1e-4)
+    assert np.isnan(batch_curvature.gauss_newton_batch_sharpness(jnp.nan, 0.1, 0.5))
+
+
+def test_several_sizes_are_the_means_over_their_own_batches():
+    """Second road: Hessians of the drawn examples alone, without padding."""
+    w, batch = problem()
+    sizes = [4, 60, 16]
+    ours = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, sizes, num_batches=3)
+    flat, unravel = jax.flatten_util.ravel_pytree(w)
+
+    @jax.jit
+    def hessian(flat, weights):
+        return jax.hessian(lambda f: jnp.vdot(weights, losses(unravel(f), batch)))(flat)
+
+    for i, size in enumerate(sizes):
+        tops = []
+        for draw in jax.random.split(jax.random.fold_in(KEY, size), 3):
+            chosen = jax.random.permutation(draw, 60)[:size]
+            weights = jnp.zeros(60).at[chosen].set(1 / size)
+            tops.append(np.linalg.eigvalsh(np.asarray(hessian(flat, weights), np.float64))[-1])
+        np.testing.assert_allclose(ours.value[i], np.mean(tops), rtol=1e-4)
+        if size < 60:
+            np.testing.assert_allclose(ours.error[i], np.std(tops, ddof=1) / np.sqrt(3), rtol=1e-2)
+    alone = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [16], num_batches=3)
+    np.testing.assert_allclose(alone.value[0], ours.value[2], rtol=1e-5)
+
+
+def test_several_sizes_compile_once():
+    w, batch = problem()
+    traced = []
+
+    def counted(w, batch):
+        traced.append(1)
+        return losses(w, batch)
+
+    batch_curvature.batch_sharpness_by_size(counted, w, batch, KEY, [2, 20], num_batches=2)
+    first = len(traced)
+    batch_curvature.batch_sharpness_by_size(counted, w, batch, KEY, [3, 5, 20], num_batches=2)
+    # Checks call losses by hand: the smallest and the largest batch, and shapes; nothing is compiled again.
+    assert len(traced) - first <= first // 2
+
+
+def test_losses_that_couple_examples_are_refused():
+    w, batch = problem()
+
+    def normalised(w, batch):
+        x, y = batch
+        return losses(w, (x - x.mean(0, keepdims=True), y))
+
+    with pytest.raises(ValueError, match="they couple examples"):
+        batch_curvature.batch_sharpness_by_size(normalised, w, batch, KEY, [4, 30], num_batches=2)
+
+
+def test_rates_and_the_critical_batch_follow_from_the_law():
+    prediction = noise.BatchSharpness(
+        jnp.asarray(2.0),
+        Estimate(jnp.asarray(30.0), jnp.asarray(3.0)),
+        jnp.asarray([4.0, -1.0]),
+        jnp.asarray([0.4, 0.1]),
+    )
+    rate = batch_curvature.batch_learning_rate(prediction)
+    np.testing.assert_allclose(rate.value, [0.5, np.inf])
+    np.testing.assert_allclose(rate.error[0], 0.05)
+    adam = batch_curvature.batch_learning_rate(
+        Estimate(jnp.asarray(4.0), jnp.asarray(0.4)), "adam", beta=0.9
+    )
+    np.testing.assert_allclose(adam.value, 38 / 4, rtol=1e-6)
+    assert stability.threshold(float(adam.value), "adam", beta=0.9) == pytest.approx(4, rel=1e-6)
+    critical = batch_curvature.critical_batch(prediction)
+    np.testing.assert_allclose(critical.value, 15.0)
+    np.testing.assert_allclose(critical.error, 1.5)
+    assert np.isinf(batch_curvature.critical_batch(prediction._replace(top=-jnp.ones(()))).value)
+
+
+def test_the_reported_error_of_the_rate_is_its_spread():
+    random = np.random.default_rng(0)
+    draws = random.normal(4.0, 0.1, 4000)
+    rates = batch_curvature.batch_learning_rate(Estimate(jnp.asarray(draws), jnp.zeros(4000)))
+    said = batch_curvature.batch_learning_rate(Estimate(jnp.asarray(4.0), jnp.asarray(0.1)))
+    assert float(said.error) == pytest.approx(np.std(np.asarray(rates.value)), rel=0.05)
