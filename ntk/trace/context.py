@@ -104,18 +104,19 @@ class Context:
                 "complex numbers in the model have no rule: write real and imaginary parts, or take means over finite "
                 'networks: otherwise="sample"'
             )
-        if one.size and (one == one.flat[0]).all() and (two == two.flat[0]).all():
+        if one.size and _uniform(one) and _uniform(two):
             dims = self.fresh_dims(list(zip(one.shape, two.shape)), "free")
             if one.dtype.kind not in "fiub":
                 return Value(dims, Number(float(one.flat[0])))
             try:
                 return Value(dims, self.number(one.flat[0], two.flat[0]))
             except Refusal:
-                return Value(
-                    dims, Table(one, two)
-                )  # refused where something else than a constant reads it
+                # Refused where something else than a constant reads it.
+                return Value(dims, Table(one, two))
         dims = self.fresh_dims(list(zip(one.shape, two.shape)), "position")
-        if one.shape != two.shape or not np.allclose(one, two, rtol=1e-5, atol=1e-7):
+        if one.shape != two.shape or not np.allclose(
+            one, two, rtol=1e-5, atol=1e-7, equal_nan=True
+        ):
             return Value(dims, Table(one, two))
         return Value(dims, Finite(self.program.constant(one)))
 
@@ -386,3 +387,9 @@ def materialised(context: Context, value: Value, axes: set) -> Value:
 def finite_step(context: Context, static: tuple, inputs: list) -> Any:
     """Index of a step on arrays of numbers."""
     return context.program.add("finite", static, inputs)
+
+
+def _uniform(array: np.ndarray) -> bool:
+    """Whether all entries are the same number, nan (what `jnp.var` has for no samples) among them."""
+    first = array.flat[0]
+    return bool(((array == first) | ((array != array) & (first != first))).all())
