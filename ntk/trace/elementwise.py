@@ -191,8 +191,10 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
                 if isinstance(second, Number)
                 else algebra.scaled(as_sum(second, dims), Coefficient(-1.0))
             )
-        if _is_zero(second) or _is_zero(first):
-            return as_sum(first if _is_zero(second) else second, dims)
+        if name == "add" and _is_zero(
+            first
+        ):  # as sum() starts; other sums with zero become one process
+            return as_sum(second, dims)
         first, second = as_sum(first, dims), as_sum(second, dims)
         if isinstance(first, Linear) != isinstance(second, Linear):
             first, second = _one_process(context, first, second)

@@ -32,6 +32,7 @@ from ntk.trace.loops import loops
 from ntk.trace.parameters import read_parameters
 from ntk.trace.processes import process_of
 from ntk.trace.sampled import SampledKernelFn, sampled
+from ntk.trace.shapes import one_axis
 from ntk.trace.sharing import jaxpr_of
 from ntk.trace.traced import Traced, pruned
 
@@ -341,6 +342,8 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
         raise Refusal(
             "no infinite-width kernel: the outputs grow with the width; add a readout of fixed size"
         )
+    for k in range(len(out.dims)):
+        out = one_axis(context, out, k)
     body = out.body
     if isinstance(body, Linear):
         powers = {c.power for _, c in body.terms}

@@ -174,7 +174,10 @@ def test_the_error_of_a_mean_over_units_is_told():
     [
         (lambda n: jnp.arange(4.0 * n).reshape(4, n) / n**0.5, "have no limit"),
         (
-            lambda n: jax.random.normal(jax.random.key(1), (4, n)) * jnp.arange(1.0 * n)[None],
+            lambda n: (
+                jax.random.normal(jax.random.key(1), (4, n), jnp.float32)
+                * jnp.arange(1.0 * n)[None]
+            ),
             "have no limit",
         ),
     ],
