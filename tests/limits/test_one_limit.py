@@ -175,7 +175,7 @@ def test_a_factor_on_the_learning_rate_is_one_for_every_optimizer(factory):
 
 
 def test_a_weight_without_scale_needs_a_base_width():
-    family = models.family("MLP", depth=1, outputs=1, kernel_init=nn.initializers.zeros)
+    family = models.family("MLP", depth=1, outputs=1, kernel_init=nn.initializers.constant(0.5))
     with pytest.raises(
         ValueError, match=r"readout/kernel .*constant at initialisation.*base_width="
     ):
