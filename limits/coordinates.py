@@ -52,7 +52,9 @@ class CoordinateCheck(NamedTuple):
 
     def __repr__(self):
         widths = ", ".join(map(str, self.widths.tolist()))
-        return f"CoordinateCheck(passed={self.passed}, widths {widths}: {self.verdict})"
+        first, *more = self.verdict.split("; ")
+        rest = f"; and {len(more)} more in .verdict" if more else ""
+        return f"CoordinateCheck(passed={self.passed}, widths {widths}: {first}{rest})"
 
     def _repr_html_(self):
         last = {"size": self.size_scaling, "change": self.change_scaling, "own": self.own_scaling}

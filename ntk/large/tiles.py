@@ -148,8 +148,8 @@ def devices_of(given: Any) -> tuple[jax.Device, ...]:
     several = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
     if not several or not all(isinstance(device, jax.Device) for device in several):
         raise TypeError(
-            f"devices is {given!r}; it must be a mesh, or a list of one device or more, such as "
-            "jax.local_devices()[:1], or None"
+            f"devices is {given!r}; it must be a list of one device or more, such as "
+            "jax.local_devices()[:1], a mesh, or None"
         )
     return several
 

@@ -50,6 +50,7 @@ from metrics import (
 )
 from ntk import model, predict, solve
 from ntk.finite import monte_carlo
+from ntk.infinite import depth_map
 from ntk.regression import posterior
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
@@ -125,7 +126,7 @@ OWN = {
 # Functions have no figure.
 WITHOUT = {model.Network: lambda: ntk.network(nn.Dense, 4, X[:1])}
 FILLED = [
-    posterior.Gaussian, solve.Solution, solve.Regression, ntk.depth.DepthMap, predict.ODEState,
+    posterior.Gaussian, solve.Solution, solve.Regression, depth_map.DepthMap, predict.ODEState,
     depth.LogKernel, dmft.Dynamics, ensembles.PairMoments, feature_learning.Particles,
     feature_learning.LinearLimit, feature_learning.KernelLimit, feature_learning.Trained,
     feature_learning.Episodes, finite_width.Vertices, finite_width.MetricCovariance,
