@@ -1,8 +1,8 @@
 """Units of a grid as tasks of a Dask cluster: on this machine, on Slurm's nodes, or wherever a scheduler listens.
 
 A unit that a worker was at when it died is done elsewhere, from its last checkpoint; who runs the study again goes on
-from the points that are there. All processes must see the folder of the run. Nothing here is imported, and nothing of
-Dask needed, where no cluster is asked for.
+from the points that are there. All processes must see the folder of the run. Dask is imported where a cluster is
+asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib
+import functools
 import os
 import pathlib
 import shutil
@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import files, loop, rundir, signals
+from experiments import files, loop, rundir, settings, signals
 
 TOPIC = "widelimit-progress"
 HERE = "127.0.0.1"
@@ -35,8 +35,8 @@ _COMPILED: dict[tuple[str, str], dict[Hashable, Any]] = {}
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """A client of the cluster that an address names.
+def connected(address: str | None) -> Iterator[Any]:
+    """A client of the cluster that an address names; None for None, where nothing of Dask is needed.
 
     Args:
         address: ``local:N``, N processes of this machine; ``slurm:KEY=VALUE,...``, jobs of Slurm with the keywords of
@@ -46,22 +46,27 @@ def connected(address: str) -> Iterator[Any]:
     Raises:
         ValueError: another address, or a package that is not installed.
     """
+    if address is None:
+        yield None
+        return
     kind, options = parsed(address)
-    dask = _optional("dask")
-    settings = {
+    dask = settings.optional("dask", "cluster")
+    chosen = {
         "logging": {"distributed": "critical"},  # a death of a worker is no news
         "distributed.scheduler.allowed-failures": DEATHS,
         # Else a process that takes 15 s to start anew, on a busy machine, is given up.
         "distributed.deploy.lost-worker-timeout": "1 day",
         "distributed.comm.retry.count": 3,
     }
-    with dask.config.set(settings), contextlib.ExitStack() as stack:
-        distributed = _optional("distributed")
+    with dask.config.set(chosen), contextlib.ExitStack() as stack:
+        distributed = settings.optional("distributed", "cluster")
         if kind == "local":
             made = stack.enter_context(_local_cluster(distributed, **options))
         elif kind == "slurm":
             jobs = options.pop("jobs")
-            made = stack.enter_context(_optional("dask_jobqueue").SLURMCluster(**options))
+            made = stack.enter_context(
+                settings.optional("dask_jobqueue", "cluster").SLURMCluster(**options)
+            )
             made.scale(jobs=jobs)
         client = stack.enter_context(
             distributed.Client(made if kind in ("local", "slurm") else address)
@@ -181,11 +186,9 @@ def _held(path: pathlib.Path, name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@functools.cache
 def _follow_parent() -> None:
     """Ends a worker of this machine when the process that started it is gone, so that its cores are free."""
-    if getattr(_follow_parent, "started", False):
-        return
-    _follow_parent.started = True
     parent = os.getppid()
 
     def watch() -> None:
@@ -249,10 +252,3 @@ def _slurm(text: str) -> dict[str, Any]:
             f"--cluster has jobs={options['jobs']}; it must be a whole number from 1 on"
         )
     return options
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"{name} is not installed; pip install 'widelimit[cluster]'") from error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from experiments import contract, loop, signals, train
+from experiments import cluster, contract, loop, signals, train
 
 
 class Axis(NamedTuple):
@@ -34,6 +34,11 @@ class Variable(NamedTuple):
     long_name: str
     units: str = "1"
     dims: tuple[str, ...] = ()
+
+
+def variables(dims: str, **long_names: str) -> dict[str, Variable]:
+    """Variables over the same dimensions, which are named with spaces between; "" for single numbers."""
+    return {name: Variable(text, dims=tuple(dims.split())) for name, text in long_names.items()}
 
 
 class Training(NamedTuple):
@@ -113,8 +118,6 @@ def train_grid(
     if session.cluster is None or not points:
         found = (unit(program, data, *both, session, compiled) for both in zip(points, labels))
     else:
-        from experiments import cluster
-
         found = cluster.units(session.cluster, program, data, points, labels, session)
     for name, measured in zip(labels, found):
         units.append(measured)

@@ -16,12 +16,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,6 +40,7 @@ from experiments import (
     signals,
     tasks,
 )
+from experiments import cluster as clusters
 from experiments.settings import find_study
 
 __all__ = ["check", "find_study", "main", "run"]
@@ -148,8 +148,6 @@ def run(
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
     if cluster is not None:
-        from experiments import cluster as clusters
-
         clusters.parsed(cluster)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
     asked = _asked(config)
@@ -160,7 +158,7 @@ def run(
             print(f"note: {path}: {sentence}", file=sys.stderr)
         data = rundir.finished(path, configuration)
         if data is None:
-            with _connected(cluster) as client:
+            with clusters.connected(cluster) as client:
                 session = loop.Session(
                     path,
                     sinks=sinks,
@@ -186,17 +184,6 @@ def _asked(config: Any) -> dict[str, Any]:
         if contents := [path.read_bytes() for path in paths]:
             asked[rundir.SOURCES[kind]] = hashlib.sha256(b"".join(contents)).hexdigest()
     return asked
-
-
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    if address is None:
-        yield None
-        return
-    from experiments import cluster
-
-    with cluster.connected(address) as client:
-        yield client
 
 
 def _train(study: Any, config: Any, session: loop.Session) -> Any:
@@ -252,26 +239,19 @@ def _sinks(options: settings.Options):
     with contextlib.ExitStack() as stack:
         if options.tensorboard:
             writer = stack.enter_context(
-                contextlib.closing(_optional("tensorboardX").SummaryWriter(options.tensorboard))
+                contextlib.closing(
+                    settings.optional("tensorboardX", "tracking").SummaryWriter(options.tensorboard)
+                )
             )
             sinks.append(functools.partial(_to_tensorboard, writer))
         if options.wandb:
-            wandb = _optional("wandb")
+            wandb = settings.optional("wandb", "tracking")
             try:
                 stack.enter_context(wandb.init(project=options.wandb))
             except Exception as error:  # no login, no network, no such project
                 raise ValueError(f"Weights & Biases: {_first_line(error)}") from error
             sinks.append(wandb.log)
         yield tuple(sinks)
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} is not installed; pip install 'widelimit[tracking]', or leave the option out"
-        ) from error
 
 
 def _to_tensorboard(writer: Any, row: dict[str, Any]) -> None:

@@ -356,3 +356,17 @@ def find_study(name: str) -> types.ModuleType:
             "or the name of a file that ends with .py"
         )
     return importlib.import_module(f"experiments.studies.{name}")
+
+
+def optional(name: str, extra: str) -> Any:
+    """A package that only some options need.
+
+    Raises:
+        ValueError: it is not installed; with the extra that has it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is not installed; pip install 'widelimit[{extra}]', or leave the option out"
+        ) from error

@@ -90,6 +90,7 @@ OPEN = {
 # Functions whose keywords are the caller's own names, or those of a function that it gives.
 NAMES = {
     "experiments.checks.context",
+    "experiments.grid.variables",
     "experiments.studies.deep_kernel_machines.fitted",
     "experiments.studies.in_context_descent.descended",
     "experiments.studies.neural_collapse_claims.frame_errors",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import numpy as np
 import xarray as xr
 
@@ -19,7 +18,7 @@ from experiments.claims import (
     over_seeds,
     within,
 )
-from experiments.judges import as_lost
+from experiments.judges import as_lost, power_law
 
 YANG = "Yang & Hu 2021, arXiv:2011.14522"
 JACOT = "Jacot et al. 2018, arXiv:1806.07572"
@@ -43,11 +42,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def law(values: xr.DataArray, seed: str, width: str) -> metrics.PowerLaw:
     """Power law in the width of the values' RMS over seeds; nan where one is not finite or not positive."""
-    values = values.transpose(seed, width)
-    if not (np.isfinite(values) & (values > 0)).all():
-        nothing = np.full(2, np.nan)
-        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
-    return metrics.fit_power_law(values[width].values, values.values, jax.random.key(0))
+    return power_law(values[width], values.transpose(seed, width))
 
 
 def _axes(data: xr.Dataset) -> list[Claim]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.grid import Axis, Variable
+from experiments.grid import Axis, Variable, variables
 from experiments.studies import card_start as start
 from experiments.studies import card_training as training
 from experiments.studies.card_model import Model
@@ -37,11 +37,6 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def _variables(dims: str, **long_names: str) -> dict[str, Variable]:
-    """Variables over the same dimensions."""
-    return {name: Variable(text, dims=tuple(dims.split())) for name, text in long_names.items()}
-
-
 def _seeds(config: Any) -> Axis:
     return Axis(list(config.seeds), "seed")
 
@@ -58,8 +53,8 @@ _DERIVATION = ("step", "operation", "what", "positions", "K", "line")
 PARTS = {
     "axes": Part(
         start.axes,
-        _variables("axes_seed place", plain_difference="largest difference from the plain network")
-        | _variables(
+        variables("axes_seed place", plain_difference="largest difference from the plain network")
+        | variables(
             "parameter_row",
             parameter="parameter",
             role="role",
@@ -77,22 +72,20 @@ PARTS = {
     ),
     "coordinates": Part(
         training.coordinates,
-        _variables(
+        variables(
             "coordinate_rule layer coordinate_width", coordinate_change="RMS change of the outputs"
         )
-        | _variables(
-            "coordinate_rule layer", coordinate_slope="exponent of the change in the width"
-        )
-        | _variables(
+        | variables("coordinate_rule layer", coordinate_slope="exponent of the change in the width")
+        | variables(
             "coordinate_rule layer end", coordinate_interval="exponent of the change, interval"
         )
-        | _variables(
+        | variables(
             "coordinate_rule",
             coordinate_verdict="verdict against muP",
             coordinate_name="parametrization",
             coordinate_wrong="layers that are wrong",
         )
-        | _variables("layer", coordinate_layer="layer"),
+        | variables("layer", coordinate_layer="layer"),
         lambda config: {
             "coordinate_width": Axis(list(config.coordinates.widths), "width", "neurons"),
             "coordinate_rule": Axis(list(config.coordinates.rules), "parametrization"),
@@ -102,13 +95,13 @@ PARTS = {
     ),
     "signals": Part(
         start.signals,
-        _variables(
+        variables(
             "weights signal_seed signal_depth",
             signal_variance="mean square of a layer's outputs",
             signal_growth="mean square change for a small change of the input",
             signal_correlation="mean cosine of two inputs",
         )
-        | _variables("signal_depth", signal_layer="layer"),
+        | variables("signal_depth", signal_layer="layer"),
         lambda config: {
             "signal_seed": _seeds(config),
             "weights": Axis(["own", "growing"], "weights"),
@@ -117,7 +110,7 @@ PARTS = {
     ),
     "criticality": Part(
         start.criticality,
-        _variables(
+        variables(
             "activation_row",
             activation="nonlinearity",
             critical_kind="universality class",
@@ -126,8 +119,8 @@ PARTS = {
             critical_variance="critical variance of preactivations",
             own_std="W_std of the model",
         )
-        | _variables("", no_chain="why there is no recursion")
-        | _variables(
+        | variables("", no_chain="why there is no recursion")
+        | variables(
             "critical_seed assumed",
             next_predicted="variance of the last hidden layer, predicted",
             next_variance="variance of the last hidden layer",
@@ -140,18 +133,18 @@ PARTS = {
     ),
     "kernel": Part(
         start.kernel,
-        _variables(
+        variables(
             "kernel_of kernel_seed kernel_width",
             kernel_distance="relative distance of the tangent kernel from a limit",
             kernel_level="trace of the tangent kernel over that of a limit",
         )
-        | _variables(
+        | variables(
             "kernel_row kernel_column",
             limit_ntk="NTK of infinite width",
             limit_nngp="NNGP of infinite width",
         )
-        | _variables("step_row", **{f"step_{k}": f"derivation, {k}" for k in _DERIVATION})
-        | _variables(
+        | variables("step_row", **{f"step_{k}": f"derivation, {k}" for k in _DERIVATION})
+        | variables(
             "law_row",
             law_parameter="parameter",
             law="law at initialisation",
@@ -166,17 +159,17 @@ PARTS = {
     ),
     "spectrum": Part(
         start.spectrum,
-        _variables(
+        variables(
             "mode",
             eigenvalue="eigenvalue of the NTK over the examples",
             power="share of the targets in the top modes",
         )
-        | _variables("spectrum_seed mode", shuffled_power="the same of shuffled targets"),
+        | variables("spectrum_seed mode", shuffled_power="the same of shuffled targets"),
         lambda config: {"spectrum_seed": _seeds(config)},
     ),
     "prediction": Part(
         training.prediction,
-        _variables(
+        variables(
             "predicted_by prediction_seed prediction_width",
             prediction_distance="distance of trained outputs from the prediction, over their change",
         ),
@@ -188,12 +181,12 @@ PARTS = {
     ),
     "laziness": Part(
         training.laziness,
-        _variables(
+        variables(
             "lazy_rule lazy_seed lazy_width",
             kernel_change="relative change of the tangent kernel in training",
             kernel_alignment="alignment of the tangent kernels after and before training",
         )
-        | _variables(
+        | variables(
             "lazy_rule lazy_seed lazy_width moment",
             target_alignment="alignment of the tangent kernel with the targets",
         ),
@@ -206,11 +199,11 @@ PARTS = {
     ),
     "sharpness": Part(
         training.sharpness,
-        _variables(
+        variables(
             "sharpness_seed sharpness_step", sharpness="sharpness", sharpness_loss="training loss"
         )
-        | _variables("sharpness_seed", sharpness_rate="learning rate")
-        | _variables(
+        | variables("sharpness_seed", sharpness_rate="learning rate")
+        | variables(
             "early_rate sharpness_seed",
             early_rise="loss in the first chunk of steps over the loss before",
         ),
@@ -227,7 +220,7 @@ PARTS = {
     ),
     "transfer": Part(
         training.transfer,
-        _variables(
+        variables(
             "transfer_rule transfer_width transfer_rate transfer_seed",
             transfer_loss="training loss",
         ),
@@ -240,14 +233,12 @@ PARTS = {
     ),
     "collapse": Part(
         training.collapse,
-        _variables(
+        variables(
             "collapse_seed collapse_step collapse_labels collapse_measure",
             collapse="measure of collapse",
         )
-        | _variables(
-            "collapse_seed collapse_step", collapse_accuracy="accuracy on the training set"
-        )
-        | _variables("", collapse_layer="layer"),
+        | variables("collapse_seed collapse_step", collapse_accuracy="accuracy on the training set")
+        | variables("", collapse_layer="layer"),
         lambda config: {
             "collapse_seed": _seeds(config),
             "collapse_step": _steps(config.collapse.steps, training.CHUNKS),

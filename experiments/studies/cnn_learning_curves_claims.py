@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import numpy as np
 import xarray as xr
 
 import metrics
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
-from experiments.judges import as_lost
+from experiments.judges import as_lost, power_law
 from limits import eigenlearning
 
 CFW = "Cagnetta et al. 2023"
@@ -33,14 +32,6 @@ def claims(data: xr.Dataset) -> list[Claim]:
     return [*_sector_claims(data), *_curve_claims(data), *_dimension_claims(data)]
 
 
-def exponent(x: xr.DataArray, y: np.ndarray) -> metrics.PowerLaw:
-    """Power law through positive values, (points,) or (seeds, points); nan where one is lost."""
-    if not (np.isfinite(y) & (y > 0)).all():
-        nothing = np.full(2, np.nan)
-        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
-    return metrics.fit_power_law(x.values, y, jax.random.key(0))
-
-
 def error_of(data: xr.Dataset, case: str, what: str = "error") -> xr.DataArray:
     """Test error of a case, over (seed, sample), or what is "predicted" of it, over sample."""
     patches = CASES[case][0]
@@ -51,7 +42,7 @@ def beta(data: xr.Dataset, case: str) -> metrics.PowerLaw:
     """Power law of the test error in the number of samples, from the first that is fitted."""
     line = error_of(data, case)
     line = line.sel(sample=line["sample"] >= data.attrs["fit_from"])
-    return exponent(line["sample"], line.values)
+    return power_law(line["sample"], line.values)
 
 
 def _sector_claims(data: xr.Dataset) -> list[Claim]:
@@ -60,7 +51,7 @@ def _sector_claims(data: xr.Dataset) -> list[Claim]:
     for kind, nu in SMOOTHNESS.items():
         for name, d, tolerance in (("one_patch", 1, 0.15), ("two_patches", 2, 0.1)):
             values = deep[name].sel(kind=kind)
-            law = exponent(data.wavenumber, values.values)
+            law = power_law(data.wavenumber, values.values)
             made.append(
                 near(
                     f"1 sector of {name.replace('_', ' ')}, {kind}",
@@ -208,7 +199,7 @@ def _dimension_claims(data: xr.Dataset) -> list[Claim]:
         )
     )
     image = data.image_error.isel(get=0)
-    law = exponent(data.image_sample, image.values)
+    law = power_law(data.image_sample, image.values)
     several = () if image.sizes["image_sample"] > 2 else (absent("third number of samples"),)
     made.append(
         near(
@@ -230,7 +221,7 @@ def manifold_slope(data: xr.Dataset, d: int, a: int) -> float:
     """Slope of the test error in samples, on data of dimension d in inputs of dimension a."""
     line = data.manifold_error.sel(dimension=d, ambient=a).transpose("manifold_seed", ...)
     line = line.sel(manifold_sample=line.manifold_sample >= data.attrs["fit_from"])
-    return exponent(line.manifold_sample, line.values).exponent
+    return power_law(line.manifold_sample, line.values).exponent
 
 
 def _list(values) -> str:

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.drawing import DASHED, INK, PALETTE, figure, style
+from experiments.judges import power_law
 from experiments.studies.cnn_learning_curves_claims import (
     CASES,
     SMOOTHNESS,
     error_of,
-    exponent,
     manifold_slope,
 )
 from limits import eigenlearning
@@ -119,7 +119,7 @@ def dimensions(data: xr.Dataset) -> Figure:
     left.legend(loc="lower left")
     seen, law = (
         float(data.image_dimension[0]),
-        exponent(data.image_sample, data.image_error.isel(get=0).values),
+        power_law(data.image_sample, data.image_error.isel(get=0).values),
     )
     right.plot(seen, -law.exponent, "*", color=INK, markersize=9, label="images")
     fine = np.geomspace(0.9, max(seen, 4) * 1.2, 50)

@@ -17,6 +17,7 @@ import xarray as xr
 import limits
 from experiments import checks, losses, tasks
 from experiments.grid import Axis, Program, Variable, array, train_grid
+from experiments.judges import power_law
 from experiments.loop import Session
 from experiments.studies import feature_learning_limit_networks as networks
 from experiments.studies.feature_learning_limit_claims import claims
@@ -214,7 +215,7 @@ def _words(config: Any, session: Session) -> xr.Dataset:
     axes = {"word_seed": Axis(list(part.seeds), "seed")}
     made = train_grid(axes, part, Program("words", unit, variables, own), session)
     kernel = scores(source, untrained.context)
-    law = networks.fit(part.widths, made["gram_distance"].values[:, :-1])
+    law = power_law(part.widths, made["gram_distance"].values[:, :-1])
     slope = "exponent of the distance in the width"
     return made.assign(
         plane=made["plane"].isel(word_seed=0, drop=True),

@@ -13,10 +13,10 @@ import numpy as np
 import xarray as xr
 
 import limits
-import metrics
 import ntk
 from experiments import losses, tasks
 from experiments.grid import Axis, Program, Variable, array, train_grid
+from experiments.judges import power_law
 from experiments.loop import Session
 from experiments.train import ONCE
 from limits import feature_learning as one_layer
@@ -55,14 +55,6 @@ sample = jax.jit(
 linear_limit = jax.jit(one_layer.linear_limit, static_argnums=(0, 1), compiler_options=ONCE)
 _particles = jax.jit(one_layer.particles, static_argnums=(1, 2, 3), compiler_options=ONCE)
 _apply = jax.jit(lambda net, x, *rest: net.apply(x, *rest), static_argnums=2)
-
-
-def fit(widths: Sequence[int], values: np.ndarray) -> metrics.PowerLaw:
-    """Power law in the width through values (seeds, widths), none where a run diverged."""
-    if not (np.isfinite(values) & (values > 0)).all():
-        nothing = np.full(2, np.nan)
-        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
-    return metrics.fit_power_law(np.asarray(widths), values, jax.random.key(0))
 
 
 @jax.jit
@@ -183,7 +175,7 @@ def dichotomy(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     axes = {"dichotomy_width": Axis(list(part.widths), "width", "neurons")}
     made = train_grid(axes, part, Program("dichotomy", unit, variables, own), session)
     made = made.transpose(*order, ...)
-    fits = [[fit(part.widths, values) for values in rows] for rows in made["change"].values]
+    fits = [[power_law(part.widths, values) for values in rows] for rows in made["change"].values]
     regimes = [limits.classify(*limits.abc(RULES.get(r, r), part.depth)) for r in part.rules]
     changes = [regime.change[: part.depth] for regime in regimes]
     dims, exponent = ("rule", "quantity"), "exponent of the change in the width"
@@ -236,7 +228,7 @@ def convergence(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     own = {**_networks(part), "step": Axis(np.arange(part.steps), "training step", "steps")}
     axes = {"system": Axis(list(part.systems), "network and parametrization")}
     made = train_grid(axes, part, Program("convergence", unit, variables, own), session)
-    fits = [fit(part.widths, rows.T) for rows in made["distance"].values]
+    fits = [power_law(part.widths, rows.T) for rows in made["distance"].values]
     intervals = [law.exponent_interval for law in fits]
     return made.assign(
         slope=array("system", [law.exponent for law in fits], SLOPE),
@@ -286,7 +278,7 @@ def pi_nets(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
         "pi_size": Variable("RMS of the limit's outputs"),
     }
     made = train_grid({}, part, Program("pi-nets", unit, variables, _networks(part)), session)
-    law = fit(part.widths, made["pi_distance"].values)
+    law = power_law(part.widths, made["pi_distance"].values)
     return made.assign(
         pi_slope=array((), law.exponent, SLOPE),
         pi_slope_interval=array("end", law.exponent_interval, f"{SLOPE}, 95 % interval"),

@@ -378,7 +378,7 @@ def _sweep(config: Any, session: Session) -> xr.Dataset:
         loss = lazy_loss(config, seed, [*steps, np.inf])
         return {"lazy_test": loss[:-1], "regression_loss": loss[-1]}
 
-    curves = {name: Variable(words, dims=("sweep_step",)) for name, words in WORDS.items()}
+    curves = grid.variables("sweep_step", **WORDS)
     kernel = {
         "lazy_test": Variable("test loss of the linearised network", dims=("sweep_step",)),
         "regression_loss": Variable("test loss of kernel regression"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import math
 
-import jax
 import numpy as np
 import xarray as xr
 
 import metrics
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
-from experiments.judges import as_lost, completed
+from experiments.judges import as_lost, completed, power_law
 
 JACOT = "Jacot et al. 2018"
 ALIGNED = 0.5  # size of the target along the principal component
@@ -36,12 +35,9 @@ def distances(data: xr.Dataset, inputs: str, limit: str = "limit_kernel") -> xr.
 
 
 def fit(distance: xr.DataArray) -> metrics.PowerLaw:
-    """Power law in the width through RMS values over (seed, width); nan where a run diverged."""
-    dims = distance.dims
-    if not (np.isfinite(distance) & (distance > 0)).all() or distance.sizes[dims[1]] < 3:
-        nothing = np.full(2, np.nan)
-        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
-    return metrics.fit_power_law(distance[dims[1]].values, distance.values, jax.random.key(0))
+    """Power law in the width through RMS values over (seed, width); nan where a run diverged, or of two widths."""
+    width = distance.dims[1]
+    return power_law(distance[width], distance.where(distance.sizes[width] >= 3))
 
 
 def drifts(data: xr.Dataset, name: str = "drift") -> xr.DataArray:

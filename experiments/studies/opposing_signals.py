@@ -20,7 +20,7 @@ import xarray as xr
 
 import metrics
 import models
-from experiments import checks, tasks
+from experiments import checks, grid, tasks
 from experiments.grid import Axis, Program, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import opposing_signals_figures as drawn
@@ -294,7 +294,7 @@ def _linear(config, session):
     edge = Program(
         "linear",
         _linear_unit,
-        {name: Variable(text) for name, text in EDGE.items()}
+        grid.variables("", **EDGE)
         | {
             "sharpness": Variable("sharpness × η / 2", dims=("step",)),
             "law": Variable("sharpness × η / 2, predicted", dims=("step",)),
@@ -491,7 +491,7 @@ def _images(config, task, session):
     planted = Program(
         "planted",
         _planted_unit,
-        {name: Variable(text) for name, text in PLANTED.items()}
+        grid.variables("", **PLANTED)
         | {
             "planted_loss": Variable("mean loss of a planted group", **curves),
             "planted_change": Variable("change of an example's loss", dims=("example",)),
@@ -502,7 +502,7 @@ def _images(config, task, session):
     natural = Program(
         "natural",
         _natural_unit,
-        {name: Variable(text) for name, text in NATURAL.items()}
+        grid.variables("", **NATURAL)
         | {
             "natural_loss": Variable("mean loss of a found group", **curves),
             "image": Variable("images of a found group", dims=("side", "rank", "row", "column")),

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 import limits
-from experiments import checks, tasks
+from experiments import checks, grid, tasks
 from experiments.grid import Axis, Program, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import principles_figures as drawn
@@ -162,7 +162,7 @@ def _theory_unit(config: Any, activation: str) -> dict[str, Any]:
     if found.kind == "none":
         C_W, C_b = 1.0, 0.0
     K = found.variance or config.theory.variance
-    grid = [limits.susceptibilities(fn, k, C_W=C_W, C_b=C_b) for k in VARIANCES]
+    flow = [limits.susceptibilities(fn, k, C_W=C_W, C_b=C_b) for k in VARIANCES]
     points = (K,) if found.kind == "half-stable" else (0.1, 1.0, 10.0)
     at = [limits.susceptibilities(fn, k, C_W=C_W, C_b=C_b) for k in points]
     layers = {"K": nothing, "V": nothing}
@@ -176,8 +176,8 @@ def _theory_unit(config: Any, activation: str) -> dict[str, Any]:
         **numbers,
         "off": max(abs(s[k] - 1) for s in at for k in (1, 2)),
         **layers,
-        "parallel": np.array([s.parallel for s in grid]),
-        "perpendicular": np.array([s.perpendicular for s in grid]),
+        "parallel": np.array([s.parallel for s in flow]),
+        "perpendicular": np.array([s.perpendicular for s in flow]),
     }
 
 
@@ -192,10 +192,10 @@ def _theory(config, session):
         "off": "largest |susceptibility - 1|",
     }
     layers = {"K": "variance of a layer", "V": "variance of the metric, times width"}
-    grid = {"parallel": "χ∥", "perpendicular": "χ⊥"}
-    variables = {name: Variable(text) for name, text in names.items()}
-    variables |= {name: Variable(text, dims=("layer",)) for name, text in layers.items()}
-    variables |= {name: Variable(text, dims=("at",)) for name, text in grid.items()}
+    slopes = {"parallel": "χ∥", "perpendicular": "χ⊥"}
+    variables = grid.variables("", **names)
+    variables |= grid.variables("layer", **layers)
+    variables |= grid.variables("at", **slopes)
     own = {
         "layer": Axis(range(1, config.theory.depth + 1), "layer"),
         "at": Axis(VARIANCES, "variance"),
@@ -232,7 +232,7 @@ def _sampled(config, session):
         "sampled_activation": Axis(SAMPLED, "activation"),
         "sampled_width": Axis(list(config.sampled.widths), "width", "neurons"),
     } | _seeds(config)
-    variables = {name: Variable(text, dims=("sampled_layer",)) for name, text in texts.items()}
+    variables = grid.variables("sampled_layer", **texts)
     own = {"sampled_layer": Axis(range(1, config.sampled.depth + 1), "layer")}
     return train_grid(axes, config, Program("sampled", _sampled_unit, variables, own), session)
 
@@ -258,7 +258,7 @@ def _aspect(config, session):
         "aspect_exact": "the same, exact",
     }
     axes = {"shape": Axis(list(SHAPES), "width x depth")} | _seeds(config)
-    variables = {name: Variable(text) for name, text in texts.items()}
+    variables = grid.variables("", **texts)
     return train_grid(axes, config, Program("aspect", _aspect_unit, variables), session)
 
 
@@ -306,8 +306,8 @@ def _pairs(config, session):
         "mean_shift_error": "its standard error",
         "mean_shift_theory": "the same at first order",
     }
-    variables = {name: Variable(text, dims=("entry",)) for name, text in texts.items()}
-    variables |= {name: Variable(text) for name, text in single.items()}
+    variables = grid.variables("entry", **texts)
+    variables |= grid.variables("", **single)
     own = {"entry": Axis(["11,11", "11,12", "11,22", "12,12", "12,22", "22,22"], "entry")}
     axes = {"pair_activation": Axis(PAIRS, "activation")} | _seeds(config)
     return train_grid(axes, config, Program("pairs", _pairs_unit, variables, own), session)
@@ -363,7 +363,7 @@ def _residual(config, session):
         "gamma": Axis(list(config.residual.gammas), "strength of the skip connection"),
         "residual_width": Axis(list(config.residual.widths), "width", "neurons"),
     } | _seeds(config)
-    variables = {name: Variable(text) for name, text in texts.items()}
+    variables = grid.variables("", **texts)
     return train_grid(axes, config, Program("residual", _residual_unit, variables), session)
 
 
@@ -461,8 +461,8 @@ def _tangent(config, session):
         "change_theory": "the same at first order",
     }
     vertex = {"vertex": Axis(list("BFA"), "statistic")}
-    tangent = {n: Variable(text, dims=("vertex",)) for n, text in kernels.items()}
-    change = {n: Variable(text) for n, text in changes.items()}
+    tangent = grid.variables("vertex", **kernels)
+    change = grid.variables("", **changes)
     wide = Axis(list(config.change.widths), "width", "neurons")
     axes = {"tangent_activation": Axis(["ReLU"], "activation")} | _seeds(config)
     own = {"change_activation": Axis(["tanh", "linear"], "activation"), "change_width": wide}
@@ -536,7 +536,7 @@ def _information(config, session):
         "series_growth": "the same of the series",
     }
     curves = {"information": "exact", "series": "series to third order"}
-    variables = {name: Variable(text) for name, text in texts.items()}
+    variables = grid.variables("", **texts)
     variables |= {
         name: Variable(f"mutual information, {text}", "nat", ("ratio",))
         for name, text in curves.items()

@@ -196,10 +196,10 @@ def _call(
     jaxprs = [getattr(j, "jaxpr", j) for j in inner]
     consts = [getattr(j, "consts", ()) for j in inner]
     random = any(v is not None and co.is_random(v.body) for v in values)
-    if one.primitive.name.startswith("custom") and random:
+    custom = one.primitive.name.startswith("custom")
+    if custom and random:
         _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
     found: dict = {}
-    custom = one.primitive.name.startswith("custom")
     context.custom += custom
     outs = run(context, jaxprs, consts, values, wanted, given, found)
     context.custom -= custom

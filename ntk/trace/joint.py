@@ -363,10 +363,10 @@ class _Joint:
             rows = np.arange(self.setting.samples[a] * math.prod(self.sizes(i)))
             return [_Term(1.0, (_Factor(i, Function(trees.Z), rows),))]
         terms, sizes = step.static
-        plain = moments._plain(terms)
+        plain = moments.plain_terms(terms)
         chosen = range(len(terms))
         if place is not None:
-            plain, chosen = moments._derivatives(terms, place)
+            plain, chosen = moments.derivatives(terms, place)
         out = []
         for (number, factors, alone), k in zip(plain, chosen):
             _, given, coded, _ = terms[k]

@@ -210,14 +210,15 @@ def _constant(alone: Any) -> float:
     return float(trees.on_host(alone)(0.0))
 
 
-def _plain(terms: Sequence) -> list:
+def plain_terms(terms: Sequence) -> list:
+    """Terms as (number, {place: function of its process}, what stands alone)."""
     return [
         (number, {p: Function(tree) for p, _, tree in factors}, _constant(alone))
         for number, _, factors, alone in terms
     ]
 
 
-def _derivatives(terms: Sequence, place: int) -> tuple[list, list]:
+def derivatives(terms: Sequence, place: int) -> tuple[list, list]:
     """Terms differentiated by a parameter, and which of the terms they come from."""
     out, kept = [], []
     for k, (number, _, factors, alone) in enumerate(terms):
@@ -268,7 +269,7 @@ def function_law(
         for tree in [t for _, _, t in factors] + ([] if alone is None else [alone])
         for p in trees.parameters(tree)
     }
-    plain = _plain(terms)
+    plain = plain_terms(terms)
     scales = [
         [
             _product(to_axes(arrays[side][place], coded, sizes) for place, coded in given)
@@ -297,7 +298,7 @@ def function_law(
         k, theta = _sum(plain, plain, blocks, scale, tangent)
         if tangent:
             for place in sorted(learned):
-                changed, kept = _derivatives(terms, place)
+                changed, kept = derivatives(terms, place)
                 own = tuple([s[i] for i in kept] for s in scale)
                 slope, _ = _sum(changed, changed, blocks, own, False)
                 rate = operands[place].kernel.ntk
