@@ -2,8 +2,8 @@
 
 The reference are differences of fourth order of the same kernel in double precision; both agree to 1e-5 of the largest
 derivative of the kernel at that place. Places: two generic samples, one or both of them zero, two equal ones, and
-samples with zero pixels. Left out is what has no derivative: a kinked function where its angle is 0 (equal samples,
-two zero ones, and a zero sample of a network without biases).
+samples with zero pixels. Left out is what has no derivative: the second ones of a kinked function where its angle is
+0 (equal samples, two zero ones, and a zero sample of a network without biases), which are only finite there.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ VALUE = np.array([0, 0, 1, 0, 0.0])
 FIRST = np.array([1, -8, 0, 8, -1]) / 12 / STEP
 SECOND = np.array([-1, 16, -30, 16, -1]) / 12 / STEP**2
 ORDERS = ("100", "010", "001", "200", "020", "002", "110", "101", "011")
+FIRST_ORDERS = ("100", "010", "001")
 """Order of the derivative in the first and in the second input, and in the hyperparameter."""
 
 
@@ -226,7 +227,8 @@ def check(network, shape, kinked=False, at=0.8, tolerance=1e-5):
         found = kernels(network(at + z[2]), x1 + z[0] * a[None], x2 + z[1] * b[None])
         return jnp.diagonal(found, axis1=1, axis2=2)
 
-    first = jax.jacrev(at_moved)
+    # In reverse mode JAX before 0.11 loses, in loops over layers, the rule by which a root has slope zero at zero.
+    first = (jax.jacrev if jax.__version_info__ >= (0, 11) else jax.jacfwd)(at_moved)
     slopes, curvatures = jax.jit(lambda z: (first(z), jax.jacfwd(first)(z)))(jnp.zeros(3))
     ours = []
     for order in ORDERS:
@@ -234,10 +236,12 @@ def check(network, shape, kinked=False, at=0.8, tolerance=1e-5):
         ours.append(slopes[..., place[0]] if len(place) == 1 else curvatures[..., *place])
     ours, expected = np.stack(ours), np.stack(expected)
     wrong = np.abs(ours - expected) / np.maximum(np.abs(expected).max((0,), keepdims=True), 1e-2)
+    assert np.isfinite(ours).all()
     for k, name in enumerate(names):
-        if not (kinked and name in ("equal", "both zero")):
-            bad = [ORDERS[i] for i in range(len(ORDERS)) if not (wrong[i, :, k] < tolerance).all()]
-            assert not bad, (name, bad, wrong[:, :, k].max())
+        cusp = kinked and name in ("equal", "both zero")
+        orders = [i for i, order in enumerate(ORDERS) if order in FIRST_ORDERS or not cusp]
+        bad = [ORDERS[i] for i in orders if not (wrong[i, :, k] < tolerance).all()]
+        assert not bad, (name, bad, wrong[orders, :, k].max())
 
 
 def rows():

@@ -110,15 +110,41 @@ def test_probability_of_an_orthant(x64):
         np.testing.assert_allclose(kinks._orthant(a, b, rho * one), swapped, rtol=1e-9)
         arcsine = 0.25 + math.asin(rho) / (2 * math.pi)
         np.testing.assert_allclose(kinks._orthant(0 * one, 0 * one, rho * one), arcsine, rtol=1e-12)
-    step = 1e-4  # d P / d rho is the bivariate density
-    slope = (
-        kinks._orthant(a, b, (0.7 + step) * one) - kinks._orthant(a, b, (0.7 - step) * one)
-    ) / (2 * step)
-    square = 1 - 0.7**2
-    density = jnp.exp(-(a * a + b * b - 1.4 * a * b) / (2 * square)) / (
-        2 * math.pi * math.sqrt(square)
+
+
+def test_slopes_of_threshold_moments(x64):
+    """First and second derivatives against differences, and along the correlation at equal inputs (Price's theorem)."""
+    a, b, rho = (
+        jnp.array(x) for x in ([-2.0, 0.3, 1.0, 0.5], [1.0, 0.3, -1.0, 0.7], [0.7, -0.6, 0.2, 0.99])
     )
-    np.testing.assert_allclose(slope, density, rtol=1e-6, atol=1e-9)
+
+    def moments(*place):
+        return jnp.stack(kinks._thresholds(*place))
+
+    step = 1e-4
+    for k in range(3):
+        one = np.outer(np.arange(3) == k, np.ones(4))
+        for f in (
+            moments,
+            lambda *place, one=one: jax.jvp(moments, place, tuple(jnp.asarray(one)))[1],
+        ):
+            slope = jax.jvp(f, (a, b, rho), tuple(jnp.asarray(one)))[1]
+            places = [
+                tuple(z + s * step * o for z, o in zip((a, b, rho), one)) for s in (-2, -1, 1, 2)
+            ]
+            below2, below, above, above2 = (f(*place) for place in places)
+            expected = (below2 - 8 * below + 8 * above - above2) / (12 * step)
+            np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
+    level, one = jnp.array([-0.4, 0.0, 1.3]), jnp.ones(3)
+    values, slopes = jax.jvp(moments, (level, level, one), (0 * one, 0 * one, one))
+    np.testing.assert_allclose(slopes[3], kinks.tail(level), rtol=1e-12)  # of two ramps: both above
+    np.testing.assert_allclose(values[0], kinks.tail(level), rtol=1e-12)
+    second = jax.jvp(
+        lambda *p: jax.jvp(moments, p, (0 * one, 0 * one, one))[1],
+        (level, level, one),
+        (0 * one, 0 * one, one),
+    )[1]
+    assert np.isfinite(second).all()
 
 
 def test_kinks_are_found():
