@@ -2,8 +2,16 @@
 
 The factors multiply what goes into and what comes out of an ordinary optax optimizer, leaf by leaf and found
 by the leaf's path, so that the same transformation works on dicts, on NNX states and in `nnx.Optimizer`. They are
-right for two kinds of optimizer, told apart by what the update does when the gradient is scaled: "sgd" (linear in it)
-and "adam" (unchanged). Both act on every entry of a parameter alone, and on its size by weight decay at most.
+right for two kinds of optimizer: "sgd", linear in the gradient, and "adam", any other function of an entry's own
+gradients (adam, lion, clipped entries, adam on matrices and sgd on the rest). Both act on every entry of a parameter
+alone, and on its size by weight decay at most. An optimizer of the kind "adam" is given the gradient times the factor
+that keeps its entries of order one at every width (the d of abcd-parametrizations: Yang & Littwin 2023,
+arXiv:2308.01814), so that whatever it does with them, its eps and its clipping included, is the same at every width.
+
+A factor f on the rate of a "sgd" optimizer is the same as training w / sqrt(f) at the plain rate (an abc symmetry: Yang
+& Hu 2021, section 3). The optimizer is given these coordinates: the gradient times sqrt(f), and its update times
+sqrt(f). A step then changes the loss by the squared norm of what it is given, at every width, so that a clipped global
+norm, or noise added to the gradient, means the same at every width too.
 """
 
 import functools
@@ -18,14 +26,20 @@ from ntk import family
 
 KINDS = ("sgd", "adam")
 _STEPS = 12
+_ACCUMULATED = (
+    256  # steps that are tried where an optimizer waits for many gradients (optax.MultiSteps)
+)
 _UNTRIED = "its update cannot be tried"
+_ZERO = "zero)"
+_ENTRIES = 34
 
 
 def optimizer_kind(factory, kind=None, **kwargs) -> str:
-    """ "sgd" or "adam": how the update of an optax factory scales with the gradient, found by trying it.
+    """ "sgd" or "adam": whether the update of an optax factory is linear in the gradient, found by trying it.
 
-    The optimizer takes a few steps on three small parameters, with gradients of two scales, two signs, and changed in
-    one entry, and with parameters of two sizes.
+    The optimizer takes a few steps on three small parameters, with gradients of several scales, two signs, and changed
+    in one entry, and with parameters of two sizes, at rest and moving. An optimizer that is linear in small gradients
+    and keeps only the direction of large ones (`optax.clip_by_global_norm` before `optax.sgd`) is of the kind "sgd".
 
     Args:
         factory: an optax optimizer such as `optax.sgd`: `factory(learning_rate, **kwargs)` is the transformation.
@@ -50,9 +64,8 @@ def optimizer_kind(factory, kind=None, **kwargs) -> str:
     found, why = _tried(factory, kwargs)
     if found is None and not (why.startswith(_UNTRIED) and kind):
         raise ValueError(
-            f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose "
-            'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale '
-            '("adam", adamw, lion, rmsprop, ...), and acts on each entry alone'
+            f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one that acts on "
+            "each entry of a parameter alone: optax.sgd with or without momentum, adam, adamw, lion, rmsprop, ..."
         )
     if None not in (found, kind) and found != kind:
         raise ValueError(
@@ -78,46 +91,66 @@ def _measured_once(factory, items):
 
 
 def _measured(factory, kwargs):
-    draws = np.random.default_rng(0).standard_normal((_STEPS + 1, 34)).astype(np.float32)
-    gradients, params = 0.01 * draws[:-1], np.abs(draws[-1]) + 0.5
+    found = _watched(factory, kwargs, _STEPS)
+    return _watched(factory, kwargs, _ACCUMULATED) if found[1].endswith(_ZERO) else found
+
+
+def _watched(factory, kwargs, count):
+    draws = np.random.default_rng(0).standard_normal((count + 1, _ENTRIES)).astype(np.float32)
+    # A mean beside the noise: what estimates a distance from the gradients' agreement shows it.
+    gradients, params = 0.01 * (draws[:-1] + 0.5), np.abs(draws[-1]) + 0.5
 
     @jax.jit
     def steps(gradients, params):
-        """Updates of all steps, (steps, entries); the parameters stay where they are."""
+        """Updates of all steps, (steps, entries), with the parameters of each step."""
         transformation = optax.with_extra_args_support(factory(1.0, **kwargs))
 
-        def step(state, gradient):
+        def step(state, given):
+            gradient, params = given
             update, state = transformation.update(_leaves(gradient), state, _leaves(params))
             return state, jnp.concatenate([u.ravel() for u in update.values()])
 
-        return jax.lax.scan(step, transformation.init(_leaves(params)), gradients)[1]
+        return jax.lax.scan(step, transformation.init(_leaves(params[0])), (gradients, params))[1]
 
     def updates(gradients, params=0 * params):
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            single = (np.asarray(x, np.float32) for x in (gradients, params))
-            return np.asarray(steps(*single), float)
+            single = (gradients, np.broadcast_to(params, gradients.shape))
+            return np.asarray(steps(*(np.asarray(x, np.float32) for x in single)), float)
 
     try:
         still = updates(gradients)
     except Exception as error:  # what a transformation raises that needs a loss, a mask or a seed
         return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
     if not still.any():
-        return None, f"{_UNTRIED} (its first {_STEPS} updates are zero)"
+        return None, f"{_UNTRIED} (its first {count} updates are {_ZERO}"
     moved = [updates(g, params) - updates(g) for g in (gradients, -gradients)]
     if not _equal(*moved):
         return None, "its update depends on the size of the parameters by more than weight decay"
-    # A larger gradient of the first entry of the kernel, which comes second in the order of names.
-    one = gradients * np.where(np.arange(34) == 6, 10, 1)
-    if not _equal(*(np.delete(u, 6, axis=1) for u in (updates(one), still))):
-        return None, "the update of one entry depends on the gradient of others"
-    rest, small = updates(0 * gradients), updates(0.01 * gradients)
-    if _equal(100 * (small - rest), still - rest) and not _equal(still, rest):
+    rest = updates(0 * gradients)
+
+    def linear(small, large):
+        one, two = (updates(scale * gradients) - rest for scale in (small, large))
+        return one.any() and _equal(one * (large / small), two)
+
+    def alone(scale):
+        """Whether a larger gradient of one entry, the kernel's first, leaves the others' updates, on the same way."""
+        one = gradients * np.where(np.arange(_ENTRIES) == 6, 10, 1)
+        way = params - scale * np.cumsum(gradients, 0)
+        return _equal(*(np.delete(updates(scale * g, way), 6, axis=1) for g in (one, gradients)))
+
+    def clipped():
+        """Whether only the norm of the gradient is clipped: of small ones never, of large ones always."""
+        size = np.linalg.norm(gradients, axis=1, keepdims=True)
+        large, direction = (updates(g) - rest for g in (1e8 * gradients, 1e-4 * gradients / size))
+        return linear(1e-6, 1e-4) and alone(1e-6) and _parallel(large, direction)
+
+    each = alone(1)
+    if (each and linear(0.01, 1) and linear(1, 1e8)) or clipped():
         return "sgd", "its update is linear in the gradient"
-    # Constants beside squared gradients (eps, the start of adagrad) count for nothing where gradients are large.
-    if _equal(updates(1e8 * gradients), updates(1e9 * gradients)):
-        return "adam", "its update does not change with the scale of the gradient"
-    return None, "its update is neither linear in the gradient nor unchanged by its scale"
+    if not each:
+        return None, "the update of one entry depends on the gradient of others"
+    return "adam", "its update is no linear function of the gradient"
 
 
 def _leaves(array):
@@ -127,6 +160,12 @@ def _leaves(array):
 def _equal(one, two):
     """Whether two updates are equal, but for rounding and the constants inside optimizers."""
     return bool(np.abs(one - two).max() <= 1e-3 * max(np.abs(one).max(), np.abs(two).max()) + 1e-12)
+
+
+def _parallel(one, two):
+    """Whether one update is a positive number times the other."""
+    ratio = np.sum(one * two) / np.sum(two * two)
+    return ratio > 0 and _equal(one, ratio * two)
 
 
 def multiply(tree, factors):

@@ -267,9 +267,11 @@ def _parametrized(whole, factors, held) -> Parametrized:
 
     def optimizer(factory, learning_rate, *, kind=None, **kwargs):
         kind = optimizers.optimizer_kind(factory, kind, **kwargs)
-        gradient = factors["gradient"] if kind == "adam" else None
         inner = factory(learning_rate, **kwargs)
-        return optimizers.scale_per_leaf(inner, factors[kind], gradient)
+        if kind == "adam":
+            return optimizers.scale_per_leaf(inner, factors["adam"], factors["gradient"])
+        roots = {name: factor**0.5 for name, factor in factors["sgd"].items()}
+        return optimizers.scale_per_leaf(inner, roots, roots)
 
     def init(key):
         return multiply(net.init(key), factors["init"])

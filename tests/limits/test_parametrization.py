@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from limits.exponents import RULES, branch_multiplier, layerwise, symmetry
-from limits.optimizers import optimizer_kind
 from limits.parametrization import parametrize
 from ntk.family import named_leaves
 
@@ -538,34 +537,6 @@ def test_errors_of_optimizers_and_symmetry():
         )
     with pytest.raises(ValueError, match=r"t has the roles \['bias'\]"):
         symmetry("mup", {"bias": 1})
-
-
-OF_A_KIND = {
-    "sgd": (optax.sgd, optax.optimistic_gradient_descent),
-    "adam": (optax.adam, optax.adamw, optax.lion, optax.rmsprop, optax.adagrad, optax.yogi),
-}
-
-
-@pytest.mark.parametrize("kind", OF_A_KIND)
-def test_the_kind_of_an_optimizer_is_found_by_trying_it(kind):
-    for factory in OF_A_KIND[kind]:
-        assert optimizer_kind(factory) == kind
-
-    def clipped(rate):
-        return optax.chain(optax.clip_by_global_norm(1.0), OF_A_KIND[kind][0](rate))
-
-    assert optimizer_kind(clipped, kind) == kind
-    other = "adam" if kind == "sgd" else "sgd"
-    with pytest.raises(ValueError, match=f'is of the kind "{kind}" and not "{other}"'):
-        optimizer_kind(OF_A_KIND[kind][0], other)
-
-
-@pytest.mark.parametrize("kind", [None, "sgd", "adam"])
-@pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "novograd", "fromage", "radam"])
-def test_optimizers_of_no_kind_are_refused_by_name(name, kind):
-    reason = "size of the parameters|gradient of others|neither linear in the gradient"
-    with pytest.raises(ValueError, match=f"{name} is no optimizer of a kind .*({reason})"):
-        optimizer_kind(getattr(optax, name), kind)
 
 
 class NormalisedReadout(nn.Module):
