@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -164,30 +165,53 @@ def _value(config: dict[str, Any], key: str) -> Any:
     return flatten(config).get(key, "(not there)")
 
 
-def readme_table(reports: Sequence[Report]) -> str:
-    """The studies as a Markdown table: study, paper, configuration, claims as measured, first figure."""
-    lines = ["| study | paper | configuration | claims (measured) | figure |", "| - " * 5 + "|"]
-    for report in reports:
-        name = report.manifest["study"]
-        config = f"`experiments/configs/{name}.py:{report.manifest['variant']}`"
-        claims = "<br>".join(_markdown_line(claim) for claim in report.claims)
-        verdicts = f"{warning(report.manifest)} {summary(report.claims)}".strip()
-        cells = (
-            _cell(report.title),
-            _cell(report.paper),
-            config,
-            f"{verdicts} <details><summary>each</summary>{claims}</details>",
-            f"[![{name}](figures/{name}.png)](figures/{name}.png)" if report.pictures else "",
+def readme_row(report: Report) -> str:
+    """A study as a line of a Markdown table: its page in docs/studies, paper, configuration, claims, first figure."""
+    name = study_name(report)
+    cells = (
+        f"[{_cell(report.title)}](docs/studies/{name}.md)",
+        _cell(report.paper),
+        f"`{name}:{report.manifest['variant']}`",
+        _verdicts(report),
+        f"[figure](figures/{name}.png)" if report.pictures else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def study_page(report: Report) -> str:
+    """A study's page of the documentation, in MyST Markdown: its text, every claim as measured, first figure."""
+    name = study_name(report)
+    command = (
+        f"python -m experiments --config={report.manifest['study']}:{report.manifest['variant']}"
+    )
+    lines = [
+        f"# {_cell(report.title)}",
+        f"{_cell(report.paper)}",
+        f"```\n{command}\n```",
+        _verdicts(report),
+    ]
+    if name == report.manifest["study"]:  # one of ours, whose module the documentation can read
+        lines.append(
+            f"```{{eval-rst}}\n.. automodule:: experiments.studies.{name}\n   :no-members:\n```"
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    if report.pictures:
+        lines.append(f"![{name}](../../figures/{name}.png)")
+    table = ["| claim | measured | criterion | verdict |", "| - | - | - | - |"]
+    for claim in report.claims:
+        why = reason(claim)
+        outcome = f"{verdict(claim)} ({why})" if why else verdict(claim)
+        cells = (claim.name, value_text(claim), criterion_text(claim), outcome)
+        table.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n\n".join([*lines, "\n".join(table)]) + "\n"
 
 
-def _markdown_line(claim: Claim) -> str:
-    outcome = f"{value_text(claim)} ({criterion_text(claim)}): {verdict(claim)}"
-    if why := reason(claim):
-        outcome += f" ({why})"
-    return f"{_cell(claim.name)}: {_cell(outcome)}"
+def study_name(report: Report) -> str:
+    """Name of the study, without the folder and the ending of a user's own file."""
+    return pathlib.PurePath(report.manifest["study"]).stem
+
+
+def _verdicts(report: Report) -> str:
+    return f"{warning(report.manifest)} {summary(report.claims)}".strip()
 
 
 def _cell(text: str) -> str:

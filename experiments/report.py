@@ -6,8 +6,8 @@
 
 For each run directory: the claims, computed anew from data.nc and compared with claims.json, as a table in the
 terminal; figures/<name>.png and .pdf; report.html, one self-contained page. For several, also one page of all claims
-(claims.html beside the first run directory, or the file that --out names). With --readme, also the table of studies
-between the marks of that file, and the first figure of each study in figures/ beside it.
+(claims.html beside the first run directory, or the file that --out names). With --readme, also the lines of these
+studies in the table between the marks of that file and, beside it, their pages in docs/studies and figures in figures/.
 
 Exit status: 0 when every run could be reported, whether or not its claims hold; 2 when one could not (the others are
 reported all the same); with --check, 1 when a claim fails or claims.json disagrees with data.nc.
@@ -20,6 +20,7 @@ import importlib
 import io
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -31,6 +32,7 @@ from matplotlib.figure import Figure
 from experiments import claims, contract, files, page, plotting, rundir, seals, settings, signals
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
+README_HEAD = "| study | paper | configuration | claims | figure |\n" + "| - " * 5 + "|"
 MANIFEST_KEYS = (
     *("study", "variant", "command", "started", "finished"),
     *("seconds", "versions", "device", "devices", "git"),
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="exit with status 1 when a claim fails"
     )
     parser.add_argument(
-        "--readme", type=pathlib.Path, help="text file whose table of studies is renewed"
+        "--readme", type=pathlib.Path, help="text file whose lines of these studies are renewed"
     )
     options = parser.parse_args(argv)
     reports, status = [], 0
@@ -207,23 +209,32 @@ def write_summary(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page
 
 
 def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
-    """Renews the table of studies in a text file, with the first figure of each study in figures/ beside it.
+    """Renews the lines of these studies in a text file's table, and their pages and first figures beside it.
+
+    The pages are docs/studies/NAME.md, the figures figures/NAME.png. Lines of other studies stay; all are in order of
+    their names.
 
     Raises:
         ValueError: the file lacks the two marks between which the table stands.
     """
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(README_MARKS[0])
-    _, end, after = rest.partition(README_MARKS[1])
+    table, end, after = rest.partition(README_MARKS[1])
     if not (begin and end):
         raise ValueError(f"{path} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}")
-    with files.named(path.parent / "figures"):
-        (path.parent / "figures").mkdir(exist_ok=True)
+    rows = {m[1]: m[0] for m in re.finditer(r"^\|.*\(docs/studies/(\w+)\.md\).*$", table, re.M)}
+    pictures, pages = path.parent / "figures", path.parent / "docs" / "studies"
+    for folder in (pictures, pages):
+        with files.named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     for report in reports:
+        name = page.study_name(report)
+        rows[name] = page.readme_row(report)
         if report.pictures:
-            file = path.parent / "figures" / f"{report.manifest['study']}.png"
-            files.replace(file, report.pictures[0].png)
-    rundir.write_text(path, f"{before}{begin}\n{page.readme_table(reports)}{end}{after}")
+            files.replace(pictures / f"{name}.png", report.pictures[0].png)
+        rundir.write_text(pages / f"{name}.md", page.study_page(report))
+    lines = [README_HEAD, *(rows[name] for name in sorted(rows))]
+    rundir.write_text(path, f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
 
 
 def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Dataset):

@@ -151,7 +151,8 @@ def test_a_claim_that_is_not_measured_says_why(tmp_path, study):
     _, text = read_page(run_dir / "report.html")
     assert "NOT MEASURED" in text
     assert "Not measured: fitted: training accuracy < 1" in text
-    assert "NOT MEASURED (fitted: training accuracy &lt; 1)" in readme.read_text()
+    about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert "NOT MEASURED (fitted: training accuracy &lt; 1)" in about
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path, study):
@@ -369,8 +370,9 @@ def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
     study.figures = study_figures
     run = write_run(tmp_path / "run")
     readme = tmp_path / "README.md"
+    other = "| [Other](docs/studies/other.md) | paper | `other:cpu` | 1 of 1 claims hold |  |"
     readme.write_text(
-        f"before\n{report.README_MARKS[0]}\nPREVIOUS\n{report.README_MARKS[1]}\nafter\n"
+        f"before\n{report.README_MARKS[0]}\nPREVIOUS\n{other}\n{report.README_MARKS[1]}\nafter\n"
     )
     for _ in range(2):  # a second time changes nothing
         assert report.main([str(run), "--readme", str(readme)]) == 0
@@ -378,8 +380,10 @@ def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "PREVIOUS" not in text
-    assert text.count("P1 &lt;gap&gt;: 0.5 (&lt;= 1): holds") == 1
-    assert "experiments/configs/tiny.py:smoke" in text
+    assert text.index(other) < text.index("(docs/studies/tiny.md)")  # another study's line stays
+    assert text.count("tiny:smoke") == 1
+    about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert about.count("| P1 &lt;gap&gt; | 0.5 | &lt;= 1 | holds |") == 1
     picture = (tmp_path / "figures" / "tiny.png").read_bytes()
     assert picture == (run / "figures" / "loss_curves.png").read_bytes()
 
