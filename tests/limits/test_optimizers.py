@@ -144,5 +144,6 @@ def test_coordinates_under_every_optimizer_are_those_of_mup(name):
         seeds=8,
     )
     assert not found.wrong, found.verdict
+    # A wrong factor shifts an exponent by one half at least: the right one is the nearest.
     last = np.abs(found.own_scaling.exponent[-1])
-    assert last.max() < 0.2, (found.layers, last)
+    assert last.max() < 1 / 4, (found.layers, last)
