@@ -53,7 +53,7 @@ class Pruned(NamedTuple):
     """The student of the kept examples; floats, or arrays of the broadcast shape of the arguments.
 
     Attributes:
-        error: share of new examples that it gets wrong, to eight digits also where it is small.
+        error: share of new examples that it gets wrong, to six digits also where it is small.
         overlap: R, cosine of the angle to the teacher.
         margin: k, smallest y (student.x) of the kept examples, for a student of norm 1.
     """
@@ -265,13 +265,13 @@ def _slopes(chi: float, psi: float, nodes: tuple, alpha: float) -> tuple[float, 
 def _nodes(alpha: float, share: float, hard: bool, theta: float) -> tuple[np.ndarray, ...]:
     """Nodes y z, y w and weights (of sum 1) of a kept example; z > 0, which the symmetry x -> -x allows."""
     # The equation bends within some 1/alpha of a boundary: panels that shrink towards it.
-    fine = 2.0 ** np.arange(-math.ceil(math.log2(1 + alpha)), 0)
+    fine = 4.0 ** np.arange(-math.ceil(math.log(1 + alpha, 4)), 0)
     start, length = 0.0, _FAR
     if share < 1 and hard:
         length = min(math.sqrt(2) * float(special.erfinv(share)), _FAR)
     elif share < 1:
         start = math.sqrt(2) * float(special.erfcinv(share))
-    edges = 2.0 ** np.arange(-12 if theta == 0 else -4, 1)
+    edges = 4.0 ** np.arange(-6 if theta == 0 else -2, 1)
     edges = start + length * np.concatenate([[0.0], edges[0] * fine, edges])
     z, of_z = (x[:, 0] for x in _panels(edges[:, None], 16 if theta == 0 else 10))
     # Times a constant, so that nothing underflows however far out the interval lies
@@ -288,7 +288,7 @@ def _nodes(alpha: float, share: float, hard: bool, theta: float) -> tuple[np.nda
         of_w = of_w * np.exp(-w * w / 2) / math.sqrt(2 * math.pi)
         parts.append((sign * z + 0 * w, sign * w, of_w * of_z))
     z, w, weight = (np.concatenate([part.ravel() for part in both]) for both in zip(*parts))
-    there = weight > 1e-18 * weight.max()
+    there = weight > 1e-14 * weight.max()
     return z[there], w[there], weight[there] / weight.sum()
 
 
