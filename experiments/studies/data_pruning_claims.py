@@ -45,7 +45,8 @@ def claims(data: xr.Dataset) -> list[Claim]:
         made.append(
             within(name, source, what, float(number), low, high, control=control, reads=number)
         )
-    return [*made, *_simulations(data), *_images(data)]
+    made += [*_simulations(data), *_images(data)]
+    return sorted(made, key=lambda claim: int(claim.name.split()[0].rstrip("b")))
 
 
 def _simulations(data: xr.Dataset) -> list[Claim]:
@@ -65,7 +66,7 @@ def _simulations(data: xr.Dataset) -> list[Claim]:
         ("no pruning", 1.5, functools.partial(at_most, bound=0.25)),
     ):
         there = (data["at"] == xr.DataArray([0.0, kept, 0.1, 1.0], dims="part")).all("part")
-        one = ratio.sel(of=of, drop=True).isel(setting=int(there.argmax()), drop=True)
+        one = ratio.sel(of=of, drop=True).isel(setting=there.argmax("setting").item(), drop=True)
         what = f"perfect probe, .1 kept, {kept:g} a dimension: simulated error over that of theory"
         name = f"6 {'theory' if of == 'own angle' else 'gain'}, {kept:g} a dimension"
         made.append(

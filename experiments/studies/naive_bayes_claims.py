@@ -52,7 +52,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
         rows.append((name, control, PAPER, judge, 0.0, values, what, "mean"))
     return [
         over_seeds(judge, values, by, name=name, source=source, statement=what, bound=limit, control=control)
-        for name, control, source, judge, limit, values, what, by in rows
+        for name, control, source, judge, limit, values, what, by in sorted(rows, key=lambda row: row[0][0])
     ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_claims_that_need_few_runs_hold(data):
         *("1 logistic regression needs more", "2 naive Bayes does not", "3 ten times as many"),
         *("5 cross-entropy bounds the error", "4 then logistic regression"),
     ):
-        assert judged[name].passed, judged[name]
+        assert judged[name].margin >= 0, judged[name]
     for name in ("1 naive Bayes needs more", "4 naive Bayes first, strong correlation"):
         assert judged[name].passed, judged[name]
 
