@@ -82,8 +82,11 @@ def _images(data: xr.Dataset) -> list[Claim]:
         base = part.full if over == "all" else part.accuracy.sel(order=over, share=share)
         return part.accuracy.sel(order=order, share=share) - base
 
-    hard, easy, first, window = ORDERS[1:2] + ORDERS[2:]
-    kirsch = f"{DIET}; Kirsch 2023"
+    _, hard, easy, first, window = ORDERS
+    source = {
+        "9 better than random, GraNd at the start": f"{DIET}; Kirsch 2023",
+        "14 scarce: easy is better": THEIRS,
+    }
     rows = [
         ("8 half is enough", False, at_least, -0.01, gain(right, hard, over="all"), "EL2N, .5 kept, less all"),
         ("8 half is enough, easy", True, at_least, -0.01, gain(right, easy, over="all"), "the easy half less all"),
@@ -100,7 +103,7 @@ def _images(data: xr.Dataset) -> list[Claim]:
     ]  # fmt: skip
     made = [
         over_seeds(
-            judge, values, "mean", name=name, source=kirsch if "GraNd" in name else DIET, control=control, bound=bound,
+            judge, values, "mean", name=name, source=source.get(name, DIET), control=control, bound=bound,
             statement=f"test accuracy, {LABELS[name.startswith(('12', '13 w'))]}: {what}",
         )
         for name, control, judge, bound, values, what in rows
