@@ -17,6 +17,8 @@ from limits import (
     opposing,
     perceptron,
     pi_net,
+    pruning,
+    surrogate,
 )
 from limits.coordinates import (
     CoordinateCheck,
@@ -79,7 +81,9 @@ __all__ = [
     "parametrize",
     "perceptron",
     "pi_net",
+    "pruning",
     "residual_nu",
+    "surrogate",
     "susceptibilities",
     "symmetry",
 ]

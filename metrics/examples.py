@@ -1,4 +1,4 @@
-"""Scores of single examples: EL2N, GraNd, forgetting; and groups with opposing signals."""
+"""Scores of single examples: EL2N, GraNd, forgetting; what to keep by them; and groups with opposing signals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ from jax.flatten_util import ravel_pytree
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
+from metrics.ranks import keep, rank_correlation, reliability
 from ntk import show
+
+__all__ = [
+    "Forgetting",
+    "Opposing",
+    "el2n",
+    "forgetting_scores",
+    "gradient_cosine",
+    "grand",
+    "keep",
+    "no_forgetting",
+    "opposing_signals",
+    "over_runs",
+    "rank_correlation",
+    "reliability",
+    "update_forgetting",
+]
 
 
 class Forgetting(NamedTuple):

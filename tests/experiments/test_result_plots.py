@@ -30,6 +30,7 @@ from limits import (
     opposing,
     perceptron,
     pi_net,
+    pruning,
     regimes,
 )
 from limits.criticality import Susceptibilities
@@ -43,6 +44,7 @@ from metrics import (
     geometry,
     kernels,
     noise,
+    probes,
     scaling,
     scatter,
     spectra,
@@ -134,7 +136,7 @@ FILLED = [
     perceptron.Margin, pi_net.PiNet, pi_net.PiLimit, cbow.Embeddings, examples.Opposing,
     features.Tuning, frames.Thresholds, frames.LinearOptimum, frames.CrossEntropyOptimum,
     geometry.Frame, geometry.Duality, noise.NoiseScale, noise.BatchSharpness, scatter.ClassMeans,
-    scatter.Centers, scatter.WithinClass,
+    scatter.Centers, scatter.WithinClass, pruning.Pruned, pruning.Frontier, probes.Linear,
 ]  # fmt: skip
 RESULTS = OWN | {kind: (lambda kind=kind: filled(kind)) for kind in FILLED}
 

@@ -536,6 +536,57 @@ SCHEMAS = {
             "pair_normalised": "pair",
         },
     ),
+    "data_pruning": (
+        {
+            "quantity": [
+                *("1 slope", "3 scarce", "3 scarce, blind probe", "3 abundant"),
+                *("3 abundant, blind probe", "4 no loss", "4 no loss, easy", "5 plateau"),
+                *("5 plateau, at 2", "5 ruin below 2", "7 power law"),
+                "7 power law, perfect probe",
+            ],
+            "setting": 8,
+            "seed": [0, 1, 2],
+            "of": ["own angle", "wrong angle", "no pruning"],
+            "labels": ["right labels", "some wrong labels"],
+            "share": [0.05, 0.5],
+            "order": ["random", "EL2N", "EL2N, easy", "GraNd at the start", "EL2N, top skipped"],
+            "image_seed": [0, 1, 2],
+            "epoch": [0, 1, 10],
+            "by": ["EL2N", "GraNd"],
+            "tenth": ["top", "bottom"],
+        },
+        {
+            "number": "quantity",
+            "simulated": "setting seed",
+            "predicted": "setting of",
+            "accuracy": "labels share order image_seed",
+            "full": "labels image_seed",
+            "agreement": "labels epoch end",
+            "reliability": "labels epoch by end",
+            "mislabelled": "labels tenth",
+        },
+    ),
+    "naive_bayes": (
+        {
+            "dim": [50, 100, 200],
+            "seed": [0, 1, 2],
+            "learner": ["naive Bayes", "logistic regression"],
+            "setting": ["mild correlation", "strong correlation", "no correlation"],
+            "count": [6, 80, 640],
+            "regime_seed": [0, 1, 2],
+            "scaled": [1.0, 1.2],
+            "surrogate_seed": [0, 1],
+            "feature_seed": [0, 1, 2],
+            "inputs": ["features", "pixels"],
+            "shots": [2, 20],
+        },
+        {
+            "needed": "dim seed learner",
+            "error": "setting count learner regime_seed",
+            "violations": "surrogate_seed scaled",
+            "accuracy": "feature_seed inputs shots learner",
+        },
+    ),
     "principles": (
         {
             "activation": [
@@ -741,6 +792,13 @@ def opposing(data):
     return data.assign(progress=data.progress - faster)
 
 
+def pruned(data):
+    """Two settings at which claims look."""
+    at = np.tile([20.0, 2.0, 0.4, 1.0], (8, 1))
+    at[6:] = [0.0, 1.5, 0.1, 1.0], [0.0, 2.5, 0.1, 1.0]
+    return data.assign(at=(("setting", "part"), at))
+
+
 def principles(data):
     """Simulations above their theory, so that the excess has a power law."""
     return data.assign(sampled=1 + data.sampled, sampled_theory=0.9 * data.sampled_theory)
@@ -769,6 +827,7 @@ DETAILS = {
     "feature_learning_limit": dichotomy,
     "hopfield_retrieval": retrieved,
     "principles": principles,
+    "data_pruning": pruned,
     "opposing_signals": opposing,
     "card": whole_card,
 }

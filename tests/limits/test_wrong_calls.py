@@ -27,6 +27,8 @@ from limits import (
     opposing,
     perceptron,
     pi_net,
+    pruning,
+    surrogate,
 )
 from limits.feature_learning import Episodes
 
@@ -180,6 +182,17 @@ WRONG = [
         lambda: ensembles.sample_neurons(KEY, 3, 8, 2, C_W=1.0, variance=1.0, networks=2),
         "activation is 3",
     ),
+    # pruning, surrogate losses
+    (lambda: pruning.perceptron(5.0, 1.5), "keep is 1.5; it must be above 0"),
+    (lambda: pruning.perceptron(-5.0, 0.5), "alpha_total is -5.0; it must be positive"),
+    (lambda: pruning.perceptron(5.0, 0.5, probe_angle=45), "probe_angle is 45; it must be from 0"),
+    (lambda: pruning.perceptron(5.0, 0.5, keep_hard="easy"), "keep_hard is 'easy'"),
+    (lambda: pruning.perceptron("5", 0.5), "alpha_total is '5'; it must be an array"),
+    (lambda: pruning.frontier([3.0, 0.0]), "alpha_kept is 0.0; it must be positive"),
+    (lambda: pruning.frontier(3.0, least=0.0), "least is 0.0; it must be above 0"),
+    (lambda: pruning.frontier(3.0, points=2), "points is 2; it must be an integer, at least 3"),
+    (lambda: surrogate.logistic_gap(1.2), "regret is 1.2; it must be between 0 and 1"),
+    (lambda: surrogate.largest_regret(-0.1), "excess is -0.1; it must not be negative"),
     # parametrize
     (lambda: parametrize(FAMILY(8)), "family is a module, MLP at one width.*lambda width: MLP"),
     (lambda: parametrize(3), "family is 3; it must be a function of the width"),
@@ -393,6 +406,7 @@ def test_every_public_function_is_called_wrongly():
             feature_learning,
         ),
         *(finite_width, hopfield, in_context, mean_field, opposing, perceptron, pi_net),
+        *(pruning, surrogate),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers

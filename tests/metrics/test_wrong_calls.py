@@ -21,6 +21,7 @@ from metrics import (
     kernels,
     noise,
     operators,
+    probes,
     scatter,
     spectra,
     stability,
@@ -60,6 +61,7 @@ SPECTRUM = spectra.Spectrum(jnp.ones((2, 3)), jnp.ones((2, 3)) / 3, 6)
 STATE = examples.no_forgetting(6)
 MEANS = scatter.ClassMeans(jnp.ones(3), jnp.eye(3))
 CENTERS = scatter.class_centers(MEANS)
+PROBE = probes.Linear(np.ones((3, 3)), np.ones(3))
 
 call = functools.partial
 CALLS = [
@@ -255,6 +257,36 @@ CALLS = [
     (call(examples.opposing_signals, EYE, 4), r"group_size is 4; with 6 examples"),
     (call(examples.opposing_signals, EYE, 2, window=0), "window is 0"),
     (call(examples.gradient_cosine, losses, W, X, X), "it must return one real number"),
+    # what to keep by the scores
+    (call(examples.keep, H, 0.5), r"scores has shape \(6, 3\)"),
+    (call(examples.keep, [1.0, np.nan], 0.5), r"scores\[1\] is nan"),
+    (call(examples.keep, [1.0, 2.0], 1.5), "share is 1.5; it must be above 0"),
+    (call(examples.keep, [1.0, 2.0], 0.1), "0 of 2 examples; keep at least one"),
+    (call(examples.keep, [1.0, 2.0], 1.0, skip=0.5), "2 of 1 examples"),
+    (call(examples.keep, [1.0, 2.0], 0.5, order="low"), "order is 'low'; it must be one of"),
+    (call(examples.keep, [1.0, 2.0], 0.5, order="random"), "'random' and key missing"),
+    (call(examples.keep, [1.0, 2.0], 0.5, key=KEY), "'hard' and key given"),
+    (call(examples.rank_correlation, [1.0, 2, 3], [1.0, 2]), "differ in shape"),
+    (call(examples.rank_correlation, [1.0, 2], [1.0, 2]), "a has 2 entries"),
+    (call(examples.rank_correlation, [1.0, np.nan, 2], [1.0, 2, 3]), "a holds nan"),
+    (call(examples.reliability, EYE[0]), r"scores has shape \(6,\)"),
+    (call(examples.reliability, EYE[:2]), "must be at least"),
+    (call(examples.reliability, EYE, 0), "networks is 0; it must be at least 1"),
+    # linear probes
+    (call(probes.naive_bayes, H, Y, 4), "no example of class 3"),
+    (call(probes.naive_bayes, H, Y, 3, floor=0.0), "feature 0 has no variance"),
+    (call(probes.naive_bayes, H, Y + 0.5, 3), "labels are float"),
+    (call(probes.naive_bayes, H * np.nan, Y, 3), "it must be finite"),
+    (call(probes.logistic, H, Y, 3, decay=0.0), "decay is 0.0; it must be positive"),
+    (call(probes.logistic, EYE, Y, 3, max_steps=1), "not done after max_steps = 1"),
+    (call(probes.logistic, H, Y, 1), "num_classes is 1; it must be at least 2"),
+    (call(probes.accuracy, H, H, Y), "it must be a metrics.probes.Linear"),
+    (call(probes.accuracy, PROBE, EYE, Y), "the probe reads 3 of them"),
+    (call(probes.gaussian_error, PROBE, EYE[:2], np.ones(6)), "the probe has weights"),
+    (call(probes.gaussian_error, PROBE, EYE, np.ones(6)), r"means has shape \(6, 6\)"),
+    (call(probes.bayes, EYE[:2], -EYE), "smallest eigenvalue -1"),
+    (call(probes.bayes, EYE[:2], EYE[:3]), r"covariance has shape \(3, 6\)"),
+    (call(probes.bayes, EYE[:2], np.ones(6), [0.5, 0.6]), "two positive numbers of sum 1"),
     # scaling
     (call(metrics.refined_optimum, ["a", "b", "c"], [1, 2, 3]), "learning_rates is"),
     (call(metrics.refined_optimum, [1, 2, np.inf], [1, 2, 3]), "in increasing order"),
