@@ -19,6 +19,12 @@ from ntk import family
 KINDS = ("sgd", "adam")
 _STEPS = 12
 _UNTRIED = "its update cannot be tried"
+_SHARPNESS_AWARE = (
+    "it is sharpness-aware (SAM): it takes its gradient away from the parameters, by one radius along the gradient of "
+    "all of them, of which all layers but the last have a share that vanishes with the width; each layer needs a "
+    "radius of its own (Haas et al. 2024, arXiv:2411.00075), not a learning rate. Train the plain network, init and "
+    "apply of ntk.network(...), with it"
+)
 
 
 def optimizer_kind(factory, kind=None, **kwargs) -> str:
@@ -99,6 +105,8 @@ def _measured(factory, kwargs):
             return np.asarray(steps(*single), float)
 
     try:
+        if _sharpness_aware(factory(1.0, **kwargs).init(_leaves(params))):
+            return None, _SHARPNESS_AWARE
         still = updates(gradients)
     except Exception as error:  # what a transformation raises that needs a loss, a mask or a seed
         return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
@@ -118,6 +126,15 @@ def _measured(factory, kwargs):
     if _equal(updates(1e8 * gradients), updates(1e9 * gradients)):
         return "adam", "its update does not change with the scale of the gradient"
     return None, "its update is neither linear in the gradient nor unchanged by its scale"
+
+
+def _sharpness_aware(state):
+    """Whether a state is of `optax.contrib.sam`, or has one inside."""
+
+    def is_sam(part):
+        return isinstance(part, optax.contrib.SAMState)
+
+    return any(map(is_sam, jax.tree.leaves(state, is_leaf=is_sam)))
 
 
 def _leaves(array):

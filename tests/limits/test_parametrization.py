@@ -568,6 +568,18 @@ def test_optimizers_of_no_kind_are_refused_by_name(name, kind):
         optimizer_kind(getattr(optax, name), kind)
 
 
+@pytest.mark.parametrize("kind", [None, "sgd", "adam"])
+def test_sharpness_aware_descent_is_refused_with_its_reason(kind):
+    def sam(rate):
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+        return optax.chain(
+            optax.contrib.sam(optax.sgd(rate), ascent, opaque_mode=True), optax.identity()
+        )
+
+    with pytest.raises(ValueError, match=r"sam is no optimizer of a kind .* radius of its own"):
+        plain_net("mup", 16, 16).optimizer(sam, 0.1, kind=kind)
+
+
 class NormalisedReadout(nn.Module):
     width: int
     head: bool = True
