@@ -33,7 +33,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     # Gelu, cross-entropy, momentum .9; noises: share of labels redrawn
     batch = edge | {"num_train": 1000, "batch_size": 64, "learning_rate": 0.1}
     batch |= {"radii": (0.0, 0.1, 0.3, 0.6), "noises": (0.0, 0.2), "steps": 1500, "chunk": 150}
-    config.batch = batch = batch | {"seeds": tuple(range(12))}
+    config.batch = batch = batch | {"seeds": tuple(range(8))}
     config.batch_random = batch | {"radii": (0.1, 0.3), "noises": (0.0,)}
     config.formula_seeds = (0, 1, 2)
     for name in ("edge", "edge_small", "edge_random", "batch", "batch_random"):
