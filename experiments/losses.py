@@ -31,8 +31,10 @@ def early_learning(
     """Cross-entropy plus strength times mean log(1 - <t, p>), and the next targets t.
 
     The targets are a running mean of the network's own probabilities p, t <- momentum t + (1 - momentum) p, with no
-    gradient through them; the second term is least where p = t, so that what was learnt early is kept. It has no lower
-    bound but that of p, which is clipped to [1e-4, 1 - 1e-4]: stop at a step, not at a loss.
+    gradient through them; the second term pulls p to the corner that t is next to, so that what was learnt early is
+    kept, as long as a step changes less than the targets forget (1 / (1 - momentum) looks at an example): with larger
+    steps wrong labels are learnt first and then kept. p is clipped to [1e-4, 1 - 1e-4], beyond which the term has no
+    gradient; its value falls as far as -8.5 strength, so that the loss tells nothing of the fit.
 
     Args:
         outputs: (B, classes), logits.

@@ -1,7 +1,8 @@
 """Wrong labels are contradicted before they are memorised, and regularisation keeps what was learnt early.
 
 A linear classifier of two Gaussian classes, where one step is known in closed form (`limits.early_learning`), and a
-network on images whose labels are partly redrawn: cross-entropy against `experiments.losses.early_learning`.
+network on images whose labels are partly redrawn: cross-entropy against `experiments.losses.early_learning`, which
+keeps what was learnt early where steps are small.
 """
 
 from __future__ import annotations

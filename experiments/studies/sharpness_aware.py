@@ -1,8 +1,9 @@
 """Sharpness-aware minimisation (SAM) has an edge of stability of its own, which follows the gradient norm.
 
 Where plain descent sits at sharpness 2/eta, SAM sits at `metrics.stability.threshold("sam", ...)`, which needs no fit.
-It ties two measured numbers: on a quadratic, whose sharpness cannot move, the gradient norm comes to fit. Beside it
-what SAM does with batches: sharpness, size of the weights, accuracy under label noise.
+It ties two measured numbers: on a quadratic, whose sharpness cannot move, the gradient norm comes to fit, and so it
+does at small learning rates, where plain descent would stay below its edge. Beside it what SAM does with batches:
+sharpness, size of the weights, accuracy under label noise.
 """
 
 from __future__ import annotations
