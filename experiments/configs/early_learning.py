@@ -25,10 +25,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.strengths = (0.0, 3.0)  # of the regularisation; 0 is cross-entropy, 3 the authors'
     # Two Gaussian classes: half the distance of their means, share of labels flipped; one step, and a whole training
     config.gaussian = {"num_examples": 200, "signal": 3.0, "flip": 0.3}
-    config.step = {
-        "dims": (20, 100, 400, 560, 800, 1130, 1600, 6400),
-        "seeds": tuple(range(20)),
-    }
+    config.step = {"dims": (20, 100, 400, 560, 800, 1130, 1600, 6400), "draws": 400, "seed": 0}
     config.linear = {"dims": (20, 400), "rates": (0.02, 0.5), "steps": 3000, "points": 60}
     config.linear.seeds = tuple(range(30))
     # Two hidden layers on images, share of labels redrawn; the authors' rate and weight decay
@@ -37,11 +34,11 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.network.seeds = (0, 1, 2, 3)
     if preset == "smoke":
         config.network.width, config.network.steps, config.network.seeds = 64, 600, (0, 1)
-        config.linear.seeds = (0, 1, 2)
+        config.step.draws, config.linear.seeds = 100, (0, 1, 2)
         config.linear.steps = 1000
     elif preset == "paper":
         config.network.num_train, config.network.width, config.network.steps = 1437, 1024, 15_000
-        config.step.seeds = tuple(range(100))
+        config.step.draws = 4000
         config.linear.dims = (20, 100, 400, 1600)
         config.linear.seeds = config.network.seeds = tuple(range(20))
     return config

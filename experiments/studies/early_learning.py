@@ -24,6 +24,7 @@ from experiments.grid import Axis, Training, train_grid, variables
 from experiments.loop import Session
 from experiments.studies.early_learning_claims import claims
 from experiments.studies.early_learning_figures import figures
+from experiments.studies.opposing_signals import scaled_images
 from experiments.tasks.arrays import generator, noisy_labels
 from experiments.train import Probe, Setup, compile_program
 from limits import early_learning as theory
@@ -47,7 +48,8 @@ RULES = {
     "gaussian.signal": checks.positive(),
     "gaussian.flip": checks.real(0.05, 0.45),
     "step.dims": checks.several(checks.whole(2), 3, ascending=True),
-    "step.seeds": checks.several(checks.whole(0), 2),
+    "step.draws": checks.whole(2, 10_000),
+    "step.seed": checks.whole(0),
     "linear.dims": checks.several(checks.whole(2), ascending=True, needs=(20, 400)),
     "linear.rates": checks.several(checks.positive(), ascending=True, needs=(0.02, 0.5)),
     "linear.steps": checks.STEPS,
@@ -110,10 +112,15 @@ def sample(config: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np
 def _step(config: Any, session: Session) -> xr.Dataset:
     """One step of descent from zero against its theory."""
 
-    def drawn(_, dim, seed):
+    draws = list(range(config.step.seed, config.step.seed + config.step.draws))
+
+    def share(dim, seed):
         x, labels, clean = sample(config, dim, seed)
-        scores = x @ ((2 * labels - 1) @ x)
-        return {"step_true": examples.memorised((scores > 0).astype(int), labels, clean).true}
+        predicted = x @ ((2 * labels - 1) @ x) > 0
+        return (predicted == clean)[labels != clean].mean()
+
+    def drawn(_, dim):
+        return {"step_true": [share(dim, seed) for seed in draws]}
 
     def known(_, dim):
         part = config.gaussian
@@ -124,22 +131,19 @@ def _step(config: Any, session: Session) -> xr.Dataset:
             "critical_dim": [found.critical_dim, right.critical_dim],
         }
 
-    what = variables("", step_true="share of wrong labels predicted as their true class")
+    what = variables("seed", step_true="share of wrong labels predicted as their true class")
     theories = variables("example", step_theory="probability of the true class, predicted")
     theories |= variables("labels", critical_dim="dimension where it is one half, predicted")
     own = {
         "example": Axis(["mislabelled", "new"], "example"),
         "labels": Axis(["flipped", "right"], "labels"),
     }
-    dims = {"dim": Axis(list(config.step.dims), "dimension")}
-    axes = dims | {"seed": Axis(list(config.step.seeds), "seed")}
-    parts = [(axes, "step", drawn, what, {}), (dims, "theory", known, theories, own)]
-    return xr.merge(
-        [
-            train_grid(over, None, grid.Program(name, unit, found, coordinates, steps=0), session)
-            for over, name, unit, found, coordinates in parts
-        ]
-    )
+    axes, seeds = {"dim": Axis(list(config.step.dims), "dimension")}, {"seed": Axis(draws, "seed")}
+    programs = [
+        grid.Program("step", drawn, what, seeds, steps=0),
+        grid.Program("theory", known, theories, own, steps=0),
+    ]
+    return xr.merge([train_grid(axes, None, program, session) for program in programs])
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -186,7 +190,8 @@ def _linear(config: Any, session: Session) -> xr.Dataset:
 
 def _network(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     part = config.network
-    x, clean = task.train.x[: part.num_train], task.train.y[: part.num_train].astype(np.int32)
+    x, x_test = (scaled_images(images.x) for images in (task.train, task.test))
+    x, clean = x[: part.num_train], task.train.y[: part.num_train].astype(np.int32)
     labels = noisy_labels(clean, part.noise, task.outputs, generator(0, 1))
     net = ntk.network(models.family("MLP", depth=2, outputs=task.outputs), part.width, x[:1])
 
@@ -230,6 +235,7 @@ def _network(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
         "network_step": Axis(np.arange(0, part.steps + 1, part.chunk), "step"),
     }
     what = variables(" ".join(own), **{f"network_{key}": text for key, text in SHARES.items()})
-    batch = {"train": (x, labels, np.arange(part.num_train)), "clean": clean, "test": task.test}
+    batch = {"train": (x, labels, np.arange(part.num_train)), "clean": clean}
+    batch["test"] = x_test, task.test.y
     axes = {"strength": Axis(list(config.strengths), "strength of the regularisation")}
     return train_grid(axes, batch, grid.Program("network", unit, what, own, trains=True), session)

@@ -4,6 +4,10 @@ Where plain descent sits at sharpness 2/eta, SAM sits at `metrics.stability.thre
 It ties two measured numbers: on a quadratic, whose sharpness cannot move, the gradient norm comes to fit, and so it
 does at small learning rates, where plain descent would stay below its edge. Beside it what SAM does with batches:
 sharpness, size of the weights, accuracy under label noise.
+
+The edge is that of a quadratic. On MNIST at the same rate sharpness ends 13 % above 2/eta without SAM and 14 to 22 %
+above the edge with it, so that claims 1 (largest radius) and 2 miss their bounds there; without SAM the excess falls
+with the rate (3 % at 0.15), with a radius of 0.3 hardly (17 %).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def data():
 
 def test_the_theory_of_one_step_and_memorisation_hold_on_a_small_run(data):
     judged = {claim.name: claim for claim in study.claims(data)}
-    assert len(judged) == 21
+    assert len(judged) == 20
     for name in (
         "1 one step, theory of a mislabelled example",
         "5 phase boundary, labels flipped",
@@ -93,6 +93,7 @@ def test_figures_and_mistakes(data):
     for key, value, message in (
         ("linear.dims", (20, 100), "includes 20, 400"),
         ("linear.rates", (0.5,), "includes 0.02, 0.5"),
+        ("step.draws", 1, "step.draws is 1"),
         ("gaussian.flip", 0.5, "gaussian.flip is 0.5"),
         ("network.num_train", 5000, "network.num_train is 5000"),
         ("network.chunk", 7, "network.steps is 100; it must be a multiple of chunk"),

@@ -26,6 +26,7 @@ def data():
     return study.run(small())
 
 
+@pytest.mark.slow  # most of it compiles
 def test_what_no_size_changes_holds_on_a_small_run(data):
     judged = {claim.name: claim for claim in study.claims(data)}
     assert len(judged) == 25
@@ -37,6 +38,7 @@ def test_what_no_size_changes_holds_on_a_small_run(data):
     assert claims.verdict(judged["8 formula, other sign of rho"]) == "fails, as it must"
 
 
+@pytest.mark.slow
 def test_claims_can_fail(data):
     wrong = data.copy(deep=True)
     for name in ("edge", "edge_small"):
@@ -83,8 +85,12 @@ def test_inputs_have_one_size_for_all_images():
     assert x_test.shape == (797, 64)
 
 
-def test_figures_and_mistakes(data):
+@pytest.mark.slow
+def test_figures(data):
     assert set(study.figures(data)) == {"edge", "noise"}
+
+
+def test_mistakes():
     with pytest.raises(ValueError, match=r"smoke, cpu, paper"):
         configs.get_config("gpu")
     for key, value, message in (
