@@ -4,8 +4,8 @@ A linear classifier of two Gaussian classes, where one step is known in closed f
 network on images whose labels are partly redrawn: cross-entropy against `experiments.losses.early_learning`, which
 keeps what was learnt early where steps are small.
 
-On MNIST the authors' rate is too large for the network: nothing is kept at 0.02, though 0.73 were predicted right early;
-at 0.005 it keeps 0.71 and a test accuracy of 0.77 against 0.65 (claims 3 and 4 fail there as they are stated).
+On MNIST the authors' rate is too large for the network: nothing is kept at 0.02, though 0.73 were predicted right
+early; at 0.005 it keeps 0.71 and a test accuracy of 0.77 against 0.65 (claims 3 and 4 fail there as they are stated).
 """
 
 from __future__ import annotations
