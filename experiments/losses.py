@@ -21,6 +21,41 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(outputs - targets).sum(axis=-1).mean()
 
 
+def early_learning(
+    outputs: jax.Array,
+    labels: jax.Array,
+    targets: jax.Array,
+    strength: float = 3.0,
+    momentum: float = 0.7,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy plus strength times mean log(1 - <t, p>), and the next targets t.
+
+    The targets are a running mean of the network's own probabilities p, t <- momentum t + (1 - momentum) p, with no
+    gradient through them; the second term pulls p to the corner that t is next to, so that what was learnt early is
+    kept, as long as a step changes less than the targets forget (1 / (1 - momentum) looks at an example): with larger
+    steps wrong labels are learnt first and then kept. p is clipped to [1e-4, 1 - 1e-4], beyond which the term has no
+    gradient; its value falls as far as -8.5 strength, so that the loss tells nothing of the fit.
+
+    Args:
+        outputs: (B, classes), logits.
+        labels: (B,) integers.
+        targets: (B, classes), the t of these examples; zeros before the first step. A batch that holds an example
+            twice gives it one step of the mean.
+        strength: lambda.
+        momentum: beta.
+
+    Returns:
+        (scalar in nats, targets of the same shape).
+
+    Source: Liu et al. (2020), arXiv:2007.00151, section 4.
+    """
+    p = jnp.clip(jax.nn.softmax(outputs), 1e-4, 1 - 1e-4)
+    own = jax.lax.stop_gradient(p)
+    targets = momentum * targets + (1 - momentum) * own / own.sum(axis=-1, keepdims=True)
+    kept = jnp.log(1 - (targets * p).sum(axis=-1)).mean()
+    return cross_entropy(outputs, labels) + strength * kept, targets
+
+
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of examples whose largest output is the label."""
     return (outputs.argmax(axis=-1) == labels).mean()

@@ -31,15 +31,20 @@ class State(NamedTuple):
     opt_state: Any
     step: jax.Array
     carry: Any  # of the probe, for instance the start vector of the next Lanczos
+    memory: Any = ()  # of the loss, where it has one
 
 
 class Setup(NamedTuple):
     """What is trained: ``init(key) -> params``, ``loss(params, batch) -> scalar``, and
-    ``optimizer(learning_rate) -> optax.GradientTransformation`` (the rate may be traced)."""
+    ``optimizer(learning_rate) -> optax.GradientTransformation`` (the rate may be traced).
+
+    A loss that remembers, such as `losses.early_learning`, has ``memory(data)``, what it starts from; it is then
+    ``loss(params, batch, memory) -> (scalar, memory)``."""
 
     init: Callable
     loss: Callable
     optimizer: Callable
+    memory: Callable | None = None
 
 
 class Probe(NamedTuple):
@@ -66,6 +71,30 @@ class Program(NamedTuple):
     runs: int | None
     compile_seconds: float
     devices: int = 1
+
+
+def sam(
+    learning_rate: Any, radius: Any = 0.05, momentum: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Sharpness-aware minimisation: descent by the gradient at w + radius g/|g|, two gradients of one batch a step.
+
+    Args:
+        learning_rate: a number, a traced one or a schedule.
+        radius: rho, in the units of the parameters; 0 is plain descent.
+        momentum: of the outer step; none by default.
+
+    Returns:
+        Its update needs ``grad_fn(params, _)``, the gradient on the batch; `training_step` gives it. A gradient of
+        zero gives nan.
+
+    Source: Foret et al. (2021), arXiv:2010.01412, equations 2 and 3.
+    """
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+    return optax.contrib.sam(optax.sgd(learning_rate, momentum), ascent, opaque_mode=True)
+
+
+OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "sam": sam}
+"""Optimizers by name, functions of the learning rate."""
 
 
 def stream(seed: jax.Array, name: int) -> jax.Array:
@@ -95,14 +124,22 @@ def training_step(
     """
 
     def step(state: State, learning_rate: jax.Array, seed: jax.Array, data: Any):
-        _, loss, optimizer = setup(data)
+        _, loss, optimizer, memory = setup(data)
         batch = constrain(draw_batch(seed, state.step, data["train"], batch_size))
-        value, gradient = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimizer(learning_rate).update(
-            gradient, state.opt_state, state.params
+
+        def remembering(params, batch):
+            return loss(params, batch, state.memory) if memory else (loss(params, batch), ())
+
+        slope = jax.value_and_grad(remembering, has_aux=True)
+        (value, remembered), gradient = slope(state.params, batch)
+        updates, opt_state = optax.with_extra_args_support(optimizer(learning_rate)).update(
+            gradient,
+            state.opt_state,
+            state.params,
+            grad_fn=lambda params, _: slope(params, batch)[1],  # of those that look elsewhere
         )
         params = optax.apply_updates(state.params, updates)
-        return State(params, opt_state, state.step + 1, state.carry), value
+        return State(params, opt_state, state.step + 1, state.carry, remembered), value
 
     return step
 
@@ -163,11 +200,11 @@ def compile_program(
     step = training_step(setup, batch_size, constrain)
 
     def start(learning_rate, seed, data):
-        init, _, optimizer = setup(data)
+        init, _, optimizer, memory = setup(data)
         params = init(stream(seed, INIT))
         carry = probe.start(params, stream(seed, PROBE), data)
-        zero = jnp.zeros((), jnp.int32)
-        return State(params, optimizer(learning_rate).init(params), zero, carry)
+        opt_state, zero = optimizer(learning_rate).init(params), jnp.zeros((), jnp.int32)
+        return State(params, opt_state, zero, carry, memory(data) if memory else ())
 
     def advance(state, learning_rate, seed, data):
         return jax.lax.scan(

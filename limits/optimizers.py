@@ -26,12 +26,17 @@ from ntk import family
 
 KINDS = ("sgd", "adam")
 _STEPS = 12
-_ACCUMULATED = (
-    256  # steps that are tried where an optimizer waits for many gradients (optax.MultiSteps)
-)
+# Steps that are tried where an optimizer waits for many gradients (optax.MultiSteps).
+_ACCUMULATED = 256
 _UNTRIED = "its update cannot be tried"
 _ZERO = "zero)"
 _ENTRIES = 34
+_SHARPNESS_AWARE = (
+    "it is sharpness-aware (SAM): it takes its gradient away from the parameters, by one radius along the gradient of "
+    "all of them, of which all layers but the last have a share that vanishes with the width; each layer needs a "
+    "radius of its own (Haas et al. 2024, arXiv:2411.00075), not a learning rate. Train the plain network, init and "
+    "apply of ntk.network(...), with it"
+)
 
 
 def optimizer_kind(factory, kind=None, **kwargs) -> str:
@@ -119,6 +124,8 @@ def _watched(factory, kwargs, count):
             return np.asarray(steps(*(np.asarray(x, np.float32) for x in single)), float)
 
     try:
+        if _sharpness_aware(factory(1.0, **kwargs).init(_leaves(params))):
+            return None, _SHARPNESS_AWARE
         still = updates(gradients)
     except Exception as error:  # what a transformation raises that needs a loss, a mask or a seed
         return None, f"{_UNTRIED} ({type(error).__name__}: {error})"
@@ -151,6 +158,15 @@ def _watched(factory, kwargs, count):
     if not each:
         return None, "the update of one entry depends on the gradient of others"
     return "adam", "its update is no linear function of the gradient"
+
+
+def _sharpness_aware(state):
+    """Whether a state is of `optax.contrib.sam`, or has one inside."""
+
+    def is_sam(part):
+        return isinstance(part, optax.contrib.SAMState)
+
+    return any(map(is_sam, jax.tree.leaves(state, is_leaf=is_sam)))
 
 
 def _leaves(array):

@@ -35,7 +35,7 @@ def batch_learning_rate(
     Args:
         sharpness: of `metrics.noise.batch_sharpness_prediction`, or measured (`batch_sharpness`,
             `batch_sharpness_by_size`); for Adam those of the preconditioned Hessian.
-        rule: as in `metrics.stability.threshold`.
+        rule: as in `metrics.stability.threshold`; not sam, whose edge follows the gradient norm of each batch.
         beta: as in `metrics.stability.threshold`.
 
     Returns:

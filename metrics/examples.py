@@ -1,4 +1,4 @@
-"""Scores of single examples: EL2N, GraNd, forgetting; what to keep by them; and groups with opposing signals."""
+"""Scores of single examples (EL2N, GraNd, forgetting), which to keep, wrong labels learnt by heart, opposing signals."""
 
 from __future__ import annotations
 
@@ -58,6 +58,64 @@ class Opposing(NamedTuple):
     )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
 
     __repr__, _repr_html_ = show.text, show.html
+
+
+class Memorised(NamedTuple):
+    """Shares of the examples with wrong labels, which sum to 1, and of those with right ones; (...,) each.
+
+    NaN where there are no such examples.
+    """
+
+    true: jax.Array  # wrong label, predicted as their true class
+    memorised: jax.Array  # wrong label, predicted as that
+    other: jax.Array  # wrong label, predicted as a third class
+    labelled: jax.Array  # right label, predicted as that
+
+    __repr__, _repr_html_ = show.text, show.html
+
+
+def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Memorised:
+    """Whether a network has learnt wrong labels by heart, or predicts the true classes against them.
+
+    Args:
+        predictions: (..., N) integers, the predicted classes, for instance over training: (T, N).
+        labels: (N,) integers, those trained on.
+        clean: (N,) integers, the true ones.
+
+    Returns:
+        Memorised.
+
+    Raises:
+        TypeError: an argument holds no integers.
+        ValueError: their numbers of examples differ.
+
+    Source: Liu et al. 2020 (arXiv 2007.00151), figure 1.
+    """
+    given = {"predictions": predictions, "labels": labels, "clean": clean}
+    for name, array in given.items():
+        if not jnp.issubdtype(checks.dtype_of(name, array), jnp.integer):
+            raise TypeError(f"{name} are {checks.dtype_of(name, array)}; they must be integers")
+    predictions, labels, clean = map(jnp.asarray, given.values())
+    checks.check_shape("labels", labels.shape, ("N",))
+    checks.same_shape(labels=labels, clean=clean)
+    if predictions.shape[-1:] != labels.shape:
+        raise ValueError(
+            f"predictions has shape {predictions.shape}; it must be (..., {labels.size}), as labels"
+        )
+    shape = (1,) * (predictions.ndim - 1) + labels.shape
+    labels, clean = labels.reshape(shape), clean.reshape(shape)
+    wrong = labels != clean
+    kept, learnt = predictions == clean, predictions == labels
+
+    def share(hits, among):
+        return (hits & among).sum(-1) / among.sum(-1)
+
+    return Memorised(
+        share(kept, wrong),
+        share(learnt, wrong),
+        share(~kept & ~learnt, wrong),
+        share(learnt, ~wrong),
+    )
 
 
 def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:

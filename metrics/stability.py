@@ -12,10 +12,17 @@ from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
 from ntk import show
 
-RULES = ("gradient_descent", "momentum", "nesterov", "adam")
+RULES = ("gradient_descent", "momentum", "nesterov", "adam", "sam")
 
 
-def threshold(learning_rate, rule: str = "gradient_descent", *, beta: float = 0.0):
+def threshold(
+    learning_rate,
+    rule: str = "gradient_descent",
+    *,
+    beta: float = 0.0,
+    radius=None,
+    gradient_norm=None,
+):
     """The sharpness above which a quadratic diverges, and around which training hovers.
 
     gradient_descent 2/eta; momentum (v = beta v + g, w = w - eta v) (2 + 2 beta)/eta; nesterov
@@ -23,30 +30,52 @@ def threshold(learning_rate, rule: str = "gradient_descent", *, beta: float = 0.
     is compared with the sharpness of P^(-1/2) H P^(-1/2), see `operators.adam_factors`. Exact for a
     quadratic and a constant preconditioner; for Adam late in training, when P moves slowly.
 
+    sam (w = w - eta grad L(w + rho g/|g|), with momentum beta of the outer step) meets along an eigenvector of
+    curvature lambda the curvature lambda (1 + rho lambda/|g|), so that its edge follows the gradient norm:
+
+        lambda* = |g|/(2 rho) (sqrt(1 + 8 rho (1 + beta)/(eta |g|)) - 1)
+                -> (2 + 2 beta)/eta as rho -> 0,   sqrt((2 + 2 beta) |g|/(eta rho)) as rho/(eta |g|) -> inf
+
+    It ties two measured numbers to each other: on a quadratic it is |g| that comes to fit lambda, as descent ends on an
+    orbit of period two whose |g| has lambda* = lambda; in a network both move.
+
     Args:
         learning_rate: eta, or an array of them.
         rule: one of the above.
         beta: momentum; Adam's beta1.
+        radius: rho of sam, positive; a number or an array that broadcasts with the others.
+        gradient_norm: |g| of sam, at the parameters and not at w + rho g/|g|; positive, as radius.
 
     Raises:
-        TypeError: learning_rate or beta is no number.
-        ValueError: rule is none of these, learning_rate is not positive and finite, or beta not in [0, 1).
+        TypeError: learning_rate, beta, radius or gradient_norm is no number.
+        ValueError: rule is none of these, learning_rate, radius or gradient_norm is not positive and finite, beta not
+            in [0, 1); sam without radius and gradient_norm, or another rule with one.
 
-    Source: Cohen et al. (2021), arXiv:2103.00065, appendix B; (2022), arXiv:2207.14484, section 2.
+    Source: Cohen et al. (2021), arXiv:2103.00065, appendix B; (2022), arXiv:2207.14484, section 2; for sam Long &
+    Bartlett (2023), arXiv:2309.12488, with beta derived here.
     """
     checks.choice("rule", rule, RULES)
     checks.within("beta", beta, lambda b: (b >= 0) & (b < 1), "in [0, 1)")
     # A Python number stays one: what is computed from it keeps its double precision.
-    positive = checks.positive("learning_rate", learning_rate)
-    learning_rate = learning_rate if isinstance(learning_rate, int | float) else positive
+    learning_rate = _positive("learning_rate", learning_rate)
+    ratio = _radius_over_norm(rule, radius, gradient_norm)
     if rule == "gradient_descent":
         return 2 / learning_rate
-    divisor = {"momentum": 1, "nesterov": 1 + 2 * beta, "adam": 1 - beta}[rule]
-    return (2 + 2 * beta) / (divisor * learning_rate)
+    divisor = {"nesterov": 1 + 2 * beta, "adam": 1 - beta}.get(rule, 1)
+    plain = (2 + 2 * beta) / (divisor * learning_rate)
+    if ratio is None:
+        return plain
+    # The positive root of lambda (1 + rho lambda/|g|) = plain, without the cancellation of small rho.
+    return 2 * plain / (1 + (1 + 4 * ratio * plain) ** 0.5)
 
 
 def maximal_learning_rate(
-    pairs: curvature.Sharpness, rule: str = "gradient_descent", *, beta: float = 0.0
+    pairs: curvature.Sharpness,
+    rule: str = "gradient_descent",
+    *,
+    beta: float = 0.0,
+    radius=None,
+    gradient_norm=None,
 ) -> Estimate:
     """The largest learning rate that is stable at this curvature: the threshold solved for eta.
 
@@ -54,6 +83,8 @@ def maximal_learning_rate(
         pairs: from `metrics.curvature.sharpness`; the first value is used.
         rule: as in `threshold`.
         beta: as in `threshold`.
+        radius: as in `threshold`, for sam.
+        gradient_norm: as in `threshold`, for sam.
 
     Returns:
         Estimate(value, error): the error is the residual's. Infinite where no curvature is positive.
@@ -69,8 +100,31 @@ def maximal_learning_rate(
     top, residual = pairs.value[..., 0], pairs.residual[..., 0]
     flat = top <= 0  # not so for NaN, which stays
     safe = jnp.where(flat, 1, top)
-    rate = threshold(1.0, rule, beta=beta) / safe
-    return Estimate(jnp.where(flat, jnp.inf, rate), rate * (residual / safe))
+    checks.choice("rule", rule, RULES)
+    ratio = _radius_over_norm(rule, radius, gradient_norm)
+    grown = 0.0 if ratio is None else ratio * safe
+    rate = threshold(1.0, "momentum" if rule == "sam" else rule, beta=beta) / (safe * (1 + grown))
+    error = rate * (1 + 2 * grown) / (1 + grown) * (residual / safe)
+    return Estimate(jnp.where(flat, jnp.inf, rate), error)
+
+
+def _positive(name, value):
+    array = checks.positive(name, value)
+    return value if isinstance(value, int | float) else array
+
+
+def _radius_over_norm(rule, radius, gradient_norm):
+    """rho / |g| of sam, None for the other rules."""
+    given = {"radius": radius, "gradient_norm": gradient_norm}
+    if rule != "sam":
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is {value}; only the rule 'sam' has one: leave it out")
+        return None
+    for name, value in given.items():
+        if value is None:
+            raise ValueError(f"{name} is None; the rule 'sam' needs radius= and gradient_norm=")
+    return _positive("radius", radius) / _positive("gradient_norm", gradient_norm)
 
 
 class EdgeReport(NamedTuple):

@@ -22,6 +22,7 @@ from limits import (
     cbow,
     depth,
     dmft,
+    early_learning,
     ensembles,
     feature_learning,
     finite_width,
@@ -134,7 +135,8 @@ FILLED = [
     feature_learning.Episodes, finite_width.Vertices, finite_width.MetricCovariance,
     judgement.Scaling, mean_field.Moments, mean_field.Loss, opposing.Outliers, perceptron.Path,
     perceptron.Margin, pi_net.PiNet, pi_net.PiLimit, cbow.Embeddings, examples.Opposing,
-    features.Tuning, frames.Thresholds, frames.LinearOptimum, frames.CrossEntropyOptimum,
+    examples.Memorised, early_learning.FirstStep, features.Tuning, frames.Thresholds,
+    frames.LinearOptimum, frames.CrossEntropyOptimum,
     geometry.Frame, geometry.Duality, noise.NoiseScale, noise.BatchSharpness, scatter.ClassMeans,
     scatter.Centers, scatter.WithinClass, pruning.Pruned, pruning.Frontier, probes.Linear,
 ]  # fmt: skip

@@ -27,6 +27,13 @@ COLLAPSED = {
 }
 ROUNDS = "transformer_order transformer_share"
 ACCURACIES = ("train", "corrupted", "restored", "test")
+SAM = {
+    "edge": (0.0, 0.03, 0.1, 0.3),
+    "edge_small": (0.0, 0.1),
+    "edge_random": (0.03, 0.1, 0.3),
+    "batch": (0.0, 0.1, 0.3, 0.6),
+    "batch_random": (0.1, 0.3),
+}
 # Study -> coordinates, and the dimensions of every variable that its claims read.
 SCHEMAS = {
     "learning_rate_transfer": (
@@ -513,6 +520,56 @@ SCHEMAS = {
             **dict.fromkeys(("softmax_ratio", "shift_error", "tight_ratio"), "exact_seed"),
         },
     ),
+    "sharpness_aware": (
+        {
+            **{f"{part}_seed": [0, 1, 2] for part in SAM},
+            **{f"{part}_step": [0, 10, 20, 30] for part in SAM},
+            **{f"{part}_radius": list(radii) for part, radii in SAM.items()},
+            **{f"{part}_noise": [0.0, 0.2] if part == "batch" else [0.0] for part in SAM},
+            "formula_seed": [0, 1, 2],
+            "sign": [1, -1],
+            "edge_of": ["SAM", "plain descent"],
+        },
+        {
+            **{
+                f"{part}_{key}": f"{part}_noise {part}_radius {part}_seed {part}_step"
+                for part, keys in (
+                    *((part, ("sharpness", "edge")) for part in ("edge", "edge_small")),
+                    ("edge_random", ("sharpness",)),
+                    ("batch", ("sharpness", "accuracy", "weights")),
+                    ("batch_random", ("sharpness", "weights")),
+                )
+                for key in keys
+            },
+            "residual": "formula_seed sign",
+            "limits": "formula_seed",
+            "quadratic": "formula_seed edge_of",
+        },
+    ),
+    "early_learning": (
+        {
+            "dim": [10, 100, 1000],
+            "seed": [0, 1, 2],
+            "example": ["mislabelled", "new"],
+            "labels": ["flipped", "right"],
+            "strength": [0.0, 3.0],
+            "rate": [0.02, 0.5],
+            "linear_dim": [20, 400],
+            "linear_seed": [0, 1, 2],
+            "linear_step": [1, 10, 100],
+            "network_seed": [0, 1, 2],
+            "network_step": [0, 10, 20],
+        },
+        {
+            "step_true": "dim seed",
+            "step_theory": "dim example",
+            "critical_dim": "dim labels",
+            **dict.fromkeys(
+                ("linear_true", "linear_test"), "strength rate linear_dim linear_seed linear_step"
+            ),
+            **dict.fromkeys(("network_true", "network_test"), "strength network_seed network_step"),
+        },
+    ),
     "large_steps": (
         {
             "seed": [0, 1, 2],
@@ -787,6 +844,12 @@ def retrieved(data):
     return data.assign(own_weight=falling + 0.1 * (data.own_weight - 0.5))
 
 
+def contradicted(data):
+    """A share of one step that falls through one half."""
+    falling = xr.DataArray([0.9, 0.7, 0.2], dims="dim")
+    return data.assign(step_true=falling + 0.1 * (data.step_true - 0.5))
+
+
 def opposing(data):
     faster = 0.2 * (data.setting == "Adam")
     return data.assign(progress=data.progress - faster)
@@ -825,6 +888,7 @@ DETAILS = {
     "grokking_corrupted": corrupted,
     "grokking_lazy_rich": lazy,
     "feature_learning_limit": dichotomy,
+    "early_learning": contradicted,
     "hopfield_retrieval": retrieved,
     "principles": principles,
     "data_pruning": pruned,

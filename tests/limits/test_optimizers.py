@@ -66,7 +66,8 @@ def centralized(rate):
 
 def sam(rate):
     ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
-    return optax.contrib.sam(optax.sgd(rate), ascent)
+    opaque = optax.contrib.sam(optax.sgd(rate), ascent, opaque_mode=True)
+    return optax.chain(opaque, optax.identity())
 
 
 contrib = optax.contrib
@@ -76,9 +77,10 @@ REFUSED = {
     ),
     "gradient of others": (
         *(optax.novograd, optax.sm3, contrib.muon, contrib.prodigy, contrib.dadapt_adamw),
-        *(centralized, sam),
+        centralized,
     ),
     "cannot be tried": (optax.lbfgs, optax.polyak_sgd),
+    "radius of its own": (sam,),
 }
 
 

@@ -17,6 +17,7 @@ from limits import (
     deep_kernel_machine,
     depth,
     dmft,
+    early_learning,
     eigenlearning,
     ensembles,
     feature_learning,
@@ -149,6 +150,9 @@ WRONG = [
     (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
     (lambda: hopfield.separation(POINTS[0]), r"patterns has the shape \(4,\)"),
     (lambda: hopfield.retrieval_bound(POINTS, 1.0, -0.1), "distance is -0.1"),
+    (lambda: early_learning.first_step(0, 9, 1.0, 1.0, 0.1), "dim is 0"),
+    (lambda: early_learning.first_step(4, 9, 1.0, 0.0, 0.1), "noise is 0.0"),
+    (lambda: early_learning.first_step(4, 9, 1.0, 1.0, 0.5), "flip is 0.5; it must be at least 0"),
     (lambda: hopfield.capacity(1.0, dim=1), "dim is 1; it must be an integer, at least 2"),
     # attention as a support vector machine
     (
@@ -407,6 +411,16 @@ def test_every_public_function_is_called_wrongly():
         ),
         *(finite_width, hopfield, in_context, mean_field, opposing, perceptron, pi_net),
         *(pruning, surrogate),
+        *(
+            early_learning,
+            finite_width,
+            hopfield,
+            in_context,
+            mean_field,
+            opposing,
+            perceptron,
+            pi_net,
+        ),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers

@@ -232,3 +232,16 @@ LOSSES = np.ones((6, 10))
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_memorised_shares_by_hand():
+    clean = np.array([0, 0, 1, 1, 2, 2])
+    labels = np.array([1, 0, 2, 1, 0, 2])  # the first, third and fifth are wrong
+    predictions = np.array([[0, 0, 2, 0, 1, 2], [0, 1, 1, 0, 2, 0]])
+    found = examples.memorised(predictions, labels, clean)
+    third = pytest.approx(1 / 3)
+    assert [s[0] for s in found] == [third, third, third, pytest.approx(2 / 3)]
+    assert [s[1] for s in found] == [1, 0, 0, 0]
+    nothing = examples.memorised(clean, clean, clean)
+    assert np.isnan(nothing.true)
+    assert nothing.labelled == 1

@@ -44,6 +44,49 @@ def test_a_quadratic_diverges_just_above_its_threshold(rule, beta, transform):
     assert not abs(final(1.01 * edge)) < 1e3
 
 
+@pytest.mark.parametrize(("beta", "curvature"), [(0.0, 3.0), (0.0, 19.0), (0.6, 11.0)])
+def test_sharpness_aware_descent_ends_where_its_threshold_is_the_curvature(beta, curvature):
+    """On a quadratic with an orbit of period two; the gradient norm comes to fit."""
+    rate, radius = 0.1, 0.3
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+    rule = optax.contrib.sam(optax.sgd(rate, beta), ascent, opaque_mode=True)
+
+    def step(carry, _):
+        x, state = carry
+        slope = functools.partial(jnp.multiply, curvature)
+        update, state = rule.update(slope(x), state, x, grad_fn=lambda x, _: slope(x))
+        return (x + update, state), None
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(0.7)
+        x, _ = jax.lax.scan(step, (x, rule.init(x)), None, length=3000)[0]
+        norm = float(curvature * abs(x))
+    options = {"beta": beta, "radius": radius, "gradient_norm": norm}
+    assert stability.threshold(rate, "sam", **options) == pytest.approx(curvature, rel=1e-9)
+    pairs = curvature_pairs(curvature)
+    found = stability.maximal_learning_rate(pairs, "sam", **options).value
+    assert found == pytest.approx(rate, rel=1e-6)
+    # The control: the edge of plain descent is elsewhere.
+    assert stability.threshold(rate, "momentum", beta=beta) > 1.02 * curvature
+
+
+def curvature_pairs(value, residual=0.01):
+    return curvature.Sharpness(jnp.asarray([value]), jnp.asarray([residual]), None)
+
+
+def test_limits_and_errors_of_the_sharpness_aware_threshold():
+    def edge(radius, **options):
+        return stability.threshold(0.1, "sam", radius=radius, gradient_norm=0.5, **options)
+
+    assert edge(1e-12) == pytest.approx(20, rel=1e-9)
+    assert edge(1e-12, beta=0.5) == pytest.approx(30, rel=1e-9)
+    assert edge(1e9) == pytest.approx(np.sqrt(2 * 0.5 / (0.1 * 1e9)), rel=1e-4)
+    # The error is that of the derivative, by differences.
+    options = {"rule": "sam", "radius": 0.2, "gradient_norm": 0.5}
+    rates = [stability.maximal_learning_rate(curvature_pairs(4 + d), **options) for d in (0, 0.01)]
+    assert float(rates[0].error) == pytest.approx(float(rates[0].value - rates[1].value), rel=0.01)
+
+
 def test_published_thresholds():
     np.testing.assert_allclose(stability.threshold(1e-3, "adam", beta=0.9), 38000)
     np.testing.assert_allclose(stability.threshold(jnp.asarray([0.1, 0.2])), [20, 10])
