@@ -124,7 +124,10 @@ def _watched(factory, kwargs, count):
             return np.asarray(steps(*(np.asarray(x, np.float32) for x in single)), float)
 
     try:
-        if _sharpness_aware(factory(1.0, **kwargs).init(_leaves(params))):
+        with jax.ensure_compile_time_eval(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = factory(1.0, **kwargs).init(_leaves(params))
+        if _sharpness_aware(state):
             return None, _SHARPNESS_AWARE
         still = updates(gradients)
     except Exception as error:  # what a transformation raises that needs a loss, a mask or a seed

@@ -1,4 +1,4 @@
-"""Scores of single examples (EL2N, GraNd, forgetting), which to keep, wrong labels learnt by heart, opposing signals."""
+"""Scores of single examples: EL2N, GraNd, forgetting; which to keep, wrong labels by heart, opposing signals."""
 
 from __future__ import annotations
 
