@@ -13,6 +13,7 @@ from metrics import (
     learning,
     noise,
     operators,
+    pruning,
     spectra,
     stability,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "noise",
     "ood_orthogonality",
     "operators",
+    "pruning",
     "refined_optimum",
     "sharpness",
     "spectra",
