@@ -82,7 +82,7 @@ def laziness(
         ValueError: a rank outside 1 to dim, norms that are not positive, or an overlap outside 0 to 1.
     """
     r, size, b = (np.asarray(value, float) for value in (rank, weight_norm, target_norm))
-    _inside("rank", r, 1, dim)
+    r = _inside("rank", r, 1, dim)
     for name, value in (("weight_norm", size), ("target_norm", b)):
         if not (value > 0).all():
             raise ValueError(f"{name} is {value}; it must be positive")
@@ -93,8 +93,7 @@ def laziness(
         root = np.exp(moments[0][0] - moments[0][1] + moments[1][0] - moments[1][1])
     else:
         array()("overlap", overlap)
-        c = np.asarray(overlap, float)
-        _inside("overlap", c, 0, 1)
+        c = _inside("overlap", np.asarray(overlap, float), 0, 1)
         root = np.sqrt(c)
     s2 = size**2 / r
     a2 = 2 * b**2 / (s2 + np.sqrt(s2**2 + 4 * b**2))  # no difference of near numbers
@@ -110,6 +109,9 @@ def laziness(
     return Laziness(*np.broadcast_arrays(*parts))
 
 
-def _inside(name, value, low, high) -> None:
-    if not ((low <= value) & (value <= high)).all():
+def _inside(name, value, low, high) -> np.ndarray:
+    """The value, between the ends; measured ranks and overlaps may lie beyond them by rounding in single precision."""
+    slack = 1e-5 * high
+    if not ((low - slack <= value) & (value <= high + slack)).all():
         raise ValueError(f"{name} is {value}; it must lie between {low} and {high}")
+    return np.clip(value, low, high)

@@ -70,6 +70,6 @@ def low_rank(
             joined = jnp.concatenate([given.astype(full.dtype), left], axis=1)
             left = jnp.linalg.qr(joined)[0][:, : len(values)]
         scale = jnp.linalg.norm(full) / jnp.linalg.norm(values)
-        return ((left * (scale * values)) @ right).reshape(shape).astype(dtype)
+        return ((left * (scale * values)[None]) @ right).reshape(shape).astype(dtype)
 
     return init

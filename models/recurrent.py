@@ -46,20 +46,20 @@ class RNN(nn.Module):
         if x.ndim != 3:
             raise ValueError(f"inputs of shape {x.shape} must be (N, T, d): a sequence an example.")
 
-        def dense(units, name, kernel_init, use_bias=self.use_bias):
+        def dense(units, name, kernel_init=self.kernel_init, use_bias=self.use_bias):
             return nn.Dense(units, use_bias=use_bias, kernel_init=kernel_init, name=name)
 
-        def step(recurrent, h, read):
-            z = read + recurrent(h)
-            return self.activation(z), z
+        def step(net, h, x):
+            # Read step by step, not at once: the tracer then sees which inputs a state comes from.
+            read = dense(self.width, "input")(x)
+            z = read + dense(self.width, "recurrent", self.recurrent_init, use_bias=False)(h)
+            return self.activation(z), (read, z)
 
-        read = dense(self.width, "input", self.kernel_init)(x)
-        recurrent = dense(self.width, "recurrent", self.recurrent_init, use_bias=False)
         scan = nn.scan(
             step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
         )
-        start = jnp.zeros((x.shape[0], self.width), read.dtype)
-        _, hidden = scan(recurrent, start, read)
-        outputs = dense(self.outputs, "readout", self.kernel_init)(self.activation(hidden))
+        start = jnp.zeros((x.shape[0], self.width), jnp.result_type(x, jnp.float32))
+        _, (read, hidden) = scan(self, start, x)
+        outputs = dense(self.outputs, "readout")(self.activation(hidden))
         layers = {"input": read, "recurrent": hidden, "readout": outputs}
         return (outputs, layers) if features else outputs

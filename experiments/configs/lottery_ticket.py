@@ -26,9 +26,11 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     # Steps after which accuracy is read; a round of pruning trains for the middle one
     config.budgets = (100, 400, 4000)
     config.num_kernel = 100  # test examples of the tangent kernels
-    config.seeds = tuple(range(5))
+    config.num_masks = 6  # random masks over which alignments are averaged, twice
+    config.seeds = tuple(range(8))
     if preset == "smoke":
         config.seeds, config.budgets, config.num_kernel = (0, 1), (20, 60, 120), 20
+        config.num_masks = 2
     elif preset == "paper":
         config.hidden, config.budgets = (300, 100), (1000, 10_000, 50_000)
         config.num_kernel = 500

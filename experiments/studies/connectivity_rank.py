@@ -132,10 +132,10 @@ def _linear(part: Any, session: Session | None) -> xr.Dataset:
             first, beta = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
             last = descend(first, beta, jnp.full(len(beta), 0.02 / (size**2 + 2 * b)))
             spanned = jnp.linalg.svd(first[0])[0][..., :rank].mT @ beta[..., None]
-            overlap = jnp.clip(jnp.square(spanned).sum((1, 2)) / b**2, 0, 1)
+            overlap = jnp.square(spanned).sum((1, 2)) / b**2
             found = jax.device_get(compared(first, last))
         closed = known(rank, overlap=overlap).kernel_alignment
-        spread = known(found["participation"].clip(1, part.dim)).kernel_alignment
+        spread = known(found["participation"]).kernel_alignment
         return found | {"closed": closed, "closed_spread": spread}
 
     names = variables(

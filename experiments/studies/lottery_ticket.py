@@ -17,10 +17,10 @@ from flax import linen as nn
 
 import ntk
 from experiments import checks, grid, losses, tasks, train
-from experiments.grid import Axis, Variable, train_grid
+from experiments.grid import Axis, train_grid, variables
 from experiments.loop import Session
 from experiments.studies import lottery_ticket_figures as drawn
-from experiments.studies.lottery_ticket_claims import NETS, ROUNDS, claims
+from experiments.studies.lottery_ticket_claims import MASKS, NETS, ROUNDS, claims
 from metrics import kernels, pruning
 
 TITLE = "Lottery tickets: sparse networks that train well"
@@ -35,6 +35,7 @@ RULES = {
     "rounds": checks.several(checks.whole(0, 100), ascending=True, needs=ROUNDS),
     "budgets": checks.several(checks.STEPS, 3, most=3, ascending=True),
     "num_kernel": checks.whole(2),
+    "num_masks": checks.whole(1, 1000),
     "seeds": checks.SEEDS,
 }
 
@@ -63,7 +64,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     sizes = (data["train"][0].shape[1], *config.hidden, task.outputs)
     *names, last = layers = [f"layer_{l}" for l in range(len(sizes) - 1)]
     shares = dict.fromkeys(names, config.share) | {last: config.share / 2}
-    descend, measure = _programs(config)
+    descend, accuracies, alignments = _programs(config)
 
     def draw(key):
         keys, shapes = jax.random.split(key, len(layers)), itertools.pairwise(sizes)
@@ -76,35 +77,39 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         mask = pruning.full_mask(start)
         for count in range(config.rounds[-1] + 1):
             if count in config.rounds:
-                keys = jax.random.split(jax.random.fold_in(key, count))
-                mixed = [pruning.shuffled_mask(mask, k) for k in keys]
-                nets = (start, mask), (fresh, mask), *((start, m) for m in mixed)
-                each = [measure(seed, *net, data) for net in nets]
-                found.append(jax.tree.map(lambda *values: jnp.stack(values), *each))
-                found[-1]["density"] = pruning.density(mask)
+                keys = jax.random.split(jax.random.fold_in(key, count), 2 * config.num_masks)
+                mixed = [(start, pruning.shuffled_mask(mask, k)) for k in keys]
+                nets = (start, mask), (fresh, mask), *mixed
+                found.append({"density": pruning.density(mask)})
+                found[-1]["accuracy"] = jnp.stack([accuracies(seed, *n, data) for n in nets[:3]])
+                kept, target = jnp.array([alignments(*net, data) for net in nets]).T
+                groups = [values[2:].reshape(2, -1).mean(1) for values in (kept, target)]
+                for name, own, mean in zip(("kept", "target"), (kept, target), groups):
+                    found[-1][name] = jnp.concatenate([own[:2], mean])
             trained = descend(seed, start, mask, data, config.budgets[1:2])[0]
             mask = pruning.magnitude_mask(trained, mask, shares)
         return jax.tree.map(lambda *values: jnp.stack(values), *found)
 
-    each = ("round", "net")
-    variables = {
-        "density": Variable("share of weights that are left", dims=("round",)),
-        "accuracy": Variable("test accuracy", dims=(*each, "budget")),
-        "kept": Variable("alignment of the initial tangent kernel with the dense one", dims=each),
-        "target": Variable("alignment of the initial tangent kernel with the labels", dims=each),
-    }
+    names = variables("round", density="share of weights that are left")
+    names |= variables("round net budget", accuracy="test accuracy")
+    names |= variables(
+        "round mask",
+        kept="alignment of the initial tangent kernel with the dense one",
+        target="alignment of the initial tangent kernel with the labels",
+    )
     own = {
         "round": Axis(list(config.rounds), "rounds of pruning"),
         "net": Axis(list(NETS), "network"),
+        "mask": Axis(list(MASKS), "network"),
         "budget": Axis(["early", "short", "long"], "budget"),
         "steps": Axis(list(config.budgets), "training steps", dims=("budget",)),
     }
-    program = grid.Program("tickets", unit, variables, own)
+    program = grid.Program("tickets", unit, names, own)
     return train_grid({"seed": Axis(list(config.seeds), "seed")}, data, program, session)
 
 
 def _programs(config: Any) -> tuple:
-    """(training to each of some numbers of steps, all that is measured of a network) from parameters and a mask."""
+    """Of parameters and a mask: (training to some numbers of steps, test accuracies there, alignments of kernels)."""
 
     def apply(params, x, mask):
         *hidden, readout = pruning.masked(params, mask).values()
@@ -136,19 +141,18 @@ def _programs(config: Any) -> tuple:
     tangent = ntk.empirical_ntk_fn(apply, (-1,), vmap_axes=(0, 0, {"mask": None}))
     predict = jax.jit(apply)
 
-    def measure(seed, params, mask, data):
-        x, y = data["test"]
-        ends = descend(seed, params, mask, data, config.budgets)
-        some, dense = x[: config.num_kernel], pruning.full_mask(mask)
-        kernel, full = (tangent(some, None, params, mask=m) for m in (mask, dense))
-        labels = jax.nn.one_hot(y[: config.num_kernel], y.max() + 1)
-        return {
-            "accuracy": jnp.stack([losses.accuracy(predict(p, x, mask), y) for p in ends]),
-            "kept": kernels.alignment(kernel, full, centered=True),
-            "target": kernels.target_alignment(kernel, labels),
-        }
+    def accuracies(seed, params, mask, data):
+        (x, y), ends = data["test"], descend(seed, params, mask, data, config.budgets)
+        return jnp.stack([losses.accuracy(predict(p, x, mask), y) for p in ends])
 
-    return descend, measure
+    def alignments(params, mask, data):
+        (x, y), both = data["test"], (mask, pruning.full_mask(mask))
+        kernel, full = (tangent(x[: config.num_kernel], None, params, mask=m) for m in both)
+        labels = jax.nn.one_hot(y[: config.num_kernel], y.max() + 1)
+        own = kernels.target_alignment(kernel, labels)
+        return kernels.alignment(kernel, full, centered=True), own
+
+    return descend, accuracies, alignments
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

@@ -7,17 +7,17 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.drawing import PALETTE, figure, style
-from experiments.studies.lottery_ticket_claims import NETS
+from experiments.studies.lottery_ticket_claims import MASKS, NETS
 
 
-def _panels(data: xr.Dataset, panels: dict, caption: str) -> Figure:
-    """Medians and ranges of seeds of {title: values (seed, round, net)} against the density."""
+def _panels(data: xr.Dataset, panels: dict, names: tuple, dim: str, caption: str) -> Figure:
+    """Medians and ranges of seeds of {title: values (seed, round, dim)} against the density."""
     made, axes = figure(list(panels), caption=caption, sharey=False)
     density = data.density.mean("seed").values
     for ax, values in zip(axes, panels.values()):
-        for net, color in zip(NETS[:3], PALETTE):
-            line = values.sel(net=net, drop=True).assign_coords(round=density)
-            drawing.curve(ax, line, "round", color, label=net)
+        for name, color in zip(names, PALETTE):
+            line = values.sel({dim: name}, drop=True).assign_coords(round=density)
+            drawing.curve(ax, line, "round", color, label=name)
         ax.set(xscale="log", xlabel="share of weights left")
         ax.invert_xaxis()
         drawing.log_ticks(ax.xaxis)
@@ -33,7 +33,7 @@ def accuracy(data: xr.Dataset) -> Figure:
         "weights, and random masks; median and range of seeds. Look that tickets lose least, and lead most early."
     )
     panels = {f"{int(part.steps)} steps": part for part in data.accuracy.transpose("budget", ...)}
-    made = _panels(data, panels, caption)
+    made = _panels(data, panels, NETS, "net", caption)
     made.axes[0].set_ylabel("test accuracy")
     return made
 
@@ -46,6 +46,6 @@ def kernels(data: xr.Dataset) -> Figure:
         "the same weights, and with the labels; median and range of seeds. Look at how much of it each mask keeps."
     )
     panels = {"with the dense kernel": data.kept, "with the labels": data.target}
-    made = _panels(data, panels, caption)
+    made = _panels(data, panels, MASKS[:3], "mask", caption)
     made.axes[0].set_ylabel("alignment")
     return made
