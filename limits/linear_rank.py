@@ -15,19 +15,23 @@ Only F^2 / b matters to the alignments. For a random task c has the mean r / d a
 
 Limits: below r of about d / 4 the path from a zero readout is unstable where c < 1; a readout of 1e-4 already
 leads elsewhere, to a kernel that changed much less. A readout of standard size is another problem altogether.
+`descend` measures the same numbers from any start.
 
 Source: derived here; the statement that higher rank is lazier on average is of Liu et al. 2023, arXiv:2310.08513.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from limits.arguments import array, count, takes
+from limits.arguments import array, count, number, takes
 from ntk import show
 
 
@@ -107,6 +111,78 @@ def laziness(
         np.sqrt(a2),
     )
     return Laziness(*np.broadcast_arrays(*parts))
+
+
+@takes(
+    weights=array(),
+    readout=array(),
+    target=array(),
+    step_size=number(positive=True),
+    max_steps=count(),
+)
+def descend(
+    weights: ArrayLike,
+    readout: ArrayLike,
+    target: ArrayLike,
+    *,
+    step_size: float = 0.02,
+    max_steps: int = 200_000,
+) -> Laziness:
+    """The same numbers by gradient descent from any start, in double precision, until the error is 1e-7 of the target.
+
+    Args:
+        weights: W_0, (..., N, d), of any rank and singular values.
+        readout: a(0), (..., N).
+        target: beta, (..., d), not 0.
+        step_size: in units of 1 / (F^2 + |a(0)|^2 + 2b), so that it fits all sizes; the error is of its order.
+        max_steps: where to give up.
+
+    Returns:
+        Laziness, (...); nan where descent did not fit the target.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: shapes that do not fit, or numbers out of range.
+    """
+    w, a, b = (np.asarray(value, float) for value in (weights, readout, target))
+    if w.ndim < 2 or a.shape != w.shape[:-1] or b.shape != (*w.shape[:-2], w.shape[-1]):
+        raise ValueError(
+            f"weights {w.shape}, readout {a.shape} and target {b.shape} must be (..., N, d), (..., N) and (..., d)"
+        )
+    if not np.square(b).sum(-1).all():
+        raise ValueError("target is 0 somewhere; there is nothing to learn")
+    batch = w.shape[:-2]
+    flat = w.reshape(-1, *w.shape[-2:]), a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    with jax.enable_x64(True):
+        found = _descend(*flat, float(step_size), max_steps)
+        return Laziness(*(np.asarray(value).reshape(batch) for value in found))
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, None, None))
+def _descend(w_0, a_0, target, step_size, max_steps):
+    b = jnp.linalg.norm(target)
+    rate = step_size / (jnp.sum(w_0**2) + jnp.sum(a_0**2) + 2 * b)
+
+    def step(carry):
+        w, a, count = carry
+        error = a @ w - target
+        return w - rate * jnp.outer(a, error), a - rate * (w @ error), count + 1
+
+    def going(carry):
+        w, a, count = carry
+        return (jnp.linalg.norm(a @ w - target) > 1e-7 * b) & (count < max_steps)
+
+    w, a, _ = jax.lax.while_loop(going, step, (w_0, a_0, 0))
+    hidden = [each.T @ each for each in (w, w_0)]
+    full = [h + r @ r * jnp.eye(len(target)) for h, r in zip(hidden, (a, a_0))]
+
+    def alignment(one, other):
+        return jnp.sum(one * other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other))
+
+    fitted = jnp.linalg.norm(a @ w - target) <= 1e-7 * b
+    found = alignment(*full), alignment(*hidden), jnp.linalg.norm(w - w_0), jnp.linalg.norm(a)
+    return jax.tree.map(lambda value: jnp.where(fitted, value, jnp.nan), found)
 
 
 def _inside(name, value, low, high) -> np.ndarray:

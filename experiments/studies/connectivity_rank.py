@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import xarray as xr
 from flax import linen as nn
@@ -79,64 +80,38 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
 
 
 def problem(seed: int, dim: int, rank: int, how: tuple, size: float, b: float) -> tuple:
-    """((kernel (inputs, hidden) of Frobenius norm size, readout), the task of norm b)."""
+    """W_0 (hidden, inputs) of Frobenius norm size, the readout, and the task of norm b."""
     readout, aligned, flat = how
     keys = jax.random.split(jax.random.key(seed), 3)
     beta = jax.random.normal(keys[0], (dim,))
     beta *= b / jnp.linalg.norm(beta)
     directions = beta[:, None] if aligned else None
     init = low_rank(rank, nn.initializers.normal(), flat=flat, directions=directions)
-    kernel = init(keys[1], (dim, dim), beta.dtype)
-    kernel *= size / jnp.linalg.norm(kernel)
-    return (kernel, readout * jax.random.normal(keys[2], (dim,)) / dim**0.5), beta
-
-
-@jax.jit
-@jax.vmap
-def descend(start: tuple, beta: jax.Array, rate: jax.Array) -> tuple:
-    """Parameters (kernel, readout) after gradient descent on |W^T a - beta|^2 / 2; nan where it did not fit."""
-
-    def loss(params):
-        return jnp.square(params[0] @ params[1] - beta).sum() / 2
-
-    def step(carry):
-        updates = jax.tree.map(lambda g: -rate * g, jax.grad(loss)(carry[0]))
-        return optax.apply_updates(carry[0], updates), carry[1] + 1
-
-    def fitted(params):
-        return loss(params) < 1e-14 * jnp.square(beta).sum()
-
-    going = lambda carry: ~fitted(carry[0]) & (carry[1] < 200_000)  # noqa: E731
-    end, _ = jax.lax.while_loop(going, step, (start, 0))
-    return jax.tree.map(lambda p: jnp.where(fitted(end), p, jnp.nan), end)
+    w = init(keys[1], (dim, dim), beta.dtype).T
+    w *= size / jnp.linalg.norm(w)
+    return w, readout * jax.random.normal(keys[2], (dim,)) / dim**0.5, beta
 
 
 def _linear(part: Any, session: Session | None) -> xr.Dataset:
-    @jax.vmap
-    def compared(first, last):
-        hidden = [w @ w.T for w, _ in (last, first)]
-        full = [h + a @ a * jnp.eye(part.dim) for h, (_, a) in zip(hidden, (last, first))]
-        return {
-            "alignment": kernels.alignment(*full),
-            "features": kernels.alignment(*hidden),
-            "moved": jnp.linalg.norm(last[0] - first[0]),
-            "participation": effective_rank(first[0]).participation,
-        }
-
     def unit(data, start, rank):
         *how, weights, task = STARTS[start]
         b, size = task * part.task_norm, weights * (part.ratio * part.task_norm) ** 0.5
         known = partial(linear_rank.laziness, dim=part.dim, weight_norm=size, target_norm=b)
         with jax.enable_x64(True):
             made = [problem(seed, part.dim, rank, how, size, b) for seed in part.seeds]
-            first, beta = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-            last = descend(first, beta, jnp.full(len(beta), 0.02 / (size**2 + 2 * b)))
-            spanned = jnp.linalg.svd(first[0])[0][..., :rank].mT @ beta[..., None]
-            overlap = jnp.square(spanned).sum((1, 2)) / b**2
-            found = jax.device_get(compared(first, last))
-        closed = known(rank, overlap=overlap).kernel_alignment
-        spread = known(found["participation"]).kernel_alignment
-        return found | {"closed": closed, "closed_spread": spread}
+            w, a, beta = map(np.stack, zip(*made))
+            spread = [float(effective_rank(each).participation) for each in w]
+        found = linear_rank.descend(w, a, beta)
+        spanned = np.linalg.svd(w)[2][:, :rank] @ beta[..., None]
+        closed = known(rank, overlap=np.square(spanned).sum((1, 2)) / b**2)
+        return {
+            "alignment": found.kernel_alignment,
+            "features": found.representation_alignment,
+            "moved": found.weight_change,
+            "participation": spread,
+            "closed": closed.kernel_alignment,
+            "closed_spread": known(spread).kernel_alignment,
+        }
 
     names = variables(
         "seed",

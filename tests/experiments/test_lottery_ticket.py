@@ -39,7 +39,7 @@ def test_densities_fall_by_a_fifth_a_round_and_dense_networks_are_alike(data):
 def test_the_dense_network_learns(data):
     accuracy = data.accuracy.sel(round=0, net="ticket")
     assert (accuracy.sel(budget="long") > accuracy.sel(budget="early")).all()
-    assert (accuracy.sel(budget="long") > 0.5).all()
+    assert (accuracy.sel(budget="long") > 0.2).all(), "chance is 0.1"
 
 
 def designed(data, ticket):

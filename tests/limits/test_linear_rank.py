@@ -55,6 +55,10 @@ def test_a_trained_network_moves_as_the_formula_says(rank, x64):
         jnp.linalg.norm(last["readout"]["kernel"]),
     ]
     np.testing.assert_allclose(known, np.array(found), rtol=2e-3)
+    w = first["hidden_0"]["kernel"].T
+    task = np.asarray(last["hidden_0"]["kernel"] @ last["readout"]["kernel"])[:, 0]
+    descended = linear_rank.descend(w, jnp.zeros(8), task)
+    np.testing.assert_allclose(descended, np.array(found), rtol=2e-3)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -100,7 +104,39 @@ def test_higher_rank_is_lazier_on_average_and_not_for_aligned_tasks():
     assert not (np.diff(aligned, axis=0) > 0).all()
 
 
+def test_descent_from_any_start_takes_batches_and_small_steps_are_the_flow():
+    random = np.random.default_rng(0)
+    w, a, beta = (random.normal(size=shape) for shape in ((2, 3, 4, 5), (2, 3, 4), (2, 3, 5)))
+    whole = linear_rank.descend(w, a, beta)
+    one = linear_rank.descend(w[1, 2], a[1, 2], beta[1, 2])
+    np.testing.assert_allclose([part[1, 2] for part in whole], one)
+    # w w' - a a' is kept: the change of the readout's norm is that of the weights'
+    fine = linear_rank.descend(w[0], a[0], beta[0], step_size=2e-3, max_steps=10**7)
+    np.testing.assert_allclose([part[0] for part in whole], fine, rtol=0.01)
+    stopped = linear_rank.descend(w, a, beta, max_steps=3)
+    assert all(np.isnan(part).all() for part in stopped)
+
+
+def test_a_small_readout_changes_low_rank_and_not_high_rank():
+    """The zero readout's path is unstable at low rank: what the top of the module warns of."""
+    random = np.random.default_rng(1)
+    basis = [np.linalg.qr(random.normal(size=(12, 12)))[0] for _ in range(2)]
+    beta, a = random.normal(size=12), 1e-3 * random.normal(size=12)
+    beta *= 4 / np.linalg.norm(beta)
+    change = {}
+    for rank in (1, 12):
+        w = 20**0.5 / rank**0.5 * basis[0][:, :rank] @ basis[1][:rank]
+        starts = linear_rank.descend([w, w], [0 * a, a], [beta, beta], max_steps=10**6)
+        change[rank] = np.diff(starts.kernel_alignment)[0]
+    assert change[1] > 0.2
+    assert abs(change[12]) < 1e-3
+
+
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"weights \(3, 2\), readout \(2,\) and target \(2,\)"):
+        linear_rank.descend(np.ones((3, 2)), [1, 1], [1, 1])
+    with pytest.raises(ValueError, match="target is 0 somewhere"):
+        linear_rank.descend(np.ones((3, 2)), np.ones(3), [0, 0])
     call = linear_rank.laziness
     with pytest.raises(ValueError, match=r"rank is 7.* between 1 and 6"):
         call(7, 6, weight_norm=1.0, target_norm=1.0)

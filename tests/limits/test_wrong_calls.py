@@ -147,6 +147,7 @@ WRONG = [
         lambda: linear_rank.laziness(3, 2, weight_norm=1.0, target_norm=1.0),
         "rank is 3.0; it must lie between 1 and 2",
     ),
+    (lambda: linear_rank.descend(POINTS, X[0], X[0]), r"weights \(4, 4\), readout \(3,\)"),
     (lambda: hopfield.update(POINTS[0, :2], POINTS, 1.0), r"state has the shape \(2,\)"),
     (lambda: hopfield.energy(POINTS, POINTS, -1.0), "beta is -1.0"),
     (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
