@@ -53,14 +53,14 @@ def low_rank(
             f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
         )
 
-    def init(key, shape, dtype=jnp.float32, **options):
+    def init(key, shape, dtype=jnp.float32):
         if len(shape) < 2:
             raise ValueError(f"low_rank: a kernel of shape {shape} has no rank; it needs two axes.")
         if given is not None and math.prod(shape[:-1]) != given.shape[0]:
             raise ValueError(
                 f"low_rank: directions of shape {given.shape} do not fit a kernel of shape {shape}."
             )
-        full = base(key, shape, dtype, **options).reshape(-1, shape[-1])
+        full = base(key, shape, dtype).reshape(-1, shape[-1])
         left, values, right = jnp.linalg.svd(full, full_matrices=False)
         left, values, right = left[:, :rank], values[:rank], right[:rank]
         if flat:

@@ -25,15 +25,15 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.rounds = (0, 6, 12, 16)  # after which tickets are compared with other masks and weights
     # Steps after which accuracy is read; a round of pruning trains for the middle one
     config.budgets = (100, 400, 4000)
-    config.num_kernel = 100  # test examples of the tangent kernels
-    config.num_masks = 6  # random masks over which alignments are averaged, twice
+    config.num_kernel = 50  # test examples of the tangent kernels
+    config.num_masks = 4  # random masks over which alignments are averaged, twice
     config.seeds = tuple(range(8))
     if preset == "smoke":
         config.seeds, config.budgets, config.num_kernel = (0, 1), (20, 60, 120), 20
         config.num_masks = 2
     elif preset == "paper":
         config.hidden, config.budgets = (300, 100), (1000, 10_000, 50_000)
-        config.num_kernel = 500
+        config.num_kernel, config.num_masks = 100, 10
     else:
         config.task.num_train, config.task.num_test = 1000, 797
     return config

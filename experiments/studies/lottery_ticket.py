@@ -64,7 +64,7 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     sizes = (data["train"][0].shape[1], *config.hidden, task.outputs)
     *names, last = layers = [f"layer_{l}" for l in range(len(sizes) - 1)]
     shares = dict.fromkeys(names, config.share) | {last: config.share / 2}
-    descend, accuracies, alignments = _programs(config)
+    descend, accuracies, tangent, compared = _programs(config, task.outputs)
 
     def draw(key):
         keys, shapes = jax.random.split(key, len(layers)), itertools.pairwise(sizes)
@@ -82,10 +82,13 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
                 nets = (start, mask), (fresh, mask), *mixed
                 found.append({"density": pruning.density(mask)})
                 found[-1]["accuracy"] = jnp.stack([accuracies(seed, *n, data) for n in nets[:3]])
-                kept, target = jnp.array([alignments(*net, data) for net in nets]).T
+                own, other = (tangent(p, pruning.full_mask(p), data) for p in (start, fresh))
+                dense = own, other, *[own] * len(mixed)
+                each = [compared(tangent(*net, data), k, data) for net, k in zip(nets, dense)]
+                kept, target = jnp.array(each).T
                 groups = [values[2:].reshape(2, -1).mean(1) for values in (kept, target)]
-                for name, own, mean in zip(("kept", "target"), (kept, target), groups):
-                    found[-1][name] = jnp.concatenate([own[:2], mean])
+                for name, values, means in zip(("kept", "target"), (kept, target), groups):
+                    found[-1][name] = jnp.concatenate([values[:2], means])
             trained = descend(seed, start, mask, data, config.budgets[1:2])[0]
             mask = pruning.magnitude_mask(trained, mask, shares)
         return jax.tree.map(lambda *values: jnp.stack(values), *found)
@@ -108,8 +111,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     return train_grid({"seed": Axis(list(config.seeds), "seed")}, data, program, session)
 
 
-def _programs(config: Any) -> tuple:
-    """Of parameters and a mask: (training to some numbers of steps, test accuracies there, alignments of kernels)."""
+def _programs(config: Any, outputs: int) -> tuple:
+    """Of parameters and a mask: training to some numbers of steps, test accuracies there, kernel; its alignments."""
 
     def apply(params, x, mask):
         *hidden, readout = pruning.masked(params, mask).values()
@@ -138,21 +141,24 @@ def _programs(config: Any) -> tuple:
             found.append(state.params)
         return found
 
-    tangent = ntk.empirical_ntk_fn(apply, (-1,), vmap_axes=(0, 0, {"mask": None}))
+    kernel_fn = ntk.empirical_ntk_fn(apply, (-1,), vmap_axes=(0, 0, {"mask": None}))
     predict = jax.jit(apply)
 
     def accuracies(seed, params, mask, data):
         (x, y), ends = data["test"], descend(seed, params, mask, data, config.budgets)
         return jnp.stack([losses.accuracy(predict(p, x, mask), y) for p in ends])
 
-    def alignments(params, mask, data):
-        (x, y), both = data["test"], (mask, pruning.full_mask(mask))
-        kernel, full = (tangent(x[: config.num_kernel], None, params, mask=m) for m in both)
-        labels = jax.nn.one_hot(y[: config.num_kernel], y.max() + 1)
+    @jax.jit
+    def tangent(params, mask, data):
+        return kernel_fn(data["test"][0][: config.num_kernel], None, params, mask=mask)
+
+    @jax.jit
+    def compared(kernel, full, data):
+        labels = jax.nn.one_hot(data["test"][1][: config.num_kernel], outputs)
         own = kernels.target_alignment(kernel, labels)
         return kernels.alignment(kernel, full, centered=True), own
 
-    return descend, accuracies, alignments
+    return descend, accuracies, tangent, compared
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

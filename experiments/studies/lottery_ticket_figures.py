@@ -18,9 +18,10 @@ def _panels(data: xr.Dataset, panels: dict, names: tuple, dim: str, caption: str
         for name, color in zip(names, PALETTE):
             line = values.sel({dim: name}, drop=True).assign_coords(round=density)
             drawing.curve(ax, line, "round", color, label=name)
+            ax.plot(density, drawing.median(line), "o", color=color)
         ax.set(xscale="log", xlabel="share of weights left")
-        ax.invert_xaxis()
         drawing.log_ticks(ax.xaxis)
+        ax.invert_xaxis()
     drawing.legend(axes[-1])
     return made
 
