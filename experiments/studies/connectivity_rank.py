@@ -1,7 +1,8 @@
 """Initial weights of higher rank learn lazily on average, unless low-rank weights are aligned with the task.
 
 Two-layer linear networks against the closed form of `limits.linear_rank`, and ReLU recurrent networks whose recurrent
-weights are cut to a rank at equal Frobenius norm. The authors' fourth task, sequential MNIST, is left out.
+weights are cut to a rank at equal Frobenius norm. The authors' fourth task, sequential MNIST, is left out. At 7 noisy
+steps no observer makes more than 96.9 % of the two-alternative choices right.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from experiments.tasks import neuro
 
@@ -40,6 +41,15 @@ def test_the_label_is_what_the_stimuli_say(name):
     again, other = neuro.TASKS[name](N, T, 0), neuro.TASKS[name](N, T, 1)
     np.testing.assert_array_equal(data.x, again.x)
     assert (data.x != other.x).any()
+
+
+def test_an_ideal_observer_of_two_alternatives_reaches_what_the_study_says():
+    """Seven samples of a difference of mean z and deviation .1 sqrt(2): mean of Phi(z sqrt(7) / .1 sqrt(2)) over z."""
+    exact = norm.cdf(np.array(neuro.COHERENCES) * 7**0.5 / (0.1 * 2**0.5)).mean()
+    assert exact == pytest.approx(0.969, abs=5e-4)
+    data = neuro.two_alternative(20_000, T, 3)
+    right = (observer("two_alternative", data) == data.y[:, -1]).mean()
+    assert right == pytest.approx(exact, abs=4 * (0.03 / 20_000) ** 0.5)
 
 
 def test_context_matters_and_the_other_pair_misleads():
