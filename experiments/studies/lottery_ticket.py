@@ -2,6 +2,10 @@
 
 Tickets against the same mask with new weights and against random masks, at a short and a long budget of steps; and the
 tangent kernel of each before training, against the dense network's. Layers have no biases.
+
+On 1000 images of MNIST, where as many rounds leave six times as many weights, tickets lead less over new weights (early
+0.16, short 0.017, long 0.012) and keep less of the dense kernel than random masks (-0.05). As on the digits
+they are nearer to the labels before training (0.10).
 """
 
 from __future__ import annotations

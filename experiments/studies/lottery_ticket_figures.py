@@ -44,7 +44,8 @@ def kernels(data: xr.Dataset) -> Figure:
     """Tangent kernels before training."""
     caption = (
         "Tangent kernels of the pruned networks before training, centred: alignment with the dense network's kernel at "
-        "the same weights, and with the labels; median and range of seeds. Look at how much of it each mask keeps."
+        "the same weights, and with the labels; median and range of seeds. Look that tickets are nearer to the labels "
+        "before any training, and do not keep more of the dense kernel before few weights are left."
     )
     panels = {"with the dense kernel": data.kept, "with the labels": data.target}
     made = _panels(data, panels, MASKS[:3], "mask", caption)
