@@ -37,6 +37,7 @@ MODELS = (
     models.MLP,
     models.DeepLinear,
     models.LinearAttention,
+    models.RNN,
     models.CNN,
     models.ResNet,
     models.Transformer,

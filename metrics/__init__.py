@@ -14,6 +14,7 @@ from metrics import (
     noise,
     operators,
     probes,
+    pruning,
     spectra,
     stability,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "ood_orthogonality",
     "operators",
     "probes",
+    "pruning",
     "refined_optimum",
     "sharpness",
     "spectra",

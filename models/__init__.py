@@ -7,20 +7,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from models import initializers
 from models.convnet import CNN, ResNet
 from models.linear_attention import LinearAttention
 from models.mlp import MLP, DeepLinear
+from models.recurrent import RNN
 from models.transformer import Transformer, ViT
 
 __all__ = [
     "CNN",
     "MLP",
+    "RNN",
     "DeepLinear",
     "LinearAttention",
     "ResNet",
     "Transformer",
     "ViT",
     "family",
+    "initializers",
 ]
 
 
@@ -28,7 +32,7 @@ def family(name: str, **fields: Any) -> Callable:
     """The architecture of that name as a function of its width: ``family("MLP", depth=2, outputs=10)(256)``.
 
     Args:
-        name: one of MLP, DeepLinear, LinearAttention, CNN, ResNet, Transformer, ViT.
+        name: one of MLP, DeepLinear, LinearAttention, RNN, CNN, ResNet, Transformer, ViT.
         **fields: the architecture's other fields.
 
     Returns:
@@ -39,7 +43,8 @@ def family(name: str, **fields: Any) -> Callable:
         ValueError: an unknown architecture.
     """
     architectures = {
-        m.__name__: m for m in (MLP, DeepLinear, LinearAttention, CNN, ResNet, Transformer, ViT)
+        m.__name__: m
+        for m in (MLP, DeepLinear, LinearAttention, RNN, CNN, ResNet, Transformer, ViT)
     }
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; it must be one of {', '.join(architectures)}")

@@ -17,11 +17,20 @@ def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, 
     """
     kind = type(model).__name__
     for name, least in sizes.items():
-        value = getattr(model, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{kind}: {name}={value!r} must be an integer, at least {least}.")
-        if value < least:
-            raise ValueError(f"{kind}: {name}={value!r} must be at least {least}.")
+        check_number(kind, name, getattr(model, name), least)
     for name in functions:
         if not isinstance(getattr(model, name), Callable):
             raise TypeError(f"{kind}: {name}={getattr(model, name)!r} must be a function.")
+
+
+def check_number(kind: str, name: str, value: object, least: int) -> None:
+    """Refuses what is no integer, or smaller than the least allowed.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is too small.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{kind}: {name}={value!r} must be an integer, at least {least}.")
+    if value < least:
+        raise ValueError(f"{kind}: {name}={value!r} must be at least {least}.")

@@ -24,6 +24,7 @@ from limits import (
     finite_width,
     hopfield,
     in_context,
+    linear_rank,
     mean_field,
     opposing,
     perceptron,
@@ -145,6 +146,11 @@ WRONG = [
     (lambda: in_context.descend(POINTS, POINTS, POINTS, 0.1, 1), r"x has the shape \(4, 4\)"),
     (lambda: in_context.ridge(POINTS[None], POINTS, POINTS, 0.1), "do not fit"),
     # Hopfield networks
+    (
+        lambda: linear_rank.laziness(3, 2, weight_norm=1.0, target_norm=1.0),
+        "rank is 3.0; it must lie between 1 and 2",
+    ),
+    (lambda: linear_rank.descend(POINTS, X[0], X[0]), r"weights \(4, 4\), readout \(3,\)"),
     (lambda: hopfield.update(POINTS[0, :2], POINTS, 1.0), r"state has the shape \(2,\)"),
     (lambda: hopfield.energy(POINTS, POINTS, -1.0), "beta is -1.0"),
     (lambda: hopfield.retrieve(POINTS, POINTS, 1.0, max_steps=0), "max_steps is 0"),
@@ -374,6 +380,8 @@ WRONG = [
     (lambda: models.ResNet(8, 2, 2, block_depth="2"), "block_depth='2' must be an integer"),
     (lambda: models.ResNet(8, 2, 2, norm="group"), "norm='group' is not one of"),
     (lambda: models.LinearAttention(4, 1, heads=3), "width=4 is not a multiple of heads=3"),
+    (lambda: models.RNN(0, 1), "RNN: width=0 must be at least 1"),
+    (lambda: models.initializers.low_rank(0), "low_rank: rank=0 must be at least 1"),
     (lambda: models.Transformer(8, 1, 2, 5, 0), "context=0 must be at least 1"),
     (lambda: models.Transformer(8, 1, 3, 5, 4), "width=8 is not a multiple of heads=3"),
     (lambda: models.ViT(8, 1, 2, 2, patch=2.0), "patch=2.0 must be an integer"),
@@ -421,6 +429,8 @@ def test_every_public_function_is_called_wrongly():
             perceptron,
             pi_net,
         ),
+        *(finite_width, hopfield, in_context, linear_rank, mean_field, opposing, perceptron),
+        *(pi_net, models.initializers),
     ):
         for name, value in vars(package).items():
             public = inspect.isfunction(value) and not name.startswith("_") and name not in helpers

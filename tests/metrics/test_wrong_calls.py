@@ -22,6 +22,7 @@ from metrics import (
     noise,
     operators,
     probes,
+    pruning,
     scatter,
     spectra,
     stability,
@@ -107,6 +108,13 @@ CALLS = [
     (call(spectra.trace_of_function, SPECTRUM, jnp.sum), "it must be elementwise"),
     (call(spectra.gauss_newton_spectrum, Dense(), loss, W, X), "apply is the module Dense"),
     (call(spectra.gauss_newton_spectrum, apply, lambda f, x: f, W, X), "one real number"),
+    # pruning
+    (call(pruning.full_mask, {"w": np.ones(2, int)}), "parameter w has dtype int"),
+    (call(pruning.masked, W, {"w": jnp.ones(3)}), "differ in shape"),
+    (call(pruning.magnitude_mask, W, W, 1.5), "shares is 1.5; it must be between 0 and 1"),
+    (call(pruning.magnitude_mask, W, W, {"v": 0.5}), "shares has the structure"),
+    (call(pruning.shuffled_mask, W, 3), "key is 3; it must be a PRNG key"),
+    (call(pruning.density, {}), "mask holds no arrays"),
     # operators
     (call(operators.hessian, [loss]), "it must be a function loss"),
     (call(operators.gauss_newton, apply, 1), "criterion is 1; it must be a function"),

@@ -1,0 +1,75 @@
+"""Initializers of a chosen rank for the kernel of any layer."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from models.fields import check_number
+from models.mlp import Initializer
+
+LECUN = nn.initializers.lecun_normal()
+
+
+def low_rank(
+    rank: int,
+    base: Initializer = LECUN,
+    *,
+    flat: bool = False,
+    directions: jax.Array | None = None,
+) -> Initializer:
+    """An initializer of kernels of a rank at most: a draw's leading singular vectors, at the draw's Frobenius norm.
+
+    Kernels are matrices (inputs, outputs), all axes but the last taken together. The mean square of the entries is the
+    draw's own, so rules about fan-in stand, at every rank; one that has no more rows or columns than the rank keeps
+    its spectrum.
+
+    Args:
+        rank: 1 or more.
+        base: draws the full kernel, by default with variance 1 / fan_in.
+        flat: whether the singular values that remain become equal.
+        directions: (inputs, k), independent, k of at most rank: they span the directions of the inputs that the
+            leading k singular values read, which are random otherwise.
+
+    Returns:
+        ``(key, shape, dtype) -> kernel``; `directions` fit kernels with so many inputs only.
+
+    Raises:
+        TypeError: rank is no integer, or base no function.
+        ValueError: rank is not positive; directions are no matrix or too many; a kernel has one axis, or other inputs.
+
+    Source: Liu et al. 2023, arXiv:2310.08513 (truncated, of equal norm); flat and directions are for
+    `limits.linear_rank`.
+    """
+    check_number("low_rank", "rank", rank, 1)
+    if not callable(base):
+        raise TypeError(f"low_rank: base={base!r} must be an initializer, such as lecun_normal().")
+    given = None if directions is None else jnp.asarray(directions)
+    if given is not None and (given.ndim != 2 or not 1 <= given.shape[1] <= rank):
+        raise ValueError(
+            f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
+        )
+
+    def init(key, shape, dtype=jnp.float32):
+        if len(shape) < 2:
+            raise ValueError(f"low_rank: a kernel of shape {shape} has no rank; it needs two axes.")
+        if given is not None and math.prod(shape[:-1]) != given.shape[0]:
+            raise ValueError(
+                f"low_rank: directions of shape {given.shape} do not fit a kernel of shape {shape}."
+            )
+        full = base(key, shape, dtype).reshape(-1, shape[-1])
+        left, values, right = jnp.linalg.svd(full, full_matrices=False)
+        left, values, right = left[:, :rank], values[:rank], right[:rank]
+        if flat:
+            values = jnp.ones_like(values)
+        if given is not None:
+            # Given directions first, the rest made orthogonal to them.
+            joined = jnp.concatenate([given.astype(full.dtype), left], axis=1)
+            left = jnp.linalg.qr(joined)[0][:, : len(values)]
+        scale = jnp.linalg.norm(full) / jnp.linalg.norm(values)
+        return ((left * (scale * values)[None]) @ right).reshape(shape).astype(dtype)
+
+    return init
