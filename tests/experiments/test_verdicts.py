@@ -568,37 +568,6 @@ SCHEMAS = {
                 ("linear_true", "linear_test"), "strength rate linear_dim linear_seed linear_step"
             ),
             **dict.fromkeys(("network_true", "network_test"), "strength network_seed network_step"),
-    "connectivity_rank": (
-        {
-            "start": [
-                *("zero readout", "aligned task", "standard readout", "Gaussian spectrum"),
-                *("both larger", "weights larger"),
-            ],
-            "rank": [1, 2, 5, 10, 20],
-            "seed": [0, 1, 2],
-            "task": ["two_alternative"],
-            "net_rank": [1, 20],
-            "net_seed": [0, 1, 2, 3],
-        },
-        {
-            **dict.fromkeys(("alignment", "features", "moved"), "start rank seed"),
-            **dict.fromkeys(("closed", "closed_spread"), "start rank seed"),
-            **dict.fromkeys(
-                ("net_alignment", "net_features", "net_accuracy"), "task net_rank net_seed"
-            ),
-        },
-    ),
-    "lottery_ticket": (
-        {
-            "seed": [0, 1, 2],
-            "round": [0, 6, 12, 16],
-            "net": ["ticket", "new weights", "random mask"],
-            "mask": ["ticket", "new weights", "random masks", "other random masks"],
-            "budget": ["early", "short", "long"],
-        },
-        {
-            "accuracy": "seed round net budget",
-            **dict.fromkeys(("kept", "target"), "seed round mask"),
         },
     ),
     "large_steps": (
@@ -805,6 +774,39 @@ SCHEMAS = {
             "transfer_loss": "transfer_rule transfer_width transfer_rate transfer_seed",
             "collapse": "collapse_seed collapse_step collapse_labels collapse_measure",
             "collapse_accuracy": "collapse_seed collapse_step",
+        },
+    ),
+    "lottery_ticket": (
+        {
+            "seed": [0, 1, 2],
+            "round": [0, 6, 12, 16],
+            "net": ["ticket", "new weights", "random mask"],
+            "mask": ["ticket", "new weights", "random masks", "other random masks"],
+            "budget": ["early", "short", "long"],
+        },
+        {
+            "accuracy": "seed round net budget",
+            **dict.fromkeys(("kept", "target"), "seed round mask"),
+        },
+    ),
+    "connectivity_rank": (
+        {
+            "start": [
+                *("zero readout", "aligned task", "standard readout", "Gaussian spectrum"),
+                *("both larger", "weights larger"),
+            ],
+            "rank": [1, 2, 5, 10, 20],
+            "seed": [0, 1, 2],
+            "task": ["two_alternative"],
+            "net_rank": [1, 20],
+            "net_seed": [0, 1, 2, 3],
+        },
+        {
+            **dict.fromkeys(("alignment", "features", "moved"), "start rank seed"),
+            **dict.fromkeys(("closed", "closed_spread"), "start rank seed"),
+            **dict.fromkeys(
+                ("net_alignment", "net_features", "net_accuracy"), "task net_rank net_seed"
+            ),
         },
     ),
 }
