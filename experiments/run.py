@@ -33,6 +33,7 @@ from experiments import (
     files,
     listing,
     loop,
+    programs,
     report,
     rundir,
     seals,
@@ -86,6 +87,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
     if options.check:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
         return 0
+    programs.keep()
     with _sinks(options) as sinks:
         path = run(config, options.workdir, preset, **limits, sinks=sinks, cluster=options.cluster)
     signals.check()

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import tempfile
 
 # Most of what a test computes it computes once: unoptimised it compiles a third faster, and through the older
 # emitters that JAX 0.10 still has in half of that. Later ones end the process at a flag that they do not know.
@@ -14,6 +15,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Not in the user's folder; runs that a test starts share theirs.
+os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="widelimit-"))
 
 import jax
 import pytest
