@@ -25,6 +25,7 @@ from limits.arguments import array, instance, integer, key, number, real_dtype, 
 from ntk import show
 
 
+@show.readable
 class Embeddings(NamedTuple):
     """Vectors of the words, at the width of their last axis.
 
@@ -44,8 +45,6 @@ class Embeddings(NamedTuple):
         shape = (self.context.shape[1], width)
         omega = jax.random.normal(key, shape, self.context.dtype) * width**-0.5
         return Embeddings(self.context @ omega, self.target @ omega)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Windows(NamedTuple):

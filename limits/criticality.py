@@ -28,6 +28,7 @@ from ntk.activations import closed_forms
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
 
 
+@show.readable
 class Susceptibilities(NamedTuple):
     """The variance after a layer and its growth factors there, see the module."""
 
@@ -36,9 +37,8 @@ class Susceptibilities(NamedTuple):
     perpendicular: float
     h: float
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Criticality(NamedTuple):
     """The initialisation at which an activation is critical; None where a number does not exist.
 
@@ -65,8 +65,6 @@ class Criticality(NamedTuple):
     a1: float | None = None
     p_perp: float | None = None
     attraction: float | None = None
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 _PARTS = {"C_W": number(positive=True), "C_b": number()}

@@ -34,6 +34,7 @@ from ntk.activations import closed_forms, polynomials
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
 
+@show.readable
 class Taxonomy(NamedTuple):
     """What an activation does in infinitely wide and deep classifiers.
 
@@ -54,9 +55,8 @@ class Taxonomy(NamedTuple):
     alpha: float
     order: int
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LogKernel(NamedTuple):
     """Entries of a kernel, sign * exp(offset + log).
 
@@ -69,8 +69,6 @@ class LogKernel(NamedTuple):
     sign: np.ndarray
     log: np.ndarray
     offset: float = 0.0
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def taxonomy(activation: Activation) -> Taxonomy:

@@ -29,6 +29,7 @@ from limits.arguments import array, integer, key, number, real, takes
 from ntk import show
 
 
+@show.readable
 class Dynamics(NamedTuple):
     """Order parameters at steps 0 to T."""
 
@@ -36,8 +37,6 @@ class Dynamics(NamedTuple):
     test_loss: np.ndarray  # (T + 1,) on fresh inputs
     overlap: np.ndarray  # (T + 1, N) of every neuron with the direction, w . b / D
     correlation: np.ndarray  # (T + 1, N, N) of the neurons' weights, w_i . w_j / D
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

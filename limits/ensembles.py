@@ -100,14 +100,13 @@ def _root(metric):
     return jnp.stack([jnp.stack([a, 0 * a], -1), jnp.stack([c, e], -1)], -2)
 
 
+@show.readable
 class PairMoments(NamedTuple):
     """Averages over the neurons of one network, each (networks, depth): of z_i^2, z_i^2 z_j^2 and z_i z_j^2, i != j."""
 
     square: np.ndarray
     squares: np.ndarray
     skew: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -47,6 +47,7 @@ def identity(h):
     return h
 
 
+@show.readable
 class Particles(NamedTuple):
     """n units of equal weight: a finite network in mean-field form.
 
@@ -72,9 +73,8 @@ class Particles(NamedTuple):
         chosen = jax.random.randint(key, (width,), 0, self.u.shape[0])
         return Particles(self.u[chosen], self.v[chosen])
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LinearLimit(NamedTuple):
     """An infinitely wide linear network, exactly: m orthogonal units, where m is d + k at initialisation.
 
@@ -101,9 +101,8 @@ class LinearLimit(NamedTuple):
         omega = jax.random.normal(key, (width, self.u.shape[0]), self.u.dtype)
         return Particles(omega @ self.u, omega @ self.v)
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class KernelLimit(NamedTuple):
     """The same linear network at infinite width in the NTK parametrization: a linear model, features fixed.
 
@@ -124,8 +123,6 @@ class KernelLimit(NamedTuple):
                 "KernelLimit is the limit of a linear network: use ntk.predict for others."
             )
         return x @ self.w.T
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 Net = Particles | LinearLimit | KernelLimit
@@ -235,6 +232,7 @@ def weights(net: Particles, rule="mup") -> dict[str, Any]:
     return {"w": w, "multiplier": multiplier, "rate": rate}
 
 
+@show.readable
 class Trained(NamedTuple):
     """What training made.
 
@@ -247,8 +245,6 @@ class Trained(NamedTuple):
     net: Net
     losses: jax.Array
     outputs: jax.Array | tuple
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(outputs=array(), targets=array())
@@ -328,6 +324,7 @@ def train(
     )
 
 
+@show.readable
 class Episodes(NamedTuple):
     """Few-shot tasks, as rows of one array of inputs; every leaf may have further leading axes.
 
@@ -342,8 +339,6 @@ class Episodes(NamedTuple):
     support_labels: jax.Array
     query: jax.Array
     query_labels: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)

@@ -26,6 +26,7 @@ from limits.quadrature import Activation, average, pointwise
 from ntk import show
 
 
+@show.readable
 class Vertices(NamedTuple):
     """Coefficients of 1 / width by layer, each (depth,), see the module; None where they are not known.
 
@@ -43,8 +44,6 @@ class Vertices(NamedTuple):
     P: np.ndarray | None
     Q: np.ndarray | None
     T: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -177,6 +176,7 @@ def _skip(found, C_W, C_b, gamma, skew):
     return layer
 
 
+@show.readable
 class MetricCovariance(NamedTuple):
     """Infinite-width metric (L, N, N) by layer; pairs p = (a, b), a <= b, in the order of `numpy.triu_indices`.
 
@@ -186,8 +186,6 @@ class MetricCovariance(NamedTuple):
     gram: np.ndarray
     covariance: np.ndarray
     mean_shift: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(depth=count(), gram=array(2), **_SCALES)

@@ -23,6 +23,7 @@ from limits.regimes import Regime
 from ntk import show
 
 
+@show.readable
 class Scaling(NamedTuple):
     """n^exponent fitted over the widths, seed by seed.
 
@@ -33,8 +34,6 @@ class Scaling(NamedTuple):
 
     exponent: np.ndarray
     interval: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Measured(NamedTuple):

@@ -39,13 +39,12 @@ from limits.arguments import (
 from ntk import show
 
 
+@show.readable
 class Moments(NamedTuple):
     """First and second moment of the neurons' weights; may carry leading axes (recorded steps, runs)."""
 
     mean: jax.Array  # (..., D)
     second: jax.Array  # (..., D, D)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Target(NamedTuple):
@@ -55,6 +54,7 @@ class Target(NamedTuple):
     hessian: jax.Array  # (D, D)
 
 
+@show.readable
 class Loss(NamedTuple):
     """Mean squared error over inputs, in the parts it is made of; their sum is the loss."""
 
@@ -66,8 +66,6 @@ class Loss(NamedTuple):
     def total(self) -> jax.Array:
         """Mean squared error."""
         return self.variance + self.misalignment + self.linear_power
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(weights=array(2), x=array(2), alpha=real, epsilon=real)

@@ -27,6 +27,7 @@ from limits.arguments import array, count, integer, key, number, takes
 from ntk import show
 
 
+@show.readable
 class Outliers(NamedTuple):
     """Examples of the setting above; the ids of the two opposing groups are equally many."""
 
@@ -34,8 +35,6 @@ class Outliers(NamedTuple):
     targets: jax.Array  # (n,)
     positive: np.ndarray  # ids with x_o > 0
     negative: np.ndarray  # ids with x_o < 0
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

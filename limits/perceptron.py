@@ -34,6 +34,7 @@ CORRELATION = float(special.lambertw(math.exp(-1)).real)
 """max over m of m sigma(-m): what a step can gain from examples on the right side."""
 
 
+@show.readable
 class Path(NamedTuple):
     """A descent until all examples lie on their side.
 
@@ -51,9 +52,8 @@ class Path(NamedTuple):
     weights: np.ndarray
     separated: bool
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Margin(NamedTuple):
     """The widest margin: it lies between ``value`` and ``value + gap``.
 
@@ -66,8 +66,6 @@ class Margin(NamedTuple):
     value: float
     direction: np.ndarray
     gap: float
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(signed=array(2), max_steps=count())

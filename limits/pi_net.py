@@ -54,6 +54,7 @@ class Rows(NamedTuple):
     a: jax.Array
 
 
+@show.readable
 class PiNet(NamedTuple):
     """A pi-net of finite width.
 
@@ -74,9 +75,8 @@ class PiNet(NamedTuple):
             g = jax.nn.relu(g @ omega.T) @ w / len(w)
         return g
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class PiLimit(NamedTuple):
     """A pi-net of infinite width.
 
@@ -98,8 +98,6 @@ class PiLimit(NamedTuple):
         omega = jax.random.normal(key, shape, self.first.dtype)
         w = [jax.nn.relu(o @ rows.b.T) @ rows.a for o, rows in zip(omega, self.rows)]
         return PiNet(self.first, tuple(omega), tuple(w))
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -12,6 +12,7 @@ from limits.exponents import named_rule
 from ntk import show
 
 
+@show.readable
 class ABC(NamedTuple):
     """Exponents of the layers 1 ... L+1, each a tuple of length L+1."""
 
@@ -19,9 +20,8 @@ class ABC(NamedTuple):
     b: tuple[float, ...]
     c: tuple[float, ...]
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Regime(NamedTuple):
     """Regime of a parametrization, and what scales how with the width n.
 
@@ -52,8 +52,6 @@ class Regime(NamedTuple):
     change: tuple[float, ...]
     failed: tuple[str, ...]
     reasons: tuple[str, ...]
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def abc(rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:

@@ -37,6 +37,7 @@ from metrics.scatter import (
 from ntk import show
 
 
+@show.readable
 class Collapse(NamedTuple):
     """All collapse numbers of one layer. Errors are standard errors over samples (see `neural_collapse`)."""
 
@@ -52,8 +53,6 @@ class Collapse(NamedTuple):
     )  # share of samples where the nearest class mean is the network's prediction
     ncc_accuracy: Estimate  # share of samples where the nearest class mean is the label's
     rank: jax.Array  # of the centred means, at most K - 1
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def neural_collapse(
@@ -239,6 +238,7 @@ def _share(hits, total):
     return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 
 
+@show.readable
 class Generalized(NamedTuple):
     """Generalised collapse for many classes (K > d + 1 allowed), on features of unit norm."""
 
@@ -246,8 +246,6 @@ class Generalized(NamedTuple):
     gnc2: Estimate  # smallest one-vs-rest distance of the normalised rows, and how much lower it may be
     gnc3: jax.Array  # mean over k of 1 - cos(w_k, mean of class k)
     ncc_accuracy: Estimate
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @partial(jax.jit, static_argnames=("num_classes", "num_steps"))

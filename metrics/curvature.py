@@ -23,6 +23,7 @@ from metrics.geometry import matmul
 from ntk import show
 
 
+@show.readable
 class Sharpness(NamedTuple):
     """Ritz pairs of a symmetric operator, the wanted end of the spectrum first."""
 
@@ -32,17 +33,14 @@ class Sharpness(NamedTuple):
     residual: jax.Array
     vector: Any  # a pytree like params, every leaf with a leading axis of length k
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Krylov(NamedTuple):
     """An orthonormal Krylov basis V (m, n) and its tridiagonal matrix: A V^T = V^T T + rest."""
 
     basis: jax.Array  # (m, n)
     diagonal: jax.Array  # (m,)
     off_diagonal: jax.Array  # (m,); the last one is the norm of the rest
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def sharpness(

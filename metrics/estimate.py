@@ -16,13 +16,12 @@ import numpy as np
 from ntk import show
 
 
+@show.readable
 class Estimate(NamedTuple):
     """A value and its standard error, of one shape."""
 
     value: jax.Array
     error: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def mean_estimate(samples: jax.Array) -> Estimate:

@@ -16,6 +16,7 @@ from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_t
 from ntk import show
 
 
+@show.readable
 class Forgetting(NamedTuple):
     """Running counts of every example, (N,) each."""
 
@@ -23,9 +24,8 @@ class Forgetting(NamedTuple):
     events: jax.Array  # looks at which it went from correct to wrong
     learned: jax.Array  # was ever correct
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Opposing(NamedTuple):
     """Two groups of examples whose losses move against each other up to one step."""
 
@@ -39,8 +39,6 @@ class Opposing(NamedTuple):
     oscillates: (
         jax.Array
     )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:

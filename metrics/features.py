@@ -13,6 +13,7 @@ from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from ntk import show
 
 
+@show.readable
 class Rank(NamedTuple):
     """Three soft ranks of one matrix, all between 1 and min(N, d); from singular values s_j."""
 
@@ -20,9 +21,8 @@ class Rank(NamedTuple):
     participation: jax.Array  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
     stable: jax.Array  # sum s^2 / max s^2
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Change(NamedTuple):
     """How far features are from those of the initial network on the same examples."""
 
@@ -31,8 +31,6 @@ class Change(NamedTuple):
         Estimate  # mean over examples of |h - h_0| / sqrt(d): Theta(1) when features are learnt
     )
     cosine: Estimate  # mean over examples of cos(h, h_0)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
@@ -125,6 +123,7 @@ def _axis(axis, ndim):
     return checks.integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
+@show.readable
 class Tuning(NamedTuple):
     """The frequency that carries most of each neuron's weights, over n neurons."""
 
@@ -133,8 +132,6 @@ class Tuning(NamedTuple):
         jax.Array
     )  # (j, n), in radians: weight vector j is about cos(2 pi frequency x / p + phase)
     share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def fourier_tuning(weights: jax.Array) -> Tuning:

@@ -19,6 +19,7 @@ from metrics import checks
 from ntk import show
 
 
+@show.readable
 class Thresholds(NamedTuple):
     """Values of beta_k = M N kappa / n_k at which the mode of a class disappears."""
 
@@ -26,9 +27,8 @@ class Thresholds(NamedTuple):
     spinodal: float  # above it no other local minimum is left
     jump: float  # z of the mode at beta*: it falls from here to 0 (first order unless M = 1)
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LinearOptimum(NamedTuple):
     """Global optimum for mean squared error; classes in the order given. Features collapse: NC1 = 0."""
 
@@ -45,9 +45,8 @@ class LinearOptimum(NamedTuple):
         bool  # False where classes of equal size tie for the last dimension, or at the threshold
     )
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class CrossEntropyOptimum(NamedTuple):
     """Best scale of a given frame of logits for cross-entropy, balanced classes."""
 
@@ -57,8 +56,6 @@ class CrossEntropyOptimum(NamedTuple):
     singular_values: np.ndarray  # (K,) of the logits
     weight_gram: np.ndarray  # (K, K) W W^T
     mean_gram: np.ndarray  # (K, K) of the class means of H
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def thresholds(depth: int) -> Thresholds:

@@ -18,6 +18,7 @@ FRAMES = ("simplex", "orthogonal")
 matmul = partial(jnp.matmul, precision="highest")
 
 
+@show.readable
 class Frame(NamedTuple):
     """How far K vectors are from the frame that collapse predicts; every number is 0 at collapse.
 
@@ -37,9 +38,8 @@ class Frame(NamedTuple):
     equiangularity: jax.Array
     max_angle: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Duality(NamedTuple):
     """How far classifier rows w_k are from the class means m_k; every number is 0 at collapse.
 
@@ -53,8 +53,6 @@ class Duality(NamedTuple):
     distance: jax.Array
     angle: jax.Array
     uniformity: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:

@@ -15,6 +15,7 @@ from metrics.geometry import matmul
 from ntk import show
 
 
+@show.readable
 class Movement(NamedTuple):
     """How far parameters are from where they started."""
 
@@ -22,17 +23,14 @@ class Movement(NamedTuple):
     relative: jax.Array  # |theta - theta_0| / |theta_0|
     per_leaf: Any  # relative movement of every leaf, a pytree like params
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Spectrum(NamedTuple):
     """Eigenvalues of a kernel, and how the target's power is spread over its eigenvectors."""
 
     eigenvalues: jax.Array  # (N,) of K / N, descending
     power: jax.Array  # (N,) share of |y|^2 along each eigenvector
     cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def center(kernel: jax.Array) -> jax.Array:

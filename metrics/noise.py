@@ -17,6 +17,7 @@ from metrics.geometry import matmul
 from ntk import show
 
 
+@show.readable
 class NoiseScale(NamedTuple):
     """Gradient noise scale, in examples, with its jackknife standard error."""
 
@@ -26,8 +27,6 @@ class NoiseScale(NamedTuple):
     # precision cannot hold them (gradients beyond 1e19, or below 1e-19).
     noise: jax.Array
     signal: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def gradient_noise_scale(
@@ -103,6 +102,7 @@ def _noise_scale(losses, params, batch, chunk):
     return NoiseScale(value, error, noise * square, signal * square)
 
 
+@show.readable
 class BatchSharpness(NamedTuple):
     """Predicted mean sharpness of mini-batches: top + excess / b."""
 
@@ -110,8 +110,6 @@ class BatchSharpness(NamedTuple):
     excess: Estimate  # S2, over probes
     value: jax.Array  # (len(batch_sizes),)
     error: jax.Array  # (len(batch_sizes),)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def batch_sharpness_prediction(

@@ -16,6 +16,7 @@ from ntk import show
 _LARGEST_EXPONENT = 5.0
 
 
+@show.readable
 class Optimum(NamedTuple):
     """Optimum of a learning-rate sweep.
 
@@ -34,8 +35,6 @@ class Optimum(NamedTuple):
     standard_error: float
     per_seed: np.ndarray
     edge: str
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def refined_optimum(learning_rates, losses) -> Optimum:
@@ -108,6 +107,7 @@ def _vertex(x, y):
     return float(x[i] + shift), float(y[i] + shift * slope / 2), ""
 
 
+@show.readable
 class PowerLaw(NamedTuple):
     """y = prefactor * x**exponent + offset, each with its confidence interval (low, high)."""
 
@@ -117,8 +117,6 @@ class PowerLaw(NamedTuple):
     exponent_interval: np.ndarray
     prefactor_interval: np.ndarray
     offset_interval: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def fit_power_law(

@@ -25,15 +25,15 @@ ROWS, NUMBERS = 256, 2**15
 CENTERS = ("classes", "samples")
 
 
+@show.readable
 class ClassMeans(NamedTuple):
     """First pass: samples (K,) and mean feature (K, d) of every class; a class not seen has count 0."""
 
     count: jax.Array
     mean: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Centers(NamedTuple):
     """Geometry of the class means that the second pass measures against."""
 
@@ -48,9 +48,8 @@ class Centers(NamedTuple):
         jax.Array
     )  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
 
@@ -61,8 +60,6 @@ class WithinClass(NamedTuple):
     whitened_squared: jax.Array
     nearest_is_label: jax.Array
     nearest_is_prediction: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:

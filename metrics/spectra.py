@@ -22,14 +22,13 @@ from metrics.geometry import matmul
 from ntk import show
 
 
+@show.readable
 class Spectrum(NamedTuple):
     """Quadrature nodes and weights of a spectral density, one row per probe; weights add up to 1."""
 
     nodes: jax.Array  # (num_probes, num_steps): Ritz values
     weights: jax.Array  # (num_probes, num_steps)
     size: int  # n, the dimension of the operator
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def trace(

@@ -73,6 +73,7 @@ def maximal_learning_rate(
     return Estimate(jnp.where(flat, jnp.inf, rate), rate * (residual / safe))
 
 
+@show.readable
 class EdgeReport(NamedTuple):
     """A trajectory of sharpness against the threshold of its optimizer."""
 
@@ -82,8 +83,6 @@ class EdgeReport(NamedTuple):
     error: jax.Array  # (...,): its standard error, from 8 block means (oscillations correlate)
     above: jax.Array  # (...,): fraction of the tail above the threshold
     at_edge: jax.Array  # (...,): crossed, and the mean is within tolerance of 1
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def edge_of_stability(

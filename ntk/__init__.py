@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import Any
 
 from ntk import reference, stax
 from ntk.activations import hermite
@@ -77,11 +78,11 @@ globals().update(_strict_functions(globals()))
 _TRACED = ("nonlinearities", "attention_error", "explain", "infinite_width")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _TRACED:
         return getattr(importlib.import_module("ntk.trace"), name)
     raise AttributeError(f"module 'ntk' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_TRACED})

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.arguments import is_key
+from ntk.types import PRNGKey, PyTree
 
 
+@show.readable
 class Network(NamedTuple):
     """A family at one width.
 
@@ -31,8 +33,6 @@ class Network(NamedTuple):
 
     init: Callable
     apply: Callable
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Model(NamedTuple):
@@ -137,14 +137,14 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
     examples = example_inputs(example)
     at_start = {k: v for k, v in call.items() if k not in ("rngs", "mutable")}
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return module.init(key, *examples, **at_start).get("params", {})
 
-    def state(key):
+    def state(key: PRNGKey) -> dict:
         variables = module.init(key, *examples, **at_start)
         return {name: value for name, value in variables.items() if name != "params"}
 
-    def apply(params, *inputs, state=None, **kwargs):
+    def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         try:
             return module.apply({"params": params, **(state or {})}, *inputs, **{**call, **kwargs})
         except (errors.ScopeCollectionNotFound, errors.ModifyScopeVariableError) as error:
@@ -159,7 +159,7 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
 def _from_nnx(factory: Callable, call: dict) -> Model:
     from flax import nnx
 
-    def build(key):
+    def build(key: PRNGKey) -> Any:
         model = factory(rngs=nnx.Rngs(key))
         if not isinstance(model, nnx.Module):
             raise ValueError(
@@ -170,13 +170,19 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
     graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
     kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
-    def state(key):
+    def state(key: PRNGKey) -> dict:
         return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
 
-    def apply(params, *inputs, state=None, mutable=False, **kwargs):
+    def apply(
+        params: PyTree,
+        *inputs: Any,
+        state: PyTree | None = None,
+        mutable: Any = False,
+        **kwargs: Any,
+    ) -> Any:
         if kept and not state:
             raise ValueError(
                 f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply, "
@@ -204,7 +210,7 @@ def _is_parameter(leaf: Any) -> bool:
 def _from_equinox(factory: Callable, call: dict) -> Model:
     import equinox as eqx
 
-    def build(key):
+    def build(key: PRNGKey) -> Any:
         model = factory(key=key)
         if not _is_equinox(model):
             raise ValueError(
@@ -212,20 +218,20 @@ def _from_equinox(factory: Callable, call: dict) -> Model:
             )
         return model
 
-    def arrays(model):
+    def arrays(model: Any) -> Any:
         return eqx.filter(model, lambda leaf: hasattr(leaf, "dtype") and not _is_parameter(leaf))
 
     whole = eqx.filter_eval_shape(build, jax.random.key(0))
     static = eqx.filter(whole, lambda leaf: not hasattr(leaf, "dtype"))
     kept = sorted(named_leaves(arrays(whole)))
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return eqx.filter(build(key), _is_parameter)
 
-    def state(key):
+    def state(key: PRNGKey) -> PyTree:
         return arrays(build(key)) if kept else {}
 
-    def apply(params, *inputs, state=None, **kwargs):
+    def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         if kept and not state:
             raise ValueError(
                 f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply"

@@ -75,15 +75,15 @@ def from_neural_tangents(kernel_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @arguments.strict
     def kernel(
-        x1,
-        x2=None,
-        get=None,
+        x1: Any,
+        x2: Any = None,
+        get: Any = None,
         *,
-        pattern=None,
-        mask_constant=None,
-        diagonal_batch=None,
-        diagonal_spatial=None,
-    ):
+        pattern: Any = None,
+        mask_constant: Any = None,
+        diagonal_batch: Any = None,
+        diagonal_spatial: Any = None,
+    ) -> Any:
         return wrapped(
             x1,
             x2,
@@ -170,7 +170,7 @@ def _permit(value: Any) -> Any:
         return value
 
     @functools.wraps(value)  # keeps the attributes in which neural-tangents notes requirements
-    def permitted(*args, **kwargs):
+    def permitted(*args: Any, **kwargs: Any) -> Any:
         with _permissive():
             return _permit(value(*args, **kwargs))
 

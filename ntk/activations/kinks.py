@@ -12,6 +12,7 @@ and the series is left with products that contain a coefficient of the smoother 
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.activations.elementary import arccos, half_space, one_minus_square, root
-
-Array = jax.Array
+from ntk.types import Array, HostFunction, Numbers
 
 _REACH = 24.0  # where kinks are looked for: 12 standard deviations at variance 4
 _SPACING = 0.01
@@ -36,7 +36,7 @@ class Kink(NamedTuple):
     curvature: float = 0.0
 
 
-def find(f) -> tuple[Kink, ...]:
+def find(f: HostFunction) -> tuple[Kink, ...]:
     """Jumps and kinks of f on [-24, 24], from its values in double precision.
 
     Args:
@@ -67,7 +67,7 @@ def find(f) -> tuple[Kink, ...]:
     return tuple(kinks)
 
 
-def _measure(f, at):
+def _measure(f: HostFunction, at: np.ndarray) -> list[Kink]:
     """Kinks at given places, from one-sided quadratic extrapolation."""
     at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at) + 0.0
     step = 1e-4
@@ -87,7 +87,7 @@ def _measure(f, at):
     return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
 
 
-def ramps(kinks, x):
+def ramps(kinks: Sequence[Kink], x: Numbers) -> Numbers:
     """sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j)."""
     total = 0 * x
     for at, jump, slope, curvature in kinks:
@@ -96,18 +96,18 @@ def ramps(kinks, x):
     return total
 
 
-def density(x):
+def density(x: Array) -> Array:
     """Standard normal density."""
     return jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
-def tail(x):
+def tail(x: Array) -> Array:
     """P(z > x) for standard normal z."""
     return 0.5 * jax.scipy.special.erfc(x / math.sqrt(2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
+def coefficients(kinks: Sequence[Kink], deviation: Array, order: int) -> tuple[Array, Array]:
     """Normalised Hermite coefficients of the continuous part and of the jumps of `ramps`.
 
     Args:
@@ -139,7 +139,9 @@ def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
     return ramp, jumps
 
 
-def _coefficients_at_zero(kinks, deviation, order):
+def _coefficients_at_zero(
+    kinks: Sequence[Kink], deviation: Array, order: int
+) -> tuple[Array, Array]:
     """The same of kinks at 0, whose coefficients are numbers times powers of the deviation."""
     k = np.arange(1, order + 1)
     h = [1 / math.sqrt(2 * math.pi), 0.0]  # Hermite polynomials times the density at 0
@@ -159,10 +161,10 @@ def _coefficients_at_zero(kinks, deviation, order):
     return (first + second * deviation[None]) * scale + zero, jumps + zero
 
 
-def _hermite_times_density(a, sizes, order):
+def _hermite_times_density(a: Array, sizes: Array, order: int) -> Array:
     """Normalised Hermite polynomials at a of order 0 to order - 1 times the density, summed over kinks with `sizes`."""
 
-    def step(pair, k):
+    def step(pair: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], Array]:
         below, h = pair
         return (h, (a * h - jnp.sqrt(k) * below) / jnp.sqrt(k + 1)), (sizes * h[None]).sum(1)
 
@@ -170,7 +172,7 @@ def _hermite_times_density(a, sizes, order):
     return jax.lax.scan(step, start, jnp.arange(order, dtype=a.dtype))[1]
 
 
-def square(kinks, deviation: Array) -> Array:
+def square(kinks: Sequence[Kink], deviation: Array) -> Array:
     """E[r(u)^2] of r = `ramps` of the kinks."""
     total = jnp.zeros_like(deviation)
     for one in kinks:
@@ -183,7 +185,7 @@ def square(kinks, deviation: Array) -> Array:
     return total
 
 
-def _both_above(one, two, d):
+def _both_above(one: Kink, two: Kink, d: Array) -> Array:
     """E[r(u) s(u)] of two kinks, without curvature."""
     a, b, top = one.at / d, two.at / d, max(one.at, two.at) / d
     p, q = density(top), tail(top)
@@ -194,7 +196,11 @@ def _both_above(one, two, d):
 
 
 def moments(
-    kinks, deviation1: Array, deviation2: Array, rho: Array, others=None
+    kinks: Sequence[Kink],
+    deviation1: Array,
+    deviation2: Array,
+    rho: Array,
+    others: Sequence[Kink] | None = None,
 ) -> tuple[Array, Array]:
     """E[r(u) s(v)] and E[r'(u) s'(v)] of r and s = `ramps` of `kinks` and `others` (by default the same).
 
@@ -212,7 +218,7 @@ def moments(
     if not apart:
         return k, kdot
 
-    def add(total, pair):
+    def add(total: tuple[Array, Array], pair: Array) -> tuple[tuple[Array, Array], None]:
         one, two = Kink(*pair[:3]), Kink(*pair[3:])
         more, slope = _apart(one, two, deviation1, deviation2, rho)
         return (total[0] + more, total[1] + slope), None
@@ -221,7 +227,7 @@ def moments(
     return jax.lax.scan(add, (k, kdot), jnp.asarray(apart, k.dtype))[0]
 
 
-def _at_zero(one, two, d1, d2, rho):
+def _at_zero(one: Kink, two: Kink, d1: Array, d2: Array, rho: Array) -> tuple[Array, Array]:
     """E[r(u) r(v)] and E[r'(u) r'(v)] of kinks at 0, by the moments E[u_+^m v_+^n]."""
     j1, s1, c1 = one.jump, one.slope * d1, 0.5 * one.curvature * d1 * d1
     j2, s2, c2 = two.jump, two.slope * d2, 0.5 * two.curvature * d2 * d2
@@ -239,7 +245,7 @@ def _at_zero(one, two, d1, d2, rho):
     return k, kdot
 
 
-def _apart(one, two, d1, d2, rho):
+def _apart(one: Kink, two: Kink, d1: Array, d2: Array, rho: Array) -> tuple[Array, Array]:
     """The same for kinks anywhere, without curvature."""
     both, ramp1, ramp2, ramps = _thresholds(one.at / d1, two.at / d2, rho)
     s1, s2 = one.slope * d1, two.slope * d2
@@ -247,7 +253,7 @@ def _apart(one, two, d1, d2, rho):
     return k, one.slope * two.slope * both
 
 
-def _thresholds(a, b, rho):
+def _thresholds(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array, Array]:
     """E of 1(u>a) 1(v>b), (u-a)_+ 1(v>b), 1(u>a) (v-b)_+ and (u-a)_+ (v-b)_+ at unit variances.
 
     The last three follow from the first by partial integration.
@@ -261,7 +267,7 @@ def _thresholds(a, b, rho):
     return both, ramp1, ramp2, (a * b + rho) * both - b * at_a - a * at_b + joint
 
 
-def _beyond(a, b, rho):
+def _beyond(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array]:
     """sqrt(1 - rho^2); how far b lies above E[v | u = a] and a above E[u | v = b], in deviations."""
     spread = root(one_minus_square(rho))
     inverse = 1 / jnp.maximum(spread, jnp.finfo(spread.dtype).tiny ** 0.5)
@@ -270,12 +276,12 @@ def _beyond(a, b, rho):
     return spread, _clip(toward_b * inverse), _clip(toward_a * inverse)
 
 
-def _clip(x):
+def _clip(x: Array) -> Array:
     return jnp.clip(x, -_FAR, _FAR)
 
 
 @jax.custom_jvp
-def _orthant(a, b, rho):
+def _orthant(a: Array, b: Array, rho: Array) -> Array:
     """P(u > a, v > b) at unit variances.
 
     d/drho P is the bivariate density at (a, b). From rho = 1 down to cos(angle) that is an
@@ -297,7 +303,7 @@ def _orthant(a, b, rho):
     first = spread * edge - d * (math.sqrt(2 * math.pi) * tail(d / spread))
     integral = front * (first + second * (spread**3 * edge - d * d * first) / 3)
 
-    def add_node(integral, node):
+    def add_node(integral: Array, node: Array) -> tuple[Array, None]:
         place, weight = node
         cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-30)
         half = 0.5 * (d / sin) ** 2
@@ -315,7 +321,9 @@ def _orthant(a, b, rho):
 
 
 @_orthant.defjvp
-def _orthant_jvp(primals, tangents):
+def _orthant_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
     a, b, rho = primals
     spread, beyond_a, beyond_b = _beyond(a, b, rho)
     inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)

@@ -92,7 +92,7 @@ def by_jacobians(
     """Kernel of every output by contraction of Jacobians; ``two`` None for the first with itself."""
 
     def factors_of(net: Network) -> list[Factors]:
-        def of_batch(params, arrays):
+        def of_batch(params: list[jax.Array], arrays: list[jax.Array]) -> Any:
             of_example = lambda x: jacobian_factors(net.example, params, x, axes, use_layers)  # noqa: E731
             return net._replace(arrays=arrays).map(of_example)
 
@@ -140,11 +140,11 @@ def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -
     """Kernel of every output by products with it, one for each entry of the second output."""
     two = one if two is None else two
 
-    def entry(arrays1, arrays2, index):
+    def entry(arrays1: list[jax.Array], arrays2: list[jax.Array], index: int) -> jax.Array:
         outputs, pullback = jax.vjp(lambda p: two.example(p, arrays2), two.params)
         basis = _basis(outputs[index], axes[index])
 
-        def column(cotangent):
+        def column(cotangent: jax.Array) -> jax.Array:
             cotangents = [jnp.zeros_like(y) for y in outputs]
             cotangents[index] = cotangent
             tangents = pullback(cotangents)[0]
@@ -189,7 +189,7 @@ def jacobian_factors(
     used = {leaf for layer in layers for leaf in (layer.leaf, layer.bias)}
     others = [i for i in range(count) if i not in used]
 
-    def perturbed(shifts, values):
+    def perturbed(shifts: list[jax.Array], values: list[jax.Array]) -> Any:
         args = [*params, *x]
         for i, value in zip(others, values):
             args[i] = value
@@ -288,7 +288,9 @@ def _contract(one: Factors, two: Factors) -> jax.Array:
     return sum(terms[1:], terms[0])
 
 
-def _costs(a1, d1, a2, d2, product: Product | None = None) -> tuple[float, float, float]:
+def _costs(
+    a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array, product: Product | None = None
+) -> tuple[float, float, float]:
     """Multiplications that take as long as each way to contract a layer: Gram matrices, Jacobians, sums."""
     n, t, g, r, b, s, f = d1.shape
     m, q, u = d2.shape[0], d2.shape[3], d2.shape[5]
@@ -308,7 +310,7 @@ def _costs(a1, d1, a2, d2, product: Product | None = None) -> tuple[float, float
     return by_gram, by_jacobian, by_sums
 
 
-def _by_gram(a1, d1, a2, d2) -> jax.Array:
+def _by_gram(a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array) -> jax.Array:
     """sum_bsu (a1 a2^T)[n, m, b, s, u] (d1 d2^T)[n, r, m, q, g, b, s, u]."""
     if a1.ndim == 2:
         same = (a1[:, :, None, None] == a2[None, None, :, :]) & (a1 >= 0)[:, :, None, None]
@@ -336,7 +338,7 @@ def _sums(a: jax.Array, d: jax.Array, product: Product) -> tuple[jax.Array, jax.
     return outputs[:, :, :, :, :, 0], dot("nbsc,nbsf->nbfc", a, positions[:, 0, 0, 0])
 
 
-def _by_sums(d1, m1, d2, m2) -> jax.Array:
+def _by_sums(d1: jax.Array, m1: jax.Array, d2: jax.Array, m2: jax.Array) -> jax.Array:
     gram = dot("nbfc,mbfc->nmbf", m1, m2)[:, :, None, None, None]
     return dot("nmtgrbf,mtgqbf->gnrmq", d1[:, None] * gram, d2)
 

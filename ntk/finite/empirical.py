@@ -21,8 +21,7 @@ from ntk.finite import contraction
 from ntk.finite.linearize import pushforward
 from ntk.finite.output_axes import arrange, output_axes
 from ntk.model import check_call
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 class NtkImplementation(enum.IntEnum):
@@ -124,7 +123,7 @@ def empirical_ntk_fn(
         _implementation(implementation),
     )
 
-    def ntk_fn(x1, x2, params, **kwargs):
+    def ntk_fn(x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> PyTree:
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         axes = arguments.map_axes(vmap_axes, x1, kwargs1)
@@ -157,7 +156,7 @@ def empirical_nngp_fn(
     f = arguments.hashable(f)
     trace_axes, diagonal_axes = arguments.as_axes(trace_axes), arguments.as_axes(diagonal_axes)
 
-    def nngp_fn(x1, x2, params, **kwargs):
+    def nngp_fn(x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> PyTree:
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         fn = arguments.spread(f, x1, kwargs)
@@ -165,7 +164,7 @@ def empirical_nngp_fn(
             out1 = fn(params, x1, **kwargs1)
             out2 = out1 if x2 is None else fn(params, x2, **kwargs2)
 
-        def outer(y1, y2):
+        def outer(y1: jax.Array, y2: jax.Array) -> jax.Array:
             axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
             order = axes.trace + axes.diagonal + axes.rest
             sizes = [math.prod(y1.shape[a] for a in group) for group in axes[:2]]
@@ -206,7 +205,13 @@ def empirical_kernel_fn(
         "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
     }
 
-    def kernel_fn(x1, x2, get, params, **kwargs):
+    def kernel_fn(
+        x1: PyTree,
+        x2: PyTree | None,
+        get: str | tuple[str, ...] | None,
+        params: PyTree,
+        **kwargs: Any,
+    ) -> Any:
         if get is not None and not isinstance(get, str | tuple | list):
             raise TypeError(f"get is {get!r}; it must be 'nngp', 'ntk', a tuple of these, or None")
         get = arguments.lower(get)
@@ -268,7 +273,9 @@ def _check_cotangents(given: PyTree, outputs: PyTree) -> None:
         )
 
 
-def _check_apart(f, axes, static, arrays, params) -> None:
+def _check_apart(
+    f: Callable, axes: arguments.MapAxes, static: tuple, arrays: list, params: PyTree
+) -> None:
     """Refuses examples that interact: f of a few of them is not f of each."""
     sizes = {v.shape[a] for v, a in zip(arrays, axes.arrays) if a is not None}
     if len(sizes) > 1:
@@ -296,7 +303,9 @@ _TRIED = 4  # examples
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _interaction(f, axes, static, arrays, params) -> jax.Array:
+def _interaction(
+    f: Callable, axes: arguments.MapAxes, static: tuple, arrays: list, params: PyTree
+) -> jax.Array:
     """Largest difference between f of the examples together and apart, in units of what rounding explains."""
     floats, rebuild = arguments.split_params(params)
     together = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))
@@ -304,7 +313,7 @@ def _interaction(f, axes, static, arrays, params) -> jax.Array:
     one = functools.partial(_example, f, rebuild, static, axes.arrays, examples)
     apart = contraction.Network(one, floats, arrays, axes.arrays).map(lambda a: one(floats, a))
 
-    def gap(y, z, axis):
+    def gap(y: jax.Array, z: jax.Array, axis: int) -> jax.Array:
         z = jnp.moveaxis(z, 0, axis)
         if y.shape != z.shape:
             raise ValueError(
@@ -332,7 +341,15 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
+def _ntk(
+    settings: _Settings,
+    axes: arguments.MapAxes,
+    static1: tuple,
+    static2: tuple | None,
+    arrays1: list,
+    arrays2: list | None,
+    params: PyTree,
+) -> PyTree:
     """Compiled once per function, shapes and settings; everything that has values is an argument."""
     floats, rebuild = arguments.split_params(params)
     static2, other = (static1, arrays1) if arrays2 is None else (static2, arrays2)
@@ -369,12 +386,22 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
     )
 
 
-def _outputs(f, rebuild, static, floats, arrays) -> PyTree:
+def _outputs(
+    f: Callable, rebuild: Callable[[list], PyTree], static: tuple, floats: list, arrays: list
+) -> PyTree:
     x, kwargs = arguments.combine(arrays, static)
     return f(rebuild(floats), x, **kwargs)
 
 
-def _example(f, rebuild, static, in_axes, out_axes, floats, arrays) -> list[jax.Array]:
+def _example(
+    f: Callable,
+    rebuild: Callable[[list], PyTree],
+    static: tuple,
+    in_axes: tuple[int | None, ...],
+    out_axes: list[int | None],
+    floats: list,
+    arrays: list,
+) -> list[jax.Array]:
     """The network on one example, given and returned without the axis of the examples."""
     arrays = [v if a is None else jnp.expand_dims(v, a) for v, a in zip(arrays, in_axes)]
     outputs = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))

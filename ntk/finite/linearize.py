@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from ntk.jaxprs import equations
 from ntk.model import check_call
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 def linearize(
@@ -63,7 +62,7 @@ def taylor_expand(
     check_call(call)
     keywords = dict(call or {})
 
-    def f_taylor(new_params, *args, **kwargs):
+    def f_taylor(new_params: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         old, new = jax.tree.structure(params), jax.tree.structure(new_params)
         if old != new:
             raise ValueError(f"new parameters have structure {new}; f is expanded about {old}")
@@ -74,7 +73,7 @@ def taylor_expand(
                 )
         step = jax.tree.map(jnp.subtract, new_params, params)
 
-        def along(s):
+        def along(s: jax.Array) -> PyTree:
             moved = jax.tree.map(lambda p, d: p + s.astype(p.dtype) * d, params, step)
             return f(moved, *args, **{**keywords, **kwargs})
 
@@ -117,7 +116,7 @@ def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:
         return lambda s: (curve(s),)
     lower = _derivatives(curve, degree - 1)
 
-    def derivatives(s):
+    def derivatives(s: jax.Array) -> tuple:
         values, rates = jax.jvp(lower, (s,), (jnp.ones_like(s),))
         return (*values, rates[-1])
 

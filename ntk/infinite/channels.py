@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -255,10 +255,12 @@ def _same_shapes(kernels_in: Sequence[Kernel], name: str) -> Kernel:
     return first
 
 
-def _combined(kernels_in: Sequence[Kernel], reduce, first: Kernel) -> Kernel:
+def _combined(
+    kernels_in: Sequence[Kernel], reduce: Callable[[Sequence[Array]], Array], first: Kernel
+) -> Kernel:
     """A kernel whose unnormalised moments are `reduce` of the lists of the inputs' moments."""
 
-    def moment(name: str):
+    def moment(name: str) -> Array | None:
         parts = [getattr(k, name) for k in kernels_in]
         return None if any(part is None for part in parts) else reduce(parts)
 

@@ -332,11 +332,21 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
 
 def _evaluate(
-    fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern, *, slopes: bool = True
+    fn: KernelFn,
+    plan: Plan,
+    x1: Any,
+    x2: Any,
+    mask1: Any,
+    mask2: Any,
+    pattern: Any,
+    *,
+    slopes: bool = True,
 ) -> Any:
     """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples."""
 
-    def inputs(x1, x2, mask1, mask2, coincident, plan) -> Any:
+    def inputs(
+        x1: Any, x2: Any, mask1: Any, mask2: Any, coincident: Array | None, plan: Plan
+    ) -> Any:
         if isinstance(x1, tuple):
             return tuple(inputs(*part, coincident, plan) for part in zip(x1, x2, mask1, mask2))
         return inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan)
@@ -347,12 +357,22 @@ def _evaluate(
             lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
         )
 
-    def network(x1, x2, mask1, mask2, pattern, coincident, plan=plan) -> Any:
+    def network(
+        x1: Any,
+        x2: Any,
+        mask1: Any,
+        mask2: Any,
+        pattern: Any,
+        coincident: Array | None,
+        plan: Plan = plan,
+    ) -> Any:
         if fn.pair is not None:
             return _result(fn.pair(x1, x2, coincident, plan), plan.names)
         return layers(inputs(x1, x2, mask1, mask2, coincident, plan), pattern)
 
-    def unless_near(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+    def unless_near(
+        x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
+    ) -> Any:
         data = (x1, x2, mask1, mask2, pattern, coincident)
         if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
             close = precision.near_samples(x1, x2, coincident, batch)
@@ -360,7 +380,9 @@ def _evaluate(
         # What both the test and the branch read is the product itself: it is in memory anyway.
         product = product_of_units(x1, x2, plan)
 
-        def single(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+        def single(
+            x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
+        ) -> Any:
             kernel = inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan, product)
             return layers(kernel, pattern)
 

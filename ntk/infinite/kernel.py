@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.activations.elementary import root
-
-Array = jax.Array
+from ntk.types import Array
 
 
 def _static(**kwargs: Any) -> Any:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from ntk.types import Array
 
 POINTS = 2**13
 _BITS = 30
@@ -91,7 +91,7 @@ def _directions(size: int, seed: int) -> np.ndarray:
     return np.concatenate(numbers)
 
 
-def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype) -> Array:
+def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype: Any) -> Array:
     """Weights at some of the POINTS points, (len(index), d).
 
     Args:

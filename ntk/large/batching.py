@@ -12,8 +12,7 @@ import numpy as np
 
 from ntk import arguments
 from ntk.large import gram, tiles
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 def batch(

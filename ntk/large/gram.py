@@ -16,8 +16,7 @@ import numpy as np
 
 from ntk import arguments
 from ntk.large import processes, storage, tiles
-
-PyTree = Any
+from ntk.types import PyTree
 
 TILE = 1024
 """Samples along one side of a tile, unless told otherwise."""

@@ -107,7 +107,15 @@ def open_folder(
         return Folder(path, matrix, file, journal, held.pop_all())
 
 
-def _prepare(path, held, job, name, get, shape, dtype) -> None:
+def _prepare(
+    path: pathlib.Path,
+    held: contextlib.ExitStack,
+    job: tiles.Job,
+    name: str,
+    get: str,
+    shape: tuple,
+    dtype: np.dtype,
+) -> None:
     """What the first process of a job does with its folder before the others open it."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; choose another path, for a folder")

@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ntk import arguments
 from ntk.large import processes
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 class Call(NamedTuple):
@@ -279,10 +278,19 @@ def _finish(now: list, out: PyTree, fetch: Callable) -> Iterator[tuple[int, int,
 
 
 @functools.partial(jax.jit, static_argnames=("call", "tile", "diagonal", "devices"))
-def _round(call, tile, diagonal, devices, one, two, arrays, where) -> PyTree:
+def _round(
+    call: Call,
+    tile: tuple[int, int],
+    diagonal: bool,
+    devices: tuple[jax.Device, ...],
+    one: PyTree,
+    two: PyTree,
+    arrays: PyTree,
+    where: jax.Array,
+) -> PyTree:
     """One tile on each device, stacked."""
 
-    def local(one, two, arrays, where):
+    def local(one: PyTree, two: PyTree, arrays: PyTree, where: jax.Array) -> PyTree:
         starts = where[0] * jnp.array(tile)
         a, b = (
             jax.tree.map(lambda v, s=s, t=t: jax.lax.dynamic_slice_in_dim(v, s, t), tree)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
-Array = jax.Array
+from ntk.types import Array
 
 
 class Result(NamedTuple):

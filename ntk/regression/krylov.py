@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from ntk.types import Array, PRNGKey
+
 Matvec = Callable[[Array], Array]
 
 
@@ -248,7 +249,9 @@ def _step(state: _State, image: Array, preconditioner: Preconditioner, target: A
 
 
 @functools.partial(jax.jit, static_argnames=("rank",))
-def solve_array(matrix, b, shift, key, rank, tolerance, max_steps) -> tuple[Array, Result]:
+def solve_array(
+    matrix: Array, b: Array, shift: Array, key: PRNGKey, rank: int, tolerance: float, max_steps: int
+) -> tuple[Array, Result]:
     """Solves (matrix + shift I) x = b; x can be differentiated. The result holds all but x."""
 
     def times(v: Array) -> Array:
@@ -264,7 +267,16 @@ def solve_array(matrix, b, shift, key, rank, tolerance, max_steps) -> tuple[Arra
     return jax.lax.custom_linear_solve(times, b, solved, symmetric=True, has_aux=True)
 
 
-def solve_function(apply, b, shift, key, rank, tolerance, max_steps, loop) -> tuple[Array, Result]:
+def solve_function(
+    apply: Matvec,
+    b: Array,
+    shift: Array,
+    key: PRNGKey,
+    rank: int,
+    tolerance: float,
+    max_steps: int,
+    loop: Any,
+) -> tuple[Array, Result]:
     """The same of a function v -> K v; by a loop in Python where values are known."""
 
     def kernel_times(v: Array) -> Array:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-PyTree = Any
+from ntk.types import PyTree
 
 # Dormand & Prince 1980, table 2: stages, fifth-order weights, and their difference to the fourth.
 _STAGES = (
@@ -93,8 +93,14 @@ def integrate(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _integrate(rate, settings, state, times, constants) -> Path:
-    def body(carry):
+def _integrate(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> Path:
+    def body(carry: tuple[_Step, PyTree]) -> tuple[_Step, PyTree]:
         s, states = carry
         return _iterate(rate, settings, s, times, constants), _written(states, s, times)
 
@@ -104,11 +110,17 @@ def _integrate(rate, settings, state, times, constants) -> Path:
     return _path(states, s, times)
 
 
-def _forward(rate, settings, state, times, constants):
+def _forward(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[Path, tuple]:
     """The path, and the steps at multiples of the stride."""
     stride = _stride(settings, times)
 
-    def body(carry):
+    def body(carry: tuple) -> tuple:
         s, states, kept, count = carry
         slot = jnp.where(count % stride == 0, count // stride, stride)  # out of range: not kept
         kept = jax.tree.map(lambda a, v: a.at[slot].set(v, mode="drop"), kept, s)
@@ -123,17 +135,19 @@ def _forward(rate, settings, state, times, constants):
     return path, (path, kept, count, times, constants)
 
 
-def _backward(rate, settings, saved, cotangents):
+def _backward(
+    rate: Callable[..., PyTree], settings: _Settings, saved: tuple, cotangents: Path
+) -> tuple:
     path, kept, count, times, constants = saved
     stride = _stride(settings, times)
     given = jax.tree.map(lambda g: jnp.where(_rows(path.reached, g), g, 0), cotangents.states)
 
-    def replayed(s, _):
+    def replayed(s: _Step, _: None) -> tuple:
         new = _iterate(rate, settings, s, times, constants)
         going = _busy(settings, s, times)
         return _where(going, new, s), (s, new, going)
 
-    def back(carry, step):
+    def back(carry: tuple, step: tuple) -> tuple:
         s, new, going = step
         state_bar, constants_bar = carry
         moved = going & (new.time > s.time)
@@ -142,7 +156,7 @@ def _backward(rate, settings, saved, cotangents):
         state_bar = jax.tree.map(jnp.add, state_bar, extra)
         size = jnp.where(moved, new.time - s.time, 0)
 
-        def step(y, c):
+        def step(y: PyTree, c: Sequence[jax.Array]) -> PyTree:
             first = rate(y, *c)
             plain = _combine(y, size, (1.0,), [first])
             return _where(new.euler, plain, _stages(rate, y, first, size, c)[0])
@@ -152,7 +166,7 @@ def _backward(rate, settings, saved, cotangents):
         constants_bar = jax.tree.map(lambda a, b: a + jnp.where(moved, b, 0), constants_bar, part)
         return (_where(moved, before, state_bar), constants_bar), None
 
-    def segment(carry):
+    def segment(carry: tuple) -> tuple:
         k, bars = carry
         start = jax.tree.map(lambda a: a[k], kept)
         _, steps = lax.scan(replayed, start, None, stride)
@@ -171,7 +185,13 @@ def _backward(rate, settings, saved, cotangents):
 _integrate.defvjp(_forward, _backward)
 
 
-def _first(rate, settings, state, times, constants) -> _Step:
+def _first(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     first = rate(state, *constants)
     speed = _norm(settings, first, state)
     size = jnp.where(speed > 0, 0.01 / jnp.where(speed > 0, speed, 1.0), 1.0).astype(times.dtype)
@@ -194,14 +214,26 @@ def _busy(settings: _Settings, s: _Step, times: jax.Array) -> jax.Array:
     return (s.index < len(times)) & going
 
 
-def _iterate(rate, settings, s: _Step, times, constants) -> _Step:
+def _iterate(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    s: _Step,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     """One step towards the next time; or, where that is reached, on to the one after it."""
     end = _end(s, times)
     moved = _advance(rate, settings, s, times, constants)
     return _where(_arrived(s, end), s._replace(index=s.index + 1), moved)
 
 
-def _advance(rate, settings, s: _Step, times, constants) -> _Step:
+def _advance(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    s: _Step,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     end = _end(s, times)
     size = jnp.minimum(s.size, end - s.time)
     moved, last, error = _stages(rate, s.state, s.rate, size, constants)
@@ -242,7 +274,7 @@ def _advance(rate, settings, s: _Step, times, constants) -> _Step:
     )
 
 
-def _jumps(s: _Step, size, error) -> jax.Array:
+def _jumps(s: _Step, size: jax.Array, error: jax.Array) -> jax.Array:
     """Whether the error falls with the size like the first power, as across a jump, not like the fifth."""
     old_size, old_error = s.refused
     known = (old_size > size) & (old_error > 0) & (error > 0)
@@ -251,7 +283,13 @@ def _jumps(s: _Step, size, error) -> jax.Array:
     return known & (drop < ratio**2)
 
 
-def _stages(rate, state, first, size, constants) -> tuple[PyTree, PyTree, PyTree]:
+def _stages(
+    rate: Callable[..., PyTree],
+    state: PyTree,
+    first: PyTree,
+    size: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[PyTree, PyTree, PyTree]:
     """The state after a step, its rate, and the estimate of the error."""
     rates = [first]
     for row in _STAGES:
@@ -260,7 +298,13 @@ def _stages(rate, state, first, size, constants) -> tuple[PyTree, PyTree, PyTree
     return moved, rates[-1], _combine(None, size, _ERROR, rates)
 
 
-def _euler(rate, state, first, size, constants) -> tuple[PyTree, PyTree]:
+def _euler(
+    rate: Callable[..., PyTree],
+    state: PyTree,
+    first: PyTree,
+    size: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[PyTree, PyTree]:
     moved = _combine(state, size, (1.0,), [first])
     return moved, rate(moved, *constants)
 

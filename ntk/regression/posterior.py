@@ -16,13 +16,12 @@ from ntk.regression import spectra
 Axes = int | tuple[int, ...]
 
 
+@show.readable
 class Gaussian(NamedTuple):
     """Predictions: mean, shaped as the outputs, and covariance, shaped as their kernel."""
 
     mean: jax.Array
     covariance: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict
@@ -77,7 +76,9 @@ def gp_inference(
     }
 
     @arguments.strict
-    def predict_fn(get=None, k_test_train=None, k_test_test=None):
+    def predict_fn(
+        get: str | tuple[str, ...] | None = None, k_test_train: Any = None, k_test_test: Any = None
+    ) -> Any:
         names = _names(get, ("nngp", "ntk", "ntkgp"))
         if "ntk" in names and k_test_train is not None and k_test_test is not None:
             _check_both(k_train_train, k_test_train)
@@ -89,7 +90,15 @@ def gp_inference(
     return predict_fn
 
 
-def _posterior(layout, y, kernels, factors, get, k_td, k_tt) -> jax.Array | Gaussian:
+def _posterior(
+    layout: spectra.Layout,
+    y: jax.Array,
+    kernels: _Kernels,
+    factors: dict[str, Callable[[], spectra.Factor]],
+    get: str,
+    k_td: Any,
+    k_tt: Any,
+) -> jax.Array | Gaussian:
     name = "nngp" if get == "nngp" else "ntk"
     k_dd = _named(kernels, name)
     if k_td is None:
@@ -156,7 +165,7 @@ def gradient_descent_mse_ensemble(
     reg = (diag_reg, diag_reg_absolute_scale)
     kept: dict[str, tuple] = {}
 
-    def train(names):
+    def train(names: tuple[str, ...]) -> dict[str, tuple]:
         """Kernels and decompositions of the training points; kept unless they are tracers."""
         missing = tuple(n for n in names if n not in kept)
         found = {n: v for n, v in kept.items() if n in names}
@@ -169,7 +178,13 @@ def gradient_descent_mse_ensemble(
                     kept[n] = found[n]
         return found
 
-    def predict_fn(t=None, x_test=None, get=None, compute_cov=False, **kwargs):
+    def predict_fn(
+        t: Any = None,
+        x_test: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        compute_cov: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         arguments.refuse_unread("predict_fn", predict_fn, kernel_fn, kwargs)
         names = _names(get, ("nngp", "ntk"))
         needed = tuple(n for n in ("nngp", "ntk") if n in names or (compute_cov and n == "nngp"))
@@ -201,7 +216,16 @@ def gradient_descent_mse_ensemble(
     return predict_fn
 
 
-def _ensemble_at(layout, y, kernels, spectrum, get, k_td, k_tt, tau) -> jax.Array | Gaussian:
+def _ensemble_at(
+    layout: spectra.Layout,
+    y: jax.Array,
+    kernels: _Kernels,
+    spectrum: spectra.Spectrum,
+    get: str,
+    k_td: Any,
+    k_tt: Any,
+    tau: jax.Array,
+) -> jax.Array | Gaussian:
     """Mean and covariance at finite times tau, of any shape."""
     values, vectors = spectrum
     times = tau.reshape(-1)
@@ -236,7 +260,7 @@ def _ensemble_at(layout, y, kernels, spectrum, get, k_td, k_tt, tau) -> jax.Arra
     return Gaussian(mean, spectra.as_kernel(covariance, rows))
 
 
-def _spread(read, response, project, nngp) -> jax.Array:
+def _spread(read: jax.Array, response: jax.Array, project: jax.Array, nngp: jax.Array) -> jax.Array:
     """A K A^T with A = read diag(response) project, at every time."""
     inner = project @ spectra.as_matrix(nngp) @ project.T
     inner = response[:, :, None] * inner[None] * response[:, None, :]

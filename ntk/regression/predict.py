@@ -37,6 +37,7 @@ __all__ = [
 Axes = int | tuple[int, ...]
 
 
+@show.readable
 class ODEState(NamedTuple):
     """Outputs on training and test points, and their velocities under momentum."""
 
@@ -44,8 +45,6 @@ class ODEState(NamedTuple):
     fx_test: jax.Array | None = None
     qx_train: jax.Array | None = None
     qx_test: jax.Array | None = None
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict
@@ -100,7 +99,9 @@ def gradient_descent_mse(
     y = layout.flatten(jnp.asarray(y_train, k_train_train.dtype))
 
     @arguments.strict
-    def predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
+    def predict_fn(
+        t: Any = None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None
+    ) -> Any:
         _check_request(layout, fx_train_0, fx_test_0, k_test_train)
         start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
         start = layout.flatten(jnp.broadcast_to(start, layout.shape))
@@ -198,10 +199,17 @@ def gradient_descent(
     friction = None if momentum is None else (momentum - 1.0) / pace
 
     @functools.partial(jax.jit, static_argnames="rows")
-    def solution(k_dd, y, k_td, state, end, rows):
+    def solution(
+        k_dd: jax.Array,
+        y: jax.Array,
+        k_td: jax.Array | None,
+        state: ODEState,
+        end: jax.Array,
+        rows: tuple[int, ...],
+    ) -> tuple[ODEState, jax.Array]:
         start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
 
-        def rate(s):
+        def rate(s: ODEState) -> ODEState:
             g = layout.flatten(jax.grad(loss)(layout.unflatten(s.fx_train), y))
             pull = ODEState(-k_dd @ g, None if s.fx_test is None else -k_td @ g)
             if friction is None:
@@ -225,7 +233,12 @@ def gradient_descent(
         return states, path.reached
 
     @arguments.strict
-    def predict_fn(t=None, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None):
+    def predict_fn(
+        t: Any = None,
+        fx_train_or_state_0: Any = 0.0,
+        fx_test_0: Any = None,
+        k_test_train: Any = None,
+    ) -> Any:
         given = isinstance(fx_train_or_state_0, ODEState)
         if given and fx_test_0 is not None:
             raise ValueError("fx_test_0 is part of the ODEState; leave it None")
@@ -287,13 +300,15 @@ def _is_false(values: jax.Array) -> bool:
         return False
 
 
-def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> ODEState:
+def _start(
+    layout: spectra.Layout, state: ODEState, rows: tuple, dtype: Any, moving: bool
+) -> ODEState:
     """The state at time 0 as matrices."""
     test_shape = layout.unflatten(
         jnp.zeros((int(np.prod(rows)), int(np.prod(layout.columns)))), rows
     ).shape
 
-    def matrix(value, shape):
+    def matrix(value: Any, shape: tuple[int, ...]) -> jax.Array:
         value = jnp.asarray(0.0 if value is None else value, dtype)
         return layout.flatten(jnp.broadcast_to(value, shape))
 

@@ -28,6 +28,7 @@ from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
+from ntk.types import Array
 
 __all__ = [
     "Inducing",
@@ -39,9 +40,8 @@ __all__ = [
     "regression",
 ]
 
-Array = jax.Array
 
-
+@show.readable
 class Solution(NamedTuple):
     """Coefficients of kernel regression.
 
@@ -66,9 +66,8 @@ class Solution(NamedTuple):
     converged: Array
     leave_one_out: Array | None = None
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Regression(NamedTuple):
     """A fitted kernel machine.
 
@@ -79,8 +78,6 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], np.ndarray]
     solution: Solution
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def regression(

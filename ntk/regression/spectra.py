@@ -16,8 +16,7 @@ import numpy as np
 from jax import lax
 
 from ntk import options
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 class Layout(NamedTuple):
@@ -200,10 +199,10 @@ def factorise(matrix: jax.Array) -> Factor:
 def solve(factor: Factor, b: jax.Array) -> jax.Array:
     """matrix^-1 b, by the pseudo-inverse where the matrix is singular to working precision."""
 
-    def by_cholesky(b):
+    def by_cholesky(b: jax.Array) -> jax.Array:
         return jsp.linalg.cho_solve((factor.lower, True), b)
 
-    def on_range(b):
+    def on_range(b: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh(factor.matrix)
         kept = values > _tolerance(factor.matrix) * values[-1]
         inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
@@ -269,7 +268,7 @@ def once(compute: Callable[[jax.Array], PyTree], matrix: jax.Array) -> Callable[
     """Returns a function that computes, and keeps the result if the matrix is not a tracer."""
     kept = []
 
-    def get():
+    def get() -> PyTree:
         if not is_concrete(matrix):
             return compute(matrix)
         if not kept:
@@ -350,7 +349,7 @@ def in_precision(make: Callable, dtype: Any, kernel: Any, y: jax.Array) -> Calla
     with double(dtype):
         inner = make(cast(kernel, dtype), cast(jnp.asarray(y), dtype))
 
-    def predict_fn(*args, **kwargs):
+    def predict_fn(*args: Any, **kwargs: Any) -> Any:
         with double(dtype):
             args, kwargs = cast((args, kwargs), dtype)
             return cast(inner(*args, **kwargs), out)

@@ -242,7 +242,9 @@ def _masking(
     def after(masks: Any, shapes: Any) -> Any:
         return None if layers.absent(masks) else carry(masks, shapes)
 
-    def apply_with_masks(params, inputs, *, mask_constant=None, **kwargs):
+    def apply_with_masks(
+        params: Any, inputs: Any, *, mask_constant: float | None = None, **kwargs: Any
+    ) -> Any:
         values, masks = layers.split_masks(inputs, mask_constant)
         outputs = apply_fn(params, values, mask=None if layers.absent(masks) else masks, **kwargs)
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape

@@ -17,6 +17,7 @@ from ntk.infinite import channels
 from ntk.infinite.evaluate import KernelFn, Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
+from ntk.types import PRNGKey
 
 Shape = tuple[int, ...]
 
@@ -116,12 +117,19 @@ def layer(
         reads: options of the kernel function that it reads; see `KernelFn`.
     """
 
-    def init_fn(key, input_shape):
+    def init_fn(key: PRNGKey, input_shape: Any) -> tuple[Any, Any]:
         _check_axes(axes, len(input_shape))
         return shape(input_shape), params(key, input_shape)
 
     @arguments.strict
-    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+    def apply_fn(
+        params: Any,
+        inputs: Any,
+        *,
+        rng: PRNGKey | None = None,
+        mask_constant: float | None = None,
+        pattern: Any = None,
+    ) -> Any:
         values, masks = split_masks(inputs, mask_constant)
         if axes is not None:
             _check_axes(axes, jnp.ndim(values))
@@ -131,7 +139,7 @@ def layer(
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
         return attach_masks(outputs, mask(masks, shapes))
 
-    def masked_rule(kernel, **context):
+    def masked_rule(kernel: Any, **context: Any) -> Any:
         single = isinstance(kernel, Kernel)
         parts = [kernel] if single else list(kernel)
         out = rule(kernel, **context)  # first, because a rule may know better what is wrong
@@ -210,12 +218,12 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
         (init_fn, apply_fn, kernel_fn).
     """
 
-    def apply(params, inputs, **_):
+    def apply(params: Any, inputs: Array, **_: Any) -> Array:
         if dual.fn is None:
             raise ValueError("this nonlinearity is defined by its kernel alone: it has no apply_fn")
         return dual.fn(inputs)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         return channels.elementwise(kernel, dual)
 
     def needs(out: Need) -> Need:

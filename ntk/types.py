@@ -1,0 +1,27 @@
+"""Names of the types that functions of this library take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+
+Array: TypeAlias = jax.Array
+PRNGKey: TypeAlias = jax.Array
+"""A typed key, `jax.random.key(0)`."""
+PyTree: TypeAlias = Any
+"""Arrays in dicts, lists, tuples and what else `jax.tree` goes through; no checker knows which."""
+Shape: TypeAlias = tuple[int, ...]
+Axes: TypeAlias = tuple[int, ...]
+Scalar: TypeAlias = float | jax.Array
+"""A Python number, or an array without axes, traced or not."""
+Elementwise: TypeAlias = Callable[[jax.Array], jax.Array]
+"""An activation: a function of an array that gives one of the same shape."""
+HostFunction: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""The same of arrays of NumPy."""
+Family: TypeAlias = Callable[[int], Any]
+"""A function of the width that gives a model, see `ntk.family`."""
+Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
+"""An array of NumPy, which gives one of NumPy, or of JAX, which gives one of JAX."""
