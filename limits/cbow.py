@@ -20,9 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
+from ntk.types import PRNGKey
 
 
 @show.readable
@@ -62,7 +65,7 @@ class Windows(NamedTuple):
 
 
 @takes(words=integer, dtype=real_dtype)
-def limit(words: int, dtype=jnp.float32) -> Embeddings:
+def limit(words: int, dtype: DTypeLike = jnp.float32) -> Embeddings:
     """The infinitely wide model at its start: v the identity, u zero, both (words, words)."""
     if words < 2:
         raise ValueError(f"words={words} must be at least 2: there is nothing to tell apart.")
@@ -82,7 +85,7 @@ def limit(words: int, dtype=jnp.float32) -> Embeddings:
 def train(
     embeddings: Embeddings,
     windows: Windows,
-    noise,
+    noise: ArrayLike,
     key: jax.Array,
     *,
     learning_rate: float = 0.05,
@@ -147,7 +150,7 @@ def train(
     return _train(embeddings, batches, rates)
 
 
-def _check_words(windows, words):
+def _check_words(windows: Windows, words: int) -> None:
     """Refuse numbers of words that there are not: indexing would take the last word for them."""
     for name in ("target", "context"):
         numbers = getattr(windows, name)
@@ -164,11 +167,15 @@ def _check_words(windows, words):
 
 
 @jax.jit
-def _train(embeddings, batches, rates):
+def _train(
+    embeddings: Embeddings, batches: tuple[Windows, jax.Array], rates: tuple[jax.Array, float]
+) -> tuple[Embeddings, jax.Array]:
     rate, decay = rates
     shrink = 1 - rate * decay
 
-    def step(carry, inputs):
+    def step(
+        carry: tuple[Embeddings, jax.Array], inputs: tuple[Windows, jax.Array]
+    ) -> tuple[tuple[Embeddings, jax.Array], jax.Array]:
         # Decay is kept as one factor on both matrices: shrinking them would touch every word each step.
         (v, u), scale = carry
         batch, targets = inputs
@@ -184,14 +191,16 @@ def _train(embeddings, batches, rates):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _targets(key, positive, cumulative, negatives):
+def _targets(key: PRNGKey, positive: jax.Array, cumulative: jax.Array, negatives: int) -> jax.Array:
     """(N, 1 + negatives): the true target, then random ones. Outside of training, where all widths share it."""
     draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
     random = jnp.searchsorted(cumulative, draws, side="right").astype(positive.dtype)
     return jnp.concatenate([positive[:, None], jnp.minimum(random, cumulative.size - 1)], axis=1)
 
 
-def _update(v, u, scale, targets, batch):
+def _update(
+    v: jax.Array, u: jax.Array, scale: jax.Array, targets: jax.Array, batch: Windows
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """((dv (B, C, n), du (B, K, n)), loss): minus the gradients at scale * (v, u), per example."""
     share = (batch.mask / jnp.maximum(batch.mask.sum(1, keepdims=True), 1)).astype(v.dtype)
     h = scale * jnp.einsum("bc,bcn->bn", share, v[batch.context])
@@ -263,7 +272,7 @@ def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     return jax.lax.map(lambda row: _answers(near, *row), (pairs, pairs[others]))
 
 
-def _answers(near, pair, others):
+def _answers(near: jax.Array, pair: jax.Array, others: jax.Array) -> jax.Array:
     scores = (near[pair[1]] - near[pair[0]])[None] + near[others[:, 0]]
     asked = jnp.concatenate([jnp.broadcast_to(pair, others.shape), others[:, :1]], axis=1)
     scores = scores.at[jnp.arange(len(others))[:, None], asked].set(-jnp.inf)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from ntk import show
 from ntk.arguments import strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
+from ntk.types import PRNGKey, PyTree, Shape
+
+Features: TypeAlias = Callable[[Any, PyTree, jax.Array], dict[str, jax.Array]]
 
 
 class CoordinateCheck(NamedTuple):
@@ -50,13 +53,13 @@ class CoordinateCheck(NamedTuple):
     passed: bool
     verdict: str
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         widths = ", ".join(map(str, self.widths.tolist()))
         first, *more = self.verdict.split("; ")
         rest = f"; and {len(more)} more in .verdict" if more else ""
         return f"CoordinateCheck(passed={self.passed}, widths {widths}: {first}{rest})"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         last = {"size": self.size_scaling, "change": self.change_scaling, "own": self.own_scaling}
         rows = {
             name: ", ".join(f"{k} n^{s.exponent[-1, l]:+.2f}" for k, s in last.items())
@@ -65,7 +68,7 @@ class CoordinateCheck(NamedTuple):
         return show.table(self.verdict, rows)
 
 
-def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
+def layer_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
     """Layer outputs by name, for a model that returns them when called with `features=True`."""
     try:
         return net.apply(params, inputs, features=True)[1]
@@ -78,12 +81,12 @@ def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
         ) from error
 
 
-def captured_outputs(net, params, inputs) -> dict[str, jax.Array]:
+def captured_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
     """Outputs of all submodules by path, for any linen module (modules that return one array)."""
     _, state = net.apply(params, inputs, capture_intermediates=True, mutable=["intermediates"])
     found = {}
 
-    def collect(path, tree):
+    def collect(path: tuple[str, ...], tree: dict) -> None:
         for name, value in tree.items():
             if name == "__call__" and path and isinstance(value[-1], jax.Array):
                 found["/".join(path)] = value[-1]
@@ -107,7 +110,7 @@ def coordinate_check(
     steps: int = 3,
     seeds: int = 4,
     predicted: Regime | None = None,
-    features: Callable = layer_outputs,
+    features: Features = layer_outputs,
     tolerance: float = 0.15,
     confidence: float = 0.95,
 ) -> CoordinateCheck:
@@ -199,7 +202,7 @@ def coordinate_check(
     )
 
 
-def _check_network(net, width):
+def _check_network(net: Any, width: int) -> None:
     if not all(callable(getattr(net, part, None)) for part in ("init", "apply", "optimizer")):
         raise TypeError(
             f"net_at_width({width}) is of type {type(net).__name__}; it must have init, apply and optimizer, such as "
@@ -207,7 +210,7 @@ def _check_network(net, width):
         )
 
 
-def _check_settings(widths, steps, seeds):
+def _check_settings(widths: Sequence[int], steps: int, seeds: int) -> np.ndarray:
     """The widths as an array of integers."""
     check_count("seeds", seeds, least=1)
     check_count("steps", steps, least=0)
@@ -224,7 +227,7 @@ def _check_settings(widths, steps, seeds):
     return widths
 
 
-def _places(shapes):
+def _places(shapes: Sequence[Sequence[Shape]]) -> list[int]:
     """Place of each layer in a Regime: 0 ... L-1 for those whose outputs grow with the width, -1 for readouts."""
     grows = [len(set(along)) > 1 for along in zip(*shapes, strict=True)]
     if not any(grows):
@@ -232,7 +235,7 @@ def _places(shapes):
     return [sum(grows[:l]) if grow else -1 for l, grow in enumerate(grows)]
 
 
-def _prediction(predicted, names, places):
+def _prediction(predicted: Regime | None, names: tuple[str, ...], places: Sequence[int]) -> Regime:
     hidden = max(places) + 1
     if len(names) < 2 or hidden < 1:
         raise ValueError(f"the layers are {names}: a hidden layer and a readout are needed.")
@@ -246,23 +249,39 @@ def _prediction(predicted, names, places):
     return predicted
 
 
-def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
+def _train(
+    net: Any,
+    batch: tuple,
+    loss: Callable,
+    keys: jax.Array,
+    optimizer: Callable,
+    learning_rate: float,
+    steps: int,
+    features: Features,
+) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
     inputs, targets = (jnp.asarray(part) for part in batch)
 
-    def outputs(params, inputs):
+    def outputs(params: PyTree, inputs: jax.Array) -> list[jax.Array]:
         return list(features(net, params, inputs).values())
 
     # It runs once: half optimised it compiles twice as fast.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     @jax.vmap
-    def initialise(key):
+    def initialise(key: PRNGKey) -> PyTree:
         return net.init(key)
 
     # The data and the rate are arguments, mapped over by none of the seeds.
     @jax.jit
-    def advance(start, params, state, inputs, targets, rate):
-        def one(start, params, state):
+    def advance(
+        start: PyTree,
+        params: PyTree,
+        state: PyTree,
+        inputs: jax.Array,
+        targets: jax.Array,
+        rate: float,
+    ) -> tuple:
+        def one(start: PyTree, params: PyTree, state: PyTree) -> tuple:
             gradient = jax.grad(lambda p: loss(net.apply(p, inputs), targets))(params)
             updates, state = net.optimizer(optimizer, rate).update(gradient, state, params)
             params = optax.apply_updates(params, updates)
@@ -273,8 +292,8 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
         return jax.vmap(one)(start, params, state)
 
     @jax.jit
-    def own_change(start, params, inputs, mask):
-        def one(start, params):
+    def own_change(start: PyTree, params: PyTree, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
+        def one(start: PyTree, params: PyTree) -> jax.Array:
             leaves, tree = jax.tree.flatten(start)
             mixed = [jnp.where(m, x, y) for m, x, y in zip(mask, jax.tree.leaves(params), leaves)]
             before, after = outputs(start, inputs), outputs(tree.unflatten(mixed), inputs)
@@ -307,18 +326,20 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
     )
 
 
-def _sizes(arrays):
+def _sizes(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(x))) for x in arrays])
 
 
-def _layers(net, params, inputs, features):
+def _layers(
+    net: Any, params: PyTree, inputs: jax.Array, features: Features
+) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray]:
     """Layer names, shapes of their outputs, and (layers, leaves): whether a parameter is the layer's own.
 
     It is if it lies under the layer's path and under that of no other layer inside.
     """
     found = {}
 
-    def record(params, inputs):
+    def record(params: PyTree, inputs: jax.Array) -> None:
         # Inside an abstract evaluation, because the order of a dict does not survive a transformation.
         found.update({name: x.shape for name, x in features(net, params, inputs).items()})
 

@@ -13,6 +13,7 @@ A network is critical where both are one. Source: Roberts, Yaida & Hanin 2022, a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -134,7 +135,7 @@ def _slopes(found: Pointwise) -> tuple[float, float] | None:
     return (float(below), float(above)) if same and not elsewhere else None
 
 
-def _at_zero(activation, found: Pointwise) -> Criticality | None:
+def _at_zero(activation: Activation, found: Pointwise) -> Criticality | None:
     """Class K* = 0: s(0) = 0, s'(0) != 0, a1 < 0."""
     if any(abs(at) < 1e-6 for at in found.breaks):
         return None
@@ -148,7 +149,7 @@ def _at_zero(activation, found: Pointwise) -> Criticality | None:
     return Criticality("zero", 1 / s1**2, 0.0, 0.0, 2 / 3, a1, b1 / a1)
 
 
-def _taylor(activation) -> list[float]:
+def _taylor(activation: Activation) -> list[float]:
     """The activation and its first three derivatives at 0."""
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -160,7 +161,7 @@ def _taylor(activation) -> list[float]:
 
 
 def _half_stable(found: Pointwise) -> Criticality | None:
-    def excess(log_K):
+    def excess(log_K: float) -> float:
         one = average(found, math.exp(log_K))
         K, square = math.exp(log_K), one.s**2
         return one(square * (one.z**2 - K)) / (2 * K**2) / one(one.slope**2) - 1
@@ -181,7 +182,7 @@ def _half_stable(found: Pointwise) -> Criticality | None:
     return None
 
 
-def _or_nan(function, at):
+def _or_nan(function: Callable[[float], float], at: float) -> float:
     try:
         return function(at)
     except ValueError:  # moments out of reach at this variance

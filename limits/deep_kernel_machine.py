@@ -26,7 +26,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,11 @@ from scipy import optimize
 
 from limits import gram_layers
 from limits.arguments import array, count, instance, number, takes
-from limits.gram_layers import Layer
+from limits.gram_layers import Kernel, Layer
+from ntk.types import Array
+
+_Given: TypeAlias = dict[str, Any]
+"""What the objective is of, by name, besides the variables."""
 
 
 class Machine(NamedTuple):
@@ -141,7 +145,16 @@ def fit(
         return _fit(layers, start, y, ids, float(noise), ridge, tolerance, max_steps)
 
 
-def _fit(layers, start, y, ids, noise, ridge, tolerance, max_steps) -> Machine:
+def _fit(
+    layers: tuple[Layer, ...],
+    start: np.ndarray,
+    y: np.ndarray,
+    ids: np.ndarray | None,
+    noise: float,
+    ridge: float,
+    tolerance: float,
+    max_steps: int,
+) -> Machine:
     kernels, nus, scales = zip(*layers)
     free = tuple(math.isfinite(nu) for nu in nus)
     size, sparse = len(start) if ids is None else len(ids), ids is not None
@@ -155,7 +168,7 @@ def _fit(layers, start, y, ids, noise, ridge, tolerance, max_steps) -> Machine:
         "scales": np.array(scales),
     }
 
-    def descend(flat):
+    def descend(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = _slope(jnp.asarray(flat), given, kernels, free)
         value, slope = -float(value), -np.asarray(slope)
         usable = math.isfinite(value) and np.isfinite(slope).all()
@@ -306,7 +319,7 @@ def _share(value: float, widths: np.ndarray) -> float:
     """The root s > -min(widths) of prod (1 + s / widths) = value, from logarithms of both and of s + min(widths)."""
     least, target = widths.min(), math.log(value)
 
-    def excess(t):
+    def excess(t: float) -> float:
         return float(np.sum(np.log((widths - least + math.exp(t)) / widths)) - target)
 
     # s = 0 gives 0; on the other side of it every factor is beyond 1, so the narrowest alone is not beyond the value.
@@ -317,7 +330,9 @@ def _share(value: float, widths: np.ndarray) -> float:
 # The objective
 
 
-def _machine(flat, given, kernels, free):
+def _machine(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[list[Array], list[Array], tuple[Array, Array | None, Array | None]]:
     """Gram matrices, divergences, and what the output needs: kernel at i, between t and i, and at t."""
     below, cross, outer = given["inner"], given["cross"], given["outer"]
     size, grams, divergences = len(below), [], []
@@ -347,7 +362,9 @@ def _machine(flat, given, kernels, free):
     return grams, divergences, (last, across, gram_layers.kernel_diagonal(kernel, scale, outer))
 
 
-def _likelihood(given, inner, cross, outer):
+def _likelihood(
+    given: _Given, inner: Array, cross: Array | None, outer: Array | None
+) -> tuple[Array, Array, Array]:
     """log N(Y; 0, K + noise), or its bound with inducing points; and the posterior's weights and precision."""
     y, noise = given["y"], given["noise"]
     points, outputs = y.shape
@@ -372,7 +389,9 @@ def _likelihood(given, inner, cross, outer):
     return value, inverse.T @ (half.T @ fitted), posterior
 
 
-def _objective(flat, given, kernels, free):
+def _objective(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> Array:
     _, divergences, output = _machine(flat, given, kernels, free)
     learnt = [d for d, learns in zip(divergences, free) if learns]
     prior = given["nus"] @ jnp.stack(learnt) if learnt else 0.0
@@ -380,11 +399,15 @@ def _objective(flat, given, kernels, free):
 
 
 @functools.partial(jax.jit, static_argnames=("kernels", "free"))
-def _slope(flat, given, kernels, free):
+def _slope(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[Array, Array]:
     return jax.value_and_grad(_objective)(flat, given, kernels, free)
 
 
 @functools.partial(jax.jit, static_argnames=("kernels", "free"))
-def _state(flat, given, kernels, free):
+def _state(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[list[Array], list[Array], Array, Array, Array]:
     grams, divergences, output = _machine(flat, given, kernels, free)
     return grams, divergences, *_likelihood(given, *output)

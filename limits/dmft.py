@@ -142,7 +142,16 @@ class _Paths:
         new[:, rows] = vectors * np.sqrt(values) @ vectors.T
         return self.noise[:, : rows.stop] @ new[:, : rows.stop].T
 
-    def respond(self, t, h, error, memory, alpha, epsilon, coefficient) -> None:
+    def respond(
+        self,
+        t: int,
+        h: np.ndarray,
+        error: np.ndarray,
+        memory: np.ndarray,
+        alpha: float,
+        epsilon: float,
+        coefficient: float,
+    ) -> None:
         """Records the force of time t and its derivatives; h = zeta + sum memory force."""
         width = h.shape[1]
         gain = 1 + epsilon * h
@@ -179,7 +188,9 @@ class _Weights:
         self.overlap[0] = overlap
         self.correlation[0, 0] = np.diag(1 - overlap**2) + np.outer(overlap, overlap)
 
-    def step(self, t, k, covariance, response, slope) -> None:
+    def step(
+        self, t: int, k: float, covariance: np.ndarray, response: np.ndarray, slope: np.ndarray
+    ) -> None:
         """One step of w, with the covariance of its noise and the responses of the force up to time t."""
         self.noise[t, : t + 1] = covariance
         self.noise[: t + 1, t] = np.swapaxes(covariance, 1, 2)
@@ -200,7 +211,9 @@ class _Weights:
         c[t + 1, t + 1] = (corner + corner.T) / 2
 
 
-def _test_loss(correlation, overlap, alpha, epsilon, coefficient) -> float:
+def _test_loss(
+    correlation: np.ndarray, overlap: np.ndarray, alpha: float, epsilon: float, coefficient: float
+) -> float:
     """E (f - y)^2 over Gaussian fields (h, z): of b . u + u^T A u it is b^T S b + (tr AS)^2 + 2 tr ASAS."""
     width = len(overlap)
     covariance = np.block([[correlation, overlap[:, None]], [overlap[None, :], np.ones((1, 1))]])

@@ -17,6 +17,7 @@ from limits.arguments import array, count, function, key, number, takes
 from limits.finite_width import covariance_of
 from limits.quadrature import Activation
 from ntk import show
+from ntk.types import Elementwise, PRNGKey
 
 _BLOCK = 1 << 21  # normal variables drawn at a time
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -73,11 +74,19 @@ def sample_metrics(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _metrics(activation, width, depth, block, gram, scales, key):
+def _metrics(
+    activation: Elementwise,
+    width: int,
+    depth: int,
+    block: int,
+    gram: jax.Array,
+    scales: tuple,
+    key: PRNGKey,
+) -> jax.Array:
     count = gram.shape[0]
     rows, columns = np.triu_indices(count)
 
-    def layer(metric, key):
+    def layer(metric: jax.Array, key: PRNGKey) -> tuple[jax.Array, jax.Array]:
         normal = jax.random.normal(key, (block, count, width))
         z = jnp.einsum("kab,kbi->kai", _root(metric), normal)
         s = activation(z)
@@ -88,7 +97,7 @@ def _metrics(activation, width, depth, block, gram, scales, key):
     return jax.lax.scan(layer, start, jax.random.split(key, depth))[1].transpose(1, 0, 2)
 
 
-def _root(metric):
+def _root(metric: jax.Array) -> jax.Array:
     """Cholesky factor; by hand for two inputs, where a batch of small factorisations is slow."""
     if metric.shape[-1] == 1:
         return jnp.sqrt(metric)
@@ -144,11 +153,13 @@ def sample_neurons(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _neurons(activation, width, depth, block, scales, key):
+def _neurons(
+    activation: Elementwise, width: int, depth: int, block: int, scales: tuple, key: PRNGKey
+) -> jax.Array:
     C_W, C_b, gamma, variance = scales
     pairs = width * (width - 1)
 
-    def layer(z, key):
+    def layer(z: jax.Array, key: PRNGKey) -> tuple[jax.Array, jax.Array]:
         one, two, three, four = ((z**k).sum(1) for k in (1, 2, 3, 4))
         moments = jnp.stack([two / width, (two**2 - four) / pairs, (one * two - three) / pairs])
         metric = C_b + C_W * (activation(z) ** 2).mean(1)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from limits.arguments import (
     array,
@@ -37,12 +38,15 @@ from limits.arguments import (
     real_dtype,
     takes,
 )
-from limits.exponents import named_rule
+from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
+from ntk.types import Elementwise
+
+Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def identity(h):
+def identity(h: jax.Array) -> jax.Array:
     """The activation of a linear network, for which `linear_limit` is exact."""
     return h
 
@@ -64,7 +68,7 @@ class Particles(NamedTuple):
         """Weight of one unit in the outputs; one over the factor on its learning rate."""
         return 1 / self.u.shape[0]
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d)."""
         return self.scale * (activation(x @ self.u.T) @ self.v)
 
@@ -85,9 +89,13 @@ class LinearLimit(NamedTuple):
 
     u: jax.Array
     v: jax.Array
-    scale = 1.0
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    @property
+    def scale(self) -> float:
+        """The limit's is 1: its gradient is free of the width as it is."""
+        return 1.0
+
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d); the activation must be `identity`."""
         if activation is not identity:
             raise ValueError(
@@ -114,9 +122,13 @@ class KernelLimit(NamedTuple):
     """
 
     w: jax.Array
-    scale = 1.0
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    @property
+    def scale(self) -> float:
+        """The limit's is 1: its gradient is free of the width as it is."""
+        return 1.0
+
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d)."""
         if activation is not identity:
             raise ValueError(
@@ -126,9 +138,10 @@ class KernelLimit(NamedTuple):
 
 
 Net = Particles | LinearLimit | KernelLimit
+N = TypeVar("N", bound=Net)
 
 
-def _rate(name, value):
+def _rate(name: str, value: Any) -> None:
     if not isinstance(value, Net):
         number()(name, value)
 
@@ -138,7 +151,12 @@ _network = instance(Particles, LinearLimit, KernelLimit, remedy=", from particle
 
 @takes(inputs=integer, outputs=integer, sigma_u=number(), sigma_v=number(), dtype=real_dtype)
 def linear_limit(
-    inputs: int, outputs: int, *, sigma_u: float = 1.0, sigma_v: float = 1.0, dtype=jnp.float32
+    inputs: int,
+    outputs: int,
+    *,
+    sigma_u: float = 1.0,
+    sigma_v: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> LinearLimit:
     """The limit of a linear network at initialisation: u = [sigma_u I; 0], v = [0; sigma_v I].
 
@@ -173,7 +191,7 @@ def particles(
     *,
     sigma_u: float = 1.0,
     sigma_v: float = 1.0,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Particles:
     """Independent Gaussian units: a finite network at initialisation, or the limit of any activation to O(width^-1/2).
 
@@ -188,20 +206,20 @@ def particles(
 
 
 @takes(inputs=integer, outputs=integer, dtype=real_dtype)
-def kernel_limit(inputs: int, outputs: int, dtype=jnp.float32) -> KernelLimit:
+def kernel_limit(inputs: int, outputs: int, dtype: DTypeLike = jnp.float32) -> KernelLimit:
     """The kernel limit of a linear network whose outputs start at zero."""
     _check_sizes(inputs=inputs, outputs=outputs)
     return KernelLimit(jnp.zeros((outputs, inputs), dtype))
 
 
-def _check_sizes(**sizes):
+def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1.")
 
 
 @takes(net=instance(Particles, remedy=", from feature_learning.particles"))
-def weights(net: Particles, rule="mup") -> dict[str, Any]:
+def weights(net: Particles, rule: str | Rule = "mup") -> dict[str, Any]:
     """The finite network as trainable weights of a rule: multipliers n^-a, learning rates eta n^-c.
 
     Args:
@@ -265,8 +283,8 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 @takes(net=_network, batch=batch, activation=function, loss=function)
 def gradient(
-    net: Net, batch: tuple, *, activation: Callable = identity, loss: Callable = squared_error
-):
+    net: N, batch: tuple, *, activation: Elementwise = identity, loss: Loss = squared_error
+) -> tuple[jax.Array, N]:
     """(loss, gradient in units of the limit): what one SGD step subtracts per learning rate, free of the width."""
     value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0], activation), batch[1]))(net)
     return value, jax.tree.map(lambda g: g / net.scale, slope)
@@ -286,8 +304,8 @@ def train(
     batches: tuple,
     learning_rate: float | Net,
     *,
-    activation: Callable = identity,
-    loss: Callable = squared_error,
+    activation: Elementwise = identity,
+    loss: Loss = squared_error,
     inputs: jax.Array | None = None,
 ) -> Trained:
     """Stochastic gradient descent, one step a batch; finite networks and limits alike. Compiled once per shape.
@@ -306,13 +324,13 @@ def train(
     Source: Yang & Hu 2021, arXiv:2011.14522, the limit of a network of one hidden layer under SGD.
     """
 
-    def outputs(net):
+    def outputs(net: N) -> Any:
         return () if inputs is None else net.apply(inputs, activation)
 
     one = not isinstance(learning_rate, type(net))
     rates = jax.tree.map(lambda _: learning_rate, net) if one else learning_rate
 
-    def step(net, batch):
+    def step(net: N, batch: tuple) -> tuple[N, tuple]:
         value, slope = gradient(net, batch, activation=activation, loss=loss)
         new = jax.tree.map(lambda p, g, rate: p - rate * g, net, slope, rates)
         return new, (value, outputs(new))
@@ -343,11 +361,11 @@ class Episodes(NamedTuple):
 
 @takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)
 def adapt(
-    net: Net, batch: tuple, rate: float, steps: int = 1, *, activation: Callable = identity
-) -> Net:
+    net: N, batch: tuple, rate: float, steps: int = 1, *, activation: Elementwise = identity
+) -> N:
     """The inner loop of MAML: `steps` of gradient descent on the cross-entropy of one task's support."""
 
-    def step(net, _):
+    def step(net: N, _: None) -> tuple[N, None]:
         _, slope = gradient(net, batch, activation=activation, loss=cross_entropy)
         return jax.tree.map(lambda p, g: p - rate * g, net, slope), None
 
@@ -366,7 +384,7 @@ def adapt(
 )
 @functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
 def meta_train(
-    net: Net,
+    net: N,
     inputs: jax.Array,
     episodes: Episodes,
     *,
@@ -374,8 +392,8 @@ def meta_train(
     outer_rate: float = 0.1,
     clip: float = 0.5,
     inner_steps: int = 1,
-    activation: Callable = identity,
-) -> tuple[Net, jax.Array]:
+    activation: Elementwise = identity,
+) -> tuple[N, jax.Array]:
     """First-order MAML: each outer step adapts to its tasks and follows their gradients at the adapted networks.
 
     The gradients are summed over the tasks and clipped in the norm that is free of the width.
@@ -396,13 +414,13 @@ def meta_train(
     Source: Yang & Hu 2021, arXiv:2011.14522, the experiments with MAML and their appendix.
     """
 
-    def task(net, episode):
+    def task(net: N, episode: Episodes) -> tuple[jax.Array, N]:
         support = inputs[episode.support], episode.support_labels
         query = inputs[episode.query], episode.query_labels
         adapted = adapt(net, support, inner_rate, inner_steps, activation=activation)
         return gradient(adapted, query, activation=activation, loss=cross_entropy)
 
-    def step(net, episodes):
+    def step(net: N, episodes: Episodes) -> tuple[N, jax.Array]:
         losses, slopes = jax.vmap(task, (None, 0))(net, episodes)
         slope = jax.tree.map(lambda g: g.sum(axis=0), slopes)
         shrink = jnp.minimum(1.0, clip / jnp.maximum(norm(net, slope), 1e-30))
@@ -428,7 +446,7 @@ def adapted_outputs(
     *,
     inner_rate: float = 0.4,
     inner_steps: int = 20,
-    activation: Callable = identity,
+    activation: Elementwise = identity,
 ) -> jax.Array:
     """Outputs (tasks, Q, k) at the queries of each task, after adaptation to its support.
 
@@ -441,7 +459,7 @@ def adapted_outputs(
         activation: phi.
     """
 
-    def task(episode):
+    def task(episode: Episodes) -> jax.Array:
         support = inputs[episode.support], episode.support_labels
         adapted = adapt(net, support, inner_rate, inner_steps, activation=activation)
         return adapted.apply(inputs[episode.query], activation)

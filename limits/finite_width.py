@@ -16,13 +16,14 @@ is 0.1, V of ReLU networks is some 30 % too small already; `limits.ensembles.sam
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from limits import quadrature
 from limits.arguments import array, count, instance, number, takes
-from limits.quadrature import Activation, average, pointwise
+from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 
 
@@ -117,10 +118,12 @@ def vertices(
     )
 
 
-def _plain(found, C_W, C_b, lambda_b, lambda_W):
+def _plain(
+    found: Pointwise, C_W: float, C_b: float, lambda_b: float, lambda_W: float
+) -> Callable[[dict], dict]:
     """One layer of the recursions, as equations (4.61), (8.77) to (8.97) and (11.43) have them."""
 
-    def layer(now):
+    def layer(now: dict) -> dict:
         K, Theta, V, G1, F, B, D, A, P, Q, _ = (now[name] for name in Vertices._fields)
         mean = average(found, K)
         z, s, slope, bend = mean.z, mean.s, mean.slope, mean.curvature
@@ -156,10 +159,12 @@ def _plain(found, C_W, C_b, lambda_b, lambda_W):
     return layer
 
 
-def _skip(found, C_W, C_b, gamma, skew):
+def _skip(
+    found: Pointwise, C_W: float, C_b: float, gamma: float, skew: float
+) -> Callable[[dict], dict]:
     """With z' = gamma z + W s + b, the signs of a layer's neurons remember those of the layer before: T."""
 
-    def layer(now):
+    def layer(now: dict) -> dict:
         K, V, T = now["K"], now["V"], now["T"]
         mean = average(found, K)
         z, square = mean.z, mean.s**2
@@ -247,7 +252,9 @@ def covariance_of(gram: np.ndarray, most: int) -> np.ndarray:
     return gram
 
 
-def _pair_moments(found, gram, rows, columns):
+def _pair_moments(
+    found: Pointwise, gram: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """M_p = <s_a s_b>, Q_pq = <s_p s_q>, and derivatives J, H of M in G, by Gaussian scores."""
     z, mass = _nodes(found, gram)
     s = found.derivatives(z)[0]
@@ -269,7 +276,7 @@ def _pair_moments(found, gram, rows, columns):
     return M, Q, J, H
 
 
-def _hermite4(y, inverse, indices):
+def _hermite4(y: np.ndarray, inverse: np.ndarray, indices: tuple[int, int, int, int]) -> np.ndarray:
     """Fourth Hermite tensor of a Gaussian, contravariant."""
     a, b, c, d = indices
     total = y[a] * y[b] * y[c] * y[d]
@@ -287,7 +294,7 @@ def _hermite4(y, inverse, indices):
     return total
 
 
-def _nodes(found, gram):
+def _nodes(found: Pointwise, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, nodes) and masses of N(0, gram): panels of z_1, and of z_2 given it, that end at the kinks."""
     first = math.sqrt(gram[0, 0])
     if len(gram) == 1:

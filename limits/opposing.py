@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from limits.arguments import array, count, integer, key, number, takes
 from ntk import show
@@ -43,7 +44,7 @@ class Outliers(NamedTuple):
     start=number(positive=True),
     times=array(),
 )
-def sharpness_path(alpha: float, signal: float, start: float, times) -> np.ndarray:
+def sharpness_path(alpha: float, signal: float, start: float, times: ArrayLike) -> np.ndarray:
     """Curvature alpha u(t) along the outliers' weights under gradient flow.
 
     Args:

@@ -8,6 +8,8 @@ and "adam" (unchanged). Both act on every entry of a parameter alone, and on its
 
 import functools
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,14 @@ import numpy as np
 import optax
 
 from ntk import family
+from ntk.types import Array, PyTree, Scalar
 
 KINDS = ("sgd", "adam")
 _STEPS = 12
 _UNTRIED = "its update cannot be tried"
 
 
-def optimizer_kind(factory, kind=None, **kwargs) -> str:
+def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) -> str:
     """ "sgd" or "adam": how the update of an optax factory scales with the gradient, found by trying it.
 
     The optimizer takes a few steps on three small parameters, with gradients of two scales, two signs, and changed in
@@ -61,7 +64,7 @@ def optimizer_kind(factory, kind=None, **kwargs) -> str:
     return found or kind
 
 
-def _tried(factory, kwargs):
+def _tried(factory: Callable, kwargs: dict[str, Any]) -> tuple[str | None, str]:
     """(kind or None, what was seen)."""
     kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, jax.core.Tracer)}
     try:
@@ -73,26 +76,26 @@ def _tried(factory, kwargs):
 
 
 @functools.lru_cache(maxsize=256)
-def _measured_once(factory, items):
+def _measured_once(factory: Callable, items: tuple) -> tuple[str | None, str]:
     return _measured(factory, dict(items))
 
 
-def _measured(factory, kwargs):
+def _measured(factory: Callable, kwargs: dict[str, Any]) -> tuple[str | None, str]:
     draws = np.random.default_rng(0).standard_normal((_STEPS + 1, 34)).astype(np.float32)
     gradients, params = 0.01 * draws[:-1], np.abs(draws[-1]) + 0.5
 
     @jax.jit
-    def steps(gradients, params):
+    def steps(gradients: Array, params: Array) -> Array:
         """Updates of all steps, (steps, entries); the parameters stay where they are."""
         transformation = optax.with_extra_args_support(factory(1.0, **kwargs))
 
-        def step(state, gradient):
+        def step(state: Any, gradient: Array) -> tuple[Any, Array]:
             update, state = transformation.update(_leaves(gradient), state, _leaves(params))
             return state, jnp.concatenate([u.ravel() for u in update.values()])
 
         return jax.lax.scan(step, transformation.init(_leaves(params)), gradients)[1]
 
-    def updates(gradients, params=0 * params):
+    def updates(gradients: np.ndarray, params: np.ndarray = 0 * params) -> np.ndarray:
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             single = (np.asarray(x, np.float32) for x in (gradients, params))
@@ -120,23 +123,23 @@ def _measured(factory, kwargs):
     return None, "its update is neither linear in the gradient nor unchanged by its scale"
 
 
-def _leaves(array):
+def _leaves(array: Array) -> dict[str, Array]:
     return {"bias": array[:6], "kernel": array[6:30].reshape(4, 6), "scale": array[30:]}
 
 
-def _equal(one, two):
+def _equal(one: np.ndarray, two: np.ndarray) -> bool:
     """Whether two updates are equal, but for rounding and the constants inside optimizers."""
     return bool(np.abs(one - two).max() <= 1e-3 * max(np.abs(one).max(), np.abs(two).max()) + 1e-12)
 
 
-def multiply(tree, factors):
+def multiply(tree: PyTree, factors: Mapping[str, Scalar]) -> PyTree:
     """Each leaf times the factor of its path name; leaves with factor one are returned as they are.
 
     Raises:
         ValueError: a leaf whose path is not among the factors.
     """
 
-    def times(path, leaf):
+    def times(path: tuple, leaf: Array) -> Array:
         name = family.path_name(path)
         if name not in factors:
             raise ValueError(
@@ -149,7 +152,9 @@ def multiply(tree, factors):
 
 
 def scale_per_leaf(
-    optimizer, learning_rate, gradient=None
+    optimizer: optax.GradientTransformation,
+    learning_rate: Mapping[str, Scalar],
+    gradient: Mapping[str, Scalar] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer with every leaf's update multiplied by its own factor.
 
@@ -173,7 +178,9 @@ def scale_per_leaf(
         for name, factor in learning_rate.items()
     }
 
-    def update(updates, state, params=None, **extra):
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
         if gradient is not None:
             updates = multiply(updates, gradient)
         if params is not None:

@@ -175,14 +175,14 @@ def step_bound(
     return float(factor * (radius**2 + 4 * CORRELATION * others) / margin**2)
 
 
-def _examples(signed) -> np.ndarray:
+def _examples(signed: ArrayLike) -> np.ndarray:
     b = np.asarray(signed, float)
     if not b.size:
         raise ValueError(f"signed has the shape {b.shape}; it must hold an example or more")
     return b
 
 
-def _step(step_size) -> float:
+def _step(step_size: float) -> float:
     if not (isinstance(step_size, float) and step_size == math.inf):
         number(positive=True)("step_size", step_size)
     return float(step_size)

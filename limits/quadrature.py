@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.activations import closed_forms, kinks
+from ntk.types import Array
 
 Activation = Callable | closed_forms.Dual
 
@@ -48,19 +49,19 @@ def pointwise(activation: Activation) -> Pointwise:
 
 
 @functools.lru_cache(maxsize=64)
-def _study(activation):
+def _study(activation: Activation) -> Pointwise:
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     if fn is None:
         raise ValueError("the Dual has no function (fn is None): give the activation itself")
 
     @jax.jit
-    def compiled(z):
-        def slope(z):
+    def compiled(z: Array) -> Array:
+        def slope(z: Array) -> Array:
             return jax.jvp(fn, (z,), (jnp.ones_like(z),))[1]
 
         return jnp.stack([fn(z), *jax.jvp(slope, (z,), (jnp.ones_like(z),))])
 
-    def derivatives(z):
+    def derivatives(z: np.ndarray) -> np.ndarray:
         flat = np.ravel(z)
         padded = np.zeros(1 << max(10, (flat.size - 1).bit_length()))  # few shapes, few programs
         padded[: flat.size] = flat
@@ -86,7 +87,7 @@ def _study(activation):
     return found
 
 
-def _probe(found, step):
+def _probe(found: Pointwise, step: float) -> np.ndarray:
     z, mass = panels(1.0, found.breaks, step)
     s, slope, _ = found.derivatives(z)
     return np.array([mass @ s**2, mass @ slope**2])

@@ -5,10 +5,10 @@ at rate eta n^-c_l, for l = 1 ... L+1; layer L+1 is the readout.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from limits.exponents import named_rule
+from limits.exponents import Rule, named_rule
 from ntk import show
 
 
@@ -54,7 +54,7 @@ class Regime(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def abc(rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:
+def abc(rule: str | Rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:
     """Exponents of a rule ("standard", "ntk", "mup", "mean_field" or a Rule) for L hidden layers.
 
     Args:
@@ -154,7 +154,14 @@ def classify(
     )
 
 
-def _stability(a, b, layers, r, omega_out, update):
+def _stability(
+    a: tuple[float, ...],
+    b: tuple[float, ...],
+    layers: tuple[float, ...],
+    r: float,
+    omega_out: float,
+    update: str,
+) -> Iterator[tuple[bool, str]]:
     """(holds, what fails otherwise) of each condition, in the order of the layers."""
     last, initial = len(a), _initial(a, b)
     for l, x in enumerate(initial[:-1], 1):
@@ -183,11 +190,13 @@ def _stability(a, b, layers, r, omega_out, update):
     )
 
 
-def _initial(a, b):
+def _initial(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     return tuple((l > 0) / 2 - (x + y) for l, (x, y) in enumerate(zip(a, b)))
 
 
-def _reasons(kind, failed, layers, frozen):
+def _reasons(
+    kind: str, failed: Sequence[str], layers: tuple[float, ...], frozen: Sequence[int]
+) -> tuple[str, ...]:
     if kind == "unstable":
         return tuple(f"unstable: {text}" for text in failed)
     if kind == "trivial":
@@ -208,7 +217,9 @@ def _reasons(kind, failed, layers, frozen):
     )
 
 
-def _layers(a, b, c):
+def _layers(
+    a: Sequence[float], b: Sequence[float], c: float | Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     a, b = _exponents("a", a), _exponents("b", b)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
@@ -221,7 +232,7 @@ def _layers(a, b, c):
     return a, b, c
 
 
-def _exponents(name, values):
+def _exponents(name: str, values: Any) -> tuple[float, ...]:
     """The exponents as floats; refused unless they are finite numbers."""
     try:
         floats = tuple(map(float, values))
@@ -232,10 +243,10 @@ def _exponents(name, values):
     return floats
 
 
-def _check_optimizer(optimizer):
+def _check_optimizer(optimizer: str) -> None:
     if optimizer not in ("sgd", "adam"):
         raise ValueError(f"optimizer={optimizer!r} is not one of 'sgd', 'adam'.")
 
 
-def _close(x, y):
+def _close(x: float, y: float) -> bool:
     return math.isclose(x, y, abs_tol=1e-9)
