@@ -9,6 +9,7 @@ import jax
 
 from metrics import checks
 from metrics.programs import remembered
+from ntk.types import PyTree
 
 
 def layers(params: Any) -> list[str]:
@@ -36,12 +37,12 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
     if isinstance(select, str):
         prefix = select.split("/") if select else []
 
-        def chosen(path):
+        def chosen(path: str) -> bool:
             return path.split("/")[: len(prefix)] == prefix
     else:
         chosen = checks.function("select", select, "path")
 
-    def part(keep):
+    def part(keep: bool) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if chosen(_path_name(path)) == keep else None, params
         )
@@ -67,7 +68,7 @@ def on_block(function: Callable) -> Callable:
     """
     checks.function("function", function, "params", "batch")
 
-    def function_of_block(block, batch_and_rest):
+    def function_of_block(block: PyTree, batch_and_rest: tuple[PyTree, PyTree]) -> Any:
         batch, rest = batch_and_rest
         params = jax.tree.map(
             lambda b, r: r if b is None else b, block, rest, is_leaf=lambda x: x is None
@@ -100,5 +101,5 @@ def per_layer(estimate: Callable, params: Any, batch: Any) -> dict[str, Any]:
     return results
 
 
-def _path_name(path) -> str:
+def _path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

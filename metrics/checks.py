@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metrics.estimate import concrete
+from ntk.types import PyTree
 
 
 def real(name: str, value: Any, *axes: str | int) -> jax.Array:
@@ -65,7 +66,7 @@ def doubles(name: str, value: Any) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def dtype_of(name, value):
+def dtype_of(name: str, value: Any) -> Any:
     """The dtype of an array, or of what would be one."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value.dtype
@@ -408,13 +409,13 @@ def explain_non_finite(loss: Callable | None, params: Any, batch: Any) -> None:
     raise ValueError(f"the loss is {value}{where}: check the data and the learning rate")
 
 
-def _non_finite_examples(loss, params, batch) -> list[int]:
+def _non_finite_examples(loss: Callable, params: PyTree, batch: PyTree) -> list[int]:
     """Indices along the common leading axis, each example taken as a batch of one."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or sizes == {()}:
         return []
 
-    def one(params, example):
+    def one(params: PyTree, example: PyTree) -> jax.Array:
         return loss(params, jax.tree.map(lambda leaf: leaf[None], example))
 
     try:
@@ -430,5 +431,5 @@ def flag(condition: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _name(path) -> str:
+def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the only one)"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
@@ -35,6 +36,7 @@ from metrics.scatter import (
     within_class,
 )
 from ntk import show
+from ntk.types import PyTree
 
 
 @show.readable
@@ -113,7 +115,17 @@ def neural_collapse(
 
 
 @partial(jax.jit, static_argnames=("num_classes", "frame", "center", "rtol"))
-def _neural_collapse(h, y, num_classes, weights, bias, predictions, frame, center, rtol):
+def _neural_collapse(
+    h: jax.Array,
+    y: jax.Array,
+    num_classes: int,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    predictions: jax.Array | None,
+    frame: str,
+    center: str,
+    rtol: float | None,
+) -> Collapse:
     means = class_means(h, y, num_classes)
     centers = class_centers(means, center=center, rtol=rtol)
     within = within_class(centers, h, y, weights=weights, bias=bias, predictions=predictions)
@@ -123,7 +135,7 @@ def _neural_collapse(h, y, num_classes, weights, bias, predictions, frame, cente
 
 
 def collapse_by_layer(
-    features: Mapping[str, jax.Array], labels: jax.Array, num_classes: int, **options
+    features: Mapping[str, jax.Array], labels: jax.Array, num_classes: int, **options: Any
 ) -> dict[str, Collapse]:
     """`neural_collapse` of every entry of a dict of features, as a model's features=True returns.
 
@@ -189,7 +201,13 @@ def collapse_report(
 
 
 @partial(jax.jit, static_argnames=("frame",))
-def _report(centers, within, weights, bias, frame):
+def _report(
+    centers: Centers,
+    within: WithinClass,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    frame: str,
+) -> Collapse:
     means = centers.mean
     centered = means - centers.global_mean[None]
     vectors = centered if frame == "simplex" else means
@@ -220,7 +238,7 @@ def _report(centers, within, weights, bias, frame):
     )
 
 
-def _weighted(count, total, squares, scale):
+def _weighted(count: jax.Array, total: jax.Array, squares: jax.Array, scale: ArrayLike) -> Estimate:
     """scale * total summed over classes, with the standard error of independent samples in each.
 
     total sums a quadratic form q_i of h_i - mu over n samples, mu their own mean. For Gaussian h its variance is
@@ -233,7 +251,7 @@ def _weighted(count, total, squares, scale):
     return Estimate(jnp.sum(total * scale), norm(jnp.asarray(scale) * jnp.sqrt(variance)))
 
 
-def _share(hits, total):
+def _share(hits: jax.Array, total: jax.Array) -> Estimate:
     share = jnp.sum(hits) / total
     return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 
@@ -249,7 +267,9 @@ class Generalized(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("num_classes", "num_steps"))
-def _generalized(features, labels, num_classes, weights, num_steps):
+def _generalized(
+    features: jax.Array, labels: jax.Array, num_classes: int, weights: jax.Array, num_steps: int
+) -> Generalized:
     h = feature_rows(features)
     h = h / norm(h, 1)[:, None]
     centers = class_centers(class_means(h, labels, num_classes))
@@ -324,7 +344,7 @@ def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
 
 
 @jax.jit
-def _ood_orthogonality(means, h):
+def _ood_orthogonality(means: jax.Array, h: jax.Array) -> Estimate:
     h = h / power_of_two(h)
     unit = means / norm(means, 1)[:, None]
     mean = jnp.mean(h, axis=0)
@@ -336,11 +356,20 @@ def _ood_orthogonality(means, h):
     return Estimate(value, spread / jnp.sqrt(h.shape[0]))
 
 
-def _offset(rows, bias, global_mean):
+def _offset(rows: jax.Array, bias: jax.Array | None, global_mean: jax.Array) -> jax.Array:
     return jnp.std(matmul(rows, global_mean) + (0 if bias is None else bias.astype(rows.dtype)))
 
 
-def _check(features, labels, num_classes, weights, bias, predictions, frame, center):
+def _check(
+    features: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    predictions: jax.Array | None,
+    frame: str,
+    center: str,
+) -> None:
     checks.choice("frame", frame, FRAMES)
     check_center(center)
     if checks.integer("num_classes", num_classes) < 2:
@@ -357,7 +386,7 @@ def _check(features, labels, num_classes, weights, bias, predictions, frame, cen
         check_counts(np.bincount(y[y >= 0], minlength=num_classes))
 
 
-def _check_finite(result, features, labels):
+def _check_finite(result: PyTree, features: jax.Array, labels: jax.Array) -> None:
     """Refuses features that are not finite, seen by what came out, and says of which example."""
     if checks.is_finite(result) is not False:
         return

@@ -50,7 +50,7 @@ def tree_unit(tree: Any) -> jax.Array:
     return power_of_two(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))[0]
 
 
-def concrete(array) -> np.ndarray | None:
+def concrete(array: Any) -> np.ndarray | None:
     """The values, or None where they cannot be looked at (inside jit, vmap or scan; on other hosts).
 
     Checks of values run where this is not None: a compiled function cannot raise.

@@ -122,7 +122,7 @@ def grand(
     if shape != ():
         raise ValueError(f"loss of one example has shape {shape}; it must be a scalar")
 
-    def score(example):
+    def score(example: tuple[jax.Array, jax.Array]) -> jax.Array:
         gradient = jax.grad(loss)(params, *example)
         sizes = [
             norm(g.astype(jnp.promote_types(g.dtype, jnp.float32)))
@@ -194,7 +194,7 @@ def forgetting_scores(state: Forgetting) -> jax.Array:
     return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
 
 
-def _check_state(state):
+def _check_state(state: Any) -> None:
     if not isinstance(state, Forgetting):
         raise TypeError(
             f"state is of type {type(state).__name__}; it must be what no_forgetting(num_examples) starts"
@@ -256,7 +256,7 @@ def opposing_signals(
 
 
 @partial(jax.jit, static_argnames=("group_size", "window", "until"))
-def _opposing(losses, group_size, window, until):
+def _opposing(losses: jax.Array, group_size: int, window: int, until: str) -> Opposing:
     unit = power_of_two(losses)
     losses = losses / unit
     change = jnp.diff(losses, axis=0)
@@ -309,7 +309,7 @@ def gradient_cosine(loss: Callable[..., jax.Array], params: Any, one: Any, other
     return jnp.sum((a / norm(a)) * (b / norm(b)))
 
 
-def _correlation(a, b, use):
+def _correlation(a: jax.Array, b: jax.Array, use: jax.Array) -> jax.Array:
     weight = use.astype(a.dtype) / jnp.sum(use)
     a, b = a - jnp.sum(weight * a), b - jnp.sum(weight * b)
     return jnp.sum(weight * a * b) / jnp.sqrt(jnp.sum(weight * a**2) * jnp.sum(weight * b**2))

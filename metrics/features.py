@@ -117,7 +117,7 @@ def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Ar
     return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
 
 
-def _axis(axis, ndim):
+def _axis(axis: int, ndim: int) -> int:
     if ndim == 0:
         raise ValueError("a single number has no coordinates; give an array with an axis of them")
     return checks.integer("axis", axis, -ndim, ndim - 1) % ndim
@@ -287,7 +287,7 @@ def feature_change_by_layer(
     return {name: feature_change(features[name], initial[name]) for name in features}
 
 
-def _ratio(numerator, denominator):
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """0 where the denominator is 0, without a NaN on the way; what is NaN stays so."""
     empty = denominator == 0
     return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))

@@ -10,10 +10,11 @@ Everything here is host-side float64 of K numbers; hand the Gram matrices to `me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics import checks
 from ntk import show
@@ -80,7 +81,7 @@ def thresholds(depth: int) -> Thresholds:
     return Thresholds((depth - 1) ** power / depth, depth * q**power / (1 + q) ** 2, power)
 
 
-def mode(beta, depth: int, *, branch: str = "global") -> np.ndarray:
+def mode(beta: ArrayLike, depth: int, *, branch: str = "global") -> np.ndarray:
     """Strength x of a mode: the minimiser of 1/(x^M + 1) + beta x over x >= 0.
 
     Args:
@@ -296,7 +297,7 @@ def cross_entropy_optimum(
     arguments = (samples_per_class, weight_decays, feature_decay)
     zero = cross_entropy_loss(0 * pattern, *arguments)
 
-    def loss(scale):
+    def loss(scale: float) -> float:
         return cross_entropy_loss(scale * pattern, *arguments)
 
     grid = np.geomspace(1e-3, 1e3, 121) / np.abs(pattern).max()
@@ -324,17 +325,17 @@ def cross_entropy_optimum(
     )
 
 
-def _entropy(logits):
+def _entropy(logits: np.ndarray) -> float:
     shifted = logits - logits.max(0)
     return np.mean(np.log(np.exp(shifted).sum(0)) - np.diagonal(shifted))
 
 
-def _significant(values):
+def _significant(values: np.ndarray) -> np.ndarray:
     """Singular values without rounding noise, which a power below one would make large."""
     return np.where(values > 1e-12 * max(values.max(), 1e-300), values, 0)
 
 
-def _golden(function, low, high):
+def _golden(function: Callable[[float], float], low: float, high: float) -> float:
     """Minimum of a function with one minimum between low and high, by golden-section search."""
     ratio = (np.sqrt(5) - 1) / 2
     a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -351,14 +352,16 @@ def _golden(function, low, high):
     return (low + high) / 2
 
 
-def _check_depth(depth):
+def _check_depth(depth: int) -> None:
     if checks.integer("depth", depth) < 1:
         raise ValueError(
             f"depth is {depth}; it must be at least 1 (weight layers above the features)"
         )
 
 
-def _check_problem(class_sizes, weight_decays, feature_decay):
+def _check_problem(
+    class_sizes: ArrayLike, weight_decays: ArrayLike, feature_decay: float
+) -> tuple[np.ndarray, np.ndarray]:
     n, decays = (
         checks.doubles("class_sizes", class_sizes),
         checks.doubles("weight_decays", weight_decays),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
@@ -76,7 +77,7 @@ def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
 
 
 @partial(jax.jit, static_argnames=("frame",))
-def _frame_geometry(vectors, frame):
+def _frame_geometry(vectors: jax.Array, frame: str) -> Frame:
     vectors = vectors / power_of_two(vectors)
     count = vectors.shape[0]
     gram = matmul(vectors, vectors.T)
@@ -120,7 +121,7 @@ def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex")
 
 
 @partial(jax.jit, static_argnames=("frame",))
-def _self_duality(rows, vectors, frame):
+def _self_duality(rows: jax.Array, vectors: jax.Array, frame: str) -> Duality:
     rows, vectors = rows / power_of_two(rows), vectors / power_of_two(vectors)
     inner = jnp.sum(rows * vectors, axis=1)
     norms = jnp.linalg.norm(rows, axis=1) * jnp.linalg.norm(vectors, axis=1)
@@ -149,7 +150,7 @@ def gram_error(gram: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.linalg.norm(gram / norm(gram) - target / norm(target))
 
 
-def frame_gram(count: int, frame: str, dtype=jnp.float32) -> jax.Array:
+def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Gram matrix of the frame up to scale: I - 11^T/K ('simplex') or I ('orthogonal')."""
     checks.integer("count", count, 1)
     checks.choice("frame", frame, FRAMES)
@@ -161,7 +162,7 @@ def squared_distances(vectors: jax.Array) -> jax.Array:
     """|v_i - v_j|^2 of all pairs (K, K), from differences of rows: close vectors stay exact."""
     vectors = checks.real("vectors", vectors, "K", "d")
 
-    def row(v):
+    def row(v: jax.Array) -> jax.Array:
         return jnp.sum((vectors - v[None]) ** 2, axis=1)
 
     return jax.lax.map(row, vectors)
@@ -194,7 +195,7 @@ def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
 
 
 @partial(jax.jit, static_argnames=("exponent",))
-def _uniformity(vectors, exponent):
+def _uniformity(vectors: jax.Array, exponent: float) -> Estimate:
     unit = vectors / norm(vectors, 1)[:, None]
     count = unit.shape[0]
     off = 1 - jnp.eye(count, dtype=unit.dtype)
@@ -231,16 +232,20 @@ def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimat
 
 
 @partial(jax.jit, static_argnames=("num_steps",))
-def _one_vs_rest_distance(vectors, num_steps):
+def _one_vs_rest_distance(vectors: jax.Array, num_steps: int) -> Estimate:
     count = vectors.shape[0]
     gram = matmul(vectors, vectors.T)
     rate = 1 / jnp.max(jnp.sum(jnp.abs(gram), axis=1))
     others = ~jnp.eye(count, dtype=bool)
 
-    def gradient(hull):  # row k: weights of the others' hull that approaches vector k
+    def gradient(
+        hull: jax.Array,
+    ) -> jax.Array:  # row k: weights of the others' hull that approaches vector k
         return matmul(hull, gram) - gram
 
-    def step(_, state):
+    def step(
+        _: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         hull, ahead, t = state
         new = project_simplex(ahead - rate * gradient(ahead), others)
         uphill = jnp.sum((ahead - new) * (new - hull), axis=1, keepdims=True) > 0
@@ -288,7 +293,7 @@ def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.maximum(masked - level, 0)
 
 
-def _vectors(vectors, frame):
+def _vectors(vectors: jax.Array, frame: str) -> jax.Array:
     checks.choice("frame", frame, FRAMES)
     vectors = checks.real("vectors", vectors)
     if vectors.ndim != 2 or vectors.shape[0] < 2 or not vectors.shape[1]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import PyTree
 
 
 @show.readable
@@ -101,7 +103,9 @@ def distance(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax
     return 1 - alignment(one, other, centered=centered)
 
 
-def velocity(before: jax.Array, after: jax.Array, elapsed, *, centered: bool = False) -> jax.Array:
+def velocity(
+    before: jax.Array, after: jax.Array, elapsed: ArrayLike, *, centered: bool = False
+) -> jax.Array:
     """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate), positive."""
     elapsed = checks.positive("elapsed", elapsed)
     return distance(before, after, centered=centered) / elapsed
@@ -143,7 +147,7 @@ def weight_movement(params: Any, initial: Any) -> Movement:
     params, initial = _params("params", params), _params("initial", initial)
     checks.same_trees(params=params, initial=initial)
 
-    def relative(size, start):
+    def relative(size: jax.Array, start: jax.Array) -> jax.Array:
         return jnp.where(size == 0, 0, size / start)
 
     moved = jax.tree.map(lambda new, old: norm(new - old), params, initial)
@@ -153,7 +157,7 @@ def weight_movement(params: Any, initial: Any) -> Movement:
     return Movement(total, relative(total, before), jax.tree.map(relative, moved, start))
 
 
-def _params(name, tree):
+def _params(name: str, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: checks.real(
             f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}", leaf
@@ -291,7 +295,7 @@ def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Esti
             f"shapes are {joint.shape}, {first.shape}, {second.shape}; they must be one (B,), B >= 2"
         )
 
-    def ratio(reduce):
+    def ratio(reduce: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return reduce(joint) / (jnp.sqrt(reduce(first)) * jnp.sqrt(reduce(second)))
 
     left_out = ratio(lambda h: (jnp.sum(h) - h) / (h.size - 1))
@@ -332,7 +336,7 @@ def task_model_alignment(
     return Spectrum(values[::-1] / kernel.shape[0], power, jnp.cumsum(power))
 
 
-def _hsic_jackknife(k, l):
+def _hsic_jackknife(k: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
     """HSIC_1, and its N values with one example left out, from sums that are formed once."""
     k, l = (a * (1 - jnp.eye(a.shape[0], dtype=a.dtype)) for a in (k, l))
     rows_k, rows_l, rows_kl = jnp.sum(k, 1), jnp.sum(l, 1), jnp.sum(k * l, 1)
@@ -343,15 +347,17 @@ def _hsic_jackknife(k, l):
     return _hsic_1(count, *sums), _hsic_1(count - 1, *(s - part for s, part in zip(sums, left)))
 
 
-def _hsic_1(n, trace, sum_k, sum_l, inner):
+def _hsic_1(
+    n: int, trace: jax.Array, sum_k: jax.Array, sum_l: jax.Array, inner: jax.Array
+) -> jax.Array:
     return (trace + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * inner) / (n * (n - 3))
 
 
-def _jackknife_error(left_out):
+def _jackknife_error(left_out: jax.Array) -> jax.Array:
     return jnp.sqrt((left_out.size - 1) * jnp.var(left_out))
 
 
-def _columns(kernel, targets):
+def _columns(kernel: jax.Array, targets: jax.Array) -> jax.Array:
     y = checks.real("targets", targets)
     if y.ndim not in (1, 2) or y.shape[0] != kernel.shape[0]:
         raise ValueError(
@@ -361,7 +367,7 @@ def _columns(kernel, targets):
     return y[:, None] if y.ndim == 1 else y
 
 
-def _features(one, other):
+def _features(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     one, other = (
         checks.real(name, x, "N", "d", "...") for name, x in (("features", one), ("other", other))
     )
@@ -372,7 +378,7 @@ def _features(one, other):
     return one.reshape(one.shape[0], -1), other.reshape(other.shape[0], -1)
 
 
-def _pair(one, other, least):
+def _pair(one: jax.Array, other: jax.Array, least: int) -> tuple[jax.Array, jax.Array]:
     one, other = _square("one", one), _square("other", other)
     if one.shape != other.shape or one.shape[0] < least:
         raise ValueError(
@@ -382,7 +388,7 @@ def _pair(one, other, least):
     return one, other
 
 
-def _square(name, kernel):
+def _square(name: str, kernel: jax.Array) -> jax.Array:
     kernel = checks.real(name, kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
@@ -392,7 +398,7 @@ def _square(name, kernel):
     return kernel
 
 
-def _check_symmetric(kernel):
+def _check_symmetric(kernel: jax.Array) -> None:
     """A solver for symmetric matrices reads half of another one, and its answer looks right."""
     values = concrete(kernel)
     if values is not None and np.abs(values - values.T).max() > 1e-3 * np.abs(values).max():

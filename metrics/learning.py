@@ -194,7 +194,7 @@ def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
     return Estimate(1 / mean, error / mean**2)
 
 
-def _spectrum(kernel, targets) -> tuple[np.ndarray, np.ndarray, int]:
+def _spectrum(kernel: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     """Eigenvalues of K / N, descending; mean square of the targets along each mode; outputs. Double precision."""
     given, y = checks.doubles("kernel", kernel), checks.doubles("targets", targets)
     with jax.enable_x64(True):
@@ -204,7 +204,9 @@ def _spectrum(kernel, targets) -> tuple[np.ndarray, np.ndarray, int]:
     return _positive(values, kernel), share * size, y.size // len(y)
 
 
-def _decomposed(kernel, targets):
+def _decomposed(
+    kernel: ArrayLike, targets: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Eigenvalues of K, eigenvectors, targets (n, K), and the size of rounding."""
     given = checks.doubles("kernel", kernel)
     y = checks.doubles("targets", targets)
@@ -220,13 +222,13 @@ def _decomposed(kernel, targets):
     return values, vectors, y.reshape(len(y), -1), _floor(values, kernel)
 
 
-def _floor(values: np.ndarray, kernel) -> float:
+def _floor(values: np.ndarray, kernel: ArrayLike) -> float:
     dtype = getattr(kernel, "dtype", np.dtype(float))
     eps = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else np.finfo(float).eps
     return _ROUNDING * float(eps) * abs(values).max()
 
 
-def _positive(values: np.ndarray, kernel) -> np.ndarray:
+def _positive(values: np.ndarray, kernel: ArrayLike) -> np.ndarray:
     """The eigenvalues, with zero for rounding."""
     floor = _floor(values, kernel)
     if values.min() < -100 * floor:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from numpy.typing import ArrayLike
 
 from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import PRNGKey, PyTree
 
 
 @show.readable
@@ -66,13 +68,13 @@ def gradient_noise_scale(
 
 
 @functools.partial(jax.jit, static_argnames=("losses", "chunk"))
-def _noise_scale(losses, params, batch, chunk):
+def _noise_scale(losses: operators.Loss, params: PyTree, batch: PyTree, chunk: int) -> NoiseScale:
     n = jax.tree.leaves(batch)[0].shape[0]
     gradient = ravel_pytree(jax.grad(lambda p: losses(p, batch).mean())(params))[0]
     length = norm(gradient)
     direction = gradient / jnp.where(length > 0, length, 1)
 
-    def one(example):
+    def one(example: PyTree) -> tuple[jax.Array, jax.Array]:
         lone = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
         g = ravel_pytree(jax.grad(lambda p: losses(p, lone)[0])(params))[0]
         return norm(g), matmul(g, direction)
@@ -84,7 +86,7 @@ def _noise_scale(losses, params, batch, chunk):
     squares, along, mean = sizes**2, along * length, length**2
     total = squares.sum()
 
-    def scale(total, mean, n):
+    def scale(total: jax.Array, mean: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         noise = (total - n * mean) / (n - 1)
         signal = mean - noise / n
         unseen = signal <= 0  # not so for NaN, which stays
@@ -252,7 +254,7 @@ def batch_sharpness(
     return mean_estimate(jnp.stack(values))
 
 
-def iid_batch_sharpness(top, noise, inverse):
+def iid_batch_sharpness(top: ArrayLike, noise: ArrayLike, inverse: ArrayLike) -> jax.Array:
     """The published law for independent Gaussian Hessian noise of variance s^2 per entry and example.
 
     lambda + (P s^2 / b) / lambda above the transition lambda = sqrt(P s^2 / b), else twice that root.
@@ -324,21 +326,21 @@ def hessian_noise(
 
 
 @functools.lru_cache(maxsize=64)
-def _mean_of(losses):
+def _mean_of(losses: operators.Loss) -> operators.Loss:
     return lambda params, batch: losses(params, batch).mean()
 
 
 @functools.lru_cache(maxsize=64)
-def weighted_loss(losses):
+def weighted_loss(losses: operators.Loss) -> operators.Loss:
     """The loss (params, (batch, weights)): the weighted sum over examples."""
     return lambda params, data: jnp.vdot(data[1].astype(float), losses(params, data[0]))
 
 
 @functools.lru_cache(maxsize=64)
-def _deflated(product):
+def _deflated(product: operators.Product) -> operators.Product:
     """The product on the orthogonal complement of a unit vector u that travels with the batch."""
 
-    def deflated(params, batch_and_u, vector):
+    def deflated(params: PyTree, batch_and_u: tuple[PyTree, PyTree], vector: PyTree) -> PyTree:
         batch, u = batch_and_u
         return _without(u, product(params, batch, _without(u, vector)))
 
@@ -346,21 +348,25 @@ def _deflated(product):
 
 
 @functools.partial(jax.jit, static_argnames="weighted")
-def _pushed(weighted, params, batch, signs, u):
+def _pushed(
+    weighted: operators.Loss, params: PyTree, batch: PyTree, signs: jax.Array, u: PyTree
+) -> tuple[PyTree, jax.Array]:
     """w = sum_i x_i H_i u off u, and its norm."""
     w = _without(u, operators.hessian(weighted)(params, (batch, signs), u))
     return w, norm(ravel_pytree(w)[0])
 
 
 @jax.jit
-def _resolvent(space, top):
+def _resolvent(space: curvature.Krylov, top: jax.Array) -> jax.Array:
     """e_1^T (top - T)^-1 e_1 of the tridiagonal matrix T."""
     nodes, vectors = curvature.tridiagonal_eigh(space)
     return jnp.sum(vectors[0] ** 2 / (top - nodes))
 
 
 @functools.partial(jax.jit, static_argnames="weighted")
-def _product_length(weighted, params, batch, weights, key):
+def _product_length(
+    weighted: operators.Loss, params: PyTree, batch: PyTree, weights: jax.Array, key: PRNGKey
+) -> jax.Array:
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     z = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
@@ -368,16 +374,18 @@ def _product_length(weighted, params, batch, weights, key):
     return norm(ravel_pytree(w)[0])
 
 
-def _without(u, v):
+def _without(u: PyTree, v: PyTree) -> PyTree:
     along = _dot(u, v)
     return jax.tree.map(lambda a, b: b - along * a, u, v)
 
 
-def _dot(a, b):
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def example_count(losses, params, batch, batch_sizes):
+def example_count(
+    losses: operators.Loss, params: PyTree, batch: PyTree, batch_sizes: Sequence[int]
+) -> int:
     """The number of examples, and that every batch size is one of a part of them."""
     checks.function("losses", losses, "params", "batch")
     checks.check_params(params)
@@ -392,7 +400,7 @@ def example_count(losses, params, batch, batch_sizes):
     return count
 
 
-def check_least(name, value):
+def check_least(name: str, value: Any) -> None:
     """Refuses fewer samples than a standard error needs."""
     if checks.integer(name, value) < 2:
         raise ValueError(f"{name} is {value}; it must be at least 2, for a standard error")

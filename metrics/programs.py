@@ -6,13 +6,14 @@ Whether a product convolves or loops decides how it is run, the coarsest of its 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from ntk.jaxprs import equations
+from ntk.types import PyTree
 
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
 _DEFAULT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
@@ -20,12 +21,16 @@ _PRODUCTS = {"dot_general", "conv_general_dilated"}
 _PASSES = 4  # forward and reverse, and the derivative of each
 
 
-def remembered(make: Callable) -> Callable:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remembered(make: Callable[P, R]) -> Callable[P, R]:
     """Equal arguments give the same product object, so what was compiled for it is found again."""
     cached = functools.lru_cache(maxsize=64, typed=True)(make)
 
     @functools.wraps(make)
-    def made(*arguments, **options):
+    def made(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             hash((arguments, tuple(options.values())))
         except TypeError:
@@ -54,7 +59,7 @@ def rounding(product: Callable, params: Any, batch: Any) -> float:
     """
     coarse = _DEFAULT_PRODUCTS.get(jax.default_backend(), 0.0)
 
-    def of(equation):
+    def of(equation: Any) -> float:
         types = [v.aval.dtype for v in equation.outvars if hasattr(v.aval, "dtype")]
         floats = [t for t in types if jnp.issubdtype(t, jnp.floating)]
         default = equation.primitive.name in _PRODUCTS and _is_default(equation.params)
@@ -64,17 +69,19 @@ def rounding(product: Callable, params: Any, batch: Any) -> float:
     return _PASSES * eps if eps > float(jnp.finfo(jnp.float32).eps) else eps
 
 
-def _is_default(options):
+def _is_default(options: Mapping[str, Any]) -> bool:
     precision = options.get("precision")
     chosen = precision if isinstance(precision, tuple) else (precision,)
     return all(p in (None, jax.lax.Precision.DEFAULT) for p in chosen)
 
 
-def _contains(product, params, batch, primitives):
+def _contains(
+    product: Callable, params: PyTree, batch: PyTree, primitives: Collection[str]
+) -> bool:
     # The walk, since printing the equations takes as long as a Hessian product of a small network.
     found = equations(_traced(product, params, batch))
     return any(equation.primitive.name in primitives for equation in found)
 
 
-def _traced(product, params, batch):
+def _traced(product: Callable, params: PyTree, batch: PyTree) -> Any:
     return jax.jit(product).trace(params, batch, params).jaxpr

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from metrics import checks
@@ -37,7 +38,7 @@ class Optimum(NamedTuple):
     edge: str
 
 
-def refined_optimum(learning_rates, losses) -> Optimum:
+def refined_optimum(learning_rates: ArrayLike, losses: ArrayLike) -> Optimum:
     """Best learning rate of a sweep, refined by a parabola through the grid minimum.
 
     The parabola passes through log loss at the best rate and its two neighbours, in log2 of the
@@ -71,7 +72,7 @@ def refined_optimum(learning_rates, losses) -> Optimum:
     return Optimum(rate, height, float(error), per_seed, edge)
 
 
-def _check_sweep(rates, losses):
+def _check_sweep(rates: np.ndarray, losses: np.ndarray) -> None:
     sound = (rates > 0) & np.isfinite(rates)
     if rates.ndim != 1 or rates.size < 3 or not sound.all() or not (np.diff(rates) > 0).all():
         raise ValueError(
@@ -89,7 +90,7 @@ def _check_sweep(rates, losses):
         )
 
 
-def _vertex(x, y):
+def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, str]:
     """Vertex (x, y) of the parabola through the minimum of y, and the edge it lies on."""
     i = int(np.argmin(y))
     if not np.isfinite(y[i]):
@@ -120,7 +121,13 @@ class PowerLaw(NamedTuple):
 
 
 def fit_power_law(
-    x, y, key: jax.Array, *, offset: bool = False, confidence: float = 0.95, num_samples: int = 1000
+    x: ArrayLike,
+    y: ArrayLike,
+    key: jax.Array,
+    *,
+    offset: bool = False,
+    confidence: float = 0.95,
+    num_samples: int = 1000,
 ) -> PowerLaw:
     """Power law through positive measurements, with bootstrap intervals.
 
@@ -178,7 +185,7 @@ def fit_power_law(
     return PowerLaw(*(float(value) for value in estimate), *intervals)
 
 
-def _check_points(x, y, minimum):
+def _check_points(x: np.ndarray, y: np.ndarray, minimum: int) -> None:
     if x.ndim != 1 or y.ndim != 2 or y.shape[1] != x.size:
         raise ValueError(
             f"x of shape {x.shape} and y of shape {y.shape} do not match:"
@@ -193,7 +200,7 @@ def _check_points(x, y, minimum):
         )
 
 
-def _fit_line(x, log_y):
+def _fit_line(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """(samples, 3): exponent, prefactor and zero offset, for each row of log_y."""
     log_x = np.log(x)
     centered = log_x - log_x.mean()
@@ -202,7 +209,7 @@ def _fit_line(x, log_y):
     return np.stack([exponent, prefactor, np.zeros_like(exponent)], axis=1)
 
 
-def _fit_with_offset(x, log_y):
+def _fit_with_offset(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """(samples, 3): exponent, prefactor and offset that minimise the relative squared error."""
     middle = np.exp(np.log(x).mean())
     x = x / middle
@@ -220,7 +227,9 @@ def _fit_with_offset(x, log_y):
     return np.stack([exponent, prefactor * middle**-exponent, offset], axis=1)
 
 
-def _project(x, inverse, exponent):
+def _project(
+    x: np.ndarray, inverse: np.ndarray, exponent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Least squares of (prefactor x^p + offset) / y - 1 at given p: cost, prefactor, offset."""
     # (x^p - 1)/p keeps prefactor and offset apart where x^p is nearly constant.
     p = np.where(abs(exponent) < 1e-6, 1e-6, exponent)[..., None]
@@ -234,12 +243,12 @@ def _project(x, inverse, exponent):
     return (residual**2).sum(-1), prefactor, level - prefactor
 
 
-def _power(x, law):
+def _power(x: np.ndarray, law: np.ndarray) -> np.ndarray:
     exponent, prefactor, offset = law
     return prefactor * x**exponent + offset
 
 
-def _leverage(x, num_params):
+def _leverage(x: np.ndarray, num_params: int) -> np.ndarray:
     """Diagonal of the hat matrix of a line in log x, or of its share for one more parameter."""
     centered = np.log(x) - np.log(x).mean()
     line = 1 / x.size + centered**2 / (centered @ centered)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
@@ -15,7 +16,9 @@ from ntk import show
 RULES = ("gradient_descent", "momentum", "nesterov", "adam")
 
 
-def threshold(learning_rate, rule: str = "gradient_descent", *, beta: float = 0.0):
+def threshold(
+    learning_rate: ArrayLike, rule: str = "gradient_descent", *, beta: float = 0.0
+) -> ArrayLike:
     """The sharpness above which a quadratic diverges, and around which training hovers.
 
     gradient_descent 2/eta; momentum (v = beta v + g, w = w - eta v) (2 + 2 beta)/eta; nesterov

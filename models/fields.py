@@ -1,7 +1,5 @@
 """What the fields of a model may be, checked when it is built and not where it first fails."""
 
-from collections.abc import Callable
-
 
 def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, ...] = ()) -> None:
     """Refuse sizes that are no integers or too small, and functions that cannot be called.
@@ -23,5 +21,5 @@ def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, 
         if value < least:
             raise ValueError(f"{kind}: {name}={value!r} must be at least {least}.")
     for name in functions:
-        if not isinstance(getattr(model, name), Callable):
+        if not callable(getattr(model, name)):
             raise TypeError(f"{kind}: {name}={getattr(model, name)!r} must be a function.")
