@@ -26,7 +26,7 @@ def stacked(shapes: Shapes) -> set[str]:
     A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
     has an axis too many.
     """
-    scopes = {}
+    scopes: dict[str, list[str]] = {}
     for name in shapes:
         parts = name.split("/")
         for end in range(len(parts)):
@@ -84,13 +84,15 @@ def fans(
 
 
 def _one_layer_a_unit(
-    kernels: tuple[Shape, ...] | None, biases: tuple[Shape, ...] | None, first: int
+    kernels: tuple[Shape, ...], biases: tuple[Shape, ...] | None, first: int
 ) -> bool:
     """Whether the first axis counts layers of few units, one for each unit: it is the bias's first axis too.
 
     The bias of a layer with several axes of features has the kernel's last axes instead.
     """
-    return bool(biases) and all(
+    if not biases:
+        return False
+    return all(
         len(b) > first + 1
         and b[first] == k[first]
         and b[-1] == k[-1]
@@ -112,7 +114,7 @@ def _is_bias(name: str, shapes: Shapes) -> bool:
     return (
         bool(scope)
         and leaf == "1"
-        and bool(matrix)
+        and matrix is not None
         and [m[-1:] for m in matrix] == list(shapes[name])
     )
 

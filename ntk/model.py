@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.arguments import is_key
-from ntk.types import PRNGKey, PyTree
+from ntk.types import Axes, PRNGKey, PyTree
 
 
 @show.readable
@@ -167,14 +167,14 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
             )
         return model
 
-    graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
-    kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
+    graph, *states = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
+    kept = sorted(named_leaves(nnx.to_pure_dict(states[-1])))
 
     def init(key: PRNGKey) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
     def state(key: PRNGKey) -> dict:
-        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
+        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[-1])
 
     def apply(
         params: PyTree,
@@ -192,7 +192,7 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
         outputs = model(*inputs, **{**call, **kwargs})
         if not mutable:
             return outputs
-        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[-1])
 
     return Model(Network(init, apply), state)
 
@@ -204,7 +204,7 @@ def _is_equinox(model: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating) and hasattr(leaf, "shape")
+    return hasattr(leaf, "shape") and jnp.issubdtype(getattr(leaf, "dtype", object), jnp.floating)
 
 
 def _from_equinox(factory: Callable, call: dict) -> Model:
@@ -269,7 +269,7 @@ def _equinox_fans(model: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...
                 own = len(layer.shape)
             stack = rank - own  # layers made by vmap have an axis before their own
             axes = tuple(range(stack, rank))
-            fans = ((), axes)
+            fans: tuple[Axes, Axes] = ((), axes)
             if isinstance(layer, nn.Embedding):
                 fans = (axes[:1], axes[1:])
             elif isinstance(layer, matrices) and name.startswith("weight"):

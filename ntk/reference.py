@@ -106,8 +106,10 @@ def _moved_names() -> Iterator[None]:
     from jax.interpreters import ad
 
     util = types.ModuleType("jax.util")
-    util.safe_map = lambda f, *xs: list(map(f, *_equal_lengths(xs)))
-    util.safe_zip = lambda *xs: list(zip(*_equal_lengths(xs)))
+    vars(util).update(
+        safe_map=lambda f, *xs: list(map(f, *_equal_lengths(xs))),
+        safe_zip=lambda *xs: list(zip(*_equal_lengths(xs))),
+    )
     modules = {
         "jax.util": util,
         f"{_NAME}.experimental": types.ModuleType(f"{_NAME}.experimental"),
@@ -174,7 +176,7 @@ def _permit(value: Any) -> Any:
         with _permissive():
             return _permit(value(*args, **kwargs))
 
-    permitted._permitted = True
+    vars(permitted).update(_permitted=True)
     return permitted
 
 

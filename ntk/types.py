@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array
+Data: TypeAlias = jax.Array | np.ndarray
+"""An array as it comes in, of JAX or of NumPy."""
 PRNGKey: TypeAlias = jax.Array
 """A typed key, `jax.random.key(0)`."""
 PyTree: TypeAlias = Any

@@ -98,9 +98,10 @@ def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array | No
         gap: in [0, 2], not negative.
         reflects: whether rho may be negative; `negative` is None if not.
     """
-    negative = gap > 1 if reflects else None
-    w = jnp.where(negative, 2 - gap, gap) if reflects else gap
-    return *_angle_and_integral(w), negative
+    if not reflects:
+        return *_angle_and_integral(gap), None
+    negative = gap > 1
+    return *_angle_and_integral(jnp.where(negative, 2 - gap, gap)), negative
 
 
 def _angle_and_integral(w: Array) -> tuple[Array, Array]:

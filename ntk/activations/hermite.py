@@ -16,6 +16,7 @@ and grows beyond it, and `Dual.error` tells how large it is at any variance.
 
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ntk.activations import kinks as kinks_
 from ntk.activations.closed_forms import Dual
@@ -92,7 +94,7 @@ def dual(
         raise ValueError(f"order is {order}; it must be at least 1")
     _check_shape(fn)
     kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
-    if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks):
+    if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks or ()):
         raise ValueError(
             f"kinks are {kinks}; changes of curvature are split off only if all are at 0"
         )
@@ -190,9 +192,10 @@ def cross(
 ) -> tuple[Array, Array]:
     """E[f(u) g(v)] and E[f'(u) g'(v)] of two activations; arguments as in `dual` and `Dual.moments`."""
     plans = [_study(fn, None, tolerance, max_variance, None) for fn in (one, two)]
-    even, odd, nodes = (max(p[i] for p in plans) for i in range(3))
-    plans = [Plan(even, odd, nodes, p.kinks) for p in plans]
-    return _cross(one, two, *plans, q1, q2, rho)
+    even, odd = max(p.even for p in plans), max(p.odd for p in plans)
+    nodes = max(p.nodes for p in plans)
+    plan1, plan2 = (Plan(even, odd, nodes, p.kinks) for p in plans)
+    return _cross(one, two, plan1, plan2, q1, q2, rho)
 
 
 def _cross(
@@ -247,7 +250,7 @@ def _square(fn: Elementwise, plan: Plan, q: Array) -> Array:
 
 
 def _product(pairs: Pairs, k: int) -> Array:
-    return sum(a[k] * b[k] for a, b in pairs)
+    return functools.reduce(operator.add, (a[k] * b[k] for a, b in pairs))
 
 
 def _evaluate(plan: Plan, pairs: Pairs, rho: Array) -> tuple[Array, Array]:
@@ -283,7 +286,7 @@ def _horner(
     # A loop over blocks: unrolled, a hundred terms take minutes to compile.
     count = -(-length // block)
     block = -(-length // count)
-    fold = [tuple(_folded(x, count, block) for x in ab) for ab in pairs]
+    fold = [(_folded(a, count, block), _folded(b, count, block)) for a, b in pairs]
     return jax.lax.scan(descend, (zero, zero), fold, reverse=True)[0]
 
 
@@ -430,7 +433,7 @@ def _enough_nodes(
     return _STUDY_NODES
 
 
-def _error(fn: Elementwise, plan: Plan, q: Array) -> tuple[np.ndarray, np.ndarray]:
+def _error(fn: Elementwise, plan: Plan, q: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Relative errors of k and kdot at rho = 1, from the orders left out, up to 512."""
     f, out = _in_double(fn), []
     for value in np.ravel(np.asarray(q, np.float64)):

@@ -151,14 +151,14 @@ def _coefficients_at_zero(
     first = np.concatenate([h[:1], step[:-1] / np.sqrt(k)])
     second = np.concatenate([[0.25], first[:-1] / np.sqrt(k)])  # of half the square
     sums = [sum(kink[n] for kink in kinks) for n in (1, 2, 3)]
-    jumps, first, second = (
+    jump, ramp, bend = (
         jnp.asarray(c * x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
         for c, x in zip(sums, (step, first, second))
     )
     zero = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
     above = np.arange(order + 1).reshape((-1,) + (1,) * deviation.ndim)
     scale = jnp.where(above, 1, deviation[None])
-    return (first + second * deviation[None]) * scale + zero, jumps + zero
+    return (ramp + bend * deviation[None]) * scale + zero, jump + zero
 
 
 def _hermite_times_density(a: Array, sizes: Array, order: int) -> Array:
@@ -332,4 +332,5 @@ def _orthant_jvp(
         -density(b) * tail(beyond_b),
         density(a) * density(beyond_a) * inverse,
     )
-    return _orthant(a, b, rho), sum(slope * dx for slope, dx in zip(slopes, tangents))
+    moved = [slope * dx for slope, dx in zip(slopes, tangents)]
+    return _orthant(a, b, rho), moved[0] + moved[1] + moved[2]

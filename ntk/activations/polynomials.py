@@ -88,7 +88,7 @@ def _rectified_product(n: int) -> tuple[list[float], list[float]]:
 
     From d/drho E[u_+^n v_+^n] = n^2 E[u_+^(n-1) v_+^(n-1)], B(rho) being E[u^n v^n].
     """
-    a = []
+    a: list[Fraction] = []
     for m in range(1, n + 1):
         b = _monomial_product(m)
         right = [Fraction(0)] * (m + 2)

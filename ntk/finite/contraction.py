@@ -104,10 +104,10 @@ def by_jacobians(
             for f, p in zip(tree.unflatten(leaves), products)
         ]
 
-    factors = [None if net is None else factors_of(net) for net in (one, two)]
+    first, second = factors_of(one), None if two is None else factors_of(two)
     kernels = []
     for i, axis in enumerate(axes):
-        f1, f2 = factors[0][i], None if two is None else factors[1][i]
+        f1, f2 = first[i], None if second is None else second[i]
         if axis.single:
             f1, f2 = jax.tree.map(lambda v: jnp.expand_dims(v, 1), (f1, f2))
             kernels.append(jax.vmap(contract)(f1, f2))
@@ -270,7 +270,7 @@ def _with_jacobians(one: Factors, two: Factors | None) -> tuple[Factors, Factors
         layers = list(zip(ways, f.reads, f.writes, f.products))
         gram = [(a, d) for way, a, d, _ in layers if way == 0]
         jacobians = [_jacobian(a, d) for way, a, d, _ in layers if way == 1]
-        sums_ = [_sums(a, d, p) for way, a, d, p in layers if way == 2]
+        sums_ = [_sums(a, d, p) for way, a, d, p in layers if way == 2 and p is not None]
         reads, writes = ([layer[i] for layer in gram] for i in (0, 1))
         return Factors(reads, writes, [None] * len(gram), f.jacobians + jacobians, sums_)
 

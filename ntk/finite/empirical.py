@@ -313,8 +313,8 @@ def _interaction(
     one = functools.partial(_example, f, rebuild, static, axes.arrays, examples)
     apart = contraction.Network(one, floats, arrays, axes.arrays).map(lambda a: one(floats, a))
 
-    def gap(y: jax.Array, z: jax.Array, axis: int) -> jax.Array:
-        z = jnp.moveaxis(z, 0, axis)
+    def gap(y: jax.Array, z: jax.Array, axis: int | None) -> jax.Array:
+        z = z if axis is None else jnp.moveaxis(z, 0, axis)
         if y.shape != z.shape:
             raise ValueError(
                 f"f gives outputs of shape {y.shape} for examples together and {z.shape} for each: name the axis of "
@@ -352,10 +352,11 @@ def _ntk(
 ) -> PyTree:
     """Compiled once per function, shapes and settings; everything that has values is an argument."""
     floats, rebuild = arguments.split_params(params)
-    static2, other = (static1, arrays1) if arrays2 is None else (static2, arrays2)
+    second = static1 if static2 is None else static2
+    other = arrays1 if arrays2 is None else arrays2
     shapes1, shapes2 = (
         jax.eval_shape(functools.partial(_outputs, settings.f, rebuild, s), floats, arrays)
-        for s, arrays in ((static1, arrays1), (static2, other))
+        for s, arrays in ((static1, arrays1), (second, other))
     )
     leaves1, tree = jax.tree.flatten(shapes1)
     leaves2 = jax.tree.leaves(shapes2)
@@ -372,14 +373,14 @@ def _ntk(
             arrays,
             axes.arrays,
         )
-        for s, arrays in ((static1, arrays1), (static2, other))
+        for s, arrays in ((static1, arrays1), (second, other))
     )
-    two = None if arrays2 is None else two
+    columns = None if arrays2 is None else two
     if settings.implementation == NtkImplementation.NTK_VECTOR_PRODUCTS:
-        kernels = contraction.by_products(one, two, outputs)
+        kernels = contraction.by_products(one, columns, outputs)
     else:
         use_layers = settings.implementation != NtkImplementation.JACOBIAN_CONTRACTION
-        kernels = contraction.by_jacobians(one, two, outputs, use_layers)
+        kernels = contraction.by_jacobians(one, columns, outputs, use_layers)
     return tree.unflatten(
         arrange(k, y1.shape, y2.shape, a)
         for k, y1, y2, a in zip(kernels, leaves1, leaves2, outputs)

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 class _Moments(NamedTuple):
     """Running mean and sum of squared deviations, of all networks so far."""
 
-    count: int
+    number: int
     mean: PyTree
     squares: PyTree
 
@@ -150,7 +150,7 @@ def _add(moments: _Moments | None, sample: PyTree) -> _Moments:
     """Welford's update, which does not subtract large numbers."""
     if moments is None:
         return _Moments(1, sample, jax.tree.map(jnp.zeros_like, sample))
-    count = moments.count + 1
+    count = moments.number + 1
     mean = jax.tree.map(lambda m, s: m + (s - m) / count, moments.mean, sample)
     squares = jax.tree.map(
         lambda q, m, new, s: q + (s - m) * (s - new), moments.squares, moments.mean, mean, sample
@@ -159,7 +159,7 @@ def _add(moments: _Moments | None, sample: PyTree) -> _Moments:
 
 
 def _estimate(moments: _Moments) -> Estimate:
-    n = moments.count
+    n = moments.number
 
     def error(q: jax.Array) -> jax.Array:
         return jnp.sqrt(q / (n * (n - 1))) if n > 1 else jnp.full_like(q, jnp.nan)

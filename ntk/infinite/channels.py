@@ -166,10 +166,10 @@ def gaussian(
         scales.append(W_std * inverse * (root(var) if normalised else 1))
         shifts.append(bias * inverse)
     if not (normalised and b_std is None):  # a map without bias keeps every correlation
-        one, two = kernels.views(*scales, kernel.diagonal_spatial)
+        one, two = kernels.views(scales[0], scales[1], kernel.diagonal_spatial)
         k = k * (one * two)
         if b_std is not None:
-            one, two = kernels.views(*shifts, kernel.diagonal_spatial)
+            one, two = kernels.views(shifts[0], shifts[1], kernel.diagonal_spatial)
             k = k + one * two
     return kernel.replace(
         correlation=k,
@@ -218,11 +218,12 @@ def multiply(kernels_in: Sequence[Kernel]) -> Kernel:
     """
     first = _same_shapes(kernels_in, "FanInProd")
     out = _combined(kernels_in, functools.partial(functools.reduce, operator.mul), first)
-    ntk = None
-    if first.ntk is not None:
-        product, ntk = kernels_in[0].nngp, kernels_in[0].ntk
-        for k in kernels_in[1:]:
-            ntk = ntk * k.nngp + product * k.ntk
+    ntk: Array | None = None
+    tangents = [k.ntk for k in kernels_in if k.ntk is not None]
+    if len(tangents) == len(kernels_in):
+        product, ntk = first.nngp, tangents[0]
+        for k, tangent in zip(kernels_in[1:], tangents[1:]):
+            ntk = ntk * k.nngp + product * tangent
             product = product * k.nngp
     return out.replace(ntk=ntk, is_gaussian=len(kernels_in) == 1 and first.is_gaussian)
 
@@ -239,7 +240,8 @@ def concatenate_channels(kernels_in: Sequence[Kernel]) -> Kernel:
         widths = [1] * len(widths)  # also where the width is unknown, as -1
 
     def mean(moments: Sequence[Array]) -> Array:
-        return sum(w * m for w, m in zip(widths, moments)) / sum(widths)
+        weighted = (w * m for w, m in zip(widths, moments))
+        return functools.reduce(operator.add, weighted) / sum(widths)
 
     out = _combined(kernels_in, mean, first)
     return out.replace(is_gaussian=False)
@@ -379,5 +381,5 @@ def hide(kernel: Kernel, mask1: Array | None, mask2: Array | None) -> Kernel:
             else jnp.broadcast_to(~kernels.pixel_mask(kernel, mask), var.shape).astype(var.dtype)
         )
     out = scale(kernel, *factors)
-    one, two = kernels.views(*factors, kernel.diagonal_spatial)
+    one, two = kernels.views(factors[0], factors[1], kernel.diagonal_spatial)
     return out.replace(correlation=kernel.correlation * (one * two))

@@ -102,14 +102,15 @@ def depth_map(
         )
     weight_scale = W_std**2 if weight_scale is None else weight_scale
     bias_scale = b_std**2 if bias_scale is None else bias_scale
-    numbers = (W_std, b_std, 1.0 if variance is None else variance, weight_scale, bias_scale)
+    given = (W_std, b_std, 1.0 if variance is None else variance, weight_scale, bias_scale)
     try:
-        numbers = tuple(float(x) for x in numbers)
+        one, two, three, four, five = (float(x) for x in given)
     except jax.errors.ConcretizationTypeError:
         raise ValueError(
             "the whole depth can be tabulated only for numbers known beforehand: W_std, b_std or "
             "variance is traced; evaluate layer by layer"
         ) from None
+    numbers = (one, two, three, four, five)
 
     def maps(rho: Array) -> tuple[Array, Array, Array]:
         table = _table(dual, numbers, depth, _size(rho.dtype))

@@ -235,10 +235,12 @@ class KernelFn:
         batch = plan.batch_axis % first.ndim
         sizes = first.shape[batch], second.shape[batch]
         small = _is_small(sizes, _entries(first, batch, plan, self.area))
-        if not small or jax.config.jax_disable_jit:
+        # JAX adds its options by name, which no checker sees.
+        if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return None
         leaves, tree = jax.tree.flatten(data)
-        rest = tree, *((x.shape, x.dtype) for x in leaves), jax.config.jax_enable_x64
+        double = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        rest = tree, *((x.shape, x.dtype) for x in leaves), double
         # One program of both kernels serves who asks for one of them, too.
         both = plan._replace(names=("nngp", "ntk"), ntk=True)
         if plan.names == ("ntk",) or ((both, rest) in self._small and plan.names == ("nngp",)):
@@ -303,15 +305,14 @@ class _Result(NamedTuple):
     """A kernel without its arrays, and the arrays that were asked for."""
 
     kernel: Kernel
-    arrays: dict[str, Array]
+    arrays: dict[str, Array | None]
 
 
 def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
     if kernel.ntk is not None and kernel.ntk.ndim == 0:  # nothing was trained
         kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
-    names = [name for name in (names or _FIELDS) if name not in _STATIC]
-    arrays = {name: getattr(kernel, name) for name in names}
-    empty = dict.fromkeys(_FIELDS)
+    arrays = {name: getattr(kernel, name) for name in names or _FIELDS if name not in _STATIC}
+    empty: dict[str, Any] = dict.fromkeys(_FIELDS)
     if kernel.coincident is not None:
         empty["coincident"] = jnp.ones((), bool)
     return _Result(dataclasses.replace(kernel, **empty), arrays)
@@ -321,7 +322,8 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
     if not isinstance(out, _Result):
         return type(out)(_chosen(part, get) for part in out)
     if get is None:
-        return dataclasses.replace(out.kernel, **out.arrays)
+        arrays: dict[str, Any] = out.arrays
+        return dataclasses.replace(out.kernel, **arrays)
 
     def field(name: str) -> Any:
         return out.arrays[name] if name in out.arrays else getattr(out.kernel, name)
@@ -395,7 +397,7 @@ def _evaluate(
     entries = _entries(first, batch, plan, fn.area)
     tile = _tile_sizes(sizes, entries, plan)
     data = (x1, x2, mask1, mask2, pattern)
-    values = network
+    values: Callable[..., Any] = network
     if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
         if _is_small(sizes, entries):
             values = precision.doubled(network)
@@ -489,7 +491,7 @@ def _tiled(
     is_result = functools.partial(_is, _Result)
     frames = jax.tree.leaves(whole, is_leaf=is_result)
 
-    def write(outs: list, tiles: list, at: tuple) -> list[dict[str, Array]]:
+    def write(outs: list, tiles: list, at: tuple[Array, Array]) -> list[dict[str, Array | None]]:
         return [
             {name: _written(out[name], new[name], name, *at, frame.kernel, upper) for name in out}
             for out, new, frame in zip(outs, tiles, frames)
@@ -522,7 +524,7 @@ def _written(
     out: Array | None, new: Array | None, name: str, i: Array, j: Array, kernel: Kernel, upper: bool
 ) -> Array | None:
     """`out` with a tile at samples i, j; with `upper` also its mirror image at j, i."""
-    if out is None:
+    if out is None or new is None:
         return None
     if out.ndim == 0:
         return new

@@ -171,7 +171,7 @@ def inputs_to_kernel(
     units, norms = _units(x1, x2, plan)
     width, pixels = x1.shape[channel], x1.ndim - 2
     spread = plan.need.pairs and pixels > 0
-    correlation = _inner(*units, pixels, spread, 2) if product is None else product
+    correlation = _inner(units[0], units[1], pixels, spread, 2) if product is None else product
     kernel = Kernel(
         correlation=channels.snap(correlation, width),
         var1=norms[0] / width,
@@ -188,7 +188,7 @@ def inputs_to_kernel(
         batch_axis=batch,
         channel_axis=channel,
     )
-    within = [None, None]
+    within: list[Array | None] = [None, None]
     if plan.need.variance == 2 and pixels:
         for side, (unit, norm) in enumerate(zip(units, norms)):
             one, two = kernels.views_within(jnp.sqrt(norm / width))
@@ -199,7 +199,8 @@ def inputs_to_kernel(
 def product_of_units(x1: Array, x2: Array, plan: Plan) -> Array:
     """Inner products of the samples divided by their norms, as a matrix product leaves them: beyond 1 by rounding."""
     pixels = x1.ndim - 2
-    return _inner(*_units(x1, x2, plan)[0], pixels, plan.need.pairs and pixels > 0, 2)
+    one, two = _units(x1, x2, plan)[0]
+    return _inner(one, two, pixels, plan.need.pairs and pixels > 0, 2)
 
 
 def _units(x1: Array, x2: Array, plan: Plan) -> tuple[list[Array], list[Array]]:

@@ -111,8 +111,8 @@ def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtyp
     start = jnp.broadcast_to(jnp.asarray(shift)[None], (index.shape[0], len(shift)))
     bits = jax.lax.scan(flip, start, table)[0]
     u = (bits.astype(dtype) + 0.5) / 2**_BITS
-    parts, start = [], 0
+    parts, at = [], 0
     for law, count in laws:
-        parts.append(quantile(law, u[:, start : start + count]))
-        start += count
+        parts.append(quantile(law, u[:, at : at + count]))
+        at += count
     return jnp.concatenate(parts, 1)

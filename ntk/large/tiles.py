@@ -71,11 +71,13 @@ class Job(NamedTuple):
     @property
     def counts(self) -> tuple[int, int]:
         """Tiles along both sides."""
-        return tuple(-(-n // t) for n, t in zip(self.sizes, self.tile))
+        rows, columns = (-(-n // t) for n, t in zip(self.sizes, self.tile))
+        return rows, columns
 
     def positions(self) -> list[tuple[int, int]]:
         """Tiles to compute; of a symmetric matrix those on the diagonal first."""
-        every = list(itertools.product(*map(range, self.counts)))
+        rows, columns = self.counts
+        every = list(itertools.product(range(rows), range(columns)))
         if not self.symmetric:
             return every
         return sorted(
@@ -180,7 +182,7 @@ def stream(
     Yields:
         Row and column of the tile, and its entries, filled-up samples included.
     """
-    under_way = collections.deque()
+    under_way: collections.deque[tuple[list[tuple[int, int]], PyTree]] = collections.deque()
     for diagonal, group in itertools.groupby(
         positions, lambda ij: job.symmetric and ij[0] == ij[1]
     ):
@@ -313,9 +315,9 @@ def _round(
 @functools.partial(jax.jit, static_argnames=("call", "diagonal"))
 def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list) -> PyTree:
     """The kernel between two batches, or what is made of it."""
-    vectors = ()
+    rows = columns = None
     if call.result == "product":
-        (one, *_), (two, *_), vectors = one, two, (one[1], two[1])
+        (one, rows, *_), (two, columns, *_) = one, two
     (x1, pairs1), (x2, pairs2) = one, two
     args, kwargs = arguments.combine(arrays, call.static)
     pairs = {key: (pairs1[key], pairs2[key]) for key in pairs1}
@@ -323,11 +325,11 @@ def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list
     if call.result == "diagonal":
         return jnp.diagonal(out)
     if call.result == "product":
-        return _products(out, *vectors, diagonal)
+        return _products(out, rows, columns, diagonal)
     return out
 
 
-def _products(kernel: jax.Array, rows: Any, columns: jax.Array, diagonal: bool) -> tuple:
+def _products(kernel: jax.Array, rows: Any, columns: Any, diagonal: bool) -> tuple:
     """K v, and K^T v where the mirrored tile is not computed."""
     times = functools.partial(jnp.matmul, precision="highest")
     return times(kernel, columns), None if rows is None or diagonal else times(kernel.T, rows)

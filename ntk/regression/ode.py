@@ -45,11 +45,11 @@ class _Step(NamedTuple):
     size: jax.Array
     state: PyTree
     rate: PyTree
-    count: jax.Array
+    tried: jax.Array  # steps so far
     mark: PyTree  # the state at mark_time, to see what a doubling of time changes
     mark_time: jax.Array
     still: jax.Array
-    index: jax.Array  # of the time that is aimed at
+    aim: jax.Array  # number of the time that is aimed at
     refused: tuple[jax.Array, jax.Array]  # size and error of the last attempt, 0 if it was accepted
     slides: jax.Array  # along a jump of the rate
     euler: jax.Array  # whether the last step was one of Euler's
@@ -151,17 +151,17 @@ def _backward(
         s, new, going = step
         state_bar, constants_bar = carry
         moved = going & (new.time > s.time)
-        written = going & (new.index > s.index)
-        extra = jax.tree.map(lambda g: jnp.where(written, g[s.index], 0), given)
+        written = going & (new.aim > s.aim)
+        extra = jax.tree.map(lambda g: jnp.where(written, g[s.aim], 0), given)
         state_bar = jax.tree.map(jnp.add, state_bar, extra)
         size = jnp.where(moved, new.time - s.time, 0)
 
-        def step(y: PyTree, c: Sequence[jax.Array]) -> PyTree:
+        def once(y: PyTree, c: Sequence[jax.Array]) -> PyTree:
             first = rate(y, *c)
             plain = _combine(y, size, (1.0,), [first])
             return _where(new.euler, plain, _stages(rate, y, first, size, c)[0])
 
-        _, pullback = jax.vjp(step, s.state, constants)
+        _, pullback = jax.vjp(once, s.state, constants)
         before, part = pullback(state_bar)
         constants_bar = jax.tree.map(lambda a, b: a + jnp.where(moved, b, 0), constants_bar, part)
         return (_where(moved, before, state_bar), constants_bar), None
@@ -169,7 +169,7 @@ def _backward(
     def segment(carry: tuple) -> tuple:
         k, bars = carry
         start = jax.tree.map(lambda a: a[k], kept)
-        _, steps = lax.scan(replayed, start, None, stride)
+        steps: tuple = lax.scan(replayed, start, None, stride)[1]
         return k - 1, lax.scan(back, bars, steps, reverse=True)[0]
 
     zeros = jax.tree.map(jnp.zeros_like, (jax.tree.map(lambda v: v[0], path.states), constants))
@@ -202,7 +202,7 @@ def _first(
 
 
 def _end(s: _Step, times: jax.Array) -> jax.Array:
-    return times[jnp.minimum(s.index, len(times) - 1)]
+    return times[jnp.minimum(s.aim, len(times) - 1)]
 
 
 def _arrived(s: _Step, end: jax.Array) -> jax.Array:
@@ -210,8 +210,8 @@ def _arrived(s: _Step, end: jax.Array) -> jax.Array:
 
 
 def _busy(settings: _Settings, s: _Step, times: jax.Array) -> jax.Array:
-    going = (s.count < settings.max_steps) | _arrived(s, _end(s, times))
-    return (s.index < len(times)) & going
+    going = (s.tried < settings.max_steps) | _arrived(s, _end(s, times))
+    return (s.aim < len(times)) & going
 
 
 def _iterate(
@@ -224,7 +224,7 @@ def _iterate(
     """One step towards the next time; or, where that is reached, on to the one after it."""
     end = _end(s, times)
     moved = _advance(rate, settings, s, times, constants)
-    return _where(_arrived(s, end), s._replace(index=s.index + 1), moved)
+    return _where(_arrived(s, end), s._replace(aim=s.aim + 1), moved)
 
 
 def _advance(
@@ -242,7 +242,7 @@ def _advance(
     short = (size <= least) & jnp.isfinite(end)
     slides = s.slides | (short & _jumps(s, size, error))
     # Many short steps: a fifth of one says whether it is for a jump, or for stiffness.
-    spent = (s.count > settings.max_steps // 10) & (s.count % 61 == 0)
+    spent = (s.tried > settings.max_steps // 10) & (s.tried % 61 == 0)
     probe = spent & short & ~slides & (error > 0.01)
     rough = slides & short & (error > 1.0) & (error * settings.rtol <= _SLIDING)
     accept = ((error <= 1.0) | rough) & ~probe
@@ -263,11 +263,11 @@ def _advance(
         grown,
         moved,
         last,
-        s.count + 1,
+        s.tried + 1,
         _where(due, moved, s.mark),
         jnp.where(due, time, s.mark_time),
         s.still | (due & (change < 10.0)),
-        s.index,
+        s.aim,
         _where(accept, (jnp.zeros_like(size), jnp.zeros_like(error)), (size, error)),
         slides,
         rough,
@@ -326,12 +326,12 @@ def _room(tree: PyTree, count: int) -> PyTree:
 
 def _written(states: PyTree, s: _Step, times: jax.Array) -> PyTree:
     """States with the one of the time that is reached; another is not written."""
-    at = jnp.where(_arrived(s, _end(s, times)), s.index, len(times))
+    at = jnp.where(_arrived(s, _end(s, times)), s.aim, len(times))
     return jax.tree.map(lambda a, v: a.at[at].set(v, mode="drop"), states, s.state)
 
 
 def _path(states: PyTree, s: _Step, times: jax.Array) -> Path:
-    reached = jnp.arange(len(times)) < s.index
+    reached = jnp.arange(len(times)) < s.aim
     missing = lambda v: jnp.where(_rows(reached, v), v, jnp.nan)  # noqa: E731
     return Path(jax.tree.map(missing, states), reached)
 

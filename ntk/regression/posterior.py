@@ -250,11 +250,13 @@ def _ensemble_at(
             read, spectra.integrated_decay(values, 2 * times), read.T
         )
     elif k_td is None:
-        covariance = _spread(vectors, 1.0 - response, project, kernels.nngp)
+        covariance = _spread(vectors, 1.0 - response, project, _named(kernels, "nngp"))
     else:
         initial = project @ spectra.as_matrix(_named(k_td, "nngp")).T
         reduction = spectra.in_basis(read, response, initial)
-        covariance = spectra.as_matrix(k_tt)[None] + _spread(read, response, project, kernels.nngp)
+        covariance = spectra.as_matrix(k_tt)[None] + _spread(
+            read, response, project, _named(kernels, "nngp")
+        )
         covariance = covariance - reduction - reduction.swapaxes(1, 2)
     covariance = covariance.reshape(*tau.shape, *covariance.shape[1:])
     return Gaussian(mean, spectra.as_kernel(covariance, rows))
@@ -311,7 +313,7 @@ def _merge(train: dict, test: dict) -> tuple[dict, dict]:
     """kwargs of the test-test and of the test-train kernel."""
     test_test, test_train = dict(train), dict(train)
     for name, value in test.items():
-        old = train.get(name)
+        old: Any = train.get(name)
         pairs = all(isinstance(v, tuple) and len(v) == 2 for v in (old, value))
         test_test[name] = value
         test_train[name] = (value[0], old[0]) if pairs else value

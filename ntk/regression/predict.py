@@ -23,6 +23,7 @@ import numpy as np
 from ntk import arguments, show
 from ntk.regression import ode, spectra
 from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
+from ntk.types import PyTree
 
 __all__ = [
     "Gaussian",
@@ -194,7 +195,7 @@ def gradient_descent(
     layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
     k_dd = spectra.as_matrix(k_train_train)
     eps = float(jnp.finfo(k_dd.dtype).eps)
-    tolerances = {"rtol": max(rtol, 4 * eps), "atol": max(atol, 4 * eps), "max_steps": max_steps}
+    rtol, atol = max(rtol, 4 * eps), max(atol, 4 * eps)
     pace = learning_rate if momentum is None else learning_rate**0.5
     friction = None if momentum is None else (momentum - 1.0) / pace
 
@@ -209,9 +210,9 @@ def gradient_descent(
     ) -> tuple[ODEState, jax.Array]:
         start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
 
-        def rate(s: ODEState) -> ODEState:
+        def rate(s: PyTree) -> ODEState:
             g = layout.flatten(jax.grad(loss)(layout.unflatten(s.fx_train), y))
-            pull = ODEState(-k_dd @ g, None if s.fx_test is None else -k_td @ g)
+            pull = ODEState(-k_dd @ g, None if k_td is None or s.fx_test is None else -k_td @ g)
             if friction is None:
                 return pull
             force = jax.tree.map(
@@ -220,7 +221,9 @@ def gradient_descent(
             return ODEState(s.qx_train, s.qx_test, *force)
 
         order = jnp.argsort(end.reshape(-1))
-        path = ode.integrate(rate, start, end.reshape(-1)[order] * pace, **tolerances)
+        path = ode.integrate(
+            rate, start, end.reshape(-1)[order] * pace, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         back = jnp.argsort(order)
         states = ODEState(
             *(

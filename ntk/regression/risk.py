@@ -24,13 +24,15 @@ of K + t P, t -> infinity, P the projection on the others, whose resolvent is th
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
 _GRID = 400  # values of gamma among which the best ridge is looked for before it is refined
+
+_Real: TypeAlias = float | np.ndarray
 
 
 class Risk(NamedTuple):
@@ -179,7 +181,9 @@ def _risk(
             f"samples, up to {n.max():g}: the others are what is tested on"
         )
     cases = zip(*(a.ravel() for a in (n, k, delta)))
-    gamma = np.array([_gamma(l, w, *case, pool) for case in cases]).reshape(n.shape)
+    gamma = np.array([_gamma(l, w, one, two, three, pool) for one, two, three in cases]).reshape(
+        n.shape
+    )
     return _at(gamma, l, v, w, n, k, delta, sigma, pool)
 
 
@@ -229,9 +233,7 @@ def _ratio(a: ArrayLike, b: ArrayLike, otherwise: float = 0.0) -> np.ndarray:
     return np.divide(a, b, out=np.full(a.shape, otherwise), where=b > 0)
 
 
-def _gaps(
-    n: np.ndarray, k: np.ndarray, strength: np.ndarray, z: np.ndarray, pool: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_Real, _Real]:
     """(k - z, n - z) at delta / gamma = strength: the roots of c d = k strength, c - d = k - n."""
     if not math.isinf(pool):
         return k, strength * (1 - z / pool)
@@ -252,7 +254,7 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
 
     def excess(x: float) -> float:
         gamma = math.exp(max(x, -700.0))
-        z = w @ (l / (l + gamma))
+        z = float(w @ (l / (l + gamma)))
         return z + float(_gaps(n, k, delta / gamma, z, pool)[1]) - n
 
     low = high = math.log(l.max()) if l.size else 0.0
@@ -276,7 +278,15 @@ def _best(
         share = np.ones_like(z) if math.isinf(k) else np.maximum(1 - z / k, 0)
         delta = gamma * share * np.maximum(n - z, 0)
         return _at(
-            gamma, l, v, w, *(np.broadcast_to(a, z.shape) for a in (n, k)), delta, sigma, math.inf
+            gamma,
+            l,
+            v,
+            w,
+            np.broadcast_to(n, z.shape),
+            np.broadcast_to(k, z.shape),
+            delta,
+            sigma,
+            math.inf,
         ), delta
 
     start = _gamma(l, w, n, k, 0.0, math.inf)

@@ -28,7 +28,7 @@ from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
-from ntk.types import Array
+from ntk.types import Array, Data
 
 __all__ = [
     "Inducing",
@@ -83,7 +83,7 @@ class Regression(NamedTuple):
 def regression(
     kernel_fn: Callable[..., Any],
     x_train: Any,
-    y_train: Array,
+    y_train: Data,
     get: str = "ntk",
     *,
     solver: Callable[[Any, Any], Solution] | None = None,
@@ -154,8 +154,8 @@ def regression(
 
 @arguments.strict
 def cholesky(
-    kernel: Array,
-    y: Array,
+    kernel: Array | np.ndarray,
+    y: Data,
     diag_reg: float | Array = 0.0,
     *,
     diag_reg_absolute_scale: bool = False,
@@ -230,8 +230,8 @@ def cholesky(
 
 @arguments.strict
 def conjugate_gradient(
-    kernel: Array | np.memmap | Callable[[Array], Any],
-    y: Array,
+    kernel: Array | np.ndarray | np.memmap | Callable[[Array], Any],
+    y: Data,
     diag_reg: float | Array,
     *,
     diag_reg_absolute_scale: bool = False,
@@ -276,7 +276,7 @@ def conjugate_gradient(
     Source: Frangella, Tropp & Udell (2021), "Randomized Nystrom preconditioning" (arXiv
     2110.02820), algorithms 2.1 and 5.1.
     """
-    options = {
+    options: dict[str, Any] = {
         "diag_reg_absolute_scale": diag_reg_absolute_scale,
         "rank": rank,
         "tolerance": tolerance,
@@ -288,10 +288,11 @@ def conjugate_gradient(
     _check_arguments(y, diag_reg, dtype)
     if _lacks_double(dtype, y if callable(kernel) else kernel, y):
         with jax.enable_x64(True):
-            found = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
-        return jax.tree.map(np.asarray, found)
+            double = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
+        return jax.tree.map(np.asarray, double)
     _check_options(rank, tolerance, max_steps)
     n = jnp.shape(y)[0] if jnp.ndim(y) else 0
+    matrix: Any
     if callable(kernel):
         matrix, y = kernel, _floating(y, dtype)
         if not diag_reg_absolute_scale:
@@ -336,7 +337,7 @@ def _kept(path: Any, y: Array, shift: Array, key: Array, rank: int) -> tuple[pat
 
 
 def _reported(
-    y: Array,
+    y: Data,
     left: Array,
     x: Array,
     found: krylov.Result,

@@ -7,16 +7,18 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from ntk import options
-from ntk.types import PyTree
+
+T = TypeVar("T")
 
 
 class Layout(NamedTuple):
@@ -255,7 +257,7 @@ def _check_semidefinite(values: jax.Array) -> None:
         )
 
 
-def is_concrete(array: jax.Array) -> bool:
+def is_concrete(array: ArrayLike) -> bool:
     """Whether the array has values: it is not a tracer of a transformation."""
     try:
         jnp.asarray(array).devices()
@@ -264,11 +266,11 @@ def is_concrete(array: jax.Array) -> bool:
     return True
 
 
-def once(compute: Callable[[jax.Array], PyTree], matrix: jax.Array) -> Callable[[], PyTree]:
+def once(compute: Callable[[jax.Array], T], matrix: jax.Array) -> Callable[[], T]:
     """Returns a function that computes, and keeps the result if the matrix is not a tracer."""
-    kept = []
+    kept: list[T] = []
 
-    def get() -> PyTree:
+    def get() -> T:
         if not is_concrete(matrix):
             return compute(matrix)
         if not kept:
@@ -279,7 +281,9 @@ def once(compute: Callable[[jax.Array], PyTree], matrix: jax.Array) -> Callable[
     return get
 
 
-def decompositions(kernel: jax.Array, diag_reg: float, absolute: bool) -> tuple:
+def decompositions(
+    kernel: jax.Array, diag_reg: float, absolute: bool
+) -> tuple[Callable[[], Factor], Callable[[], Spectrum]]:
     """Functions that give the Cholesky factor and the spectrum of the regularised kernel.
 
     Raises:
@@ -287,9 +291,12 @@ def decompositions(kernel: jax.Array, diag_reg: float, absolute: bool) -> tuple:
         ValueError: diag_reg is negative, or not finite.
     """
     check_number("diag_reg", diag_reg)
-    return tuple(
-        once(lambda k, of=of: of(regularised(as_matrix(k), diag_reg, absolute)), kernel)
-        for of in (factorise, spectrum)
+
+    def regular(k: jax.Array) -> jax.Array:
+        return regularised(as_matrix(k), diag_reg, absolute)
+
+    return once(lambda k: factorise(regular(k)), kernel), once(
+        lambda k: spectrum(regular(k)), kernel
     )
 
 

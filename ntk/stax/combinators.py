@@ -189,7 +189,8 @@ def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: in
     affine, dual = (fn.scalar for fn in block)
     if not isinstance(affine, tuple) or not isinstance(dual, Dual) or isinstance(affine, Dual):
         return None
-    out = repeated.shortcut(kernel, dual, *affine, count)
+    W_std, b_std = affine
+    out = repeated.shortcut(kernel, dual, W_std, b_std, count)
     if out is None:
         return None
     after = jax.eval_shape(once, kernel)
@@ -231,9 +232,9 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        _, keys = jax.lax.scan(
-            lambda key, _: tuple(jax.random.split(key)), key, None, n
-        )  # as serial
+        keys: Array = jax.lax.scan(lambda key, _: tuple(jax.random.split(key)), key, None, n)[
+            1
+        ]  # as serial
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
     @arguments.strict

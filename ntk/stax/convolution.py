@@ -156,7 +156,7 @@ def _conv(
         b = None if b_std is None else jax.random.normal(key_b, bias)
         if standard:
             W = W * (W_std / math.sqrt(fan_in(input_shape) / s[0]))
-            b = None if b is None else b * b_std
+            b = None if b is None or b_std is None else b * b_std
         return W, b
 
     def apply(parameters: tuple[Array, Array | None], x: Array, **_: Any) -> Array:
@@ -176,7 +176,7 @@ def _conv(
                 axis = out_spec.index(c)
                 y = pixels.wrap(y, axis, out_shape[axis])
         y = norm * y
-        return y if b is None else y + (b if standard else b_std * b)
+        return y if b is None or b_std is None else y + (b if standard else b_std * b)
 
     def rule(kernel: Kernel, **_: Any) -> Kernel:
         if len(kernel.shape1) != len(lhs):

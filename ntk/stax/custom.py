@@ -60,10 +60,11 @@ class Bool(enum.IntEnum):
     MAYBE = 1
     YES = 2
 
-    def __and__(self, other: Bool) -> Bool:
+    # Of `Bool` alone, though it is an int: neural-tangents has it so.
+    def __and__(self, other: Bool) -> Bool:  # type: ignore[override]
         return min(self, other)
 
-    __rand__ = __and__
+    __rand__ = __and__  # type: ignore[assignment]
 
 
 class Diagonal(NamedTuple):
@@ -120,7 +121,7 @@ def requires(**requirements: Any) -> Callable:
                 _check(getattr(kernel_fn, "__name__", "the layer"), k, requirements)
             return kernel_fn(k, **kwargs)
 
-        checked.requirements = requirements
+        vars(checked).update(requirements=requirements)
         return checked
 
     return decorate
@@ -202,12 +203,12 @@ def _kernel_fn(init_fn: Callable, kernel_fn: Callable) -> KernelFn:
             return out._replace(variance=max(out.variance, 1))
         return Need(True, 2, out.whole)
 
-    axes = requirements.get("batch_axis"), requirements.get("channel_axis")
+    batch, channel = requirements.get("batch_axis"), requirements.get("channel_axis")
     return KernelFn(
         rule,
         needs,
         ("layer", id(kernel_fn), kernel_fn),
-        None if None in axes else axes,
+        None if batch is None or channel is None else (batch, channel),
         reads=frozenset({"pattern"} & (known or frozenset())),
     )
 

@@ -146,8 +146,9 @@ def layer(
         for part in parts if axes is not None else ():
             given = _check_axes(axes, len(part.shape1))
             if given != (part.batch_axis, part.channel_axis):
+                name = spec[0] if isinstance(spec, tuple) else spec
                 raise ValueError(
-                    f"{spec[0]} has its batch and channels in axes {given}, and its input has them in "
+                    f"{name} has its batch and channels in axes {given}, and its input has them in "
                     f"{(part.batch_axis, part.channel_axis)}: give all layers the same batch_axis and channel_axis"
                 )
         masks = []
@@ -174,7 +175,7 @@ def _check_axes(axes: tuple[int, int] | None, ndim: int) -> tuple[int, ...]:
     """Batch and channel axis from the left, checked; () where a layer has none."""
     names = ("batch_axis", "channel_axis")
     found = tuple(arguments.axis_within(name, axis, ndim) for name, axis in zip(names, axes or ()))
-    if len(set(found)) < len(found):
+    if axes is not None and len(set(found)) < len(found):
         raise ValueError(f"batch_axis {axes[0]} and channel_axis {axes[1]} are one axis of {ndim}")
     return found
 
@@ -231,9 +232,8 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
 
     for value in jax.tree.leaves(spec):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"{spec[0]}{spec[1:]} has a number that is not finite; give finite ones"
-            )
+            name, options = (spec[0], spec[1:]) if isinstance(spec, tuple) else (spec, ())
+            raise ValueError(f"{name}{options} has a number that is not finite; give finite ones")
     spec = ("elementwise", dual if spec is None else spec)
     return layer(apply, rule, spec, needs=needs, scalar=dual)
 

@@ -79,14 +79,14 @@ def Dense(
         b = None if b_std is None else jax.random.normal(key_b, bias_shape)
         if standard:
             W = W * (W_std / math.sqrt(fan_in / s[0]))
-            b = None if b is None else b * b_std
+            b = None if b is None or b_std is None else b * b_std
         return W, b
 
     def apply(parameters: tuple[Array, Array | None], x: Array, **_: Any) -> Array:
         W, b = parameters
         y = jnp.moveaxis(jnp.tensordot(W, x, (0, channel_axis)), 0, channel_axis)
         y = y * (1 / math.sqrt(s[0]) if standard else W_std / math.sqrt(x.shape[channel_axis]))
-        if b is None:
+        if b is None or b_std is None:
             return y
         return y + (b if standard else b_std * b)
 
@@ -129,14 +129,14 @@ def LayerNorm(
     """
 
     check_scales(eps=eps)
-    axis = as_axes(axis)
+    normed = as_axes(axis)
 
     def axes_of(ndim: int) -> tuple[int, ...]:
-        if not all(-ndim <= a < ndim for a in axis):
+        if not all(-ndim <= a < ndim for a in normed):
             raise ValueError(
-                f"LayerNorm has axis {axis}; its inputs have axes {-ndim} to {ndim - 1}"
+                f"LayerNorm has axis {normed}; its inputs have axes {-ndim} to {ndim - 1}"
             )
-        return tuple(sorted({a % ndim for a in axis}))
+        return tuple(sorted({a % ndim for a in normed}))
 
     def apply(params: Any, x: Array, mask: Array | None = None, **_: Any) -> Array:
         over = axes_of(x.ndim)
@@ -162,7 +162,7 @@ def LayerNorm(
 
     spec = (
         "LayerNorm",
-        axis,
+        normed,
         eps,
         batch_axis,
         channel_axis,
