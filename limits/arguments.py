@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arguments import keyword_names, refuse_unknown
+from ntk.arguments import is_key, keyword_names, refuse_unknown
 from ntk.options import check_count, check_real
 
 P = ParamSpec("P")
@@ -103,7 +103,7 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
 
 def key(name: str, value: Any) -> None:
     """A typed PRNG key."""
-    if not jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+    if not is_key(value):
         raise TypeError(f"{name} is {_short(value)}; it must be a key: jax.random.key(0)")
 
 

@@ -21,11 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from numpy.typing import ArrayLike
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
-from ntk.types import PRNGKey
+from ntk.types import Data, PRNGKey
 
 
 @show.readable
@@ -85,7 +84,7 @@ def limit(words: int, dtype: DTypeLike = jnp.float32) -> Embeddings:
 def train(
     embeddings: Embeddings,
     windows: Windows,
-    noise: ArrayLike,
+    noise: Data,
     key: jax.Array,
     *,
     learning_rate: float = 0.05,

@@ -13,7 +13,7 @@ from limits import judgement
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
 from ntk import show
-from ntk.arguments import strict
+from ntk.arguments import is_key, strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
 from ntk.types import PRNGKey, PyTree, Shape
@@ -158,14 +158,14 @@ def coordinate_check(
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which reads the exponents off a plot by eye.
     """
-    widths, base = _check_settings(widths, steps, seeds), 1
+    tried, base = _check_settings(widths, steps, seeds), 1
     check_real("learning_rate", learning_rate, positive=True)
     check_real("tolerance", tolerance, positive=True)
     if not 0 < check_real("confidence", confidence) < 1:
         raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
     if not (predicted is None or isinstance(predicted, Regime)):
         raise TypeError(f"predicted is {predicted!r}; it must be a Regime, from limits.classify.")
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not is_key(key):
         raise TypeError(f"key is {key!r}; it must be a key: jax.random.key(0)")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError("batch must be a pair (inputs, targets).")
@@ -173,32 +173,42 @@ def coordinate_check(
         if not callable(value):
             raise TypeError(f"{name} is {value!r}; it must be a function.")
     keys = jax.random.split(key, seeds)
-    names, sizes, size, change, own = None, [], [], [], []
-    for width in widths:
+    names: tuple[str, ...] = ()
+    sizes: list[tuple[Shape, ...]] = []
+    recorded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for width in tried:
         net = net_at_width(int(width))
         _check_network(net, width)
         base = getattr(net, "base_width", None) or 1
-        found, shapes, *measured = _train(
+        found, shapes, *values = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
         )
-        if names not in (None, found):
+        if sizes and names != found:
             raise ValueError(
                 f"the layers at width {width} are {found}, at the first width {names}."
             )
         names = found
         sizes.append(shapes)
-        for values, value in zip((size, change, own), measured):
-            values.append(value)
+        recorded.append((values[0], values[1], values[2]))
     places = _places(sizes)
     predicted = _prediction(predicted, names, places)
-    size, change, own = map(np.stack, (size, change, own))
-    fits = [judgement.fit(widths, values, confidence) for values in (size, change, own)]
-    measured = judgement.Measured(
-        names, places, widths, (size, change, own), fits, confidence, base
-    )
+    size, change, own = (np.stack(of_widths) for of_widths in zip(*recorded))
+    fits = [judgement.fit(tried, each, confidence) for each in (size, change, own)]
+    measured = judgement.Measured(names, places, tried, (size, change, own), fits, confidence, base)
     wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
     return CoordinateCheck(
-        names, widths, size, change, own, *fits, predicted, wrong, passed, verdict
+        layers=names,
+        widths=tried,
+        size=size,
+        change=change,
+        own=own,
+        size_scaling=fits[0],
+        change_scaling=fits[1],
+        own_scaling=fits[2],
+        predicted=predicted,
+        wrong=wrong,
+        passed=passed,
+        verdict=verdict,
     )
 
 
@@ -219,12 +229,12 @@ def _check_settings(widths: Sequence[int], steps: int, seeds: int) -> np.ndarray
             f"seeds={seeds} must be at least 2, for an interval, and steps={steps} at least 1."
         )
     try:
-        widths = np.asarray([check_width("width", width) for width in widths])
+        found = np.asarray([check_width("width", width) for width in widths])
     except TypeError as error:
         raise TypeError(f"widths={widths!r} must be at least three integers: {error}") from None
-    if len(set(widths.tolist())) < 3:
-        raise ValueError(f"widths={widths.tolist()} must be at least three different widths.")
-    return widths
+    if len(set(found.tolist())) < 3:
+        raise ValueError(f"widths={found.tolist()} must be at least three different widths.")
+    return found
 
 
 def _places(shapes: Sequence[Sequence[Shape]]) -> list[int]:
@@ -304,7 +314,8 @@ def _train(
     start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, shapes, masks = _layers(net, start, inputs, features)
-    size, change, own = [], [], []
+    size: list[jax.Array] = []
+    change, own = [], []
     for _ in range(steps):
         params, state, initial, after, moved = advance(
             start, params, state, inputs, targets, learning_rate
@@ -319,11 +330,10 @@ def _train(
             for l, mask in enumerate(masks)
         ]
         own.append(np.stack(alone, axis=-1))
-    return (
-        names,
-        shapes,
-        *(np.stack(values, axis=1).astype(float) for values in (size, change, own)),
+    sizes, changes, owns = (
+        np.stack(values, axis=1).astype(float) for values in (size, change, own)
     )
+    return names, shapes, sizes, changes, owns
 
 
 def _sizes(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,7 +20,7 @@ from ntk import hermite
 from ntk.activations import closed_forms, kinks
 from ntk.types import Array, Elementwise, HostFunction, Numbers
 
-Activation = Callable | closed_forms.Dual
+Activation = Elementwise | closed_forms.Dual
 _State: TypeAlias = tuple[Array, Array, Array, Array, Array, Array]
 
 EXACT = 1e-9  # two constants closer than this are the same number
@@ -62,8 +61,9 @@ def dual_map(activation: Activation) -> DualMap:
 
 @functools.lru_cache(maxsize=64)
 def _study(activation: Activation) -> DualMap:
-    is_dual = isinstance(activation, closed_forms.Dual)
-    dual = activation if is_dual else hermite.dual(activation, tolerance=EXACT, max_variance=1.0)
+    dual = activation
+    if not isinstance(dual, closed_forms.Dual):
+        dual = hermite.dual(dual, tolerance=EXACT, max_variance=1.0)
     if dual.fn is None:
         raise ValueError("the Dual has no function (fn is None): its coefficients are unknown")
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):

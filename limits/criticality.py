@@ -25,6 +25,7 @@ from limits.arguments import count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 from ntk.activations import closed_forms
+from ntk.types import Elementwise
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
 
@@ -152,11 +153,16 @@ def _at_zero(activation: Activation, found: Pointwise) -> Criticality | None:
 def _taylor(activation: Activation) -> list[float]:
     """The activation and its first three derivatives at 0."""
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
+    if fn is None:
+        raise ValueError("the Dual has no function (fn is None): give the activation itself")
+
+    def derivative(f: Elementwise) -> Elementwise:
+        return lambda z: jax.jvp(f, (z,), (jnp.ones_like(z),))[1]
+
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         functions = [fn]
         for _ in range(3):
-            last = functions[-1]
-            functions.append(lambda z, last=last: jax.jvp(last, (z,), (jnp.ones_like(z),))[1])
+            functions.append(derivative(functions[-1]))
         return [float(f(jnp.zeros(1))[0]) for f in functions]
 
 
@@ -211,11 +217,10 @@ def learning_rates(critical: Criticality, depth: int) -> tuple[np.ndarray, np.nd
             "the activation is of none of the classes (kind 'none') whose rates are known: its kernel grows or decays "
             "exponentially with depth, or as ELU's with another power"
         )
-    layers = np.arange(1.0, depth + 1)
-    if critical.kind != "zero":
+    layers, p = np.arange(1.0, depth + 1), critical.p_perp
+    if critical.kind != "zero" or p is None:
         same = np.full(depth, 1 / depth)
         return same, same.copy()
-    p = critical.p_perp
     return layers**-p * float(depth) ** (p - 1), (depth / layers) ** (p - 1)
 
 
@@ -240,7 +245,7 @@ def residual_nu(activation: Activation, gamma: float, *, skew: bool = True) -> f
     square = gamma**2
     if critical.kind == "zero":  # T is of order K^2, what it adds to V of order K^3
         return 2 / 3 * (1 - square**2)
-    if slopes is None:
+    if slopes is None or critical.nu is None or critical.C_W is None:
         raise ValueError(
             f"the activation is of class {critical.kind!r}; residual slopes are known for 'scale invariant' and 'zero'"
         )

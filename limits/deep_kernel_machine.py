@@ -5,6 +5,7 @@ matrices G_1 .. G_L (P, P) that maximise
 
     log N(Y; 0, K(G_L) + noise) - sum_l nu_l KL_l,    KL_l = (tr R - log det R - P) / 2,    R = K(G_{l-1})^-1 G_l
 
+from ntk.types import Rows
 from G_0 of the inputs. nu_l = inf fixes G_l = K(G_{l-1}): with all of them the NNGP. Here G_l = (C V)(C V)^T with C the
 Cholesky factor of K(G_{l-1}) and V lower triangular, so that KL_l = (|V|^2 - 2 sum log V_jj - P) / 2 and V = 1 is the
 NNGP, where the fit starts.
@@ -38,7 +39,7 @@ from scipy import optimize
 from limits import gram_layers
 from limits.arguments import array, count, instance, number, takes
 from limits.gram_layers import Kernel, Layer
-from ntk.types import Array
+from ntk.types import Array, Rows
 
 _Given: TypeAlias = dict[str, Any]
 """What the objective is of, by name, besides the variables."""
@@ -97,7 +98,7 @@ def fit(
     layers: Sequence[Layer],
     *,
     noise: float,
-    inducing: ArrayLike | None = None,
+    inducing: Rows | None = None,
     jitter: float = 1e-6,
     tolerance: float = 1e-6,
     max_steps: int = 3000,
@@ -157,11 +158,11 @@ def _fit(
 ) -> Machine:
     kernels, nus, scales = zip(*layers)
     free = tuple(math.isfinite(nu) for nu in nus)
-    size, sparse = len(start) if ids is None else len(ids), ids is not None
-    given = {
-        "inner": start[np.ix_(ids, ids)] if sparse else start,
-        "cross": start[:, ids] if sparse else None,
-        "outer": start.diagonal() if sparse else None,
+    size = len(start) if ids is None else len(ids)
+    given: _Given = {
+        "inner": start if ids is None else start[np.ix_(ids, ids)],
+        "cross": None if ids is None else start[:, ids],
+        "outer": None if ids is None else start.diagonal(),
         "y": y,
         "noise": noise,
         "nus": np.array([nu for nu in nus if math.isfinite(nu)]),
@@ -199,8 +200,18 @@ def _fit(
     state = _state(jnp.asarray(flat), given, kernels, free)
     grams, divergences, likelihood, weights, precision = jax.tree.map(np.asarray, state)
     return Machine(
-        *(layers, given["inner"], tuple(grams), weights, precision, ridge, float(objective)),
-        *(float(likelihood), np.array(divergences), steps, size_of_slope, converged),
+        layers=layers,
+        inputs_gram=given["inner"],
+        grams=tuple(grams),
+        weights=weights,
+        precision=precision,
+        jitter=ridge,
+        objective=float(objective),
+        log_likelihood=float(likelihood),
+        divergences=np.array(divergences),
+        steps=steps,
+        gradient=size_of_slope,
+        converged=converged,
     )
 
 
@@ -217,19 +228,21 @@ def predict(machine: Machine, cross_gram: ArrayLike, diagonal: ArrayLike) -> Pre
         TypeError: machine is no Machine, or arrays hold no numbers.
         ValueError: shapes that do not fit.
     """
-    cross, outer = np.asarray(cross_gram, float), np.asarray(diagonal, float)
+    given, own = np.asarray(cross_gram, float), np.asarray(diagonal, float)
     size = len(machine.inputs_gram)
-    if cross.shape != (len(outer), size):
+    if given.shape != (len(own), size):
         raise ValueError(
-            f"cross_gram has the shape {cross.shape}; for a diagonal of {len(outer)} it must be {len(outer), size}"
+            f"cross_gram has the shape {given.shape}; for a diagonal of {len(own)} it must be {len(own), size}"
         )
-    inner = machine.inputs_gram
     with jax.enable_x64(True):
-        outer = jnp.asarray(outer + machine.jitter)
-        cross, inner = jnp.asarray(cross), jnp.asarray(inner)
+        outer, cross = jnp.asarray(own + machine.jitter), jnp.asarray(given)
+        inner = jnp.asarray(machine.inputs_gram)
         for layer, gram in zip(machine.layers, machine.grams):
-            cross, outer = gram_layers.carried(layer.kernel, layer.scale, inner, gram, cross, outer)
-            inner = jnp.asarray(gram)
+            fitted = jnp.asarray(gram)
+            cross, outer = gram_layers.carried(
+                layer.kernel, layer.scale, inner, fitted, cross, outer
+            )
+            inner = fitted
         output = machine.layers[-1]
         last = gram_layers.kernel_cross(
             output.kernel, output.scale, outer, jnp.diagonal(inner), cross
@@ -270,7 +283,7 @@ def nngp(inputs_gram: ArrayLike, layers: Sequence[Layer]) -> list[np.ndarray]:
     output_nu=number(positive=True),
 )
 def linear_solution(
-    inputs_gram: ArrayLike, targets_gram: ArrayLike, nus: ArrayLike, output_nu: float
+    inputs_gram: ArrayLike, targets_gram: ArrayLike, nus: Rows, output_nu: float
 ) -> list[np.ndarray]:
     """The Gram matrices of the hidden layers where all kernels are linear and targets have no noise.
 
@@ -369,7 +382,7 @@ def _likelihood(
     y, noise = given["y"], given["noise"]
     points, outputs = y.shape
     eye = jnp.eye(len(inner))
-    if cross is None:
+    if cross is None or outer is None:
         root = jnp.linalg.cholesky(inner + noise * eye)
         half = solve_triangular(root, eye, lower=True)
         fitted = half @ y

@@ -31,6 +31,7 @@ from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, DualMap, descend, dual_map, log_shrinkage, near
 from ntk import show
 from ntk.activations import closed_forms, polynomials
+from ntk.types import Rows
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
@@ -156,7 +157,7 @@ def dual_curve(activation: Activation, xi: ArrayLike) -> np.ndarray:
 
 
 @takes(x1=_examples, x2=_examples)
-def gaps(x1: ArrayLike, x2: ArrayLike) -> np.ndarray:
+def gaps(x1: Rows, x2: Rows) -> np.ndarray:
     """1 - <x1, x2> of unit vectors, exact to rounding also where they nearly coincide.
 
     Args:
@@ -253,9 +254,9 @@ def singular_kernel(activation: Activation) -> Callable:
 def deep_classifier(
     activation: Activation,
     depth: int,
-    train: ArrayLike,
-    labels: ArrayLike,
-    test: ArrayLike,
+    train: Rows,
+    labels: Rows,
+    test: Rows,
     *,
     kernel: str = "nngp",
 ) -> np.ndarray:
@@ -297,7 +298,7 @@ def deep_classifier(
 
 @takes(train=_examples, labels=array(), test=_examples)
 def singular_classifier(
-    activation: Activation, train: ArrayLike, labels: ArrayLike, test: ArrayLike
+    activation: Activation, train: Rows, labels: Rows, test: Rows
 ) -> np.ndarray:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
 
@@ -307,9 +308,7 @@ def singular_classifier(
 
 
 @takes(train=_examples, labels=array(), test=_examples, exponent=real)
-def hilbert_estimate(
-    train: ArrayLike, labels: ArrayLike, test: ArrayLike, exponent: float
-) -> np.ndarray:
+def hilbert_estimate(train: Rows, labels: Rows, test: Rows, exponent: float) -> np.ndarray:
     """The Hilbert estimate sum_i y_i / |x - x_i|^exponent, consistent if exponent = d.
 
     Arguments and scores as in `deep_classifier`; exponent is positive.
@@ -323,7 +322,7 @@ def hilbert_estimate(
     if not exponent > 0:
         raise ValueError(f"exponent is {exponent}; it must be positive")
 
-    def weights(gap: ArrayLike) -> LogKernel:
+    def weights(gap: np.ndarray) -> LogKernel:
         log = -exponent / 2 * np.log(np.maximum(2 * gap, 1e-300))
         return LogKernel(np.ones_like(log), log)
 
@@ -331,7 +330,7 @@ def hilbert_estimate(
 
 
 @takes(train=_examples, labels=array(), test=_examples)
-def nearest_neighbor(train: ArrayLike, labels: ArrayLike, test: ArrayLike) -> np.ndarray:
+def nearest_neighbor(train: Rows, labels: Rows, test: Rows) -> np.ndarray:
     """The label of the nearest example, (m,) or (m, classes); of the first, if several are."""
     labels = _labels(labels, len(train))
     nearest = [gaps(rows, train).argmin(axis=1) for rows in _row_blocks(test, len(train))]
@@ -339,7 +338,7 @@ def nearest_neighbor(train: ArrayLike, labels: ArrayLike, test: ArrayLike) -> np
 
 
 @takes(labels=array(), count=counts(0))
-def majority_vote(labels: ArrayLike, count: int) -> np.ndarray:
+def majority_vote(labels: Rows, count: int) -> np.ndarray:
     """The sum of the labels, for each of `count` examples."""
     labels = np.asarray(labels, np.float64)
     return np.broadcast_to(labels.sum(axis=0), (count, *labels.shape[1:]))
@@ -348,7 +347,7 @@ def majority_vote(labels: ArrayLike, count: int) -> np.ndarray:
 # --- what the above share ------------------------------------------------------------------------
 
 
-def _unit(x: ArrayLike) -> np.ndarray:
+def _unit(x: Rows) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2:
         raise ValueError(f"examples of shape {x.shape} must be (examples, coordinates)")
@@ -359,21 +358,21 @@ def _unit(x: ArrayLike) -> np.ndarray:
     return x / norm
 
 
-def _labels(labels: ArrayLike, count: int) -> np.ndarray:
+def _labels(labels: Rows, count: int) -> np.ndarray:
     labels = np.asarray(labels, np.float64)
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise ValueError(f"labels of shape {labels.shape} do not match {count} training examples")
     return labels
 
 
-def _row_blocks(test: ArrayLike, columns: int) -> list[np.ndarray]:
+def _row_blocks(test: Rows, columns: int) -> list[np.ndarray]:
     rows = max(1, (1 << 22) // max(columns, 1))
     test = np.asarray(test, np.float64)
     return [test[start : start + rows] for start in range(0, len(test), rows)]
 
 
 def _vote(
-    kernel: Callable[[np.ndarray], LogKernel], train: ArrayLike, labels: np.ndarray, test: ArrayLike
+    kernel: Callable[[np.ndarray], LogKernel], train: Rows, labels: np.ndarray, test: Rows
 ) -> np.ndarray:
     scores = []
     for rows in _row_blocks(test, len(train)):

@@ -366,7 +366,7 @@ def adapt(
     """The inner loop of MAML: `steps` of gradient descent on the cross-entropy of one task's support."""
 
     def step(net: N, _: None) -> tuple[N, None]:
-        _, slope = gradient(net, batch, activation=activation, loss=cross_entropy)
+        slope = gradient(net, batch, activation=activation, loss=cross_entropy)[1]
         return jax.tree.map(lambda p, g: p - rate * g, net, slope), None
 
     return jax.lax.scan(step, net, length=steps)[0]

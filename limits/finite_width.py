@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,9 +113,10 @@ def vertices(
     at_kinks = [found.derivatives(np.array([k.at]))[0][0] for k in found.kinks if k.slope]
     if any(abs(s) > 1e-12 for s in at_kinks):  # s'' is a delta function there, which s would see
         known -= {"P", "Q"}
-    return Vertices(
-        *(np.array([row[f] for row in rows]) if f in known else None for f in Vertices._fields)
-    )
+    columns: dict[str, Any] = {
+        f: np.array([row[f] for row in rows]) if f in known else None for f in Vertices._fields
+    }
+    return Vertices(**columns)
 
 
 def _plain(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from limits.arguments import array, number
 from ntk.activations.closed_forms import Dual
-from ntk.types import Array, Scalar
+from ntk.types import Array, Rows, Scalar
 
 Kernel: TypeAlias = Dual | Literal["linear"]
 
@@ -119,7 +119,7 @@ def check_definite(name: str, gram: np.ndarray) -> np.ndarray:
     return gram
 
 
-def check_ids(inducing: ArrayLike, points: int) -> np.ndarray:
+def check_ids(inducing: Rows, points: int) -> np.ndarray:
     """Distinct ids of some of the points."""
     array(1, integers=True)("inducing", inducing)
     ids = np.asarray(inducing)

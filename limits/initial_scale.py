@@ -77,7 +77,7 @@ def _own_law(name: str, axes: ParamAxes, widths: Sequence[int], low: float, high
         errors = {law: abs(math.log(high / low / ratio)) for law, ratio in laws.items()}
         for joint in (False, True):
             group = [law for law in laws if (law[0] in ("fan_avg", "fan_max")) == joint]
-            nearest = min(group, key=errors.get)
+            nearest = min(group, key=errors.__getitem__)
             if errors[nearest] < tolerance:
                 return nearest
     raise ValueError(

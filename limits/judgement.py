@@ -134,7 +134,8 @@ def judge(
     """(wrong, passed, verdict), from the first stage at which a layer deviates."""
     stages, names = list(_stages(measured, predicted)), measured.names
     findings = [[_finding(s, l, measured, tolerance) for l in range(len(names))] for s in stages]
-    doubts, widths = [], ()
+    doubts = []
+    widths: tuple[int, ...] = ()
     for stage, found in zip(stages, findings):
         wrong = {}
         for l, (name, finding) in enumerate(zip(names, found)):

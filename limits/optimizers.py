@@ -51,17 +51,19 @@ def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) ->
         )
     name = getattr(getattr(factory, "func", factory), "__name__", repr(factory))
     found, why = _tried(factory, kwargs)
-    if found is None and not (why.startswith(_UNTRIED) and kind):
+    if found is None:
+        if kind and why.startswith(_UNTRIED):
+            return kind
         raise ValueError(
             f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one whose "
             'update is linear in the gradient ("sgd", with or without momentum) or does not change with its scale '
             '("adam", adamw, lion, rmsprop, ...), and acts on each entry alone'
         )
-    if None not in (found, kind) and found != kind:
+    if kind is not None and found != kind:
         raise ValueError(
             f'{name} is of the kind "{found}" and not "{kind}": {why}. Leave kind= out'
         )
-    return found or kind
+    return found
 
 
 def _tried(factory: Callable, kwargs: dict[str, Any]) -> tuple[str | None, str]:

@@ -238,7 +238,7 @@ def _with_biases(
     net: families.Network, names: tuple[str, ...], std: float | None
 ) -> families.Network:
     """The network with normal draws in place of the biases of those names."""
-    if not names:
+    if not names or std is None:
         return net
     ids = {name: zlib.crc32(name.encode()) for name in names}
 
@@ -395,7 +395,7 @@ def _depth_factors(
                 f"{', '.join(DEPTH_RULES)}"
             )
         return dict.fromkeys(named, Factors(1.0, 1.0, 1.0, 1.0, 1.0))
-    if None in (depth, base_depth, branch):
+    if depth is None or base_depth is None or branch is None:
         raise ValueError(
             f"depth_rule={depth_rule!r} needs depth, base_depth and branch (the pattern of the parameters "
             f"inside residual branches, such as 'block_*'); got {depth}, {base_depth}, {branch!r}"

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.activations import closed_forms, kinks
-from ntk.types import Array
+from ntk.types import Array, Elementwise
 
-Activation = Callable | closed_forms.Dual
+Activation = Elementwise | closed_forms.Dual
 
 REACH = 12.0  # deviations: a Gaussian has lost 2e-33 of its mass beyond
 _NEAR = 24.0  # where kinks are looked for, and activations vary at scale one

@@ -81,19 +81,17 @@ def _check_scale(family: Family, example: Any, width: int, name: str, rule: Rule
     leaves = [
         draw(x.shape, x.dtype) if k == place else x for k, x in enumerate(jax.tree.leaves(params))
     ]
-    inputs = [
-        draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs
-    ]
+    drawn = [draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
 
     @jax.jit
-    def sizes(leaves: list, inputs: list) -> list[Array]:
+    def sizes(leaves: list, inputs: list) -> list[Array | int]:
         def at(kernel: Array) -> list[Array]:
             return flat(*leaves[:place], kernel, *leaves[place + 1 :], *inputs)
 
         values, slopes = jax.jvp(at, (leaves[place],), (leaves[place],))
         return [sum(jnp.sum(x**2) for x in xs) for xs in (values, slopes)]
 
-    value, slope = map(float, sizes(leaves, inputs))
+    value, slope = map(float, sizes(leaves, drawn))
     if slope <= 1e-6 * value:
         raise ValueError(
             f"the outputs do not depend on the scale of {name} (weight normalisation): the factors by which "

@@ -119,7 +119,8 @@ def classify(
         raise ValueError(f"omega_out={omega_out!r} must lie in [1/2, 1].")
     depth = len(a) - 1
     readout = a[-1] + b[-1]
-    scale, gradient, early = a, 0.0, 0.0
+    scale: Sequence[float] = a
+    gradient = early = 0.0
     if optimizer == "sgd":
         update = 2 * a[-1] + c[-1]
         scale, gradient, early = [2 * x for x in a], min(readout, update), readout

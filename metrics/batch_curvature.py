@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from metrics import checks, curvature, noise, stability
 from metrics.estimate import Estimate, concrete, mean_estimate

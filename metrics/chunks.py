@@ -106,7 +106,8 @@ def matrix_convolutions(function: Callable) -> Callable:
         for equation in jaxpr.eqns:
             values = [jaxprs.read(known, atom) for atom in equation.invars]
             if _is_plain_convolution(equation):
-                results = [_patch_product(*values, equation.params)]
+                x, kernel = values
+                results = [_patch_product(x, kernel, equation.params)]
             else:
                 results = jaxprs.apply(jaxpr, equation, values)
             known.update(zip(equation.outvars, results))

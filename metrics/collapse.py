@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
@@ -196,7 +196,8 @@ def collapse_report(
         if not isinstance(value, kind):
             raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__}")
     checks.choice("frame", frame, FRAMES)
-    check_readout(*centers.mean.shape, 0, weights, bias, None)
+    classes, dim = centers.mean.shape
+    check_readout(classes, dim, 0, weights, bias, None)
     return _report(centers, within, weights, bias, frame)
 
 

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk import show
+from ntk.types import Data
 
 
 @show.readable
 class Estimate(NamedTuple):
     """A value and its standard error, of one shape."""
 
-    value: jax.Array
-    error: jax.Array
+    value: Data
+    error: Data
 
 
 def mean_estimate(samples: jax.Array) -> Estimate:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from metrics import checks
 from ntk import show
+from ntk.types import Rows
 
 
 @show.readable
@@ -360,7 +361,7 @@ def _check_depth(depth: int) -> None:
 
 
 def _check_problem(
-    class_sizes: ArrayLike, weight_decays: ArrayLike, feature_decay: float
+    class_sizes: Rows, weight_decays: Rows, feature_decay: float
 ) -> tuple[np.ndarray, np.ndarray]:
     n, decays = (
         checks.doubles("class_sizes", class_sizes),

@@ -23,6 +23,7 @@ from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
 from ntk.regression import risk
 from ntk.regression.risk import Risk
+from ntk.types import Rows
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -81,7 +82,7 @@ def learning_curve(
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 
-def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: ArrayLike) -> Estimate:
+def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: float | Rows) -> Estimate:
     """Test error of kernel ridge regression from its training set alone: generalised cross-validation.
 
     R_train / ((delta / n) tr (K + delta)^-1)^2: in `ntk.regression.risk` the training error is (d / n)^2 times the test
@@ -111,7 +112,9 @@ def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: ArrayLike) -> E
     inverse = 1 / (np.where(values > floor, values, 0) + delta[..., None])
     residuals = np.einsum("nm,...m,mk->...nk", vectors, inverse, vectors.T @ y)
     squares = (residuals**2).sum(axis=-1) / inverse.mean(axis=-1)[..., None] ** 2
-    error = squares.std(axis=-1, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.nan
+    error = np.asarray(np.nan)
+    if len(values) > 1:
+        error = squares.std(axis=-1, ddof=1) / math.sqrt(len(values))
     return Estimate(squares.mean(axis=-1), error)
 
 

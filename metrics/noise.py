@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
@@ -175,7 +176,7 @@ def batch_sharpness_prediction(
         rows.append(length * (length * _resolvent(space, top)))
     excess = mean_estimate(jnp.stack(rows))
     inverse = inverse_batch(batch_sizes, count)
-    return BatchSharpness(top, excess, top + excess.value * inverse, excess.error * inverse)
+    return BatchSharpness(top, excess, top + excess.value * inverse, inverse * excess.error)
 
 
 def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
@@ -380,7 +381,8 @@ def _without(u: PyTree, v: PyTree) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    products = map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b))
+    return functools.reduce(operator.add, products)
 
 
 def example_count(

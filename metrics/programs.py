@@ -35,7 +35,7 @@ def remembered(make: Callable[P, R]) -> Callable[P, R]:
             hash((arguments, tuple(options.values())))
         except TypeError:
             return make(*arguments, **options)  # which refuses, and says what
-        return cached(*arguments, **options)
+        return cached(*arguments, **options)  # type: ignore[arg-type]  # hashed above
 
     return made
 

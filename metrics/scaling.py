@@ -182,7 +182,8 @@ def fit_power_law(
     samples = fit(x, center + errors.ravel()[draws].mean(axis=1))
     tail = stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, freedom))
     intervals = np.quantile(samples, [tail, 1 - tail], axis=0).T
-    return PowerLaw(*(float(value) for value in estimate), *intervals)
+    exponent, prefactor, level = (float(value) for value in estimate)
+    return PowerLaw(exponent, prefactor, level, *intervals)
 
 
 def _check_points(x: np.ndarray, y: np.ndarray, minimum: int) -> None:

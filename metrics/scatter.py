@@ -29,7 +29,8 @@ CENTERS = ("classes", "samples")
 class ClassMeans(NamedTuple):
     """First pass: samples (K,) and mean feature (K, d) of every class; a class not seen has count 0."""
 
-    count: jax.Array
+    # A field hides the method of tuples that has its name; that is meant here and below.
+    count: jax.Array  # type: ignore[assignment]
     mean: jax.Array
 
 
@@ -37,7 +38,7 @@ class ClassMeans(NamedTuple):
 class Centers(NamedTuple):
     """Geometry of the class means that the second pass measures against."""
 
-    count: jax.Array  # (K,)
+    count: jax.Array  # type: ignore[assignment]  # (K,)
     mean: jax.Array  # (K, d)
     global_mean: jax.Array  # (d,)
     basis: jax.Array  # (d, r): orthonormal directions of the centred means, r = min(d, K)
@@ -53,7 +54,7 @@ class Centers(NamedTuple):
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     distance: jax.Array  # of |h - mu|^2, in units of `Centers.unit`
     distance_squared: jax.Array
     whitened: jax.Array  # of |Sigma_B^{+1/2} (h - mu)|^2 / K

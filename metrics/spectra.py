@@ -8,6 +8,7 @@ and differentiable functions of matrices); use it where the matrix is a closure 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -419,7 +420,8 @@ def _signs(key: PRNGKey, like: PyTree) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    products = map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b))
+    return functools.reduce(operator.add, products)
 
 
 def _checked(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
 from ntk import show
+from ntk.types import Data
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam")
 
 
+@overload
+def threshold(learning_rate: float, rule: str = ..., *, beta: float = ...) -> float: ...
+@overload
+def threshold(learning_rate: Data, rule: str = ..., *, beta: float = ...) -> jax.Array: ...
 def threshold(
-    learning_rate: ArrayLike, rule: str = "gradient_descent", *, beta: float = 0.0
-) -> ArrayLike:
+    learning_rate: float | Data, rule: str = "gradient_descent", *, beta: float = 0.0
+) -> float | jax.Array:
     """The sharpness above which a quadratic diverges, and around which training hovers.
 
     gradient_descent 2/eta; momentum (v = beta v + g, w = w - eta v) (2 + 2 beta)/eta; nesterov
@@ -41,11 +45,11 @@ def threshold(
     checks.within("beta", beta, lambda b: (b >= 0) & (b < 1), "in [0, 1)")
     # A Python number stays one: what is computed from it keeps its double precision.
     positive = checks.positive("learning_rate", learning_rate)
-    learning_rate = learning_rate if isinstance(learning_rate, int | float) else positive
+    rate = learning_rate if isinstance(learning_rate, int | float) else positive
     if rule == "gradient_descent":
-        return 2 / learning_rate
+        return 2 / rate
     divisor = {"momentum": 1, "nesterov": 1 + 2 * beta, "adam": 1 - beta}[rule]
-    return (2 + 2 * beta) / (divisor * learning_rate)
+    return (2 + 2 * beta) / (divisor * rate)
 
 
 def maximal_learning_rate(

@@ -1,5 +1,7 @@
 """Convolutional networks for images (N, H, W, C), as functions of their width (channels)."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -52,7 +54,7 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's pre-activation by name."""
         check_images(x)
-        options = {
+        options: dict[str, Any] = {
             "use_bias": self.use_bias,
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,

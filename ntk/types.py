@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 Array: TypeAlias = jax.Array
 Data: TypeAlias = jax.Array | np.ndarray
 """An array as it comes in, of JAX or of NumPy."""
+Rows: TypeAlias = jax.Array | np.ndarray | Sequence[Any]
+"""Numbers, or rows of them, for each of several examples: an array or a list."""
 PRNGKey: TypeAlias = jax.Array
 """A typed key, `jax.random.key(0)`."""
 PyTree: TypeAlias = Any
