@@ -14,7 +14,6 @@ Source: Yang & Hu 2021, arXiv:2011.14522, the limit of Word2Vec; Mikolov et al. 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from jax.typing import DTypeLike
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
-from ntk.types import Data, PRNGKey
+from ntk.types import Data, PRNGKey, jitted
 
 
 @show.readable
@@ -165,7 +164,7 @@ def _check_words(windows: Windows, words: int) -> None:
                 )
 
 
-@jax.jit
+@jitted()
 def _train(
     embeddings: Embeddings, batches: tuple[Windows, jax.Array], rates: tuple[jax.Array, float]
 ) -> tuple[Embeddings, jax.Array]:
@@ -189,7 +188,7 @@ def _train(
     return jax.tree.map(lambda x: x * scale, embeddings), losses
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@jitted(static_argnums=3)
 def _targets(key: PRNGKey, positive: jax.Array, cumulative: jax.Array, negatives: int) -> jax.Array:
     """(N, 1 + negatives): the true target, then random ones. Outside of training, where all widths share it."""
     draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
@@ -213,7 +212,7 @@ def _update(
 
 
 @takes(vectors=array(2))
-@jax.jit
+@jitted()
 def cosines(vectors: jax.Array) -> jax.Array:
     """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
     unit = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
@@ -221,7 +220,7 @@ def cosines(vectors: jax.Array) -> jax.Array:
 
 
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
-@jax.jit
+@jitted()
 def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
 
@@ -242,7 +241,7 @@ def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
 
 
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
-@jax.jit
+@jitted()
 def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.
 

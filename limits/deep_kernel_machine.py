@@ -5,7 +5,6 @@ matrices G_1 .. G_L (P, P) that maximise
 
     log N(Y; 0, K(G_L) + noise) - sum_l nu_l KL_l,    KL_l = (tr R - log det R - P) / 2,    R = K(G_{l-1})^-1 G_l
 
-from ntk.types import Rows
 from G_0 of the inputs. nu_l = inf fixes G_l = K(G_{l-1}): with all of them the NNGP. Here G_l = (C V)(C V)^T with C the
 Cholesky factor of K(G_{l-1}) and V lower triangular, so that KL_l = (|V|^2 - 2 sum log V_jj - P) / 2 and V = 1 is the
 NNGP, where the fit starts.

@@ -16,7 +16,6 @@ Source: Yang & Hu 2021, arXiv:2011.14522, the limits of one hidden layer; MAML: 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -41,7 +40,7 @@ from limits.arguments import (
 from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
-from ntk.types import Elementwise
+from ntk.types import Elementwise, jitted
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -298,7 +297,7 @@ def norm(net: Net, slope: Net) -> jax.Array:
 
 
 @takes(net=_network, batches=batch, learning_rate=_rate, activation=function, loss=function)
-@functools.partial(jax.jit, static_argnames=("activation", "loss"))
+@jitted(static_argnames=("activation", "loss"))
 def train(
     net: Net,
     batches: tuple,
@@ -382,7 +381,7 @@ def adapt(
     inner_steps=count(0),
     activation=function,
 )
-@functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
+@jitted(static_argnames=("inner_steps", "activation"))
 def meta_train(
     net: N,
     inputs: jax.Array,
@@ -438,7 +437,7 @@ def meta_train(
     inner_steps=count(0),
     activation=function,
 )
-@functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
+@jitted(static_argnames=("inner_steps", "activation"))
 def adapted_outputs(
     net: Net,
     inputs: jax.Array,

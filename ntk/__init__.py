@@ -4,7 +4,7 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ntk import reference, stax
 from ntk.activations import hermite
@@ -36,6 +36,9 @@ from ntk.large import gram
 from ntk.large.batching import batch
 from ntk.reference import from_neural_tangents
 from ntk.regression import predict, solve
+
+if TYPE_CHECKING:  # at run time they are found when they are asked for, see below
+    from ntk.trace import attention_error, explain, infinite_width, nonlinearities
 
 __all__ = [
     "Dual",

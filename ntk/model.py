@@ -31,8 +31,8 @@ class Network(NamedTuple):
             the first axis of its inputs.
     """
 
-    init: Callable
-    apply: Callable
+    init: Callable[[PRNGKey], PyTree]
+    apply: Callable[..., Any]
 
 
 class Model(NamedTuple):
@@ -46,7 +46,7 @@ class Model(NamedTuple):
     """
 
     network: Network
-    state: Callable
+    state: Callable[[PRNGKey], dict]
     fans: dict | None = None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -29,3 +30,12 @@ Family: TypeAlias = Callable[[int], Any]
 """A function of the width that gives a model, see `ntk.family`."""
 Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
 """An array of NumPy, which gives one of NumPy, or of JAX, which gives one of JAX."""
+Out = TypeVar("Out")
+"""What a network gives: an array, or a pytree of them."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def jitted(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """`jax.jit` with its options as a decorator that keeps, for a checker, what the function takes and gives."""
+    return functools.partial(jax.jit, **options)

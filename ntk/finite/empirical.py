@@ -10,8 +10,8 @@ import enum
 import functools
 import math
 from collections import namedtuple
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ from ntk.finite import contraction
 from ntk.finite.linearize import pushforward
 from ntk.finite.output_axes import arrange, output_axes
 from ntk.model import check_call
-from ntk.types import PyTree
+from ntk.types import Out, PyTree
+
+Out_co = TypeVar("Out_co", covariant=True)
 
 
 class NtkImplementation(enum.IntEnum):
@@ -41,8 +43,33 @@ class NtkImplementation(enum.IntEnum):
     STRUCTURED_DERIVATIVES = 3
 
 
+class KernelOfParams(Protocol[Out_co]):
+    """``fn(x1, x2, params, **kwargs)``: a kernel of every output, in the structure of the network's outputs."""
+
+    def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> Out_co:
+        """The kernel; x2 is None for x1."""
+
+
+class KernelsByName(Protocol[Out_co]):
+    """``fn(x1, x2, get, params, **kwargs)``: one kernel for a name, a named tuple of them for several."""
+
+    @overload
+    def __call__(
+        self, x1: PyTree, x2: PyTree | None, get: str, params: PyTree, **kwargs: Any
+    ) -> Out_co: ...
+    @overload
+    def __call__(
+        self,
+        x1: PyTree,
+        x2: PyTree | None,
+        get: tuple[str, ...] | None,
+        params: PyTree,
+        **kwargs: Any,
+    ) -> Any: ...
+
+
 def empirical_ntk(
-    apply: Callable,
+    apply: Callable[..., Out],
     params: PyTree,
     x1: PyTree,
     x2: PyTree | None = None,
@@ -51,9 +78,9 @@ def empirical_ntk(
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = 0,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-    call: Any = None,
+    call: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> PyTree:
+) -> Out:
     """Empirical NTK between two batches whose examples do not interact.
 
     Args:
@@ -92,12 +119,12 @@ def empirical_ntk(
 
 
 def empirical_ntk_fn(
-    f: Callable,
+    f: Callable[..., Out],
     trace_axes: tuple[int, ...] = (-1,),
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-) -> Callable[..., PyTree]:
+) -> KernelOfParams[Out]:
     """Returns ``ntk_fn(x1, x2, params, **kwargs)``, with neural-tangents's arguments and results.
 
     Args:
@@ -141,8 +168,8 @@ def empirical_ntk_fn(
 
 
 def empirical_nngp_fn(
-    f: Callable, trace_axes: tuple[int, ...] = (-1,), diagonal_axes: tuple[int, ...] = ()
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], trace_axes: tuple[int, ...] = (-1,), diagonal_axes: tuple[int, ...] = ()
+) -> KernelOfParams[Out]:
     """Returns ``nngp_fn(x1, x2, params, **kwargs)``: outer product of the network's outputs.
 
     Args:
@@ -178,12 +205,12 @@ def empirical_nngp_fn(
 
 
 def empirical_kernel_fn(
-    f: Callable,
+    f: Callable[..., Out],
     trace_axes: tuple[int, ...] = (-1,),
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-) -> Callable[..., PyTree]:
+) -> KernelsByName[Out]:
     """Returns ``kernel_fn(x1, x2, get, params, **kwargs)`` for NNGP and NTK by name.
 
     Args:
@@ -234,8 +261,8 @@ def _bundle(names: tuple[str, ...]) -> type:
 
 
 def empirical_ntk_vp_fn(
-    f: Callable, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any
-) -> Callable[[PyTree], PyTree]:
+    f: Callable[..., Out], x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any
+) -> Callable[[Out], Out]:
     """Returns ``ntk_vp(v) = NTK(x1, x2) v`` without the NTK: one backward and one forward pass.
 
     Args:
@@ -255,7 +282,7 @@ def empirical_ntk_vp_fn(
     kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
     floats, rebuild = arguments.split_params(params)
 
-    def ntk_vp_fn(cotangents: PyTree) -> PyTree:
+    def ntk_vp_fn(cotangents: Out) -> Out:
         x2_ = x1 if x2 is None else x2
         outputs, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
         _check_cotangents(cotangents, outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from ntk.jaxprs import equations
 from ntk.model import check_call
-from ntk.types import PyTree
+from ntk.types import Out, PyTree
 
 
 def linearize(
-    f: Callable[..., PyTree], params: PyTree, *, call: Any = None
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], params: PyTree, *, call: Mapping[str, Any] | None = None
+) -> Callable[..., Out]:
     """First-order Taylor expansion of ``f(params, ...)`` in its parameters.
 
     Args:
@@ -33,8 +33,8 @@ def linearize(
 
 
 def taylor_expand(
-    f: Callable[..., PyTree], params: PyTree, degree: int, *, call: Any = None
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], params: PyTree, degree: int, *, call: Mapping[str, Any] | None = None
+) -> Callable[..., Out]:
     """Taylor expansion of ``f(params, ...)`` in its parameters, along the line to new parameters.
 
     Nested Jacobian-vector products: one pass that costs up to 2^degree forward passes. (Taylor-mode

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,18 @@ _FIELDS = (
 )
 
 
+class Options(TypedDict, total=False):
+    """Keywords of a `KernelFn`, for a checker."""
+
+    pattern: tuple[Any, Any] | None
+    mask_constant: float | None
+    diagonal_batch: bool | None
+    diagonal_spatial: bool | None
+    batch_axis: int | None
+    channel_axis: int | None
+    attention_seed: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelFn:
     """Kernel of an infinitely wide network; a function of inputs, or of a `Kernel` of the activations below it.
@@ -98,6 +110,31 @@ class KernelFn:
     area: Callable[[Need], int] | None = None
     reads: frozenset[str] = frozenset()
 
+    @overload
+    def __call__(
+        self, x1_or_kernel: Any, x2: Any, get: Literal["nngp", "ntk"], **options: Unpack[Options]
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        x1_or_kernel: Any,
+        x2: Any = None,
+        *,
+        get: Literal["nngp", "ntk"],
+        **options: Unpack[Options],
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self, x1_or_kernel: Any, x2: Any = None, get: None = None, **options: Unpack[Options]
+    ) -> Kernel: ...
+    @overload
+    def __call__(
+        self,
+        x1_or_kernel: Any,
+        x2: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        **options: Unpack[Options],
+    ) -> Any: ...
     @arguments.strict
     def __call__(
         self,

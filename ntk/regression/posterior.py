@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ntk import arguments, show
 from ntk.regression import spectra
+from ntk.types import Data
 
 Axes = int | tuple[int, ...]
 
@@ -24,16 +26,70 @@ class Gaussian(NamedTuple):
     covariance: jax.Array
 
 
+class Posterior(Protocol):
+    """``predict_fn(get, k_test_train, k_test_test)`` of `gp_inference`."""
+
+    @overload
+    def __call__(
+        self, get: str, k_test_train: Any = None, k_test_test: None = None
+    ) -> jax.Array: ...
+    @overload
+    def __call__(self, get: str, k_test_train: Any = None, *, k_test_test: object) -> Gaussian: ...
+    @overload
+    def __call__(self, get: str, k_test_train: Any, k_test_test: object) -> Gaussian: ...
+    @overload
+    def __call__(
+        self,
+        get: tuple[str, ...] | None = None,
+        k_test_train: Any = None,
+        k_test_test: Any = None,
+    ) -> Any: ...
+
+
+class Ensemble(Protocol):
+    """``predict_fn(t, x_test, get, compute_cov, **kernel_kwargs)`` of `gradient_descent_mse_ensemble`."""
+
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        x_test: Any = None,
+        *,
+        get: str,
+        compute_cov: Literal[False] = False,
+        **kernel_kwargs: Any,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        x_test: Any = None,
+        *,
+        get: str,
+        compute_cov: Literal[True],
+        **kernel_kwargs: Any,
+    ) -> Gaussian: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        x_test: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        compute_cov: bool = False,
+        **kernel_kwargs: Any,
+    ) -> Any: ...
+
+
 @arguments.strict
 def gp_inference(
     k_train_train: Any,
-    y_train: jax.Array,
+    y_train: Data,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
     dtype: Any = None,
-) -> Callable[..., Any]:
+) -> Posterior:
     """Posterior of a Gaussian process, or of an ensemble of networks trained to the end.
 
     Args:
@@ -123,7 +179,7 @@ def _posterior(
 def gradient_descent_mse_ensemble(
     kernel_fn: Callable,
     x_train: Any,
-    y_train: jax.Array,
+    y_train: Data,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
@@ -131,7 +187,7 @@ def gradient_descent_mse_ensemble(
     *,
     dtype: Any = None,
     **kernel_fn_train_train_kwargs: Any,
-) -> Callable[..., Any]:
+) -> Ensemble:
     """Mean and covariance of an infinite ensemble of wide networks under gradient flow on the MSE.
 
     Args:

@@ -14,16 +14,17 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ntk import arguments, show
 from ntk.regression import ode, spectra
 from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
-from ntk.types import PyTree
+from ntk.types import Data, PyTree
 
 __all__ = [
     "Gaussian",
@@ -48,17 +49,102 @@ class ODEState(NamedTuple):
     qx_test: jax.Array | None = None
 
 
+class Flow(Protocol):
+    """``predict_fn(t, fx_train_0, fx_test_0, k_test_train)``: outputs on training points, test points, or both."""
+
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        fx_train_0: ArrayLike = 0.0,
+        fx_test_0: None = None,
+        k_test_train: Data | None = None,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self, t: ArrayLike | None, fx_train_0: None, fx_test_0: ArrayLike, k_test_train: Data
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        *,
+        fx_train_0: None,
+        fx_test_0: ArrayLike,
+        k_test_train: Data,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self, t: ArrayLike | None, fx_train_0: ArrayLike, fx_test_0: ArrayLike, k_test_train: Data
+    ) -> tuple[jax.Array, jax.Array]: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        fx_train_0: ArrayLike = 0.0,
+        *,
+        fx_test_0: ArrayLike,
+        k_test_train: Data,
+    ) -> tuple[jax.Array, jax.Array]: ...
+
+
+class StateFlow(Protocol):
+    """The same of `gradient_descent`, which also takes the state at time 0, and then gives one."""
+
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None,
+        fx_train_or_state_0: ODEState,
+        fx_test_0: None = None,
+        k_test_train: Data | None = None,
+    ) -> ODEState: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        fx_train_or_state_0: ArrayLike = 0.0,
+        fx_test_0: None = None,
+        k_test_train: Data | None = None,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None,
+        fx_train_or_state_0: None,
+        fx_test_0: ArrayLike,
+        k_test_train: Data,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None,
+        fx_train_or_state_0: ArrayLike,
+        fx_test_0: ArrayLike,
+        k_test_train: Data,
+    ) -> tuple[jax.Array, jax.Array]: ...
+    @overload
+    def __call__(
+        self,
+        t: ArrayLike | None = None,
+        fx_train_or_state_0: ArrayLike = 0.0,
+        *,
+        fx_test_0: ArrayLike,
+        k_test_train: Data,
+    ) -> tuple[jax.Array, jax.Array]: ...
+
+
 @arguments.strict
 def gradient_descent_mse(
-    k_train_train: jax.Array,
-    y_train: jax.Array,
+    k_train_train: Data,
+    y_train: Data,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
     dtype: Any = None,
-) -> Callable[..., Any]:
+) -> Flow:
     """Gradient flow on the mean squared error, 1/2 mean (f - y)^2, in closed form.
 
     Args:
@@ -107,7 +193,7 @@ def gradient_descent_mse(
         start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
         start = layout.flatten(jnp.broadcast_to(start, layout.shape))
         lead = () if t is None else jnp.shape(t)
-        train, weights = y, None
+        train = weights = y
         if t is None and fx_test_0 is not None:
             weights = spectra.solve(factor(), y - start)
         elif t is not None:
@@ -132,8 +218,8 @@ def gradient_descent_mse(
 @arguments.strict
 def gradient_descent(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
-    k_train_train: jax.Array,
-    y_train: jax.Array,
+    k_train_train: Data,
+    y_train: Data,
     learning_rate: float = 1.0,
     momentum: float | None = None,
     trace_axes: Axes = (-1,),
@@ -142,7 +228,7 @@ def gradient_descent(
     atol: float = 1.4e-8,
     max_steps: int = 100_000,
     dtype: Any = None,
-) -> Callable[..., Any]:
+) -> StateFlow:
     """Gradient flow, with or without momentum, on any loss, by numerical integration.
 
     Args:
@@ -271,7 +357,7 @@ def gradient_descent(
 
 @arguments.strict
 def max_learning_rate(
-    ntk_train_train: jax.Array,
+    ntk_train_train: Data,
     y_train_size: int | None = None,
     momentum: float = 0.0,
     eps: float = 1e-12,

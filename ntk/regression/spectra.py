@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ntk import options
+from ntk.types import Data, jitted
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     trace_axes: tuple[int, ...]
 
     @classmethod
-    def of(cls, kernel: jax.Array, y: jax.Array, trace_axes: int | tuple[int, ...]) -> Layout:
+    def of(cls, kernel: Data, y: Data, trace_axes: int | tuple[int, ...]) -> Layout:
         """Layout of targets y under a kernel; refuses shapes that do not fit.
 
         Raises:
@@ -125,12 +125,12 @@ def times(t: Any, dtype: Any) -> jax.Array:
     return jnp.where(t >= 0, t, jnp.nan).astype(dtype)
 
 
-@jax.jit
-def as_matrix(kernel: jax.Array) -> jax.Array:
+@jitted()
+def as_matrix(kernel: Data) -> jax.Array:
     """A kernel with its axes in pairs as a matrix."""
     even, odd = range(0, kernel.ndim, 2), range(1, kernel.ndim, 2)
     rows = math.prod(kernel.shape[::2])
-    return kernel.transpose(*even, *odd).reshape(rows, -1)
+    return jnp.transpose(kernel, (*even, *odd)).reshape(rows, -1)
 
 
 def as_kernel(matrix: jax.Array, rows: tuple[int, ...]) -> jax.Array:
@@ -141,7 +141,7 @@ def as_kernel(matrix: jax.Array, rows: tuple[int, ...]) -> jax.Array:
     return full.transpose(*range(lead), *pairs)
 
 
-@functools.partial(jax.jit, static_argnames="absolute")
+@jitted(static_argnames="absolute")
 def regularised(matrix: jax.Array, diag_reg: float, absolute: bool) -> jax.Array:
     """The matrix with diag_reg, in units of its mean diagonal or absolute, on its diagonal."""
     scale = 1.0 if absolute else jnp.trace(matrix) / len(matrix)
@@ -197,7 +197,7 @@ def factorise(matrix: jax.Array) -> Factor:
     return Factor(matrix, lower, accurate)
 
 
-@jax.jit
+@jitted()
 def solve(factor: Factor, b: jax.Array) -> jax.Array:
     """matrix^-1 b, by the pseudo-inverse where the matrix is singular to working precision."""
 
@@ -213,13 +213,13 @@ def solve(factor: Factor, b: jax.Array) -> jax.Array:
     return lax.cond(factor.accurate, by_cholesky, on_range, b)
 
 
-@jax.jit
+@jitted()
 def relaxation(values: jax.Array, tau: jax.Array) -> jax.Array:
     """1 - exp(-values tau), of every time (rows) and eigenvalue (columns); 0 at eigenvalue 0."""
     return -jnp.expm1(-_exponent(values, tau))
 
 
-@jax.jit
+@jitted()
 def integrated_decay(values: jax.Array, tau: jax.Array) -> jax.Array:
     """(1 - exp(-values tau)) / values, of every time and eigenvalue, and its limit at eigenvalue 0.
 
@@ -266,7 +266,7 @@ def is_concrete(array: ArrayLike) -> bool:
     return True
 
 
-def once(compute: Callable[[jax.Array], T], matrix: jax.Array) -> Callable[[], T]:
+def once(compute: Callable[[Data], T], matrix: Data) -> Callable[[], T]:
     """Returns a function that computes, and keeps the result if the matrix is not a tracer."""
     kept: list[T] = []
 
@@ -282,7 +282,7 @@ def once(compute: Callable[[jax.Array], T], matrix: jax.Array) -> Callable[[], T
 
 
 def decompositions(
-    kernel: jax.Array, diag_reg: float, absolute: bool
+    kernel: Data, diag_reg: float, absolute: bool
 ) -> tuple[Callable[[], Factor], Callable[[], Spectrum]]:
     """Functions that give the Cholesky factor and the spectrum of the regularised kernel.
 
@@ -292,7 +292,7 @@ def decompositions(
     """
     check_number("diag_reg", diag_reg)
 
-    def regular(k: jax.Array) -> jax.Array:
+    def regular(k: Data) -> jax.Array:
         return regularised(as_matrix(k), diag_reg, absolute)
 
     return once(lambda k: factorise(regular(k)), kernel), once(
@@ -300,7 +300,7 @@ def decompositions(
     )
 
 
-@jax.jit
+@jitted()
 def in_basis(read: jax.Array, response: jax.Array, modes: jax.Array) -> jax.Array:
     """read diag(response[t]) modes, at every time t."""
     return jnp.einsum("mi,tic->tmc", read, response[:, :, None] * modes[None])
@@ -350,7 +350,7 @@ def cast(tree: Any, dtype: Any) -> Any:
     )
 
 
-def in_precision(make: Callable, dtype: Any, kernel: Any, y: jax.Array) -> Callable:
+def in_precision(make: Callable, dtype: Any, kernel: Any, y: Data) -> Callable:
     """A predictor that casts what goes in to dtype, and what comes out to that of the kernel."""
     out = jax.tree.leaves(kernel)[0].dtype
     with double(dtype):

@@ -17,7 +17,7 @@ from ntk.infinite import channels
 from ntk.infinite.evaluate import KernelFn, Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
-from ntk.types import PRNGKey
+from ntk.types import PRNGKey, PyTree
 
 Shape = tuple[int, ...]
 
@@ -31,8 +31,8 @@ class Layer(NamedTuple):
         kernel_fn: its kernels at infinite width; see `ntk.infinite.evaluate.KernelFn`.
     """
 
-    init_fn: Callable
-    apply_fn: Callable
+    init_fn: Callable[[PRNGKey, Any], tuple[Any, PyTree]]
+    apply_fn: Callable[..., Any]
     kernel_fn: KernelFn
 
 
