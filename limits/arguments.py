@@ -7,7 +7,7 @@ both name the value and what is allowed. Traced values are checked by type and s
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ import numpy as np
 
 from ntk.arguments import is_key, keyword_names, refuse_unknown
 from ntk.options import check_count, check_real
+from ntk.types import P, R
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Check: TypeAlias = Callable[[str, Any], None]
 """check(name, value) raises an error that names the argument."""
 

@@ -180,7 +180,9 @@ def gaps(x1: Rows, x2: Rows) -> np.ndarray:
     return total / 2
 
 
-def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Callable:
+def deep_kernel(
+    activation: Activation, depth: int, kernel: str = "ntk"
+) -> Callable[[ArrayLike], LogKernel]:
     """NNGP or NTK of `depth` activation layers, for gaps of any size and depths up to 10^15.
 
     The layers are iterated only until all pairs follow a closed form: some ten to hundred layers.
@@ -220,7 +222,7 @@ def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Call
     return evaluate
 
 
-def singular_kernel(activation: Activation) -> Callable:
+def singular_kernel(activation: Activation) -> Callable[[ArrayLike], LogKernel]:
     """psi = lim Sigma_L / A'^(2L) = lim K_L / (L A'^(2L)) as L grows: the kernel of the limit.
 
     Args:

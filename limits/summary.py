@@ -1,5 +1,7 @@
 """A parametrized network as a table, one row a parameter."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple

@@ -9,7 +9,7 @@ import jax
 
 from metrics import checks
 from metrics.programs import remembered
-from ntk.types import PyTree
+from ntk.types import PyTree, R
 
 
 def layers(params: Any) -> list[str]:
@@ -54,7 +54,9 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
 
 
 @remembered
-def on_block(function: Callable) -> Callable:
+def on_block(
+    function: Callable[[PyTree, PyTree], R],
+) -> Callable[[PyTree, tuple[PyTree, PyTree]], R]:
     """A loss or apply as a function of a block only; curvature then costs the block, not the network.
 
     Args:
@@ -68,7 +70,7 @@ def on_block(function: Callable) -> Callable:
     """
     checks.function("function", function, "params", "batch")
 
-    def function_of_block(block: PyTree, batch_and_rest: tuple[PyTree, PyTree]) -> Any:
+    def function_of_block(block: PyTree, batch_and_rest: tuple[PyTree, PyTree]) -> R:
         batch, rest = batch_and_rest
         params = jax.tree.map(
             lambda b, r: r if b is None else b, block, rest, is_leaf=lambda x: x is None

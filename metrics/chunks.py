@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from metrics import checks, operators
 from metrics.programs import remembered
 from ntk import jaxprs
-from ntk.types import Array, PyTree
+from ntk.types import Array, PyTree, R
 
 
 @remembered
@@ -76,7 +76,9 @@ def _examples(batch: PyTree) -> int:
 
 
 @remembered
-def matrix_convolutions(function: Callable) -> Callable:
+def matrix_convolutions(
+    function: Callable[[PyTree, PyTree], R],
+) -> Callable[[PyTree, PyTree], R]:
     """The same function with its convolutions as matrix products of patches (im2col).
 
     A patch matrix holds an input once for every entry of the window, so use it with `chunked`. Left as

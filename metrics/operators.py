@@ -237,7 +237,7 @@ def _mean_log_partition(likelihood: str) -> Callable:
 
 
 @remembered
-def per_example(loss: Loss) -> Callable:
+def per_example(loss: Loss) -> Loss:
     """The losses of single examples, from a loss that is their mean.
 
     Args:

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ntk.jaxprs import equations
-from ntk.types import PyTree
+from ntk.types import P, PyTree, R
 
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
 _DEFAULT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 _PASSES = 4  # forward and reverse, and the derivative of each
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def remembered(make: Callable[P, R]) -> Callable[P, R]:

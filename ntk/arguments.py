@@ -7,16 +7,13 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.types import PyTree
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from ntk.types import P, PyTree, R
 
 
 def strict(fn: Callable[P, R]) -> Callable[P, R]:
