@@ -36,7 +36,7 @@ from metrics.scatter import (
     within_class,
 )
 from ntk import show
-from ntk.types import PyTree
+from ntk.types import Data, PyTree
 
 
 @show.readable
@@ -58,13 +58,13 @@ class Collapse(NamedTuple):
 
 
 def neural_collapse(
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     num_classes: int,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    predictions: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
+    predictions: Data | None = None,
     frame: str = "simplex",
     center: str = "classes",
     rtol: float | None = None,
@@ -135,7 +135,7 @@ def _neural_collapse(
 
 
 def collapse_by_layer(
-    features: Mapping[str, jax.Array], labels: jax.Array, num_classes: int, **options: Any
+    features: Mapping[str, Data], labels: Data, num_classes: int, **options: Any
 ) -> dict[str, Collapse]:
     """`neural_collapse` of every entry of a dict of features, as a model's features=True returns.
 
@@ -172,8 +172,8 @@ def collapse_report(
     centers: Centers,
     within: WithinClass,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
     frame: str = "simplex",
 ) -> Collapse:
     """The numbers, from the two passes.
@@ -287,11 +287,11 @@ def _generalized(
 
 
 def generalized_collapse(
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     num_classes: int,
     *,
-    weights: jax.Array,
+    weights: Data,
     num_steps: int = 300,
 ) -> Generalized:
     """Generalised neural collapse (GNC1-GNC3 and nearest-centre accuracy) for many classes.
@@ -318,7 +318,7 @@ def generalized_collapse(
     return report
 
 
-def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
+def ood_orthogonality(means: Data, outside: Data) -> Estimate:
     """NC5: mean over classes of |cos(mu_c, mu_out)|, 0 where other data are orthogonal to every class.
 
     Args:
@@ -362,12 +362,12 @@ def _offset(rows: jax.Array, bias: jax.Array | None, global_mean: jax.Array) -> 
 
 
 def _check(
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     num_classes: int,
-    weights: jax.Array | None,
-    bias: jax.Array | None,
-    predictions: jax.Array | None,
+    weights: Data | None,
+    bias: Data | None,
+    predictions: Data | None,
     frame: str,
     center: str,
 ) -> None:
@@ -387,7 +387,7 @@ def _check(
         check_counts(np.bincount(y[y >= 0], minlength=num_classes))
 
 
-def _check_finite(result: PyTree, features: jax.Array, labels: jax.Array) -> None:
+def _check_finite(result: PyTree, features: Data, labels: Data) -> None:
     """Refuses features that are not finite, seen by what came out, and says of which example."""
     if checks.is_finite(result) is not False:
         return

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     error: Data
 
 
-def mean_estimate(samples: jax.Array) -> Estimate:
+def mean_estimate(samples: Data) -> Estimate:
     """Mean of independent samples over the leading axis, and its standard error (NaN for one sample)."""
     unit = power_of_two(samples, 0)
     scaled = samples / unit
@@ -34,13 +34,13 @@ def mean_estimate(samples: jax.Array) -> Estimate:
     return Estimate(jnp.mean(scaled, 0) * unit[0], error * unit[0])
 
 
-def power_of_two(x: jax.Array, axis: int | Sequence[int] | None = None) -> jax.Array:
+def power_of_two(x: Data, axis: int | Sequence[int] | None = None) -> jax.Array:
     """The power of two at or below the largest |x| along the axes, which are kept with size 1; 1/2 for zeros."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
     return jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1)
 
 
-def norm(x: jax.Array, axis: int | Sequence[int] | None = None) -> jax.Array:
+def norm(x: Data, axis: int | Sequence[int] | None = None) -> jax.Array:
     """Euclidean (Frobenius) norm over the axes, at any scale."""
     unit = power_of_two(x, axis)
     return jnp.sqrt(jnp.sum(jnp.abs(x / unit) ** 2, axis=axis)) * jnp.squeeze(unit, axis)

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
 from ntk import show
+from ntk.types import Data
 
 
 @show.readable
@@ -41,7 +42,7 @@ class Opposing(NamedTuple):
     )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
 
 
-def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def el2n(logits: Data, targets: Data) -> jax.Array:
     """EL2N: |softmax(f(x)) - y| of each example.
 
     The score is an expectation over networks early in training: average several with `over_runs`.
@@ -83,8 +84,8 @@ def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def grand(
     loss: Callable[..., jax.Array],
     params: Any,
-    inputs: jax.Array,
-    targets: jax.Array,
+    inputs: Data,
+    targets: Data,
     *,
     batch_size: int = 64,
 ) -> jax.Array:
@@ -133,7 +134,7 @@ def grand(
     return jax.lax.map(score, (inputs, targets), batch_size=min(batch_size, inputs.shape[0]))
 
 
-def over_runs(scores: jax.Array) -> Estimate:
+def over_runs(scores: Data) -> Estimate:
     """Mean over R networks (seeds) and its standard error, of scores (R, ...), R >= 2."""
     scores = checks.real("scores", scores)
     runs = scores.shape[0] if scores.ndim else 1
@@ -148,7 +149,7 @@ def no_forgetting(num_examples: int) -> Forgetting:
     return Forgetting(*(jnp.zeros(num_examples, kind) for kind in (bool, jnp.int32, bool)))
 
 
-def update_forgetting(state: Forgetting, ids: jax.Array, correct: jax.Array) -> Forgetting:
+def update_forgetting(state: Forgetting, ids: Data, correct: Data) -> Forgetting:
     """Counts after one minibatch; usable in a scan.
 
     Args:
@@ -202,7 +203,7 @@ def _check_state(state: Any) -> None:
 
 
 def opposing_signals(
-    losses: jax.Array,
+    losses: Data,
     group_size: int,
     *,
     window: int = 10,

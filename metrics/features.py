@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from ntk import show
+from ntk.types import Data
 
 
 @show.readable
@@ -33,7 +34,7 @@ class Change(NamedTuple):
     cosine: Estimate  # mean over examples of cos(h, h_0)
 
 
-def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
+def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
     """Effective ranks of a weight matrix or of features.
 
     Args:
@@ -66,7 +67,7 @@ def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
     )
 
 
-def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+def inverse_participation_ratio(vectors: Data, *, axis: int = -1, power: int = 2) -> jax.Array:
     """IPR = sum_k (|v_k| / |v|)^(2r): 1 on one coordinate, n^(1-r) spread evenly over n.
 
     Args:
@@ -91,7 +92,7 @@ def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: in
     return jnp.sum(_ratio(square, jnp.sum(square, axis=axis, keepdims=True)) ** power, axis=axis)
 
 
-def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+def fourier_ipr(weights: Data, *, axis: int = -1, power: int = 2) -> jax.Array:
     """Inverse participation ratio in the Fourier basis of Z_p: 1 for a neuron tuned to one frequency.
 
     Coefficients of frequencies 0..p/2 of the real transform. For the analytic solution of modular
@@ -134,7 +135,7 @@ class Tuning(NamedTuple):
     share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
 
 
-def fourier_tuning(weights: jax.Array) -> Tuning:
+def fourier_tuning(weights: Data) -> Tuning:
     """Frequency and phases of neurons on Z_p, to compare with the analytic solution of modular addition.
 
     There the three weight vectors of a neuron (both inputs, readout) have one frequency, and phases s, t and s + t.
@@ -166,9 +167,7 @@ def fourier_tuning(weights: jax.Array) -> Tuning:
     return Tuning(best + 1, phase[..., 0], jnp.max(share, axis=-1))
 
 
-def pruning_mask(
-    scores: jax.Array, share: jax.Array | float, *, highest: bool = False
-) -> jax.Array:
+def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = False) -> jax.Array:
     """Which neurons stay when a share of them is removed in the order of their scores.
 
     Args:
@@ -194,7 +193,7 @@ def pruning_mask(
 
 
 def pruned_outputs(
-    hidden: jax.Array, readout: jax.Array, scores: jax.Array, groups: int, *, highest: bool = False
+    hidden: Data, readout: Data, scores: Data, groups: int, *, highest: bool = False
 ) -> jax.Array:
     """Outputs hidden @ readout as more and more neurons are pruned, at the cost of one forward pass.
 
@@ -231,7 +230,7 @@ def pruned_outputs(
     return jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, axis=0)])[::-1]
 
 
-def feature_change(features: jax.Array, initial: jax.Array) -> Change:
+def feature_change(features: Data, initial: Data) -> Change:
     """Change of features since initialisation, with standard errors over examples.
 
     Args:
@@ -264,7 +263,7 @@ def feature_change(features: jax.Array, initial: jax.Array) -> Change:
 
 
 def feature_change_by_layer(
-    features: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]
+    features: Mapping[str, Data], initial: Mapping[str, Data]
 ) -> dict[str, Change]:
     """`feature_change` of every entry of two dicts, as a model's features=True returns.
 

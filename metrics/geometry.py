@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from ntk import show
+from ntk.types import Data
 
 FRAMES = ("simplex", "orthogonal")
 # Accelerators multiply float32 matrices in fewer bits unless asked.
@@ -56,7 +57,7 @@ class Duality(NamedTuple):
     uniformity: jax.Array
 
 
-def frame_geometry(vectors: jax.Array, *, frame: str = "simplex") -> Frame:
+def frame_geometry(vectors: Data, *, frame: str = "simplex") -> Frame:
     """NC2 of K vectors: equal norms, equal angles, distance to the predicted frame.
 
     Args:
@@ -98,7 +99,7 @@ def _frame_geometry(vectors: jax.Array, frame: str) -> Frame:
     )
 
 
-def self_duality(rows: jax.Array, vectors: jax.Array, *, frame: str = "simplex") -> Duality:
+def self_duality(rows: Data, vectors: Data, *, frame: str = "simplex") -> Duality:
     """NC3: classifier rows against class means.
 
     Args:
@@ -134,7 +135,7 @@ def _self_duality(rows: jax.Array, vectors: jax.Array, frame: str) -> Duality:
     )
 
 
-def gram_error(gram: jax.Array, target: jax.Array) -> jax.Array:
+def gram_error(gram: Data, target: Data) -> jax.Array:
     """|| G/||G||_F - T/||T||_F ||_F: distance to a frame up to scale, such as one of `metrics.frames`.
 
     Args:
@@ -158,7 +159,7 @@ def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> jax.Ar
     return identity - 1 / count if frame == "simplex" else identity
 
 
-def squared_distances(vectors: jax.Array) -> jax.Array:
+def squared_distances(vectors: Data) -> jax.Array:
     """|v_i - v_j|^2 of all pairs (K, K), from differences of rows: close vectors stay exact."""
     vectors = checks.real("vectors", vectors, "K", "d")
 
@@ -168,7 +169,7 @@ def squared_distances(vectors: jax.Array) -> jax.Array:
     return jax.lax.map(row, vectors)
 
 
-def uniformity(vectors: jax.Array, *, exponent: float = 0) -> Estimate:
+def uniformity(vectors: Data, *, exponent: float = 0) -> Estimate:
     """Hyperspherical uniformity: mean pair energy of normalised vectors, and its spread over pairs.
 
     Args:
@@ -206,7 +207,7 @@ def _uniformity(vectors: jax.Array, exponent: float) -> Estimate:
     return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
 
 
-def one_vs_rest_distance(vectors: jax.Array, *, num_steps: int = 300) -> Estimate:
+def one_vs_rest_distance(vectors: Data, *, num_steps: int = 300) -> Estimate:
     """Distance of every vector to the convex hull of the others (generalised NC2: its minimum is maximal).
 
     K/(K-1) for the unit simplex frame. Accelerated projected gradient with restarts on the hull's
@@ -263,7 +264,7 @@ def _one_vs_rest_distance(vectors: jax.Array, num_steps: int) -> Estimate:
     return Estimate(jnp.sqrt(square), jnp.sqrt(square) - lower)
 
 
-def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
+def project_simplex(rows: Data, allowed: Data) -> jax.Array:
     """Euclidean projection of each row onto the probability simplex over the allowed entries.
 
     Args:
@@ -293,7 +294,7 @@ def project_simplex(rows: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.maximum(masked - level, 0)
 
 
-def _vectors(vectors: jax.Array, frame: str) -> jax.Array:
+def _vectors(vectors: Data, frame: str) -> jax.Array:
     checks.choice("frame", frame, FRAMES)
     vectors = checks.real("vectors", vectors)
     if vectors.ndim != 2 or vectors.shape[0] < 2 or not vectors.shape[1]:

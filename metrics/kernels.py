@@ -14,7 +14,7 @@ from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import PyTree
+from ntk.types import Data, PyTree
 
 
 @show.readable
@@ -35,7 +35,7 @@ class Spectrum(NamedTuple):
     cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
 
 
-def center(kernel: jax.Array) -> jax.Array:
+def center(kernel: Data) -> jax.Array:
     """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
     kernel = _square("kernel", kernel)
     return (
@@ -46,7 +46,7 @@ def center(kernel: jax.Array) -> jax.Array:
     )
 
 
-def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     """Kernel alignment <K, L> / (|K| |L|), 1 for proportional kernels.
 
     With the initial network's kernel it says how lazy training was; centred it is linear CKA, biased
@@ -75,7 +75,7 @@ def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> ja
     return jnp.sum(one * other) / (norm(one) * norm(other))
 
 
-def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = True) -> jax.Array:
+def target_alignment(kernel: Data, targets: Data, *, centered: bool = True) -> jax.Array:
     """Alignment of a kernel with the targets' own, <K, Y Y^T> / (|K| |Y Y^T|).
 
     Args:
@@ -98,20 +98,18 @@ def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = 
     return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(matmul(y.T, y)))
 
 
-def distance(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+def distance(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     """Kernel distance 1 - alignment: 0 when the kernel only grew (Fort et al. 2020)."""
     return 1 - alignment(one, other, centered=centered)
 
 
-def velocity(
-    before: jax.Array, after: jax.Array, elapsed: ArrayLike, *, centered: bool = False
-) -> jax.Array:
+def velocity(before: Data, after: Data, elapsed: ArrayLike, *, centered: bool = False) -> jax.Array:
     """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate), positive."""
     elapsed = checks.positive("elapsed", elapsed)
     return distance(before, after, centered=centered) / elapsed
 
 
-def relative_change(kernel: jax.Array, initial: jax.Array) -> jax.Array:
+def relative_change(kernel: Data, initial: Data) -> jax.Array:
     """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`.
 
     Args:
@@ -166,9 +164,7 @@ def _params(name: str, tree: PyTree) -> PyTree:
     )
 
 
-def representation_alignment(
-    features: jax.Array, initial: jax.Array, *, centered: bool = False
-) -> jax.Array:
+def representation_alignment(features: Data, initial: Data, *, centered: bool = False) -> jax.Array:
     """<HH^T, H_0 H_0^T> / (|HH^T| |H_0 H_0^T|) of the same examples' features; 1 for a lazy network.
 
     Costs O(N d min(N, d)): the smaller of Gram and covariance matrices is formed.
@@ -194,14 +190,14 @@ def representation_alignment(
     return jnp.sum(matmul(x.T, y) ** 2) / norms
 
 
-def cka(features: jax.Array, other: jax.Array) -> Estimate:
+def cka(features: Data, other: Data) -> Estimate:
     """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
     x, y = _features(features, other)
     x, y = x / power_of_two(x), y / power_of_two(y)
     return cka_kernels(matmul(x, x.T), matmul(y, y.T))
 
 
-def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
+def cka_kernels(one: Data, other: Data) -> Estimate:
     """Debiased CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), HSIC_1 without bias.
 
     The biased ratio tends to 1 for unrelated features once d is of the order of N; this one to 0, and it
@@ -230,7 +226,7 @@ def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
     return Estimate(value, _jackknife_error(left_out))
 
 
-def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -> Estimate:
+def cka_by_layer(one: Mapping[str, Data], other: Mapping[str, Data]) -> Estimate:
     """Debiased linear CKA of every layer of one network with every layer of another.
 
     Args:
@@ -249,7 +245,7 @@ def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -
     return jax.tree.map(lambda *parts: jnp.stack(parts).reshape(len(one), len(other)), *cells)
 
 
-def hsic(one: jax.Array, other: jax.Array) -> Estimate:
+def hsic(one: Data, other: Data) -> Estimate:
     """Unbiased Hilbert-Schmidt independence criterion HSIC_1, with its jackknife error.
 
     Args:
@@ -272,7 +268,7 @@ def hsic(one: jax.Array, other: jax.Array) -> Estimate:
     )
 
 
-def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Estimate:
+def cka_minibatch(joint: Data, first: Data, second: Data) -> Estimate:
     """CKA of a whole data set from the HSIC_1 of B minibatches: ratio of their means.
 
     Args:
@@ -302,9 +298,7 @@ def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Esti
     return Estimate(ratio(jnp.mean), _jackknife_error(left_out))
 
 
-def task_model_alignment(
-    kernel: jax.Array, targets: jax.Array, *, centered: bool = False
-) -> Spectrum:
+def task_model_alignment(kernel: Data, targets: Data, *, centered: bool = False) -> Spectrum:
     """Cumulative power of the targets in a kernel's spectrum, C(rho).
 
     The faster C rises to 1, the fewer examples kernel regression needs. Eigenvectors of the kernel
@@ -357,7 +351,7 @@ def _jackknife_error(left_out: jax.Array) -> jax.Array:
     return jnp.sqrt((left_out.size - 1) * jnp.var(left_out))
 
 
-def _columns(kernel: jax.Array, targets: jax.Array) -> jax.Array:
+def _columns(kernel: Data, targets: Data) -> jax.Array:
     y = checks.real("targets", targets)
     if y.ndim not in (1, 2) or y.shape[0] != kernel.shape[0]:
         raise ValueError(
@@ -367,7 +361,7 @@ def _columns(kernel: jax.Array, targets: jax.Array) -> jax.Array:
     return y[:, None] if y.ndim == 1 else y
 
 
-def _features(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _features(one: Data, other: Data) -> tuple[jax.Array, jax.Array]:
     one, other = (
         checks.real(name, x, "N", "d", "...") for name, x in (("features", one), ("other", other))
     )
@@ -378,7 +372,7 @@ def _features(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     return one.reshape(one.shape[0], -1), other.reshape(other.shape[0], -1)
 
 
-def _pair(one: jax.Array, other: jax.Array, least: int) -> tuple[jax.Array, jax.Array]:
+def _pair(one: Data, other: Data, least: int) -> tuple[jax.Array, jax.Array]:
     one, other = _square("one", one), _square("other", other)
     if one.shape != other.shape or one.shape[0] < least:
         raise ValueError(
@@ -388,7 +382,7 @@ def _pair(one: jax.Array, other: jax.Array, least: int) -> tuple[jax.Array, jax.
     return one, other
 
 
-def _square(name: str, kernel: jax.Array) -> jax.Array:
+def _square(name: str, kernel: Data) -> jax.Array:
     kernel = checks.real(name, kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(

@@ -23,7 +23,7 @@ from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
 from ntk.regression import risk
 from ntk.regression.risk import Risk
-from ntk.types import Rows
+from ntk.types import Data, Rows
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -37,8 +37,8 @@ class SpectrumLaws(NamedTuple):
 
 
 def learning_curve(
-    kernel: jax.Array,
-    targets: jax.Array,
+    kernel: Data,
+    targets: Data,
     samples: ArrayLike,
     *,
     ridge: ArrayLike = 0.0,
@@ -82,7 +82,7 @@ def learning_curve(
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 
-def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: float | Rows) -> Estimate:
+def estimated_risk(kernel: Data, targets: Data, ridge: float | Rows) -> Estimate:
     """Test error of kernel ridge regression from its training set alone: generalised cross-validation.
 
     R_train / ((delta / n) tr (K + delta)^-1)^2: in `ntk.regression.risk` the training error is (d / n)^2 times the test
@@ -119,7 +119,7 @@ def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: float | Rows) -
 
 
 def fit_spectrum(
-    kernel: jax.Array, targets: jax.Array, key: jax.Array, *, ranks: tuple[int, int] | None = None
+    kernel: Data, targets: Data, key: jax.Array, *, ranks: tuple[int, int] | None = None
 ) -> SpectrumLaws:
     """Exponents of a kernel's eigenvalues and of the target's power in them, on real data.
 

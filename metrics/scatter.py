@@ -19,6 +19,7 @@ from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import Data
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
 ROWS, NUMBERS = 256, 2**15
@@ -63,7 +64,7 @@ class WithinClass(NamedTuple):
     nearest_is_prediction: jax.Array
 
 
-def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
+def class_means(features: Data, labels: Data, num_classes: int) -> ClassMeans:
     """First pass over one batch: count and mean of every class (a class may be missing).
 
     Args:
@@ -162,12 +163,12 @@ def _class_centers(means: ClassMeans, center: str, rtol: float | None) -> Center
 
 def within_class(
     centers: Centers,
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    predictions: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
+    predictions: Data | None = None,
 ) -> WithinClass:
     """Second pass over one batch: what is left around the class means.
 
@@ -215,7 +216,7 @@ def _within_class(
     return WithinClass(*_class_sums(columns.T, y, num_classes).T)
 
 
-def feature_rows(features: jax.Array) -> jax.Array:
+def feature_rows(features: Data) -> jax.Array:
     """Features as a matrix (N, d), in float32 at least."""
     h = checks.real("features", features, "N", "d", "...")
     return h.reshape(h.shape[0], -1)
@@ -337,9 +338,9 @@ def check_readout(
     num_classes: int,
     dim: int,
     rows: int,
-    weights: jax.Array | None,
-    bias: jax.Array | None,
-    predictions: jax.Array | None,
+    weights: Data | None,
+    bias: Data | None,
+    predictions: Data | None,
 ) -> None:
     """Refuses a classifier or predictions that do not fit the features."""
     if predictions is not None:

@@ -21,7 +21,7 @@ from metrics import checks, curvature, operators, programs
 from metrics.estimate import Estimate, mean_estimate, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import PRNGKey, PyTree
+from ntk.types import Data, PRNGKey, PyTree
 
 
 @show.readable
@@ -166,7 +166,7 @@ def spectral_density(
     return Spectrum(jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]), n)
 
 
-def density(spectrum: Spectrum, grid: jax.Array, width: float | jax.Array) -> Estimate:
+def density(spectrum: Spectrum, grid: Data, width: float | jax.Array) -> Estimate:
     """The spectral density on a grid, every node widened to a Gaussian; it integrates to 1.
 
     Args:

@@ -93,7 +93,7 @@ class EdgeReport(NamedTuple):
 
 
 def edge_of_stability(
-    sharpness: jax.Array, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
+    sharpness: Data, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
 ) -> EdgeReport:
     """Whether training sits at the edge of stability.
 
