@@ -1,4 +1,10 @@
-"""Coordinate check: how the activations of every layer, and their change in training, scale with width."""
+"""Coordinate check: how the activations of every layer, and their change in training, scale with width.
+
+With h_l the output of layer l, Delta h_l(t) its change after t steps and that by the layer's own update alone, each is
+fitted as RMS = C n^s over the widths n, and s compared with what the abc-parametrization says (`limits.regimes`).
+
+Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1; the separation by updates and the verdict are derived.
+"""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -2,6 +2,10 @@
 
 Behind `limits.depth`, which says what the symbols mean. Pairs with xi near 1 are followed by their
 gap 1 - xi, pairs with xi near 0 by logarithms, in double precision on NumPy arrays.
+
+    Sigma_0 = K_0 = xi,   Sigma_l = phi^(Sigma_{l-1}),   K_l = Sigma_l + K_{l-1} phi^'(Sigma_{l-1})
+
+Source: Radhakrishnan, Belkin & Uhler 2022, arXiv:2204.14126; the series in the angle and the closed ends are derived.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Given a layer's metric, its neurons are independent and Gaussian. The symbols are those of `limits.finite_width`, whose
 first order in 1 / width this has not.
+
+    z_i ~ N(0, G) for i = 1 .. n,    G' = C_b + C_W mean_i s(z_i) s(z_i)^T
+
+Source: Roberts, Yaida & Hanin 2022, arXiv:2106.10165, chapter 4, for the conditional law; to draw from it is ours.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 The exponents are relative: at m times the base width a parameter is used as m^-a w, initialised at its base
 standard deviation times m^-b, and learns at eta m^-c.
+
+Source: Yang & Hu (2021), arXiv:2011.14522; Yang et al. (2022), arXiv:2203.03466; Everett et al. (2024),
+arXiv:2407.05872.
 """
 
 import math

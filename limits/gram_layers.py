@@ -1,4 +1,11 @@
-"""Layers that act on Gram matrices: the kernel of each, on whole matrices and across points, and what is refused."""
+"""Layers that act on Gram matrices: the kernel of each, on whole matrices and across points, and what is refused.
+
+Within the points i that are kept, K_ii = scale E[f(u) f(v)], (u, v) ~ N(0, G_ii); the others t are carried along::
+
+    G_ti = A G_ii,    diag G_tt = diag(K_tt - A K_it + A G_ii A^T),    A = K_ti K_ii^-1
+
+Source: Yang, Robeyns, Milsom, Anson, Schoots & Aitchison (2023), arXiv:2108.13097.
+"""
 
 from __future__ import annotations
 

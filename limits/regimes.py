@@ -2,6 +2,14 @@
 
 A network of L hidden layers and width n uses W^l = n^-a_l w^l with w^l_ij ~ N(0, n^-2b_l), and w^l learns
 at rate eta n^-c_l, for l = 1 ... L+1; layer L+1 is the readout.
+
+Layer l moves by n^-r_l, where with SGD g = min(a_{L+1} + b_{L+1}, 2 a_{L+1} + c_{L+1}) is the gradient's exponent::
+
+    r_l = g + 2 a_l + c_l - [l > 1],    r_{L+1} = 2 a_{L+1} + c_{L+1} - 1,    r = min over hidden layers
+
+Stable parametrizations have r_l >= 0 throughout; r = 0 learns features, r > 0 has a kernel limit.
+
+Source: Yang & Hu 2021, arXiv:2011.14522, theorem 3.6; one c_l a layer follows from the same count.
 """
 
 import math

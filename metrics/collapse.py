@@ -1,4 +1,16 @@
-"""Neural collapse: NC1-NC5, class-distance normalised variance, generalised collapse, per layer."""
+"""Neural collapse: NC1-NC5, class-distance normalised variance, generalised collapse, per layer.
+
+With K class means mu_k and their mean mu_G, Sigma_W the mean of (h - mu)(h - mu)^T over samples, Sigma_B that of
+(mu_k - mu_G)(mu_k - mu_G)^T over classes, and Var_k the mean of |h - mu_k|^2 in class k::
+
+    NC1    tr(Sigma_W Sigma_B^+) / K,    and the quotient tr Sigma_W / tr Sigma_B
+    CDNV   mean over i != j of (Var_i + Var_j) / (2 |mu_i - mu_j|^2)
+    NC4    share of samples whose nearest class mean is the network's prediction
+
+NC2 and NC3, of the means and the classifier's rows, are in `metrics.geometry`.
+
+Source: Papyan, Han & Donoho 2020; Galanti, Gyorgy & Hutter 2022 (CDNV).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Scores of single examples: EL2N, GraNd, forgetting; and groups with opposing signals."""
+"""Scores of single examples: EL2N, GraNd, forgetting; and groups with opposing signals.
+
+    EL2N_i = |softmax(f(x_i)) - y_i|,    GraNd_i = |d loss_i / d params|
+
+Source: Paul, Ganguli & Dziugaite 2021; Toneva et al. 2019 (forgetting); Rosenfeld & Risteski 2023, arXiv:2311.04163
+(opposing signals).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start."""
+"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start.
+
+With singular values s_j, and coordinates v_k of one unit::
+
+    entropy exp(-sum_j p_j log p_j), p_j = s_j / sum s      participation (sum s^2)^2 / sum s^4
+    stable sum s^2 / max s^2                                IPR sum_k (|v_k| / |v|)^(2r)
+
+Source: Roy & Vetterli 2007; Gao et al. 2017; Rudelson & Vershynin 2007; Doshi et al. 2023, arXiv:2310.13061 (IPR).
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Any kernel matrix serves: of an infinitely wide network, of one network before or after training, of an ensemble. Its
 eigenvalues and the targets' power in them are put into the risk of `ntk.regression.risk`.
+
+Source: Simon et al. 2023, arXiv:2110.03922; Golub, Heath & Wahba 1979; Levina & Bickel 2004.
 """
 
 from __future__ import annotations

@@ -1,4 +1,17 @@
-"""What the sampling of examples does: gradient noise scale, and the sharpness of mini-batches."""
+"""What the sampling of examples does: gradient noise scale, and the sharpness of mini-batches.
+
+With the gradient g_i of each of N examples, their mean g and covariance Sigma::
+
+    noise scale  tr Sigma / |G|^2,    tr Sigma = (sum_i |g_i|^2 - N |g|^2) / (N - 1),    |G|^2 = |g|^2 - tr Sigma / N
+
+and of a batch of B the largest eigenvalue of the Hessian is, to second order in H_B - H,
+
+    E lambda = lambda_1 + S2 / b,    S2 = mean_i w_i^T (lambda_1 - H)^-1 w_i,    w_i = (1 - u u^T) H_i u
+
+with 1/b = (N - B) / (B (N - 1)), u the eigenvector of lambda_1, and H_i the Hessian of one example.
+
+Source: McCandlish et al. (2018), arXiv:1812.06162; the second order is perturbation theory, derived here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """Scaling of a quantity with width: optimum of a learning-rate sweep, and power laws with errors.
 
 Plain numpy in double precision: the inputs are a handful of points from finished runs.
+
+    log2(rate) at the vertex of the parabola through the least loss and its neighbours,    y = C x^p + offset
+
+Source: Hesterberg 2015, arXiv:1411.5279, for the expanded percentiles of the bootstrap.
 """
 
 from typing import NamedTuple

@@ -4,6 +4,11 @@ Two passes, because one pass, E[h^2] - E[h]^2, cancels in float32 and returns ne
 once the spread is 1e-3 of the scale. Nothing here is d x d: the pseudo-inverse of the between-class
 covariance acts only on the span of the centred class means, and a thin SVD of that K x d matrix
 gives it without squaring its condition number.
+
+    mean <- mean + (mean' - mean) n' / (n + n')  of two batches
+    then the sums of |h - mu|^2 and of (h - mu)^T Sigma_B^+ (h - mu) over the samples of each class
+
+Source: Chan, Golub & LeVeque 1979 for the update; Papyan, Han & Donoho 2020 for what is summed.
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
 Stochastic estimates take probes: random vectors, one matrix-vector product or one Lanczos run
 each. matfree (PyPI) has more of these for plain matrices (XTrace, XNysTrace, XDiag, Chebyshev
 and differentiable functions of matrices); use it where the matrix is a closure and fits a notebook.
+
+    tr A = E z^T A z,    diag A = E z * (A z),    density(t) = E sum_j w_j delta(t - theta_j)
+
+for random signs z, and nodes theta_j and weights w_j of the Lanczos matrix that starts from z / |z|.
+
+Source: Hutchinson (1989); Bekas, Kokiopoulou & Saad (2007); Ubaru, Chen & Saad (2017); Meyer et al. (2021).
 """
 
 from __future__ import annotations

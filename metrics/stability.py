@@ -1,4 +1,10 @@
-"""Sharpness against the learning rate: thresholds, stable steps, the edge of stability."""
+"""Sharpness against the learning rate: thresholds, stable steps, the edge of stability.
+
+A step of gradient descent multiplies the component along an eigenvector of curvature l by 1 - eta l: it grows where
+l > 2 / eta. With momentum and preconditioners the bound is `threshold`.
+
+Source: Cohen et al. (2021), arXiv:2103.00065; (2022), arXiv:2207.14484.
+"""
 
 from __future__ import annotations
 

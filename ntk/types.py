@@ -36,6 +36,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def jitted(**options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """`jax.jit` with its options as a decorator that keeps, for a checker, what the function takes and gives."""
-    return functools.partial(jax.jit, **options)
+def jitted(
+    *, static_argnames: str | Sequence[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """`jax.jit` as a decorator that keeps, for a checker, what the function takes and gives."""
+    return functools.partial(jax.jit, static_argnames=static_argnames)

@@ -3,6 +3,11 @@
 (u, v) has variances q1, q2 and correlation rho. Every formula is written in rho and not in the
 covariance, because the square roots that closed forms need, such as sqrt(q1 q2 - cov^2), lose
 half of the digits of a nearly coincident pair when they are formed from covariances.
+
+    k = E[f(u) f(v)],    kdot = E[f'(u) f'(v)] = dk / d cov(u, v)  (Price's theorem)
+
+Source: Williams 1997 (erf); Cho & Saul 2009 (rectified powers); Daniely, Frostig & Singer 2016 for duals in general;
+those of the others are named at the functions, or derived from E exp(i u) = exp(-q / 2).
 """
 
 import math

@@ -12,6 +12,8 @@ The coefficients are computed at the variances of the call, which may be traced.
 beforehand is the order, the number of quadrature nodes and the kinks, all found from the values
 of f in double precision, for variances up to `max_variance`; the error falls with the variance
 and grows beyond it, and `Dual.error` tells how large it is at any variance.
+
+Source: Daniely, Frostig & Singer 2016, lemma 11; the products with kinks are derived here.
 """
 
 import functools

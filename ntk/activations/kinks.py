@@ -8,6 +8,9 @@ order^(-7/4) for one of the curvature. Written as
 
 the sum has Gaussian moments in closed form, up to one integral over an angle where at_j is not 0,
 and the series is left with products that contain a coefficient of the smoother rest.
+
+Source: derived; the bivariate normal integral is Plackett's (1954), as Drezner & Wesolowsky (1990) and Genz (2004)
+compute it.
 """
 
 import functools

@@ -1,4 +1,14 @@
-"""Dual activations of polynomials and of rectified powers, exact."""
+"""Dual activations of polynomials and of rectified powers, exact.
+
+With unit variances x^n has the normalised Hermite coefficients n! / (2^i i! sqrt(k!)), k = n - 2 i, so that::
+
+    E[u^n v^n] = sum_i (n! / (2^i i!))^2 rho^(n - 2i) / (n - 2i)!
+    E[u_+^n v_+^n] = (A(rho) sin theta + B(rho) (pi - theta)) / (2 pi),    rho = cos theta
+
+with B that of u^n v^n, and A from d/drho E[u_+^n v_+^n] = n^2 E[u_+^(n-1) v_+^(n-1)].
+
+Source: Cho & Saul 2009, equation 3, for the rectified powers.
+"""
 
 import math
 from collections.abc import Callable, Iterable

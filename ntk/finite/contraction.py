@@ -8,6 +8,15 @@ Shapes are written with the letters
     b     groups of a layer (grouped convolutions, batched products)
     s, u  positions where a layer reads (pixels, tokens)
     c, f  what it reads and writes there: channels and features
+
+A layer reads a (n, b, s, c), and the outputs change by d (n, t, g, r, b, s, f) with what it writes: the kernel of its
+weights is
+
+    K[g, n, r, m, q] = sum_{t b c f} (sum_s a_1 d_1)(sum_u a_2 d_2),
+
+in whichever order takes the fewest multiplications (`_costs`).
+
+Source: Novak et al. 2022 (arXiv 2206.08720).
 """
 
 from __future__ import annotations

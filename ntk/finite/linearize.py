@@ -1,4 +1,9 @@
-"""Taylor models of a network in its parameters: the first order is what the NTK describes."""
+"""Taylor models of a network in its parameters: the first order is what the NTK describes.
+
+    f_lin(p) = f(p_0) + df/dp (p - p_0),    f_taylor(p) = sum_k d^k/ds^k f(p_0 + s (p - p_0)) / k!  at s = 0
+
+Source: Lee et al. 2019 (arXiv 1902.06720), equation 3; Bai & Lee 2020 (arXiv 1910.01619), equation 2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""What self-attention over all pixels does to a `Kernel` in the limit of infinitely many heads and channels."""
+"""What self-attention over all pixels does to a `Kernel` in the limit of infinitely many heads and channels.
+
+With weights G = score(std K) of each sample's own covariances K of pixel pairs, queries equal to keys, and N the NNGP
+and T the NTK between two samples, `attend` is::
+
+    N' = s^2 G_1 N G_2^T + b^2,    T' = s^2 G_1 (T + 2 N) G_2^T + b^2
+
+Source: Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention", section 3.2 and theorem 3.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,15 @@
 """What operations on channels do to a `Kernel` in the infinite-width limit; each is derived once, for every front end.
 
 Operations on pixels are in `ntk.infinite.pixels`.
+
+With N the NNGP, T the NTK, and W_std, b_std the deviations of an affine map in the NTK parametrization::
+
+    affine         N' = W_std^2 N + b_std^2      T' = N' + W_std^2 T
+    activation     N' = E[f(u) f(v)]             T' = T E[f'(u) f'(v)],    (u, v) Gaussian of covariance N
+    sum            N' = N_1 + N_2                T' = T_1 + T_2
+    product        N' = N_1 N_2                  T' = T_1 N_2 + N_1 T_2
+
+Source: Jacot et al. (2018), theorem 1; Daniely, Frostig & Singer (2016).
 """
 
 from __future__ import annotations

@@ -5,6 +5,14 @@ the correlation rho of its two inputs. Composed over the depth, such functions a
 angle theta = arccos(rho): for ReLU, theta_L is about theta / (1 + L theta / 3 pi). They are
 tabulated once, in double precision, as Chebyshev series in theta or in theta / (theta + a), which
 straightens that curve, so that the cost of a kernel matrix does not depend on the depth.
+
+One layer, at the common variance q and with k = q rho (`_layer`)::
+
+    q' = W_std^2 q + b_std^2,    rho' = (W_std^2 k + b_std^2) / q',    ntk' = W_std^2 ntk + weight_scale k + bias_scale
+
+and then the activation's moments at (q', q', rho').
+
+Source: Poole et al. 2016 for the map of correlations; Jacot et al. 2018, theorem 1.
 """
 
 import functools

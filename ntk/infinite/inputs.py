@@ -1,4 +1,9 @@
-"""Data on its way into a network: checked, and turned into the `Kernel` of the first layer."""
+"""Data on its way into a network: checked, and turned into the `Kernel` of the first layer.
+
+The first covariance is K(x1, x2) = sum_c x1_c x2_c / channels, of every pair of pixels where that is asked for.
+
+Source: Lee et al. (2018), without its bias and weights, which belong to the first layer.
+"""
 
 from __future__ import annotations
 

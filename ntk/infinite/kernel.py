@@ -3,6 +3,8 @@
 Every operation on infinitely wide activations (`ntk.infinite.channels`) maps one `Kernel` to another. What is carried
 is the normalised correlation, not the covariance: a coincident pair has correlation one to the last bit, so that
 float32 loses nothing where a covariance would cancel.
+
+    correlation = K(x1, x2) / sqrt(K(x1, x1) K(x2, x2)),    nngp = correlation sqrt(var1 var2)
 """
 
 from __future__ import annotations

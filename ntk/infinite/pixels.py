@@ -3,6 +3,11 @@
 A fixed linear map L of the pixels turns a pixel-pair covariance K into L K L^T, whatever it is called (pooling,
 resizing, indexing, aggregation over a graph, attention with given weights): `linear`. A convolution with random
 weights averages K over pixel pairs moved together: `convolve`.
+
+    linear      K' = L K L^T
+    convolve    K'(p, p') = W_std^2 mean_d K(p + d, p' + d) + b_std^2,    d over the window
+
+Source: Novak et al. (2019), equation 6; Xiao et al. (2018), equation 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""Blocks of (affine map, homogeneous nonlinearity), repeated, on the correlation alone: faster than layer by layer."""
+"""Blocks of (affine map, homogeneous nonlinearity), repeated, on the correlation alone: faster than layer by layer.
+
+On the gap g = 1 - correlation of the unit vectors (u, v) = (W_std s, b_std) / norm, s^2 the variance of each sample::
+
+    g <- u_1 u_2 g + ((u_1 - u_2)^2 + (v_1 - v_2)^2) / 2,    ntk <- u_1 u_2 ntk + 1 - g
+
+and then the activation's own map of the gap, with ntk times the slope: no digits cancel near correlation one.
+
+Source: Cho & Saul (2009), Jacot et al. (2018), theorem 1; the form in the gap is derived.
+"""
 
 from __future__ import annotations
 

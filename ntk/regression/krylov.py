@@ -1,4 +1,11 @@
-"""Conjugate gradients for kernel matrices, with the randomised Nystrom preconditioner."""
+"""Conjugate gradients for kernel matrices, with the randomised Nystrom preconditioner.
+
+(K + s I) x = b with P^-1 (K + s I), where U and l are approximate eigenvectors and eigenvalues of K, l_r the last one::
+
+    P^-1 = I + U diag((l_r + s) / (l + s) - 1) U^T
+
+Source: Hestenes & Stiefel (1952); Frangella, Tropp & Udell (2021), arXiv:2110.02820, algorithm 2.1 and equation 5.3.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,11 @@
 Gradients in reverse mode are those of the steps that were taken, with their sizes held: states are kept
 every sqrt(max_steps) steps, and what lies between is computed again on the way back. (The adjoint equation
 would integrate the state backwards, and gradient flow is unstable in that direction.)
+
+A step of size h of dy/dt = rate(y) goes through stages k_i = rate(y + h sum_j a_ij k_j) of fifth order; the error is
+h sum_i e_i k_i, the difference to the solution of fourth order, and the next size h (error)^(-1/5) times .9.
+
+Source: Dormand & Prince 1980, RK5(4)7M.
 """
 
 from __future__ import annotations

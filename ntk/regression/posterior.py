@@ -1,83 +1,31 @@
-"""Predictions with their uncertainty: Gaussian processes, and ensembles of trained wide networks."""
+"""Predictions with their uncertainty: Gaussian processes, and ensembles of trained wide networks.
+
+With d training and t test points, K the NNGP and T the NTK, at infinite time::
+
+    nngp     mean K_td K_dd^-1 y    covariance K_tt - K_td K_dd^-1 K_dt
+    ntk      mean T_td T_dd^-1 y    covariance K_tt + A K_dd A^T - A K_dt - K_td A^T,    A = T_td T_dd^-1
+
+and at time t A is T_td T_dd^-1 (1 - exp(-t T_dd)).
+
+Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019 (arXiv 1902.06720), equations 13 to 16.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from ntk import arguments, show
+from ntk import arguments
 from ntk.regression import spectra
+from ntk.regression.predictors import Ensemble, Gaussian, Posterior
 from ntk.types import Data
 
 Axes = int | tuple[int, ...]
-
-
-@show.readable
-class Gaussian(NamedTuple):
-    """Predictions: mean, shaped as the outputs, and covariance, shaped as their kernel."""
-
-    mean: jax.Array
-    covariance: jax.Array
-
-
-class Posterior(Protocol):
-    """``predict_fn(get, k_test_train, k_test_test)`` of `gp_inference`."""
-
-    @overload
-    def __call__(
-        self, get: str, k_test_train: Any = None, k_test_test: None = None
-    ) -> jax.Array: ...
-    @overload
-    def __call__(self, get: str, k_test_train: Any = None, *, k_test_test: object) -> Gaussian: ...
-    @overload
-    def __call__(self, get: str, k_test_train: Any, k_test_test: object) -> Gaussian: ...
-    @overload
-    def __call__(
-        self,
-        get: tuple[str, ...] | None = None,
-        k_test_train: Any = None,
-        k_test_test: Any = None,
-    ) -> Any: ...
-
-
-class Ensemble(Protocol):
-    """``predict_fn(t, x_test, get, compute_cov, **kernel_kwargs)`` of `gradient_descent_mse_ensemble`."""
-
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        x_test: Any = None,
-        *,
-        get: str,
-        compute_cov: Literal[False] = False,
-        **kernel_kwargs: Any,
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        x_test: Any = None,
-        *,
-        get: str,
-        compute_cov: Literal[True],
-        **kernel_kwargs: Any,
-    ) -> Gaussian: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        x_test: Any = None,
-        get: str | tuple[str, ...] | None = None,
-        compute_cov: bool = False,
-        **kernel_kwargs: Any,
-    ) -> Any: ...
 
 
 @arguments.strict

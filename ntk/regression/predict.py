@@ -14,16 +14,16 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from ntk import arguments, show
+from ntk import arguments
 from ntk.regression import ode, spectra
-from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
+from ntk.regression.posterior import gp_inference, gradient_descent_mse_ensemble
+from ntk.regression.predictors import Flow, Gaussian, ODEState, StateFlow
 from ntk.types import Data, PyTree
 
 __all__ = [
@@ -37,101 +37,6 @@ __all__ = [
 ]
 
 Axes = int | tuple[int, ...]
-
-
-@show.readable
-class ODEState(NamedTuple):
-    """Outputs on training and test points, and their velocities under momentum."""
-
-    fx_train: jax.Array | None = None
-    fx_test: jax.Array | None = None
-    qx_train: jax.Array | None = None
-    qx_test: jax.Array | None = None
-
-
-class Flow(Protocol):
-    """``predict_fn(t, fx_train_0, fx_test_0, k_test_train)``: outputs on training points, test points, or both."""
-
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        fx_train_0: ArrayLike = 0.0,
-        fx_test_0: None = None,
-        k_test_train: Data | None = None,
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self, t: ArrayLike | None, fx_train_0: None, fx_test_0: ArrayLike, k_test_train: Data
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        *,
-        fx_train_0: None,
-        fx_test_0: ArrayLike,
-        k_test_train: Data,
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self, t: ArrayLike | None, fx_train_0: ArrayLike, fx_test_0: ArrayLike, k_test_train: Data
-    ) -> tuple[jax.Array, jax.Array]: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        fx_train_0: ArrayLike = 0.0,
-        *,
-        fx_test_0: ArrayLike,
-        k_test_train: Data,
-    ) -> tuple[jax.Array, jax.Array]: ...
-
-
-class StateFlow(Protocol):
-    """The same of `gradient_descent`, which also takes the state at time 0, and then gives one."""
-
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None,
-        fx_train_or_state_0: ODEState,
-        fx_test_0: None = None,
-        k_test_train: Data | None = None,
-    ) -> ODEState: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        fx_train_or_state_0: ArrayLike = 0.0,
-        fx_test_0: None = None,
-        k_test_train: Data | None = None,
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None,
-        fx_train_or_state_0: None,
-        fx_test_0: ArrayLike,
-        k_test_train: Data,
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None,
-        fx_train_or_state_0: ArrayLike,
-        fx_test_0: ArrayLike,
-        k_test_train: Data,
-    ) -> tuple[jax.Array, jax.Array]: ...
-    @overload
-    def __call__(
-        self,
-        t: ArrayLike | None = None,
-        fx_train_or_state_0: ArrayLike = 0.0,
-        *,
-        fx_test_0: ArrayLike,
-        k_test_train: Data,
-    ) -> tuple[jax.Array, jax.Array]: ...
 
 
 @arguments.strict

@@ -7,6 +7,8 @@ jit, grad and vmap the fields of `Solution` tell the same.
 A matrix that is singular to working precision is made regular by jitter, as Gaussian-process
 regression does. `ntk.predict` asks for the limit of gradient descent instead, which moves nothing
 along the directions that a kernel does not see: there it takes the pseudo-inverse.
+
+Source: Rasmussen & Williams (2006), algorithm 2.1; Frangella, Tropp & Udell (2021), arXiv:2110.02820.
 """
 
 from __future__ import annotations
