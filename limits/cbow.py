@@ -188,7 +188,7 @@ def _train(
     return jax.tree.map(lambda x: x * scale, embeddings), losses
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@jitted(static_argnames="negatives")
 def _targets(key: PRNGKey, positive: jax.Array, cumulative: jax.Array, negatives: int) -> jax.Array:
     """(N, 1 + negatives): the true target, then random ones. Outside of training, where all widths share it."""
     draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
