@@ -230,7 +230,7 @@ def _decomposed(
 def _floor(values: np.ndarray, kernel: ArrayLike) -> float:
     dtype = getattr(kernel, "dtype", np.dtype(float))
     eps = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else np.finfo(float).eps
-    return _ROUNDING * float(eps) * abs(values).max()
+    return _ROUNDING * float(eps) * float(abs(values).max())
 
 
 def _positive(values: np.ndarray, kernel: ArrayLike) -> np.ndarray:

@@ -5,6 +5,7 @@ import inspect
 import operator
 import pathlib
 import re
+import sys
 import types
 
 import pytest
@@ -95,7 +96,8 @@ def report(tmp_path_factory):
     lines += [f"reveal_type({function})" for function in public()]
     file = tmp_path_factory.mktemp("types") / "program.py"
     file.write_text("\n".join(lines))
-    config = ("--config-file", str(ROOT / "setup.cfg"), "--cache-dir", str(ROOT / ".mypy_cache"))
+    config = ["--config-file", str(ROOT / "setup.cfg"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    config += ["--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"]
     out, err, _ = api.run([*config, "--show-error-codes", "--no-pretty", str(file)])
     assert not err
     found = {}

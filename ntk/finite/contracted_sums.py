@@ -46,7 +46,8 @@ def contracted(fun: Callable) -> Callable:
             if not equation.outvars:  # done for its effect, or left over from a derivative
                 jaxprs.apply(jaxpr, equation, operands)
                 continue
-            name, result, made = equation.primitive.name, None, equation.outvars[0]
+            name, result = equation.primitive.name, None
+            made: Any = equation.outvars[0]
             if (factors := outer_products.follow(equation, operands, known)) is not None:
                 known[made] = factors
             if name == "mul":

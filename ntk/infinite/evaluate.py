@@ -273,10 +273,10 @@ class KernelFn:
         sizes = first.shape[batch], second.shape[batch]
         small = _is_small(sizes, _entries(first, batch, plan, self.area))
         # JAX adds its options by name, which no checker sees.
-        if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined, unused-ignore]
             return None
         leaves, tree = jax.tree.flatten(data)
-        double = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
         rest = tree, *((x.shape, x.dtype) for x in leaves), double
         # One program of both kernels serves who asks for one of them, too.
         both = plan._replace(names=("nngp", "ntk"), ntk=True)

@@ -225,6 +225,10 @@ def repeat(layer: Layer, n: int) -> Layer:
     one = Layer(*layer)
     fn = as_kernel_fn(one.kernel_fn)
 
+    def split(key: PRNGKey, _: None) -> tuple[PRNGKey, PRNGKey]:
+        rest, own = jax.random.split(key)
+        return rest, own
+
     def init_fn(key: PRNGKey, input_shape: Shape) -> tuple[Shape, Any]:
         output_shape, _ = one.init_fn(key, input_shape)
         if tuple(output_shape) != tuple(input_shape):
@@ -232,9 +236,7 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        keys: Array = jax.lax.scan(lambda key, _: tuple(jax.random.split(key)), key, None, n)[
-            1
-        ]  # as serial
+        _, keys = jax.lax.scan(split, key, None, n)  # as serial
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
     @arguments.strict
