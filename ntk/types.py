@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import jax
 import numpy as np
@@ -32,8 +32,34 @@ Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
 """An array of NumPy, which gives one of NumPy, or of JAX, which gives one of JAX."""
 Out = TypeVar("Out")
 """What a network gives: an array, or a pytree of them."""
+Out_co = TypeVar("Out_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class KernelOfParams(Protocol[Out_co]):
+    """``fn(x1, x2, params, **kwargs)``: a kernel of every output, in the structure of the network's outputs."""
+
+    def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> Out_co:
+        """The kernel; x2 is None for x1."""
+
+
+class KernelsByName(Protocol[Out_co]):
+    """``fn(x1, x2, get, params, **kwargs)``: one kernel for a name, a named tuple of them for several."""
+
+    @overload
+    def __call__(
+        self, x1: PyTree, x2: PyTree | None, get: str, params: PyTree, **kwargs: Any
+    ) -> Out_co: ...
+    @overload
+    def __call__(
+        self,
+        x1: PyTree,
+        x2: PyTree | None,
+        get: tuple[str, ...] | None,
+        params: PyTree,
+        **kwargs: Any,
+    ) -> Any: ...
 
 
 def jitted(

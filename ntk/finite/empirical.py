@@ -13,7 +13,7 @@ import functools
 import math
 from collections import namedtuple
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,7 @@ from ntk.finite import contraction
 from ntk.finite.linearize import pushforward
 from ntk.finite.output_axes import arrange, output_axes
 from ntk.model import check_call
-from ntk.types import Out, PyTree
-
-Out_co = TypeVar("Out_co", covariant=True)
+from ntk.types import KernelOfParams, KernelsByName, Out, PyTree
 
 
 class NtkImplementation(enum.IntEnum):
@@ -43,31 +41,6 @@ class NtkImplementation(enum.IntEnum):
     JACOBIAN_CONTRACTION = 1
     NTK_VECTOR_PRODUCTS = 2
     STRUCTURED_DERIVATIVES = 3
-
-
-class KernelOfParams(Protocol[Out_co]):
-    """``fn(x1, x2, params, **kwargs)``: a kernel of every output, in the structure of the network's outputs."""
-
-    def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> Out_co:
-        """The kernel; x2 is None for x1."""
-
-
-class KernelsByName(Protocol[Out_co]):
-    """``fn(x1, x2, get, params, **kwargs)``: one kernel for a name, a named tuple of them for several."""
-
-    @overload
-    def __call__(
-        self, x1: PyTree, x2: PyTree | None, get: str, params: PyTree, **kwargs: Any
-    ) -> Out_co: ...
-    @overload
-    def __call__(
-        self,
-        x1: PyTree,
-        x2: PyTree | None,
-        get: tuple[str, ...] | None,
-        params: PyTree,
-        **kwargs: Any,
-    ) -> Any: ...
 
 
 def empirical_ntk(
