@@ -38,7 +38,7 @@ class Embeddings(NamedTuple):
     context: jax.Array
     target: jax.Array
 
-    def sample(self, key: jax.Array, width: int) -> Embeddings:
+    def sample(self, key: PRNGKey, width: int) -> Embeddings:
         """A model of this width that converges to this one, before, during and after training.
 
         Its inner products differ from these by O(width^-1/2).
@@ -84,7 +84,7 @@ def train(
     embeddings: Embeddings,
     windows: Windows,
     noise: Data,
-    key: jax.Array,
+    key: PRNGKey,
     *,
     learning_rate: float = 0.05,
     weight_decay: float = 0.001,

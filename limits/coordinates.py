@@ -109,7 +109,7 @@ def coordinate_check(
     widths: Sequence[int],
     batch: tuple,
     loss: Callable,
-    key: jax.Array,
+    key: PRNGKey,
     *,
     learning_rate: float,
     optimizer: Callable = optax.sgd,

@@ -27,6 +27,7 @@ import scipy.special
 
 from limits.arguments import array, integer, key, number, real, takes
 from ntk import show
+from ntk.types import PRNGKey
 
 
 @show.readable
@@ -52,7 +53,7 @@ class Dynamics(NamedTuple):
 )
 def high_dimensional_descent(
     overlap: Sequence[float],
-    key: jax.Array,
+    key: PRNGKey,
     *,
     alpha: float,
     epsilon: float,
@@ -109,7 +110,7 @@ def high_dimensional_descent(
 class _Paths:
     """Sampled fields of the effective example, their forces g, and the forces' derivatives."""
 
-    def __init__(self, width: int, times: int, samples: int, key: jax.Array):
+    def __init__(self, width: int, times: int, samples: int, key: PRNGKey):
         quarter = -(-samples // 4)
         white = np.array(jax.random.normal(key, (quarter, 1 + times * width)), np.float64)
         # Even quantiles of |z|, then z and the fields each with both signs: less error of the means.

@@ -30,7 +30,7 @@ _SIZES = {"width": count(2), "depth": count(), "networks": count()}
 
 @takes(key=key, activation=function, gram=array(2), **_SIZES, **_SCALES)
 def sample_metrics(
-    key: jax.Array,
+    key: PRNGKey,
     activation: Activation,
     width: int,
     depth: int,
@@ -131,7 +131,7 @@ class PairMoments(NamedTuple):
     **_SCALES,
 )
 def sample_neurons(
-    key: jax.Array,
+    key: PRNGKey,
     activation: Activation,
     width: int,
     depth: int,

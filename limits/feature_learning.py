@@ -40,7 +40,7 @@ from limits.arguments import (
 from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
-from ntk.types import Elementwise, jitted
+from ntk.types import Elementwise, PRNGKey, jitted
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -71,7 +71,7 @@ class Particles(NamedTuple):
         """Outputs (N, k) at inputs (N, d)."""
         return self.scale * (activation(x @ self.u.T) @ self.v)
 
-    def sample(self, key: jax.Array, width: int) -> Particles:
+    def sample(self, key: PRNGKey, width: int) -> Particles:
         """`width` of the units, drawn independently: a network that converges to this one as width^-1/2."""
         chosen = jax.random.randint(key, (width,), 0, self.u.shape[0])
         return Particles(self.u[chosen], self.v[chosen])
@@ -103,7 +103,7 @@ class LinearLimit(NamedTuple):
             )
         return (x @ self.u.T) @ self.v
 
-    def sample(self, key: jax.Array, width: int) -> Particles:
+    def sample(self, key: PRNGKey, width: int) -> Particles:
         """Gaussian mixtures of the units: a network of this width that converges to it as width^-1/2."""
         omega = jax.random.normal(key, (width, self.u.shape[0]), self.u.dtype)
         return Particles(omega @ self.u, omega @ self.v)
@@ -183,7 +183,7 @@ def linear_limit(
     dtype=real_dtype,
 )
 def particles(
-    key: jax.Array,
+    key: PRNGKey,
     width: int,
     inputs: int,
     outputs: int,

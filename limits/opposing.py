@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from limits.arguments import array, count, integer, key, number, takes
 from ntk import show
+from ntk.types import PRNGKey
 
 
 @show.readable
@@ -92,7 +93,7 @@ def crossing_time(alpha: float, signal: float, start: float, learning_rate: floa
     magnitude=number(),
 )
 def outliers(
-    key: jax.Array,
+    key: PRNGKey,
     examples: int,
     dim: int,
     *,

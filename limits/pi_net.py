@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
 from ntk import show
-from ntk.types import Scalar
+from ntk.types import PRNGKey, Scalar
 
 
 @jax.custom_jvp
@@ -96,7 +96,7 @@ class PiLimit(NamedTuple):
         """Outputs (N, k) at inputs (N, d)."""
         return _forward(self, x)[0]
 
-    def sample(self, key: jax.Array, width: int) -> PiNet:
+    def sample(self, key: PRNGKey, width: int) -> PiNet:
         """A pi-net of this width that converges to it, trained or not, as width^-1/2."""
         shape = len(self.rows), width, self.first.shape[1]
         omega = jax.random.normal(key, shape, self.first.dtype)
@@ -108,7 +108,7 @@ class PiLimit(NamedTuple):
     key=key, inputs=integer, outputs=integer, rank=integer, hidden_layers=integer, dtype=real_dtype
 )
 def limit(
-    key: jax.Array,
+    key: PRNGKey,
     inputs: int,
     outputs: int,
     *,

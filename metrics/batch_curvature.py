@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from metrics import checks, curvature, noise, stability
 from metrics.estimate import Estimate, concrete, mean_estimate
-from ntk.types import PyTree
+from ntk.types import PRNGKey, PyTree
 
 
 def batch_learning_rate(
@@ -125,9 +125,9 @@ def gauss_newton_batch_sharpness(top: ArrayLike, bulk: ArrayLike, ratio: ArrayLi
 
 def batch_sharpness_by_size(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_sizes: Sequence[int],
     *,
     num_batches: int = 30,

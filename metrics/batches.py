@@ -37,7 +37,7 @@ def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Ca
             f"axes is {axes!r}; it must be 0, or a tuple of 0 and None, one for each part"
         )
 
-    def mean_product(params: PyTree, batches: Any, vector: PyTree) -> PyTree:
+    def mean_product(params: PyTree, batches: PyTree, vector: PyTree) -> PyTree:
         parts, axes_of = (batches, axes) if isinstance(axes, tuple) else ((batches,), (axes,))
         if not isinstance(parts, tuple) or len(parts) != len(axes_of):
             raise ValueError(f"axes is {axes}; batches must be a tuple of {len(axes_of)} parts")
@@ -95,7 +95,7 @@ def streamed(product: Callable) -> Callable:
     def add(total: PyTree, params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, total, product(params, batch, vector))
 
-    def mean_product(params: PyTree, batches: Any, vector: PyTree) -> PyTree:
+    def mean_product(params: PyTree, batches: PyTree, vector: PyTree) -> PyTree:
         totals: dict[tuple, PyTree] = {}
         counts: dict[tuple, int] = {}  # of the batches of one size each
         for batch in _opened(batches):
@@ -119,7 +119,7 @@ def streamed(product: Callable) -> Callable:
     return mean_product
 
 
-def _opened(batches: Any) -> Iterable:
+def _opened(batches: PyTree) -> Iterable:
     """A pass over the batches."""
     found = batches() if callable(batches) else batches
     if found is batches and isinstance(found, Iterator):

@@ -12,14 +12,14 @@ from metrics.programs import remembered
 from ntk.types import PyTree, R
 
 
-def layers(params: Any) -> list[str]:
+def layers(params: PyTree) -> list[str]:
     """Names of the groups of parameters that share a parent, as ``hidden_0`` of ``hidden_0/kernel``."""
     checks.check_params(params)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return list(dict.fromkeys(_path_name(path[:-1]) for path in paths))
 
 
-def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, Any]:
+def partition(params: PyTree, select: str | Callable[[str], bool]) -> tuple[Any, Any]:
     """Splits params into a block and the rest: two trees, each with None where the other has leaves.
 
     Args:
@@ -80,7 +80,7 @@ def on_block(
     return function_of_block
 
 
-def per_layer(estimate: Callable, params: Any, batch: Any) -> dict[str, Any]:
+def per_layer(estimate: Callable, params: PyTree, batch: PyTree) -> dict[str, Any]:
     """Any estimate of every layer's own diagonal block of a curvature matrix.
 
     Args:

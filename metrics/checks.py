@@ -265,7 +265,7 @@ def layers(**dicts: Any) -> None:
             )
 
 
-def examples(name: str, batch: Any) -> int:
+def examples(name: str, batch: PyTree) -> int:
     """Number of examples of a batch: the leading axis that all its leaves share.
 
     Raises:
@@ -290,7 +290,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
-def check_params(params: Any) -> int:
+def check_params(params: PyTree) -> int:
     """Counts the parameters.
 
     Raises:
@@ -310,7 +310,7 @@ def check_params(params: Any) -> int:
     return n
 
 
-def check_loss(loss: Callable, params: Any, batch: Any) -> None:
+def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a loss that is not one real number."""
     out = jax.eval_shape(loss, params, batch)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
@@ -321,7 +321,7 @@ def check_loss(loss: Callable, params: Any, batch: Any) -> None:
         )
 
 
-def check_losses(losses: Callable, params: Any, batch: Any) -> int:
+def check_losses(losses: Callable, params: PyTree, batch: PyTree) -> int:
     """Number N of examples of a function that returns a loss for each."""
     out = jax.eval_shape(losses, params, batch)
     shape = getattr(out, "shape", None)
@@ -333,7 +333,7 @@ def check_losses(losses: Callable, params: Any, batch: Any) -> int:
     return shape[0]
 
 
-def check_scale(scale: Any, params: Any) -> None:
+def check_scale(scale: Any, params: PyTree) -> None:
     """Refuses factors that do not fit params, or (outside of a trace) are negative."""
     try:
         full = jax.tree.broadcast(scale, params)
@@ -364,7 +364,7 @@ def check_steps(num_steps: int, n: int) -> None:
         )
 
 
-def is_finite(tree: Any) -> bool | None:
+def is_finite(tree: PyTree) -> bool | None:
     """Whether every entry is finite; None inside a trace, where nobody can know."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return flag(functools.reduce(jnp.logical_and, checks))
@@ -379,13 +379,13 @@ def check_rank(k: int, rank: int) -> None:
         )
 
 
-def check_finite(result: Any, product: Callable, params: Any, batch: Any) -> None:
+def check_finite(result: Any, product: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a result that is not finite, where it can be looked at, and says why."""
     if is_finite(result) is False:
         explain_non_finite(getattr(product, "loss", None), params, batch)
 
 
-def explain_non_finite(loss: Callable | None, params: Any, batch: Any) -> None:
+def explain_non_finite(loss: Callable | None, params: PyTree, batch: PyTree) -> None:
     """Says why the curvature is not finite: a parameter, the loss (of which example), or neither.
 
     Raises:

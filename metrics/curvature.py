@@ -49,8 +49,8 @@ class Krylov(NamedTuple):
 
 def sharpness(
     loss: operators.Loss,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     k: int = 1,
     num_steps: int = 20,
@@ -116,8 +116,8 @@ def sharpness(
 
 def eigenpairs(
     product: operators.Product,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     k: int = 1,
     num_steps: int = 20,

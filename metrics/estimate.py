@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk import show
-from ntk.types import Data
+from ntk.types import Data, PyTree
 
 
 @show.readable
@@ -46,7 +46,7 @@ def norm(x: Data, axis: int | Sequence[int] | None = None) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.abs(x / unit) ** 2, axis=axis)) * jnp.squeeze(unit, axis)
 
 
-def tree_unit(tree: Any) -> jax.Array:
+def tree_unit(tree: PyTree) -> jax.Array:
     """`power_of_two` of all leaves together, a scalar."""
     return power_of_two(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))[0]
 

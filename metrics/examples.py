@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
 from ntk import show
-from ntk.types import Data
+from ntk.types import Data, PyTree
 
 
 @show.readable
@@ -89,7 +89,7 @@ def el2n(logits: Data, targets: Data) -> jax.Array:
 
 def grand(
     loss: Callable[..., jax.Array],
-    params: Any,
+    params: PyTree,
     inputs: Data,
     targets: Data,
     *,
@@ -291,7 +291,9 @@ def _opposing(losses: jax.Array, group_size: int, window: int, until: str) -> Op
     )
 
 
-def gradient_cosine(loss: Callable[..., jax.Array], params: Any, one: Any, other: Any) -> jax.Array:
+def gradient_cosine(
+    loss: Callable[..., jax.Array], params: PyTree, one: Any, other: Any
+) -> jax.Array:
     """Cosine of the gradients on two groups of examples; near -1 for opposing signals.
 
     Args:

@@ -134,7 +134,7 @@ def relative_change(kernel: Data, initial: Data) -> jax.Array:
     return norm(kernel - initial) / norm(initial)
 
 
-def weight_movement(params: Any, initial: Any) -> Movement:
+def weight_movement(params: PyTree, initial: PyTree) -> Movement:
     """Distance of parameters from initialisation, in all and per leaf.
 
     Args:

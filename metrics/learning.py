@@ -25,7 +25,7 @@ from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
 from ntk.regression import risk
 from ntk.regression.risk import Risk
-from ntk.types import Data, Rows
+from ntk.types import Data, PRNGKey, Rows
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -121,7 +121,7 @@ def estimated_risk(kernel: Data, targets: Data, ridge: float | Rows) -> Estimate
 
 
 def fit_spectrum(
-    kernel: Data, targets: Data, key: jax.Array, *, ranks: tuple[int, int] | None = None
+    kernel: Data, targets: Data, key: PRNGKey, *, ranks: tuple[int, int] | None = None
 ) -> SpectrumLaws:
     """Exponents of a kernel's eigenvalues and of the target's power in them, on real data.
 

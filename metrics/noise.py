@@ -46,7 +46,7 @@ class NoiseScale(NamedTuple):
 
 
 def gradient_noise_scale(
-    losses: Callable, params: Any, batch: Any, *, chunk: int = 64
+    losses: Callable, params: PyTree, batch: PyTree, *, chunk: int = 64
 ) -> NoiseScale:
     """The batch size below which gradient noise dominates: tr(Sigma) / |G|^2, both unbiased.
 
@@ -130,9 +130,9 @@ class BatchSharpness(NamedTuple):
 
 def batch_sharpness_prediction(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_sizes: Sequence[int],
     *,
     num_probes: int = 8,
@@ -220,9 +220,9 @@ def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
 
 def batch_sharpness(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_size: int,
     *,
     num_batches: int = 30,
@@ -296,7 +296,7 @@ def iid_batch_sharpness(top: ArrayLike, noise: ArrayLike, inverse: ArrayLike) ->
 
 
 def hessian_noise(
-    losses: Callable, params: Any, batch: Any, key: jax.Array, *, num_probes: int = 8
+    losses: Callable, params: PyTree, batch: PyTree, key: PRNGKey, *, num_probes: int = 8
 ) -> Estimate:
     """P s^2 = mean_i |H_i - H|_F^2 / P, the noise level of `iid_batch_sharpness`, P parameters.
 

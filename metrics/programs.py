@@ -36,19 +36,19 @@ def remembered(make: Callable[P, R]) -> Callable[P, R]:
     return made
 
 
-def steps_better(product: Callable, params: Any, batch: Any) -> bool:
+def steps_better(product: Callable, params: PyTree, batch: PyTree) -> bool:
     """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
     return jax.default_backend() == "cpu" and _contains(
         product, params, batch, {"conv_general_dilated"}
     )
 
 
-def loops(product: Callable, params: Any, batch: Any) -> bool:
+def loops(product: Callable, params: PyTree, batch: PyTree) -> bool:
     """Whether the product itself is a loop, as over batches: what it computes is then too large to keep."""
     return _contains(product, params, batch, {"scan", "while"})
 
 
-def rounding(product: Callable, params: Any, batch: Any) -> float:
+def rounding(product: Callable, params: PyTree, batch: PyTree) -> float:
     """Relative rounding of the product, by its coarsest arithmetic: half precision, or an accelerator's products.
 
     An estimate, no bound: one rounding for each pass of a Hessian product, in less than single precision.

@@ -16,6 +16,7 @@ from scipy import stats
 
 from metrics import checks
 from ntk import show
+from ntk.types import PRNGKey
 
 # Exponents searched when there is an offset; steeper laws are not told from a step by few points.
 _LARGEST_EXPONENT = 5.0
@@ -127,7 +128,7 @@ class PowerLaw(NamedTuple):
 def fit_power_law(
     x: ArrayLike,
     y: ArrayLike,
-    key: jax.Array,
+    key: PRNGKey,
     *,
     offset: bool = False,
     confidence: float = 0.95,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from metrics import checks
 from metrics.estimate import concrete, power_of_two
@@ -299,7 +300,7 @@ def _residuals(
     return jnp.stack([ones, distance, distance**2, whitened, whitened**2, *hits])
 
 
-def _agreement(one: jax.Array, other: jax.Array, dtype: Any) -> jax.Array:
+def _agreement(one: jax.Array, other: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """Probability that two choices are the same class, each made at random among its ties."""
     counts = jnp.sum(one, axis=0) * jnp.sum(other, axis=0)
     return (jnp.sum(one & other, axis=0) / jnp.maximum(counts, 1)).astype(dtype)

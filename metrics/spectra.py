@@ -41,9 +41,9 @@ class Spectrum(NamedTuple):
 
 def trace(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 30,
     method: Literal["hutchinson", "hutch++"] = "hutchinson",
@@ -87,9 +87,9 @@ def trace(
 
 def diagonal(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 30,
     unroll: bool | None = None,
@@ -123,9 +123,9 @@ def diagonal(
 
 def spectral_density(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 4,
     num_steps: int = 50,
@@ -253,7 +253,7 @@ def _dual_gram(
 
 
 def gauss_newton_spectrum(
-    apply: Callable, criterion: Callable, params: Any, batch: Any
+    apply: Callable, criterion: Callable, params: PyTree, batch: PyTree
 ) -> jax.Array:
     """Every non-zero eigenvalue of the Gauss-Newton matrix, exactly, through the NTK.
 

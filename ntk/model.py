@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.arguments import is_key
-from ntk.types import Axes, PRNGKey, PyTree
+from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
 @show.readable
@@ -57,7 +57,7 @@ class Called(NamedTuple):
     keywords: dict
 
 
-def called(family: Callable, call: Mapping[str, Any] | None) -> Callable:
+def called(family: Family, call: Mapping[str, Any] | None) -> Callable:
     """The family, whose models are called with these static keywords at initialisation and ever after.
 
     Raises:
@@ -79,7 +79,7 @@ def check_call(call: Mapping[str, Any] | None) -> None:
         )
 
 
-def check_family(family: Callable) -> None:
+def check_family(family: Family) -> None:
     """Refuse what is no function of the width, a module at one width among it; nothing is imported for that."""
     classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
     if classes & {"flax.Module", "equinox.Module"}:
@@ -303,7 +303,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def named_leaves(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]:
+def named_leaves(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
     """The leaves of a tree by their path names, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {path_name(path): leaf for path, leaf in leaves}

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
+from jax.typing import DTypeLike
 
 from ntk.jaxprs import Program, apply, read
 
@@ -232,7 +233,7 @@ def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:
     return jnp.concatenate([a, ones], axis=-1)
 
 
-def _product(env: dict, scales: tuple, dtype: Any) -> jax.Array:
+def _product(env: dict, scales: tuple, dtype: DTypeLike | None) -> jax.Array:
     factors = [jnp.squeeze(read(env, atom)) ** power for atom, power in scales]
     return jnp.asarray(math.prod(factors), dtype)
 

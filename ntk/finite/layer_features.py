@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk.options import check_count, check_real
+from ntk.types import PRNGKey
 
 SINE: Mapping[float, complex] = {1.0: -1j}
 COSINE: Mapping[float, complex] = {1.0: 1.0}
@@ -43,7 +44,7 @@ class LayerFeatures(NamedTuple):
 
 
 def layer_features(
-    key: jax.Array, inputs: int, features: int, *, atoms: Mapping[float, complex] = SINE
+    key: PRNGKey, inputs: int, features: int, *, atoms: Mapping[float, complex] = SINE
 ) -> LayerFeatures:
     """Draws features for a layer of the activation f(u) = Re sum over atoms of tau e^(i s u).
 

@@ -33,7 +33,7 @@ class _Moments(NamedTuple):
 def monte_carlo_kernel_fn(
     init_fn: Callable,
     apply_fn: Callable,
-    key: jax.Array,
+    key: PRNGKey,
     n_samples: int | Iterable[int],
     batch_size: int = 0,
     device_count: int = -1,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk import show
 from ntk.activations.closed_forms import Dual
@@ -130,14 +131,14 @@ def depth_map(
         correlation, ntk, gain = _apply(table, rho)
         return _with_slope(correlation, gain * (numbers[2] / last), rho), ntk, gain
 
-    def error(dtype: Any) -> float:
+    def error(dtype: DTypeLike | None) -> float:
         return _table(dual, numbers, depth, _size(dtype)).error
 
     last = _final_variance(dual, numbers, depth)
     return DepthMap(maps, last, error)
 
 
-def _size(dtype: Any) -> int:
+def _size(dtype: DTypeLike | None) -> int:
     return 8 if jnp.dtype(dtype) == jnp.float64 else 4
 
 

@@ -31,6 +31,7 @@ from ntk.infinite.inputs import (
 from ntk.infinite.inputs import join as join
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
+from ntk.types import PyTree
 
 OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
@@ -503,7 +504,7 @@ def _tiled(
     x1, x2, mask1, mask2, pattern = data
     graph1, graph2 = (None, None) if pattern is None else pattern
 
-    def cut(tree: Any, start: Array, size: int, axis: int) -> Any:
+    def cut(tree: PyTree, start: Array, size: int, axis: int) -> Any:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), tree)
 
     def one(i: Array, j: Array) -> Any:

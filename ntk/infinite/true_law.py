@@ -18,11 +18,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk.activations.elementary import root
 from ntk.infinite import kernel as kernels
@@ -366,7 +367,7 @@ def sampled(
         return jax.tree.map(lambda x: x / weight_laws.POINTS, total)
 
 
-def normalised(k: Array, n1: Array, n2: Array, layout: str, dtype: Any) -> Array:
+def normalised(k: Array, n1: Array, n2: Array, layout: str, dtype: DTypeLike | None) -> Array:
     """k / sqrt(n1 n2) of double-precision moments."""
     with jax.enable_x64(True):
         one, two = viewed(kernels.inverse_sqrt(n1), kernels.inverse_sqrt(n2), layout)

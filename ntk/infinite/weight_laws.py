@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk.types import Array
 
@@ -91,7 +92,9 @@ def _directions(size: int, seed: int) -> np.ndarray:
     return np.concatenate(numbers)
 
 
-def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype: Any) -> Array:
+def points(
+    laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype: DTypeLike | None
+) -> Array:
     """Weights at some of the POINTS points, (len(index), d).
 
     Args:

@@ -76,7 +76,7 @@ class _State(NamedTuple):
     indefinite: Array
 
 
-def nystrom(times: Matvec, n: int, rank: int, shift: Array, key: Array) -> Preconditioner:
+def nystrom(times: Matvec, n: int, rank: int, shift: Array, key: PRNGKey) -> Preconditioner:
     """Preconditioner of K + shift I from one product of K with `rank` random vectors.
 
     The condition number of the preconditioned matrix is about (eigenvalue `rank` + shift) / shift.

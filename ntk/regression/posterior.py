@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ntk import arguments
 from ntk.regression import spectra
@@ -36,7 +37,7 @@ def gp_inference(
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Posterior:
     """Posterior of a Gaussian process, or of an ensemble of networks trained to the end.
 
@@ -133,7 +134,7 @@ def gradient_descent_mse_ensemble(
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     **kernel_fn_train_train_kwargs: Any,
 ) -> Ensemble:
     """Mean and covariance of an infinite ensemble of wide networks under gradient flow on the MSE.

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk import arguments
 from ntk.regression import ode, spectra
@@ -48,7 +49,7 @@ def gradient_descent_mse(
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Flow:
     """Gradient flow on the mean squared error, 1/2 mean (f - y)^2, in closed form.
 
@@ -132,7 +133,7 @@ def gradient_descent(
     rtol: float = 1.4e-8,
     atol: float = 1.4e-8,
     max_steps: int = 100_000,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> StateFlow:
     """Gradient flow, with or without momentum, on any loss, by numerical integration.
 
@@ -295,7 +296,7 @@ def _is_false(values: jax.Array) -> bool:
 
 
 def _start(
-    layout: spectra.Layout, state: ODEState, rows: tuple, dtype: Any, moving: bool
+    layout: spectra.Layout, state: ODEState, rows: tuple, dtype: DTypeLike | None, moving: bool
 ) -> ODEState:
     """The state at time 0 as matrices."""
     test_shape = layout.unflatten(

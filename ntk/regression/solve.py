@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
-from ntk.types import Array, Data
+from ntk.types import Array, Data, PRNGKey
 
 __all__ = [
     "Inducing",
@@ -93,7 +94,7 @@ def regression(
     devices: Sequence[jax.Device] | None = None,
     path: str | os.PathLike | None = None,
     name: str | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     **kwargs: Any,
 ) -> Regression:
     """Kernel regression: the mean of infinitely many networks trained for infinitely long.
@@ -162,7 +163,7 @@ def cholesky(
     *,
     diag_reg_absolute_scale: bool = False,
     leave_one_out: bool = False,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Kernel regression by Cholesky decomposition, with jitter where rounding asks for it.
 
@@ -243,7 +244,7 @@ def conjugate_gradient(
     leave_one_out: Sequence[int] = (),
     key: Array | None = None,
     path: str | os.PathLike | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Kernel regression by conjugate gradients with a randomised Nystrom preconditioner.
 
@@ -330,7 +331,7 @@ def conjugate_gradient(
     return _reported(y, left, x, found, shift, tolerance)
 
 
-def _kept(path: Any, y: Array, shift: Array, key: Array, rank: int) -> tuple[pathlib.Path, str]:
+def _kept(path: Any, y: Array, shift: Array, key: PRNGKey, rank: int) -> tuple[pathlib.Path, str]:
     """The file of an iteration, and what tells it from others."""
     mark = hashlib.blake2b(digest_size=16)
     for part in (y, shift, jax.random.key_data(key)):
@@ -381,7 +382,7 @@ def _reported(
     )
 
 
-def _lacks_double(dtype: Any, kernel: Any, y: Any) -> bool:
+def _lacks_double(dtype: DTypeLike | None, kernel: Any, y: Any) -> bool:
     """Whether double precision is asked for, or brought along by numpy, but not enabled."""
     brought = isinstance(kernel, np.ndarray) and kernel.dtype == np.float64
     wanted = brought if dtype is None else np.dtype(dtype) == np.float64
@@ -395,7 +396,7 @@ def _lacks_double(dtype: Any, kernel: Any, y: Any) -> bool:
     return True
 
 
-def _floating(x: Any, dtype: Any) -> Array:
+def _floating(x: Any, dtype: DTypeLike | None) -> Array:
     """An array of dtype, or of its own if that is at least float32."""
     x = jnp.asarray(x)
     if jnp.iscomplexobj(x):
@@ -415,13 +416,13 @@ def _is(x: Any, value: bool | None) -> bool:
         return value is None
 
 
-def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: Any) -> Array:
+def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: DTypeLike | None) -> Array:
     """What diag_reg adds to the diagonal."""
     shift = diag_reg if absolute else diag_reg * matrix.diagonal().mean()
     return jnp.asarray(shift, dtype)
 
 
-def _check_arguments(y: Any, diag_reg: Any, dtype: Any) -> None:
+def _check_arguments(y: Any, diag_reg: Any, dtype: DTypeLike | None) -> None:
     """Refuses what is no array of numbers, no number and no floating type; their values are looked at later."""
     spectra.check_dtype(dtype)
     for name, value in (("y", y), ("diag_reg", diag_reg)):

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import jax.scipy as jsp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ntk import options
-from ntk.types import Data, jitted
+from ntk.types import Data, PyTree, jitted
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def array(name: str, kernel: Any) -> jax.Array:
     )
 
 
-def times(t: Any, dtype: Any) -> jax.Array:
+def times(t: Any, dtype: DTypeLike | None) -> jax.Array:
     """Times as an array; NaN where a tracer is negative.
 
     Raises:
@@ -331,7 +331,7 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
     options.check_real(name, value, positive=positive)
 
 
-def check_dtype(dtype: Any) -> None:
+def check_dtype(dtype: DTypeLike | None) -> None:
     """Refuses what is neither None nor a type of real floating-point numbers."""
     try:
         right = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
@@ -341,14 +341,14 @@ def check_dtype(dtype: Any) -> None:
         raise TypeError(f"dtype is {dtype!r}; it must be a floating type, such as jnp.float64")
 
 
-def double(dtype: Any) -> contextlib.AbstractContextManager:
+def double(dtype: DTypeLike | None) -> contextlib.AbstractContextManager:
     """Double precision within, where dtype asks for it."""
     check_dtype(dtype)
     wide = dtype is not None and jnp.dtype(dtype).itemsize == 8
     return jax.enable_x64(True) if wide else contextlib.nullcontext()
 
 
-def cast(tree: Any, dtype: Any) -> Any:
+def cast(tree: PyTree, dtype: DTypeLike | None) -> Any:
     """The floating-point arrays of the tree in another dtype."""
     return jax.tree.map(
         lambda v: v.astype(dtype) if is_array(v) and jnp.issubdtype(v.dtype, jnp.floating) else v,
@@ -356,7 +356,7 @@ def cast(tree: Any, dtype: Any) -> Any:
     )
 
 
-def in_precision(make: Callable, dtype: Any, kernel: Any, y: Data) -> Callable:
+def in_precision(make: Callable, dtype: DTypeLike | None, kernel: Any, y: Data) -> Callable:
     """A predictor that casts what goes in to dtype, and what comes out to that of the kernel."""
     out = jax.tree.leaves(kernel)[0].dtype
     with double(dtype):

@@ -21,7 +21,7 @@ from ntk.stax.layers import Layer as Layer
 from ntk.stax.layers import Shape, check_counts, layer, pixel_axis
 from ntk.stax.layers import elementwise as elementwise
 from ntk.stax.layers import unmask_fn as unmask_fn
-from ntk.types import PRNGKey
+from ntk.types import PRNGKey, PyTree
 
 
 def serial(*layers: Layer) -> Layer:
@@ -46,7 +46,7 @@ def serial(*layers: Layer) -> Layer:
 
     @arguments.strict
     def apply_fn(
-        params: Any,
+        params: PyTree,
         inputs: Any,
         *,
         rng: PRNGKey | None = None,
@@ -97,7 +97,7 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_params(name: str, params: Any, count: int) -> None:
+def check_params(name: str, params: PyTree, count: int) -> None:
     """Raises a ValueError for parameters of another number of layers."""
     if len(params) != count:
         raise ValueError(
@@ -157,7 +157,7 @@ def iterate(once: Callable, kernel: Any, count: int) -> Any:
     return kernel
 
 
-def _packed(tree: Any) -> Any:
+def _packed(tree: PyTree) -> Any:
     """Correlation and NTK of each kernel as one array."""
 
     def pack(k: Any) -> Any:
@@ -168,7 +168,7 @@ def _packed(tree: Any) -> Any:
     return jax.tree.map(pack, tree, is_leaf=lambda k: isinstance(k, Kernel))
 
 
-def _unpacked(tree: Any) -> Any:
+def _unpacked(tree: PyTree) -> Any:
     def unpack(k: Any) -> Any:
         if not isinstance(k, Kernel) or not _holds_both(k.correlation):
             return k
@@ -201,7 +201,7 @@ SHALLOW = 3
 """Fewest repetitions that are evaluated as one scalar map."""
 
 
-def _structure(tree: Any) -> Any:
+def _structure(tree: PyTree) -> Any:
     leaves, definition = jax.tree.flatten(tree)
     return definition, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
@@ -241,7 +241,7 @@ def repeat(layer: Layer, n: int) -> Layer:
 
     @arguments.strict
     def apply_fn(
-        params: Any,
+        params: PyTree,
         inputs: Any,
         *,
         rng: PRNGKey | None = None,
@@ -291,7 +291,7 @@ def parallel(*layers: Layer) -> Layer:
 
     @arguments.strict
     def apply_fn(
-        params: Any,
+        params: PyTree,
         inputs: Any,
         *,
         rng: PRNGKey | None = None,
@@ -358,7 +358,7 @@ def FanInSum() -> Layer:
 def FanInProd() -> Layer:
     """Multiplies independent branches entry by entry."""
 
-    def apply(params: Any, xs: Sequence[Array], **_: Any) -> Array:
+    def apply(params: PyTree, xs: Sequence[Array], **_: Any) -> Array:
         out = xs[0]
         for x in xs[1:]:
             out = out * x

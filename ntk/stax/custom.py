@@ -19,6 +19,7 @@ from ntk.infinite.evaluate import KernelFn, Need
 from ntk.infinite.kernel import Kernel
 from ntk.stax import layers
 from ntk.stax.layers import Layer
+from ntk.types import PyTree
 
 
 class Padding(enum.StrEnum):
@@ -244,7 +245,7 @@ def _masking(
         return None if layers.absent(masks) else carry(masks, shapes)
 
     def apply_with_masks(
-        params: Any, inputs: Any, *, mask_constant: float | None = None, **kwargs: Any
+        params: PyTree, inputs: Any, *, mask_constant: float | None = None, **kwargs: Any
     ) -> Any:
         values, masks = layers.split_masks(inputs, mask_constant)
         outputs = apply_fn(params, values, mask=None if layers.absent(masks) else masks, **kwargs)

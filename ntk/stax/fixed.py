@@ -15,6 +15,7 @@ from ntk.infinite.evaluate import Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.large import tiles
 from ntk.stax.layers import Layer, Shape, layer, pixel_axis
+from ntk.types import PyTree
 
 
 def Identity() -> Layer:
@@ -254,7 +255,7 @@ def Aggregate(
         given = [aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis
         return tuple(axis_within("aggregate_axis", a, ndim) for a in given)
 
-    def apply(params: Any, x: Array, pattern: Any = None, **_: Any) -> Array:
+    def apply(params: PyTree, x: Array, pattern: Any = None, **_: Any) -> Array:
         if pattern is None:
             return x
         where = (batch_axis, channel_axis)

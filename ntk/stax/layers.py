@@ -123,7 +123,7 @@ def layer(
 
     @arguments.strict
     def apply_fn(
-        params: Any,
+        params: PyTree,
         inputs: Any,
         *,
         rng: PRNGKey | None = None,
@@ -219,7 +219,7 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
         (init_fn, apply_fn, kernel_fn).
     """
 
-    def apply(params: Any, inputs: Array, **_: Any) -> Array:
+    def apply(params: PyTree, inputs: Array, **_: Any) -> Array:
         if dual.fn is None:
             raise ValueError("this nonlinearity is defined by its kernel alone: it has no apply_fn")
         return dual.fn(inputs)

@@ -20,7 +20,7 @@ from ntk.stax.fixed import Identity as Identity
 from ntk.stax.fixed import Index as Index
 from ntk.stax.fixed import Slice as Slice
 from ntk.stax.layers import Layer, check_counts, check_scales, layer, pixel_axis
-from ntk.types import PRNGKey, Shape
+from ntk.types import PRNGKey, PyTree, Shape
 
 
 def parameterized(parameterization: str) -> bool:
@@ -138,7 +138,7 @@ def LayerNorm(
             )
         return tuple(sorted({a % ndim for a in normed}))
 
-    def apply(params: Any, x: Array, mask: Array | None = None, **_: Any) -> Array:
+    def apply(params: PyTree, x: Array, mask: Array | None = None, **_: Any) -> Array:
         over = axes_of(x.ndim)
         seen = jnp.ones((1,) * x.ndim, bool) if mask is None else ~mask
         seen = jnp.broadcast_to(seen, x.shape)
@@ -195,7 +195,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
     if spectra.is_concrete(rate) and not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}; it is the probability of keeping an entry, in (0, 1]")
 
-    def apply(params: Any, x: Array, rng: PRNGKey | None = None, **_: Any) -> Array:
+    def apply(params: PyTree, x: Array, rng: PRNGKey | None = None, **_: Any) -> Array:
         if mode == "test":
             return x
         if rng is None:

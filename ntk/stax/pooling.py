@@ -13,6 +13,7 @@ from ntk.infinite import pixels
 from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.fixed import mixes_pixels, spread_mask
 from ntk.stax.layers import Layer, Shape, check_counts, layer
+from ntk.types import PyTree
 
 PADDINGS = ("VALID", "SAME", "CIRCULAR")
 
@@ -140,7 +141,7 @@ def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
     def spatial(ndim: int) -> tuple[int, ...]:
         return tuple(a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim))
 
-    def apply(params: Any, x: Array, mask: Array | None = None, **_: Any) -> Array:
+    def apply(params: PyTree, x: Array, mask: Array | None = None, **_: Any) -> Array:
         axes = spatial(x.ndim)
         if not mean:
             return jnp.sum(x, axes)
