@@ -7,7 +7,8 @@ Layer l moves by n^-r_l, where with SGD g = min(a_{L+1} + b_{L+1}, 2 a_{L+1} + c
 
     r_l = g + 2 a_l + c_l - [l > 1],    r_{L+1} = 2 a_{L+1} + c_{L+1} - 1,    r = min over hidden layers
 
-Stable parametrizations have r_l >= 0 throughout; r = 0 learns features, r > 0 has a kernel limit.
+Where the outputs neither start nor move beyond order one, all r_l >= 0 is stable: r = 0 learns features, r > 0 has a
+kernel limit.
 
 Source: Yang & Hu 2021, arXiv:2011.14522, theorem 3.6; one c_l a layer follows from the same count.
 """

@@ -6,6 +6,13 @@ mode. Cross-entropy does not: `cross_entropy_loss` is exact for given logits (th
 into M+1 factors is known), so that any frame of logits can be compared with the simplex.
 
 Everything here is host-side float64 of K numbers; hand the Gram matrices to `metrics.geometry.gram_error`.
+
+Mode k of the mean squared error, n_k of the N examples, has the strength z = x^M / (1 + x^M) with::
+
+    x = argmin 1/(x^M + 1) + beta_k x,    beta_k = M N kappa / n_k,    kappa = (N lambda_H lambda_1 ... lambda_M)^(1/M)
+
+Source: Dang et al. 2023, neural collapse in deep linear networks, theorems 3.1 and 4.1; Garrod & Keating 2024,
+arXiv:2410.23169, for the claim on cross-entropy.
 """
 
 from __future__ import annotations
