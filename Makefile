@@ -63,6 +63,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -87,4 +88,4 @@ notebooks: install
 	$(BIN)/jupyter lab notebooks
 
 clean:
-	rm -rf .venv .venv312 build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv312 build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

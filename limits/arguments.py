@@ -7,23 +7,28 @@ both name the value and what is allowed. Traced values are checked by type and s
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arguments import keyword_names, refuse_unknown
+from ntk.arguments import is_key, keyword_names, refuse_unknown
 from ntk.options import check_count, check_real
+from ntk.types import P, R
+
+Check: TypeAlias = Callable[[str, Any], None]
+"""check(name, value) raises an error that names the argument."""
 
 
-def takes(**checks: Callable) -> Callable:
+def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest."""
 
-    def decorate(function):
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def checked(*args, **options):
+        def checked(*args: P.args, **options: P.kwargs) -> R:
             refuse_unknown(function.__name__, options, keyword_names(function))
             given = signature.bind(*args, **options).arguments
             for name, check in checks.items():
@@ -41,16 +46,16 @@ def count(least: int = 1) -> Callable:
     return lambda name, value: check_count(name, value, least=least)
 
 
-def integer(name, value):
+def integer(name: str, value: Any) -> None:
     """An integer; its range is the function's own matter."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}; it must be an integer")
 
 
-def number(positive: bool = False) -> Callable:
+def number(positive: bool = False) -> Check:
     """A finite number that is not negative (or positive); one inside an array without axes, or traced, too."""
 
-    def check(name, value):
+    def check(name: str, value: Any) -> None:
         if isinstance(value, jax.core.Tracer):
             return
         if isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0:
@@ -60,7 +65,7 @@ def number(positive: bool = False) -> Callable:
     return check
 
 
-def real(name, value):
+def real(name: str, value: Any) -> None:
     """A finite number of any sign, possibly traced or inside an array without axes."""
     if isinstance(value, jax.core.Tracer):
         return
@@ -70,13 +75,13 @@ def real(name, value):
         raise ValueError(f"{name} is {value}; it must be a finite number")
 
 
-def array(ndim: int | None = None, *, integers: bool = False, columns: int | None = None):
+def array(ndim: int | None = None, *, integers: bool = False, columns: int | None = None) -> Check:
     """An array of real numbers (or integers) with so many axes (the last of `columns`), of finite entries."""
     what = f"array of {'integers' if integers else 'real numbers'}"
     what += "" if ndim is None else f" with {ndim} axes"
     what += "" if columns is None else f", the last of {columns}"
 
-    def check(name, given):
+    def check(name: str, given: Any) -> None:
         value, traced = given, isinstance(given, jax.core.Tracer)
         try:
             value = value if traced else np.asarray(value)
@@ -95,22 +100,22 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
     return check
 
 
-def key(name, value):
+def key(name: str, value: Any) -> None:
     """A typed PRNG key."""
-    if not jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+    if not is_key(value):
         raise TypeError(f"{name} is {_short(value)}; it must be a key: jax.random.key(0)")
 
 
-def function(name, value):
+def function(name: str, value: Any) -> None:
     """Something to call."""
     if not callable(value):
         raise TypeError(f"{name} is {_short(value)}; it must be a function")
 
 
-def instance(*types: type, remedy: str = "") -> Callable:
+def instance(*types: type, remedy: str = "") -> Check:
     """A value of one of these types."""
 
-    def check(name, value):
+    def check(name: str, value: Any) -> None:
         if not isinstance(value, types):
             allowed = " or ".join(t.__name__ for t in types)
             raise TypeError(f"{name} is {_short(value)}; it must be {allowed}{remedy}")
@@ -118,7 +123,7 @@ def instance(*types: type, remedy: str = "") -> Callable:
     return check
 
 
-def real_dtype(name, value):
+def real_dtype(name: str, value: Any) -> None:
     """The type of floating numbers."""
     try:
         right = jnp.issubdtype(value, jnp.floating)
@@ -128,7 +133,7 @@ def real_dtype(name, value):
         raise TypeError(f"{name} is {value!r}; it must be a floating type, such as jnp.float32")
 
 
-def pair(name, value):
+def pair(name: str, value: Any) -> None:
     """Two arrays, inputs and targets."""
     if not (isinstance(value, tuple | list) and len(value) == 2):
         raise TypeError(f"{name} is {_short(value)}; it must be a pair (inputs, targets)")
@@ -136,7 +141,7 @@ def pair(name, value):
         array()(f"{part} of {name}", each)
 
 
-def batch(name, value):
+def batch(name: str, value: Any) -> None:
     """A pair of which both have the same first axis."""
     pair(name, value)
     inputs, targets = map(np.shape, value)
@@ -146,7 +151,7 @@ def batch(name, value):
         )
 
 
-def same_columns(**arrays):
+def same_columns(**arrays: Any) -> None:
     """Refuse matrices whose last axes differ in length."""
     lengths = {name: np.shape(value)[-1] for name, value in arrays.items()}
     if len(set(lengths.values())) > 1:
@@ -154,6 +159,6 @@ def same_columns(**arrays):
         raise ValueError(f"the last axes must be equally long, not those of {shapes}")
 
 
-def _short(value):
+def _short(value: Any) -> str:
     text = repr(value) if not hasattr(value, "shape") else f"an array of {value.dtype}"
     return text if len(text) < 80 else type(value).__name__

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from limits.arguments import count, number, takes
@@ -38,7 +39,7 @@ def optimal_aspect_ratio(nu: float, outputs: int) -> float:
 
 
 @takes(m1=count(), m2=count())
-def mutual_information(v, m1: int, m2: int, *, order: int | str = 3) -> np.ndarray:
+def mutual_information(v: ArrayLike, m1: int, m2: int, *, order: int | str = 3) -> np.ndarray:
     """Information in nats between two groups of outputs at initialisation.
 
     Args:
@@ -74,7 +75,7 @@ def _lognormal(x: float, m1: int, m2: int, points: int = 900) -> float:
     nodes, mass = np.polynomial.hermite_e.hermegauss(80)
     shift, mass = math.sqrt(x) * nodes - x / 2, mass / mass.sum()
 
-    def density(m):
+    def density(m: int) -> tuple[np.ndarray, float]:
         span = 9 * math.sqrt(x)
         low = math.log(m) - (60 / m + 3 if m < 20 else 8) - span
         u = np.linspace(low, math.log(m + 40 + 10 * math.sqrt(2 * m)) + 1.5 + span, points)

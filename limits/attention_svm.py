@@ -238,7 +238,9 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return below - np.log(np.exp(below).sum(axis=1, keepdims=True))
 
 
-def _gradient(x, z, log_p, scores, outer) -> tuple[np.ndarray, float]:
+def _gradient(
+    x: np.ndarray, z: np.ndarray, log_p: np.ndarray, scores: np.ndarray, outer: np.ndarray
+) -> tuple[np.ndarray, float]:
     """The gradient by W over a factor, and the factor's logarithm: it leaves double precision as attention saturates.
 
     d loss / d logit_t = outer sum_s p_t p_s (score_t - score_s) / n: no difference of nearly equal numbers, and the
@@ -269,7 +271,7 @@ def correlation(matrix: ArrayLike, other: ArrayLike) -> float:
     return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def _examples(tokens, queries) -> tuple[np.ndarray, np.ndarray]:
+def _examples(tokens: ArrayLike, queries: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     x, z = np.asarray(tokens, float), np.asarray(queries, float)
     if not x.size or z.shape != (x.shape[0], x.shape[2]):
         raise ValueError(

@@ -14,17 +14,19 @@ Source: Yang & Hu 2021, arXiv:2011.14522, the limit of Word2Vec; Mikolov et al. 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
+from ntk.types import Data, PRNGKey, jitted
 
 
+@show.readable
 class Embeddings(NamedTuple):
     """Vectors of the words, at the width of their last axis.
 
@@ -36,7 +38,7 @@ class Embeddings(NamedTuple):
     context: jax.Array
     target: jax.Array
 
-    def sample(self, key: jax.Array, width: int) -> Embeddings:
+    def sample(self, key: PRNGKey, width: int) -> Embeddings:
         """A model of this width that converges to this one, before, during and after training.
 
         Its inner products differ from these by O(width^-1/2).
@@ -44,8 +46,6 @@ class Embeddings(NamedTuple):
         shape = (self.context.shape[1], width)
         omega = jax.random.normal(key, shape, self.context.dtype) * width**-0.5
         return Embeddings(self.context @ omega, self.target @ omega)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Windows(NamedTuple):
@@ -63,7 +63,7 @@ class Windows(NamedTuple):
 
 
 @takes(words=integer, dtype=real_dtype)
-def limit(words: int, dtype=jnp.float32) -> Embeddings:
+def limit(words: int, dtype: DTypeLike = jnp.float32) -> Embeddings:
     """The infinitely wide model at its start: v the identity, u zero, both (words, words)."""
     if words < 2:
         raise ValueError(f"words={words} must be at least 2: there is nothing to tell apart.")
@@ -83,8 +83,8 @@ def limit(words: int, dtype=jnp.float32) -> Embeddings:
 def train(
     embeddings: Embeddings,
     windows: Windows,
-    noise,
-    key: jax.Array,
+    noise: Data,
+    key: PRNGKey,
     *,
     learning_rate: float = 0.05,
     weight_decay: float = 0.001,
@@ -148,7 +148,7 @@ def train(
     return _train(embeddings, batches, rates)
 
 
-def _check_words(windows, words):
+def _check_words(windows: Windows, words: int) -> None:
     """Refuse numbers of words that there are not: indexing would take the last word for them."""
     for name in ("target", "context"):
         numbers = getattr(windows, name)
@@ -164,12 +164,16 @@ def _check_words(windows, words):
                 )
 
 
-@jax.jit
-def _train(embeddings, batches, rates):
+@jitted()
+def _train(
+    embeddings: Embeddings, batches: tuple[Windows, jax.Array], rates: tuple[jax.Array, float]
+) -> tuple[Embeddings, jax.Array]:
     rate, decay = rates
     shrink = 1 - rate * decay
 
-    def step(carry, inputs):
+    def step(
+        carry: tuple[Embeddings, jax.Array], inputs: tuple[Windows, jax.Array]
+    ) -> tuple[tuple[Embeddings, jax.Array], jax.Array]:
         # Decay is kept as one factor on both matrices: shrinking them would touch every word each step.
         (v, u), scale = carry
         batch, targets = inputs
@@ -184,15 +188,17 @@ def _train(embeddings, batches, rates):
     return jax.tree.map(lambda x: x * scale, embeddings), losses
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _targets(key, positive, cumulative, negatives):
+@jitted(static_argnames="negatives")
+def _targets(key: PRNGKey, positive: jax.Array, cumulative: jax.Array, negatives: int) -> jax.Array:
     """(N, 1 + negatives): the true target, then random ones. Outside of training, where all widths share it."""
     draws = jax.random.uniform(key, (positive.shape[0], negatives)) * cumulative[-1]
     random = jnp.searchsorted(cumulative, draws, side="right").astype(positive.dtype)
     return jnp.concatenate([positive[:, None], jnp.minimum(random, cumulative.size - 1)], axis=1)
 
 
-def _update(v, u, scale, targets, batch):
+def _update(
+    v: jax.Array, u: jax.Array, scale: jax.Array, targets: jax.Array, batch: Windows
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """((dv (B, C, n), du (B, K, n)), loss): minus the gradients at scale * (v, u), per example."""
     share = (batch.mask / jnp.maximum(batch.mask.sum(1, keepdims=True), 1)).astype(v.dtype)
     h = scale * jnp.einsum("bc,bcn->bn", share, v[batch.context])
@@ -206,7 +212,7 @@ def _update(v, u, scale, targets, batch):
 
 
 @takes(vectors=array(2))
-@jax.jit
+@jitted()
 def cosines(vectors: jax.Array) -> jax.Array:
     """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
     unit = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
@@ -214,7 +220,7 @@ def cosines(vectors: jax.Array) -> jax.Array:
 
 
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
-@jax.jit
+@jitted()
 def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
 
@@ -235,7 +241,7 @@ def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
 
 
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
-@jax.jit
+@jitted()
 def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.
 
@@ -264,7 +270,7 @@ def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     return jax.lax.map(lambda row: _answers(near, *row), (pairs, pairs[others]))
 
 
-def _answers(near, pair, others):
+def _answers(near: jax.Array, pair: jax.Array, others: jax.Array) -> jax.Array:
     scores = (near[pair[1]] - near[pair[0]])[None] + near[others[:, 0]]
     asked = jnp.concatenate([jnp.broadcast_to(pair, others.shape), others[:, :1]], axis=1)
     scores = scores.at[jnp.arange(len(others))[:, None], asked].set(-jnp.inf)

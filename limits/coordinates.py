@@ -1,8 +1,14 @@
-"""Coordinate check: how the activations of every layer, and their change in training, scale with width."""
+"""Coordinate check: how the activations of every layer, and their change in training, scale with width.
+
+With h_l the output of layer l, Delta h_l(t) its change after t steps and that by the layer's own update alone, each is
+fitted as RMS = C n^s over the widths n, and s compared with what the abc-parametrization says (`limits.regimes`).
+
+Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1; the separation by updates and the verdict are derived.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +19,12 @@ from limits import judgement
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
 from ntk import show
-from ntk.arguments import strict
+from ntk.arguments import is_key, strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
+from ntk.types import PRNGKey, PyTree, Shape
+
+Features: TypeAlias = Callable[[Any, PyTree, jax.Array], dict[str, jax.Array]]
 
 
 class CoordinateCheck(NamedTuple):
@@ -50,13 +59,13 @@ class CoordinateCheck(NamedTuple):
     passed: bool
     verdict: str
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         widths = ", ".join(map(str, self.widths.tolist()))
         first, *more = self.verdict.split("; ")
         rest = f"; and {len(more)} more in .verdict" if more else ""
         return f"CoordinateCheck(passed={self.passed}, widths {widths}: {first}{rest})"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         last = {"size": self.size_scaling, "change": self.change_scaling, "own": self.own_scaling}
         rows = {
             name: ", ".join(f"{k} n^{s.exponent[-1, l]:+.2f}" for k, s in last.items())
@@ -65,7 +74,7 @@ class CoordinateCheck(NamedTuple):
         return show.table(self.verdict, rows)
 
 
-def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
+def layer_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
     """Layer outputs by name, for a model that returns them when called with `features=True`."""
     try:
         return net.apply(params, inputs, features=True)[1]
@@ -78,12 +87,12 @@ def layer_outputs(net, params, inputs) -> dict[str, jax.Array]:
         ) from error
 
 
-def captured_outputs(net, params, inputs) -> dict[str, jax.Array]:
+def captured_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
     """Outputs of all submodules by path, for any linen module (modules that return one array)."""
     _, state = net.apply(params, inputs, capture_intermediates=True, mutable=["intermediates"])
     found = {}
 
-    def collect(path, tree):
+    def collect(path: tuple[str, ...], tree: dict) -> None:
         for name, value in tree.items():
             if name == "__call__" and path and isinstance(value[-1], jax.Array):
                 found["/".join(path)] = value[-1]
@@ -100,14 +109,14 @@ def coordinate_check(
     widths: Sequence[int],
     batch: tuple,
     loss: Callable,
-    key: jax.Array,
+    key: PRNGKey,
     *,
     learning_rate: float,
     optimizer: Callable = optax.sgd,
     steps: int = 3,
     seeds: int = 4,
     predicted: Regime | None = None,
-    features: Callable = layer_outputs,
+    features: Features = layer_outputs,
     tolerance: float = 0.15,
     confidence: float = 0.95,
 ) -> CoordinateCheck:
@@ -155,14 +164,14 @@ def coordinate_check(
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which reads the exponents off a plot by eye.
     """
-    widths, base = _check_settings(widths, steps, seeds), 1
+    tried, base = _check_settings(widths, steps, seeds), 1
     check_real("learning_rate", learning_rate, positive=True)
     check_real("tolerance", tolerance, positive=True)
     if not 0 < check_real("confidence", confidence) < 1:
         raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
     if not (predicted is None or isinstance(predicted, Regime)):
         raise TypeError(f"predicted is {predicted!r}; it must be a Regime, from limits.classify.")
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not is_key(key):
         raise TypeError(f"key is {key!r}; it must be a key: jax.random.key(0)")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError("batch must be a pair (inputs, targets).")
@@ -170,36 +179,46 @@ def coordinate_check(
         if not callable(value):
             raise TypeError(f"{name} is {value!r}; it must be a function.")
     keys = jax.random.split(key, seeds)
-    names, sizes, size, change, own = None, [], [], [], []
-    for width in widths:
+    names: tuple[str, ...] = ()
+    sizes: list[tuple[Shape, ...]] = []
+    recorded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for width in tried:
         net = net_at_width(int(width))
         _check_network(net, width)
         base = getattr(net, "base_width", None) or 1
-        found, shapes, *measured = _train(
+        found, shapes, *values = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
         )
-        if names not in (None, found):
+        if sizes and names != found:
             raise ValueError(
                 f"the layers at width {width} are {found}, at the first width {names}."
             )
         names = found
         sizes.append(shapes)
-        for values, value in zip((size, change, own), measured):
-            values.append(value)
+        recorded.append((values[0], values[1], values[2]))
     places = _places(sizes)
     predicted = _prediction(predicted, names, places)
-    size, change, own = map(np.stack, (size, change, own))
-    fits = [judgement.fit(widths, values, confidence) for values in (size, change, own)]
-    measured = judgement.Measured(
-        names, places, widths, (size, change, own), fits, confidence, base
-    )
+    size, change, own = (np.stack(of_widths) for of_widths in zip(*recorded))
+    fits = [judgement.fit(tried, each, confidence) for each in (size, change, own)]
+    measured = judgement.Measured(names, places, tried, (size, change, own), fits, confidence, base)
     wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
     return CoordinateCheck(
-        names, widths, size, change, own, *fits, predicted, wrong, passed, verdict
+        layers=names,
+        widths=tried,
+        size=size,
+        change=change,
+        own=own,
+        size_scaling=fits[0],
+        change_scaling=fits[1],
+        own_scaling=fits[2],
+        predicted=predicted,
+        wrong=wrong,
+        passed=passed,
+        verdict=verdict,
     )
 
 
-def _check_network(net, width):
+def _check_network(net: Any, width: int) -> None:
     if not all(callable(getattr(net, part, None)) for part in ("init", "apply", "optimizer")):
         raise TypeError(
             f"net_at_width({width}) is of type {type(net).__name__}; it must have init, apply and optimizer, such as "
@@ -207,7 +226,7 @@ def _check_network(net, width):
         )
 
 
-def _check_settings(widths, steps, seeds):
+def _check_settings(widths: Sequence[int], steps: int, seeds: int) -> np.ndarray:
     """The widths as an array of integers."""
     check_count("seeds", seeds, least=1)
     check_count("steps", steps, least=0)
@@ -216,15 +235,15 @@ def _check_settings(widths, steps, seeds):
             f"seeds={seeds} must be at least 2, for an interval, and steps={steps} at least 1."
         )
     try:
-        widths = np.asarray([check_width("width", width) for width in widths])
+        found = np.asarray([check_width("width", width) for width in widths])
     except TypeError as error:
         raise TypeError(f"widths={widths!r} must be at least three integers: {error}") from None
-    if len(set(widths.tolist())) < 3:
-        raise ValueError(f"widths={widths.tolist()} must be at least three different widths.")
-    return widths
+    if len(set(found.tolist())) < 3:
+        raise ValueError(f"widths={found.tolist()} must be at least three different widths.")
+    return found
 
 
-def _places(shapes):
+def _places(shapes: Sequence[Sequence[Shape]]) -> list[int]:
     """Place of each layer in a Regime: 0 ... L-1 for those whose outputs grow with the width, -1 for readouts."""
     grows = [len(set(along)) > 1 for along in zip(*shapes, strict=True)]
     if not any(grows):
@@ -232,7 +251,7 @@ def _places(shapes):
     return [sum(grows[:l]) if grow else -1 for l, grow in enumerate(grows)]
 
 
-def _prediction(predicted, names, places):
+def _prediction(predicted: Regime | None, names: tuple[str, ...], places: Sequence[int]) -> Regime:
     hidden = max(places) + 1
     if len(names) < 2 or hidden < 1:
         raise ValueError(f"the layers are {names}: a hidden layer and a readout are needed.")
@@ -246,23 +265,39 @@ def _prediction(predicted, names, places):
     return predicted
 
 
-def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
+def _train(
+    net: Any,
+    batch: tuple,
+    loss: Callable,
+    keys: jax.Array,
+    optimizer: Callable,
+    learning_rate: float,
+    steps: int,
+    features: Features,
+) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
     inputs, targets = (jnp.asarray(part) for part in batch)
 
-    def outputs(params, inputs):
+    def outputs(params: PyTree, inputs: jax.Array) -> list[jax.Array]:
         return list(features(net, params, inputs).values())
 
     # It runs once: half optimised it compiles twice as fast.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     @jax.vmap
-    def initialise(key):
+    def initialise(key: PRNGKey) -> PyTree:
         return net.init(key)
 
     # The data and the rate are arguments, mapped over by none of the seeds.
     @jax.jit
-    def advance(start, params, state, inputs, targets, rate):
-        def one(start, params, state):
+    def advance(
+        start: PyTree,
+        params: PyTree,
+        state: PyTree,
+        inputs: jax.Array,
+        targets: jax.Array,
+        rate: float,
+    ) -> tuple:
+        def one(start: PyTree, params: PyTree, state: PyTree) -> tuple:
             gradient = jax.grad(lambda p: loss(net.apply(p, inputs), targets))(params)
             updates, state = net.optimizer(optimizer, rate).update(gradient, state, params)
             params = optax.apply_updates(params, updates)
@@ -273,8 +308,8 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
         return jax.vmap(one)(start, params, state)
 
     @jax.jit
-    def own_change(start, params, inputs, mask):
-        def one(start, params):
+    def own_change(start: PyTree, params: PyTree, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
+        def one(start: PyTree, params: PyTree) -> jax.Array:
             leaves, tree = jax.tree.flatten(start)
             mixed = [jnp.where(m, x, y) for m, x, y in zip(mask, jax.tree.leaves(params), leaves)]
             before, after = outputs(start, inputs), outputs(tree.unflatten(mixed), inputs)
@@ -285,7 +320,8 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
     start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, shapes, masks = _layers(net, start, inputs, features)
-    size, change, own = [], [], []
+    size: list[jax.Array] = []
+    change, own = [], []
     for _ in range(steps):
         params, state, initial, after, moved = advance(
             start, params, state, inputs, targets, learning_rate
@@ -300,25 +336,26 @@ def _train(net, batch, loss, keys, optimizer, learning_rate, steps, features):
             for l, mask in enumerate(masks)
         ]
         own.append(np.stack(alone, axis=-1))
-    return (
-        names,
-        shapes,
-        *(np.stack(values, axis=1).astype(float) for values in (size, change, own)),
+    sizes, changes, owns = (
+        np.stack(values, axis=1).astype(float) for values in (size, change, own)
     )
+    return names, shapes, sizes, changes, owns
 
 
-def _sizes(arrays):
+def _sizes(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(x))) for x in arrays])
 
 
-def _layers(net, params, inputs, features):
+def _layers(
+    net: Any, params: PyTree, inputs: jax.Array, features: Features
+) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray]:
     """Layer names, shapes of their outputs, and (layers, leaves): whether a parameter is the layer's own.
 
     It is if it lies under the layer's path and under that of no other layer inside.
     """
     found = {}
 
-    def record(params, inputs):
+    def record(params: PyTree, inputs: jax.Array) -> None:
         # Inside an abstract evaluation, because the order of a dict does not survive a transformation.
         found.update({name: x.shape for name, x in features(net, params, inputs).items()})
 

@@ -2,24 +2,30 @@
 
 Behind `limits.depth`, which says what the symbols mean. Pairs with xi near 1 are followed by their
 gap 1 - xi, pairs with xi near 0 by logarithms, in double precision on NumPy arrays.
+
+    Sigma_0 = K_0 = xi,   Sigma_l = phi^(Sigma_{l-1}),   K_l = Sigma_l + K_{l-1} phi^'(Sigma_{l-1})
+
+Source: Radhakrishnan, Belkin & Uhler 2022, arXiv:2204.14126; the series in the angle and the closed ends are derived.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from limits import quadrature
 from ntk import hermite
 from ntk.activations import closed_forms, kinks
+from ntk.types import Array, Elementwise, HostFunction, Numbers
 
-Activation = Callable | closed_forms.Dual
+Activation = Elementwise | closed_forms.Dual
+_State: TypeAlias = tuple[Array, Array, Array, Array, Array, Array]
 
 EXACT = 1e-9  # two constants closer than this are the same number
 _ORDERS = 60  # of the power series, used for |xi| <= 1/2: 2^-60 is below rounding
@@ -59,8 +65,9 @@ def dual_map(activation: Activation) -> DualMap:
 
 @functools.lru_cache(maxsize=64)
 def _study(activation: Activation) -> DualMap:
-    is_dual = isinstance(activation, closed_forms.Dual)
-    dual = activation if is_dual else hermite.dual(activation, tolerance=EXACT, max_variance=1.0)
+    dual = activation
+    if not isinstance(dual, closed_forms.Dual):
+        dual = hermite.dual(dual, tolerance=EXACT, max_variance=1.0)
     if dual.fn is None:
         raise ValueError("the Dual has no function (fn is None): its coefficients are unknown")
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -69,7 +76,7 @@ def _study(activation: Activation) -> DualMap:
         if not norm > 0:
             raise ValueError(f"E[phi(z)^2] is {norm}: the activation vanishes")
 
-        def slope(xi):
+        def slope(xi: np.ndarray) -> np.ndarray:
             flat = _slopes(dual, one, jnp.asarray(xi.ravel()))
             return np.asarray(flat).reshape(xi.shape) / norm
 
@@ -102,10 +109,10 @@ def _study(activation: Activation) -> DualMap:
     return DualMap(order, not ends, squares, slope_at_one, squares[order:], h, ratio, at_theta)
 
 
-def _hermite_coefficients(fn):
+def _hermite_coefficients(fn: Elementwise) -> np.ndarray:
     """a_0, ..., a_60 by Gauss-Legendre quadrature on panels that end at kinks."""
 
-    def values(x):
+    def values(x: np.ndarray) -> np.ndarray:
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             return np.asarray(fn(jnp.asarray(x)), np.float64)
 
@@ -117,11 +124,11 @@ def _hermite_coefficients(fn):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _slopes(dual, one, xi):
+def _slopes(dual: closed_forms.Dual, one: Array, xi: Array) -> Array:
     return dual.moments(one, one, xi)[1]
 
 
-def _angles(slope, count=96):
+def _angles(slope: HostFunction, count: int = 96) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chebyshev nodes theta from pi to 0, and there (1 - phi^) / (1 - cos theta) and phi^'."""
     theta = math.pi / 2 * (1 + np.cos(np.pi * np.arange(count + 1) / count))
     nodes, weights = np.polynomial.legendre.leggauss(32)
@@ -135,7 +142,7 @@ def _angles(slope, count=96):
     return theta, np.where(gap > 0, integral / np.where(gap > 0, gap, 1), at_theta), at_theta
 
 
-def _chebyshev(values):
+def _chebyshev(values: np.ndarray) -> np.ndarray:
     """Coefficients of the interpolant through values at cos(pi j / n), as long as they matter."""
     n = len(values) - 1
     series = np.fft.rfft(np.concatenate([values, values[-2:0:-1]])).real / n
@@ -144,7 +151,7 @@ def _chebyshev(values):
     return series[: 1 + int(np.flatnonzero(size > 1e-15 * size.max()).max())]
 
 
-def near(found: DualMap, series: np.ndarray, gap, xp):
+def near(found: DualMap, series: np.ndarray, gap: Numbers, xp: Any) -> Numbers:
     """The series `ratio` or `slope` at a gap, an array of the module xp (numpy or jax.numpy)."""
     if not found.angular:
         return _powers(series, 1 - gap)
@@ -155,7 +162,7 @@ def near(found: DualMap, series: np.ndarray, gap, xp):
     return x * above - after + series[0]
 
 
-def _powers(series, x):
+def _powers(series: np.ndarray, x: Numbers) -> Numbers:
     total = 0 * x
     for c in series[::-1]:
         total = total * x + c
@@ -167,7 +174,7 @@ def log_shrinkage(found: DualMap) -> float:
     return math.log(found.squares[1]) if found.order == 1 else 0.0
 
 
-def descend(found: DualMap, gap, depth: int) -> np.ndarray:
+def descend(found: DualMap, gap: ArrayLike, depth: int) -> np.ndarray:
     """What up to `depth` layers make of correlations 1 - gap.
 
     Args:
@@ -203,23 +210,23 @@ def descend(found: DualMap, gap, depth: int) -> np.ndarray:
 class _Hashed:
     """A map as a static argument, by identity: maps are made once for each activation."""
 
-    def __init__(self, found):
+    def __init__(self, found: DualMap) -> None:
         self.found = found
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return id(self.found)
 
-    def __eq__(self, other):
+    def __eq__(self, other: Any) -> bool:
         return self.found is other.found
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _descend(hashed, gap, depth):
+def _descend(hashed: _Hashed, gap: Array, depth: Array) -> tuple[Array, Array, Array, Array]:
     """Layers until `depth` is reached, or every pair follows its closed form."""
     found = hashed.found
     order = found.order
 
-    def layer(state):
+    def layer(state: _State) -> _State:
         count, _, gap, x, k, scale = state
         next_gap = gap * near(found, found.ratio, gap, jnp)
         next_x, slope = 1 - next_gap, near(found, found.slope, gap, jnp)
@@ -245,7 +252,7 @@ def _descend(hashed, gap, depth):
             ended = constant[0] & constant[1] & ~close & (order == 1)
         return count + 1, jnp.all(ended | (gap == 0)), next_gap, next_x, next_k, scale
 
-    def unfinished(state):
+    def unfinished(state: _State) -> Array:
         return (state[0] < depth) & ~state[1]
 
     start = (jnp.zeros((), jnp.int64), jnp.array(False), gap, 1 - gap, 1 - gap, 0 * gap)

@@ -13,6 +13,7 @@ A network is critical where both are one. Source: Roberts, Yaida & Hanin 2022, a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,10 +25,12 @@ from limits.arguments import count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 from ntk.activations import closed_forms
+from ntk.types import Elementwise
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
 
 
+@show.readable
 class Susceptibilities(NamedTuple):
     """The variance after a layer and its growth factors there, see the module."""
 
@@ -36,9 +39,8 @@ class Susceptibilities(NamedTuple):
     perpendicular: float
     h: float
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Criticality(NamedTuple):
     """The initialisation at which an activation is critical; None where a number does not exist.
 
@@ -65,8 +67,6 @@ class Criticality(NamedTuple):
     a1: float | None = None
     p_perp: float | None = None
     attraction: float | None = None
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 _PARTS = {"C_W": number(positive=True), "C_b": number()}
@@ -136,7 +136,7 @@ def _slopes(found: Pointwise) -> tuple[float, float] | None:
     return (float(below), float(above)) if same and not elsewhere else None
 
 
-def _at_zero(activation, found: Pointwise) -> Criticality | None:
+def _at_zero(activation: Activation, found: Pointwise) -> Criticality | None:
     """Class K* = 0: s(0) = 0, s'(0) != 0, a1 < 0."""
     if any(abs(at) < 1e-6 for at in found.breaks):
         return None
@@ -150,19 +150,24 @@ def _at_zero(activation, found: Pointwise) -> Criticality | None:
     return Criticality("zero", 1 / s1**2, 0.0, 0.0, 2 / 3, a1, b1 / a1)
 
 
-def _taylor(activation) -> list[float]:
+def _taylor(activation: Activation) -> list[float]:
     """The activation and its first three derivatives at 0."""
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
+    if fn is None:
+        raise ValueError("the Dual has no function (fn is None): give the activation itself")
+
+    def derivative(f: Elementwise) -> Elementwise:
+        return lambda z: jax.jvp(f, (z,), (jnp.ones_like(z),))[1]
+
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         functions = [fn]
         for _ in range(3):
-            last = functions[-1]
-            functions.append(lambda z, last=last: jax.jvp(last, (z,), (jnp.ones_like(z),))[1])
+            functions.append(derivative(functions[-1]))
         return [float(f(jnp.zeros(1))[0]) for f in functions]
 
 
 def _half_stable(found: Pointwise) -> Criticality | None:
-    def excess(log_K):
+    def excess(log_K: float) -> float:
         one = average(found, math.exp(log_K))
         K, square = math.exp(log_K), one.s**2
         return one(square * (one.z**2 - K)) / (2 * K**2) / one(one.slope**2) - 1
@@ -183,7 +188,7 @@ def _half_stable(found: Pointwise) -> Criticality | None:
     return None
 
 
-def _or_nan(function, at):
+def _or_nan(function: Callable[[float], float], at: float) -> float:
     try:
         return function(at)
     except ValueError:  # moments out of reach at this variance
@@ -212,11 +217,10 @@ def learning_rates(critical: Criticality, depth: int) -> tuple[np.ndarray, np.nd
             "the activation is of none of the classes (kind 'none') whose rates are known: its kernel grows or decays "
             "exponentially with depth, or as ELU's with another power"
         )
-    layers = np.arange(1.0, depth + 1)
-    if critical.kind != "zero":
+    layers, p = np.arange(1.0, depth + 1), critical.p_perp
+    if critical.kind != "zero" or p is None:
         same = np.full(depth, 1 / depth)
         return same, same.copy()
-    p = critical.p_perp
     return layers**-p * float(depth) ** (p - 1), (depth / layers) ** (p - 1)
 
 
@@ -241,7 +245,7 @@ def residual_nu(activation: Activation, gamma: float, *, skew: bool = True) -> f
     square = gamma**2
     if critical.kind == "zero":  # T is of order K^2, what it adds to V of order K^3
         return 2 / 3 * (1 - square**2)
-    if slopes is None:
+    if slopes is None or critical.nu is None or critical.C_W is None:
         raise ValueError(
             f"the activation is of class {critical.kind!r}; residual slopes are known for 'scale invariant' and 'zero'"
         )

@@ -26,7 +26,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,11 @@ from scipy import optimize
 
 from limits import gram_layers
 from limits.arguments import array, count, instance, number, takes
-from limits.gram_layers import Layer
+from limits.gram_layers import Kernel, Layer
+from ntk.types import Array, Rows
+
+_Given: TypeAlias = dict[str, Any]
+"""What the objective is of, by name, besides the variables."""
 
 
 class Machine(NamedTuple):
@@ -93,7 +97,7 @@ def fit(
     layers: Sequence[Layer],
     *,
     noise: float,
-    inducing: ArrayLike | None = None,
+    inducing: Rows | None = None,
     jitter: float = 1e-6,
     tolerance: float = 1e-6,
     max_steps: int = 3000,
@@ -141,21 +145,30 @@ def fit(
         return _fit(layers, start, y, ids, float(noise), ridge, tolerance, max_steps)
 
 
-def _fit(layers, start, y, ids, noise, ridge, tolerance, max_steps) -> Machine:
+def _fit(
+    layers: tuple[Layer, ...],
+    start: np.ndarray,
+    y: np.ndarray,
+    ids: np.ndarray | None,
+    noise: float,
+    ridge: float,
+    tolerance: float,
+    max_steps: int,
+) -> Machine:
     kernels, nus, scales = zip(*layers)
     free = tuple(math.isfinite(nu) for nu in nus)
-    size, sparse = len(start) if ids is None else len(ids), ids is not None
-    given = {
-        "inner": start[np.ix_(ids, ids)] if sparse else start,
-        "cross": start[:, ids] if sparse else None,
-        "outer": start.diagonal() if sparse else None,
+    size = len(start) if ids is None else len(ids)
+    given: _Given = {
+        "inner": start if ids is None else start[np.ix_(ids, ids)],
+        "cross": None if ids is None else start[:, ids],
+        "outer": None if ids is None else start.diagonal(),
         "y": y,
         "noise": noise,
         "nus": np.array([nu for nu in nus if math.isfinite(nu)]),
         "scales": np.array(scales),
     }
 
-    def descend(flat):
+    def descend(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = _slope(jnp.asarray(flat), given, kernels, free)
         value, slope = -float(value), -np.asarray(slope)
         usable = math.isfinite(value) and np.isfinite(slope).all()
@@ -186,8 +199,18 @@ def _fit(layers, start, y, ids, noise, ridge, tolerance, max_steps) -> Machine:
     state = _state(jnp.asarray(flat), given, kernels, free)
     grams, divergences, likelihood, weights, precision = jax.tree.map(np.asarray, state)
     return Machine(
-        *(layers, given["inner"], tuple(grams), weights, precision, ridge, float(objective)),
-        *(float(likelihood), np.array(divergences), steps, size_of_slope, converged),
+        layers=layers,
+        inputs_gram=given["inner"],
+        grams=tuple(grams),
+        weights=weights,
+        precision=precision,
+        jitter=ridge,
+        objective=float(objective),
+        log_likelihood=float(likelihood),
+        divergences=np.array(divergences),
+        steps=steps,
+        gradient=size_of_slope,
+        converged=converged,
     )
 
 
@@ -204,19 +227,21 @@ def predict(machine: Machine, cross_gram: ArrayLike, diagonal: ArrayLike) -> Pre
         TypeError: machine is no Machine, or arrays hold no numbers.
         ValueError: shapes that do not fit.
     """
-    cross, outer = np.asarray(cross_gram, float), np.asarray(diagonal, float)
+    given, own = np.asarray(cross_gram, float), np.asarray(diagonal, float)
     size = len(machine.inputs_gram)
-    if cross.shape != (len(outer), size):
+    if given.shape != (len(own), size):
         raise ValueError(
-            f"cross_gram has the shape {cross.shape}; for a diagonal of {len(outer)} it must be {len(outer), size}"
+            f"cross_gram has the shape {given.shape}; for a diagonal of {len(own)} it must be {len(own), size}"
         )
-    inner = machine.inputs_gram
     with jax.enable_x64(True):
-        outer = jnp.asarray(outer + machine.jitter)
-        cross, inner = jnp.asarray(cross), jnp.asarray(inner)
+        outer, cross = jnp.asarray(own + machine.jitter), jnp.asarray(given)
+        inner = jnp.asarray(machine.inputs_gram)
         for layer, gram in zip(machine.layers, machine.grams):
-            cross, outer = gram_layers.carried(layer.kernel, layer.scale, inner, gram, cross, outer)
-            inner = jnp.asarray(gram)
+            fitted = jnp.asarray(gram)
+            cross, outer = gram_layers.carried(
+                layer.kernel, layer.scale, inner, fitted, cross, outer
+            )
+            inner = fitted
         output = machine.layers[-1]
         last = gram_layers.kernel_cross(
             output.kernel, output.scale, outer, jnp.diagonal(inner), cross
@@ -257,7 +282,7 @@ def nngp(inputs_gram: ArrayLike, layers: Sequence[Layer]) -> list[np.ndarray]:
     output_nu=number(positive=True),
 )
 def linear_solution(
-    inputs_gram: ArrayLike, targets_gram: ArrayLike, nus: ArrayLike, output_nu: float
+    inputs_gram: ArrayLike, targets_gram: ArrayLike, nus: Rows, output_nu: float
 ) -> list[np.ndarray]:
     """The Gram matrices of the hidden layers where all kernels are linear and targets have no noise.
 
@@ -306,7 +331,7 @@ def _share(value: float, widths: np.ndarray) -> float:
     """The root s > -min(widths) of prod (1 + s / widths) = value, from logarithms of both and of s + min(widths)."""
     least, target = widths.min(), math.log(value)
 
-    def excess(t):
+    def excess(t: float) -> float:
         return float(np.sum(np.log((widths - least + math.exp(t)) / widths)) - target)
 
     # s = 0 gives 0; on the other side of it every factor is beyond 1, so the narrowest alone is not beyond the value.
@@ -317,7 +342,9 @@ def _share(value: float, widths: np.ndarray) -> float:
 # The objective
 
 
-def _machine(flat, given, kernels, free):
+def _machine(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[list[Array], list[Array], tuple[Array, Array | None, Array | None]]:
     """Gram matrices, divergences, and what the output needs: kernel at i, between t and i, and at t."""
     below, cross, outer = given["inner"], given["cross"], given["outer"]
     size, grams, divergences = len(below), [], []
@@ -347,12 +374,14 @@ def _machine(flat, given, kernels, free):
     return grams, divergences, (last, across, gram_layers.kernel_diagonal(kernel, scale, outer))
 
 
-def _likelihood(given, inner, cross, outer):
+def _likelihood(
+    given: _Given, inner: Array, cross: Array | None, outer: Array | None
+) -> tuple[Array, Array, Array]:
     """log N(Y; 0, K + noise), or its bound with inducing points; and the posterior's weights and precision."""
     y, noise = given["y"], given["noise"]
     points, outputs = y.shape
     eye = jnp.eye(len(inner))
-    if cross is None:
+    if cross is None or outer is None:
         root = jnp.linalg.cholesky(inner + noise * eye)
         half = solve_triangular(root, eye, lower=True)
         fitted = half @ y
@@ -372,7 +401,9 @@ def _likelihood(given, inner, cross, outer):
     return value, inverse.T @ (half.T @ fitted), posterior
 
 
-def _objective(flat, given, kernels, free):
+def _objective(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> Array:
     _, divergences, output = _machine(flat, given, kernels, free)
     learnt = [d for d, learns in zip(divergences, free) if learns]
     prior = given["nus"] @ jnp.stack(learnt) if learnt else 0.0
@@ -380,11 +411,15 @@ def _objective(flat, given, kernels, free):
 
 
 @functools.partial(jax.jit, static_argnames=("kernels", "free"))
-def _slope(flat, given, kernels, free):
+def _slope(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[Array, Array]:
     return jax.value_and_grad(_objective)(flat, given, kernels, free)
 
 
 @functools.partial(jax.jit, static_argnames=("kernels", "free"))
-def _state(flat, given, kernels, free):
+def _state(
+    flat: Array, given: _Given, kernels: tuple[Kernel, ...], free: tuple[bool, ...]
+) -> tuple[list[Array], list[Array], Array, Array, Array]:
     grams, divergences, output = _machine(flat, given, kernels, free)
     return grams, divergences, *_likelihood(given, *output)

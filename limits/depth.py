@@ -21,19 +21,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from limits.arguments import array, real, takes
 from limits.arguments import count as counts
-from limits.correlations import EXACT, Activation, descend, dual_map, log_shrinkage, near
+from limits.correlations import EXACT, Activation, DualMap, descend, dual_map, log_shrinkage, near
 from ntk import show
 from ntk.activations import closed_forms, polynomials
+from ntk.types import Rows
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
 
+@show.readable
 class Taxonomy(NamedTuple):
     """What an activation does in infinitely wide and deep classifiers.
 
@@ -54,9 +57,8 @@ class Taxonomy(NamedTuple):
     alpha: float
     order: int
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LogKernel(NamedTuple):
     """Entries of a kernel, sign * exp(offset + log).
 
@@ -69,8 +71,6 @@ class LogKernel(NamedTuple):
     sign: np.ndarray
     log: np.ndarray
     offset: float = 0.0
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def taxonomy(activation: Activation) -> Taxonomy:
@@ -130,7 +130,7 @@ def optimal_activation(dimension: int) -> closed_forms.Dual:
     return polynomials.polynomial_dual(np.polynomial.hermite_e.herme2poly(series))
 
 
-def _examples(name, value):
+def _examples(name: str, value: Any) -> None:
     try:
         right = np.asarray(value, np.float64).ndim > 0
     except (TypeError, ValueError):
@@ -142,7 +142,7 @@ def _examples(name, value):
 
 
 @takes(xi=array())
-def dual_curve(activation: Activation, xi) -> np.ndarray:
+def dual_curve(activation: Activation, xi: ArrayLike) -> np.ndarray:
     """The normalised dual phi^ at correlations xi in [-1, 1], of any shape."""
     found = dual_map(activation)
     gap = 1 - np.asarray(xi, np.float64)
@@ -157,7 +157,7 @@ def dual_curve(activation: Activation, xi) -> np.ndarray:
 
 
 @takes(x1=_examples, x2=_examples)
-def gaps(x1, x2) -> np.ndarray:
+def gaps(x1: Rows, x2: Rows) -> np.ndarray:
     """1 - <x1, x2> of unit vectors, exact to rounding also where they nearly coincide.
 
     Args:
@@ -180,7 +180,9 @@ def gaps(x1, x2) -> np.ndarray:
     return total / 2
 
 
-def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Callable:
+def deep_kernel(
+    activation: Activation, depth: int, kernel: str = "ntk"
+) -> Callable[[ArrayLike], LogKernel]:
     """NNGP or NTK of `depth` activation layers, for gaps of any size and depths up to 10^15.
 
     The layers are iterated only until all pairs follow a closed form: some ten to hundred layers.
@@ -208,7 +210,7 @@ def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Call
     offset = depth * log_shrinkage(found)
     diagonal = (_log_diagonal(found.slope_at_one, depth) if kernel == "ntk" else 0.0) - offset
 
-    def evaluate(gap) -> LogKernel:
+    def evaluate(gap: ArrayLike) -> LogKernel:
         x, k, log, layers = descend(found, gap, depth)
         if found.order == 1:
             k = k + (depth - layers) * x
@@ -220,7 +222,7 @@ def deep_kernel(activation: Activation, depth: int, kernel: str = "ntk") -> Call
     return evaluate
 
 
-def singular_kernel(activation: Activation) -> Callable:
+def singular_kernel(activation: Activation) -> Callable[[ArrayLike], LogKernel]:
     """psi = lim Sigma_L / A'^(2L) = lim K_L / (L A'^(2L)) as L grows: the kernel of the limit.
 
     Args:
@@ -240,7 +242,7 @@ def singular_kernel(activation: Activation) -> Callable:
     if kind != "singular kernel":
         raise ValueError(f"the activation's limit is {kind!r}: only 'singular kernel' has a psi")
 
-    def evaluate(gap) -> LogKernel:
+    def evaluate(gap: ArrayLike) -> LogKernel:
         x, _, log, _ = descend(found, np.maximum(gap, 1e-32), np.iinfo(np.int64).max)
         return LogKernel(np.sign(x), log + _log_size(x))
 
@@ -252,7 +254,13 @@ def singular_kernel(activation: Activation) -> Callable:
 
 @takes(train=_examples, labels=array(), test=_examples)
 def deep_classifier(
-    activation: Activation, depth: int, train, labels, test, *, kernel: str = "nngp"
+    activation: Activation,
+    depth: int,
+    train: Rows,
+    labels: Rows,
+    test: Rows,
+    *,
+    kernel: str = "nngp",
 ) -> np.ndarray:
     """Kernel regression with the kernel of a network of this depth: y K^{-1} K(., x).
 
@@ -291,7 +299,9 @@ def deep_classifier(
 
 
 @takes(train=_examples, labels=array(), test=_examples)
-def singular_classifier(activation: Activation, train, labels, test) -> np.ndarray:
+def singular_classifier(
+    activation: Activation, train: Rows, labels: Rows, test: Rows
+) -> np.ndarray:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
 
     Arguments and scores as in `deep_classifier`. Source: RBU's singular kernels.
@@ -300,7 +310,7 @@ def singular_classifier(activation: Activation, train, labels, test) -> np.ndarr
 
 
 @takes(train=_examples, labels=array(), test=_examples, exponent=real)
-def hilbert_estimate(train, labels, test, exponent: float) -> np.ndarray:
+def hilbert_estimate(train: Rows, labels: Rows, test: Rows, exponent: float) -> np.ndarray:
     """The Hilbert estimate sum_i y_i / |x - x_i|^exponent, consistent if exponent = d.
 
     Arguments and scores as in `deep_classifier`; exponent is positive.
@@ -314,7 +324,7 @@ def hilbert_estimate(train, labels, test, exponent: float) -> np.ndarray:
     if not exponent > 0:
         raise ValueError(f"exponent is {exponent}; it must be positive")
 
-    def weights(gap):
+    def weights(gap: np.ndarray) -> LogKernel:
         log = -exponent / 2 * np.log(np.maximum(2 * gap, 1e-300))
         return LogKernel(np.ones_like(log), log)
 
@@ -322,7 +332,7 @@ def hilbert_estimate(train, labels, test, exponent: float) -> np.ndarray:
 
 
 @takes(train=_examples, labels=array(), test=_examples)
-def nearest_neighbor(train, labels, test) -> np.ndarray:
+def nearest_neighbor(train: Rows, labels: Rows, test: Rows) -> np.ndarray:
     """The label of the nearest example, (m,) or (m, classes); of the first, if several are."""
     labels = _labels(labels, len(train))
     nearest = [gaps(rows, train).argmin(axis=1) for rows in _row_blocks(test, len(train))]
@@ -330,7 +340,7 @@ def nearest_neighbor(train, labels, test) -> np.ndarray:
 
 
 @takes(labels=array(), count=counts(0))
-def majority_vote(labels, count: int) -> np.ndarray:
+def majority_vote(labels: Rows, count: int) -> np.ndarray:
     """The sum of the labels, for each of `count` examples."""
     labels = np.asarray(labels, np.float64)
     return np.broadcast_to(labels.sum(axis=0), (count, *labels.shape[1:]))
@@ -339,7 +349,7 @@ def majority_vote(labels, count: int) -> np.ndarray:
 # --- what the above share ------------------------------------------------------------------------
 
 
-def _unit(x):
+def _unit(x: Rows) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2:
         raise ValueError(f"examples of shape {x.shape} must be (examples, coordinates)")
@@ -350,20 +360,22 @@ def _unit(x):
     return x / norm
 
 
-def _labels(labels, count):
+def _labels(labels: Rows, count: int) -> np.ndarray:
     labels = np.asarray(labels, np.float64)
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise ValueError(f"labels of shape {labels.shape} do not match {count} training examples")
     return labels
 
 
-def _row_blocks(test, columns):
+def _row_blocks(test: Rows, columns: int) -> list[np.ndarray]:
     rows = max(1, (1 << 22) // max(columns, 1))
     test = np.asarray(test, np.float64)
     return [test[start : start + rows] for start in range(0, len(test), rows)]
 
 
-def _vote(kernel, train, labels, test):
+def _vote(
+    kernel: Callable[[np.ndarray], LogKernel], train: Rows, labels: np.ndarray, test: Rows
+) -> np.ndarray:
     scores = []
     for rows in _row_blocks(test, len(train)):
         value = kernel(gaps(rows, train))
@@ -372,7 +384,7 @@ def _vote(kernel, train, labels, test):
     return np.concatenate(scores)
 
 
-def _check_depth(found, depth):
+def _check_depth(found: DualMap, depth: int) -> None:
     if not (isinstance(depth, int | np.integer) and depth >= 1):
         raise ValueError(f"depth is {depth!r}; it must be a positive integer")
     if found.order == 0 and abs(found.slope_at_one - 1) < EXACT and depth > _SLOWEST:
@@ -387,7 +399,7 @@ def _check_depth(found, depth):
         )
 
 
-def _log_diagonal(b, depth):
+def _log_diagonal(b: float, depth: int) -> float:
     """log of 1 + b + ... + b^depth."""
     if abs(b - 1) < EXACT:
         return math.log(depth + 1)
@@ -396,6 +408,6 @@ def _log_diagonal(b, depth):
     return size - math.log(abs(b - 1))
 
 
-def _log_size(values):
+def _log_size(values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(np.abs(values))

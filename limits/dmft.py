@@ -27,8 +27,10 @@ import scipy.special
 
 from limits.arguments import array, integer, key, number, real, takes
 from ntk import show
+from ntk.types import PRNGKey
 
 
+@show.readable
 class Dynamics(NamedTuple):
     """Order parameters at steps 0 to T."""
 
@@ -36,8 +38,6 @@ class Dynamics(NamedTuple):
     test_loss: np.ndarray  # (T + 1,) on fresh inputs
     overlap: np.ndarray  # (T + 1, N) of every neuron with the direction, w . b / D
     correlation: np.ndarray  # (T + 1, N, N) of the neurons' weights, w_i . w_j / D
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(
@@ -53,7 +53,7 @@ class Dynamics(NamedTuple):
 )
 def high_dimensional_descent(
     overlap: Sequence[float],
-    key: jax.Array,
+    key: PRNGKey,
     *,
     alpha: float,
     epsilon: float,
@@ -110,7 +110,7 @@ def high_dimensional_descent(
 class _Paths:
     """Sampled fields of the effective example, their forces g, and the forces' derivatives."""
 
-    def __init__(self, width: int, times: int, samples: int, key: jax.Array):
+    def __init__(self, width: int, times: int, samples: int, key: PRNGKey):
         quarter = -(-samples // 4)
         white = np.array(jax.random.normal(key, (quarter, 1 + times * width)), np.float64)
         # Even quantiles of |z|, then z and the fields each with both signs: less error of the means.
@@ -143,7 +143,16 @@ class _Paths:
         new[:, rows] = vectors * np.sqrt(values) @ vectors.T
         return self.noise[:, : rows.stop] @ new[:, : rows.stop].T
 
-    def respond(self, t, h, error, memory, alpha, epsilon, coefficient) -> None:
+    def respond(
+        self,
+        t: int,
+        h: np.ndarray,
+        error: np.ndarray,
+        memory: np.ndarray,
+        alpha: float,
+        epsilon: float,
+        coefficient: float,
+    ) -> None:
         """Records the force of time t and its derivatives; h = zeta + sum memory force."""
         width = h.shape[1]
         gain = 1 + epsilon * h
@@ -180,7 +189,9 @@ class _Weights:
         self.overlap[0] = overlap
         self.correlation[0, 0] = np.diag(1 - overlap**2) + np.outer(overlap, overlap)
 
-    def step(self, t, k, covariance, response, slope) -> None:
+    def step(
+        self, t: int, k: float, covariance: np.ndarray, response: np.ndarray, slope: np.ndarray
+    ) -> None:
         """One step of w, with the covariance of its noise and the responses of the force up to time t."""
         self.noise[t, : t + 1] = covariance
         self.noise[: t + 1, t] = np.swapaxes(covariance, 1, 2)
@@ -201,7 +212,9 @@ class _Weights:
         c[t + 1, t + 1] = (corner + corner.T) / 2
 
 
-def _test_loss(correlation, overlap, alpha, epsilon, coefficient) -> float:
+def _test_loss(
+    correlation: np.ndarray, overlap: np.ndarray, alpha: float, epsilon: float, coefficient: float
+) -> float:
     """E (f - y)^2 over Gaussian fields (h, z): of b . u + u^T A u it is b^T S b + (tr AS)^2 + 2 tr ASAS."""
     width = len(overlap)
     covariance = np.block([[correlation, overlap[:, None]], [overlap[None, :], np.ones((1, 1))]])

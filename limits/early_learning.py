@@ -28,6 +28,7 @@ from ntk import show
 from ntk.options import check_real
 
 
+@show.readable
 class FirstStep(NamedTuple):
     """Probabilities that an example is predicted as its true class after one step.
 
@@ -42,8 +43,6 @@ class FirstStep(NamedTuple):
     labelled: float
     test: float
     critical_dim: float
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def _flip(name, value):

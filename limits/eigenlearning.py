@@ -109,7 +109,7 @@ def fitting_ratio(alpha: float, beta: float, relative_noise: float) -> float:
     """
     _check_exponents(alpha, beta)
 
-    def slope(s):
+    def slope(s: float) -> float:
         quadratic = (alpha - 1) * beta * s + alpha * (alpha - 1) * relative_noise * s**beta
         return quadratic - alpha * (beta - 1)
 
@@ -181,7 +181,7 @@ def learning_exponent(
     return min(beta, 2 * steepness)
 
 
-def _ranks(total, exact, bins):
+def _ranks(total: float, exact: float, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ranks 1..exact, and the ends of the bins of the others, half-way between ranks."""
     total, exact = float(total), min(float(exact), math.floor(total))
     if total < 1:
@@ -191,14 +191,14 @@ def _ranks(total, exact, bins):
     return np.arange(1, exact + 1), edges[:-1], edges[1:]
 
 
-def _sums(exponent, low, high):
+def _sums(exponent: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Sums of i^-exponent over the ranks between, by the integral: the relative error is a (a + 1) / 24 i^2."""
     if exponent == 1:
         return np.log(high / low)
     return (low ** (1 - exponent) - high ** (1 - exponent)) / (exponent - 1)
 
 
-def _check_exponents(alpha, beta):
+def _check_exponents(alpha: float, beta: float) -> None:
     if not alpha > 1:
         raise ValueError(f"alpha is {alpha}; it must be above 1, or the eigenvalues have no sum")
     if not 1 < beta < 2 * alpha + 1:

@@ -2,6 +2,10 @@
 
 Given a layer's metric, its neurons are independent and Gaussian. The symbols are those of `limits.finite_width`, whose
 first order in 1 / width this has not.
+
+    z_i ~ N(0, G) for i = 1 .. n,    G' = C_b + C_W mean_i s(z_i) s(z_i)^T
+
+Source: Roberts, Yaida & Hanin 2022, arXiv:2106.10165, chapter 4, for the conditional law; to draw from it is ours.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from limits.arguments import array, count, function, key, number, takes
 from limits.finite_width import covariance_of
 from limits.quadrature import Activation
 from ntk import show
+from ntk.types import Elementwise, PRNGKey
 
 _BLOCK = 1 << 21  # normal variables drawn at a time
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -25,7 +30,7 @@ _SIZES = {"width": count(2), "depth": count(), "networks": count()}
 
 @takes(key=key, activation=function, gram=array(2), **_SIZES, **_SCALES)
 def sample_metrics(
-    key: jax.Array,
+    key: PRNGKey,
     activation: Activation,
     width: int,
     depth: int,
@@ -73,11 +78,19 @@ def sample_metrics(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _metrics(activation, width, depth, block, gram, scales, key):
+def _metrics(
+    activation: Elementwise,
+    width: int,
+    depth: int,
+    block: int,
+    gram: jax.Array,
+    scales: tuple,
+    key: PRNGKey,
+) -> jax.Array:
     count = gram.shape[0]
     rows, columns = np.triu_indices(count)
 
-    def layer(metric, key):
+    def layer(metric: jax.Array, key: PRNGKey) -> tuple[jax.Array, jax.Array]:
         normal = jax.random.normal(key, (block, count, width))
         z = jnp.einsum("kab,kbi->kai", _root(metric), normal)
         s = activation(z)
@@ -88,7 +101,7 @@ def _metrics(activation, width, depth, block, gram, scales, key):
     return jax.lax.scan(layer, start, jax.random.split(key, depth))[1].transpose(1, 0, 2)
 
 
-def _root(metric):
+def _root(metric: jax.Array) -> jax.Array:
     """Cholesky factor; by hand for two inputs, where a batch of small factorisations is slow."""
     if metric.shape[-1] == 1:
         return jnp.sqrt(metric)
@@ -100,14 +113,13 @@ def _root(metric):
     return jnp.stack([jnp.stack([a, 0 * a], -1), jnp.stack([c, e], -1)], -2)
 
 
+@show.readable
 class PairMoments(NamedTuple):
     """Averages over the neurons of one network, each (networks, depth): of z_i^2, z_i^2 z_j^2 and z_i z_j^2, i != j."""
 
     square: np.ndarray
     squares: np.ndarray
     skew: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(
@@ -119,7 +131,7 @@ class PairMoments(NamedTuple):
     **_SCALES,
 )
 def sample_neurons(
-    key: jax.Array,
+    key: PRNGKey,
     activation: Activation,
     width: int,
     depth: int,
@@ -145,11 +157,13 @@ def sample_neurons(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _neurons(activation, width, depth, block, scales, key):
+def _neurons(
+    activation: Elementwise, width: int, depth: int, block: int, scales: tuple, key: PRNGKey
+) -> jax.Array:
     C_W, C_b, gamma, variance = scales
     pairs = width * (width - 1)
 
-    def layer(z, key):
+    def layer(z: jax.Array, key: PRNGKey) -> tuple[jax.Array, jax.Array]:
         one, two, three, four = ((z**k).sum(1) for k in (1, 2, 3, 4))
         moments = jnp.stack([two / width, (two**2 - four) / pairs, (one * two - three) / pairs])
         metric = C_b + C_W * (activation(z) ** 2).mean(1)

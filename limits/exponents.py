@@ -2,6 +2,9 @@
 
 The exponents are relative: at m times the base width a parameter is used as m^-a w, initialised at its base
 standard deviation times m^-b, and learns at eta m^-c.
+
+Source: Yang & Hu (2021), arXiv:2011.14522; Yang et al. (2022), arXiv:2203.03466; Everett et al. (2024),
+arXiv:2407.05872.
 """
 
 import math
@@ -70,7 +73,7 @@ RULES = {
 DEPTH_RULES = {"sqrt": 1 / 2, "1/L": 1.0, "completep": 1.0}
 
 
-def named_rule(rule) -> Rule:
+def named_rule(rule: str | Rule) -> Rule:
     """The rule of that name, or the rule itself."""
     if isinstance(rule, Rule):
         return rule
@@ -81,7 +84,7 @@ def named_rule(rule) -> Rule:
     )
 
 
-def symmetry(rule, t) -> Rule:
+def symmetry(rule: str | Rule, t: float | Mapping[str, float]) -> Rule:
     """The equivalent rule with a + t, b - t, c - 2t (SGD) or c - t (Adam, with eps scaled).
 
     The function computed is the same at every width and step, for every t. t = -a removes the forward
@@ -107,13 +110,13 @@ def symmetry(rule, t) -> Rule:
     return rule._replace(name=f"{rule.name}, shifted", **moved)
 
 
-def _shift(e, t):
+def _shift(e: Exponents, t: float) -> Exponents:
     return e._replace(
         a=e.a + t, b=e.b - t, sgd=e.sgd - 2 * t, adam=e.adam - t, gradient=e.gradient + t
     )
 
 
-def layerwise(rule) -> Rule:
+def layerwise(rule: str | Rule) -> Rule:
     """The rule with a learning rate per role, such that each layer alone moves its activations by O(1).
 
     mup and mean_field are fixed points. For standard and ntk it assumes that the initial readout is not
@@ -132,7 +135,7 @@ def layerwise(rule) -> Rule:
     )
 
 
-def branch_multiplier(depth_rule, depth, base_depth) -> float:
+def branch_multiplier(depth_rule: str, depth: int, base_depth: int) -> float:
     """beta in x + beta branch(x): (depth / base_depth)^-alpha, with alpha 1/2 ("sqrt") or 1 ("1/L", "completep").
 
     Source: sqrt: Yang et al. (2023), Bordelon et al. (2023), claimed for branches of one layer only;
@@ -146,7 +149,7 @@ def branch_multiplier(depth_rule, depth, base_depth) -> float:
     return (depth / base_depth) ** -depth_alpha(depth_rule)
 
 
-def depth_alpha(depth_rule) -> float:
+def depth_alpha(depth_rule: str) -> float:
     """alpha of a depth rule, by its name."""
     if not isinstance(depth_rule, str) or depth_rule not in DEPTH_RULES:
         raise ValueError(f"depth_rule is {depth_rule!r}; allowed are {', '.join(DEPTH_RULES)}")

@@ -16,14 +16,14 @@ Source: Yang & Hu 2021, arXiv:2011.14522, the limits of one hidden layer; MAML: 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from limits.arguments import (
     array,
@@ -37,16 +37,20 @@ from limits.arguments import (
     real_dtype,
     takes,
 )
-from limits.exponents import named_rule
+from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
+from ntk.types import Elementwise, PRNGKey, jitted
+
+Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def identity(h):
+def identity(h: jax.Array) -> jax.Array:
     """The activation of a linear network, for which `linear_limit` is exact."""
     return h
 
 
+@show.readable
 class Particles(NamedTuple):
     """n units of equal weight: a finite network in mean-field form.
 
@@ -63,18 +67,17 @@ class Particles(NamedTuple):
         """Weight of one unit in the outputs; one over the factor on its learning rate."""
         return 1 / self.u.shape[0]
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d)."""
         return self.scale * (activation(x @ self.u.T) @ self.v)
 
-    def sample(self, key: jax.Array, width: int) -> Particles:
+    def sample(self, key: PRNGKey, width: int) -> Particles:
         """`width` of the units, drawn independently: a network that converges to this one as width^-1/2."""
         chosen = jax.random.randint(key, (width,), 0, self.u.shape[0])
         return Particles(self.u[chosen], self.v[chosen])
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LinearLimit(NamedTuple):
     """An infinitely wide linear network, exactly: m orthogonal units, where m is d + k at initialisation.
 
@@ -85,9 +88,13 @@ class LinearLimit(NamedTuple):
 
     u: jax.Array
     v: jax.Array
-    scale = 1.0
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    @property
+    def scale(self) -> float:
+        """The limit's is 1: its gradient is free of the width as it is."""
+        return 1.0
+
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d); the activation must be `identity`."""
         if activation is not identity:
             raise ValueError(
@@ -96,14 +103,13 @@ class LinearLimit(NamedTuple):
             )
         return (x @ self.u.T) @ self.v
 
-    def sample(self, key: jax.Array, width: int) -> Particles:
+    def sample(self, key: PRNGKey, width: int) -> Particles:
         """Gaussian mixtures of the units: a network of this width that converges to it as width^-1/2."""
         omega = jax.random.normal(key, (width, self.u.shape[0]), self.u.dtype)
         return Particles(omega @ self.u, omega @ self.v)
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class KernelLimit(NamedTuple):
     """The same linear network at infinite width in the NTK parametrization: a linear model, features fixed.
 
@@ -115,9 +121,13 @@ class KernelLimit(NamedTuple):
     """
 
     w: jax.Array
-    scale = 1.0
 
-    def apply(self, x: jax.Array, activation: Callable = identity) -> jax.Array:
+    @property
+    def scale(self) -> float:
+        """The limit's is 1: its gradient is free of the width as it is."""
+        return 1.0
+
+    def apply(self, x: jax.Array, activation: Elementwise = identity) -> jax.Array:
         """Outputs (N, k) at inputs (N, d)."""
         if activation is not identity:
             raise ValueError(
@@ -125,13 +135,12 @@ class KernelLimit(NamedTuple):
             )
         return x @ self.w.T
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 Net = Particles | LinearLimit | KernelLimit
+N = TypeVar("N", bound=Net)
 
 
-def _rate(name, value):
+def _rate(name: str, value: Any) -> None:
     if not isinstance(value, Net):
         number()(name, value)
 
@@ -141,7 +150,12 @@ _network = instance(Particles, LinearLimit, KernelLimit, remedy=", from particle
 
 @takes(inputs=integer, outputs=integer, sigma_u=number(), sigma_v=number(), dtype=real_dtype)
 def linear_limit(
-    inputs: int, outputs: int, *, sigma_u: float = 1.0, sigma_v: float = 1.0, dtype=jnp.float32
+    inputs: int,
+    outputs: int,
+    *,
+    sigma_u: float = 1.0,
+    sigma_v: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> LinearLimit:
     """The limit of a linear network at initialisation: u = [sigma_u I; 0], v = [0; sigma_v I].
 
@@ -169,14 +183,14 @@ def linear_limit(
     dtype=real_dtype,
 )
 def particles(
-    key: jax.Array,
+    key: PRNGKey,
     width: int,
     inputs: int,
     outputs: int,
     *,
     sigma_u: float = 1.0,
     sigma_v: float = 1.0,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Particles:
     """Independent Gaussian units: a finite network at initialisation, or the limit of any activation to O(width^-1/2).
 
@@ -191,20 +205,20 @@ def particles(
 
 
 @takes(inputs=integer, outputs=integer, dtype=real_dtype)
-def kernel_limit(inputs: int, outputs: int, dtype=jnp.float32) -> KernelLimit:
+def kernel_limit(inputs: int, outputs: int, dtype: DTypeLike = jnp.float32) -> KernelLimit:
     """The kernel limit of a linear network whose outputs start at zero."""
     _check_sizes(inputs=inputs, outputs=outputs)
     return KernelLimit(jnp.zeros((outputs, inputs), dtype))
 
 
-def _check_sizes(**sizes):
+def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1.")
 
 
 @takes(net=instance(Particles, remedy=", from feature_learning.particles"))
-def weights(net: Particles, rule="mup") -> dict[str, Any]:
+def weights(net: Particles, rule: str | Rule = "mup") -> dict[str, Any]:
     """The finite network as trainable weights of a rule: multipliers n^-a, learning rates eta n^-c.
 
     Args:
@@ -235,6 +249,7 @@ def weights(net: Particles, rule="mup") -> dict[str, Any]:
     return {"w": w, "multiplier": multiplier, "rate": rate}
 
 
+@show.readable
 class Trained(NamedTuple):
     """What training made.
 
@@ -247,8 +262,6 @@ class Trained(NamedTuple):
     net: Net
     losses: jax.Array
     outputs: jax.Array | tuple
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(outputs=array(), targets=array())
@@ -269,8 +282,8 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 @takes(net=_network, batch=batch, activation=function, loss=function)
 def gradient(
-    net: Net, batch: tuple, *, activation: Callable = identity, loss: Callable = squared_error
-):
+    net: N, batch: tuple, *, activation: Elementwise = identity, loss: Loss = squared_error
+) -> tuple[jax.Array, N]:
     """(loss, gradient in units of the limit): what one SGD step subtracts per learning rate, free of the width."""
     value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0], activation), batch[1]))(net)
     return value, jax.tree.map(lambda g: g / net.scale, slope)
@@ -284,14 +297,14 @@ def norm(net: Net, slope: Net) -> jax.Array:
 
 
 @takes(net=_network, batches=batch, learning_rate=_rate, activation=function, loss=function)
-@functools.partial(jax.jit, static_argnames=("activation", "loss"))
+@jitted(static_argnames=("activation", "loss"))
 def train(
     net: Net,
     batches: tuple,
     learning_rate: float | Net,
     *,
-    activation: Callable = identity,
-    loss: Callable = squared_error,
+    activation: Elementwise = identity,
+    loss: Loss = squared_error,
     inputs: jax.Array | None = None,
 ) -> Trained:
     """Stochastic gradient descent, one step a batch; finite networks and limits alike. Compiled once per shape.
@@ -310,13 +323,13 @@ def train(
     Source: Yang & Hu 2021, arXiv:2011.14522, the limit of a network of one hidden layer under SGD.
     """
 
-    def outputs(net):
+    def outputs(net: N) -> Any:
         return () if inputs is None else net.apply(inputs, activation)
 
     one = not isinstance(learning_rate, type(net))
     rates = jax.tree.map(lambda _: learning_rate, net) if one else learning_rate
 
-    def step(net, batch):
+    def step(net: N, batch: tuple) -> tuple[N, tuple]:
         value, slope = gradient(net, batch, activation=activation, loss=loss)
         new = jax.tree.map(lambda p, g, rate: p - rate * g, net, slope, rates)
         return new, (value, outputs(new))
@@ -328,6 +341,7 @@ def train(
     )
 
 
+@show.readable
 class Episodes(NamedTuple):
     """Few-shot tasks, as rows of one array of inputs; every leaf may have further leading axes.
 
@@ -343,17 +357,15 @@ class Episodes(NamedTuple):
     query: jax.Array
     query_labels: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 @takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)
 def adapt(
-    net: Net, batch: tuple, rate: float, steps: int = 1, *, activation: Callable = identity
-) -> Net:
+    net: N, batch: tuple, rate: float, steps: int = 1, *, activation: Elementwise = identity
+) -> N:
     """The inner loop of MAML: `steps` of gradient descent on the cross-entropy of one task's support."""
 
-    def step(net, _):
-        _, slope = gradient(net, batch, activation=activation, loss=cross_entropy)
+    def step(net: N, _: None) -> tuple[N, None]:
+        slope = gradient(net, batch, activation=activation, loss=cross_entropy)[1]
         return jax.tree.map(lambda p, g: p - rate * g, net, slope), None
 
     return jax.lax.scan(step, net, length=steps)[0]
@@ -369,9 +381,9 @@ def adapt(
     inner_steps=count(0),
     activation=function,
 )
-@functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
+@jitted(static_argnames=("inner_steps", "activation"))
 def meta_train(
-    net: Net,
+    net: N,
     inputs: jax.Array,
     episodes: Episodes,
     *,
@@ -379,8 +391,8 @@ def meta_train(
     outer_rate: float = 0.1,
     clip: float = 0.5,
     inner_steps: int = 1,
-    activation: Callable = identity,
-) -> tuple[Net, jax.Array]:
+    activation: Elementwise = identity,
+) -> tuple[N, jax.Array]:
     """First-order MAML: each outer step adapts to its tasks and follows their gradients at the adapted networks.
 
     The gradients are summed over the tasks and clipped in the norm that is free of the width.
@@ -401,13 +413,13 @@ def meta_train(
     Source: Yang & Hu 2021, arXiv:2011.14522, the experiments with MAML and their appendix.
     """
 
-    def task(net, episode):
+    def task(net: N, episode: Episodes) -> tuple[jax.Array, N]:
         support = inputs[episode.support], episode.support_labels
         query = inputs[episode.query], episode.query_labels
         adapted = adapt(net, support, inner_rate, inner_steps, activation=activation)
         return gradient(adapted, query, activation=activation, loss=cross_entropy)
 
-    def step(net, episodes):
+    def step(net: N, episodes: Episodes) -> tuple[N, jax.Array]:
         losses, slopes = jax.vmap(task, (None, 0))(net, episodes)
         slope = jax.tree.map(lambda g: g.sum(axis=0), slopes)
         shrink = jnp.minimum(1.0, clip / jnp.maximum(norm(net, slope), 1e-30))
@@ -425,7 +437,7 @@ def meta_train(
     inner_steps=count(0),
     activation=function,
 )
-@functools.partial(jax.jit, static_argnames=("inner_steps", "activation"))
+@jitted(static_argnames=("inner_steps", "activation"))
 def adapted_outputs(
     net: Net,
     inputs: jax.Array,
@@ -433,7 +445,7 @@ def adapted_outputs(
     *,
     inner_rate: float = 0.4,
     inner_steps: int = 20,
-    activation: Callable = identity,
+    activation: Elementwise = identity,
 ) -> jax.Array:
     """Outputs (tasks, Q, k) at the queries of each task, after adaptation to its support.
 
@@ -446,7 +458,7 @@ def adapted_outputs(
         activation: phi.
     """
 
-    def task(episode):
+    def task(episode: Episodes) -> jax.Array:
         support = inputs[episode.support], episode.support_labels
         adapted = adapt(net, support, inner_rate, inner_steps, activation=activation)
         return adapted.apply(inputs[episode.query], activation)

@@ -16,16 +16,18 @@ is 0.1, V of ReLU networks is some 30 % too small already; `limits.ensembles.sam
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from limits import quadrature
 from limits.arguments import array, count, instance, number, takes
-from limits.quadrature import Activation, average, pointwise
+from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 
 
+@show.readable
 class Vertices(NamedTuple):
     """Coefficients of 1 / width by layer, each (depth,), see the module; None where they are not known.
 
@@ -43,8 +45,6 @@ class Vertices(NamedTuple):
     P: np.ndarray | None
     Q: np.ndarray | None
     T: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -113,15 +113,18 @@ def vertices(
     at_kinks = [found.derivatives(np.array([k.at]))[0][0] for k in found.kinks if k.slope]
     if any(abs(s) > 1e-12 for s in at_kinks):  # s'' is a delta function there, which s would see
         known -= {"P", "Q"}
-    return Vertices(
-        *(np.array([row[f] for row in rows]) if f in known else None for f in Vertices._fields)
-    )
+    columns: dict[str, Any] = {
+        f: np.array([row[f] for row in rows]) if f in known else None for f in Vertices._fields
+    }
+    return Vertices(**columns)
 
 
-def _plain(found, C_W, C_b, lambda_b, lambda_W):
+def _plain(
+    found: Pointwise, C_W: float, C_b: float, lambda_b: float, lambda_W: float
+) -> Callable[[dict], dict]:
     """One layer of the recursions, as equations (4.61), (8.77) to (8.97) and (11.43) have them."""
 
-    def layer(now):
+    def layer(now: dict) -> dict:
         K, Theta, V, G1, F, B, D, A, P, Q, _ = (now[name] for name in Vertices._fields)
         mean = average(found, K)
         z, s, slope, bend = mean.z, mean.s, mean.slope, mean.curvature
@@ -157,10 +160,12 @@ def _plain(found, C_W, C_b, lambda_b, lambda_W):
     return layer
 
 
-def _skip(found, C_W, C_b, gamma, skew):
+def _skip(
+    found: Pointwise, C_W: float, C_b: float, gamma: float, skew: float
+) -> Callable[[dict], dict]:
     """With z' = gamma z + W s + b, the signs of a layer's neurons remember those of the layer before: T."""
 
-    def layer(now):
+    def layer(now: dict) -> dict:
         K, V, T = now["K"], now["V"], now["T"]
         mean = average(found, K)
         z, square = mean.z, mean.s**2
@@ -177,6 +182,7 @@ def _skip(found, C_W, C_b, gamma, skew):
     return layer
 
 
+@show.readable
 class MetricCovariance(NamedTuple):
     """Infinite-width metric (L, N, N) by layer; pairs p = (a, b), a <= b, in the order of `numpy.triu_indices`.
 
@@ -186,8 +192,6 @@ class MetricCovariance(NamedTuple):
     gram: np.ndarray
     covariance: np.ndarray
     mean_shift: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(depth=count(), gram=array(2), **_SCALES)
@@ -249,7 +253,9 @@ def covariance_of(gram: np.ndarray, most: int) -> np.ndarray:
     return gram
 
 
-def _pair_moments(found, gram, rows, columns):
+def _pair_moments(
+    found: Pointwise, gram: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """M_p = <s_a s_b>, Q_pq = <s_p s_q>, and derivatives J, H of M in G, by Gaussian scores."""
     z, mass = _nodes(found, gram)
     s = found.derivatives(z)[0]
@@ -271,7 +277,7 @@ def _pair_moments(found, gram, rows, columns):
     return M, Q, J, H
 
 
-def _hermite4(y, inverse, indices):
+def _hermite4(y: np.ndarray, inverse: np.ndarray, indices: tuple[int, int, int, int]) -> np.ndarray:
     """Fourth Hermite tensor of a Gaussian, contravariant."""
     a, b, c, d = indices
     total = y[a] * y[b] * y[c] * y[d]
@@ -289,7 +295,7 @@ def _hermite4(y, inverse, indices):
     return total
 
 
-def _nodes(found, gram):
+def _nodes(found: Pointwise, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, nodes) and masses of N(0, gram): panels of z_1, and of z_2 given it, that end at the kinks."""
     first = math.sqrt(gram[0, 0])
     if len(gram) == 1:

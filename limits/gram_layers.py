@@ -1,17 +1,28 @@
-"""Layers that act on Gram matrices: the kernel of each, on whole matrices and across points, and what is refused."""
+"""Layers that act on Gram matrices: the kernel of each, on whole matrices and across points, and what is refused.
+
+Within the points i that are kept, K_ii = scale E[f(u) f(v)], (u, v) ~ N(0, G_ii); the others t are carried along::
+
+    G_ti = A G_ii,    diag G_tt = diag(K_tt - A K_it + A G_ii A^T),    A = K_ti K_ii^-1
+
+Source: Yang, Robeyns, Milsom, Anson, Schoots & Aitchison (2023), arXiv:2108.13097.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from limits.arguments import array, number
 from ntk.activations.closed_forms import Dual
+from ntk.types import Array, Rows, Scalar
+
+Kernel: TypeAlias = Dual | Literal["linear"]
 
 
 class Layer(NamedTuple):
@@ -24,17 +35,17 @@ class Layer(NamedTuple):
         scale: for ReLU 2 keeps variances.
     """
 
-    kernel: Dual | Literal["linear"]
+    kernel: Kernel
     nu: float = math.inf
     scale: float = 1.0
 
 
-def kernel_diagonal(kernel, scale, g):
+def kernel_diagonal(kernel: Kernel, scale: Scalar, g: Array) -> Array:
     """K of points with themselves, from their variances g (T,)."""
     return scale * (g if kernel == "linear" else kernel.norm(g))
 
 
-def kernel_cross(kernel, scale, g1, g2, gram):
+def kernel_cross(kernel: Kernel, scale: Scalar, g1: Array, g2: Array, gram: Array) -> Array:
     """K of points with variances g1 (T,) and g2 (M,) and covariance gram (T, M)."""
     if kernel == "linear":
         return scale * gram
@@ -42,7 +53,7 @@ def kernel_cross(kernel, scale, g1, g2, gram):
     return scale * kernel.moments(g1[:, None], g2[None], jnp.clip(rho, -1, 1))[0]
 
 
-def kernel_gram(kernel, scale, gram):
+def kernel_gram(kernel: Kernel, scale: Scalar, gram: Array) -> Array:
     """K of a whole Gram matrix: correlations on the diagonal are 1 in spite of rounding."""
     if kernel == "linear":
         return scale * gram
@@ -52,7 +63,9 @@ def kernel_gram(kernel, scale, gram):
     return jnp.where(same, jnp.diag(kernel_diagonal(kernel, scale, g)), (across + across.T) / 2)
 
 
-def carried(kernel, scale, below, gram, cross, outer):
+def carried(
+    kernel: Kernel, scale: Scalar, below: Array, gram: Array, cross: Array, outer: Array
+) -> tuple[Array, Array]:
     """G_ti and diag G_tt of a layer, from those of the layer below and the Gram matrices of both at i."""
     inner = kernel_gram(kernel, scale, below)
     across = kernel_cross(kernel, scale, outer, jnp.diagonal(below), cross)
@@ -65,7 +78,7 @@ def carried(kernel, scale, below, gram, cross, outer):
 # What is refused
 
 
-def check_layers(layers) -> tuple[Layer, ...]:
+def check_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Hidden layers and an output without a width of its own."""
     if isinstance(layers, Layer) or not isinstance(layers, Sequence) or not layers:
         raise TypeError(f"layers is {layers!r}; it must be a list of Layer, the output last")
@@ -86,7 +99,7 @@ def check_layers(layers) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def check_gram(name, given) -> np.ndarray:
+def check_gram(name: str, given: ArrayLike) -> np.ndarray:
     """A symmetric matrix without negative eigenvalues, up to the rounding of single precision."""
     gram = np.asarray(given, float)
     if gram.shape[0] != gram.shape[1] or not gram.size:
@@ -102,7 +115,7 @@ def check_gram(name, given) -> np.ndarray:
     return gram
 
 
-def check_definite(name, gram) -> np.ndarray:
+def check_definite(name: str, gram: np.ndarray) -> np.ndarray:
     """A matrix whose eigenvalues are positive."""
     values = np.linalg.eigvalsh(gram)
     if values[0] <= 1e-12 * values[-1]:
@@ -113,7 +126,7 @@ def check_definite(name, gram) -> np.ndarray:
     return gram
 
 
-def check_ids(inducing, points) -> np.ndarray:
+def check_ids(inducing: Rows, points: int) -> np.ndarray:
     """Distinct ids of some of the points."""
     array(1, integers=True)("inducing", inducing)
     ids = np.asarray(inducing)

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from limits.arguments import array, count, number, takes
+from ntk.types import Array
 
 _STATE = {"state": array(), "patterns": array(2), "beta": number(positive=True)}
 
@@ -95,11 +96,11 @@ def retrieve(
     """
     state, patterns = _arrays(state, patterns)
 
-    def moves(carry):
+    def moves(carry: tuple[Array, Array, Array]) -> Array:
         _, moved, steps = carry
         return (steps < max_steps) & ~(moved < tolerance).all()
 
-    def step(carry):
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         old, _, steps = carry
         new = jax.nn.softmax(beta * old @ patterns.T, axis=-1) @ patterns
         return new, jnp.linalg.norm(new - old, axis=-1), steps + 1
@@ -206,7 +207,7 @@ def _log_bessel(order: float, z: float) -> float:
     return order * eta - math.log(2 * math.pi * order / p) / 2 + correction
 
 
-def _patterns(patterns) -> jax.Array:
+def _patterns(patterns: ArrayLike) -> jax.Array:
     x = jnp.asarray(patterns)
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
     if not x.size:
@@ -214,7 +215,7 @@ def _patterns(patterns) -> jax.Array:
     return x
 
 
-def _arrays(state, patterns) -> tuple[jax.Array, jax.Array]:
+def _arrays(state: ArrayLike, patterns: ArrayLike) -> tuple[jax.Array, jax.Array]:
     x = _patterns(patterns)
     state = jnp.asarray(state)
     if state.shape[-1:] != x.shape[1:]:

@@ -33,6 +33,7 @@ from scipy import special
 from limits.arguments import array, count, function, number, takes
 from limits.quadrature import panels
 from ntk.activations import kinks
+from ntk.types import Array, HostFunction
 
 
 class OneStep(NamedTuple):
@@ -166,7 +167,7 @@ def response_rate(response: Callable, dim: int, num_examples: int, *, noise: flo
             steep.
     """
 
-    def values(z):
+    def values(z: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):
             return np.asarray(response(jnp.asarray(z)), float)
 
@@ -180,7 +181,14 @@ def response_rate(response: Callable, dim: int, num_examples: int, *, noise: flo
     return rates[1]
 
 
-def _response_rate(values, breaks, dim, num_examples, noise, order):
+def _response_rate(
+    values: HostFunction,
+    breaks: tuple[float, ...],
+    dim: int,
+    num_examples: int,
+    noise: float,
+    order: int,
+) -> float:
     norms, weights = _chi(dim, order)
     rules = [panels(norm, breaks) for norm in norms]
     responses = values(np.concatenate([z for z, _ in rules]))
@@ -202,7 +210,7 @@ def _response_rate(values, breaks, dim, num_examples, noise, order):
     return float(above / below)
 
 
-def _chi(dim, order):
+def _chi(dim: int, order: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and masses of |w|, w ~ N(0, I_d): 9 deviations around the root of d, in panels of length one."""
     ends = np.arange(max(0.0, math.sqrt(dim) - 9), math.sqrt(dim) + 9)
     nodes, weights = np.polynomial.legendre.leggauss(order)
@@ -297,7 +305,7 @@ def ridge(
     return jnp.einsum("bi,bij,bj->b", query, jnp.linalg.pinv(gram, hermitian=True), h)
 
 
-def _prompts(x, y, query):
+def _prompts(x: ArrayLike, y: ArrayLike, query: ArrayLike) -> tuple[Array, Array, Array]:
     x, y, query = jnp.asarray(x), jnp.asarray(y), jnp.asarray(query)
     kind = jnp.result_type(float, x, y, query) if x.dtype.kind != "f" else x.dtype
     if y.shape != x.shape[:2] or query.shape != (x.shape[0], x.shape[2]):
@@ -307,14 +315,16 @@ def _prompts(x, y, query):
     return x.astype(kind), y.astype(kind), query.astype(kind)
 
 
-def _covariances(covariance, weight_covariance):
+def _covariances(
+    covariance: HostArray, weight_covariance: HostArray | None
+) -> tuple[np.ndarray, np.ndarray]:
     lam = _covariance("covariance", covariance, np.shape(covariance)[-1])
     if weight_covariance is None:
         return lam, np.eye(len(lam))
     return lam, _covariance("weight_covariance", weight_covariance, len(lam))
 
 
-def _covariance(name, value, dim):
+def _covariance(name: str, value: HostArray, dim: int) -> np.ndarray:
     array(2)(name, value)
     found = np.asarray(value, float)
     if found.shape != (dim, dim) or not dim:

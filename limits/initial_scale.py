@@ -1,17 +1,25 @@
 """How the standard deviations of a model's own initialisation scale with its width: measured, then matched to a law."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from ntk import family as families
-from ntk.family import named_leaves
+from ntk.family import ParamAxes, named_leaves
+from ntk.types import Family, PRNGKey, PyTree
 
 PROBE_WIDTH = 8  # the least width at which a standard deviation is measured
 
+Law: TypeAlias = str | tuple[str, float]
+"""How a standard deviation scales: "constant", or (fan, power)."""
 
-def own_scales(family, example, widths, named):
+
+def own_scales(
+    family: Family, example: Any, widths: Sequence[int], named: Mapping[str, ParamAxes]
+) -> dict[str, float]:
     """{name: RMS of the model's own initialisation at the last width over that at the first}.
 
     Measured between the two widths in the middle and matched to the laws that initializers follow, so that
@@ -28,12 +36,12 @@ def own_scales(family, example, widths, named):
     return scales
 
 
-def _num_keys(widths):
+def _num_keys(widths: Sequence[int]) -> int:
     """Enough draws of a single vector at the lower probe width to tell half powers apart."""
     return max(4, 128 // widths[1])
 
 
-def _rms(init, num_keys):
+def _rms(init: Callable[[PRNGKey], PyTree], num_keys: int) -> dict[str, float]:
     """{name: RMS over entries and keys}."""
     # XLA's own generator compiles faster. Op by op, so that the next network finds its shapes compiled.
     keys = [jax.random.key(seed, impl="rbg") for seed in range(num_keys)]
@@ -44,7 +52,7 @@ def _rms(init, num_keys):
     }
 
 
-def _laws(axes, widths, before, after):
+def _laws(axes: ParamAxes, widths: Sequence[int], before: int, after: int) -> dict[Law, float]:
     """How an initializer may scale, as ratios of the standard deviation between two of the widths."""
     (in_0, out_0), (in_1, out_1) = axes.fans(before), axes.fans(after)
     fans = {
@@ -58,7 +66,7 @@ def _laws(axes, widths, before, after):
     return laws | {(f, p): m**-p for p in (1 / 2, 1) for f, m in fans.items()}
 
 
-def _own_law(name, axes, widths, low, high):
+def _own_law(name: str, axes: ParamAxes, widths: Sequence[int], low: float, high: float) -> Law:
     """The law nearest to the measurement, if within its error; powers of one fan come before joint ones."""
     if low == high == 0:
         return "constant"
@@ -69,7 +77,7 @@ def _own_law(name, axes, widths, low, high):
         errors = {law: abs(math.log(high / low / ratio)) for law, ratio in laws.items()}
         for joint in (False, True):
             group = [law for law in laws if (law[0] in ("fan_avg", "fan_max")) == joint]
-            nearest = min(group, key=errors.get)
+            nearest = min(group, key=errors.__getitem__)
             if errors[nearest] < tolerance:
                 return nearest
     raise ValueError(

@@ -13,7 +13,7 @@ fitted exponent by `_bend`. Other parametrizations lie half a power away. Theref
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from limits.regimes import Regime
 from ntk import show
 
 
+@show.readable
 class Scaling(NamedTuple):
     """n^exponent fitted over the widths, seed by seed.
 
@@ -33,8 +34,6 @@ class Scaling(NamedTuple):
 
     exponent: np.ndarray
     interval: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Measured(NamedTuple):
@@ -89,7 +88,14 @@ class _Finding(NamedTuple):
 _RIGHT = _Finding(True, "")
 
 
-def fit(widths, values, confidence, *, corrected=False, pooled=False) -> Scaling:
+def fit(
+    widths: np.ndarray,
+    values: np.ndarray,
+    confidence: float,
+    *,
+    corrected: bool = False,
+    pooled: bool = False,
+) -> Scaling:
     """Scaling of positive values (widths, seeds, ...).
 
     Args:
@@ -122,11 +128,14 @@ def fit(widths, values, confidence, *, corrected=False, pooled=False) -> Scaling
     return Scaling(mean, np.stack([mean - half, mean + half], axis=-1))
 
 
-def judge(measured: Measured, predicted: Regime, tolerance: float):
+def judge(
+    measured: Measured, predicted: Regime, tolerance: float
+) -> tuple[tuple[str, ...], bool, str]:
     """(wrong, passed, verdict), from the first stage at which a layer deviates."""
     stages, names = list(_stages(measured, predicted)), measured.names
     findings = [[_finding(s, l, measured, tolerance) for l in range(len(names))] for s in stages]
-    doubts, widths = [], ()
+    doubts = []
+    widths: tuple[int, ...] = ()
     for stage, found in zip(stages, findings):
         wrong = {}
         for l, (name, finding) in enumerate(zip(names, found)):
@@ -147,7 +156,9 @@ def judge(measured: Measured, predicted: Regime, tolerance: float):
     return (), True, right
 
 
-def _recovers(stages, findings, stage, l):
+def _recovers(
+    stages: Sequence[_Stage], findings: Sequence[Sequence[_Finding]], stage: _Stage, l: int
+) -> bool:
     """Whether a layer that moves too little by its own update in an early step does not in the last.
 
     Queries and keys of attention do: at initialisation their gradient is a sum of independent terms.
@@ -157,11 +168,11 @@ def _recovers(stages, findings, stage, l):
     return early and stage.exponent[l] < stage.expected[l] and not findings[own[-1]][l].text
 
 
-def _stages(measured, predicted):
+def _stages(measured: Measured, predicted: Regime) -> Iterator[_Stage]:
     (size, change, own), (size_fit, change_fit, own_fit) = measured.values, measured.fits
     steps, places = change.shape[2], list(measured.places)
 
-    def each(exponents):
+    def each(exponents: Sequence[float]) -> tuple[float, ...]:
         return tuple(exponents[place] for place in places)
 
     start = size[:, :, 0], size_fit.exponent[0], size_fit.interval[0]
@@ -175,7 +186,7 @@ def _stages(measured, predicted):
     yield _Stage(f"at step {steps}", "its change", *end, each(predicted.change), True, False)
 
 
-def _finding(stage, l, measured, tolerance):
+def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Finding:
     values, expected, widths = stage.values[:, :, l], stage.expected[l], measured.widths
     if np.isnan(values).all() and "own" in stage.what:
         return _RIGHT  # no parameter is the layer's own
@@ -202,13 +213,15 @@ def _finding(stage, l, measured, tolerance):
     return _Finding(certain, text, _deciding(widths, max(deviation, bend), half, tolerance))
 
 
-def _bend(widths, base):
+def _bend(widths: np.ndarray, base: int) -> float:
     """By how much a correction 2 (base/n)^1/2 changes the slope of log y against log n."""
     x = np.log(widths) - np.log(widths).mean()
     return abs(float(x @ (2 * (base / widths) ** 0.5) / (x @ x)))
 
 
-def _deciding(widths, deviation, half, tolerance):
+def _deciding(
+    widths: np.ndarray, deviation: float, half: float, tolerance: float
+) -> tuple[int, ...]:
     """As many widths, at which corrections of order n^-1/2 and the interval come down to the tolerance."""
     octaves = math.log2(widths.max() / widths.min()) * max(1, half / tolerance)
     octaves = min(max(math.ceil(octaves), 4), 8)
@@ -218,7 +231,7 @@ def _deciding(widths, deviation, half, tolerance):
     return tuple(low * 2 ** round(octaves * k / (count - 1)) for k in range(count))
 
 
-def _advice(tried, widths):
+def _advice(tried: np.ndarray, widths: tuple[int, ...]) -> str:
     text = f"Widths {', '.join(map(str, widths))} would decide it"
     factor = widths[0] // int(tried.min())
     if factor > 1:

@@ -35,6 +35,7 @@ from limits.arguments import array, count, number, takes
 from ntk import show
 
 
+@show.readable
 class Laziness(NamedTuple):
     """How far training moves the network: 1, 1 and 0 for a lazy one. Arrays of the arguments' common shape.
 
@@ -49,8 +50,6 @@ class Laziness(NamedTuple):
     representation_alignment: np.ndarray
     weight_change: np.ndarray
     readout_norm: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

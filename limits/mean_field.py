@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from limits.arguments import (
     array,
@@ -37,15 +38,15 @@ from limits.arguments import (
     takes,
 )
 from ntk import show
+from ntk.types import Scalar
 
 
+@show.readable
 class Moments(NamedTuple):
     """First and second moment of the neurons' weights; may carry leading axes (recorded steps, runs)."""
 
     mean: jax.Array  # (..., D)
     second: jax.Array  # (..., D, D)
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 class Target(NamedTuple):
@@ -55,6 +56,7 @@ class Target(NamedTuple):
     hessian: jax.Array  # (D, D)
 
 
+@show.readable
 class Loss(NamedTuple):
     """Mean squared error over inputs, in the parts it is made of; their sum is the loss."""
 
@@ -67,11 +69,9 @@ class Loss(NamedTuple):
         """Mean squared error."""
         return self.variance + self.misalignment + self.linear_power
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 @takes(weights=array(2), x=array(2), alpha=real, epsilon=real)
-def apply(weights: jax.Array, x: jax.Array, *, alpha, epsilon) -> jax.Array:
+def apply(weights: jax.Array, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -> jax.Array:
     """The finite network (alpha / N) sum_i phi(w_i . x), phi(h) = h + (epsilon / 2) h^2.
 
     Args:
@@ -95,7 +95,7 @@ def moments(weights: jax.Array) -> Moments:
 
 
 @takes(dim=count(), dtype=real_dtype)
-def infinite_width(dim: int, dtype=jnp.float32) -> Moments:
+def infinite_width(dim: int, dtype: DTypeLike = jnp.float32) -> Moments:
     """Moments of w ~ N(0, I) at infinite width: zero and the identity."""
     return Moments(jnp.zeros(dim, dtype), jnp.eye(dim, dtype=dtype))
 
@@ -109,7 +109,7 @@ def subtract(one: Moments, other: Moments) -> Moments:
 
 
 @takes(moments=instance(Moments), x=array(2), alpha=real, epsilon=real)
-def predict(moments: Moments, x: jax.Array, *, alpha, epsilon) -> jax.Array:
+def predict(moments: Moments, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -> jax.Array:
     """Outputs alpha mean . x + (alpha epsilon / 2) x^T second x, (P,), of inputs (P, D)."""
     same_columns(moments=moments.mean, x=x)
     quadratic = jnp.sum((x @ moments.second) * x, axis=1)
@@ -118,7 +118,7 @@ def predict(moments: Moments, x: jax.Array, *, alpha, epsilon) -> jax.Array:
 
 @takes(moments=instance(Moments), x1=array(2), epsilon=real)
 def tangent_kernel(
-    moments: Moments, x1: jax.Array, x2: jax.Array | None = None, *, epsilon
+    moments: Moments, x1: jax.Array, x2: jax.Array | None = None, *, epsilon: Scalar
 ) -> jax.Array:
     """Neural tangent kernel of the weights, times N / alpha^2: x.x' [1 + eps m.(x + x') + eps^2 x^T M x'].
 
@@ -151,9 +151,9 @@ def gradient_descent(
     train: tuple[jax.Array, jax.Array],
     steps: Sequence[int],
     *,
-    alpha,
-    epsilon,
-    learning_rate,
+    alpha: Scalar,
+    epsilon: Scalar,
+    learning_rate: Scalar,
     centered: bool = True,
 ) -> Moments:
     """The moments along full-batch gradient descent on mean((f - y)^2) / alpha^2, at the rate learning_rate * N.
@@ -194,11 +194,20 @@ def gradient_descent(
 
 
 @jax.jit
-def _descend(start, reference, x, y, alpha, epsilon, learning_rate, times):
+def _descend(
+    start: Moments,
+    reference: Moments,
+    x: jax.Array,
+    y: jax.Array,
+    alpha: Scalar,
+    epsilon: Scalar,
+    learning_rate: Scalar,
+    times: jax.Array,
+) -> Moments:
     a = 2 * learning_rate / (y.shape[0] * alpha)
     offset = predict(subtract(start, reference), x, alpha=alpha, epsilon=epsilon) - y
 
-    def step(_, change):
+    def step(_: jax.Array, change: Moments) -> Moments:
         r = predict(change, x, alpha=alpha, epsilon=epsilon) + offset
         v, b = a * (x.T @ r), a * epsilon * (x.T @ (r[:, None] * x))
         w, m = start.mean + change.mean, start.second + change.second
@@ -207,7 +216,7 @@ def _descend(start, reference, x, y, alpha, epsilon, learning_rate, times):
         grown = -bm - bm.T + bm @ b - outer - outer.T + jnp.outer(v, v)
         return Moments(change.mean - b @ w - v, change.second + grown)
 
-    def record(change, span):
+    def record(change: Moments, span: jax.Array) -> tuple[Moments, Moments]:
         change = jax.lax.fori_loop(span[0], span[1], step, change)
         return change, change
 
@@ -222,8 +231,8 @@ def lazy_descent(
     train: tuple[jax.Array, jax.Array],
     steps: Sequence[float],
     *,
-    epsilon,
-    learning_rate,
+    epsilon: Scalar,
+    learning_rate: Scalar,
 ) -> Moments:
     """Gradient descent of the network linearised at its start: the limit alpha -> infinity of `gradient_descent`.
 
@@ -257,12 +266,14 @@ def lazy_descent(
 
 
 @jax.jit
-def _descend_lazily(start, x, y, epsilon, rate, steps):
+def _descend_lazily(
+    start: Moments, x: jax.Array, y: jax.Array, epsilon: Scalar, rate: Scalar, steps: jax.Array
+) -> tuple[Moments, jax.Array]:
     values, vectors = jnp.linalg.eigh(tangent_kernel(start, x, epsilon=epsilon))
     seen = values > values[-1] * values.size * jnp.finfo(x.dtype).eps
     power = vectors.T @ y / jnp.where(seen, values, 1)
 
-    def change(step):
+    def change(step: jax.Array) -> Moments:
         left = jnp.abs(1 - rate * values) ** step
         c = vectors @ jnp.where(seen, (1 - left) * power, 0)
         v, g = x.T @ c, x.T @ (c[:, None] * x)
@@ -273,7 +284,7 @@ def _descend_lazily(start, x, y, epsilon, rate, steps):
 
 
 @takes(moments=instance(Moments), target=instance(Target), alpha=real, epsilon=real)
-def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss:
+def population_loss(moments: Moments, target: Target, *, alpha: Scalar, epsilon: Scalar) -> Loss:
     """Test loss E (f - y)^2 over x ~ N(0, I / D), from the moments alone.
 
     Args:
@@ -301,7 +312,7 @@ def population_loss(moments: Moments, target: Target, *, alpha, epsilon) -> Loss
 
 
 @takes(start=instance(Moments), direction=array(1), strength=real)
-def aligned(start: Moments, direction: jax.Array, strength) -> Moments:
+def aligned(start: Moments, direction: jax.Array, strength: Scalar) -> Moments:
     """A start whose features know a direction: weights w + strength g b / |b|, g ~ N(0, 1) for each neuron.
 
     Args:
@@ -317,7 +328,7 @@ def aligned(start: Moments, direction: jax.Array, strength) -> Moments:
     return start._replace(second=start.second + strength**2 * jnp.outer(unit, unit))
 
 
-def _check(start: Moments, x, y) -> None:
+def _check(start: Moments, x: jax.Array, y: jax.Array) -> None:
     dim = start.mean.shape[-1]
     if x.ndim != 2 or x.shape[1] != dim or y.shape != x.shape[:1]:
         raise ValueError(

@@ -22,11 +22,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from limits.arguments import array, count, integer, key, number, takes
 from ntk import show
+from ntk.types import PRNGKey
 
 
+@show.readable
 class Outliers(NamedTuple):
     """Examples of the setting above; the ids of the two opposing groups are equally many."""
 
@@ -35,8 +38,6 @@ class Outliers(NamedTuple):
     positive: np.ndarray  # ids with x_o > 0
     negative: np.ndarray  # ids with x_o < 0
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 @takes(
     alpha=number(positive=True),
@@ -44,7 +45,7 @@ class Outliers(NamedTuple):
     start=number(positive=True),
     times=array(),
 )
-def sharpness_path(alpha: float, signal: float, start: float, times) -> np.ndarray:
+def sharpness_path(alpha: float, signal: float, start: float, times: ArrayLike) -> np.ndarray:
     """Curvature alpha u(t) along the outliers' weights under gradient flow.
 
     Args:
@@ -92,7 +93,7 @@ def crossing_time(alpha: float, signal: float, start: float, learning_rate: floa
     magnitude=number(),
 )
 def outliers(
-    key: jax.Array,
+    key: PRNGKey,
     examples: int,
     dim: int,
     *,

@@ -16,6 +16,8 @@ norm, or noise added to the gradient, means the same at every width too.
 
 import functools
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ import numpy as np
 import optax
 
 from ntk import family
+from ntk.types import Array, PyTree, Scalar
 
 KINDS = ("sgd", "adam")
 _STEPS = 12
@@ -39,7 +42,7 @@ _SHARPNESS_AWARE = (
 )
 
 
-def optimizer_kind(factory, kind=None, **kwargs) -> str:
+def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) -> str:
     """ "sgd" or "adam": whether the update of an optax factory is linear in the gradient, found by trying it.
 
     The optimizer takes a few steps on three small parameters, with gradients of several scales, two signs, and changed
@@ -67,19 +70,21 @@ def optimizer_kind(factory, kind=None, **kwargs) -> str:
         )
     name = getattr(getattr(factory, "func", factory), "__name__", repr(factory))
     found, why = _tried(factory, kwargs)
-    if found is None and not (why.startswith(_UNTRIED) and kind):
+    if found is None:
+        if kind and why.startswith(_UNTRIED):
+            return kind
         raise ValueError(
             f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one that acts on "
             "each entry of a parameter alone: optax.sgd with or without momentum, adam, adamw, lion, rmsprop, ..."
         )
-    if None not in (found, kind) and found != kind:
+    if kind is not None and found != kind:
         raise ValueError(
             f'{name} is of the kind "{found}" and not "{kind}": {why}. Leave kind= out'
         )
-    return found or kind
+    return found
 
 
-def _tried(factory, kwargs):
+def _tried(factory: Callable, kwargs: dict[str, Any]) -> tuple[str | None, str]:
     """(kind or None, what was seen)."""
     kwargs = {k: v for k, v in kwargs.items() if not isinstance(v, jax.core.Tracer)}
     try:
@@ -91,33 +96,33 @@ def _tried(factory, kwargs):
 
 
 @functools.lru_cache(maxsize=256)
-def _measured_once(factory, items):
+def _measured_once(factory: Callable, items: tuple) -> tuple[str | None, str]:
     return _measured(factory, dict(items))
 
 
-def _measured(factory, kwargs):
+def _measured(factory: Callable, kwargs: dict[str, Any]) -> tuple[str | None, str]:
     found = _watched(factory, kwargs, _STEPS)
     return _watched(factory, kwargs, _ACCUMULATED) if found[1].endswith(_ZERO) else found
 
 
-def _watched(factory, kwargs, count):
+def _watched(factory: Callable, kwargs: dict[str, Any], count: int) -> tuple[str | None, str]:
     draws = np.random.default_rng(0).standard_normal((count + 1, _ENTRIES)).astype(np.float32)
     # A mean beside the noise: what estimates a distance from the gradients' agreement shows it.
     gradients, params = 0.01 * (draws[:-1] + 0.5), np.abs(draws[-1]) + 0.5
 
     @jax.jit
-    def steps(gradients, params):
+    def steps(gradients: Array, params: Array) -> Array:
         """Updates of all steps, (steps, entries), with the parameters of each step."""
         transformation = optax.with_extra_args_support(factory(1.0, **kwargs))
 
-        def step(state, given):
+        def step(state: Any, given: tuple[Array, Array]) -> tuple[Any, Array]:
             gradient, params = given
             update, state = transformation.update(_leaves(gradient), state, _leaves(params))
             return state, jnp.concatenate([u.ravel() for u in update.values()])
 
         return jax.lax.scan(step, transformation.init(_leaves(params[0])), (gradients, params))[1]
 
-    def updates(gradients, params=0 * params):
+    def updates(gradients: np.ndarray, params: np.ndarray = 0 * params) -> np.ndarray:
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             single = (gradients, np.broadcast_to(params, gradients.shape))
@@ -139,17 +144,17 @@ def _watched(factory, kwargs, count):
         return None, "its update depends on the size of the parameters by more than weight decay"
     rest = updates(0 * gradients)
 
-    def linear(small, large):
+    def linear(small: float, large: float) -> bool:
         one, two = (updates(scale * gradients) - rest for scale in (small, large))
-        return one.any() and _equal(one * (large / small), two)
+        return bool(one.any()) and _equal(one * (large / small), two)
 
-    def alone(scale):
+    def alone(scale: float) -> bool:
         """Whether a larger gradient of one entry, the kernel's first, leaves the others' updates, on the same way."""
         one = gradients * np.where(np.arange(_ENTRIES) == 6, 10, 1)
         way = params - scale * np.cumsum(gradients, 0)
         return _equal(*(np.delete(updates(scale * g, way), 6, axis=1) for g in (one, gradients)))
 
-    def clipped():
+    def clipped() -> bool:
         """Whether only the norm of the gradient is clipped: of small ones never, of large ones always."""
         size = np.linalg.norm(gradients, axis=1, keepdims=True)
         large, direction = (updates(g) - rest for g in (1e8 * gradients, 1e-4 * gradients / size))
@@ -163,38 +168,38 @@ def _watched(factory, kwargs, count):
     return "adam", "its update is no linear function of the gradient"
 
 
-def _sharpness_aware(state):
+def _sharpness_aware(state: Any) -> bool:
     """Whether a state is of `optax.contrib.sam`, or has one inside."""
 
-    def is_sam(part):
+    def is_sam(part: Any) -> bool:
         return isinstance(part, optax.contrib.SAMState)
 
     return any(map(is_sam, jax.tree.leaves(state, is_leaf=is_sam)))
 
 
-def _leaves(array):
+def _leaves(array: Array) -> dict[str, Array]:
     return {"bias": array[:6], "kernel": array[6:30].reshape(4, 6), "scale": array[30:]}
 
 
-def _equal(one, two):
+def _equal(one: np.ndarray, two: np.ndarray) -> bool:
     """Whether two updates are equal, but for rounding and the constants inside optimizers."""
     return bool(np.abs(one - two).max() <= 1e-3 * max(np.abs(one).max(), np.abs(two).max()) + 1e-12)
 
 
-def _parallel(one, two):
+def _parallel(one: np.ndarray, two: np.ndarray) -> bool:
     """Whether one update is a positive number times the other."""
     ratio = np.sum(one * two) / np.sum(two * two)
-    return ratio > 0 and _equal(one, ratio * two)
+    return bool(ratio > 0) and _equal(one, ratio * two)
 
 
-def multiply(tree, factors):
+def multiply(tree: PyTree, factors: Mapping[str, Scalar]) -> PyTree:
     """Each leaf times the factor of its path name; leaves with factor one are returned as they are.
 
     Raises:
         ValueError: a leaf whose path is not among the factors.
     """
 
-    def times(path, leaf):
+    def times(path: tuple, leaf: Array) -> Array:
         name = family.path_name(path)
         if name not in factors:
             raise ValueError(
@@ -207,7 +212,9 @@ def multiply(tree, factors):
 
 
 def scale_per_leaf(
-    optimizer, learning_rate, gradient=None
+    optimizer: optax.GradientTransformation,
+    learning_rate: Mapping[str, Scalar],
+    gradient: Mapping[str, Scalar] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer with every leaf's update multiplied by its own factor.
 
@@ -231,7 +238,9 @@ def scale_per_leaf(
         for name, factor in learning_rate.items()
     }
 
-    def update(updates, state, params=None, **extra):
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
         if gradient is not None:
             updates = multiply(updates, gradient)
         if params is not None:

@@ -3,14 +3,17 @@
 A parameter of growth m (its fan relative to the base width) is used as m^-a w, initialised at its standard
 deviation at the base width times m^-b, and learns at eta m^-c. At the base width every factor is one and the
 network is the plain Flax network, bit for bit.
+
+Source: Yang & Hu (2021), arXiv:2011.14522; Yang et al. (2022), arXiv:2203.03466; Jacot et al. (2018).
 """
 
 import math
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import optax
 
 from limits import optimizers
 from limits.exponents import (
@@ -25,11 +28,15 @@ from limits.exponents import (
 from limits.initial_scale import PROBE_WIDTH, own_scales
 from limits.optimizers import multiply
 from limits.readout import check_readout
-from limits.summary import summarise
+from limits.summary import Summary, summarise
 from ntk import family as families
 from ntk.arguments import strict
 from ntk.family import ParamAxes, named_leaves
 from ntk.options import drawn_biases, rate_factors
+from ntk.types import Array, Family, PRNGKey, PyTree
+
+Table: TypeAlias = dict[str, dict[str, Any]]
+"""{field of Factors: {path name: factor}}, of floats that may be traced."""
 
 
 class Factors(NamedTuple):
@@ -67,47 +74,47 @@ class Parametrized(NamedTuple):
             compiled program then serves every rule at a width.
     """
 
-    init: Callable
-    apply: Callable
-    state: Callable
-    optimizer: Callable
-    summary: Callable
-    lr_scale: Callable
-    axes: Any
-    multiplier: Any
-    init_scale: Any
+    init: Callable[[PRNGKey], PyTree]
+    apply: Callable[..., Any]
+    state: Callable[[PRNGKey], dict]
+    optimizer: Callable[..., optax.GradientTransformationExtraArgs]
+    summary: Callable[[], Summary]
+    lr_scale: Callable[[str], PyTree]
+    axes: PyTree
+    multiplier: PyTree
+    init_scale: PyTree
     rule: Rule
     width: int
-    base_width: int
-    factors: dict
-    with_factors: Callable
+    base_width: int | None
+    factors: Table
+    with_factors: Callable[[Table], "Parametrized"]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         base = f"base width {self.base_width}" if self.base_width else "weights of unit variance"
         count = len(self.factors["multiplier"])
         return f"Parametrized({self.rule.name} at width {self.width}, {base}, {count} parameters)"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
 
 @strict
 def parametrize(
-    family,
-    rule,
+    family: Family,
+    rule: str | Rule,
     *,
-    width,
-    base_width=None,
-    example=None,
-    roles=None,
-    learning_rates=None,
-    bias_std=None,
-    depth_rule=None,
-    depth=None,
-    base_depth=None,
-    branch=None,
-    branch_last=None,
-    call=None,
+    width: int,
+    base_width: int | None = None,
+    example: Any = None,
+    roles: Mapping[str, Any] | None = None,
+    learning_rates: PyTree | None = None,
+    bias_std: float | None = None,
+    depth_rule: str | None = None,
+    depth: int | None = None,
+    base_depth: int | None = None,
+    branch: str | None = None,
+    branch_last: str | None = None,
+    call: Mapping[str, Any] | None = None,
 ) -> Parametrized:
     """A family at one width under an abc-parametrization, with no change to the model.
 
@@ -192,7 +199,7 @@ def parametrize(
 class Whole(NamedTuple):
     """What a parametrized network is made of, but for its factors."""
 
-    family: Callable
+    family: Family
     example: Any
     width: int
     base_width: int | None
@@ -201,7 +208,7 @@ class Whole(NamedTuple):
     axes: Any
 
 
-def _compared(rule, width, base_width):
+def _compared(rule: Rule, width: int, base_width: int | None) -> tuple[int, int, int, int]:
     """Widths whose shapes are compared: the base, two for measurements, the width."""
     families.check_width("width", width)
     if base_width is not None:
@@ -216,7 +223,7 @@ def _compared(rule, width, base_width):
     return 64, 64, 256, width
 
 
-def _initial_laws(net, whole):
+def _initial_laws(net: families.Network, whole: bool) -> dict[str, Any]:
     """Law of each parameter; those that have none are refused if all are needed."""
     from ntk.trace import initial  # reads `init`; not needed, and not imported, with a base width
 
@@ -229,14 +236,16 @@ def _initial_laws(net, whole):
     return laws
 
 
-def _with_biases(net, names, std):
+def _with_biases(
+    net: families.Network, names: tuple[str, ...], std: float | None
+) -> families.Network:
     """The network with normal draws in place of the biases of those names."""
-    if not names:
+    if not names or std is None:
         return net
     ids = {name: zlib.crc32(name.encode()) for name in names}
 
-    def init(key):
-        def draw(path, leaf):
+    def init(key: PRNGKey) -> PyTree:
+        def draw(path: tuple, leaf: Array) -> Array:
             name = families.path_name(path)
             if name not in ids:
                 return leaf
@@ -249,23 +258,25 @@ def _with_biases(net, names, std):
     return net._replace(init=init)
 
 
-def _parametrized(whole, factors, held) -> Parametrized:
+def _parametrized(whole: Whole, factors: Table, held: frozenset[str]) -> Parametrized:
     """The pure functions around a network that apply a table of factors, {field: {path name: factor}}.
 
     `held` are the parameters that do not learn.
     """
     net, axes = whole.net, whole.axes
 
-    def tree(field):
+    def tree(field: str) -> PyTree:
         structure = jax.tree.structure(axes, is_leaf=_is_axes)
         return jax.tree.unflatten(structure, factors[field].values())
 
-    def lr_scale(kind):
+    def lr_scale(kind: str) -> PyTree:
         if kind not in ("sgd", "adam"):
             raise ValueError(f'kind is {kind!r}; allowed are "sgd" and "adam"')
         return tree(kind)
 
-    def optimizer(factory, learning_rate, *, kind=None, **kwargs):
+    def optimizer(
+        factory: Callable, learning_rate: Any, *, kind: str | None = None, **kwargs: Any
+    ) -> Any:
         kind = optimizers.optimizer_kind(factory, kind, **kwargs)
         inner = factory(learning_rate, **kwargs)
         if kind == "adam":
@@ -273,10 +284,10 @@ def _parametrized(whole, factors, held) -> Parametrized:
         roots = {name: factor**0.5 for name, factor in factors["sgd"].items()}
         return optimizers.scale_per_leaf(inner, roots, roots)
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return multiply(net.init(key), factors["init"])
 
-    def apply(params, *inputs, **kwargs):
+    def apply(params: PyTree, *inputs: Any, **kwargs: Any) -> Any:
         return net.apply(_held(multiply(params, factors["multiplier"]), held), *inputs, **kwargs)
 
     return Parametrized(
@@ -297,22 +308,22 @@ def _parametrized(whole, factors, held) -> Parametrized:
     )
 
 
-def _held(params, names):
+def _held(params: PyTree, names: frozenset[str]) -> PyTree:
     """The parameters, with no gradient for those of these names."""
     if not names:
         return params
 
-    def hold(path, leaf):
+    def hold(path: tuple, leaf: Array) -> Array:
         return jax.lax.stop_gradient(leaf) if families.path_name(path) in names else leaf
 
     return jax.tree_util.tree_map_with_path(hold, params)
 
 
-def _is_axes(leaf):
+def _is_axes(leaf: Any) -> bool:
     return isinstance(leaf, ParamAxes)
 
 
-def _growth(axes, index=-1):
+def _growth(axes: ParamAxes, index: int = -1) -> tuple[float, float]:
     """(m, m_out): growth of the fan that a, b and the first part of c go with, and of the fan-out."""
     m_in, m_out = (now / base for now, base in zip(axes.fans(index), axes.fans(0), strict=True))
     return {
@@ -324,7 +335,7 @@ def _growth(axes, index=-1):
     }[axes.role]
 
 
-def _factors(rule, axes, own):
+def _factors(rule: Rule, axes: ParamAxes, own: float) -> Factors:
     """Factors of one parameter at this width, by its role."""
     rows = {"hidden": rule.hidden, "output": rule.output, "scalar": Exponents()}
     e = rows.get(axes.role, rule.input)
@@ -339,7 +350,7 @@ def _factors(rule, axes, own):
     )
 
 
-def _unit(name, axes, law, bias_std):
+def _unit(name: str, axes: ParamAxes, law: Any, bias_std: float | None) -> Factors:
     """Factors of a parameter of unit variance, used times its standard deviation; of a constant, none.
 
     A matrix of zeros is used times fan_in^-1/2, or its tangent kernel would grow with the width.
@@ -355,7 +366,7 @@ def _unit(name, axes, law, bias_std):
     return Factors(std, 1 / std, 1.0, 1.0, 1.0) if std else Factors(1.0, 1.0, 1.0, 1.0, 1.0)
 
 
-def _learning(rate):
+def _learning(rate: float) -> Factors:
     """Factors that make a parameter learn `rate` times as fast, by the symmetry of a, b and c.
 
     Used times s = sqrt(rate), it moves the network s times as far for the same step; SGD's step is s times as long too,
@@ -367,11 +378,18 @@ def _learning(rate):
     return Factors(s, 1 / s, 1.0, s, 1 / s)
 
 
-def _times(one, two):
+def _times(one: Factors, two: Factors) -> Factors:
     return Factors(*(x * y for x, y in zip(one, two)))
 
 
-def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
+def _depth_factors(
+    depth_rule: str | None,
+    depth: int | None,
+    base_depth: int | None,
+    branch: str | None,
+    branch_last: str | None,
+    named: Mapping[str, ParamAxes],
+) -> dict[str, Factors]:
     """{name: Factors} for x + beta branch(x) with beta = m_L^-alpha."""
     if depth_rule is None:
         given = [depth, base_depth, branch, branch_last]
@@ -381,7 +399,7 @@ def _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named):
                 f"{', '.join(DEPTH_RULES)}"
             )
         return dict.fromkeys(named, Factors(1.0, 1.0, 1.0, 1.0, 1.0))
-    if None in (depth, base_depth, branch):
+    if depth is None or base_depth is None or branch is None:
         raise ValueError(
             f"depth_rule={depth_rule!r} needs depth, base_depth and branch (the pattern of the parameters "
             f"inside residual branches, such as 'block_*'); got {depth}, {base_depth}, {branch!r}"

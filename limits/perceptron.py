@@ -34,6 +34,7 @@ CORRELATION = float(special.lambertw(math.exp(-1)).real)
 """max over m of m sigma(-m): what a step can gain from examples on the right side."""
 
 
+@show.readable
 class Path(NamedTuple):
     """A descent until all examples lie on their side.
 
@@ -51,9 +52,8 @@ class Path(NamedTuple):
     weights: np.ndarray
     separated: bool
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Margin(NamedTuple):
     """The widest margin: it lies between ``value`` and ``value + gap``.
 
@@ -66,8 +66,6 @@ class Margin(NamedTuple):
     value: float
     direction: np.ndarray
     gap: float
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(signed=array(2), max_steps=count())
@@ -177,14 +175,14 @@ def step_bound(
     return float(factor * (radius**2 + 4 * CORRELATION * others) / margin**2)
 
 
-def _examples(signed) -> np.ndarray:
+def _examples(signed: ArrayLike) -> np.ndarray:
     b = np.asarray(signed, float)
     if not b.size:
         raise ValueError(f"signed has the shape {b.shape}; it must hold an example or more")
     return b
 
 
-def _step(step_size) -> float:
+def _step(step_size: float) -> float:
     if not (isinstance(step_size, float) and step_size == math.inf):
         number(positive=True)("step_size", step_size)
     return float(step_size)

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
 from ntk import show
+from ntk.types import PRNGKey, Scalar
 
 
 @jax.custom_jvp
@@ -37,7 +39,9 @@ def relu_dual(c: jax.Array) -> jax.Array:
 
 
 @relu_dual.defjvp
-def _relu_dual_jvp(primals, tangents):
+def _relu_dual_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (c,), (dc,) = primals, tangents  # the rule of the parts is infinity minus infinity at c = 1
     return relu_dual(c), jnp.arccos(-jnp.clip(c, -1, 1)) / (2 * jnp.pi) * dc
 
@@ -54,6 +58,7 @@ class Rows(NamedTuple):
     a: jax.Array
 
 
+@show.readable
 class PiNet(NamedTuple):
     """A pi-net of finite width.
 
@@ -74,9 +79,8 @@ class PiNet(NamedTuple):
             g = jax.nn.relu(g @ omega.T) @ w / len(w)
         return g
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class PiLimit(NamedTuple):
     """A pi-net of infinite width.
 
@@ -92,28 +96,26 @@ class PiLimit(NamedTuple):
         """Outputs (N, k) at inputs (N, d)."""
         return _forward(self, x)[0]
 
-    def sample(self, key: jax.Array, width: int) -> PiNet:
+    def sample(self, key: PRNGKey, width: int) -> PiNet:
         """A pi-net of this width that converges to it, trained or not, as width^-1/2."""
         shape = len(self.rows), width, self.first.shape[1]
         omega = jax.random.normal(key, shape, self.first.dtype)
         w = [jax.nn.relu(o @ rows.b.T) @ rows.a for o, rows in zip(omega, self.rows)]
         return PiNet(self.first, tuple(omega), tuple(w))
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 @takes(
     key=key, inputs=integer, outputs=integer, rank=integer, hidden_layers=integer, dtype=real_dtype
 )
 def limit(
-    key: jax.Array,
+    key: PRNGKey,
     inputs: int,
     outputs: int,
     *,
     rank: int,
     hidden_layers: int,
     start: int | None = None,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> PiLimit:
     """A pi-net of infinite width at initialisation: random directions, Gaussian rows, outputs zero.
 
@@ -148,13 +150,15 @@ def limit(
     return PiLimit(first, tuple(rows))
 
 
-def _mean_square(rank):
+def _mean_square(rank: int) -> float:
     """E V(c)^2 over random directions in `rank` dimensions, to second order in c: with it g keeps its norm."""
     mean = 1 / (2 * math.pi)
     return mean**2 + (1 / 16 + mean**2) / rank
 
 
-def _forward(net, x, shifts=None):
+def _forward(
+    net: PiLimit, x: jax.Array, shifts: Sequence[Scalar] | None = None
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """(outputs, [(direction, size) of the inputs of each hidden layer]), with a shift added to every g."""
     shifts = [0.0] * (1 + len(net.rows)) if shifts is None else shifts
     g, seen = x @ net.first + shifts[0], []
@@ -196,8 +200,10 @@ def train(
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _train_finite(net, batches, learning_rate, loss):
-    def step(net, batch):
+def _train_finite(
+    net: PiNet, batches: tuple, learning_rate: Scalar, loss: Callable
+) -> tuple[PiNet, jax.Array]:
+    def step(net: PiNet, batch: tuple) -> tuple[PiNet, jax.Array]:
         value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0]), batch[1]))(net)
         w = tuple(w - learning_rate * len(w) * g for w, g in zip(net.w, slope.w))
         return PiNet(net.first - learning_rate * slope.first, net.omega, w), value
@@ -206,18 +212,22 @@ def _train_finite(net, batches, learning_rate, loss):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _train_limit(net, batches, learning_rate, loss):
+def _train_limit(
+    net: PiLimit, batches: tuple, learning_rate: Scalar, loss: Callable
+) -> tuple[PiLimit, jax.Array]:
     steps, size = batches[0].shape[:2]
     start = [len(rows.b) for rows in net.rows]
     # Rows that are not there yet are zero, and add nothing.
     grown = jax.tree.map(lambda x: jnp.pad(x, ((0, steps * size), (0, 0))), net.rows)
 
-    def step(net, inputs):
+    def step(net: PiLimit, inputs: tuple) -> tuple[PiLimit, jax.Array]:
         number, (x, y) = inputs
         widths = [net.first.shape[1], *(rows.a.shape[1] for rows in net.rows)]
         shifts = [jnp.zeros((size, width), x.dtype) for width in widths]
 
-        def objective(shifts):
+        def objective(
+            shifts: list[jax.Array],
+        ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
             outputs, seen = _forward(net, x, shifts)
             return loss(outputs, y), seen
 
@@ -231,7 +241,7 @@ def _train_limit(net, batches, learning_rate, loss):
     return jax.lax.scan(step, PiLimit(net.first, grown), (jnp.arange(steps), batches))
 
 
-def _append(rows, place, b, a):
+def _append(rows: Rows, place: jax.Array, b: jax.Array, a: jax.Array) -> Rows:
     return Rows(
         jax.lax.dynamic_update_slice(rows.b, b, (place, 0)),
         jax.lax.dynamic_update_slice(rows.a, a, (place, 0)),

@@ -49,6 +49,7 @@ _W_EDGES = (
 )  # distances from the change of the label
 
 
+@show.readable
 class Pruned(NamedTuple):
     """The student of the kept examples; floats, or arrays of the broadcast shape of the arguments.
 
@@ -62,9 +63,8 @@ class Pruned(NamedTuple):
     overlap: np.ndarray
     margin: np.ndarray
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Frontier(NamedTuple):
     """The share to keep at a given number of kept examples, and its error; floats or arrays.
 
@@ -75,8 +75,6 @@ class Frontier(NamedTuple):
 
     keep: np.ndarray
     error: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(alpha_total=array(), keep=array(), probe_angle=array())

@@ -2,6 +2,10 @@
 
 Gauss-Legendre panels that end at the activation's kinks, in double precision on NumPy arrays. A Gauss-Hermite rule or
 a Hermite series of the same cost keeps six digits where there is a kink, or where K is large.
+
+    <f>_K = sum_j w_j f(z_j) exp(-z_j^2 / 2 K) / sqrt(2 pi K)
+
+with the nodes and weights of Gauss and Legendre in panels of at most half a standard deviation, 12 to each side.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.activations import closed_forms, kinks
+from ntk.types import Array, Elementwise
 
-Activation = Callable | closed_forms.Dual
+Activation = Elementwise | closed_forms.Dual
 
 REACH = 12.0  # deviations: a Gaussian has lost 2e-33 of its mass beyond
 _NEAR = 24.0  # where kinks are looked for, and activations vary at scale one
@@ -48,19 +53,19 @@ def pointwise(activation: Activation) -> Pointwise:
 
 
 @functools.lru_cache(maxsize=64)
-def _study(activation):
+def _study(activation: Activation) -> Pointwise:
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     if fn is None:
         raise ValueError("the Dual has no function (fn is None): give the activation itself")
 
     @jax.jit
-    def compiled(z):
-        def slope(z):
+    def compiled(z: Array) -> Array:
+        def slope(z: Array) -> Array:
             return jax.jvp(fn, (z,), (jnp.ones_like(z),))[1]
 
         return jnp.stack([fn(z), *jax.jvp(slope, (z,), (jnp.ones_like(z),))])
 
-    def derivatives(z):
+    def derivatives(z: np.ndarray) -> np.ndarray:
         flat = np.ravel(z)
         padded = np.zeros(1 << max(10, (flat.size - 1).bit_length()))  # few shapes, few programs
         padded[: flat.size] = flat
@@ -86,7 +91,7 @@ def _study(activation):
     return found
 
 
-def _probe(found, step):
+def _probe(found: Pointwise, step: float) -> np.ndarray:
     z, mass = panels(1.0, found.breaks, step)
     s, slope, _ = found.derivatives(z)
     return np.array([mass @ s**2, mass @ slope**2])

@@ -1,15 +1,22 @@
 """Which parameters a model reads out with, and whether a rule can act on them."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from limits.exponents import Rule
 from ntk import family as families
+from ntk.family import ParamAxes
+from ntk.types import Array, Family, PyTree
 
 
-def check_readout(family, example, widths, named, rule):
+def check_readout(
+    family: Family, example: Any, widths: Sequence[int], named: Mapping[str, ParamAxes], rule: Rule
+) -> None:
     """Refuse outputs of fixed size that no "output" parameter computes, and readouts whose scale does nothing.
 
     Args:
@@ -29,18 +36,20 @@ def check_readout(family, example, widths, named, rule):
             _check_scale(family, example, widths[1], name, rule)
 
 
-def _outputs(family, example, width):
+def _outputs(family: Family, example: Any, width: int) -> tuple[Callable[..., PyTree], PyTree]:
     """(params, inputs) -> outputs, and the shapes of the parameters."""
     net = families.network(family, width, example)
 
-    def outputs(params, *inputs):
+    def outputs(params: PyTree, *inputs: Any) -> PyTree:
         state = families.initial_state(family, width, example, jax.random.key(0))
         return net.apply(params, *inputs, **({"state": state} if state else {}))
 
     return outputs, jax.eval_shape(net.init, jax.random.key(0))
 
 
-def _check_outputs_grow(family, example, widths, named):
+def _check_outputs_grow(
+    family: Family, example: Any, widths: Sequence[int], named: Mapping[str, ParamAxes]
+) -> None:
     shapes = []
     for width in widths[1:3]:
         outputs, params = _outputs(family, example, width)
@@ -54,13 +63,13 @@ def _check_outputs_grow(family, example, widths, named):
         )
 
 
-def _check_scale(family, example, width, name, rule):
+def _check_scale(family: Family, example: Any, width: int, name: str, rule: Rule) -> None:
     """Refuse a readout that the model normalises: the outputs, linear in its scale otherwise, do not depend on it."""
     outputs, params = _outputs(family, example, width)
     inputs = families.example_inputs(example)
     names, tree = list(families.named_leaves(params)), jax.tree.structure(params)
 
-    def flat(*leaves):
+    def flat(*leaves: Any) -> list[Array]:
         return jax.tree.leaves(outputs(tree.unflatten(leaves[: len(names)]), *leaves[len(names) :]))
 
     place = names.index(name)
@@ -72,19 +81,17 @@ def _check_scale(family, example, width, name, rule):
     leaves = [
         draw(x.shape, x.dtype) if k == place else x for k, x in enumerate(jax.tree.leaves(params))
     ]
-    inputs = [
-        draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs
-    ]
+    drawn = [draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
 
     @jax.jit
-    def sizes(leaves, inputs):
-        def at(kernel):
+    def sizes(leaves: list, inputs: list) -> list[Array | int]:
+        def at(kernel: Array) -> list[Array]:
             return flat(*leaves[:place], kernel, *leaves[place + 1 :], *inputs)
 
         values, slopes = jax.jvp(at, (leaves[place],), (leaves[place],))
         return [sum(jnp.sum(x**2) for x in xs) for xs in (values, slopes)]
 
-    value, slope = map(float, sizes(leaves, inputs))
+    value, slope = map(float, sizes(leaves, drawn))
     if slope <= 1e-6 * value:
         raise ValueError(
             f"the outputs do not depend on the scale of {name} (weight normalisation): the factors by which "
@@ -97,7 +104,7 @@ def _check_scale(family, example, width, name, rule):
 _POWERS = frozenset(["integer_pow", "square", "pow", "sqrt", "rsqrt", "abs", "reduce_max", "sign"])
 
 
-def _is_transformed(jaxpr, marks):
+def _is_transformed(jaxpr: Any, marks: Sequence[bool]) -> tuple[bool, list[bool]]:
     """Whether a parameter goes through more than reshapes and factors before it meets the data.
 
     Args:

@@ -2,16 +2,26 @@
 
 A network of L hidden layers and width n uses W^l = n^-a_l w^l with w^l_ij ~ N(0, n^-2b_l), and w^l learns
 at rate eta n^-c_l, for l = 1 ... L+1; layer L+1 is the readout.
+
+Layer l moves by n^-r_l, where with SGD g = min(a_{L+1} + b_{L+1}, 2 a_{L+1} + c_{L+1}) is the gradient's exponent::
+
+    r_l = g + 2 a_l + c_l - [l > 1],    r_{L+1} = 2 a_{L+1} + c_{L+1} - 1,    r = min over hidden layers
+
+Where the outputs neither start nor move beyond order one, all r_l >= 0 is stable: r = 0 learns features, r > 0 has a
+kernel limit.
+
+Source: Yang & Hu 2021, arXiv:2011.14522, theorem 3.6; one c_l a layer follows from the same count.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from limits.exponents import named_rule
+from limits.exponents import Rule, named_rule
 from ntk import show
 
 
+@show.readable
 class ABC(NamedTuple):
     """Exponents of the layers 1 ... L+1, each a tuple of length L+1."""
 
@@ -19,9 +29,8 @@ class ABC(NamedTuple):
     b: tuple[float, ...]
     c: tuple[float, ...]
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Regime(NamedTuple):
     """Regime of a parametrization, and what scales how with the width n.
 
@@ -53,10 +62,8 @@ class Regime(NamedTuple):
     failed: tuple[str, ...]
     reasons: tuple[str, ...]
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def abc(rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:
+def abc(rule: str | Rule, hidden_layers: int, *, optimizer: str = "sgd") -> ABC:
     """Exponents of a rule ("standard", "ntk", "mup", "mean_field" or a Rule) for L hidden layers.
 
     Args:
@@ -121,7 +128,8 @@ def classify(
         raise ValueError(f"omega_out={omega_out!r} must lie in [1/2, 1].")
     depth = len(a) - 1
     readout = a[-1] + b[-1]
-    scale, gradient, early = a, 0.0, 0.0
+    scale: Sequence[float] = a
+    gradient = early = 0.0
     if optimizer == "sgd":
         update = 2 * a[-1] + c[-1]
         scale, gradient, early = [2 * x for x in a], min(readout, update), readout
@@ -156,7 +164,14 @@ def classify(
     )
 
 
-def _stability(a, b, layers, r, omega_out, update):
+def _stability(
+    a: tuple[float, ...],
+    b: tuple[float, ...],
+    layers: tuple[float, ...],
+    r: float,
+    omega_out: float,
+    update: str,
+) -> Iterator[tuple[bool, str]]:
     """(holds, what fails otherwise) of each condition, in the order of the layers."""
     last, initial = len(a), _initial(a, b)
     for l, x in enumerate(initial[:-1], 1):
@@ -185,11 +200,13 @@ def _stability(a, b, layers, r, omega_out, update):
     )
 
 
-def _initial(a, b):
+def _initial(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     return tuple((l > 0) / 2 - (x + y) for l, (x, y) in enumerate(zip(a, b)))
 
 
-def _reasons(kind, failed, layers, frozen):
+def _reasons(
+    kind: str, failed: Sequence[str], layers: tuple[float, ...], frozen: Sequence[int]
+) -> tuple[str, ...]:
     if kind == "unstable":
         return tuple(f"unstable: {text}" for text in failed)
     if kind == "trivial":
@@ -210,7 +227,9 @@ def _reasons(kind, failed, layers, frozen):
     )
 
 
-def _layers(a, b, c):
+def _layers(
+    a: Sequence[float], b: Sequence[float], c: float | Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     a, b = _exponents("a", a), _exponents("b", b)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
@@ -223,7 +242,7 @@ def _layers(a, b, c):
     return a, b, c
 
 
-def _exponents(name, values):
+def _exponents(name: str, values: Any) -> tuple[float, ...]:
     """The exponents as floats; refused unless they are finite numbers."""
     try:
         floats = tuple(map(float, values))
@@ -234,10 +253,10 @@ def _exponents(name, values):
     return floats
 
 
-def _check_optimizer(optimizer):
+def _check_optimizer(optimizer: str) -> None:
     if optimizer not in ("sgd", "adam"):
         raise ValueError(f"optimizer={optimizer!r} is not one of 'sgd', 'adam'.")
 
 
-def _close(x, y):
+def _close(x: float, y: float) -> bool:
     return math.isclose(x, y, abs_tol=1e-9)

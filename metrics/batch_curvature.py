@@ -16,9 +16,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from metrics import checks, curvature, noise, stability
 from metrics.estimate import Estimate, concrete, mean_estimate
+from ntk.types import PRNGKey, PyTree
 
 
 def batch_learning_rate(
@@ -85,7 +87,7 @@ def critical_batch(prediction: noise.BatchSharpness) -> Estimate:
     return Estimate(jnp.where(flat, jnp.inf, value), error)
 
 
-def gauss_newton_batch_sharpness(top, bulk, ratio) -> jax.Array:
+def gauss_newton_batch_sharpness(top: ArrayLike, bulk: ArrayLike, ratio: ArrayLike) -> jax.Array:
     """The largest eigenvalue of a batch's Gauss-Newton matrix for independent Gaussian gradients: a spiked Wishart law.
 
     top (1 + ratio bulk / (top - bulk)) above the transition top - bulk = bulk sqrt(ratio), else the edge
@@ -123,9 +125,9 @@ def gauss_newton_batch_sharpness(top, bulk, ratio) -> jax.Array:
 
 def batch_sharpness_by_size(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_sizes: Sequence[int],
     *,
     num_batches: int = 30,
@@ -178,7 +180,9 @@ def batch_sharpness_by_size(
     return mean_estimate(jnp.stack(rows, 1))
 
 
-def _check_separate(losses, params, batch, least, most) -> None:
+def _check_separate(
+    losses: Callable[[Any, Any], jax.Array], params: PyTree, batch: PyTree, least: int, most: int
+) -> None:
     """Refuses losses of the first examples that change with those beside them: weight 0 would not leave these out."""
     few, many = (
         concrete(losses(params, jax.tree.map(lambda x, n=n: x[:n], batch))) for n in (least, most)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from metrics import checks
 from metrics.programs import remembered
+from ntk.types import Array, PyTree
 
 
 @remembered
@@ -36,7 +37,7 @@ def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Ca
             f"axes is {axes!r}; it must be 0, or a tuple of 0 and None, one for each part"
         )
 
-    def mean_product(params, batches, vector):
+    def mean_product(params: PyTree, batches: PyTree, vector: PyTree) -> PyTree:
         parts, axes_of = (batches, axes) if isinstance(axes, tuple) else ((batches,), (axes,))
         if not isinstance(parts, tuple) or len(parts) != len(axes_of):
             raise ValueError(f"axes is {axes}; batches must be a tuple of {len(axes_of)} parts")
@@ -53,7 +54,7 @@ def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Ca
             )
         ((count,),) = counts
 
-        def body(total, i):
+        def body(total: PyTree, i: Array) -> tuple[PyTree, None]:
             at = tuple(
                 jax.tree.map(lambda x: x[i], part) if a == 0 else part
                 for part, a in zip(parts, axes_of)
@@ -91,11 +92,12 @@ def streamed(product: Callable) -> Callable:
     checks.function("product", product, "params", "batch", "vector")
 
     @functools.partial(jax.jit, donate_argnames="total")
-    def add(total, params, batch, vector):
+    def add(total: PyTree, params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, total, product(params, batch, vector))
 
-    def mean_product(params, batches, vector):
-        totals, counts = {}, {}  # of the batches of one size each
+    def mean_product(params: PyTree, batches: PyTree, vector: PyTree) -> PyTree:
+        totals: dict[tuple, PyTree] = {}
+        counts: dict[tuple, int] = {}  # of the batches of one size each
         for batch in _opened(batches):
             shapes = tuple(map(jnp.shape, jax.tree.leaves(batch)))
             total = totals.get(shapes)
@@ -113,11 +115,11 @@ def streamed(product: Callable) -> Callable:
         ]
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *weighted)
 
-    mean_product.streamed = True
+    mean_product.__dict__.update(streamed=True)
     return mean_product
 
 
-def _opened(batches):
+def _opened(batches: PyTree) -> Iterable:
     """A pass over the batches."""
     found = batches() if callable(batches) else batches
     if found is batches and isinstance(found, Iterator):

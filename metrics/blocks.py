@@ -9,16 +9,17 @@ import jax
 
 from metrics import checks
 from metrics.programs import remembered
+from ntk.types import PyTree, R
 
 
-def layers(params: Any) -> list[str]:
+def layers(params: PyTree) -> list[str]:
     """Names of the groups of parameters that share a parent, as ``hidden_0`` of ``hidden_0/kernel``."""
     checks.check_params(params)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return list(dict.fromkeys(_path_name(path[:-1]) for path in paths))
 
 
-def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, Any]:
+def partition(params: PyTree, select: str | Callable[[str], bool]) -> tuple[Any, Any]:
     """Splits params into a block and the rest: two trees, each with None where the other has leaves.
 
     Args:
@@ -36,12 +37,12 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
     if isinstance(select, str):
         prefix = select.split("/") if select else []
 
-        def chosen(path):
+        def chosen(path: str) -> bool:
             return path.split("/")[: len(prefix)] == prefix
     else:
         chosen = checks.function("select", select, "path")
 
-    def part(keep):
+    def part(keep: bool) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if chosen(_path_name(path)) == keep else None, params
         )
@@ -53,7 +54,9 @@ def partition(params: Any, select: str | Callable[[str], bool]) -> tuple[Any, An
 
 
 @remembered
-def on_block(function: Callable) -> Callable:
+def on_block(
+    function: Callable[[PyTree, PyTree], R],
+) -> Callable[[PyTree, tuple[PyTree, PyTree]], R]:
     """A loss or apply as a function of a block only; curvature then costs the block, not the network.
 
     Args:
@@ -67,7 +70,7 @@ def on_block(function: Callable) -> Callable:
     """
     checks.function("function", function, "params", "batch")
 
-    def function_of_block(block, batch_and_rest):
+    def function_of_block(block: PyTree, batch_and_rest: tuple[PyTree, PyTree]) -> R:
         batch, rest = batch_and_rest
         params = jax.tree.map(
             lambda b, r: r if b is None else b, block, rest, is_leaf=lambda x: x is None
@@ -77,7 +80,7 @@ def on_block(function: Callable) -> Callable:
     return function_of_block
 
 
-def per_layer(estimate: Callable, params: Any, batch: Any) -> dict[str, Any]:
+def per_layer(estimate: Callable, params: PyTree, batch: PyTree) -> dict[str, Any]:
     """Any estimate of every layer's own diagonal block of a curvature matrix.
 
     Args:
@@ -100,5 +103,5 @@ def per_layer(estimate: Callable, params: Any, batch: Any) -> dict[str, Any]:
     return results
 
 
-def _path_name(path) -> str:
+def _path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

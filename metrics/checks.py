@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metrics.estimate import concrete
+from ntk.types import PyTree
 
 
 def real(name: str, value: Any, *axes: str | int) -> jax.Array:
@@ -65,7 +66,7 @@ def doubles(name: str, value: Any) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def dtype_of(name, value):
+def dtype_of(name: str, value: Any) -> Any:
     """The dtype of an array, or of what would be one."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value.dtype
@@ -264,7 +265,7 @@ def layers(**dicts: Any) -> None:
             )
 
 
-def examples(name: str, batch: Any) -> int:
+def examples(name: str, batch: PyTree) -> int:
     """Number of examples of a batch: the leading axis that all its leaves share.
 
     Raises:
@@ -289,7 +290,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
-def check_params(params: Any) -> int:
+def check_params(params: PyTree) -> int:
     """Counts the parameters.
 
     Raises:
@@ -309,7 +310,7 @@ def check_params(params: Any) -> int:
     return n
 
 
-def check_loss(loss: Callable, params: Any, batch: Any) -> None:
+def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a loss that is not one real number."""
     out = jax.eval_shape(loss, params, batch)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
@@ -320,7 +321,7 @@ def check_loss(loss: Callable, params: Any, batch: Any) -> None:
         )
 
 
-def check_losses(losses: Callable, params: Any, batch: Any) -> int:
+def check_losses(losses: Callable, params: PyTree, batch: PyTree) -> int:
     """Number N of examples of a function that returns a loss for each."""
     out = jax.eval_shape(losses, params, batch)
     shape = getattr(out, "shape", None)
@@ -332,7 +333,7 @@ def check_losses(losses: Callable, params: Any, batch: Any) -> int:
     return shape[0]
 
 
-def check_scale(scale: Any, params: Any) -> None:
+def check_scale(scale: Any, params: PyTree) -> None:
     """Refuses factors that do not fit params, or (outside of a trace) are negative."""
     try:
         full = jax.tree.broadcast(scale, params)
@@ -363,7 +364,7 @@ def check_steps(num_steps: int, n: int) -> None:
         )
 
 
-def is_finite(tree: Any) -> bool | None:
+def is_finite(tree: PyTree) -> bool | None:
     """Whether every entry is finite; None inside a trace, where nobody can know."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return flag(functools.reduce(jnp.logical_and, checks))
@@ -378,13 +379,13 @@ def check_rank(k: int, rank: int) -> None:
         )
 
 
-def check_finite(result: Any, product: Callable, params: Any, batch: Any) -> None:
+def check_finite(result: Any, product: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a result that is not finite, where it can be looked at, and says why."""
     if is_finite(result) is False:
         explain_non_finite(getattr(product, "loss", None), params, batch)
 
 
-def explain_non_finite(loss: Callable | None, params: Any, batch: Any) -> None:
+def explain_non_finite(loss: Callable | None, params: PyTree, batch: PyTree) -> None:
     """Says why the curvature is not finite: a parameter, the loss (of which example), or neither.
 
     Raises:
@@ -408,13 +409,13 @@ def explain_non_finite(loss: Callable | None, params: Any, batch: Any) -> None:
     raise ValueError(f"the loss is {value}{where}: check the data and the learning rate")
 
 
-def _non_finite_examples(loss, params, batch) -> list[int]:
+def _non_finite_examples(loss: Callable, params: PyTree, batch: PyTree) -> list[int]:
     """Indices along the common leading axis, each example taken as a batch of one."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or sizes == {()}:
         return []
 
-    def one(params, example):
+    def one(params: PyTree, example: PyTree) -> jax.Array:
         return loss(params, jax.tree.map(lambda leaf: leaf[None], example))
 
     try:
@@ -430,5 +431,5 @@ def flag(condition: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _name(path) -> str:
+def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the only one)"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from metrics import checks, operators
 from metrics.programs import remembered
 from ntk import jaxprs
+from ntk.types import Array, PyTree, R
 
 
 @remembered
@@ -47,7 +49,7 @@ def chunked(product: operators.Product, size: int) -> operators.Product:
         raise ValueError(f"size is {size}; a chunk needs at least 1 example")
     mean = operators.accumulated(product)
 
-    def chunked_product(params, batch, vector):
+    def chunked_product(params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         examples = _examples(batch)
         whole = examples // size
         if whole == 0:
@@ -64,7 +66,7 @@ def chunked(product: operators.Product, size: int) -> operators.Product:
     return chunked_product
 
 
-def _examples(batch):
+def _examples(batch: PyTree) -> int:
     counts = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)})
     if len(counts) != 1 or counts == [()]:
         raise ValueError(
@@ -74,7 +76,9 @@ def _examples(batch):
 
 
 @remembered
-def matrix_convolutions(function: Callable) -> Callable:
+def matrix_convolutions(
+    function: Callable[[PyTree, PyTree], R],
+) -> Callable[[PyTree, PyTree], R]:
     """The same function with its convolutions as matrix products of patches (im2col).
 
     A patch matrix holds an input once for every entry of the window, so use it with `chunked`. Left as
@@ -92,10 +96,10 @@ def matrix_convolutions(function: Callable) -> Callable:
     """
     checks.function("function", function, "params", "batch")
 
-    def rewritten(*arguments):
+    def rewritten(*arguments: Any) -> PyTree:
         leaves, tree = jax.tree.flatten(arguments)
 
-        def flat(*leaves):
+        def flat(*leaves: Any) -> PyTree:
             return function(*jax.tree.unflatten(tree, leaves))
 
         nested = jax.tree.structure(jax.eval_shape(flat, *leaves))
@@ -104,7 +108,8 @@ def matrix_convolutions(function: Callable) -> Callable:
         for equation in jaxpr.eqns:
             values = [jaxprs.read(known, atom) for atom in equation.invars]
             if _is_plain_convolution(equation):
-                results = [_patch_product(*values, equation.params)]
+                x, kernel = values
+                results = [_patch_product(x, kernel, equation.params)]
             else:
                 results = jaxprs.apply(jaxpr, equation, values)
             known.update(zip(equation.outvars, results))
@@ -113,7 +118,7 @@ def matrix_convolutions(function: Callable) -> Callable:
     return rewritten
 
 
-def _is_plain_convolution(equation):
+def _is_plain_convolution(equation: Any) -> bool:
     if equation.primitive.name != "conv_general_dilated":
         return False
     options = equation.params
@@ -121,7 +126,7 @@ def _is_plain_convolution(equation):
     return groups == (1, 1) and set(options["lhs_dilation"]) <= {1}
 
 
-def _patch_product(x, kernel, options):
+def _patch_product(x: Array, kernel: Array, options: Mapping[str, Any]) -> Array:
     """Patches (examples x positions, window x channels) times the kernel as a matrix."""
     inputs, kernels, outputs = options["dimension_numbers"]
     x = x.transpose(inputs[0], *inputs[2:], inputs[1])
@@ -136,7 +141,7 @@ def _patch_product(x, kernel, options):
         for side, w, d, s in zip(x.shape[1:-1], window, dilation, strides)
     ]
 
-    def shifted(offset):
+    def shifted(offset: tuple[int, ...]) -> Array:
         first = [o * d for o, d in zip(offset, dilation)]
         last = [f + (m - 1) * s + 1 for f, m, s in zip(first, sides, strides)]
         return jax.lax.slice(x, (0, *first, 0), (x.shape[0], *last, x.shape[-1]), (1, *strides, 1))

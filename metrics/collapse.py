@@ -1,14 +1,27 @@
-"""Neural collapse: NC1-NC5, class-distance normalised variance, generalised collapse, per layer."""
+"""Neural collapse: NC1-NC5, class-distance normalised variance, generalised collapse, per layer.
+
+With K class means mu_k and their mean mu_G, Sigma_W the mean of (h - mu)(h - mu)^T over samples, Sigma_B that of
+(mu_k - mu_G)(mu_k - mu_G)^T over classes, and Var_k the mean of |h - mu_k|^2 in class k::
+
+    NC1    tr(Sigma_W Sigma_B^+) / K,    and the quotient tr Sigma_W / tr Sigma_B
+    CDNV   mean over i != j of (Var_i + Var_j) / (2 |mu_i - mu_j|^2)
+    NC4    share of samples whose nearest class mean is the network's prediction
+
+NC2 and NC3, of the means and the classifier's rows, are in `metrics.geometry`.
+
+Source: Papyan, Han & Donoho 2020; Galanti, Gyorgy & Hutter 2022 (CDNV).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
@@ -35,8 +48,10 @@ from metrics.scatter import (
     within_class,
 )
 from ntk import show
+from ntk.types import Data, PyTree
 
 
+@show.readable
 class Collapse(NamedTuple):
     """All collapse numbers of one layer. Errors are standard errors over samples (see `neural_collapse`)."""
 
@@ -53,17 +68,15 @@ class Collapse(NamedTuple):
     ncc_accuracy: Estimate  # share of samples where the nearest class mean is the label's
     rank: jax.Array  # of the centred means, at most K - 1
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def neural_collapse(
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     num_classes: int,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    predictions: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
+    predictions: Data | None = None,
     frame: str = "simplex",
     center: str = "classes",
     rtol: float | None = None,
@@ -114,7 +127,17 @@ def neural_collapse(
 
 
 @partial(jax.jit, static_argnames=("num_classes", "frame", "center", "rtol"))
-def _neural_collapse(h, y, num_classes, weights, bias, predictions, frame, center, rtol):
+def _neural_collapse(
+    h: jax.Array,
+    y: jax.Array,
+    num_classes: int,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    predictions: jax.Array | None,
+    frame: str,
+    center: str,
+    rtol: float | None,
+) -> Collapse:
     means = class_means(h, y, num_classes)
     centers = class_centers(means, center=center, rtol=rtol)
     within = within_class(centers, h, y, weights=weights, bias=bias, predictions=predictions)
@@ -124,7 +147,7 @@ def _neural_collapse(h, y, num_classes, weights, bias, predictions, frame, cente
 
 
 def collapse_by_layer(
-    features: Mapping[str, jax.Array], labels: jax.Array, num_classes: int, **options
+    features: Mapping[str, Data], labels: Data, num_classes: int, **options: Any
 ) -> dict[str, Collapse]:
     """`neural_collapse` of every entry of a dict of features, as a model's features=True returns.
 
@@ -161,8 +184,8 @@ def collapse_report(
     centers: Centers,
     within: WithinClass,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
     frame: str = "simplex",
 ) -> Collapse:
     """The numbers, from the two passes.
@@ -185,12 +208,19 @@ def collapse_report(
         if not isinstance(value, kind):
             raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__}")
     checks.choice("frame", frame, FRAMES)
-    check_readout(*centers.mean.shape, 0, weights, bias, None)
+    classes, dim = centers.mean.shape
+    check_readout(classes, dim, 0, weights, bias, None)
     return _report(centers, within, weights, bias, frame)
 
 
 @partial(jax.jit, static_argnames=("frame",))
-def _report(centers, within, weights, bias, frame):
+def _report(
+    centers: Centers,
+    within: WithinClass,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    frame: str,
+) -> Collapse:
     means = centers.mean
     centered = means - centers.global_mean[None]
     vectors = centered if frame == "simplex" else means
@@ -221,7 +251,7 @@ def _report(centers, within, weights, bias, frame):
     )
 
 
-def _weighted(count, total, squares, scale):
+def _weighted(count: jax.Array, total: jax.Array, squares: jax.Array, scale: ArrayLike) -> Estimate:
     """scale * total summed over classes, with the standard error of independent samples in each.
 
     total sums a quadratic form q_i of h_i - mu over n samples, mu their own mean. For Gaussian h its variance is
@@ -234,11 +264,12 @@ def _weighted(count, total, squares, scale):
     return Estimate(jnp.sum(total * scale), norm(jnp.asarray(scale) * jnp.sqrt(variance)))
 
 
-def _share(hits, total):
+def _share(hits: jax.Array, total: jax.Array) -> Estimate:
     share = jnp.sum(hits) / total
     return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 
 
+@show.readable
 class Generalized(NamedTuple):
     """Generalised collapse for many classes (K > d + 1 allowed), on features of unit norm."""
 
@@ -247,11 +278,11 @@ class Generalized(NamedTuple):
     gnc3: jax.Array  # mean over k of 1 - cos(w_k, mean of class k)
     ncc_accuracy: Estimate
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 @partial(jax.jit, static_argnames=("num_classes", "num_steps"))
-def _generalized(features, labels, num_classes, weights, num_steps):
+def _generalized(
+    features: jax.Array, labels: jax.Array, num_classes: int, weights: jax.Array, num_steps: int
+) -> Generalized:
     h = feature_rows(features)
     h = h / norm(h, 1)[:, None]
     centers = class_centers(class_means(h, labels, num_classes))
@@ -268,11 +299,11 @@ def _generalized(features, labels, num_classes, weights, num_steps):
 
 
 def generalized_collapse(
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     num_classes: int,
     *,
-    weights: jax.Array,
+    weights: Data,
     num_steps: int = 300,
 ) -> Generalized:
     """Generalised neural collapse (GNC1-GNC3 and nearest-centre accuracy) for many classes.
@@ -299,7 +330,7 @@ def generalized_collapse(
     return report
 
 
-def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
+def ood_orthogonality(means: Data, outside: Data) -> Estimate:
     """NC5: mean over classes of |cos(mu_c, mu_out)|, 0 where other data are orthogonal to every class.
 
     Args:
@@ -326,7 +357,7 @@ def ood_orthogonality(means: jax.Array, outside: jax.Array) -> Estimate:
 
 
 @jax.jit
-def _ood_orthogonality(means, h):
+def _ood_orthogonality(means: jax.Array, h: jax.Array) -> Estimate:
     h = h / power_of_two(h)
     unit = means / norm(means, 1)[:, None]
     mean = jnp.mean(h, axis=0)
@@ -338,11 +369,20 @@ def _ood_orthogonality(means, h):
     return Estimate(value, spread / jnp.sqrt(h.shape[0]))
 
 
-def _offset(rows, bias, global_mean):
+def _offset(rows: jax.Array, bias: jax.Array | None, global_mean: jax.Array) -> jax.Array:
     return jnp.std(matmul(rows, global_mean) + (0 if bias is None else bias.astype(rows.dtype)))
 
 
-def _check(features, labels, num_classes, weights, bias, predictions, frame, center):
+def _check(
+    features: Data,
+    labels: Data,
+    num_classes: int,
+    weights: Data | None,
+    bias: Data | None,
+    predictions: Data | None,
+    frame: str,
+    center: str,
+) -> None:
     checks.choice("frame", frame, FRAMES)
     check_center(center)
     if checks.integer("num_classes", num_classes) < 2:
@@ -359,7 +399,7 @@ def _check(features, labels, num_classes, weights, bias, predictions, frame, cen
         check_counts(np.bincount(y[y >= 0], minlength=num_classes))
 
 
-def _check_finite(result, features, labels):
+def _check_finite(result: PyTree, features: Data, labels: Data) -> None:
     """Refuses features that are not finite, seen by what came out, and says of which example."""
     if checks.is_finite(result) is not False:
         return

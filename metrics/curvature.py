@@ -11,7 +11,8 @@ Symmetric Eigenvalue Problem, chapter 13.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,12 @@ from metrics import checks, operators, programs
 from metrics.estimate import norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import PRNGKey, PyTree
+
+Index: TypeAlias = int | jax.Array
 
 
+@show.readable
 class Sharpness(NamedTuple):
     """Ritz pairs of a symmetric operator, the wanted end of the spectrum first."""
 
@@ -32,9 +37,8 @@ class Sharpness(NamedTuple):
     residual: jax.Array
     vector: Any  # a pytree like params, every leaf with a leading axis of length k
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Krylov(NamedTuple):
     """An orthonormal Krylov basis V (m, n) and its tridiagonal matrix: A V^T = V^T T + rest."""
 
@@ -42,13 +46,11 @@ class Krylov(NamedTuple):
     diagonal: jax.Array  # (m,)
     off_diagonal: jax.Array  # (m,); the last one is the norm of the rest
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def sharpness(
     loss: operators.Loss,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     k: int = 1,
     num_steps: int = 20,
@@ -114,8 +116,8 @@ def sharpness(
 
 def eigenpairs(
     product: operators.Product,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     k: int = 1,
     num_steps: int = 20,
@@ -153,7 +155,16 @@ def eigenpairs(
     return pairs
 
 
-def _pairs(product, params, batch, k, num_steps, start, which, unroll):
+def _pairs(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    k: int,
+    num_steps: int,
+    start: Any,
+    which: str,
+    unroll: bool | None,
+) -> Sharpness:
     n = checks.check_params(params)
     checks.choice("which", which, ("largest", "smallest"))
     checks.switch("unroll", unroll)
@@ -170,7 +181,7 @@ def _pairs(product, params, batch, k, num_steps, start, which, unroll):
     return _ritz(params, space, rounding(product, params, batch), k, which)
 
 
-def single_precision(product, params, batch):
+def single_precision(product: operators.Product, params: PyTree, batch: PyTree) -> PyTree:
     """Parameters in single precision at least, where the product takes them so."""
     half = [p for p in jax.tree.leaves(params) if jnp.finfo(jnp.result_type(p)).bits < 32]
     if not half:
@@ -186,7 +197,7 @@ def single_precision(product, params, batch):
     return wide
 
 
-def rounding(product, params, batch):
+def rounding(product: operators.Product, params: PyTree, batch: PyTree) -> float:
     """Relative rounding of the product; a loader's batches are not looked at."""
     own = max(float(jnp.finfo(jnp.result_type(p)).eps) for p in jax.tree.leaves(params))
     if operators.is_streamed(product):
@@ -194,7 +205,16 @@ def rounding(product, params, batch):
     return max(own, programs.rounding(product, params, batch))
 
 
-def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Krylov:
+def krylov(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
+    vector: PyTree | None,
+    *,
+    num_steps: int,
+    unroll: bool | None = None,
+) -> Krylov:
     """Lanczos with full reorthogonalisation and restarts; see `sharpness` for the arguments.
 
     The basis takes num_steps * n floats. An invariant subspace found early (a coupling at rounding
@@ -219,15 +239,19 @@ def krylov(product, params, batch, key, vector, *, num_steps, unroll=None) -> Kr
 
 
 @functools.partial(jax.jit, static_argnames=("product",))
-def _looped(product, params, batch, random, space):
-    def body(j, space):
+def _looped(
+    product: operators.Product, params: PyTree, batch: PyTree, random: jax.Array, space: Krylov
+) -> Krylov:
+    def body(j: jax.Array, space: Krylov) -> Krylov:
         return _next(product, params, batch, random, space, j)
 
     return jax.lax.fori_loop(0, space.basis.shape[0], body, space)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))
-def _first(params, key, vector, num_steps):
+def _first(
+    params: PyTree, key: PRNGKey, vector: PyTree | None, num_steps: int
+) -> tuple[Krylov, jax.Array]:
     """An empty Krylov space with the unit start vector in its first row, and a random vector.
 
     Apart from the loop, so that the generator is compiled once per shape and not per product.
@@ -244,25 +268,34 @@ def _first(params, key, vector, num_steps):
 
 
 @functools.partial(jax.jit, static_argnames=("product",))
-def _linearized(product, params, batch):
+def _linearized(
+    product: operators.Product, params: PyTree, batch: PyTree
+) -> Callable[[PyTree], PyTree]:
     """The product, with all that does not depend on the vector computed once; a compiled loop needs no such help."""
     zeros = jax.tree.map(jnp.zeros_like, params)
     return jax.linearize(lambda vector: product(params, batch, vector), zeros)[1]
 
 
-def _applied(params, linear, vector):
+def _applied(params: PyTree, linear: Callable[[PyTree], PyTree], vector: PyTree) -> PyTree:
     return linear(vector)
 
 
 @functools.partial(jax.jit, static_argnames=("product",), donate_argnames=("space",))
-def _next(product, params, batch, random, space, j):
+def _next(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    random: jax.Array,
+    space: Krylov,
+    j: Index,
+) -> Krylov:
     unravel = _flat(params)[1]
     w = product(params, batch, unravel(space.basis[j]))
     return _extended(random, space, _flat(w)[0], j)
 
 
 @functools.partial(jax.jit, donate_argnames=("space",))
-def _extended(random, space, w, j):
+def _extended(random: jax.Array, space: Krylov, w: jax.Array, j: Index) -> Krylov:
     """Step j: orthogonalise the product w with row j against every earlier one, and write row j + 1."""
     V, diagonal, off_diagonal = space
     v = V[j]
@@ -286,7 +319,7 @@ def _extended(random, space, w, j):
 
 
 @functools.partial(jax.jit, static_argnames=("k", "which"))
-def _ritz(params, space, eps, k, which):
+def _ritz(params: PyTree, space: Krylov, eps: float, k: int, which: str) -> Sharpness:
     """The k wanted eigenpairs of the tridiagonal matrix, lifted to parameter space."""
     values, vectors = tridiagonal_eigh(space)
     if which == "largest":
@@ -307,18 +340,18 @@ def tridiagonal_eigh(space: Krylov) -> tuple[jax.Array, jax.Array]:
     return values * unit[0], vectors
 
 
-def _orthogonal(V, w):
+def _orthogonal(V: jax.Array, w: jax.Array) -> jax.Array:
     return w - matmul(matmul(V, w), V)
 
 
-def _flat(tree):
+def _flat(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """One vector, in single precision at least, and the way back."""
     flat, unravel = ravel_pytree(tree)
     dtype = jnp.promote_types(flat.dtype, jnp.float32)
     return flat.astype(dtype), lambda v: unravel(v.astype(flat.dtype))
 
 
-def _split_start(start, params):
+def _split_start(start: Any, params: PyTree) -> tuple[PRNGKey, PyTree | None]:
     """A key, and a start vector or None."""
     if start is None:
         return jax.random.key(0), None

@@ -1,4 +1,10 @@
-"""Scores of single examples: EL2N, GraNd, forgetting; which to keep, wrong labels by heart, opposing signals."""
+"""Scores of single examples: EL2N, GraNd, forgetting; which to keep, wrong labels by heart, opposing signals.
+
+    EL2N_i = |softmax(f(x_i)) - y_i|,    GraNd_i = |d loss_i / d params|
+
+Source: Paul, Ganguli & Dziugaite 2021; Toneva et al. 2019 (forgetting); Rosenfeld & Risteski 2023, arXiv:2311.04163
+(opposing signals).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,7 @@ from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
 from metrics.ranks import keep, rank_correlation, reliability
 from ntk import show
+from ntk.types import Data, PyTree
 
 __all__ = [
     "Forgetting",
@@ -33,6 +40,7 @@ __all__ = [
 ]
 
 
+@show.readable
 class Forgetting(NamedTuple):
     """Running counts of every example, (N,) each."""
 
@@ -40,9 +48,8 @@ class Forgetting(NamedTuple):
     events: jax.Array  # looks at which it went from correct to wrong
     learned: jax.Array  # was ever correct
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Opposing(NamedTuple):
     """Two groups of examples whose losses move against each other up to one step."""
 
@@ -57,9 +64,8 @@ class Opposing(NamedTuple):
         jax.Array
     )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Memorised(NamedTuple):
     """Shares of the examples with wrong labels, which sum to 1, and of those with right ones; (...,) each.
 
@@ -70,8 +76,6 @@ class Memorised(NamedTuple):
     memorised: jax.Array  # wrong label, predicted as that
     other: jax.Array  # wrong label, predicted as a third class
     labelled: jax.Array  # right label, predicted as that
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Memorised:
@@ -118,7 +122,7 @@ def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Me
     )
 
 
-def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def el2n(logits: Data, targets: Data) -> jax.Array:
     """EL2N: |softmax(f(x)) - y| of each example.
 
     The score is an expectation over networks early in training: average several with `over_runs`.
@@ -159,9 +163,9 @@ def el2n(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def grand(
     loss: Callable[..., jax.Array],
-    params: Any,
-    inputs: jax.Array,
-    targets: jax.Array,
+    params: PyTree,
+    inputs: Data,
+    targets: Data,
     *,
     batch_size: int = 64,
 ) -> jax.Array:
@@ -199,7 +203,7 @@ def grand(
     if shape != ():
         raise ValueError(f"loss of one example has shape {shape}; it must be a scalar")
 
-    def score(example):
+    def score(example: tuple[jax.Array, jax.Array]) -> jax.Array:
         gradient = jax.grad(loss)(params, *example)
         sizes = [
             norm(g.astype(jnp.promote_types(g.dtype, jnp.float32)))
@@ -210,7 +214,7 @@ def grand(
     return jax.lax.map(score, (inputs, targets), batch_size=min(batch_size, inputs.shape[0]))
 
 
-def over_runs(scores: jax.Array) -> Estimate:
+def over_runs(scores: Data) -> Estimate:
     """Mean over R networks (seeds) and its standard error, of scores (R, ...), R >= 2."""
     scores = checks.real("scores", scores)
     runs = scores.shape[0] if scores.ndim else 1
@@ -225,7 +229,7 @@ def no_forgetting(num_examples: int) -> Forgetting:
     return Forgetting(*(jnp.zeros(num_examples, kind) for kind in (bool, jnp.int32, bool)))
 
 
-def update_forgetting(state: Forgetting, ids: jax.Array, correct: jax.Array) -> Forgetting:
+def update_forgetting(state: Forgetting, ids: Data, correct: Data) -> Forgetting:
     """Counts after one minibatch; usable in a scan.
 
     Args:
@@ -271,7 +275,7 @@ def forgetting_scores(state: Forgetting) -> jax.Array:
     return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
 
 
-def _check_state(state):
+def _check_state(state: Any) -> None:
     if not isinstance(state, Forgetting):
         raise TypeError(
             f"state is of type {type(state).__name__}; it must be what no_forgetting(num_examples) starts"
@@ -279,7 +283,7 @@ def _check_state(state):
 
 
 def opposing_signals(
-    losses: jax.Array,
+    losses: Data,
     group_size: int,
     *,
     window: int = 10,
@@ -333,7 +337,7 @@ def opposing_signals(
 
 
 @partial(jax.jit, static_argnames=("group_size", "window", "until"))
-def _opposing(losses, group_size, window, until):
+def _opposing(losses: jax.Array, group_size: int, window: int, until: str) -> Opposing:
     unit = power_of_two(losses)
     losses = losses / unit
     change = jnp.diff(losses, axis=0)
@@ -361,7 +365,9 @@ def _opposing(losses, group_size, window, until):
     )
 
 
-def gradient_cosine(loss: Callable[..., jax.Array], params: Any, one: Any, other: Any) -> jax.Array:
+def gradient_cosine(
+    loss: Callable[..., jax.Array], params: PyTree, one: Any, other: Any
+) -> jax.Array:
     """Cosine of the gradients on two groups of examples; near -1 for opposing signals.
 
     Args:
@@ -386,7 +392,7 @@ def gradient_cosine(loss: Callable[..., jax.Array], params: Any, one: Any, other
     return jnp.sum((a / norm(a)) * (b / norm(b)))
 
 
-def _correlation(a, b, use):
+def _correlation(a: jax.Array, b: jax.Array, use: jax.Array) -> jax.Array:
     weight = use.astype(a.dtype) / jnp.sum(use)
     a, b = a - jnp.sum(weight * a), b - jnp.sum(weight * b)
     return jnp.sum(weight * a * b) / jnp.sqrt(jnp.sum(weight * a**2) * jnp.sum(weight * b**2))

@@ -1,4 +1,12 @@
-"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start."""
+"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start.
+
+With singular values s_j, and coordinates v_k of one unit::
+
+    entropy exp(-sum_j p_j log p_j), p_j = s_j / sum s      participation (sum s^2)^2 / sum s^4
+    stable sum s^2 / max s^2                                IPR sum_k (|v_k| / |v|)^(2r)
+
+Source: Roy & Vetterli 2007; Gao et al. 2017; Rudelson & Vershynin 2007; Doshi et al. 2023, arXiv:2310.13061 (IPR).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +19,10 @@ import jax.numpy as jnp
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from ntk import show
+from ntk.types import Data
 
 
+@show.readable
 class Rank(NamedTuple):
     """Three soft ranks of one matrix, all between 1 and min(N, d); from singular values s_j."""
 
@@ -20,9 +30,8 @@ class Rank(NamedTuple):
     participation: jax.Array  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
     stable: jax.Array  # sum s^2 / max s^2
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Change(NamedTuple):
     """How far features are from those of the initial network on the same examples."""
 
@@ -32,10 +41,8 @@ class Change(NamedTuple):
     )
     cosine: Estimate  # mean over examples of cos(h, h_0)
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
+def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
     """Effective ranks of a weight matrix or of features.
 
     Args:
@@ -68,7 +75,7 @@ def effective_rank(matrix: jax.Array, *, centered: bool = False) -> Rank:
     )
 
 
-def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+def inverse_participation_ratio(vectors: Data, *, axis: int = -1, power: int = 2) -> jax.Array:
     """IPR = sum_k (|v_k| / |v|)^(2r): 1 on one coordinate, n^(1-r) spread evenly over n.
 
     Args:
@@ -93,7 +100,7 @@ def inverse_participation_ratio(vectors: jax.Array, *, axis: int = -1, power: in
     return jnp.sum(_ratio(square, jnp.sum(square, axis=axis, keepdims=True)) ** power, axis=axis)
 
 
-def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Array:
+def fourier_ipr(weights: Data, *, axis: int = -1, power: int = 2) -> jax.Array:
     """Inverse participation ratio in the Fourier basis of Z_p: 1 for a neuron tuned to one frequency.
 
     Coefficients of frequencies 0..p/2 of the real transform. For the analytic solution of modular
@@ -119,12 +126,13 @@ def fourier_ipr(weights: jax.Array, *, axis: int = -1, power: int = 2) -> jax.Ar
     return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
 
 
-def _axis(axis, ndim):
+def _axis(axis: int, ndim: int) -> int:
     if ndim == 0:
         raise ValueError("a single number has no coordinates; give an array with an axis of them")
     return checks.integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
+@show.readable
 class Tuning(NamedTuple):
     """The frequency that carries most of each neuron's weights, over n neurons."""
 
@@ -134,10 +142,8 @@ class Tuning(NamedTuple):
     )  # (j, n), in radians: weight vector j is about cos(2 pi frequency x / p + phase)
     share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def fourier_tuning(weights: jax.Array) -> Tuning:
+def fourier_tuning(weights: Data) -> Tuning:
     """Frequency and phases of neurons on Z_p, to compare with the analytic solution of modular addition.
 
     There the three weight vectors of a neuron (both inputs, readout) have one frequency, and phases s, t and s + t.
@@ -169,9 +175,7 @@ def fourier_tuning(weights: jax.Array) -> Tuning:
     return Tuning(best + 1, phase[..., 0], jnp.max(share, axis=-1))
 
 
-def pruning_mask(
-    scores: jax.Array, share: jax.Array | float, *, highest: bool = False
-) -> jax.Array:
+def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = False) -> jax.Array:
     """Which neurons stay when a share of them is removed in the order of their scores.
 
     Args:
@@ -197,7 +201,7 @@ def pruning_mask(
 
 
 def pruned_outputs(
-    hidden: jax.Array, readout: jax.Array, scores: jax.Array, groups: int, *, highest: bool = False
+    hidden: Data, readout: Data, scores: Data, groups: int, *, highest: bool = False
 ) -> jax.Array:
     """Outputs hidden @ readout as more and more neurons are pruned, at the cost of one forward pass.
 
@@ -234,7 +238,7 @@ def pruned_outputs(
     return jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, axis=0)])[::-1]
 
 
-def feature_change(features: jax.Array, initial: jax.Array) -> Change:
+def feature_change(features: Data, initial: Data) -> Change:
     """Change of features since initialisation, with standard errors over examples.
 
     Args:
@@ -267,7 +271,7 @@ def feature_change(features: jax.Array, initial: jax.Array) -> Change:
 
 
 def feature_change_by_layer(
-    features: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]
+    features: Mapping[str, Data], initial: Mapping[str, Data]
 ) -> dict[str, Change]:
     """`feature_change` of every entry of two dicts, as a model's features=True returns.
 
@@ -290,7 +294,7 @@ def feature_change_by_layer(
     return {name: feature_change(features[name], initial[name]) for name in features}
 
 
-def _ratio(numerator, denominator):
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """0 where the denominator is 0, without a NaN on the way; what is NaN stays so."""
     empty = denominator == 0
     return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))

@@ -6,19 +6,29 @@ mode. Cross-entropy does not: `cross_entropy_loss` is exact for given logits (th
 into M+1 factors is known), so that any frame of logits can be compared with the simplex.
 
 Everything here is host-side float64 of K numbers; hand the Gram matrices to `metrics.geometry.gram_error`.
+
+Mode k of the mean squared error, n_k of the N examples, has the strength z = x^M / (1 + x^M) with::
+
+    x = argmin 1/(x^M + 1) + beta_k x,    beta_k = M N kappa / n_k,    kappa = (N lambda_H lambda_1 ... lambda_M)^(1/M)
+
+Source: Dang et al. 2023, neural collapse in deep linear networks, theorems 3.1 and 4.1; Garrod & Keating 2024,
+arXiv:2410.23169, for the claim on cross-entropy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metrics import checks
 from ntk import show
+from ntk.types import Rows
 
 
+@show.readable
 class Thresholds(NamedTuple):
     """Values of beta_k = M N kappa / n_k at which the mode of a class disappears."""
 
@@ -26,9 +36,8 @@ class Thresholds(NamedTuple):
     spinodal: float  # above it no other local minimum is left
     jump: float  # z of the mode at beta*: it falls from here to 0 (first order unless M = 1)
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class LinearOptimum(NamedTuple):
     """Global optimum for mean squared error; classes in the order given. Features collapse: NC1 = 0."""
 
@@ -45,9 +54,8 @@ class LinearOptimum(NamedTuple):
         bool  # False where classes of equal size tie for the last dimension, or at the threshold
     )
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class CrossEntropyOptimum(NamedTuple):
     """Best scale of a given frame of logits for cross-entropy, balanced classes."""
 
@@ -57,8 +65,6 @@ class CrossEntropyOptimum(NamedTuple):
     singular_values: np.ndarray  # (K,) of the logits
     weight_gram: np.ndarray  # (K, K) W W^T
     mean_gram: np.ndarray  # (K, K) of the class means of H
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def thresholds(depth: int) -> Thresholds:
@@ -83,7 +89,7 @@ def thresholds(depth: int) -> Thresholds:
     return Thresholds((depth - 1) ** power / depth, depth * q**power / (1 + q) ** 2, power)
 
 
-def mode(beta, depth: int, *, branch: str = "global") -> np.ndarray:
+def mode(beta: ArrayLike, depth: int, *, branch: str = "global") -> np.ndarray:
     """Strength x of a mode: the minimiser of 1/(x^M + 1) + beta x over x >= 0.
 
     Args:
@@ -299,7 +305,7 @@ def cross_entropy_optimum(
     arguments = (samples_per_class, weight_decays, feature_decay)
     zero = cross_entropy_loss(0 * pattern, *arguments)
 
-    def loss(scale):
+    def loss(scale: float) -> float:
         return cross_entropy_loss(scale * pattern, *arguments)
 
     grid = np.geomspace(1e-3, 1e3, 121) / np.abs(pattern).max()
@@ -327,17 +333,17 @@ def cross_entropy_optimum(
     )
 
 
-def _entropy(logits):
+def _entropy(logits: np.ndarray) -> float:
     shifted = logits - logits.max(0)
     return np.mean(np.log(np.exp(shifted).sum(0)) - np.diagonal(shifted))
 
 
-def _significant(values):
+def _significant(values: np.ndarray) -> np.ndarray:
     """Singular values without rounding noise, which a power below one would make large."""
     return np.where(values > 1e-12 * max(values.max(), 1e-300), values, 0)
 
 
-def _golden(function, low, high):
+def _golden(function: Callable[[float], float], low: float, high: float) -> float:
     """Minimum of a function with one minimum between low and high, by golden-section search."""
     ratio = (np.sqrt(5) - 1) / 2
     a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -354,14 +360,16 @@ def _golden(function, low, high):
     return (low + high) / 2
 
 
-def _check_depth(depth):
+def _check_depth(depth: int) -> None:
     if checks.integer("depth", depth) < 1:
         raise ValueError(
             f"depth is {depth}; it must be at least 1 (weight layers above the features)"
         )
 
 
-def _check_problem(class_sizes, weight_decays, feature_decay):
+def _check_problem(
+    class_sizes: Rows, weight_decays: Rows, feature_decay: float
+) -> tuple[np.ndarray, np.ndarray]:
     n, decays = (
         checks.doubles("class_sizes", class_sizes),
         checks.doubles("weight_decays", weight_decays),

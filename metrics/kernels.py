@@ -1,20 +1,29 @@
-"""Kernels along training: alignment, CKA, distance and velocity, laziness, power in a spectrum."""
+"""Kernels along training: alignment, CKA, distance and velocity, laziness, power in a spectrum.
+
+    alignment <K, L> / (|K| |L|),    distance 1 - alignment,    CKA HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
+    HSIC(K, L) = [tr KL + 1'K1 1'L1 / ((N-1)(N-2)) - 2 1'KL1 / (N-2)] / (N (N-3)),    diagonals set to zero
+
+Source: Cristianini et al. 2001; Song et al. 2012, equation 5; Nguyen, Raghu & Kornblith 2021; Fort et al. 2020.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import Data, PyTree
 
 
+@show.readable
 class Movement(NamedTuple):
     """How far parameters are from where they started."""
 
@@ -22,9 +31,8 @@ class Movement(NamedTuple):
     relative: jax.Array  # |theta - theta_0| / |theta_0|
     per_leaf: Any  # relative movement of every leaf, a pytree like params
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Spectrum(NamedTuple):
     """Eigenvalues of a kernel, and how the target's power is spread over its eigenvectors."""
 
@@ -32,10 +40,8 @@ class Spectrum(NamedTuple):
     power: jax.Array  # (N,) share of |y|^2 along each eigenvector
     cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def center(kernel: jax.Array) -> jax.Array:
+def center(kernel: Data) -> jax.Array:
     """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
     kernel = _square("kernel", kernel)
     return (
@@ -46,7 +52,7 @@ def center(kernel: jax.Array) -> jax.Array:
     )
 
 
-def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     """Kernel alignment <K, L> / (|K| |L|), 1 for proportional kernels.
 
     With the initial network's kernel it says how lazy training was; centred it is linear CKA, biased
@@ -75,7 +81,7 @@ def alignment(one: jax.Array, other: jax.Array, *, centered: bool = False) -> ja
     return jnp.sum(one * other) / (norm(one) * norm(other))
 
 
-def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = True) -> jax.Array:
+def target_alignment(kernel: Data, targets: Data, *, centered: bool = True) -> jax.Array:
     """Alignment of a kernel with the targets' own, <K, Y Y^T> / (|K| |Y Y^T|).
 
     Args:
@@ -98,18 +104,18 @@ def target_alignment(kernel: jax.Array, targets: jax.Array, *, centered: bool = 
     return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(matmul(y.T, y)))
 
 
-def distance(one: jax.Array, other: jax.Array, *, centered: bool = False) -> jax.Array:
+def distance(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     """Kernel distance 1 - alignment: 0 when the kernel only grew (Fort et al. 2020)."""
     return 1 - alignment(one, other, centered=centered)
 
 
-def velocity(before: jax.Array, after: jax.Array, elapsed, *, centered: bool = False) -> jax.Array:
+def velocity(before: Data, after: Data, elapsed: ArrayLike, *, centered: bool = False) -> jax.Array:
     """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate), positive."""
     elapsed = checks.positive("elapsed", elapsed)
     return distance(before, after, centered=centered) / elapsed
 
 
-def relative_change(kernel: jax.Array, initial: jax.Array) -> jax.Array:
+def relative_change(kernel: Data, initial: Data) -> jax.Array:
     """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`.
 
     Args:
@@ -128,7 +134,7 @@ def relative_change(kernel: jax.Array, initial: jax.Array) -> jax.Array:
     return norm(kernel - initial) / norm(initial)
 
 
-def weight_movement(params: Any, initial: Any) -> Movement:
+def weight_movement(params: PyTree, initial: PyTree) -> Movement:
     """Distance of parameters from initialisation, in all and per leaf.
 
     Args:
@@ -145,7 +151,7 @@ def weight_movement(params: Any, initial: Any) -> Movement:
     params, initial = _params("params", params), _params("initial", initial)
     checks.same_trees(params=params, initial=initial)
 
-    def relative(size, start):
+    def relative(size: jax.Array, start: jax.Array) -> jax.Array:
         return jnp.where(size == 0, 0, size / start)
 
     moved = jax.tree.map(lambda new, old: norm(new - old), params, initial)
@@ -155,7 +161,7 @@ def weight_movement(params: Any, initial: Any) -> Movement:
     return Movement(total, relative(total, before), jax.tree.map(relative, moved, start))
 
 
-def _params(name, tree):
+def _params(name: str, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: checks.real(
             f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}", leaf
@@ -164,9 +170,7 @@ def _params(name, tree):
     )
 
 
-def representation_alignment(
-    features: jax.Array, initial: jax.Array, *, centered: bool = False
-) -> jax.Array:
+def representation_alignment(features: Data, initial: Data, *, centered: bool = False) -> jax.Array:
     """<HH^T, H_0 H_0^T> / (|HH^T| |H_0 H_0^T|) of the same examples' features; 1 for a lazy network.
 
     Costs O(N d min(N, d)): the smaller of Gram and covariance matrices is formed.
@@ -192,14 +196,14 @@ def representation_alignment(
     return jnp.sum(matmul(x.T, y) ** 2) / norms
 
 
-def cka(features: jax.Array, other: jax.Array) -> Estimate:
+def cka(features: Data, other: Data) -> Estimate:
     """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
     x, y = _features(features, other)
     x, y = x / power_of_two(x), y / power_of_two(y)
     return cka_kernels(matmul(x, x.T), matmul(y, y.T))
 
 
-def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
+def cka_kernels(one: Data, other: Data) -> Estimate:
     """Debiased CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), HSIC_1 without bias.
 
     The biased ratio tends to 1 for unrelated features once d is of the order of N; this one to 0, and it
@@ -228,7 +232,7 @@ def cka_kernels(one: jax.Array, other: jax.Array) -> Estimate:
     return Estimate(value, _jackknife_error(left_out))
 
 
-def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -> Estimate:
+def cka_by_layer(one: Mapping[str, Data], other: Mapping[str, Data]) -> Estimate:
     """Debiased linear CKA of every layer of one network with every layer of another.
 
     Args:
@@ -247,7 +251,7 @@ def cka_by_layer(one: Mapping[str, jax.Array], other: Mapping[str, jax.Array]) -
     return jax.tree.map(lambda *parts: jnp.stack(parts).reshape(len(one), len(other)), *cells)
 
 
-def hsic(one: jax.Array, other: jax.Array) -> Estimate:
+def hsic(one: Data, other: Data) -> Estimate:
     """Unbiased Hilbert-Schmidt independence criterion HSIC_1, with its jackknife error.
 
     Args:
@@ -270,7 +274,7 @@ def hsic(one: jax.Array, other: jax.Array) -> Estimate:
     )
 
 
-def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Estimate:
+def cka_minibatch(joint: Data, first: Data, second: Data) -> Estimate:
     """CKA of a whole data set from the HSIC_1 of B minibatches: ratio of their means.
 
     Args:
@@ -293,16 +297,14 @@ def cka_minibatch(joint: jax.Array, first: jax.Array, second: jax.Array) -> Esti
             f"shapes are {joint.shape}, {first.shape}, {second.shape}; they must be one (B,), B >= 2"
         )
 
-    def ratio(reduce):
+    def ratio(reduce: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return reduce(joint) / (jnp.sqrt(reduce(first)) * jnp.sqrt(reduce(second)))
 
     left_out = ratio(lambda h: (jnp.sum(h) - h) / (h.size - 1))
     return Estimate(ratio(jnp.mean), _jackknife_error(left_out))
 
 
-def task_model_alignment(
-    kernel: jax.Array, targets: jax.Array, *, centered: bool = False
-) -> Spectrum:
+def task_model_alignment(kernel: Data, targets: Data, *, centered: bool = False) -> Spectrum:
     """Cumulative power of the targets in a kernel's spectrum, C(rho).
 
     The faster C rises to 1, the fewer examples kernel regression needs. Eigenvectors of the kernel
@@ -334,7 +336,7 @@ def task_model_alignment(
     return Spectrum(values[::-1] / kernel.shape[0], power, jnp.cumsum(power))
 
 
-def _hsic_jackknife(k, l):
+def _hsic_jackknife(k: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
     """HSIC_1, and its N values with one example left out, from sums that are formed once."""
     k, l = (a * (1 - jnp.eye(a.shape[0], dtype=a.dtype)) for a in (k, l))
     rows_k, rows_l, rows_kl = jnp.sum(k, 1), jnp.sum(l, 1), jnp.sum(k * l, 1)
@@ -345,15 +347,17 @@ def _hsic_jackknife(k, l):
     return _hsic_1(count, *sums), _hsic_1(count - 1, *(s - part for s, part in zip(sums, left)))
 
 
-def _hsic_1(n, trace, sum_k, sum_l, inner):
+def _hsic_1(
+    n: int, trace: jax.Array, sum_k: jax.Array, sum_l: jax.Array, inner: jax.Array
+) -> jax.Array:
     return (trace + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * inner) / (n * (n - 3))
 
 
-def _jackknife_error(left_out):
+def _jackknife_error(left_out: jax.Array) -> jax.Array:
     return jnp.sqrt((left_out.size - 1) * jnp.var(left_out))
 
 
-def _columns(kernel, targets):
+def _columns(kernel: Data, targets: Data) -> jax.Array:
     y = checks.real("targets", targets)
     if y.ndim not in (1, 2) or y.shape[0] != kernel.shape[0]:
         raise ValueError(
@@ -363,7 +367,7 @@ def _columns(kernel, targets):
     return y[:, None] if y.ndim == 1 else y
 
 
-def _features(one, other):
+def _features(one: Data, other: Data) -> tuple[jax.Array, jax.Array]:
     one, other = (
         checks.real(name, x, "N", "d", "...") for name, x in (("features", one), ("other", other))
     )
@@ -374,7 +378,7 @@ def _features(one, other):
     return one.reshape(one.shape[0], -1), other.reshape(other.shape[0], -1)
 
 
-def _pair(one, other, least):
+def _pair(one: Data, other: Data, least: int) -> tuple[jax.Array, jax.Array]:
     one, other = _square("one", one), _square("other", other)
     if one.shape != other.shape or one.shape[0] < least:
         raise ValueError(
@@ -384,7 +388,7 @@ def _pair(one, other, least):
     return one, other
 
 
-def _square(name, kernel):
+def _square(name: str, kernel: Data) -> jax.Array:
     kernel = checks.real(name, kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
@@ -394,7 +398,7 @@ def _square(name, kernel):
     return kernel
 
 
-def _check_symmetric(kernel):
+def _check_symmetric(kernel: jax.Array) -> None:
     """A solver for symmetric matrices reads half of another one, and its answer looks right."""
     values = concrete(kernel)
     if values is not None and np.abs(values - values.T).max() > 1e-3 * np.abs(values).max():

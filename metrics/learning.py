@@ -2,6 +2,8 @@
 
 Any kernel matrix serves: of an infinitely wide network, of one network before or after training, of an ensemble. Its
 eigenvalues and the targets' power in them are put into the risk of `ntk.regression.risk`.
+
+Source: Simon et al. 2023, arXiv:2110.03922; Golub, Heath & Wahba 1979; Levina & Bickel 2004.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
 from ntk.regression import risk
 from ntk.regression.risk import Risk
+from ntk.types import Data, PRNGKey, Rows
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -36,8 +39,8 @@ class SpectrumLaws(NamedTuple):
 
 
 def learning_curve(
-    kernel: jax.Array,
-    targets: jax.Array,
+    kernel: Data,
+    targets: Data,
     samples: ArrayLike,
     *,
     ridge: ArrayLike = 0.0,
@@ -81,7 +84,7 @@ def learning_curve(
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 
-def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: ArrayLike) -> Estimate:
+def estimated_risk(kernel: Data, targets: Data, ridge: float | Rows) -> Estimate:
     """Test error of kernel ridge regression from its training set alone: generalised cross-validation.
 
     R_train / ((delta / n) tr (K + delta)^-1)^2: in `ntk.regression.risk` the training error is (d / n)^2 times the test
@@ -111,12 +114,14 @@ def estimated_risk(kernel: jax.Array, targets: jax.Array, ridge: ArrayLike) -> E
     inverse = 1 / (np.where(values > floor, values, 0) + delta[..., None])
     residuals = np.einsum("nm,...m,mk->...nk", vectors, inverse, vectors.T @ y)
     squares = (residuals**2).sum(axis=-1) / inverse.mean(axis=-1)[..., None] ** 2
-    error = squares.std(axis=-1, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.nan
+    error = np.asarray(np.nan)
+    if len(values) > 1:
+        error = squares.std(axis=-1, ddof=1) / math.sqrt(len(values))
     return Estimate(squares.mean(axis=-1), error)
 
 
 def fit_spectrum(
-    kernel: jax.Array, targets: jax.Array, key: jax.Array, *, ranks: tuple[int, int] | None = None
+    kernel: Data, targets: Data, key: PRNGKey, *, ranks: tuple[int, int] | None = None
 ) -> SpectrumLaws:
     """Exponents of a kernel's eigenvalues and of the target's power in them, on real data.
 
@@ -194,7 +199,7 @@ def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
     return Estimate(1 / mean, error / mean**2)
 
 
-def _spectrum(kernel, targets) -> tuple[np.ndarray, np.ndarray, int]:
+def _spectrum(kernel: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     """Eigenvalues of K / N, descending; mean square of the targets along each mode; outputs. Double precision."""
     given, y = checks.doubles("kernel", kernel), checks.doubles("targets", targets)
     with jax.enable_x64(True):
@@ -204,7 +209,9 @@ def _spectrum(kernel, targets) -> tuple[np.ndarray, np.ndarray, int]:
     return _positive(values, kernel), share * size, y.size // len(y)
 
 
-def _decomposed(kernel, targets):
+def _decomposed(
+    kernel: ArrayLike, targets: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Eigenvalues of K, eigenvectors, targets (n, K), and the size of rounding."""
     given = checks.doubles("kernel", kernel)
     y = checks.doubles("targets", targets)
@@ -220,13 +227,13 @@ def _decomposed(kernel, targets):
     return values, vectors, y.reshape(len(y), -1), _floor(values, kernel)
 
 
-def _floor(values: np.ndarray, kernel) -> float:
+def _floor(values: np.ndarray, kernel: ArrayLike) -> float:
     dtype = getattr(kernel, "dtype", np.dtype(float))
     eps = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else np.finfo(float).eps
-    return _ROUNDING * float(eps) * abs(values).max()
+    return _ROUNDING * float(eps) * float(abs(values).max())
 
 
-def _positive(values: np.ndarray, kernel) -> np.ndarray:
+def _positive(values: np.ndarray, kernel: ArrayLike) -> np.ndarray:
     """The eigenvalues, with zero for rounding."""
     floor = _floor(values, kernel)
     if values.min() < -100 * floor:

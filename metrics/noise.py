@@ -1,8 +1,22 @@
-"""What the sampling of examples does: gradient noise scale, and the sharpness of mini-batches."""
+"""What the sampling of examples does: gradient noise scale, and the sharpness of mini-batches.
+
+With the gradient g_i of each of N examples, their mean g and covariance Sigma::
+
+    noise scale  tr Sigma / |G|^2,    tr Sigma = (sum_i |g_i|^2 - N |g|^2) / (N - 1),    |G|^2 = |g|^2 - tr Sigma / N
+
+and of a batch of B the largest eigenvalue of the Hessian is, to second order in H_B - H,
+
+    E lambda = lambda_1 + S2 / b,    S2 = mean_i w_i^T (lambda_1 - H)^-1 w_i,    w_i = (1 - u u^T) H_i u
+
+with 1/b = (N - B) / (B (N - 1)), u the eigenvector of lambda_1, and H_i the Hessian of one example.
+
+Source: McCandlish et al. (2018), arXiv:1812.06162; the second order is perturbation theory, derived here.
+"""
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,13 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import PRNGKey, PyTree
 
 
+@show.readable
 class NoiseScale(NamedTuple):
     """Gradient noise scale, in examples, with its jackknife standard error."""
 
@@ -27,11 +44,9 @@ class NoiseScale(NamedTuple):
     noise: jax.Array
     signal: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def gradient_noise_scale(
-    losses: Callable, params: Any, batch: Any, *, chunk: int = 64
+    losses: Callable, params: PyTree, batch: PyTree, *, chunk: int = 64
 ) -> NoiseScale:
     """The batch size below which gradient noise dominates: tr(Sigma) / |G|^2, both unbiased.
 
@@ -67,13 +82,13 @@ def gradient_noise_scale(
 
 
 @functools.partial(jax.jit, static_argnames=("losses", "chunk"))
-def _noise_scale(losses, params, batch, chunk):
+def _noise_scale(losses: operators.Loss, params: PyTree, batch: PyTree, chunk: int) -> NoiseScale:
     n = jax.tree.leaves(batch)[0].shape[0]
     gradient = ravel_pytree(jax.grad(lambda p: losses(p, batch).mean())(params))[0]
     length = norm(gradient)
     direction = gradient / jnp.where(length > 0, length, 1)
 
-    def one(example):
+    def one(example: PyTree) -> tuple[jax.Array, jax.Array]:
         lone = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
         g = ravel_pytree(jax.grad(lambda p: losses(p, lone)[0])(params))[0]
         return norm(g), matmul(g, direction)
@@ -85,7 +100,7 @@ def _noise_scale(losses, params, batch, chunk):
     squares, along, mean = sizes**2, along * length, length**2
     total = squares.sum()
 
-    def scale(total, mean, n):
+    def scale(total: jax.Array, mean: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         noise = (total - n * mean) / (n - 1)
         signal = mean - noise / n
         unseen = signal <= 0  # not so for NaN, which stays
@@ -103,6 +118,7 @@ def _noise_scale(losses, params, batch, chunk):
     return NoiseScale(value, error, noise * square, signal * square)
 
 
+@show.readable
 class BatchSharpness(NamedTuple):
     """Predicted mean sharpness of mini-batches: top + excess / b."""
 
@@ -111,14 +127,12 @@ class BatchSharpness(NamedTuple):
     value: jax.Array  # (len(batch_sizes),)
     error: jax.Array  # (len(batch_sizes),)
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def batch_sharpness_prediction(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_sizes: Sequence[int],
     *,
     num_probes: int = 8,
@@ -175,7 +189,7 @@ def batch_sharpness_prediction(
         rows.append(length * (length * _resolvent(space, top)))
     excess = mean_estimate(jnp.stack(rows))
     inverse = inverse_batch(batch_sizes, count)
-    return BatchSharpness(top, excess, top + excess.value * inverse, excess.error * inverse)
+    return BatchSharpness(top, excess, top + excess.value * inverse, inverse * excess.error)
 
 
 def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
@@ -206,9 +220,9 @@ def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
 
 def batch_sharpness(
     losses: Callable,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     batch_size: int,
     *,
     num_batches: int = 30,
@@ -254,7 +268,7 @@ def batch_sharpness(
     return mean_estimate(jnp.stack(values))
 
 
-def iid_batch_sharpness(top, noise, inverse):
+def iid_batch_sharpness(top: ArrayLike, noise: ArrayLike, inverse: ArrayLike) -> jax.Array:
     """The published law for independent Gaussian Hessian noise of variance s^2 per entry and example.
 
     lambda + (P s^2 / b) / lambda above the transition lambda = sqrt(P s^2 / b), else twice that root.
@@ -282,7 +296,7 @@ def iid_batch_sharpness(top, noise, inverse):
 
 
 def hessian_noise(
-    losses: Callable, params: Any, batch: Any, key: jax.Array, *, num_probes: int = 8
+    losses: Callable, params: PyTree, batch: PyTree, key: PRNGKey, *, num_probes: int = 8
 ) -> Estimate:
     """P s^2 = mean_i |H_i - H|_F^2 / P, the noise level of `iid_batch_sharpness`, P parameters.
 
@@ -326,21 +340,21 @@ def hessian_noise(
 
 
 @functools.lru_cache(maxsize=64)
-def _mean_of(losses):
+def _mean_of(losses: operators.Loss) -> operators.Loss:
     return lambda params, batch: losses(params, batch).mean()
 
 
 @functools.lru_cache(maxsize=64)
-def weighted_loss(losses):
+def weighted_loss(losses: operators.Loss) -> operators.Loss:
     """The loss (params, (batch, weights)): the weighted sum over examples."""
     return lambda params, data: jnp.vdot(data[1].astype(float), losses(params, data[0]))
 
 
 @functools.lru_cache(maxsize=64)
-def _deflated(product):
+def _deflated(product: operators.Product) -> operators.Product:
     """The product on the orthogonal complement of a unit vector u that travels with the batch."""
 
-    def deflated(params, batch_and_u, vector):
+    def deflated(params: PyTree, batch_and_u: tuple[PyTree, PyTree], vector: PyTree) -> PyTree:
         batch, u = batch_and_u
         return _without(u, product(params, batch, _without(u, vector)))
 
@@ -348,21 +362,25 @@ def _deflated(product):
 
 
 @functools.partial(jax.jit, static_argnames="weighted")
-def _pushed(weighted, params, batch, signs, u):
+def _pushed(
+    weighted: operators.Loss, params: PyTree, batch: PyTree, signs: jax.Array, u: PyTree
+) -> tuple[PyTree, jax.Array]:
     """w = sum_i x_i H_i u off u, and its norm."""
     w = _without(u, operators.hessian(weighted)(params, (batch, signs), u))
     return w, norm(ravel_pytree(w)[0])
 
 
 @jax.jit
-def _resolvent(space, top):
+def _resolvent(space: curvature.Krylov, top: jax.Array) -> jax.Array:
     """e_1^T (top - T)^-1 e_1 of the tridiagonal matrix T."""
     nodes, vectors = curvature.tridiagonal_eigh(space)
     return jnp.sum(vectors[0] ** 2 / (top - nodes))
 
 
 @functools.partial(jax.jit, static_argnames="weighted")
-def _product_length(weighted, params, batch, weights, key):
+def _product_length(
+    weighted: operators.Loss, params: PyTree, batch: PyTree, weights: jax.Array, key: PRNGKey
+) -> jax.Array:
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     z = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
@@ -370,16 +388,19 @@ def _product_length(weighted, params, batch, weights, key):
     return norm(ravel_pytree(w)[0])
 
 
-def _without(u, v):
+def _without(u: PyTree, v: PyTree) -> PyTree:
     along = _dot(u, v)
     return jax.tree.map(lambda a, b: b - along * a, u, v)
 
 
-def _dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
+    products = map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b))
+    return functools.reduce(operator.add, products)
 
 
-def example_count(losses, params, batch, batch_sizes):
+def example_count(
+    losses: operators.Loss, params: PyTree, batch: PyTree, batch_sizes: Sequence[int]
+) -> int:
     """The number of examples, and that every batch size is one of a part of them."""
     checks.function("losses", losses, "params", "batch")
     checks.check_params(params)
@@ -394,7 +415,7 @@ def example_count(losses, params, batch, batch_sizes):
     return count
 
 
-def check_least(name, value):
+def check_least(name: str, value: Any) -> None:
     """Refuses fewer samples than a standard error needs."""
     if checks.integer(name, value) < 2:
         raise ValueError(f"{name} is {value}; it must be at least 2, for a standard error")

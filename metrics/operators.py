@@ -27,6 +27,7 @@ from metrics import checks
 from metrics.batches import accumulated, is_streamed, streamed
 from metrics.programs import remembered
 from ntk.finite.linearize import pushforward
+from ntk.types import Elementwise, PRNGKey, PyTree
 
 __all__ = [
     "LIKELIHOODS",
@@ -68,11 +69,11 @@ def hessian(loss: Loss) -> Product:
     """
     checks.function("loss", loss, "params", "batch")
 
-    def product(params, batch, vector):
+    def product(params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         gradient = jax.grad(loss)
         return jax.jvp(lambda p: gradient(p, batch), (params,), (vector,))[1]
 
-    product.loss = loss  # to say which example is not finite
+    product.__dict__.update(loss=loss)  # to say which example is not finite
     return product
 
 
@@ -98,8 +99,8 @@ def gauss_newton(apply: Callable, criterion: Callable) -> Product:
     """
     _check_model(apply, criterion)
 
-    def product(params, batch, vector):
-        def outputs_of(p):
+    def product(params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
+        def outputs_of(p: PyTree) -> PyTree:
             return apply(p, batch)
 
         outputs, tangent = pushforward(outputs_of, params, vector)
@@ -107,7 +108,7 @@ def gauss_newton(apply: Callable, criterion: Callable) -> Product:
         curved = jax.jvp(lambda f: slope(f, batch), (outputs,), (tangent,))[1]
         return jax.vjp(outputs_of, params)[1](curved)[0]
 
-    product.loss = lambda params, batch: criterion(apply(params, batch), batch)
+    product.__dict__.update(loss=lambda params, batch: criterion(apply(params, batch), batch))
     return product
 
 
@@ -128,10 +129,10 @@ def residual(apply: Callable, criterion: Callable) -> Product:
     """
     _check_model(apply, criterion)
 
-    def product(params, batch, vector):
+    def product(params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         weights = jax.grad(criterion)(apply(params, batch), batch)
 
-        def weighted_gradient(p):
+        def weighted_gradient(p: PyTree) -> PyTree:
             return jax.vjp(lambda q: apply(q, batch), p)[1](weights)[0]
 
         return jax.jvp(weighted_gradient, (params,), (vector,))[1]
@@ -139,13 +140,13 @@ def residual(apply: Callable, criterion: Callable) -> Product:
     return product
 
 
-def _check_model(apply, criterion):
+def _check_model(apply: Callable, criterion: Callable) -> None:
     checks.function("apply", apply, "params", "batch")
     checks.function("criterion", criterion, "outputs", "batch")
 
 
 # Exponential families whose natural parameters are the outputs: log-partition, sampled statistic.
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, tuple[Elementwise, Callable[[PRNGKey, jax.Array], jax.Array]]] = {
     "categorical": (
         lambda f: jax.nn.logsumexp(f, -1),
         lambda key, f: jax.nn.one_hot(jax.random.categorical(key, f), f.shape[-1], dtype=f.dtype),
@@ -202,17 +203,17 @@ def fisher_monte_carlo(apply: Callable, likelihood: str, num_samples: int = 1) -
     log_partition = _mean_log_partition(likelihood)
     sample = LIKELIHOODS[likelihood][1]
 
-    def product(params, batch_and_key, vector):
+    def product(params: PyTree, batch_and_key: tuple[PyTree, PRNGKey], vector: PyTree) -> PyTree:
         batch, key = batch_and_key
 
-        def outputs_of(p):
+        def outputs_of(p: PyTree) -> jax.Array:
             return apply(p, batch)
 
         outputs, tangent = pushforward(outputs_of, params, vector)
         examples = outputs.size // outputs.shape[-1]
         mean = jax.grad(log_partition)(outputs, batch) * examples
 
-        def outer(key):
+        def outer(key: PRNGKey) -> jax.Array:
             error = mean - sample(key, outputs)
             return error * jnp.sum(error * tangent, -1, keepdims=True)
 
@@ -227,7 +228,7 @@ def _mean_log_partition(likelihood: str) -> Callable:
     checks.choice("likelihood", likelihood, sorted(LIKELIHOODS))
     log_partition = LIKELIHOODS[likelihood][0]
 
-    def mean_log_partition(outputs, batch):
+    def mean_log_partition(outputs: jax.Array, batch: PyTree) -> jax.Array:
         if jnp.ndim(outputs) == 0:
             raise ValueError("apply returns a single number; a likelihood needs outputs (..., C)")
         return jnp.mean(log_partition(outputs))
@@ -236,7 +237,7 @@ def _mean_log_partition(likelihood: str) -> Callable:
 
 
 @remembered
-def per_example(loss: Loss) -> Callable:
+def per_example(loss: Loss) -> Loss:
     """The losses of single examples, from a loss that is their mean.
 
     Args:
@@ -252,10 +253,10 @@ def per_example(loss: Loss) -> Callable:
     """
     checks.function("loss", loss, "params", "batch")
 
-    def losses(params, batch):
+    def losses(params: PyTree, batch: PyTree) -> jax.Array:
         checks.examples("batch", batch)
 
-        def one(example):
+        def one(example: PyTree) -> jax.Array:
             return loss(params, jax.tree.map(lambda x: jnp.expand_dims(x, 0), example))
 
         return jax.vmap(one)(batch)
@@ -293,21 +294,23 @@ def gradient_covariance(losses: Callable) -> Product:
     return _second_moment(losses, centred=True)
 
 
-def _second_moment(losses, centred):
+def _second_moment(losses: Callable, centred: bool) -> Product:
     checks.function("losses", losses, "params", "batch")
 
-    def product(params, batch, vector):
+    def product(params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
         checks.check_losses(losses, params, batch)
 
-        def losses_of(p):
+        def losses_of(p: PyTree) -> jax.Array:
             return losses(p, batch)
 
         along = pushforward(losses_of, params, vector)[1]
         along = along - along.mean() if centred else along
         return jax.vjp(losses_of, params)[1](along / along.size)[0]
 
-    product.loss = lambda params, batch: losses(params, batch).mean()
-    product.rank = lambda params, batch: jax.eval_shape(losses, params, batch).size - centred
+    product.__dict__.update(
+        loss=lambda params, batch: losses(params, batch).mean(),
+        rank=lambda params, batch: jax.eval_shape(losses, params, batch).size - centred,
+    )
     return product
 
 
@@ -331,7 +334,9 @@ def scaled(product: Product) -> Product:
     """
     checks.function("product", product, "params", "batch", "vector")
 
-    def scaled_product(params, batch_and_factors, vector):
+    def scaled_product(
+        params: PyTree, batch_and_factors: tuple[PyTree, PyTree], vector: PyTree
+    ) -> PyTree:
         batch, factors = batch_and_factors
         checks.check_scale(factors, params)
         roots = jax.tree.map(

@@ -15,6 +15,7 @@ from metrics import checks
 from ntk import show
 
 
+@show.readable
 class Linear(NamedTuple):
     """Scores ``features @ weights + bias``, of which the largest is predicted.
 
@@ -25,8 +26,6 @@ class Linear(NamedTuple):
 
     weights: np.ndarray
     bias: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def naive_bayes(

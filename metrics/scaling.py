@@ -1,21 +1,28 @@
 """Scaling of a quantity with width: optimum of a learning-rate sweep, and power laws with errors.
 
 Plain numpy in double precision: the inputs are a handful of points from finished runs.
+
+    log2(rate) at the vertex of the parabola through the least loss and its neighbours,    y = C x^p + offset
+
+Source: Hesterberg 2015, arXiv:1411.5279, for the expanded percentiles of the bootstrap.
 """
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from metrics import checks
 from ntk import show
+from ntk.types import PRNGKey
 
 # Exponents searched when there is an offset; steeper laws are not told from a step by few points.
 _LARGEST_EXPONENT = 5.0
 
 
+@show.readable
 class Optimum(NamedTuple):
     """Optimum of a learning-rate sweep.
 
@@ -35,10 +42,8 @@ class Optimum(NamedTuple):
     per_seed: np.ndarray
     edge: str
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def refined_optimum(learning_rates, losses) -> Optimum:
+def refined_optimum(learning_rates: ArrayLike, losses: ArrayLike) -> Optimum:
     """Best learning rate of a sweep, refined by a parabola through the grid minimum.
 
     The parabola passes through log loss at the best rate and its two neighbours, in log2 of the
@@ -72,7 +77,7 @@ def refined_optimum(learning_rates, losses) -> Optimum:
     return Optimum(rate, height, float(error), per_seed, edge)
 
 
-def _check_sweep(rates, losses):
+def _check_sweep(rates: np.ndarray, losses: np.ndarray) -> None:
     sound = (rates > 0) & np.isfinite(rates)
     if rates.ndim != 1 or rates.size < 3 or not sound.all() or not (np.diff(rates) > 0).all():
         raise ValueError(
@@ -90,7 +95,7 @@ def _check_sweep(rates, losses):
         )
 
 
-def _vertex(x, y):
+def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float, str]:
     """Vertex (x, y) of the parabola through the minimum of y, and the edge it lies on."""
     i = int(np.argmin(y))
     if not np.isfinite(y[i]):
@@ -108,6 +113,7 @@ def _vertex(x, y):
     return float(x[i] + shift), float(y[i] + shift * slope / 2), ""
 
 
+@show.readable
 class PowerLaw(NamedTuple):
     """y = prefactor * x**exponent + offset, each with its confidence interval (low, high)."""
 
@@ -118,11 +124,15 @@ class PowerLaw(NamedTuple):
     prefactor_interval: np.ndarray
     offset_interval: np.ndarray
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def fit_power_law(
-    x, y, key: jax.Array, *, offset: bool = False, confidence: float = 0.95, num_samples: int = 1000
+    x: ArrayLike,
+    y: ArrayLike,
+    key: PRNGKey,
+    *,
+    offset: bool = False,
+    confidence: float = 0.95,
+    num_samples: int = 1000,
 ) -> PowerLaw:
     """Power law through positive measurements, with bootstrap intervals.
 
@@ -177,10 +187,11 @@ def fit_power_law(
     samples = fit(x, center + errors.ravel()[draws].mean(axis=1))
     tail = stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, freedom))
     intervals = np.quantile(samples, [tail, 1 - tail], axis=0).T
-    return PowerLaw(*(float(value) for value in estimate), *intervals)
+    exponent, prefactor, level = (float(value) for value in estimate)
+    return PowerLaw(exponent, prefactor, level, *intervals)
 
 
-def _check_points(x, y, minimum):
+def _check_points(x: np.ndarray, y: np.ndarray, minimum: int) -> None:
     if x.ndim != 1 or y.ndim != 2 or y.shape[1] != x.size:
         raise ValueError(
             f"x of shape {x.shape} and y of shape {y.shape} do not match:"
@@ -195,7 +206,7 @@ def _check_points(x, y, minimum):
         )
 
 
-def _fit_line(x, log_y):
+def _fit_line(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """(samples, 3): exponent, prefactor and zero offset, for each row of log_y."""
     log_x = np.log(x)
     centered = log_x - log_x.mean()
@@ -204,7 +215,7 @@ def _fit_line(x, log_y):
     return np.stack([exponent, prefactor, np.zeros_like(exponent)], axis=1)
 
 
-def _fit_with_offset(x, log_y):
+def _fit_with_offset(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     """(samples, 3): exponent, prefactor and offset that minimise the relative squared error."""
     middle = np.exp(np.log(x).mean())
     x = x / middle
@@ -222,7 +233,9 @@ def _fit_with_offset(x, log_y):
     return np.stack([exponent, prefactor * middle**-exponent, offset], axis=1)
 
 
-def _project(x, inverse, exponent):
+def _project(
+    x: np.ndarray, inverse: np.ndarray, exponent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Least squares of (prefactor x^p + offset) / y - 1 at given p: cost, prefactor, offset."""
     # (x^p - 1)/p keeps prefactor and offset apart where x^p is nearly constant.
     p = np.where(abs(exponent) < 1e-6, 1e-6, exponent)[..., None]
@@ -236,12 +249,12 @@ def _project(x, inverse, exponent):
     return (residual**2).sum(-1), prefactor, level - prefactor
 
 
-def _power(x, law):
+def _power(x: np.ndarray, law: np.ndarray) -> np.ndarray:
     exponent, prefactor, offset = law
     return prefactor * x**exponent + offset
 
 
-def _leverage(x, num_params):
+def _leverage(x: np.ndarray, num_params: int) -> np.ndarray:
     """Diagonal of the hat matrix of a line in log x, or of its share for one more parameter."""
     centered = np.log(x) - np.log(x).mean()
     line = 1 / x.size + centered**2 / (centered @ centered)

@@ -4,40 +4,48 @@ Two passes, because one pass, E[h^2] - E[h]^2, cancels in float32 and returns ne
 once the spread is 1e-3 of the scale. Nothing here is d x d: the pseudo-inverse of the between-class
 covariance acts only on the span of the centred class means, and a thin SVD of that K x d matrix
 gives it without squaring its condition number.
+
+    mean <- mean + (mean' - mean) n' / (n + n')  of two batches
+    then the sums of |h - mu|^2 and of (h - mu)^T Sigma_B^+ (h - mu) over the samples of each class
+
+Source: Chan, Golub & LeVeque 1979 for the update; Papyan, Han & Donoho 2020 for what is summed.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import Data
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
 ROWS, NUMBERS = 256, 2**15
 CENTERS = ("classes", "samples")
 
 
+@show.readable
 class ClassMeans(NamedTuple):
     """First pass: samples (K,) and mean feature (K, d) of every class; a class not seen has count 0."""
 
-    count: jax.Array
+    # A field hides the method of tuples that has its name; that is meant here and below.
+    count: jax.Array  # type: ignore[assignment]
     mean: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Centers(NamedTuple):
     """Geometry of the class means that the second pass measures against."""
 
-    count: jax.Array  # (K,)
+    count: jax.Array  # type: ignore[assignment]  # (K,)
     mean: jax.Array  # (K, d)
     global_mean: jax.Array  # (d,)
     basis: jax.Array  # (d, r): orthonormal directions of the centred means, r = min(d, K)
@@ -48,13 +56,12 @@ class Centers(NamedTuple):
         jax.Array
     )  # a power of two near the largest coordinate; inverse and WithinClass are in units of it
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     distance: jax.Array  # of |h - mu|^2, in units of `Centers.unit`
     distance_squared: jax.Array
     whitened: jax.Array  # of |Sigma_B^{+1/2} (h - mu)|^2 / K
@@ -62,10 +69,8 @@ class WithinClass(NamedTuple):
     nearest_is_label: jax.Array
     nearest_is_prediction: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
-def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
+def class_means(features: Data, labels: Data, num_classes: int) -> ClassMeans:
     """First pass over one batch: count and mean of every class (a class may be missing).
 
     Args:
@@ -87,7 +92,7 @@ def class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> Cla
 
 
 @partial(jax.jit, static_argnames=("num_classes",))
-def _class_means(h, labels, num_classes):
+def _class_means(h: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
     y = _valid(labels, num_classes)
     count = jnp.bincount(y, length=num_classes + 1)[:num_classes].astype(h.dtype)
     return ClassMeans(count, _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None])
@@ -106,7 +111,7 @@ def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
 
 
 @jax.jit
-def _merge_means(one, other):
+def _merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     count = one.count + other.count
     share = other.count / jnp.maximum(count, 1)
     return ClassMeans(count, one.mean + (other.mean - one.mean) * share[:, None])
@@ -137,7 +142,7 @@ def class_centers(
 
 
 @partial(jax.jit, static_argnames=("center", "rtol"))
-def _class_centers(means, center, rtol):
+def _class_centers(means: ClassMeans, center: str, rtol: float | None) -> Centers:
     mean = jnp.where(means.count[:, None] > 0, means.mean, jnp.nan)
     num_classes = mean.shape[0]
     share = means.count / jnp.sum(means.count) if center == "samples" else 1 / num_classes
@@ -164,12 +169,12 @@ def _class_centers(means, center, rtol):
 
 def within_class(
     centers: Centers,
-    features: jax.Array,
-    labels: jax.Array,
+    features: Data,
+    labels: Data,
     *,
-    weights: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    predictions: jax.Array | None = None,
+    weights: Data | None = None,
+    bias: Data | None = None,
+    predictions: Data | None = None,
 ) -> WithinClass:
     """Second pass over one batch: what is left around the class means.
 
@@ -198,7 +203,14 @@ def within_class(
 
 
 @jax.jit
-def _within_class(centers, h, labels, weights, bias, predictions):
+def _within_class(
+    centers: Centers,
+    h: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
+    predictions: jax.Array | None,
+) -> WithinClass:
     num_classes = centers.count.size
     y = _valid(labels, num_classes)
     rows = None if weights is None else weights.astype(h.dtype)
@@ -210,18 +222,18 @@ def _within_class(centers, h, labels, weights, bias, predictions):
     return WithinClass(*_class_sums(columns.T, y, num_classes).T)
 
 
-def feature_rows(features: jax.Array) -> jax.Array:
+def feature_rows(features: Data) -> jax.Array:
     """Features as a matrix (N, d), in float32 at least."""
     h = checks.real("features", features, "N", "d", "...")
     return h.reshape(h.shape[0], -1)
 
 
-def _valid(labels, num_classes):
+def _valid(labels: jax.Array, num_classes: int) -> jax.Array:
     """Labels with everything outside 0..K-1 sent to K, a bin that is dropped."""
     return jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
 
 
-def _class_sums(values, y, num_classes):
+def _class_sums(values: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
     """Sums over the rows of each class (K, m); rows of class K are dropped, whatever they hold."""
     return jax.lax.platform_dependent(
         values,
@@ -231,13 +243,13 @@ def _class_sums(values, y, num_classes):
     )
 
 
-def _sums_one_hot(values, y, num_classes):
+def _sums_one_hot(values: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
     members = (jnp.arange(num_classes)[:, None] == y[None, :]).astype(values.dtype)
     values = jnp.where((y < num_classes)[:, None], values, 0)  # 0 times NaN is NaN
     return matmul(members, values)
 
 
-def _sums_scattered(values, y, num_classes):
+def _sums_scattered(values: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
     """Scatter-add reads the values once: on a CPU two to seven times faster than a product.
 
     Several partial sums per class keep the rounding error of a long float32 sum small.
@@ -249,7 +261,14 @@ def _sums_scattered(values, y, num_classes):
     return jnp.sum(sums.reshape(parts, num_classes + 1, -1), axis=0)[:num_classes]
 
 
-def _residuals(centers, rows, offset, h, y, guess):
+def _residuals(
+    centers: Centers,
+    rows: jax.Array | None,
+    offset: jax.Array,
+    h: jax.Array,
+    y: jax.Array,
+    guess: jax.Array,
+) -> jax.Array:
     """The columns of WithinClass for every sample (7, N).
 
     Samples run along the last axis and sums are products with a vector: both let a CPU vectorise
@@ -281,18 +300,25 @@ def _residuals(centers, rows, offset, h, y, guess):
     return jnp.stack([ones, distance, distance**2, whitened, whitened**2, *hits])
 
 
-def _agreement(one, other, dtype):
+def _agreement(one: jax.Array, other: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """Probability that two choices are the same class, each made at random among its ties."""
     counts = jnp.sum(one, axis=0) * jnp.sum(other, axis=0)
     return (jnp.sum(one & other, axis=0) / jnp.maximum(counts, 1)).astype(dtype)
 
 
-def _residuals_blocked(centers, rows, offset, h, y, guess):
+def _residuals_blocked(
+    centers: Centers,
+    rows: jax.Array | None,
+    offset: jax.Array,
+    h: jax.Array,
+    y: jax.Array,
+    guess: jax.Array,
+) -> jax.Array:
     """The same block by block, so that what lies between stays in a CPU's cache."""
     count, dim = h.shape
     block = min(ROWS, max(NUMBERS // dim, 32), count)
 
-    def step(i, out):
+    def step(i: jax.Array, out: jax.Array) -> jax.Array:
         start = jnp.minimum(i * block, count - block)
         part = [jax.lax.dynamic_slice_in_dim(a, start, block) for a in (h, y, guess)]
         new = _residuals(centers, rows, offset, *part)
@@ -301,12 +327,12 @@ def _residuals_blocked(centers, rows, offset, h, y, guess):
     return jax.lax.fori_loop(0, -(-count // block), step, jnp.zeros((7, count), h.dtype))
 
 
-def check_center(center: str):
+def check_center(center: str) -> None:
     """Refuses an unknown convention of the global mean."""
     checks.choice("center", center, CENTERS)
 
 
-def check_tolerance(rtol: float | None):
+def check_tolerance(rtol: float | None) -> None:
     """Refuses a tolerance of singular values that is no number below 1."""
     if rtol is not None:
         checks.within("rtol", rtol, lambda r: (r >= 0) & (r < 1), "in [0, 1)")
@@ -314,7 +340,14 @@ def check_tolerance(rtol: float | None):
             raise TypeError(f"rtol is of type {type(rtol).__name__}; it must be a Python number")
 
 
-def check_readout(num_classes: int, dim: int, rows: int, weights, bias, predictions):
+def check_readout(
+    num_classes: int,
+    dim: int,
+    rows: int,
+    weights: Data | None,
+    bias: Data | None,
+    predictions: Data | None,
+) -> None:
     """Refuses a classifier or predictions that do not fit the features."""
     if predictions is not None:
         if weights is not None:
@@ -333,13 +366,13 @@ def check_readout(num_classes: int, dim: int, rows: int, weights, bias, predicti
             raise ValueError(f"bias must be ({num_classes},) and come with weights")
 
 
-def _check_kind(kind, **values):
+def _check_kind(kind: type, **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, kind):
             raise TypeError(f"{name} is of type {type(value).__name__}; it must be {kind.__name__}")
 
 
-def check_counts(count):
+def check_counts(count: Any) -> None:
     """Refuses classes without samples, by name, where the counts can be looked at."""
     values = concrete(count)
     if values is not None and not values.all():

@@ -3,11 +3,18 @@
 Stochastic estimates take probes: random vectors, one matrix-vector product or one Lanczos run
 each. matfree (PyPI) has more of these for plain matrices (XTrace, XNysTrace, XDiag, Chebyshev
 and differentiable functions of matrices); use it where the matrix is a closure and fits a notebook.
+
+    tr A = E z^T A z,    diag A = E z * (A z),    density(t) = E sum_j w_j delta(t - theta_j)
+
+for random signs z, and nodes theta_j and weights w_j of the Lanczos matrix that starts from z / |z|.
+
+Source: Hutchinson (1989); Bekas, Kokiopoulou & Saad (2007); Ubaru, Chen & Saad (2017); Meyer et al. (2021).
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +27,10 @@ from metrics import checks, curvature, operators, programs
 from metrics.estimate import Estimate, mean_estimate, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.types import Data, PRNGKey, PyTree
 
 
+@show.readable
 class Spectrum(NamedTuple):
     """Quadrature nodes and weights of a spectral density, one row per probe; weights add up to 1."""
 
@@ -29,14 +38,12 @@ class Spectrum(NamedTuple):
     weights: jax.Array  # (num_probes, num_steps)
     size: int  # n, the dimension of the operator
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def trace(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 30,
     method: Literal["hutchinson", "hutch++"] = "hutchinson",
@@ -80,9 +87,9 @@ def trace(
 
 def diagonal(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 30,
     unroll: bool | None = None,
@@ -116,9 +123,9 @@ def diagonal(
 
 def spectral_density(
     product: operators.Product,
-    params: Any,
-    batch: Any,
-    key: jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
     *,
     num_probes: int = 4,
     num_steps: int = 50,
@@ -152,7 +159,7 @@ def spectral_density(
     checks.check_steps(num_steps, n)
     unroll = _unrolled(product, params, batch, unroll)
 
-    def probe(key):
+    def probe(key: PRNGKey) -> tuple[jax.Array, jax.Array]:
         vector = _signs(key, params)
         space = curvature.krylov(
             product, params, batch, key, vector, num_steps=num_steps, unroll=unroll
@@ -165,7 +172,7 @@ def spectral_density(
     return Spectrum(jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]), n)
 
 
-def density(spectrum: Spectrum, grid: jax.Array, width: float | jax.Array) -> Estimate:
+def density(spectrum: Spectrum, grid: Data, width: float | jax.Array) -> Estimate:
     """The spectral density on a grid, every node widened to a Gaussian; it integrates to 1.
 
     Args:
@@ -212,26 +219,28 @@ def trace_of_function(spectrum: Spectrum, function: Callable) -> Estimate:
     return mean_estimate(spectrum.size * jnp.sum(spectrum.weights * values, 1))
 
 
-def _check_spectrum(spectrum):
+def _check_spectrum(spectrum: Any) -> None:
     if not isinstance(spectrum, Spectrum):
         raise TypeError(
             f"spectrum is of type {type(spectrum).__name__}; it must be the result of spectral_density"
         )
 
 
-def _compiled(function):
+def _compiled(function: Callable) -> Callable:
     """Compiled with product, num_probes and unroll static, or stepped where a loader feeds the product."""
     jitted = jax.jit(function, static_argnames=("product", "num_probes", "unroll"))
 
     @functools.wraps(function)
-    def chosen(product, *arguments):
+    def chosen(product: operators.Product, *arguments: Any) -> Any:
         return (function if operators.is_streamed(product) else jitted)(product, *arguments)
 
     return chosen
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "criterion"))
-def _dual_gram(apply, criterion, params, batch):
+def _dual_gram(
+    apply: Callable, criterion: Callable, params: PyTree, batch: PyTree
+) -> tuple[jax.Array, jax.Array]:
     outputs, unravel = ravel_pytree(apply(params, batch))
     curved = jax.hessian(lambda f: criterion(unravel(f), batch))(outputs)
     jacobian = jax.jacrev(lambda p: ravel_pytree(apply(p, batch))[0])(params)
@@ -244,7 +253,7 @@ def _dual_gram(apply, criterion, params, batch):
 
 
 def gauss_newton_spectrum(
-    apply: Callable, criterion: Callable, params: Any, batch: Any
+    apply: Callable, criterion: Callable, params: PyTree, batch: PyTree
 ) -> jax.Array:
     """Every non-zero eigenvalue of the Gauss-Newton matrix, exactly, through the NTK.
 
@@ -284,14 +293,21 @@ def gauss_newton_spectrum(
 
 
 @jax.jit
-def _quadrature(space):
+def _quadrature(space: curvature.Krylov) -> tuple[jax.Array, jax.Array]:
     nodes, vectors = curvature.tridiagonal_eigh(space)
     return nodes, vectors[0] ** 2
 
 
 @_compiled
-def _hutchinson(product, params, batch, key, num_probes, unroll):
-    def probe(key):
+def _hutchinson(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
+    num_probes: int,
+    unroll: bool | None,
+) -> Estimate:
+    def probe(key: PRNGKey) -> jax.Array:
         z = _signs(key, params)
         return _dot(z, product(params, batch, z))
 
@@ -299,14 +315,21 @@ def _hutchinson(product, params, batch, key, num_probes, unroll):
 
 
 @_compiled
-def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
+def _hutch_plus_plus(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
+    num_probes: int,
+    unroll: bool | None,
+) -> Estimate:
     flat, unravel = ravel_pytree(params)
     rank = num_probes // 3
 
-    def multiply(v):
+    def multiply(v: jax.Array) -> jax.Array:
         return ravel_pytree(product(params, batch, unravel(v)))[0]
 
-    def signs(key, count):
+    def signs(key: PRNGKey, count: int) -> jax.Array:
         return jax.random.rademacher(key, (count, flat.size), flat.dtype)
 
     keys = jax.random.split(key)
@@ -314,7 +337,7 @@ def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
     Q = jnp.linalg.qr((sketch / power_of_two(sketch)).T)[0]
     known = jnp.sum(_map(multiply, Q.T, unroll) * Q.T)
 
-    def probe(z):
+    def probe(z: jax.Array) -> jax.Array:
         rest = z - matmul(Q, matmul(Q.T, z))
         return jnp.sum(rest * multiply(rest))
 
@@ -323,10 +346,19 @@ def _hutch_plus_plus(product, params, batch, key, num_probes, unroll):
 
 
 @_compiled
-def _diagonal(product, params, batch, key, num_probes, unroll):
+def _diagonal(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
+    num_probes: int,
+    unroll: bool | None,
+) -> Estimate:
     """Running mean and root of the squared deviations (Welford), so memory does not grow with probes."""
 
-    def step(carry, at):
+    def step(
+        carry: tuple[PyTree, PyTree], at: tuple[jax.Array, PRNGKey]
+    ) -> tuple[tuple[PyTree, PyTree], None]:
         mean, root = carry
         count, key = at
         z = _signs(key, params)
@@ -344,7 +376,9 @@ def _diagonal(product, params, batch, key, num_probes, unroll):
     return Estimate(mean, jax.tree.map(lambda r: r / np.sqrt(num_probes * (num_probes - 1)), root))
 
 
-def _with_rounding(estimate, product, params, batch):
+def _with_rounding(
+    estimate: Estimate, product: operators.Product, params: PyTree, batch: PyTree
+) -> Estimate:
     """The error together with what a product in half precision costs; rounding in single precision is not counted."""
     eps = curvature.rounding(product, params, batch)
     if eps <= float(jnp.finfo(jnp.float32).eps):
@@ -355,7 +389,9 @@ def _with_rounding(estimate, product, params, batch):
     return Estimate(estimate.value, error)
 
 
-def _unrolled(product, params, batch, unroll):
+def _unrolled(
+    product: operators.Product, params: PyTree, batch: PyTree, unroll: bool | None
+) -> bool | None:
     """How `_loop` runs: None in Python, True unrolled, False as one compiled loop."""
     checks.switch("unroll", unroll)
     if operators.is_streamed(product):
@@ -363,11 +399,16 @@ def _unrolled(product, params, batch, unroll):
     return programs.steps_better(product, params, batch) if unroll is None else unroll
 
 
-def _map(function, rows, unroll):
+def _map(function: Callable[[PyTree], jax.Array], rows: PyTree, unroll: bool | None) -> jax.Array:
     return _loop(lambda _, row: (None, function(row)), None, rows, unroll)[1]
 
 
-def _loop(body, carry, rows, unroll):
+def _loop(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    rows: PyTree,
+    unroll: bool | None,
+) -> tuple[PyTree, PyTree]:
     if unroll is not None:
         return jax.lax.scan(body, carry, rows, unroll=unroll or 1)
     results = []
@@ -377,18 +418,26 @@ def _loop(body, carry, rows, unroll):
     return carry, None if results[0] is None else jnp.stack(results)
 
 
-def _signs(key, like):
+def _signs(key: PRNGKey, like: PyTree) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(k, jnp.shape(x), x.dtype) for k, x in zip(keys, leaves)]
     return jax.tree.unflatten(tree, signs)
 
 
-def _dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
+    products = map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b))
+    return functools.reduce(operator.add, products)
 
 
-def _checked(product, params, batch, key, num_probes, least):
+def _checked(
+    product: operators.Product,
+    params: PyTree,
+    batch: PyTree,
+    key: PRNGKey,
+    num_probes: int,
+    least: int,
+) -> tuple[PyTree, int]:
     """Parameters in single precision at least, and their number."""
     checks.function("product", product, "params", "batch", "vector")
     checks.key(key)

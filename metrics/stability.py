@@ -1,8 +1,14 @@
-"""Sharpness against the learning rate: thresholds, stable steps, the edge of stability."""
+"""Sharpness against the learning rate: thresholds, stable steps, the edge of stability.
+
+A step of gradient descent multiplies the component along an eigenvector of curvature l by 1 - eta l: it grows where
+l > 2 / eta. With momentum and preconditioners the bound is `threshold`.
+
+Source: Cohen et al. (2021), arXiv:2103.00065; (2022), arXiv:2207.14484.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +17,37 @@ import numpy as np
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
 from ntk import show
+from ntk.types import Data
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam", "sam")
 
 
+@overload
 def threshold(
-    learning_rate,
+    learning_rate: float,
+    rule: str = ...,
+    *,
+    beta: float = ...,
+    radius: None = ...,
+    gradient_norm: None = ...,
+) -> float: ...
+@overload
+def threshold(
+    learning_rate: float | Data,
+    rule: str = ...,
+    *,
+    beta: float = ...,
+    radius: float | Data | None = ...,
+    gradient_norm: float | Data | None = ...,
+) -> jax.Array: ...
+def threshold(
+    learning_rate: float | Data,
     rule: str = "gradient_descent",
     *,
     beta: float = 0.0,
-    radius=None,
-    gradient_norm=None,
-):
+    radius: float | Data | None = None,
+    gradient_norm: float | Data | None = None,
+) -> float | jax.Array:
     """The sharpness above which a quadratic diverges, and around which training hovers.
 
     gradient_descent 2/eta; momentum (v = beta v + g, w = w - eta v) (2 + 2 beta)/eta; nesterov
@@ -108,12 +133,12 @@ def maximal_learning_rate(
     return Estimate(jnp.where(flat, jnp.inf, rate), error)
 
 
-def _positive(name, value):
+def _positive(name: str, value: Any) -> Any:
     array = checks.positive(name, value)
     return value if isinstance(value, int | float) else array
 
 
-def _radius_over_norm(rule, radius, gradient_norm):
+def _radius_over_norm(rule: str, radius: Any, gradient_norm: Any) -> Any:
     """rho / |g| of sam, None for the other rules."""
     given = {"radius": radius, "gradient_norm": gradient_norm}
     if rule != "sam":
@@ -127,6 +152,7 @@ def _radius_over_norm(rule, radius, gradient_norm):
     return _positive("radius", radius) / _positive("gradient_norm", gradient_norm)
 
 
+@show.readable
 class EdgeReport(NamedTuple):
     """A trajectory of sharpness against the threshold of its optimizer."""
 
@@ -137,11 +163,9 @@ class EdgeReport(NamedTuple):
     above: jax.Array  # (...,): fraction of the tail above the threshold
     at_edge: jax.Array  # (...,): crossed, and the mean is within tolerance of 1
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def edge_of_stability(
-    sharpness: jax.Array, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
+    sharpness: Data, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
 ) -> EdgeReport:
     """Whether training sits at the edge of stability.
 

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from flax import linen as nn
+
 from models import initializers
 from models.convnet import CNN, ResNet
 from models.linear_attention import LinearAttention
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 
-def family(name: str, **fields: Any) -> Callable:
+def family(name: str, **fields: Any) -> Callable[[int], nn.Module]:
     """The architecture of that name as a function of its width: ``family("MLP", depth=2, outputs=10)(256)``.
 
     Args:
@@ -57,12 +59,12 @@ def family(name: str, **fields: Any) -> Callable:
     ]
     for field in fields:
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(field, known, n=1, cutoff=0.0)[0]
             raise TypeError(
-                f"{name} has no field {field!r} (did you mean {near!r}?); it has: {', '.join(known)}"
+                f"{name} has no field {field!r} (did you mean {nearest!r}?); it has: {', '.join(known)}"
             )
     return functools.partial(_at_width, architectures[name], fields)
 
 
-def _at_width(architecture: Callable, fields: dict[str, Any], width: int) -> Any:
+def _at_width(architecture: Callable, fields: dict[str, Any], width: int) -> nn.Module:
     return architecture(width=width, **fields)

@@ -1,10 +1,12 @@
 """Convolutional networks for images (N, H, W, C), as functions of their width (channels)."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
 from models.fields import check_fields
-from models.mlp import Activation, Initializer
+from models.mlp import Activation, Initializer, Layers, Outputs
 
 
 class CNN(nn.Module):
@@ -41,7 +43,7 @@ class CNN(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {"width": 1, "depth": 0, "outputs": 1, "kernel_size": 1, "strides": 1}
         check_fields(self, sizes=sizes, functions=("activation", "kernel_init", "bias_init"))
         if self.pooling not in ("average", "flatten"):
@@ -49,10 +51,10 @@ class CNN(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's pre-activation by name."""
         check_images(x)
-        options = {
+        options: dict[str, Any] = {
             "use_bias": self.use_bias,
             "kernel_init": self.kernel_init,
             "bias_init": self.bias_init,
@@ -102,7 +104,7 @@ class ResNet(nn.Module):
     branch_scale: float = 1.0
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {"width": 1, "depth": 0, "outputs": 1, "block_depth": 1, "stages": 1}
         check_fields(self, sizes=sizes, functions=("activation", "kernel_init"))
         if self.norm not in (None, "layer", "batch"):
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's output by name."""
         check_images(x)
         x = _conv(self.width, self.kernel_init, "stem")(x)
@@ -152,7 +154,7 @@ class _Block(nn.Module):
     kernel_init: Initializer
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Layers]:
         h, layers = x, {}
         for i in range(self.depth):
             h = self.activation(_normalise(h, self.norm, f"norm_{i}"))
@@ -165,13 +167,15 @@ class _Block(nn.Module):
         return x + self.scale * h, layers
 
 
-def _conv(channels, kernel_init, name, *, strides=1, side=3):
+def _conv(
+    channels: int, kernel_init: Initializer, name: str, *, strides: int = 1, side: int = 3
+) -> nn.Conv:
     return nn.Conv(
         channels, (side, side), strides, use_bias=False, kernel_init=kernel_init, name=name
     )
 
 
-def _normalise(x, norm, name):
+def _normalise(x: jax.Array, norm: str | None, name: str) -> jax.Array:
     if norm is None:
         return x
     # Layer normalisation over batch and positions is batch normalisation by the batch at hand.

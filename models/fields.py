@@ -1,7 +1,5 @@
 """What the fields of a model may be, checked when it is built and not where it first fails."""
 
-from collections.abc import Callable
-
 
 def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, ...] = ()) -> None:
     """Refuse sizes that are no integers or too small, and functions that cannot be called.
@@ -19,7 +17,7 @@ def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, 
     for name, least in sizes.items():
         check_number(kind, name, getattr(model, name), least)
     for name in functions:
-        if not isinstance(getattr(model, name), Callable):
+        if not callable(getattr(model, name)):
             raise TypeError(f"{kind}: {name}={getattr(model, name)!r} must be a function.")
 
 

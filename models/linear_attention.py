@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.fields import check_fields
-from models.mlp import Initializer
+from models.mlp import Initializer, Outputs
 
 
 class LinearAttention(nn.Module):
@@ -35,7 +35,7 @@ class LinearAttention(nn.Module):
     shared: bool = False
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self, sizes={"width": 1, "depth": 0, "heads": 1}, functions=("kernel_init",))
         if self.width % self.heads:
             raise ValueError(
@@ -44,7 +44,7 @@ class LinearAttention(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, features: bool = False):
+    def __call__(self, tokens: jax.Array, *, features: bool = False) -> Outputs:
         """The tokens after the last layer; with `features`, also those after each layer by name."""
         if tokens.ndim != 3 or tokens.shape[1] < 2:
             raise ValueError(
@@ -68,8 +68,8 @@ class _Layer(nn.Module):
     kernel_init: Initializer
 
     @nn.compact
-    def __call__(self, x):
-        def heads(name, tokens):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def heads(name: str, tokens: jax.Array) -> jax.Array:
             h = nn.Dense(self.width, use_bias=False, kernel_init=self.kernel_init, name=name)(
                 tokens
             )

@@ -7,6 +7,7 @@ model contains no parametrization: multipliers and learning rates are applied fr
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 from flax import linen as nn
@@ -15,6 +16,9 @@ from models.fields import check_fields
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
+Layers: TypeAlias = dict[str, jax.Array]
+Outputs: TypeAlias = jax.Array | tuple[jax.Array, Layers]
+"""Outputs; with `features=True`, also each layer's by its path."""
 
 
 class MLP(nn.Module):
@@ -42,16 +46,16 @@ class MLP(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         functions = ("activation", "kernel_init", "bias_init")
         check_fields(self, sizes={"width": 1, "depth": 0, "outputs": 1}, functions=functions)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's pre-activation by name."""
 
-        def dense(units, name):
+        def dense(units: int, name: str) -> nn.Dense:
             return nn.Dense(
                 units,
                 use_bias=self.use_bias,
@@ -85,13 +89,13 @@ class DeepLinear(nn.Module):
     outputs: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {"width": 1, "depth": 0, "outputs": 1}
         check_fields(self, sizes=sizes, functions=("kernel_init",))
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's output by name."""
         x, layers = _flatten(x), {}
         for l in range(self.depth + 1):

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from models.convnet import check_images
 from models.fields import check_fields
-from models.mlp import Activation
+from models.mlp import Activation, Layers, Outputs
 
 # Coordinates of order one at every width, which is what a wide residual stream needs; Flax's own
 # default shrinks an embedding with its width.
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
     attention_scale: str = "1/sqrt(d)"
     branch_scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = ("width", "vocabulary", "context", "mlp_ratio")
         check_fields(
             self,
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, features: bool = False):
+    def __call__(self, tokens: jax.Array, *, features: bool = False) -> Outputs:
         """Logits (N, T, vocabulary); with `features`, also each layer's output by name."""
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
@@ -113,7 +113,7 @@ class ViT(nn.Module):
     attention_scale: str = "1/sqrt(d)"
     branch_scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = ("width", "outputs", "patch", "mlp_ratio")
         check_fields(
             self,
@@ -124,7 +124,7 @@ class ViT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, outputs); with `features`, also each layer's output by name."""
         check_images(x)
         patches = _patches(x, self.patch)
@@ -135,7 +135,9 @@ class ViT(nn.Module):
         return (outputs, layers) if features else outputs
 
 
-def _trunk(model, x, *, positions, causal):
+def _trunk(
+    model: "Transformer | ViT", x: jax.Array, *, positions: int, causal: bool
+) -> tuple[jax.Array, Layers]:
     """Positions, blocks and final norm, as submodules of `model`; also the features on the way."""
     layers = {"embed": x}
     table = nn.Embed(positions, model.width, embedding_init=_embedding_init, name="position")
@@ -167,7 +169,7 @@ class _Block(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Layers]:
         attention = _Attention(
             self.width, self.heads, self.attention_scale, self.causal, name="attention"
         )
@@ -190,7 +192,7 @@ class _Attention(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Layers]:
         d = self.width // self.heads
         query, key, value = (
             nn.DenseGeneral((self.heads, d), use_bias=False, name=name)(x)
@@ -206,7 +208,7 @@ class _Attention(nn.Module):
         return h, {"query": query, "key": key, "value": value, "out": h}
 
 
-def _patches(x, side):
+def _patches(x: jax.Array, side: int) -> jax.Array:
     """Images (N, H, W, C) as flat patches (N, T, side * side * C), row by row."""
     n, height, width, channels = x.shape
     if height % side or width % side:
@@ -218,7 +220,7 @@ def _patches(x, side):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, side * side * channels)
 
 
-def _check_attention(width, heads, scale):
+def _check_attention(width: int, heads: int, scale: str) -> None:
     if heads < 1 or width % heads:
         raise ValueError(
             f"width={width} is not a multiple of heads={heads}: every head has width / heads units."

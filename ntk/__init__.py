@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from ntk import reference, stax
 from ntk.activations import hermite
@@ -35,6 +36,9 @@ from ntk.large import gram
 from ntk.large.batching import batch
 from ntk.reference import from_neural_tangents
 from ntk.regression import predict, solve
+
+if TYPE_CHECKING:  # at run time they are found when they are asked for, see below
+    from ntk.trace import attention_error, explain, infinite_width, nonlinearities
 
 __all__ = [
     "Dual",
@@ -77,11 +81,11 @@ globals().update(_strict_functions(globals()))
 _TRACED = ("nonlinearities", "attention_error", "explain", "infinite_width")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _TRACED:
         return getattr(importlib.import_module("ntk.trace"), name)
     raise AttributeError(f"module 'ntk' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_TRACED})

@@ -6,17 +6,17 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from ntk.types import P, PyTree, R
 
 
-def strict(fn: Callable) -> Callable:
+def strict(fn: Callable[P, R]) -> Callable[P, R]:
     """The function, whose error for a keyword that it does not read names the nearest that it does."""
     known = keyword_names(fn)
     if known is None:
@@ -24,7 +24,7 @@ def strict(fn: Callable) -> Callable:
     name = "kernel_fn" if fn.__name__ == "__call__" else fn.__name__
 
     @functools.wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not kwargs.keys() <= known:
             refuse_unknown(name, kwargs, known)
         return fn(*args, **kwargs)
@@ -62,10 +62,13 @@ def refuse_unknown(name: str, given: Iterable[str], *known: Iterable[str] | None
     Raises:
         TypeError: a keyword is not known; names the nearest that is.
     """
-    if any(names is None for names in known):
-        return
-    names = sorted(set().union(*known))
-    for keyword in sorted(set(given) - set(names)):
+    read: set[str] = set()
+    for more in known:
+        if more is None:
+            return
+        read.update(more)
+    names = sorted(read)
+    for keyword in sorted(set(given) - read):
         near = difflib.get_close_matches(keyword, names, 1, 0.0)
         hint = f" (did you mean {near[0]!r}?)" if near else "; it reads none"
         raise TypeError(f"{name} got an unexpected keyword argument {keyword!r}{hint}")
@@ -161,7 +164,8 @@ def is_array(value: Any) -> bool:
 
 def is_key(value: Any) -> bool:
     """Whether the value is a PRNG key, or an array of them."""
-    return jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def partition(tree: PyTree) -> tuple[list, tuple]:
@@ -202,19 +206,19 @@ def broadcast(out_axes: Any, count: int) -> list[int | None]:
     return axes
 
 
-def as_axes(axes: int | tuple[int, ...]) -> tuple[int, ...]:
+def as_axes(axes: int | Sequence[int]) -> tuple[int, ...]:
     """Axes as a tuple.
 
     Raises:
         TypeError: one is no integer.
     """
-    axes = axes if isinstance(axes, tuple | list) else (axes,)
-    for axis in axes:
+    given: Sequence[Any] = axes if isinstance(axes, tuple | list) else (axes,)
+    for axis in given:
         if isinstance(axis, bool | np.bool_) or not isinstance(axis, int | np.integer):
             raise TypeError(
                 f"axes hold {axis!r}; axes are integers: trace_axes=(-1,), or () for none"
             )
-    return tuple(int(axis) for axis in axes)
+    return tuple(int(axis) for axis in given)
 
 
 def axis_within(name: str, axis: int, ndim: int) -> int:
@@ -355,7 +359,7 @@ def _check_collections(params: PyTree) -> None:
             "variables['params'], and apply = lambda p, x: model.apply({**variables, 'params': p}, x)"
         )
     variables = jax.tree.leaves(params, is_leaf=lambda v: _variable_kind(v) is not None)
-    kinds = {_variable_kind(v) for v in variables} - {None, "Param"}
+    kinds = {kind for v in variables if (kind := _variable_kind(v)) and kind != "Param"}
     if kinds:
         raise ValueError(
             f"params holds variables of kind {sorted(kinds)}; only nnx.Param are parameters: split them off by "

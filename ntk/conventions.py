@@ -2,7 +2,13 @@
 
 import math
 import re
+from collections.abc import Mapping
+from typing import TypeAlias
 
+from ntk.types import Axes, Shape
+
+Shapes: TypeAlias = Mapping[str, tuple[Shape, ...]]
+"""{path name: shape at each width}."""
 ROLES = ("input", "hidden", "output", "scalar", "tied")
 _VECTORS = re.compile(r"(bias|scale|b)_?\d*")
 _KERNELS = {"kernel", "w", "W", "weight"}
@@ -14,13 +20,13 @@ _READOUTS = re.compile(
 _SPLIT_HEADS = {"query", "key", "value", "qkv"}
 
 
-def stacked(shapes):
+def stacked(shapes: Shapes) -> set[str]:
     """Names of the parameters whose first axis counts layers.
 
     A scope is a stack if all its parameters share a first axis of fixed size and one of its biases or gains
     has an axis too many.
     """
-    scopes = {}
+    scopes: dict[str, list[str]] = {}
     for name in shapes:
         parts = name.split("/")
         for end in range(len(parts)):
@@ -33,7 +39,7 @@ def stacked(shapes):
     return found
 
 
-def _vector_rank(name):
+def _vector_rank(name: str) -> float:
     """How many axes a bias or gain has in a single layer; more than there can be for other parameters."""
     *scope, leaf = name.split("/")
     if not _VECTORS.fullmatch(leaf):
@@ -41,7 +47,9 @@ def _vector_rank(name):
     return 2 if scope and scope[-1] in _SPLIT_HEADS else 1
 
 
-def fans(name, shapes, axes, infinite, flax=True):
+def fans(
+    name: str, shapes: Shapes, axes: Axes, infinite: Axes, flax: bool = True
+) -> tuple[Axes, Axes]:
     """(fan_in, fan_out) by the conventions of Flax; without it, of what does not depend on them."""
     *scope, leaf = name.split("/")
     if _VECTORS.fullmatch(leaf):
@@ -75,12 +83,16 @@ def fans(name, shapes, axes, infinite, flax=True):
     return last
 
 
-def _one_layer_a_unit(kernels, biases, first):
+def _one_layer_a_unit(
+    kernels: tuple[Shape, ...], biases: tuple[Shape, ...] | None, first: int
+) -> bool:
     """Whether the first axis counts layers of few units, one for each unit: it is the bias's first axis too.
 
     The bias of a layer with several axes of features has the kernel's last axes instead.
     """
-    return bool(biases) and all(
+    if not biases:
+        return False
+    return all(
         len(b) > first + 1
         and b[first] == k[first]
         and b[-1] == k[-1]
@@ -89,25 +101,25 @@ def _one_layer_a_unit(kernels, biases, first):
     )
 
 
-def _is_matrix(name):
+def _is_matrix(name: str) -> bool:
     """Whether a parameter is called like a matrix, or is the first of a pair (matrix, vector)."""
     *scope, leaf = name.split("/")
     return bool(_READOUTS.fullmatch(leaf)) or (leaf == "0" and bool(scope))
 
 
-def _is_bias(name, shapes):
+def _is_bias(name: str, shapes: Shapes) -> bool:
     """Whether an unnamed vector is the second of a pair (matrix, vector) with as many columns."""
     scope, _, leaf = name.rpartition("/")
     matrix = shapes.get(f"{scope}/0")
     return (
         bool(scope)
         and leaf == "1"
-        and bool(matrix)
+        and matrix is not None
         and [m[-1:] for m in matrix] == list(shapes[name])
     )
 
 
-def _ambiguous(name, shapes, why):
+def _ambiguous(name: str, shapes: Shapes, why: str) -> ValueError:
     return ValueError(
         f"{name} of shapes {list(shapes[name])} is ambiguous: {why}. Say which it is with "
         f"roles={{{name!r}: role}}, a role of {ROLES} or a pair (fan_in axes, fan_out axes)"

@@ -14,9 +14,9 @@ the model gets each by itself. Static keywords of the model's call are `call=dic
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from ntk.model import called as called
 from ntk.model import example_inputs as example_inputs
 from ntk.model import named_leaves as named_leaves
 from ntk.model import path_name as path_name
+from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
 class ParamAxes(NamedTuple):
@@ -49,13 +50,15 @@ class ParamAxes(NamedTuple):
     fan_out: tuple
     role: str
 
-    def fans(self, index=-1):
+    def fans(self, index: int = -1) -> tuple[int, int]:
         """(fan_in, fan_out) as numbers, at the width of that index."""
         shape = self.shapes[index]
         return math.prod(shape[k] for k in self.fan_in), math.prod(shape[k] for k in self.fan_out)
 
 
-def network(family, width, example=None, *, call=None) -> Network:
+def network(
+    family: Family, width: int, example: Any = None, *, call: Mapping[str, Any] | None = None
+) -> Network:
     """The family at one width, as a pair of pure functions.
 
     Args:
@@ -71,7 +74,9 @@ def network(family, width, example=None, *, call=None) -> Network:
     return _model(family, width, example, call).network
 
 
-def initial_state(family, width, example, key, *, call=None) -> dict:
+def initial_state(
+    family: Family, width: int, example: Any, key: PRNGKey, *, call: Mapping[str, Any] | None = None
+) -> dict:
     """Whatever the model keeps besides parameters, as a tree: {} for most models.
 
     Linen: all collections but "params", for instance {"batch_stats": ...}. NNX: all variables but nnx.Param. Equinox:
@@ -80,13 +85,15 @@ def initial_state(family, width, example, key, *, call=None) -> dict:
     return _model(family, width, example, call).state(key)
 
 
-def _model(family, width, example, call=None) -> model.Model:
+def _model(
+    family: Family, width: int, example: Any, call: Mapping[str, Any] | None = None
+) -> model.Model:
     model.check_family(family)
     made = called(family, call)(check_width("width", width))
     return model.read(made, width, example)
 
 
-def check_width(name, width) -> int:
+def check_width(name: str, width: Any) -> int:
     """The width as an int; ValueError unless it is a positive integer."""
     integer = hasattr(width, "__index__") and not isinstance(width, bool)
     if not integer or operator.index(width) < 1:
@@ -120,12 +127,19 @@ def check_batches(inputs: tuple) -> None:
             )
 
 
-def match(name, patterns):
+def match(name: str, patterns: Iterable[str]) -> str | None:
     """The first of the patterns that fits the name (`*` stands for anything, slashes too), or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
-def width_axes(family, example=None, *, widths=(64, 256), roles=None, call=None):
+def width_axes(
+    family: Family,
+    example: Any = None,
+    *,
+    widths: Sequence[int] = (64, 256),
+    roles: Mapping[str, Any] | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> PyTree:
     """Which axes of each parameter go to infinity with the width, as fan-in and fan-out roles.
 
     Only shapes are computed (`jax.eval_shape`), no array is allocated. Axes are read off shapes and the
@@ -167,7 +181,7 @@ def width_axes(family, example=None, *, widths=(64, 256), roles=None, call=None)
     return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
 
 
-def _compare(leaves, widths):
+def _compare(leaves: list[dict[str, Any]], widths: Sequence[int]) -> conventions.Shapes:
     """{name: (shape at each width)}, after the checks that the trees are the same and grow."""
     first, width = leaves[0], widths[0]
     for other, at in zip(leaves[1:], widths[1:], strict=True):
@@ -187,7 +201,7 @@ def _compare(leaves, widths):
     return shapes
 
 
-def _check_patterns(roles, shapes):
+def _check_patterns(roles: dict[str, Any], shapes: conventions.Shapes) -> None:
     for pattern, role in roles.items():
         if not isinstance(pattern, str):
             raise TypeError(f"roles: {pattern!r} is no pattern of a path, such as 'embed/*'")
@@ -197,7 +211,13 @@ def _check_patterns(roles, shapes):
             raise ValueError(f"roles: {role!r} for {pattern!r} is none of {conventions.ROLES}")
 
 
-def _param_axes(name, shapes, stacked, roles, known):
+def _param_axes(
+    name: str,
+    shapes: conventions.Shapes,
+    stacked: set[str],
+    roles: dict[str, Any],
+    known: Mapping[str, tuple[Axes, Axes]] | None,
+) -> ParamAxes:
     sizes = shapes[name]
     infinite = tuple(k for k, along in enumerate(zip(*sizes, strict=True)) if len(set(along)) > 1)
     axes = tuple(range(name in stacked, len(sizes[0])))
@@ -217,7 +237,7 @@ def _param_axes(name, shapes, stacked, roles, known):
     return ParamAxes(sizes, infinite, fan_in, fan_out, role)
 
 
-def _fans_of_role(name, role, axes, infinite):
+def _fans_of_role(name: str, role: str, axes: Axes, infinite: Axes) -> tuple[Axes, Axes]:
     """Fans of a parameter whose role the user names: the growing axes are on the side that the role says."""
     finite = tuple(k for k in axes if k not in infinite)
     needed = {"hidden": 2, "scalar": 0}.get(role, 1)
@@ -230,7 +250,7 @@ def _fans_of_role(name, role, axes, infinite):
     return (infinite, finite) if role == "output" else (finite, infinite)
 
 
-def _check_fans(name, given, axes):
+def _check_fans(name: str, given: Any, axes: Axes) -> tuple[Axes, Axes]:
     try:
         fan_in, fan_out = (tuple(k % (axes[-1] + 1) for k in fan) for fan in given)
     except TypeError:

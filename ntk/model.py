@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.arguments import is_key
+from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
+@show.readable
 class Network(NamedTuple):
     """A family at one width.
 
@@ -29,10 +31,8 @@ class Network(NamedTuple):
             the first axis of its inputs.
     """
 
-    init: Callable
-    apply: Callable
-
-    __repr__, _repr_html_ = show.text, show.html
+    init: Callable[[PRNGKey], PyTree]
+    apply: Callable[..., Any]
 
 
 class Model(NamedTuple):
@@ -46,7 +46,7 @@ class Model(NamedTuple):
     """
 
     network: Network
-    state: Callable
+    state: Callable[[PRNGKey], dict]
     fans: dict | None = None
 
 
@@ -57,7 +57,7 @@ class Called(NamedTuple):
     keywords: dict
 
 
-def called(family: Callable, call: Mapping[str, Any] | None) -> Callable:
+def called(family: Family, call: Mapping[str, Any] | None) -> Callable:
     """The family, whose models are called with these static keywords at initialisation and ever after.
 
     Raises:
@@ -79,7 +79,7 @@ def check_call(call: Mapping[str, Any] | None) -> None:
         )
 
 
-def check_family(family: Callable) -> None:
+def check_family(family: Family) -> None:
     """Refuse what is no function of the width, a module at one width among it; nothing is imported for that."""
     classes = {f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(family).__mro__}
     if classes & {"flax.Module", "equinox.Module"}:
@@ -137,14 +137,14 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
     examples = example_inputs(example)
     at_start = {k: v for k, v in call.items() if k not in ("rngs", "mutable")}
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return module.init(key, *examples, **at_start).get("params", {})
 
-    def state(key):
+    def state(key: PRNGKey) -> dict:
         variables = module.init(key, *examples, **at_start)
         return {name: value for name, value in variables.items() if name != "params"}
 
-    def apply(params, *inputs, state=None, **kwargs):
+    def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         try:
             return module.apply({"params": params, **(state or {})}, *inputs, **{**call, **kwargs})
         except (errors.ScopeCollectionNotFound, errors.ModifyScopeVariableError) as error:
@@ -159,7 +159,7 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
 def _from_nnx(factory: Callable, call: dict) -> Model:
     from flax import nnx
 
-    def build(key):
+    def build(key: PRNGKey) -> Any:
         model = factory(rngs=nnx.Rngs(key))
         if not isinstance(model, nnx.Module):
             raise ValueError(
@@ -167,16 +167,22 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
             )
         return model
 
-    graph, _, rest = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
-    kept = sorted(named_leaves(nnx.to_pure_dict(rest)))
+    graph, *states = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)
+    kept = sorted(named_leaves(nnx.to_pure_dict(states[-1])))
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
-    def state(key):
-        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[2])
+    def state(key: PRNGKey) -> dict:
+        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[-1])
 
-    def apply(params, *inputs, state=None, mutable=False, **kwargs):
+    def apply(
+        params: PyTree,
+        *inputs: Any,
+        state: PyTree | None = None,
+        mutable: Any = False,
+        **kwargs: Any,
+    ) -> Any:
         if kept and not state:
             raise ValueError(
                 f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply, "
@@ -186,7 +192,7 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
         outputs = model(*inputs, **{**call, **kwargs})
         if not mutable:
             return outputs
-        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+        return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[-1])
 
     return Model(Network(init, apply), state)
 
@@ -198,13 +204,13 @@ def _is_equinox(model: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating) and hasattr(leaf, "shape")
+    return hasattr(leaf, "shape") and jnp.issubdtype(getattr(leaf, "dtype", object), jnp.floating)
 
 
 def _from_equinox(factory: Callable, call: dict) -> Model:
     import equinox as eqx
 
-    def build(key):
+    def build(key: PRNGKey) -> Any:
         model = factory(key=key)
         if not _is_equinox(model):
             raise ValueError(
@@ -212,20 +218,20 @@ def _from_equinox(factory: Callable, call: dict) -> Model:
             )
         return model
 
-    def arrays(model):
+    def arrays(model: Any) -> Any:
         return eqx.filter(model, lambda leaf: hasattr(leaf, "dtype") and not _is_parameter(leaf))
 
     whole = eqx.filter_eval_shape(build, jax.random.key(0))
     static = eqx.filter(whole, lambda leaf: not hasattr(leaf, "dtype"))
     kept = sorted(named_leaves(arrays(whole)))
 
-    def init(key):
+    def init(key: PRNGKey) -> PyTree:
         return eqx.filter(build(key), _is_parameter)
 
-    def state(key):
+    def state(key: PRNGKey) -> PyTree:
         return arrays(build(key)) if kept else {}
 
-    def apply(params, *inputs, state=None, **kwargs):
+    def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         if kept and not state:
             raise ValueError(
                 f"the model keeps {kept} besides its parameters: pass state=ntk.initial_state(...) to apply"
@@ -263,7 +269,7 @@ def _equinox_fans(model: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...
                 own = len(layer.shape)
             stack = rank - own  # layers made by vmap have an axis before their own
             axes = tuple(range(stack, rank))
-            fans = ((), axes)
+            fans: tuple[Axes, Axes] = ((), axes)
             if isinstance(layer, nn.Embedding):
                 fans = (axes[:1], axes[1:])
             elif isinstance(layer, matrices) and name.startswith("weight"):
@@ -297,7 +303,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def named_leaves(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]:
+def named_leaves(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
     """The leaves of a tree by their path names, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {path_name(path): leaf for path, leaf in leaves}

@@ -75,15 +75,15 @@ def from_neural_tangents(kernel_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @arguments.strict
     def kernel(
-        x1,
-        x2=None,
-        get=None,
+        x1: Any,
+        x2: Any = None,
+        get: Any = None,
         *,
-        pattern=None,
-        mask_constant=None,
-        diagonal_batch=None,
-        diagonal_spatial=None,
-    ):
+        pattern: Any = None,
+        mask_constant: Any = None,
+        diagonal_batch: Any = None,
+        diagonal_spatial: Any = None,
+    ) -> Any:
         return wrapped(
             x1,
             x2,
@@ -106,8 +106,10 @@ def _moved_names() -> Iterator[None]:
     from jax.interpreters import ad
 
     util = types.ModuleType("jax.util")
-    util.safe_map = lambda f, *xs: list(map(f, *_equal_lengths(xs)))
-    util.safe_zip = lambda *xs: list(zip(*_equal_lengths(xs)))
+    vars(util).update(
+        safe_map=lambda f, *xs: list(map(f, *_equal_lengths(xs))),
+        safe_zip=lambda *xs: list(zip(*_equal_lengths(xs))),
+    )
     modules = {
         "jax.util": util,
         f"{_NAME}.experimental": types.ModuleType(f"{_NAME}.experimental"),
@@ -170,11 +172,11 @@ def _permit(value: Any) -> Any:
         return value
 
     @functools.wraps(value)  # keeps the attributes in which neural-tangents notes requirements
-    def permitted(*args, **kwargs):
+    def permitted(*args: Any, **kwargs: Any) -> Any:
         with _permissive():
             return _permit(value(*args, **kwargs))
 
-    permitted._permitted = True
+    vars(permitted).update(_permitted=True)
     return permitted
 
 

@@ -2,23 +2,32 @@
 
 ::
 
+    @show.readable
     class Sharpness(NamedTuple):
         value: jax.Array
         ...
-        __repr__, _repr_html_ = show.text, show.html
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+Result = TypeVar("Result")
+
 LONGEST = 6
 """Entries of an array that are written out."""
+
+
+def readable(kind: type[Result]) -> type[Result]:
+    """A decorator of a NamedTuple: its `repr` is `text`, and in a notebook `html`."""
+    for name, method in (("__repr__", text), ("_repr_html_", html)):
+        setattr(kind, name, method)
+    return kind
 
 
 def text(result: Any) -> str:

@@ -3,18 +3,27 @@
 (u, v) has variances q1, q2 and correlation rho. Every formula is written in rho and not in the
 covariance, because the square roots that closed forms need, such as sqrt(q1 q2 - cov^2), lose
 half of the digits of a nearly coincident pair when they are formed from covariances.
+
+    k = E[f(u) f(v)],    kdot = E[f'(u) f'(v)] = dk / d cov(u, v)  (Price's theorem)
+
+Source: Williams 1997 (erf); Cho & Saul 2009 (rectified powers); Daniely, Frostig & Singer 2016 for duals in general;
+those of the others are named at the functions, or derived from E exp(i u) = exp(-q / 2).
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ntk.activations.elementary import arcsin, half_space, half_space_gap, one_minus_square, root
+from ntk.types import Array, Elementwise
 
-Array = jax.Array
+Moments: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Array]]
+Number = TypeVar("Number", float, Array)
 
 
 class Dual(NamedTuple):
@@ -35,31 +44,40 @@ class Dual(NamedTuple):
             variances, without cancellation; None where nobody has written it.
     """
 
-    fn: Callable | None
-    moments: Callable
-    norm: Callable
+    fn: Elementwise | None
+    moments: Moments
+    norm: Elementwise
     homogeneous: int | None = None
-    mean: Callable | None = None
-    error: Callable | None = None
-    gap: Callable | None = None
+    mean: Elementwise | None = None
+    error: Callable[[ArrayLike], tuple[np.ndarray, np.ndarray]] | None = None
+    gap: Callable[[Array, bool], tuple[Array, Array]] | None = None
 
 
-def _of(name: str, x):
+def _of(name: str, x: Number) -> Number:
     """A function of `math` of a number; of `jax.numpy` of an array, which may be traced."""
     return getattr(jnp if isinstance(x, jax.Array) else math, name)(x)
 
 
-def dual(fn, moments, *, norm=None, homogeneous=None, mean=None, error=None, gap=None) -> Dual:
+def dual(
+    fn: Elementwise | None,
+    moments: Moments,
+    *,
+    norm: Elementwise | None = None,
+    homogeneous: int | None = None,
+    mean: Elementwise | None = None,
+    error: Callable[[ArrayLike], tuple[np.ndarray, np.ndarray]] | None = None,
+    gap: Callable[[Array, bool], tuple[Array, Array]] | None = None,
+) -> Dual:
     """Dual with `norm` read off `moments` at rho = 1 unless a shorter form is given."""
     if norm is None:
 
-        def norm(q):
+        def norm(q: Array) -> Array:
             return moments(q, q, jnp.ones_like(q))[0]
 
     return Dual(fn, moments, norm, homogeneous, mean, error, gap)
 
 
-def _mehler(t1, t2, rho):
+def _mehler(t1: Array, t2: Array, rho: Array) -> tuple[Array, Array, Array, Array]:
     """x = rho r1 r2, gap = 1 - x^2, m1, m2 with r_i^2 = |t_i| / (1 + t_i), m_i^2 = 1 / (1 + t_i).
 
     With covariance matrix S = [[t1, c], [c, t2]], det(1 + S) = gap / (m1 m2)^2. The gap is a sum
@@ -75,14 +93,14 @@ def _mehler(t1, t2, rho):
 def abrelu(a: float, b: float) -> Dual:
     """a min(x, 0) + b max(x, 0). Source: Cho & Saul 2009; Tsuchida et al. 2018 for the slopes."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         step, ramp = half_space(rho)
         k = (b - a) ** 2 * ramp + (a * b) * rho
         return (root(q1) * root(q2)) * k, (b - a) ** 2 * step + (a * b)
 
     size, step = (a * a + b * b) / 2, (b - a) ** 2
 
-    def gap(below, reflects):
+    def gap(below: Array, reflects: bool) -> tuple[Array, Array]:
         # After a layer whose two slopes do not have one sign no correlation is negative.
         angle, integral, negative = half_space_gap(below, reflects or a * b > 0)
         gap, slope = below, 1 - (step / size) * angle
@@ -104,7 +122,7 @@ def abrelu(a: float, b: float) -> Dual:
 def sign() -> Dual:
     """sign(x); the derivative kernel is that of f' = 0 almost everywhere, so zero."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         k = 2 / math.pi * arcsin(rho, 0.5 * root(one_minus_square(rho)))
         k = jnp.where((q1 > 0) & (q2 > 0), k, 0)
         return k, jnp.zeros_like(k)
@@ -115,7 +133,7 @@ def sign() -> Dual:
 def erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
     """a erf(b x) + c. Source: Williams 1997, equation 11."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         x, gap, m1, m2 = _mehler(2 * b * b * q1, 2 * b * b * q2, rho)
         half = 0.5 * jnp.sqrt(gap)
         k = 2 / math.pi * a * a * arcsin(x, half) + c * c
@@ -135,7 +153,7 @@ def gelu(approximate: bool = False) -> Dual:
     `approximate` changes `fn` only, to its tanh form; the moments are those of the exact one.
     """
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         x, gap, m1, m2 = _mehler(q1, q2, rho)
         half = 0.5 * jnp.sqrt(gap)
         inverse = 0.5 * (1 / half)
@@ -160,7 +178,7 @@ def sine(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
     if not isinstance(c, jax.Array) and abs(cos2c) < 1e-15:
         cos2c = 0.0
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         r1, r2 = abs(b) * root(q1), abs(b) * root(q2)
         negative = rho < 0
         size = (r1 * r2) * jnp.where(negative, -rho, rho)
@@ -183,7 +201,7 @@ def sine(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
 def rbf(gamma: float = 1.0) -> Dual:
     """sqrt(2) sin(sqrt(2 gamma) x + pi/4), whose k is exp(-gamma (q1 + q2 - 2 cov))."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         r1, r2 = root(q1), root(q2)
         distance = (r1 - r2) ** 2 + 2 * (r1 * r2) * (1 - rho)
         k = jnp.exp(-gamma * distance)
@@ -200,7 +218,7 @@ def rbf(gamma: float = 1.0) -> Dual:
 def gaussian(a: float = 1.0, b: float = -1.0) -> Dual:
     """a exp(b x^2). Square-integrable for b < 0, or variances below 1 / (4 b), else k = inf."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         x, gap, m1, m2 = _mehler(-2 * b * q1, -2 * b * q2, rho)
         valid = (gap > 0) & (1 - 4 * b * q1 > 0) & (1 - 4 * b * q2 > 0)
         inverse = jax.lax.rsqrt(jnp.where(valid, gap, 1))
@@ -218,7 +236,7 @@ def gaussian(a: float = 1.0, b: float = -1.0) -> Dual:
 def gabor() -> Dual:
     """exp(-x^2) sin(x)."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         product = q1 * q2
         covariance = (root(q1) * root(q2)) * rho
         total = q1 + q2
@@ -238,7 +256,7 @@ def gabor() -> Dual:
 def exponential(a: float = 1.0, b: float = 1.0) -> Dual:
     """a exp(b x)."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         covariance = (root(q1) * root(q2)) * rho
         k = a * a * jnp.exp(b * b * (0.5 * (q1 + q2) + covariance))
         return k, b * b * k
@@ -252,14 +270,18 @@ def exp_normalized(gamma: float = 1.0, shift: float = -1.0) -> Dual:
     Source: Shankar et al. 2020, section 4.
     """
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         kdot = jnp.exp(gamma * (rho + shift))
         return (root(q1) * root(q2)) * kdot, gamma * kdot
 
     return dual(None, moments, norm=lambda q: _of("exp", gamma * (1 + shift)) * q, homogeneous=1)
 
 
-def from_covariance(fn, nngp_fn, d_nngp_fn=None) -> Dual:
+def from_covariance(
+    fn: Elementwise | None,
+    nngp_fn: Callable[[Array, Array, Array], Array],
+    d_nngp_fn: Callable[[Array, Array, Array], Array] | None = None,
+) -> Dual:
     """Dual of a user's own 2-D integral.
 
     Args:
@@ -271,7 +293,7 @@ def from_covariance(fn, nngp_fn, d_nngp_fn=None) -> Dual:
     d_nngp_fn = jax.grad(nngp_fn) if d_nngp_fn is None else d_nngp_fn
     k_fn, kdot_fn = jnp.vectorize(nngp_fn), jnp.vectorize(d_nngp_fn)
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         covariance = (root(q1) * root(q2)) * rho
         q1, q2 = jnp.broadcast_to(q1, covariance.shape), jnp.broadcast_to(q2, covariance.shape)
         return k_fn(covariance, q1, q2), kdot_fn(covariance, q1, q2)

@@ -7,13 +7,14 @@ stay finite at coincident points.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
-
+from ntk.types import Array
 
 # XLA splits a formula into several passes over memory at every square root or quotient that is used twice,
 # unless a cheap operation (a factor, a selection) lies between: formulas for whole matrices are written so.
@@ -33,7 +34,7 @@ def _root_jvp(primals: tuple, tangents: tuple) -> tuple:
     return value, jnp.where(positive, 0.5 / jnp.where(positive, value, 1), 0) * dx
 
 
-def polynomial(coefficients, x: Array) -> Array:
+def polynomial(coefficients: Sequence[Any], x: Array) -> Array:
     """sum_k coefficients[k] x^k by Horner's rule; coefficients are floats or arrays that broadcast."""
     total = coefficients[-1] + jnp.zeros_like(x)
     for c in coefficients[-2::-1]:
@@ -41,19 +42,21 @@ def polynomial(coefficients, x: Array) -> Array:
     return total
 
 
-def _fit(function, upper, degree):
+def _fit(
+    function: Callable[[np.ndarray], np.ndarray], upper: float, degree: int
+) -> tuple[float, ...]:
     """Monomial coefficients of the Chebyshev interpolant on [0, upper]."""
     interpolant = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0, upper])
     power = interpolant.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
     return tuple(float(c) for c in power.coef)
 
 
-def _arccos_over_root(w):
+def _arccos_over_root(w: np.ndarray) -> np.ndarray:
     w = np.maximum(w, 1e-300)  # the limit at w = 0 is sqrt(2)
     return 2 * np.arcsin(np.sqrt(w / 2)) / np.sqrt(w)
 
 
-def _arctan_over_argument(y):
+def _arctan_over_argument(y: np.ndarray) -> np.ndarray:
     y = np.maximum(y, 1e-300)
     return np.arctan(np.sqrt(y)) / np.sqrt(y)
 
@@ -67,7 +70,7 @@ _ARCCOS_INTEGRAL = {
 _ARCTAN = {4: _fit(_arctan_over_argument, 1, 7), 8: _fit(_arctan_over_argument, 1, 19)}
 
 
-def _size(x):
+def _size(x: Array) -> int:
     return 8 if jnp.result_type(x) == jnp.float64 else 4
 
 
@@ -95,9 +98,10 @@ def half_space_gap(gap: Array, reflects: bool) -> tuple[Array, Array, Array | No
         gap: in [0, 2], not negative.
         reflects: whether rho may be negative; `negative` is None if not.
     """
-    negative = gap > 1 if reflects else None
-    w = jnp.where(negative, 2 - gap, gap) if reflects else gap
-    return *_angle_and_integral(w), negative
+    if not reflects:
+        return *_angle_and_integral(gap), None
+    negative = gap > 1
+    return *_angle_and_integral(jnp.where(negative, 2 - gap, gap)), negative
 
 
 def _angle_and_integral(w: Array) -> tuple[Array, Array]:

@@ -12,23 +12,29 @@ The coefficients are computed at the variances of the call, which may be traced.
 beforehand is the order, the number of quadrature nodes and the kinks, all found from the values
 of f in double precision, for variances up to `max_variance`; the error falls with the variance
 and grows beyond it, and `Dual.error` tells how large it is at any variance.
+
+Source: Daniely, Frostig & Singer 2016, lemma 11; the products with kinks are derived here.
 """
 
 import functools
 import math
+import operator
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ntk.activations import kinks as kinks_
 from ntk.activations.closed_forms import Dual
 from ntk.activations.elementary import root
 from ntk.activations.kinks import Kink
+from ntk.types import Array, Elementwise, HostFunction
 
-Array = jax.Array
+Pairs: TypeAlias = list[tuple[Array, Array]]
 
 _REACH = 12.0  # quadrature ends at 12 standard deviations
 _MAX_ORDER = 192
@@ -52,7 +58,7 @@ class Plan(NamedTuple):
 
 
 def dual(
-    fn,
+    fn: Elementwise,
     *,
     order: int | None = None,
     tolerance: float = 1e-6,
@@ -90,7 +96,7 @@ def dual(
         raise ValueError(f"order is {order}; it must be at least 1")
     _check_shape(fn)
     kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
-    if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks):
+    if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks or ()):
         raise ValueError(
             f"kinks are {kinks}; changes of curvature are split off only if all are at 0"
         )
@@ -101,20 +107,20 @@ def dual(
             return _fixed_plan(order, kinks)
         return _study(fn, order, tolerance, max_variance, kinks)
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         return _moments(fn, plan(), q1, q2, rho)
 
-    def mean(q):
+    def mean(q: Array) -> Array:
         smooth, slopes, jumps = _coefficients(fn, plan()._replace(even=0, odd=0), q)
         return smooth[0] + slopes[0] + jumps[0]
 
-    def norm(q):
+    def norm(q: Array) -> Array:
         return _square(fn, plan(), q)
 
     return Dual(fn, moments, norm, None, mean, lambda q: _error(fn, plan(), q))
 
 
-def _check_shape(fn):
+def _check_shape(fn: Elementwise) -> None:
     out = jax.eval_shape(fn, jax.ShapeDtypeStruct((3, 2), jnp.float32))
     if getattr(out, "shape", None) != (3, 2):
         raise ValueError(
@@ -145,12 +151,12 @@ def _basis(order: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return z, np.stack(rows[: order + 1]) * weight
 
 
-def _deviation(q):
+def _deviation(q: Array) -> Array:
     """sqrt(q), kept above zero, where coefficients divided by it have their limit."""
     return jnp.sqrt(jnp.maximum(q, jnp.finfo(q.dtype).eps ** 0.7))
 
 
-def _coefficients(fn, plan: Plan, q: Array):
+def _coefficients(fn: Elementwise, plan: Plan, q: Array) -> tuple[Array, Array, Array]:
     """Hermite coefficients of the smooth, the slope and the jump part, order 0 first.
 
     Those of smooth and slope part are divided by sqrt(q) from order 1 on.
@@ -172,19 +178,31 @@ def _coefficients(fn, plan: Plan, q: Array):
     return smooth, slopes, jumps
 
 
-def _moments(fn, plan, q1, q2, rho):
+def _moments(fn: Elementwise, plan: Plan, q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
     return _cross(fn, fn, plan, plan, q1, q2, rho)
 
 
-def cross(one, two, q1, q2, rho, *, tolerance: float = 1e-6, max_variance: float = 4.0):
+def cross(
+    one: Elementwise,
+    two: Elementwise,
+    q1: Array,
+    q2: Array,
+    rho: Array,
+    *,
+    tolerance: float = 1e-6,
+    max_variance: float = 4.0,
+) -> tuple[Array, Array]:
     """E[f(u) g(v)] and E[f'(u) g'(v)] of two activations; arguments as in `dual` and `Dual.moments`."""
     plans = [_study(fn, None, tolerance, max_variance, None) for fn in (one, two)]
-    even, odd, nodes = (max(p[i] for p in plans) for i in range(3))
-    plans = [Plan(even, odd, nodes, p.kinks) for p in plans]
-    return _cross(one, two, *plans, q1, q2, rho)
+    even, odd = max(p.even for p in plans), max(p.odd for p in plans)
+    nodes = max(p.nodes for p in plans)
+    plan1, plan2 = (Plan(even, odd, nodes, p.kinks) for p in plans)
+    return _cross(one, two, plan1, plan2, q1, q2, rho)
 
 
-def _cross(one, two, plan1, plan2, q1, q2, rho):
+def _cross(
+    one: Elementwise, two: Elementwise, plan1: Plan, plan2: Plan, q1: Array, q2: Array, rho: Array
+) -> tuple[Array, Array]:
     q1, q2, rho = (jnp.asarray(x, jnp.result_type(q1, q2, rho, float)) for x in (q1, q2, rho))
     if one is two:
         (s1, s2), (r1, r2), (j1, j2) = _of_both(
@@ -209,7 +227,9 @@ def _cross(one, two, plan1, plan2, q1, q2, rho):
     return k, kdot
 
 
-def _of_both(coefficients, q1, q2):
+def _of_both(
+    coefficients: Callable[[Array], tuple[Array, ...]], q1: Array, q2: Array
+) -> list[tuple[Array, Array]]:
     """Each of the coefficients at q1 and at q2, by one program for both."""
     if q1 is q2:
         return [(c, c) for c in coefficients(q1)]
@@ -220,7 +240,7 @@ def _of_both(coefficients, q1, q2):
     ]
 
 
-def _square(fn, plan, q):
+def _square(fn: Elementwise, plan: Plan, q: Array) -> Array:
     """E[f(u)^2]: the sum of the series, without powers of a correlation."""
     q = jnp.asarray(q, jnp.result_type(q, float))
     s, r, j = _coefficients(fn, plan, q)
@@ -231,11 +251,11 @@ def _square(fn, plan, q):
     return jnp.where(kept, terms, 0).sum(0) + kinks_.square(plan.kinks, _deviation(q))
 
 
-def _product(pairs, k):
-    return sum(a[k] * b[k] for a, b in pairs)
+def _product(pairs: Pairs, k: int) -> Array:
+    return functools.reduce(operator.add, (a[k] * b[k] for a, b in pairs))
 
 
-def _evaluate(plan, pairs, rho):
+def _evaluate(plan: Plan, pairs: Pairs, rho: Array) -> tuple[Array, Array]:
     """sum_k p_k rho^k without p_0, and its derivative; even and odd orders apart."""
     y = rho * rho
     zero = jnp.zeros_like(_product(pairs, 0) * rho)
@@ -250,11 +270,13 @@ def _evaluate(plan, pairs, rho):
     return value, slope
 
 
-def _horner(pairs, y, zero, longest=32, block=16):
+def _horner(
+    pairs: Pairs, y: Array, zero: Array, longest: int = 32, block: int = 16
+) -> tuple[Array, Array]:
     """sum_k p_k y^k and its derivative, p_k the sum of products of the pairs' k-th coefficients."""
     length = pairs[0][0].shape[0]
 
-    def descend(state, group):
+    def descend(state: tuple[Array, Array], group: Pairs) -> tuple[tuple[Array, Array], None]:
         value, slope = state
         for k in reversed(range(group[0][0].shape[0])):
             slope = slope * y + value
@@ -266,11 +288,11 @@ def _horner(pairs, y, zero, longest=32, block=16):
     # A loop over blocks: unrolled, a hundred terms take minutes to compile.
     count = -(-length // block)
     block = -(-length // count)
-    fold = [tuple(_folded(x, count, block) for x in ab) for ab in pairs]
+    fold = [(_folded(a, count, block), _folded(b, count, block)) for a, b in pairs]
     return jax.lax.scan(descend, (zero, zero), fold, reverse=True)[0]
 
 
-def _folded(x, count, block):
+def _folded(x: Array, count: int, block: int) -> Array:
     """The first axis as blocks, filled up with zeros."""
     x = jnp.pad(x, [(0, count * block - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(count, block, *x.shape[1:])
@@ -279,22 +301,22 @@ def _folded(x, count, block):
 # --- the study of f, once, in double precision ----------------------------------------------------
 
 
-def _fixed_plan(order, kinks):
+def _fixed_plan(order: int, kinks: tuple[Kink, ...]) -> Plan:
     return Plan(order - order % 2, order - 1 + order % 2, _node_count(order), kinks)
 
 
-def _node_count(order):
+def _node_count(order: int) -> int:
     """Nodes that resolve f on the scale of 1/8 standard deviation, times the last order kept."""
     return 2 * math.ceil(_REACH * (8 + math.sqrt(order)) / math.pi)
 
 
-def _in_double(fn):
+def _in_double(fn: Elementwise) -> HostFunction:
     """fn on numpy arrays, in double precision, also while a caller is being traced."""
     if hasattr(fn, "on_host"):
         return fn.on_host
     compiled = jax.jit(fn)
 
-    def call(x):
+    def call(x: np.ndarray) -> np.ndarray:
         block = 4096  # one shape, so that fn compiles once
         padded = np.resize(x, -(-x.size // block) * block).reshape(-1, block)
         try:
@@ -311,7 +333,13 @@ def _in_double(fn):
 
 
 @functools.lru_cache(maxsize=64)
-def _study(fn, order, tolerance, max_variance, kinks):
+def _study(
+    fn: Elementwise,
+    order: int | None,
+    tolerance: float,
+    max_variance: float,
+    kinks: tuple[Kink, ...] | None,
+) -> Plan:
     """Lowest orders and fewest nodes that meet the tolerance at max_variance and below."""
     f = _in_double(fn)
     _check_values(f, max_variance)
@@ -336,7 +364,7 @@ def _study(fn, order, tolerance, max_variance, kinks):
     )
 
 
-def _check_values(f, max_variance):
+def _check_values(f: HostFunction, max_variance: float) -> None:
     x = math.sqrt(max_variance) * np.linspace(-_REACH, _REACH, 1025)
     values = f(x)
     z = x / math.sqrt(max_variance)
@@ -357,13 +385,17 @@ def _check_values(f, max_variance):
         raise ValueError("the activation is not elementwise: its values depend on their neighbours")
 
 
-def _smooth(f, kinks, q, order, nodes):
+def _smooth(
+    f: HostFunction, kinks: tuple[Kink, ...], q: float, order: int, nodes: int
+) -> np.ndarray:
     z, matrix = _basis(order, nodes)
     x = z * math.sqrt(q)
     return matrix @ (f(x) - kinks_.ramps(kinks, x))
 
 
-def _tails(f, kinks, q):
+def _tails(
+    f: HostFunction, kinks: tuple[Kink, ...], q: float
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Per order: size of the series' terms of k and q kdot; and the whole of either kernel."""
     s = _smooth(f, kinks, q, _STUDY_ORDER, _STUDY_NODES)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -378,7 +410,9 @@ def _tails(f, kinks, q):
     return terms, slopes, max(total, 1e-300), max(total_slope, 1e-9 * total, 1e-300)
 
 
-def _orders(terms, slopes, total, total_slope, tolerance):
+def _orders(
+    terms: np.ndarray, slopes: np.ndarray, total: float, total_slope: float, tolerance: float
+) -> tuple[int, int, float]:
     """Orders from which on both relative tails are small, for even and odd; the error there."""
     size = np.maximum(terms / total, 0.01 * slopes / total_slope)
     kept = []
@@ -389,7 +423,9 @@ def _orders(terms, slopes, total, total_slope, tolerance):
     return even, odd, size[even + 2 :: 2].sum() + size[odd + 2 :: 2].sum()
 
 
-def _enough_nodes(f, kinks, order, q, tolerance):
+def _enough_nodes(
+    f: HostFunction, kinks: tuple[Kink, ...], order: int, q: float, tolerance: float
+) -> int:
     """Fewest nodes whose coefficients are those of the finest rule."""
     fine = _smooth(f, kinks, q, order, _STUDY_NODES)
     for nodes in (64, 96, 128, 192, 256, 384, 512, 1024):
@@ -399,7 +435,7 @@ def _enough_nodes(f, kinks, order, q, tolerance):
     return _STUDY_NODES
 
 
-def _error(fn, plan, q):
+def _error(fn: Elementwise, plan: Plan, q: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Relative errors of k and kdot at rho = 1, from the orders left out, up to 512."""
     f, out = _in_double(fn), []
     for value in np.ravel(np.asarray(q, np.float64)):

@@ -8,10 +8,14 @@ order^(-7/4) for one of the curvature. Written as
 
 the sum has Gaussian moments in closed form, up to one integral over an angle where at_j is not 0,
 and the series is left with products that contain a coefficient of the smoother rest.
+
+Source: derived; the bivariate normal integral is Plackett's (1954), as Drezner & Wesolowsky (1990) and Genz (2004)
+compute it.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk.activations.elementary import arccos, half_space, one_minus_square, root
-
-Array = jax.Array
+from ntk.types import Array, HostFunction, Numbers
 
 _REACH = 24.0  # where kinks are looked for: 12 standard deviations at variance 4
 _SPACING = 0.01
@@ -36,7 +39,7 @@ class Kink(NamedTuple):
     curvature: float = 0.0
 
 
-def find(f) -> tuple[Kink, ...]:
+def find(f: HostFunction) -> tuple[Kink, ...]:
     """Jumps and kinks of f on [-24, 24], from its values in double precision.
 
     Args:
@@ -67,7 +70,7 @@ def find(f) -> tuple[Kink, ...]:
     return tuple(kinks)
 
 
-def _measure(f, at):
+def _measure(f: HostFunction, at: np.ndarray) -> list[Kink]:
     """Kinks at given places, from one-sided quadratic extrapolation."""
     at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at) + 0.0
     step = 1e-4
@@ -87,7 +90,7 @@ def _measure(f, at):
     return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
 
 
-def ramps(kinks, x):
+def ramps(kinks: Sequence[Kink], x: Numbers) -> Numbers:
     """sum_j [jump_j + slope_j (x - at_j) + curvature_j (x - at_j)^2 / 2] 1(x > at_j)."""
     total = 0 * x
     for at, jump, slope, curvature in kinks:
@@ -96,18 +99,18 @@ def ramps(kinks, x):
     return total
 
 
-def density(x):
+def density(x: Array) -> Array:
     """Standard normal density."""
     return jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
-def tail(x):
+def tail(x: Array) -> Array:
     """P(z > x) for standard normal z."""
     return 0.5 * jax.scipy.special.erfc(x / math.sqrt(2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
+def coefficients(kinks: Sequence[Kink], deviation: Array, order: int) -> tuple[Array, Array]:
     """Normalised Hermite coefficients of the continuous part and of the jumps of `ramps`.
 
     Args:
@@ -139,7 +142,9 @@ def coefficients(kinks, deviation: Array, order: int) -> tuple[Array, Array]:
     return ramp, jumps
 
 
-def _coefficients_at_zero(kinks, deviation, order):
+def _coefficients_at_zero(
+    kinks: Sequence[Kink], deviation: Array, order: int
+) -> tuple[Array, Array]:
     """The same of kinks at 0, whose coefficients are numbers times powers of the deviation."""
     k = np.arange(1, order + 1)
     h = [1 / math.sqrt(2 * math.pi), 0.0]  # Hermite polynomials times the density at 0
@@ -149,20 +154,20 @@ def _coefficients_at_zero(kinks, deviation, order):
     first = np.concatenate([h[:1], step[:-1] / np.sqrt(k)])
     second = np.concatenate([[0.25], first[:-1] / np.sqrt(k)])  # of half the square
     sums = [sum(kink[n] for kink in kinks) for n in (1, 2, 3)]
-    jumps, first, second = (
+    jump, ramp, bend = (
         jnp.asarray(c * x, deviation.dtype).reshape((-1,) + (1,) * deviation.ndim)
         for c, x in zip(sums, (step, first, second))
     )
     zero = jnp.zeros((order + 1, *deviation.shape), deviation.dtype)
     above = np.arange(order + 1).reshape((-1,) + (1,) * deviation.ndim)
     scale = jnp.where(above, 1, deviation[None])
-    return (first + second * deviation[None]) * scale + zero, jumps + zero
+    return (ramp + bend * deviation[None]) * scale + zero, jump + zero
 
 
-def _hermite_times_density(a, sizes, order):
+def _hermite_times_density(a: Array, sizes: Array, order: int) -> Array:
     """Normalised Hermite polynomials at a of order 0 to order - 1 times the density, summed over kinks with `sizes`."""
 
-    def step(pair, k):
+    def step(pair: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], Array]:
         below, h = pair
         return (h, (a * h - jnp.sqrt(k) * below) / jnp.sqrt(k + 1)), (sizes * h[None]).sum(1)
 
@@ -170,7 +175,7 @@ def _hermite_times_density(a, sizes, order):
     return jax.lax.scan(step, start, jnp.arange(order, dtype=a.dtype))[1]
 
 
-def square(kinks, deviation: Array) -> Array:
+def square(kinks: Sequence[Kink], deviation: Array) -> Array:
     """E[r(u)^2] of r = `ramps` of the kinks."""
     total = jnp.zeros_like(deviation)
     for one in kinks:
@@ -183,7 +188,7 @@ def square(kinks, deviation: Array) -> Array:
     return total
 
 
-def _both_above(one, two, d):
+def _both_above(one: Kink, two: Kink, d: Array) -> Array:
     """E[r(u) s(u)] of two kinks, without curvature."""
     a, b, top = one.at / d, two.at / d, max(one.at, two.at) / d
     p, q = density(top), tail(top)
@@ -194,7 +199,11 @@ def _both_above(one, two, d):
 
 
 def moments(
-    kinks, deviation1: Array, deviation2: Array, rho: Array, others=None
+    kinks: Sequence[Kink],
+    deviation1: Array,
+    deviation2: Array,
+    rho: Array,
+    others: Sequence[Kink] | None = None,
 ) -> tuple[Array, Array]:
     """E[r(u) s(v)] and E[r'(u) s'(v)] of r and s = `ramps` of `kinks` and `others` (by default the same).
 
@@ -224,7 +233,7 @@ def moments(
     return k + more.sum(0), kdot + (slope1 * slope2 * both).sum(0)
 
 
-def _at_zero(one, two, d1, d2, rho):
+def _at_zero(one: Kink, two: Kink, d1: Array, d2: Array, rho: Array) -> tuple[Array, Array]:
     """E[r(u) r(v)] and E[r'(u) r'(v)] of kinks at 0, by the moments E[u_+^m v_+^n]."""
     j1, s1, c1 = one.jump, one.slope * d1, 0.5 * one.curvature * d1 * d1
     j2, s2, c2 = two.jump, two.slope * d2, 0.5 * two.curvature * d2 * d2
@@ -243,7 +252,7 @@ def _at_zero(one, two, d1, d2, rho):
 
 
 @jax.custom_jvp
-def _thresholds(a, b, rho):
+def _thresholds(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array, Array]:
     """E of 1(u>a) 1(v>b), (u-a)_+ 1(v>b), 1(u>a) (v-b)_+ and (u-a)_+ (v-b)_+ at unit variances.
 
     The last three follow from the first by partial integration.
@@ -258,7 +267,9 @@ def _thresholds(a, b, rho):
 
 
 @_thresholds.defjvp
-def _thresholds_jvp(primals, tangents):
+def _thresholds_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Along rho by Price's theorem, d E f(u) g(v) / drho = E f'(u) g'(v); the moments of ramps keep it at rho = 1."""
     (a, b, rho), (da, db, drho) = primals, tangents
     values = both, ramp1, ramp2, _ = _thresholds(a, b, rho)
@@ -278,7 +289,7 @@ def _thresholds_jvp(primals, tangents):
     )
 
 
-def _beyond(a, b, rho):
+def _beyond(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array]:
     """sqrt(1 - rho^2); how far b lies above E[v | u = a] and a above E[u | v = b], in deviations."""
     spread = root(one_minus_square(rho))
     apart = spread > 0
@@ -292,11 +303,11 @@ def _beyond(a, b, rho):
     )
 
 
-def _clip(x):
+def _clip(x: Array) -> Array:
     return jnp.clip(x, -_FAR, _FAR)
 
 
-def _orthant(a, b, rho):
+def _orthant(a: Array, b: Array, rho: Array) -> Array:
     """P(u > a, v > b) at unit variances.
 
     d/drho P is the bivariate density at (a, b). From rho = 1 down to cos(angle) that is an
@@ -318,7 +329,7 @@ def _orthant(a, b, rho):
     first = spread * edge - d * (math.sqrt(2 * math.pi) * tail(d / spread))
     integral = front * (first + second * (spread**3 * edge - d * d * first) / 3)
 
-    def add_node(integral, node):
+    def add_node(integral: Array, node: Array) -> tuple[Array, None]:
         place, weight = node
         cos, sin = jnp.cos(angle * place), jnp.maximum(jnp.sin(angle * place), 1e-30)
         half = 0.5 * (d / sin) ** 2

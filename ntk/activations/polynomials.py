@@ -1,14 +1,26 @@
-"""Dual activations of polynomials and of rectified powers, exact."""
+"""Dual activations of polynomials and of rectified powers, exact.
+
+With unit variances x^n has the normalised Hermite coefficients n! / (2^i i! sqrt(k!)), k = n - 2 i, so that::
+
+    E[u^n v^n] = sum_i (n! / (2^i i!))^2 rho^(n - 2i) / (n - 2i)!
+    E[u_+^n v_+^n] = (A(rho) sin theta + B(rho) (pi - theta)) / (2 pi),    rho = cos theta
+
+with B that of u^n v^n, and A from d/drho E[u_+^n v_+^n] = n^2 E[u_+^(n-1) v_+^(n-1)].
+
+Source: Cho & Saul 2009, equation 3, for the rectified powers.
+"""
 
 import math
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.activations.closed_forms import Dual, dual
+from ntk.activations.closed_forms import Dual, Moments, dual
 from ntk.activations.elementary import half_space, one_minus_square, polynomial, root
+from ntk.types import Scalar
 
 
 def hermite_polynomial(degree: int) -> Dual:
@@ -19,7 +31,7 @@ def hermite_polynomial(degree: int) -> Dual:
     basis = np.polynomial.hermite_e.herme2poly([0] * degree + [1]) / math.factorial(degree) ** 0.5
     basis = tuple(float(c) for c in basis)
 
-    def moments(q1, q2, rho):
+    def moments(q1: jax.Array, q2: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array]:
         covariance = (root(q1) * root(q2)) * rho
         below = covariance ** (degree - 1) if degree else jnp.zeros_like(covariance)
         return covariance**degree, degree * below
@@ -33,11 +45,11 @@ def hermite_polynomial(degree: int) -> Dual:
     )
 
 
-def _double_factorial(n):
+def _double_factorial(n: int) -> int:
     return math.prod(range(n, 0, -2))
 
 
-def _monomial_product(n):
+def _monomial_product(n: int) -> list[int]:
     """Coefficients in rho of E[u^n v^n] at unit variances, exact."""
     out = [0] * (n + 1)
     for i in range(n // 2 + 1):
@@ -48,14 +60,14 @@ def _monomial_product(n):
     return out
 
 
-def _power(r1, r2, n):
+def _power(r1: jax.Array, r2: jax.Array, n: int) -> jax.Array:
     return (r1 * r2) ** n if n else jnp.ones_like(r1 * r2)
 
 
-def _moments(degree, unit):
+def _moments(degree: int, unit: Callable[[int, jax.Array], jax.Array]) -> Moments:
     """Moments of a power from those at unit variances, unit(n, rho); its derivative is a power too."""
 
-    def moments(q1, q2, rho):
+    def moments(q1: jax.Array, q2: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array]:
         r1, r2 = root(q1), root(q2)
         k = _power(r1, r2, degree) * unit(degree, rho)
         if degree == 0:
@@ -68,7 +80,7 @@ def _moments(degree, unit):
 def monomial(degree: int) -> Dual:
     """x^degree, degree >= 0."""
 
-    def unit(n, rho):
+    def unit(n: int, rho: jax.Array) -> jax.Array:
         return polynomial([float(c) for c in _monomial_product(n)], rho)
 
     even = degree % 2 == 0
@@ -81,12 +93,12 @@ def monomial(degree: int) -> Dual:
     )
 
 
-def _rectified_product(n):
+def _rectified_product(n: int) -> tuple[list[float], list[float]]:
     """A, B with E[u_+^n v_+^n] = (A(rho) sin theta + B(rho) (pi - theta)) / 2 pi, exact.
 
     From d/drho E[u_+^n v_+^n] = n^2 E[u_+^(n-1) v_+^(n-1)], B(rho) being E[u^n v^n].
     """
-    a = []
+    a: list[Fraction] = []
     for m in range(1, n + 1):
         b = _monomial_product(m)
         right = [Fraction(0)] * (m + 2)
@@ -108,7 +120,7 @@ def rectified_monomial(degree: int) -> Dual:
     Source: Cho & Saul 2009, equation 3 (arc-cosine kernels of any order).
     """
 
-    def unit(n, rho):
+    def unit(n: int, rho: jax.Array) -> jax.Array:
         a, b = _rectified_product(n)
         step, ramp = half_space(rho)
         if n < 2:
@@ -126,14 +138,14 @@ def rectified_monomial(degree: int) -> Dual:
     )
 
 
-def polynomial_dual(coefficients) -> Dual:
+def polynomial_dual(coefficients: Iterable[Scalar]) -> Dual:
     """sum_n coefficients[n] x^n, through its own (finite) Hermite series, so exactly."""
     coefficients = tuple(c if isinstance(c, jax.Array) else float(c) for c in coefficients) or (
         0.0,
     )
     degree = len(coefficients) - 1
 
-    def series(q, k):
+    def series(q: jax.Array, k: int) -> jax.Array:
         """c_k(q) / q^(k/2), a polynomial in q: nothing is divided by a vanishing variance."""
         terms = [
             coefficients[k + 2 * i]
@@ -143,7 +155,7 @@ def polynomial_dual(coefficients) -> Dual:
         ]
         return polynomial(terms, q)
 
-    def moments(q1, q2, rho):
+    def moments(q1: jax.Array, q2: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array]:
         covariance = (root(q1) * root(q2)) * rho
         products = [series(q1, k) * series(q2, k) for k in range(degree + 1)]
         slopes = [k * p for k, p in enumerate(products)][1:] or [jnp.zeros_like(covariance)]

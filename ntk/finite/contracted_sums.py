@@ -39,26 +39,29 @@ def contracted(fun: Callable) -> Callable:
         closed, shapes = flat(*leaves)
         jaxpr = closed.jaxpr
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *leaves)))
-        products, known = {}, {}
+        products: dict[Any, tuple] = {}
+        known: dict[Any, outer_products.Factors] = {}
         for equation in jaxpr.eqns:
             operands = [jaxprs.read(env, v) for v in equation.invars]
             if not equation.outvars:  # done for its effect, or left over from a derivative
                 jaxprs.apply(jaxpr, equation, operands)
                 continue
-            name, result, made = equation.primitive.name, None, equation.outvars[0]
+            name, result = equation.primitive.name, None
+            made: Any = equation.outvars[0]
             if (factors := outer_products.follow(equation, operands, known)) is not None:
                 known[made] = factors
             if name == "mul":
-                products[made] = operands
+                products[made] = operands[0], operands[1]
             elif name == "reduce_sum" and equation.invars[0] in products and _is_cpu():
-                result = _contraction(*products[equation.invars[0]], set(equation.params["axes"]))
+                one, two = products[equation.invars[0]]
+                result = _contraction(one, two, set(equation.params["axes"]))
             elif name == "dot_general" and factors is not None:
                 result = jnp.broadcast_to(factors[0], made.aval.shape)
             results = jaxprs.apply(jaxpr, equation, operands) if result is None else [result]
             env.update(zip(equation.outvars, results))
         values = [jaxprs.read(env, v) for v in jaxpr.outvars]
-        known = [None if isinstance(v, jex.Literal) else known.get(v) for v in jaxpr.outvars]
-        return values, known, jax.tree.structure(shapes)
+        outs = [None if isinstance(v, jex.Literal) else known.get(v) for v in jaxpr.outvars]
+        return values, outs, jax.tree.structure(shapes)
 
     return rewritten
 

@@ -8,6 +8,15 @@ Shapes are written with the letters
     b     groups of a layer (grouped convolutions, batched products)
     s, u  positions where a layer reads (pixels, tokens)
     c, f  what it reads and writes there: channels and features
+
+A layer reads a (n, b, s, c), and the outputs change by d (n, t, g, r, b, s, f) with what it writes: the kernel of its
+weights is
+
+    K[g, n, r, m, q] = sum_{t b c f} (sum_s a_1 d_1)(sum_u a_2 d_2),
+
+in whichever order takes the fewest multiplications (`_costs`).
+
+Source: Novak et al. 2022 (arXiv 2206.08720).
 """
 
 from __future__ import annotations
@@ -92,7 +101,7 @@ def by_jacobians(
     """Kernel of every output by contraction of Jacobians; ``two`` None for the first with itself."""
 
     def factors_of(net: Network) -> list[Factors]:
-        def of_batch(params, arrays):
+        def of_batch(params: list[jax.Array], arrays: list[jax.Array]) -> Any:
             of_example = lambda x: jacobian_factors(net.example, params, x, axes, use_layers)  # noqa: E731
             return net._replace(arrays=arrays).map(of_example)
 
@@ -104,10 +113,10 @@ def by_jacobians(
             for f, p in zip(tree.unflatten(leaves), products)
         ]
 
-    factors = [None if net is None else factors_of(net) for net in (one, two)]
+    first, second = factors_of(one), None if two is None else factors_of(two)
     kernels = []
     for i, axis in enumerate(axes):
-        f1, f2 = factors[0][i], None if two is None else factors[1][i]
+        f1, f2 = first[i], None if second is None else second[i]
         if axis.single:
             f1, f2 = jax.tree.map(lambda v: jnp.expand_dims(v, 1), (f1, f2))
             kernels.append(jax.vmap(contract)(f1, f2))
@@ -140,11 +149,11 @@ def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -
     """Kernel of every output by products with it, one for each entry of the second output."""
     two = one if two is None else two
 
-    def entry(arrays1, arrays2, index):
+    def entry(arrays1: list[jax.Array], arrays2: list[jax.Array], index: int) -> jax.Array:
         outputs, pullback = jax.vjp(lambda p: two.example(p, arrays2), two.params)
         basis = _basis(outputs[index], axes[index])
 
-        def column(cotangent):
+        def column(cotangent: jax.Array) -> jax.Array:
             cotangents = [jnp.zeros_like(y) for y in outputs]
             cotangents[index] = cotangent
             tangents = pullback(cotangents)[0]
@@ -189,7 +198,7 @@ def jacobian_factors(
     used = {leaf for layer in layers for leaf in (layer.leaf, layer.bias)}
     others = [i for i in range(count) if i not in used]
 
-    def perturbed(shifts, values):
+    def perturbed(shifts: list[jax.Array], values: list[jax.Array]) -> Any:
         args = [*params, *x]
         for i, value in zip(others, values):
             args[i] = value
@@ -270,7 +279,7 @@ def _with_jacobians(one: Factors, two: Factors | None) -> tuple[Factors, Factors
         layers = list(zip(ways, f.reads, f.writes, f.products))
         gram = [(a, d) for way, a, d, _ in layers if way == 0]
         jacobians = [_jacobian(a, d) for way, a, d, _ in layers if way == 1]
-        sums_ = [_sums(a, d, p) for way, a, d, p in layers if way == 2]
+        sums_ = [_sums(a, d, p) for way, a, d, p in layers if way == 2 and p is not None]
         reads, writes = ([layer[i] for layer in gram] for i in (0, 1))
         return Factors(reads, writes, [None] * len(gram), f.jacobians + jacobians, sums_)
 
@@ -288,7 +297,9 @@ def _contract(one: Factors, two: Factors) -> jax.Array:
     return sum(terms[1:], terms[0])
 
 
-def _costs(a1, d1, a2, d2, product: Product | None = None) -> tuple[float, float, float]:
+def _costs(
+    a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array, product: Product | None = None
+) -> tuple[float, float, float]:
     """Multiplications that take as long as each way to contract a layer: Gram matrices, Jacobians, sums."""
     n, t, g, r, b, s, f = d1.shape
     m, q, u = d2.shape[0], d2.shape[3], d2.shape[5]
@@ -308,7 +319,7 @@ def _costs(a1, d1, a2, d2, product: Product | None = None) -> tuple[float, float
     return by_gram, by_jacobian, by_sums
 
 
-def _by_gram(a1, d1, a2, d2) -> jax.Array:
+def _by_gram(a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array) -> jax.Array:
     """sum_bsu (a1 a2^T)[n, m, b, s, u] (d1 d2^T)[n, r, m, q, g, b, s, u]."""
     if a1.ndim == 2:
         same = (a1[:, :, None, None] == a2[None, None, :, :]) & (a1 >= 0)[:, :, None, None]
@@ -336,7 +347,7 @@ def _sums(a: jax.Array, d: jax.Array, product: Product) -> tuple[jax.Array, jax.
     return outputs[:, :, :, :, :, 0], dot("nbsc,nbsf->nbfc", a, positions[:, 0, 0, 0])
 
 
-def _by_sums(d1, m1, d2, m2) -> jax.Array:
+def _by_sums(d1: jax.Array, m1: jax.Array, d2: jax.Array, m2: jax.Array) -> jax.Array:
     gram = dot("nbfc,mbfc->nmbf", m1, m2)[:, :, None, None, None]
     return dot("nmtgrbf,mtgqbf->gnrmq", d1[:, None] * gram, d2)
 

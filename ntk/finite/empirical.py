@@ -2,6 +2,8 @@
 
 For a function ``f(params, x)`` the NTK is ``sum_w (d f(x1) / d w) (d f(x2) / d w)^T`` over all
 parameters w, and the NNGP is ``f(x1) f(x2)^T``. Any JAX function and any parameter pytree will do.
+
+Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720) for its computation.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import enum
 import functools
 import math
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +23,7 @@ from ntk.finite import contraction
 from ntk.finite.linearize import pushforward
 from ntk.finite.output_axes import arrange, output_axes
 from ntk.model import check_call
-
-PyTree = Any
+from ntk.types import KernelOfParams, KernelsByName, Out, PyTree
 
 
 class NtkImplementation(enum.IntEnum):
@@ -43,7 +44,7 @@ class NtkImplementation(enum.IntEnum):
 
 
 def empirical_ntk(
-    apply: Callable,
+    apply: Callable[..., Out],
     params: PyTree,
     x1: PyTree,
     x2: PyTree | None = None,
@@ -52,9 +53,9 @@ def empirical_ntk(
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = 0,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-    call: Any = None,
+    call: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> PyTree:
+) -> Out:
     """Empirical NTK between two batches whose examples do not interact.
 
     Args:
@@ -93,12 +94,12 @@ def empirical_ntk(
 
 
 def empirical_ntk_fn(
-    f: Callable,
+    f: Callable[..., Out],
     trace_axes: tuple[int, ...] = (-1,),
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-) -> Callable[..., PyTree]:
+) -> KernelOfParams[Out]:
     """Returns ``ntk_fn(x1, x2, params, **kwargs)``, with neural-tangents's arguments and results.
 
     Args:
@@ -124,7 +125,7 @@ def empirical_ntk_fn(
         _implementation(implementation),
     )
 
-    def ntk_fn(x1, x2, params, **kwargs):
+    def ntk_fn(x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> PyTree:
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         axes = arguments.map_axes(vmap_axes, x1, kwargs1)
@@ -142,8 +143,8 @@ def empirical_ntk_fn(
 
 
 def empirical_nngp_fn(
-    f: Callable, trace_axes: tuple[int, ...] = (-1,), diagonal_axes: tuple[int, ...] = ()
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], trace_axes: tuple[int, ...] = (-1,), diagonal_axes: tuple[int, ...] = ()
+) -> KernelOfParams[Out]:
     """Returns ``nngp_fn(x1, x2, params, **kwargs)``: outer product of the network's outputs.
 
     Args:
@@ -157,7 +158,7 @@ def empirical_nngp_fn(
     f = arguments.hashable(f)
     trace_axes, diagonal_axes = arguments.as_axes(trace_axes), arguments.as_axes(diagonal_axes)
 
-    def nngp_fn(x1, x2, params, **kwargs):
+    def nngp_fn(x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any) -> PyTree:
         arguments.check_inputs(x1, x2, params)
         kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
         fn = arguments.spread(f, x1, kwargs)
@@ -165,7 +166,7 @@ def empirical_nngp_fn(
             out1 = fn(params, x1, **kwargs1)
             out2 = out1 if x2 is None else fn(params, x2, **kwargs2)
 
-        def outer(y1, y2):
+        def outer(y1: jax.Array, y2: jax.Array) -> jax.Array:
             axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
             order = axes.trace + axes.diagonal + axes.rest
             sizes = [math.prod(y1.shape[a] for a in group) for group in axes[:2]]
@@ -179,12 +180,12 @@ def empirical_nngp_fn(
 
 
 def empirical_kernel_fn(
-    f: Callable,
+    f: Callable[..., Out],
     trace_axes: tuple[int, ...] = (-1,),
     diagonal_axes: tuple[int, ...] = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int | str = NtkImplementation.AUTO,
-) -> Callable[..., PyTree]:
+) -> KernelsByName[Out]:
     """Returns ``kernel_fn(x1, x2, get, params, **kwargs)`` for NNGP and NTK by name.
 
     Args:
@@ -206,7 +207,13 @@ def empirical_kernel_fn(
         "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
     }
 
-    def kernel_fn(x1, x2, get, params, **kwargs):
+    def kernel_fn(
+        x1: PyTree,
+        x2: PyTree | None,
+        get: str | tuple[str, ...] | None,
+        params: PyTree,
+        **kwargs: Any,
+    ) -> Any:
         if get is not None and not isinstance(get, str | tuple | list):
             raise TypeError(f"get is {get!r}; it must be 'nngp', 'ntk', a tuple of these, or None")
         get = arguments.lower(get)
@@ -229,8 +236,8 @@ def _bundle(names: tuple[str, ...]) -> type:
 
 
 def empirical_ntk_vp_fn(
-    f: Callable, x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any
-) -> Callable[[PyTree], PyTree]:
+    f: Callable[..., Out], x1: PyTree, x2: PyTree | None, params: PyTree, **kwargs: Any
+) -> Callable[[Out], Out]:
     """Returns ``ntk_vp(v) = NTK(x1, x2) v`` without the NTK: one backward and one forward pass.
 
     Args:
@@ -250,7 +257,7 @@ def empirical_ntk_vp_fn(
     kwargs1, kwargs2 = arguments.split_kwargs(kwargs, x2)
     floats, rebuild = arguments.split_params(params)
 
-    def ntk_vp_fn(cotangents: PyTree) -> PyTree:
+    def ntk_vp_fn(cotangents: Out) -> Out:
         x2_ = x1 if x2 is None else x2
         outputs, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
         _check_cotangents(cotangents, outputs)
@@ -268,7 +275,9 @@ def _check_cotangents(given: PyTree, outputs: PyTree) -> None:
         )
 
 
-def _check_apart(f, axes, static, arrays, params) -> None:
+def _check_apart(
+    f: Callable, axes: arguments.MapAxes, static: tuple, arrays: list, params: PyTree
+) -> None:
     """Refuses examples that interact: f of a few of them is not f of each."""
     sizes = {v.shape[a] for v, a in zip(arrays, axes.arrays) if a is not None}
     if len(sizes) > 1:
@@ -296,7 +305,9 @@ _TRIED = 4  # examples
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _interaction(f, axes, static, arrays, params) -> jax.Array:
+def _interaction(
+    f: Callable, axes: arguments.MapAxes, static: tuple, arrays: list, params: PyTree
+) -> jax.Array:
     """Largest difference between f of the examples together and apart, in units of what rounding explains."""
     floats, rebuild = arguments.split_params(params)
     together = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))
@@ -304,8 +315,8 @@ def _interaction(f, axes, static, arrays, params) -> jax.Array:
     one = functools.partial(_example, f, rebuild, static, axes.arrays, examples)
     apart = contraction.Network(one, floats, arrays, axes.arrays).map(lambda a: one(floats, a))
 
-    def gap(y, z, axis):
-        z = jnp.moveaxis(z, 0, axis)
+    def gap(y: jax.Array, z: jax.Array, axis: int | None) -> jax.Array:
+        z = z if axis is None else jnp.moveaxis(z, 0, axis)
         if y.shape != z.shape:
             raise ValueError(
                 f"f gives outputs of shape {y.shape} for examples together and {z.shape} for each: name the axis of "
@@ -332,13 +343,22 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
+def _ntk(
+    settings: _Settings,
+    axes: arguments.MapAxes,
+    static1: tuple,
+    static2: tuple | None,
+    arrays1: list,
+    arrays2: list | None,
+    params: PyTree,
+) -> PyTree:
     """Compiled once per function, shapes and settings; everything that has values is an argument."""
     floats, rebuild = arguments.split_params(params)
-    static2, other = (static1, arrays1) if arrays2 is None else (static2, arrays2)
+    second = static1 if static2 is None else static2
+    other = arrays1 if arrays2 is None else arrays2
     shapes1, shapes2 = (
         jax.eval_shape(functools.partial(_outputs, settings.f, rebuild, s), floats, arrays)
-        for s, arrays in ((static1, arrays1), (static2, other))
+        for s, arrays in ((static1, arrays1), (second, other))
     )
     leaves1, tree = jax.tree.flatten(shapes1)
     leaves2 = jax.tree.leaves(shapes2)
@@ -355,26 +375,36 @@ def _ntk(settings, axes, static1, static2, arrays1, arrays2, params):
             arrays,
             axes.arrays,
         )
-        for s, arrays in ((static1, arrays1), (static2, other))
+        for s, arrays in ((static1, arrays1), (second, other))
     )
-    two = None if arrays2 is None else two
+    columns = None if arrays2 is None else two
     if settings.implementation == NtkImplementation.NTK_VECTOR_PRODUCTS:
-        kernels = contraction.by_products(one, two, outputs)
+        kernels = contraction.by_products(one, columns, outputs)
     else:
         use_layers = settings.implementation != NtkImplementation.JACOBIAN_CONTRACTION
-        kernels = contraction.by_jacobians(one, two, outputs, use_layers)
+        kernels = contraction.by_jacobians(one, columns, outputs, use_layers)
     return tree.unflatten(
         arrange(k, y1.shape, y2.shape, a)
         for k, y1, y2, a in zip(kernels, leaves1, leaves2, outputs)
     )
 
 
-def _outputs(f, rebuild, static, floats, arrays) -> PyTree:
+def _outputs(
+    f: Callable, rebuild: Callable[[list], PyTree], static: tuple, floats: list, arrays: list
+) -> PyTree:
     x, kwargs = arguments.combine(arrays, static)
     return f(rebuild(floats), x, **kwargs)
 
 
-def _example(f, rebuild, static, in_axes, out_axes, floats, arrays) -> list[jax.Array]:
+def _example(
+    f: Callable,
+    rebuild: Callable[[list], PyTree],
+    static: tuple,
+    in_axes: tuple[int | None, ...],
+    out_axes: list[int | None],
+    floats: list,
+    arrays: list,
+) -> list[jax.Array]:
     """The network on one example, given and returned without the axis of the examples."""
     arrays = [v if a is None else jnp.expand_dims(v, a) for v, a in zip(arrays, in_axes)]
     outputs = jax.tree.leaves(_outputs(f, rebuild, static, floats, arrays))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
+from jax.typing import DTypeLike
 
 from ntk.jaxprs import Program, apply, read
 
@@ -55,20 +56,22 @@ class _Graph(NamedTuple):
     """Who consumes and who makes each variable: equation number and operand; equation."""
 
     program: Program
-    consumers: dict
+    consumers: dict[Any, list[tuple[int | None, int]]]
     producers: dict
 
     def only_use(self, var: Any) -> tuple[Any, int, int] | None:
         """The one equation that consumes the variable, its number and operand; None for more."""
         uses = self.consumers[var]
-        if len(uses) != 1 or uses[0][0] is None:
+        if len(uses) != 1:
             return None
-        return self.program.jaxpr.eqns[uses[0][0]], *uses[0]
+        index, operand = uses[0]
+        return None if index is None else (self.program.jaxpr.eqns[index], index, operand)
 
 
 def find_layers(program: Program, leaves: Sequence[int]) -> list[Layer]:
     """The weights, among the inputs numbered ``leaves``, that enter once by a known operation."""
-    consumers, producers = defaultdict(list), {}
+    consumers: dict[Any, list[tuple[int | None, int]]] = defaultdict(list)
+    producers: dict = {}
     for i, equation in enumerate(program.jaxpr.eqns):
         for k, atom in enumerate(equation.invars):
             if not isinstance(atom, jex.Literal):
@@ -88,7 +91,8 @@ def find_layers(program: Program, leaves: Sequence[int]) -> list[Layer]:
 
 def _find_layer(graph: _Graph, leaf: int) -> Layer | None:
     """Walks from a weight, through rearrangements and scalings, to the equation that consumes it."""
-    var, scales = graph.program.jaxpr.invars[leaf], ()
+    var = graph.program.jaxpr.invars[leaf]
+    scales: tuple[tuple[Any, int], ...] = ()
     while (use := graph.only_use(var)) is not None:
         equation, index, operand = use
         factor = _scalar_factor(graph, equation, operand)
@@ -118,7 +122,8 @@ def _to_site(graph: _Graph, layer: Layer) -> Layer:
 def _with_bias(graph: _Graph, layer: Layer, leaves: set[int]) -> Layer:
     """Finds a bias, one entry per feature, that is added to what the layer writes."""
     eqns = graph.program.jaxpr.eqns
-    equation, written = eqns[layer.equation], eqns[layer.site].outvars[0]
+    equation = eqns[layer.equation]
+    written: Any = eqns[layer.site].outvars[0]
     use = graph.only_use(written)
     if use is None or use[0].primitive.name != "add" or equation.primitive.name == "gather":
         return layer
@@ -133,7 +138,8 @@ def _with_bias(graph: _Graph, layer: Layer, leaves: set[int]) -> Layer:
 def _trace_back(graph: _Graph, atom: Any, leaves: set[int]) -> tuple[int | None, tuple, set]:
     """The input of which the atom is a scaled broadcast, the scalars, and where the atom varies."""
     inputs = {graph.program.jaxpr.invars[leaf]: leaf for leaf in leaves}
-    shape, scales = atom.aval.shape, ()
+    shape = atom.aval.shape
+    scales: tuple[tuple[Any, int], ...] = ()
     varying = {d for d, n in enumerate(shape) if n > 1}
     while not isinstance(atom, jex.Literal) and graph.only_use(atom) is not None:
         if atom in inputs:
@@ -227,14 +233,14 @@ def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:
     return jnp.concatenate([a, ones], axis=-1)
 
 
-def _product(env: dict, scales: tuple, dtype: Any) -> jax.Array:
+def _product(env: dict, scales: tuple, dtype: DTypeLike | None) -> jax.Array:
     factors = [jnp.squeeze(read(env, atom)) ** power for atom, power in scales]
     return jnp.asarray(math.prod(factors), dtype)
 
 
 def written_shape(program: Program, layer: Layer) -> jax.ShapeDtypeStruct:
     """Shape of what the layer writes."""
-    aval = program.jaxpr.eqns[layer.site].outvars[0].aval
+    aval: Any = program.jaxpr.eqns[layer.site].outvars[0].aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 

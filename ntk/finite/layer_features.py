@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk.options import check_count, check_real
+from ntk.types import PRNGKey
 
 SINE: Mapping[float, complex] = {1.0: -1j}
 COSINE: Mapping[float, complex] = {1.0: 1.0}
@@ -43,7 +44,7 @@ class LayerFeatures(NamedTuple):
 
 
 def layer_features(
-    key: jax.Array, inputs: int, features: int, *, atoms: Mapping[float, complex] = SINE
+    key: PRNGKey, inputs: int, features: int, *, atoms: Mapping[float, complex] = SINE
 ) -> LayerFeatures:
     """Draws features for a layer of the activation f(u) = Re sum over atoms of tau e^(i s u).
 
@@ -68,18 +69,18 @@ def layer_features(
     frequencies = [check_real("a frequency of atoms", s, positive=True) for s in atoms]
     g = jax.random.normal(key, (len(frequencies), m, d))
 
-    def one(number, x):
+    def one(number: int, x: jax.Array) -> jax.Array:
         """Complex features (..., m) of one frequency, without their coefficient."""
         s = frequencies[number]
         angle = 1j * s * jnp.sum(x**2, -1, keepdims=True) / 2
         root = math.sqrt(s / 2) * (1 + 1j)  # sqrt(i s)
         return jnp.exp(root * (x @ g[number].T) - angle) / math.sqrt(m)
 
-    def phi(x):
+    def phi(x: jax.Array) -> jax.Array:
         parts = [one(number, jnp.asarray(x)) for number in range(len(frequencies))]
         return jnp.concatenate([part for p in parts for part in (p.real, p.imag)], -1)
 
-    def psi(w, b=None):
+    def psi(w: jax.Array, b: jax.Array | None = None) -> jax.Array:
         w, parts = jnp.asarray(w), []
         for number, (s, tau) in enumerate(atoms.items()):
             shift = 1.0 if b is None else jnp.exp(1j * s * jnp.asarray(b))[..., None]
@@ -87,7 +88,7 @@ def layer_features(
             parts += [p.real, -p.imag]
         return jnp.concatenate(parts, -1)
 
-    def variance(x, w, b=None):
+    def variance(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> jax.Array:
         x, w = jnp.asarray(x), jnp.asarray(w)
         inner = x @ w.T
         norms = jnp.sum(x**2, -1, keepdims=True) + jnp.sum(w**2, -1)[None]

@@ -1,9 +1,14 @@
-"""Taylor models of a network in its parameters: the first order is what the NTK describes."""
+"""Taylor models of a network in its parameters: the first order is what the NTK describes.
+
+    f_lin(p) = f(p_0) + df/dp (p - p_0),    f_taylor(p) = sum_k d^k/ds^k f(p_0 + s (p - p_0)) / k!  at s = 0
+
+Source: Lee et al. 2019 (arXiv 1902.06720), equation 3; Bai & Lee 2020 (arXiv 1910.01619), equation 2.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,13 +16,12 @@ import jax.numpy as jnp
 
 from ntk.jaxprs import equations
 from ntk.model import check_call
-
-PyTree = Any
+from ntk.types import Out, PyTree
 
 
 def linearize(
-    f: Callable[..., PyTree], params: PyTree, *, call: Any = None
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], params: PyTree, *, call: Mapping[str, Any] | None = None
+) -> Callable[..., Out]:
     """First-order Taylor expansion of ``f(params, ...)`` in its parameters.
 
     Args:
@@ -34,8 +38,8 @@ def linearize(
 
 
 def taylor_expand(
-    f: Callable[..., PyTree], params: PyTree, degree: int, *, call: Any = None
-) -> Callable[..., PyTree]:
+    f: Callable[..., Out], params: PyTree, degree: int, *, call: Mapping[str, Any] | None = None
+) -> Callable[..., Out]:
     """Taylor expansion of ``f(params, ...)`` in its parameters, along the line to new parameters.
 
     Nested Jacobian-vector products: one pass that costs up to 2^degree forward passes. (Taylor-mode
@@ -63,7 +67,7 @@ def taylor_expand(
     check_call(call)
     keywords = dict(call or {})
 
-    def f_taylor(new_params, *args, **kwargs):
+    def f_taylor(new_params: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         old, new = jax.tree.structure(params), jax.tree.structure(new_params)
         if old != new:
             raise ValueError(f"new parameters have structure {new}; f is expanded about {old}")
@@ -74,7 +78,7 @@ def taylor_expand(
                 )
         step = jax.tree.map(jnp.subtract, new_params, params)
 
-        def along(s):
+        def along(s: jax.Array) -> PyTree:
             moved = jax.tree.map(lambda p, d: p + s.astype(p.dtype) * d, params, step)
             return f(moved, *args, **{**keywords, **kwargs})
 
@@ -117,7 +121,7 @@ def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:
         return lambda s: (curve(s),)
     lower = _derivatives(curve, degree - 1)
 
-    def derivatives(s):
+    def derivatives(s: jax.Array) -> tuple:
         values, rates = jax.jvp(lower, (s,), (jnp.ones_like(s),))
         return (*values, rates[-1])
 

@@ -11,23 +11,21 @@ import jax.numpy as jnp
 
 from ntk import arguments, show
 from ntk.finite import empirical
+from ntk.types import PRNGKey, PyTree
 
-PyTree = Any
 
-
+@show.readable
 class Estimate(NamedTuple):
     """Mean over networks, and its standard error (NaN for one network)."""
 
     mean: PyTree
     standard_error: PyTree
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 class _Moments(NamedTuple):
     """Running mean and sum of squared deviations, of all networks so far."""
 
-    count: int
+    number: int
     mean: PyTree
     squares: PyTree
 
@@ -35,7 +33,7 @@ class _Moments(NamedTuple):
 def monte_carlo_kernel_fn(
     init_fn: Callable,
     apply_fn: Callable,
-    key: jax.Array,
+    key: PRNGKey,
     n_samples: int | Iterable[int],
     batch_size: int = 0,
     device_count: int = -1,
@@ -86,33 +84,50 @@ def monte_carlo_kernel_fn(
     )
 
     @functools.partial(jax.jit, static_argnames=("get", "static"))
-    def sample(index, x1, x2, key, arrays, get, static):
+    def sample(
+        index: int,
+        x1: PyTree,
+        x2: PyTree | None,
+        key: PRNGKey,
+        arrays: list,
+        get: str | tuple[str, ...] | None,
+        static: tuple,
+    ) -> PyTree:
         init_key, rng = jax.random.split(jax.random.fold_in(key, index))
         _, params = init_fn(init_key, jax.tree.map(jnp.shape, x1))
         kwargs = arguments.combine(arrays, static)
         return kernel_fn(x1, x2, get, params, rng=rng, **kwargs)
 
-    def estimates(x1, x2, get, kwargs):
+    def estimates(
+        x1: PyTree, x2: PyTree | None, get: str | tuple[str, ...] | None, kwargs: dict
+    ) -> Iterator[PyTree]:
         get = arguments.lower(get)
         arrays, static = arguments.partition(kwargs)
         moments = None
         for index in range(counts[-1]):
 
-            def draw(a, b, index=index):
+            def draw(a: PyTree, b: PyTree | None, index: int = index) -> PyTree:
                 return sample(index, a, b, key, arrays, get, static)
 
             moments = _add(moments, _in_batches(draw, x1, x2, batch_size, store_on_device))
             if index + 1 in counts:
                 yield _estimate(moments) if standard_error else moments.mean
 
-    def monte_carlo_kernel(x1, x2=None, get=None, **kwargs):
+    def monte_carlo_kernel(
+        x1: PyTree,
+        x2: PyTree | None = None,
+        get: str | tuple[str, ...] | None = None,
+        **kwargs: Any,
+    ) -> PyTree | Iterator[PyTree]:
         found = estimates(x1, x2, get, kwargs)
         return next(found) if isinstance(n_samples, int) else found
 
     return monte_carlo_kernel
 
 
-def _in_batches(kernel: Callable, x1: PyTree, x2: PyTree | None, size: int, on_device: bool):
+def _in_batches(
+    kernel: Callable, x1: PyTree, x2: PyTree | None, size: int, on_device: bool
+) -> PyTree:
     """The kernel in blocks of at most ``size`` by ``size`` examples, put together again."""
     keep = (lambda k: k) if on_device else jax.device_get
     if size == 0:
@@ -135,7 +150,7 @@ def _add(moments: _Moments | None, sample: PyTree) -> _Moments:
     """Welford's update, which does not subtract large numbers."""
     if moments is None:
         return _Moments(1, sample, jax.tree.map(jnp.zeros_like, sample))
-    count = moments.count + 1
+    count = moments.number + 1
     mean = jax.tree.map(lambda m, s: m + (s - m) / count, moments.mean, sample)
     squares = jax.tree.map(
         lambda q, m, new, s: q + (s - m) * (s - new), moments.squares, moments.mean, mean, sample
@@ -144,9 +159,9 @@ def _add(moments: _Moments | None, sample: PyTree) -> _Moments:
 
 
 def _estimate(moments: _Moments) -> Estimate:
-    n = moments.count
+    n = moments.number
 
-    def error(q):
+    def error(q: jax.Array) -> jax.Array:
         return jnp.sqrt(q / (n * (n - 1))) if n > 1 else jnp.full_like(q, jnp.nan)
 
     return Estimate(moments.mean, jax.tree.map(error, moments.squares))

@@ -45,7 +45,7 @@ def follow(equation: Any, operands: list, known: dict) -> Factors | None:
 def _broadcast(equation: Any, operands: list, factors: list) -> Factors | None:
     shape, dims = equation.params["shape"], equation.params["broadcast_dimensions"]
 
-    def placed(x):
+    def placed(x: Any) -> Any:
         narrow = [1] * len(shape)
         for d, size in zip(dims, jnp.shape(x)):
             narrow[d] = size

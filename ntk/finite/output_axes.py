@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -44,20 +44,18 @@ def output_axes(
     for axis in (*trace, *diagonal, *(() if example is None else (example,))):
         if not -ndim <= axis < ndim:
             raise ValueError(f"axis {axis} is out of range for outputs of shape {tuple(shape1)}")
-    trace, diagonal = ({a % ndim for a in axes} for axes in (trace, diagonal))
-    if trace & diagonal:
-        raise ValueError(
-            f"axes {sorted(trace & diagonal)} are both in trace_axes and diagonal_axes"
-        )
-    for axis in trace | diagonal:
+    traced, kept = {a % ndim for a in trace}, {a % ndim for a in diagonal}
+    if traced & kept:
+        raise ValueError(f"axes {sorted(traced & kept)} are both in trace_axes and diagonal_axes")
+    for axis in traced | kept:
         if shape1[axis] != shape2[axis]:
             raise ValueError(
                 f"axis {axis} is traced or diagonal, and differs in size: outputs of x1 have shape "
                 f"{tuple(shape1)}, of x2 {tuple(shape2)}; take it out of trace_axes and diagonal_axes"
             )
-    rest = tuple(a for a in range(ndim) if a not in trace | diagonal)
+    rest = tuple(a for a in range(ndim) if a not in traced | kept)
     example = None if example is None else example % ndim
-    return OutputAxes(tuple(sorted(trace)), tuple(sorted(diagonal)), rest, example)
+    return OutputAxes(tuple(sorted(traced)), tuple(sorted(kept)), rest, example)
 
 
 def arrange(kernel: jax.Array, shape1: tuple, shape2: tuple, axes: OutputAxes) -> jax.Array:
@@ -74,7 +72,7 @@ def arrange(kernel: jax.Array, shape1: tuple, shape2: tuple, axes: OutputAxes) -
     single = axes.single
     rest = [a for a in axes.rest if a != e]
     diagonal = [a for a in axes.diagonal if a != e]
-    first = [(e, 0)] * single + [(a, 0) for a in diagonal]
+    first: list[tuple[Any, int]] = [(e, 0)] * single + [(a, 0) for a in diagonal]
     for k in (0, 1):
         first += [(e, k)] * (e is not None and not single) + [(a, k) for a in rest]
     kernel = kernel.reshape([(shape1, shape2)[k][a] for a, k in first])

@@ -1,4 +1,12 @@
-"""What self-attention over all pixels does to a `Kernel` in the limit of infinitely many heads and channels."""
+"""What self-attention over all pixels does to a `Kernel` in the limit of infinitely many heads and channels.
+
+With weights G = score(std K) of each sample's own covariances K of pixel pairs, queries equal to keys, and N the NNGP
+and T the NTK between two samples, `attend` is::
+
+    N' = s^2 G_1 N G_2^T + b^2,    T' = s^2 G_1 (T + 2 N) G_2^T + b^2
+
+Source: Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention", section 3.2 and theorem 3.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +66,8 @@ def attend(
     Source: Hron et al. (2020), "Infinite attention", section 3.2 and appendix B.
     """
     pos1, pos12, pos2 = _embeddings(kernel, embedding)
-    seen1, seen2 = _mix(kernel.within1, pos1, embedding), _mix(kernel.within2, pos2, embedding)
+    raw1, raw2 = kernel.within
+    seen1, seen2 = _mix(raw1, pos1, embedding), _mix(raw2, pos2, embedding)
     weight1 = _weights(kernel, seen1, kernel.mask1, score, qk_std, hidden)
     weight2 = _weights(kernel, seen2, kernel.mask2, score, qk_std, hidden)
     values = embedding is not None and embedding.values
@@ -67,8 +76,8 @@ def attend(
         nngp = _mix(nngp, pos12, embedding)
         ntk = None if ntk is None else _mix(ntk, pos12, embedding)
     bias = 0.0 if b_std is None else b_std**2
-    within1 = ov_std**2 * _weigh(seen1 if values else kernel.within1, weight1, weight1) + bias
-    within2 = ov_std**2 * _weigh(seen2 if values else kernel.within2, weight2, weight2) + bias
+    within1 = ov_std**2 * _weigh(seen1 if values else raw1, weight1, weight1) + bias
+    within2 = ov_std**2 * _weigh(seen2 if values else raw2, weight2, weight2) + bias
     mean = ov_std**2 * _weigh(nngp, weight1, weight2)
     if ntk is not None:
         ntk = ov_std**2 * (_weigh(ntk, weight1, weight2) if ntk.ndim else ntk) + bias + 2 * mean
@@ -96,7 +105,8 @@ def attend_identity(
             seen * (seen if values else raw), tuple(range(lead, seen.ndim)), keepdims=True
         )
 
-    seen1, seen2 = _mix(kernel.within1, pos1, embedding), _mix(kernel.within2, pos2, embedding)
+    raw1, raw2 = kernel.within
+    seen1, seen2 = _mix(raw1, pos1, embedding), _mix(raw2, pos2, embedding)
     seen = _mix(kernel.nngp, pos12, embedding)
     bias = 0.0 if b_std is None else b_std**2
     dot = inner(seen, kernel.nngp, 2)
@@ -111,8 +121,8 @@ def attend_identity(
                 kernel.nngp * mixed, axes, keepdims=True
             )
         ntk = std**2 * (cross * seen + dot * (mixed + 4 * seen)) + bias
-    within1 = std**2 * inner(seen1, kernel.within1, 1) * seen1 + bias
-    within2 = std**2 * inner(seen2, kernel.within2, 1) * seen2 + bias
+    within1 = std**2 * inner(seen1, raw1, 1) * seen1 + bias
+    within2 = std**2 * inner(seen2, raw2, 1) * seen2 + bias
     return _gaussian(kernel, std**2 * dot * seen + bias, ntk, within1, within2)
 
 
@@ -132,7 +142,7 @@ def _gaussian(
 
 
 def _mix(x: Array, position: Array | None, embedding: Embedding | None) -> Array:
-    if embedding is None:
+    if embedding is None or position is None:
         return x
     return embedding.input_weight * x + embedding.weight * position
 

@@ -1,13 +1,22 @@
 """What operations on channels do to a `Kernel` in the infinite-width limit; each is derived once, for every front end.
 
 Operations on pixels are in `ntk.infinite.pixels`.
+
+With N the NNGP, T the NTK, and W_std, b_std the deviations of an affine map in the NTK parametrization::
+
+    affine         N' = W_std^2 N + b_std^2      T' = N' + W_std^2 T
+    activation     N' = E[f(u) f(v)]             T' = T E[f'(u) f'(v)],    (u, v) Gaussian of covariance N
+    sum            N' = N_1 + N_2                T' = T_1 + T_2
+    product        N' = N_1 N_2                  T' = T_1 N_2 + N_1 T_2
+
+Source: Jacot et al. (2018), theorem 1; Daniely, Frostig & Singer (2016).
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,10 +175,10 @@ def gaussian(
         scales.append(W_std * inverse * (root(var) if normalised else 1))
         shifts.append(bias * inverse)
     if not (normalised and b_std is None):  # a map without bias keeps every correlation
-        one, two = kernels.views(*scales, kernel.diagonal_spatial)
+        one, two = kernels.views(scales[0], scales[1], kernel.diagonal_spatial)
         k = k * (one * two)
         if b_std is not None:
-            one, two = kernels.views(*shifts, kernel.diagonal_spatial)
+            one, two = kernels.views(shifts[0], shifts[1], kernel.diagonal_spatial)
             k = k + one * two
     return kernel.replace(
         correlation=k,
@@ -218,11 +227,12 @@ def multiply(kernels_in: Sequence[Kernel]) -> Kernel:
     """
     first = _same_shapes(kernels_in, "FanInProd")
     out = _combined(kernels_in, functools.partial(functools.reduce, operator.mul), first)
-    ntk = None
-    if first.ntk is not None:
-        product, ntk = kernels_in[0].nngp, kernels_in[0].ntk
-        for k in kernels_in[1:]:
-            ntk = ntk * k.nngp + product * k.ntk
+    ntk: Array | None = None
+    tangents = [k.ntk for k in kernels_in if k.ntk is not None]
+    if len(tangents) == len(kernels_in):
+        product, ntk = first.nngp, tangents[0]
+        for k, tangent in zip(kernels_in[1:], tangents[1:]):
+            ntk = ntk * k.nngp + product * tangent
             product = product * k.nngp
     return out.replace(ntk=ntk, is_gaussian=len(kernels_in) == 1 and first.is_gaussian)
 
@@ -239,7 +249,8 @@ def concatenate_channels(kernels_in: Sequence[Kernel]) -> Kernel:
         widths = [1] * len(widths)  # also where the width is unknown, as -1
 
     def mean(moments: Sequence[Array]) -> Array:
-        return sum(w * m for w, m in zip(widths, moments)) / sum(widths)
+        weighted = (w * m for w, m in zip(widths, moments))
+        return functools.reduce(operator.add, weighted) / sum(widths)
 
     out = _combined(kernels_in, mean, first)
     return out.replace(is_gaussian=False)
@@ -255,10 +266,12 @@ def _same_shapes(kernels_in: Sequence[Kernel], name: str) -> Kernel:
     return first
 
 
-def _combined(kernels_in: Sequence[Kernel], reduce, first: Kernel) -> Kernel:
+def _combined(
+    kernels_in: Sequence[Kernel], reduce: Callable[[Sequence[Array]], Array], first: Kernel
+) -> Kernel:
     """A kernel whose unnormalised moments are `reduce` of the lists of the inputs' moments."""
 
-    def moment(name: str):
+    def moment(name: str) -> Array | None:
         parts = [getattr(k, name) for k in kernels_in]
         return None if any(part is None for part in parts) else reduce(parts)
 
@@ -377,5 +390,5 @@ def hide(kernel: Kernel, mask1: Array | None, mask2: Array | None) -> Kernel:
             else jnp.broadcast_to(~kernels.pixel_mask(kernel, mask), var.shape).astype(var.dtype)
         )
     out = scale(kernel, *factors)
-    one, two = kernels.views(*factors, kernel.diagonal_spatial)
+    one, two = kernels.views(factors[0], factors[1], kernel.diagonal_spatial)
     return out.replace(correlation=kernel.correlation * (one * two))

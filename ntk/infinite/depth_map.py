@@ -5,28 +5,40 @@ the correlation rho of its two inputs. Composed over the depth, such functions a
 angle theta = arccos(rho): for ReLU, theta_L is about theta / (1 + L theta / 3 pi). They are
 tabulated once, in double precision, as Chebyshev series in theta or in theta / (theta + a), which
 straightens that curve, so that the cost of a kernel matrix does not depend on the depth.
+
+One layer, at the common variance q and with k = q rho (`_layer`)::
+
+    q' = W_std^2 q + b_std^2,    rho' = (W_std^2 k + b_std^2) / q',    ntk' = W_std^2 ntk + weight_scale k + bias_scale
+
+and then the activation's moments at (q', q', rho').
+
+Source: Poole et al. 2016 for the map of correlations; Jacot et al. 2018, theorem 1.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk import show
 from ntk.activations.closed_forms import Dual
 from ntk.activations.elementary import arccos, polynomial
+from ntk.types import Array, Numbers
 
-Array = jax.Array
+_Numbers: TypeAlias = tuple[float, float, float, float, float]
+_State: TypeAlias = tuple[Array, Array, Array, Array]
 
 _NODES = 256
 _SCALES = (math.inf, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _TOLERANCE = {4: 1e-7, 8: 1e-13}
 
 
+@show.readable
 class DepthMap(NamedTuple):
     """What `depth` layers do to two inputs of variance q and correlation rho.
 
@@ -39,11 +51,9 @@ class DepthMap(NamedTuple):
             recursion in double precision, on a fine grid, relative to each map's maximum.
     """
 
-    maps: Callable
+    maps: Callable[[Array], tuple[Array, Array, Array]]
     variance: float
-    error: Callable
-
-    __repr__, _repr_html_ = show.text, show.html
+    error: Callable[[Any], float]
 
 
 class _Table(NamedTuple):
@@ -101,16 +111,17 @@ def depth_map(
         )
     weight_scale = W_std**2 if weight_scale is None else weight_scale
     bias_scale = b_std**2 if bias_scale is None else bias_scale
-    numbers = (W_std, b_std, 1.0 if variance is None else variance, weight_scale, bias_scale)
+    given = (W_std, b_std, 1.0 if variance is None else variance, weight_scale, bias_scale)
     try:
-        numbers = tuple(float(x) for x in numbers)
+        one, two, three, four, five = (float(x) for x in given)
     except jax.errors.ConcretizationTypeError:
         raise ValueError(
             "the whole depth can be tabulated only for numbers known beforehand: W_std, b_std or "
             "variance is traced; evaluate layer by layer"
         ) from None
+    numbers = (one, two, three, four, five)
 
-    def maps(rho):
+    def maps(rho: Array) -> tuple[Array, Array, Array]:
         table = _table(dual, numbers, depth, _size(rho.dtype))
         if not table.error <= 1e-5:
             raise ValueError(
@@ -120,21 +131,21 @@ def depth_map(
         correlation, ntk, gain = _apply(table, rho)
         return _with_slope(correlation, gain * (numbers[2] / last), rho), ntk, gain
 
-    def error(dtype):
+    def error(dtype: DTypeLike | None) -> float:
         return _table(dual, numbers, depth, _size(dtype)).error
 
     last = _final_variance(dual, numbers, depth)
     return DepthMap(maps, last, error)
 
 
-def _size(dtype):
+def _size(dtype: DTypeLike | None) -> int:
     return 8 if jnp.dtype(dtype) == jnp.float64 else 4
 
 
 # --- the direct recursion -------------------------------------------------------------------------
 
 
-def _layer(dual, numbers, state):
+def _layer(dual: Dual, numbers: _Numbers, state: _State) -> _State:
     """One affine map and activation on (q, rho, ntk, gain); q is the common variance."""
     W_std, b_std, _, weight_scale, bias_scale = numbers
     q, rho, ntk, gain = state
@@ -150,33 +161,33 @@ def _layer(dual, numbers, state):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _recursion(dual, numbers, depth, rho):
+def _recursion(dual: Dual, numbers: _Numbers, depth: int, rho: Array) -> _State:
     start = (jnp.full((), numbers[2], rho.dtype), rho, jnp.zeros_like(rho), jnp.ones_like(rho))
     return jax.lax.fori_loop(0, depth, lambda _, s: _layer(dual, numbers, s), start)
 
 
-def _in_double(dual, numbers, depth, rho):
+def _in_double(dual: Dual, numbers: _Numbers, depth: int, rho: np.ndarray) -> list[np.ndarray]:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         state = _recursion(dual, numbers, depth, jnp.asarray(rho, jnp.float64))
         return [np.asarray(x) for x in state]
 
 
 @functools.lru_cache(maxsize=256)
-def _final_variance(dual, numbers, depth):
+def _final_variance(dual: Dual, numbers: _Numbers, depth: int) -> float:
     return float(_in_double(dual, numbers, depth, np.ones(1))[0])
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _straighten(theta, scale):
+def _straighten(theta: Numbers, scale: float) -> Numbers:
     """theta -> x in [-1, 1]."""
     if math.isinf(scale):
         return theta * (2 / math.pi) - 1
     return theta / (theta + scale) * (2 * (math.pi + scale) / math.pi) - 1
 
 
-def _angles(x, scale):
+def _angles(x: np.ndarray, scale: float) -> np.ndarray:
     """Inverse of _straighten."""
     if math.isinf(scale):
         return (x + 1) * (math.pi / 2)
@@ -184,7 +195,7 @@ def _angles(x, scale):
     return scale * y / (1 - y)
 
 
-def _chebyshev(values):
+def _chebyshev(values: np.ndarray) -> np.ndarray:
     """Coefficients of the interpolants through values at cos(pi j / n), j = 0..n, along axis 1."""
     n = values.shape[1] - 1
     mirrored = np.concatenate([values, values[:, -2:0:-1]], axis=1)
@@ -194,7 +205,7 @@ def _chebyshev(values):
 
 
 @functools.lru_cache(maxsize=256)
-def _table(dual, numbers, depth, size):
+def _table(dual: Dual, numbers: _Numbers, depth: int, size: int) -> _Table:
     """The shortest series that meets the tolerance, over all scales."""
     x = np.cos(np.pi * np.arange(_NODES + 1) / _NODES)
     theta = np.stack([_angles(x, scale) for scale in _SCALES])
@@ -216,7 +227,9 @@ def _table(dual, numbers, depth, size):
     return _Table(scale, table, _deviation(dual, numbers, depth, scale, series))
 
 
-def _deviation(dual, numbers, depth, scale, series):
+def _deviation(
+    dual: Dual, numbers: _Numbers, depth: int, scale: float, series: np.ndarray
+) -> float:
     """Largest difference from the direct recursion between the nodes, relative to the maximum."""
     theta = np.concatenate([np.linspace(0, np.pi, 1537), np.geomspace(1e-5, 1, 512)])
     exact = np.stack(_in_double(dual, numbers, depth, np.cos(theta))[1:])
@@ -226,24 +239,26 @@ def _deviation(dual, numbers, depth, scale, series):
     return float((np.abs(ours - exact).max(axis=1) / top).max())
 
 
-def _apply(table, rho):
+def _apply(table: _Table, rho: Array) -> tuple[Array, Array, Array]:
     x = _straighten(arccos(rho), table.scale)
     correlation, ntk, gain = (_series(row, x) for row in table.coefficients)
     return jnp.clip(correlation, -1, 1), ntk, gain
 
 
 @jax.custom_jvp
-def _with_slope(correlation, slope, rho):
+def _with_slope(correlation: Array, slope: Array, rho: Array) -> Array:
     """The correlation, whose derivative by rho the series in the angle does not have at rho = 1."""
     return correlation
 
 
 @_with_slope.defjvp
-def _with_slope_jvp(primals, tangents):
+def _with_slope_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
     return _with_slope(*primals), primals[1] * tangents[2]
 
 
-def _series(coefficients, x):
+def _series(coefficients: tuple[float, ...], x: Array) -> Array:
     """sum_k coefficients[k] T_k(x), by Horner's rule where powers of x are as well conditioned."""
     powers = np.polynomial.chebyshev.cheb2poly(coefficients)
     if np.abs(powers).sum() <= 4 * max(np.abs(coefficients).sum(), 1e-300):

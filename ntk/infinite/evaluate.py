@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from ntk.infinite.inputs import (
 from ntk.infinite.inputs import join as join
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
+from ntk.types import PyTree
 
 OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
@@ -71,6 +72,18 @@ _FIELDS = (
 )
 
 
+class Options(TypedDict, total=False):
+    """Keywords of a `KernelFn`, for a checker."""
+
+    pattern: tuple[Any, Any] | None
+    mask_constant: float | None
+    diagonal_batch: bool | None
+    diagonal_spatial: bool | None
+    batch_axis: int | None
+    channel_axis: int | None
+    attention_seed: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelFn:
     """Kernel of an infinitely wide network; a function of inputs, or of a `Kernel` of the activations below it.
@@ -98,6 +111,31 @@ class KernelFn:
     area: Callable[[Need], int] | None = None
     reads: frozenset[str] = frozenset()
 
+    @overload
+    def __call__(
+        self, x1_or_kernel: Any, x2: Any, get: Literal["nngp", "ntk"], **options: Unpack[Options]
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        x1_or_kernel: Any,
+        x2: Any = None,
+        *,
+        get: Literal["nngp", "ntk"],
+        **options: Unpack[Options],
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self, x1_or_kernel: Any, x2: Any = None, get: None = None, **options: Unpack[Options]
+    ) -> Kernel: ...
+    @overload
+    def __call__(
+        self,
+        x1_or_kernel: Any,
+        x2: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        **options: Unpack[Options],
+    ) -> Any: ...
     @arguments.strict
     def __call__(
         self,
@@ -235,10 +273,12 @@ class KernelFn:
         batch = plan.batch_axis % first.ndim
         sizes = first.shape[batch], second.shape[batch]
         small = _is_small(sizes, _entries(first, batch, plan, self.area))
-        if not small or jax.config.jax_disable_jit:
+        # JAX adds its options by name, which no checker sees.
+        if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined, unused-ignore]
             return None
         leaves, tree = jax.tree.flatten(data)
-        rest = tree, *((x.shape, x.dtype) for x in leaves), jax.config.jax_enable_x64
+        double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
+        rest = tree, *((x.shape, x.dtype) for x in leaves), double
         # One program of both kernels serves who asks for one of them, too.
         both = plan._replace(names=("nngp", "ntk"), ntk=True)
         if plan.names == ("ntk",) or ((both, rest) in self._small and plan.names == ("nngp",)):
@@ -303,15 +343,14 @@ class _Result(NamedTuple):
     """A kernel without its arrays, and the arrays that were asked for."""
 
     kernel: Kernel
-    arrays: dict[str, Array]
+    arrays: dict[str, Array | None]
 
 
 def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
     if kernel.ntk is not None and kernel.ntk.ndim == 0:  # nothing was trained
         kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
-    names = [name for name in (names or _FIELDS) if name not in _STATIC]
-    arrays = {name: getattr(kernel, name) for name in names}
-    empty = dict.fromkeys(_FIELDS)
+    arrays = {name: getattr(kernel, name) for name in names or _FIELDS if name not in _STATIC}
+    empty: dict[str, Any] = dict.fromkeys(_FIELDS)
     if kernel.coincident is not None:
         empty["coincident"] = jnp.ones((), bool)
     return _Result(dataclasses.replace(kernel, **empty), arrays)
@@ -321,7 +360,8 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
     if not isinstance(out, _Result):
         return type(out)(_chosen(part, get) for part in out)
     if get is None:
-        return dataclasses.replace(out.kernel, **out.arrays)
+        arrays: dict[str, Any] = out.arrays
+        return dataclasses.replace(out.kernel, **arrays)
 
     def field(name: str) -> Any:
         return out.arrays[name] if name in out.arrays else getattr(out.kernel, name)
@@ -332,11 +372,21 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
 
 def _evaluate(
-    fn: KernelFn, plan: Plan, x1, x2, mask1, mask2, pattern, *, slopes: bool = True
+    fn: KernelFn,
+    plan: Plan,
+    x1: Any,
+    x2: Any,
+    mask1: Any,
+    mask2: Any,
+    pattern: Any,
+    *,
+    slopes: bool = True,
 ) -> Any:
     """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples."""
 
-    def inputs(x1, x2, mask1, mask2, coincident, plan) -> Any:
+    def inputs(
+        x1: Any, x2: Any, mask1: Any, mask2: Any, coincident: Array | None, plan: Plan
+    ) -> Any:
         if isinstance(x1, tuple):
             return tuple(inputs(*part, coincident, plan) for part in zip(x1, x2, mask1, mask2))
         return inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan)
@@ -347,12 +397,22 @@ def _evaluate(
             lambda k: _result(k, plan.names), out, is_leaf=lambda k: isinstance(k, Kernel)
         )
 
-    def network(x1, x2, mask1, mask2, pattern, coincident, plan=plan) -> Any:
+    def network(
+        x1: Any,
+        x2: Any,
+        mask1: Any,
+        mask2: Any,
+        pattern: Any,
+        coincident: Array | None,
+        plan: Plan = plan,
+    ) -> Any:
         if fn.pair is not None:
             return _result(fn.pair(x1, x2, coincident, plan), plan.names)
         return layers(inputs(x1, x2, mask1, mask2, coincident, plan), pattern)
 
-    def unless_near(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+    def unless_near(
+        x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
+    ) -> Any:
         data = (x1, x2, mask1, mask2, pattern, coincident)
         if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
             close = precision.near_samples(x1, x2, coincident, batch)
@@ -360,7 +420,9 @@ def _evaluate(
         # What both the test and the branch read is the product itself: it is in memory anyway.
         product = product_of_units(x1, x2, plan)
 
-        def single(x1, x2, mask1, mask2, pattern, coincident) -> Any:
+        def single(
+            x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
+        ) -> Any:
             kernel = inputs_to_kernel(x1, x2, mask1, mask2, coincident, plan, product)
             return layers(kernel, pattern)
 
@@ -373,7 +435,7 @@ def _evaluate(
     entries = _entries(first, batch, plan, fn.area)
     tile = _tile_sizes(sizes, entries, plan)
     data = (x1, x2, mask1, mask2, pattern)
-    values = network
+    values: Callable[..., Any] = network
     if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
         if _is_small(sizes, entries):
             values = precision.doubled(network)
@@ -442,7 +504,7 @@ def _tiled(
     x1, x2, mask1, mask2, pattern = data
     graph1, graph2 = (None, None) if pattern is None else pattern
 
-    def cut(tree: Any, start: Array, size: int, axis: int) -> Any:
+    def cut(tree: PyTree, start: Array, size: int, axis: int) -> Any:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), tree)
 
     def one(i: Array, j: Array) -> Any:
@@ -467,7 +529,7 @@ def _tiled(
     is_result = functools.partial(_is, _Result)
     frames = jax.tree.leaves(whole, is_leaf=is_result)
 
-    def write(outs: list, tiles: list, at: tuple) -> list[dict[str, Array]]:
+    def write(outs: list, tiles: list, at: tuple[Array, Array]) -> list[dict[str, Array | None]]:
         return [
             {name: _written(out[name], new[name], name, *at, frame.kernel, upper) for name in out}
             for out, new, frame in zip(outs, tiles, frames)
@@ -500,7 +562,7 @@ def _written(
     out: Array | None, new: Array | None, name: str, i: Array, j: Array, kernel: Kernel, upper: bool
 ) -> Array | None:
     """`out` with a tile at samples i, j; with `upper` also its mirror image at j, i."""
-    if out is None:
+    if out is None or new is None:
         return None
     if out.ndim == 0:
         return new

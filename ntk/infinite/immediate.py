@@ -141,7 +141,8 @@ def _equation(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
 def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     """One equation run by JAX, in the types that it was traced in."""
     wide = any(v.aval.dtype.itemsize == 8 for v in (*eqn.invars, *eqn.outvars))
-    with jax.ensure_compile_time_eval(), jax.enable_x64(wide or jax.config.jax_enable_x64):
+    wide = wide or jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]  # JAX adds its options by name
+    with jax.ensure_compile_time_eval(), jax.enable_x64(wide):
         out = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
     return [np.asarray(x) for x in (out if eqn.primitive.multiple_results else [out])]
 

@@ -1,4 +1,9 @@
-"""Data on its way into a network: checked, and turned into the `Kernel` of the first layer."""
+"""Data on its way into a network: checked, and turned into the `Kernel` of the first layer.
+
+The first covariance is K(x1, x2) = sum_c x1_c x2_c / channels, of every pair of pixels where that is asked for.
+
+Source: Lee et al. (2018), without its bias and weights, which belong to the first layer.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +176,7 @@ def inputs_to_kernel(
     units, norms = _units(x1, x2, plan)
     width, pixels = x1.shape[channel], x1.ndim - 2
     spread = plan.need.pairs and pixels > 0
-    correlation = _inner(*units, pixels, spread, 2) if product is None else product
+    correlation = _inner(units[0], units[1], pixels, spread, 2) if product is None else product
     kernel = Kernel(
         correlation=channels.snap(correlation, width),
         var1=norms[0] / width,
@@ -188,7 +193,7 @@ def inputs_to_kernel(
         batch_axis=batch,
         channel_axis=channel,
     )
-    within = [None, None]
+    within: list[Array | None] = [None, None]
     if plan.need.variance == 2 and pixels:
         for side, (unit, norm) in enumerate(zip(units, norms)):
             one, two = kernels.views_within(jnp.sqrt(norm / width))
@@ -199,7 +204,8 @@ def inputs_to_kernel(
 def product_of_units(x1: Array, x2: Array, plan: Plan) -> Array:
     """Inner products of the samples divided by their norms, as a matrix product leaves them: beyond 1 by rounding."""
     pixels = x1.ndim - 2
-    return _inner(*_units(x1, x2, plan)[0], pixels, plan.need.pairs and pixels > 0, 2)
+    one, two = _units(x1, x2, plan)[0]
+    return _inner(one, two, pixels, plan.need.pairs and pixels > 0, 2)
 
 
 def _units(x1: Array, x2: Array, plan: Plan) -> tuple[list[Array], list[Array]]:

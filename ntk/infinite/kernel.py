@@ -3,6 +3,8 @@
 Every operation on infinitely wide activations (`ntk.infinite.channels`) maps one `Kernel` to another. What is carried
 is the normalised correlation, not the covariance: a coincident pair has correlation one to the last bit, so that
 float32 loses nothing where a covariance would cancel.
+
+    correlation = K(x1, x2) / sqrt(K(x1, x1) K(x2, x2)),    nngp = correlation sqrt(var1 var2)
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ import jax.numpy as jnp
 
 from ntk import show
 from ntk.activations.elementary import root
-
-Array = jax.Array
+from ntk.types import Array
 
 
 def _static(**kwargs: Any) -> Any:
@@ -119,6 +120,15 @@ class Kernel:
         return self.var2 if self.within2 is None else self.within2
 
     @property
+    def within(self) -> tuple[Array, Array]:
+        """Covariances of all pixel pairs within each sample of both batches; a ValueError where they are not known."""
+        if self.within1 is None or self.within2 is None:
+            raise ValueError(
+                "the covariances of all pixel pairs are not known: evaluate with diagonal_spatial=False"
+            )
+        return self.within1, self.within2
+
+    @property
     def x1_is_x2(self) -> bool:
         """Whether both batches are the same."""
         return self.coincident is not None
@@ -169,14 +179,16 @@ class Kernel:
             index[self.batch_axis : self.batch_axis + 1] = [at]
             return None if x is None else x[tuple(index)]
 
-        whole = self.ntk is None or jnp.ndim(self.ntk) == 0
+        ntk = self.ntk
+        if ntk is not None and jnp.ndim(ntk):
+            ntk = ntk[rows, columns]
         shapes = [
             (*s[: self.batch_axis], c.shape[0], *s[self.batch_axis + 1 :])
             for s, c in zip((self.shape1, self.shape2), covs)
         ]
         out = self.replace(
             nngp=self.nngp[rows, columns],
-            ntk=self.ntk if whole else self.ntk[rows, columns],
+            ntk=ntk,
             cov1=covs[0],
             cov2=covs[1],
             coincident=None if self.coincident is None else self.coincident[rows, columns],
@@ -346,6 +358,8 @@ def same_pixel(shape: tuple[int, ...]) -> Array:
 
 def same_entry(kernel: Kernel) -> Array:
     """True where both sides of a covariance are the same pixel of the same sample; shaped as `correlation`."""
+    if kernel.coincident is None:
+        raise ValueError("the batches differ: no entry is of one sample with itself")
     shape = kernel.correlation.shape
     same = kernel.coincident.reshape(shape[:2] + (1,) * (len(shape) - 2))
     return same if kernel.diagonal_spatial else same & same_pixel(shape[2:])[None, None]

@@ -3,11 +3,18 @@
 A fixed linear map L of the pixels turns a pixel-pair covariance K into L K L^T, whatever it is called (pooling,
 resizing, indexing, aggregation over a graph, attention with given weights): `linear`. A convolution with random
 weights averages K over pixel pairs moved together: `convolve`.
+
+    linear      K' = L K L^T
+    convolve    K'(p, p') = W_std^2 mean_d K(p + d, p' + d) + b_std^2,    d over the window
+
+Source: Novak et al. (2019), equation 6; Xiao et al. (2018), equation 4.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -220,19 +227,20 @@ def _window_sum(
     x: Array, over: tuple[int, ...], width: int, stride: int, dilation: int = 1
 ) -> Array:
     """Sum of `width` copies of x, all axes of `over` moved together; without the incomplete windows."""
-    total = None
+    parts = []
     for d in range(width):
         start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
         for axis in over:
             count = (x.shape[axis] - (width - 1) * dilation - 1) // stride + 1
             first = d * dilation
             start[axis], stop[axis], step[axis] = first, first + (count - 1) * stride + 1, stride
-        part = jax.lax.slice(x, start, stop, step)
-        total = part if total is None else total + part
-    return total
+        parts.append(jax.lax.slice(x, start, stop, step))
+    return functools.reduce(operator.add, parts)
 
 
-def _transposed_pads(width: int, stride: int, padding: str) -> tuple[int, int]:
+def _transposed_pads(
+    width: int, stride: int, padding: str | Sequence[tuple[int, int]]
+) -> tuple[int, int]:
     """Zeros around the spread input of a transposed convolution, as in `jax.lax.conv_transpose`."""
     if padding == "SAME":
         total = width + stride - 2
@@ -332,14 +340,15 @@ def concatenate(parts: Sequence[Kernel], axis: int) -> Kernel:
         )
 
     def join(arrays: Sequence[Array | None], lead: int, axes: int) -> Array | None:
-        if any(x is None for x in arrays):
+        known = [x for x in arrays if x is not None]
+        if len(known) < len(arrays):
             return None
         if axes == 1:
-            return jnp.concatenate(arrays, lead + axis)
+            return jnp.concatenate(known, lead + axis)
         one = lead + 2 * axis
-        sizes = [x.shape[one] for x in arrays]
+        sizes = [x.shape[one] for x in known]
         rows = []
-        for i, x in enumerate(arrays):
+        for i, x in enumerate(known):
             pads = [(0, 0)] * x.ndim
             pads[one + 1] = (sum(sizes[:i]), sum(sizes[i + 1 :]))
             rows.append(jnp.pad(x, pads))
@@ -353,11 +362,11 @@ def concatenate(parts: Sequence[Kernel], axis: int) -> Kernel:
         mask1=None,
         mask2=None,
     )
-    ntk = None
-    if first.ntk is not None:
-        ntk = join([jnp.broadcast_to(k.ntk, k.correlation.shape) for k in parts], 2, axes)
+    tangents = [
+        None if k.ntk is None else jnp.broadcast_to(k.ntk, k.correlation.shape) for k in parts
+    ]
     return out.replace(
-        ntk=ntk,
+        ntk=join(tangents, 2, axes),
         within1=join([k.within1 for k in parts], 1, 2),
         within2=join([k.within2 for k in parts], 1, 2),
     )

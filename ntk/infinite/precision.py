@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-Array = jax.Array
+from ntk.types import Array
 
 NEAR = 1 - 1e-3
 """Correlation of samples, at relative distance .045, from which on single precision does not do."""

@@ -1,8 +1,17 @@
-"""Blocks of (affine map, homogeneous nonlinearity), repeated, on the correlation alone: faster than layer by layer."""
+"""Blocks of (affine map, homogeneous nonlinearity), repeated, on the correlation alone: faster than layer by layer.
+
+On the gap g = 1 - correlation of the unit vectors (u, v) = (W_std s, b_std) / norm, s^2 the variance of each sample::
+
+    g <- u_1 u_2 g + ((u_1 - u_2)^2 + (v_1 - v_2)^2) / 2,    ntk <- u_1 u_2 ntk + 1 - g
+
+and then the activation's own map of the gap, with ntk times the slope: no digits cancel near correlation one.
+
+Source: Cho & Saul (2009), Jacot et al. (2018), theorem 1; the form in the gap is derived.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +25,9 @@ from ntk.infinite.kernel import Array, Kernel
 
 _UNROLLED = 2
 """Layers in one pass over the matrix: a loop over single layers spends its time on memory."""
+
+_State: TypeAlias = tuple[Array, Array | None, Array]
+"""Gap, NTK and variances."""
 
 
 def applies(kernel: Kernel, dual: Dual, W_std: float, b_std: float | None) -> bool:
@@ -55,18 +67,21 @@ def chain(kernel: Kernel, dual: Dual, W_std: float, b_std: float | None, depth: 
 
     Source: without biases `ntk.infinite.depth_map`; Cho & Saul (2009); Jacot et al. (2018), theorem 1.
     """
-    new = _mapped if b_std is None else _recursion
-    return new(kernel, dual, W_std, b_std, depth).replace(is_gaussian=False, is_input=False)
+    if b_std is None:
+        out = _mapped(kernel, dual, W_std, depth)
+    else:
+        out = _recursion(kernel, dual, W_std, b_std, depth)
+    return out.replace(is_gaussian=False, is_input=False)
 
 
-def _mapped(kernel: Kernel, dual: Dual, W_std: float, _: None, depth: int) -> Kernel:
+def _mapped(kernel: Kernel, dual: Dual, W_std: float, depth: int) -> Kernel:
     """One map of the correlation, tabulated over the whole depth."""
     table = depth_map(dual, W_std, None, depth)
     correlation, own, gain = table.maps(snap(kernel.correlation))
-    ntk = kernel.ntk
-    if ntk is not None:
+    ntk, below = None, kernel.ntk
+    if below is not None:
         ntk = own * _outer(kernel, root(_variances(kernel)))
-        ntk = ntk + (gain * kernel.ntk if kernel.ntk.ndim else 0)
+        ntk = ntk + (gain * below if below.ndim else 0)
     var1, var2 = table.variance * kernel.var1, table.variance * kernel.var2
     return kernel.replace(correlation=correlation, var1=var1, var2=var2, ntk=ntk)
 
@@ -78,10 +93,13 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
     makes gap <- u1 u2 gap + ((u1 - u2)^2 + (v1 - v2)^2) / 2: nothing cancels, and a coincident pair keeps gap
     zero. The NTK becomes u1 u2 ntk + 1 - gap.
     """
-    norm = float(dual.norm(1.0))
+    gap_map = dual.gap
+    if gap_map is None:
+        raise ValueError("the activation has no map of gaps: evaluate layer by layer")
+    norm = float(dual.norm(1.0))  # type: ignore[arg-type]  # a Python number keeps double precision
     unit = (W_std**2, W_std * 2**-0.5, b_std * 2**-0.5)
 
-    def affine(gap: Array, ntk: Array | None, var: Array, start: Array | None = None) -> tuple:
+    def affine(gap: Array, ntk: Array | None, var: Array, start: Array | None = None) -> _State:
         out = unit[0] * var + b_std**2
         inverse = kernels.inverse_sqrt(out)
         u, v = (unit[1] * root(var)) * inverse, unit[2] * inverse
@@ -95,8 +113,8 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
             ntk = (factor * ntk + 1) - gap
         return gap, ntk, out
 
-    def nonlinear(gap: Array, ntk: Array | None, var: Array, first: bool = False) -> tuple:
-        gap, slope = dual.gap(gap, first)
+    def nonlinear(gap: Array, ntk: Array | None, var: Array, first: bool = False) -> _State:
+        gap, slope = gap_map(gap, first)
         return gap, None if ntk is None else ntk * slope, norm * var
 
     state = affine(1 - snap(kernel.correlation), None, _variances(kernel), kernel.ntk)
@@ -105,7 +123,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
     if rounds < 3:
         rounds, rest = 0, depth - 1
 
-    def layers(state: tuple, count: int) -> tuple:
+    def layers(state: _State, count: int) -> _State:
         for _ in range(count):
             state = nonlinear(*affine(*state))
         return state
@@ -113,7 +131,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
     def packed(gap: Array, ntk: Array | None, var: Array) -> tuple:
         return (gap if ntk is None else kernels.packed(gap, ntk)), var
 
-    def unpacked(both: Any, var: Array) -> tuple:
+    def unpacked(both: Any, var: Array) -> _State:
         return (both, None, var) if state[1] is None else (*kernels.unpacked(both), var)
 
     def several(_: int, carry: tuple) -> tuple:

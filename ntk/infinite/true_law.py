@@ -18,11 +18,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk.activations.elementary import root
 from ntk.infinite import kernel as kernels
@@ -60,12 +61,13 @@ def contracted(sides: Sides) -> Array:
         return jnp.sum(one * two, -1)
     count = one.ndim - 2
     over = tuple(range(1, 1 + count))
+    lead: tuple[int, ...] = (0,)
     if layout == "equal":
         out = inner(one, two, over)  # (*S, N1, N2)
         return jnp.transpose(out, (count, count + 1, *range(count)))
     if layout == "within":
         out = inner(one, two, (0,))
-        first, second, lead = over, tuple(k + count for k in over), (0,)
+        first, second = over, tuple(k + count for k in over)
     else:
         out = inner(one, two, ())  # (N1, *S, N2, *S)
         first, second, lead = over, tuple(k + count + 1 for k in over), (0, 1 + count)
@@ -114,8 +116,8 @@ def cumulants(sides: Sides, kurtosis: np.ndarray, q1: Array, q2: Array) -> Cumul
     v = sides.two * kernels.inverse_sqrt(q2)[..., None]
     k = jnp.asarray(kurtosis, u.dtype).reshape((1,) * (u.ndim - 1) + (-1,))
     powers = ((k * u**3, v), (k * u**2, v**2), (k * u, v**3))
-    pairs = tuple(contracted(Sides(a, b, sides.layout)) for a, b in powers)
-    return Cumulants(jnp.sum(k * u**4, -1), jnp.sum(k * v**4, -1), pairs)
+    one, two, three = (contracted(Sides(a, b, sides.layout)) for a, b in powers)
+    return Cumulants(jnp.sum(k * u**4, -1), jnp.sum(k * v**4, -1), (one, two, three))
 
 
 @functools.lru_cache(maxsize=8)
@@ -147,8 +149,7 @@ def _shifted(c: Array, a: int, terms: int) -> Array:
     factor = np.ones(terms)
     for j in range(1, a + 1):
         factor *= np.sqrt(n + j)
-    factor = jnp.asarray(factor.reshape((-1,) + (1,) * (c.ndim - 1)), c.dtype)
-    return factor * c[a : a + terms]
+    return jnp.asarray(factor.reshape((-1,) + (1,) * (c.ndim - 1)), c.dtype) * c[a : a + terms]
 
 
 class Series(NamedTuple):
@@ -203,11 +204,10 @@ def series(
     # A loop, because every copy of the sum takes a tenth of a second to compile.
     start = [jnp.zeros_like(rho)] * len(shifts)
     totals = jax.lax.scan(descend, start, (left, right), reverse=True)[0]
-    value, slope = (*totals, None)[:2]
-    if slope is None:
-        return Series(value / 24, None)
-    one, two = viewed(*(kernels.inverse_sqrt(v) for v in q), layout)
-    return Series(value / 24, slope / 24 * (one * two))
+    if not tangent:
+        return Series(totals[0] / 24, None)
+    one, two = viewed(kernels.inverse_sqrt(q[0]), kernels.inverse_sqrt(q[1]), layout)
+    return Series(totals[0] / 24, totals[1] / 24 * (one * two))
 
 
 def terms_of(f: Callable, on_host: Callable) -> int:
@@ -350,11 +350,11 @@ def sampled(
             right = left if alike else [features(fs[1], z) for z in zs]
             out = []
             for (i, j), layout, also in asked:
-                k, slope = (
-                    contracted(Sides(left[i][n], right[j][n], layout)) if n < 1 + also else None
-                    for n in (0, 1)
-                )
-                out.append((k, slope))
+                (u, du), (v, dv) = left[i], right[j]
+                slope = None
+                if also and du is not None and dv is not None:
+                    slope = contracted(Sides(du, dv, layout))
+                out.append((contracted(Sides(u, v, layout)), slope))
             return out, [jnp.sum(u, -1) for u, _ in left] if means else []
 
         def add(total: tuple, start: Array) -> tuple:
@@ -367,8 +367,8 @@ def sampled(
         return jax.tree.map(lambda x: x / weight_laws.POINTS, total)
 
 
-def normalised(k: Array, n1: Array, n2: Array, layout: str, dtype: Any) -> Array:
+def normalised(k: Array, n1: Array, n2: Array, layout: str, dtype: DTypeLike | None) -> Array:
     """k / sqrt(n1 n2) of double-precision moments."""
     with jax.enable_x64(True):
-        one, two = viewed(*(kernels.inverse_sqrt(n) for n in (n1, n2)), layout)
+        one, two = viewed(kernels.inverse_sqrt(n1), kernels.inverse_sqrt(n2), layout)
         return (k * one * two).astype(dtype)

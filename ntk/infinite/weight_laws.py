@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-Array = jax.Array
+from ntk.types import Array
 
 POINTS = 2**13
 _BITS = 30
@@ -91,7 +92,9 @@ def _directions(size: int, seed: int) -> np.ndarray:
     return np.concatenate(numbers)
 
 
-def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype) -> Array:
+def points(
+    laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtype: DTypeLike | None
+) -> Array:
     """Weights at some of the POINTS points, (len(index), d).
 
     Args:
@@ -111,8 +114,8 @@ def points(laws: tuple[tuple[Standard, int], ...], index: Array, seed: int, dtyp
     start = jnp.broadcast_to(jnp.asarray(shift)[None], (index.shape[0], len(shift)))
     bits = jax.lax.scan(flip, start, table)[0]
     u = (bits.astype(dtype) + 0.5) / 2**_BITS
-    parts, start = [], 0
+    parts, at = [], 0
     for law, count in laws:
-        parts.append(quantile(law, u[:, start : start + count]))
-        start += count
+        parts.append(quantile(law, u[:, at : at + count]))
+        at += count
     return jnp.concatenate(parts, 1)

@@ -12,8 +12,7 @@ import numpy as np
 
 from ntk import arguments
 from ntk.large import gram, tiles
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 def batch(
@@ -120,7 +119,9 @@ def _layout(job: tiles.Job) -> dict[str, _Leaf]:
             if path not in found:  # only on the diagonal, and zero elsewhere
                 rows = axis(p, (2, 5))
                 columns = None if rows is None else axis(p[rows + 1 :], (2, 5))
-                found[path] = _Leaf(rows, None if columns is None else rows + 1 + columns)
+                found[path] = _Leaf(
+                    rows, None if rows is None or columns is None else rows + 1 + columns
+                )
     return found
 
 

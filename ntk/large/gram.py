@@ -16,8 +16,7 @@ import numpy as np
 
 from ntk import arguments
 from ntk.large import processes, storage, tiles
-
-PyTree = Any
+from ntk.types import PyTree
 
 TILE = 1024
 """Samples along one side of a tile, unless told otherwise."""
@@ -139,7 +138,7 @@ def _told(
     own: Iterator[tuple[int, int, np.ndarray]], todo: list[tuple[int, int]], job: tiles.Job
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The tiles of all processes, a round at a time: one of each."""
-    count = job.share.count
+    count = job.share.size
     entries = None
     for start in range(0, len(todo), count):
         *_, entries = next(own, (0, 0, entries))  # who has none left repeats its last
@@ -189,7 +188,10 @@ def product(
         if v.ndim not in (1, 2) or v.shape[0] != n2:
             raise ValueError(f"v has shape {v.shape}; it must be ({n2},) or ({n2}, k)")
         columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
-        sides = {"one": (job.one, columns if job.symmetric else None), "two": (job.two, columns)}
+        sides: dict[str, Any] = {
+            "one": (job.one, columns if job.symmetric else None),
+            "two": (job.two, columns),
+        }
         out = np.zeros((n1, columns.shape[1]))
         own = job.share.own(job.positions())
         results = tiles.stream(times._replace(**sides), own, jax.device_get)

@@ -17,14 +17,14 @@ from jax.experimental import multihost_utils
 
 
 class Share(NamedTuple):
-    """This process among those that share the work: number ``index`` of ``count``."""
+    """This process among those that share the work: number ``rank`` of ``size``."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    size: int = 1
 
     def own(self, items: Sequence[Any]) -> Sequence[Any]:
         """Every count-th item: what this process does."""
-        return items[self.index :: self.count]
+        return items[self.rank :: self.size]
 
 
 def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...]]:
@@ -48,11 +48,11 @@ def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...
 
 def gathered(values: np.ndarray, share: Share) -> list[np.ndarray]:
     """An array of every process, in their order: the same bits everywhere. Shapes and dtypes must agree."""
-    if share.count == 1:
+    if share.size == 1:
         return [values]
     # As bytes: without x64 a float64 would arrive as float32.
     raw = np.frombuffer(values.tobytes(), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.count, -1)
+    rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
     return [np.frombuffer(row.tobytes(), values.dtype).reshape(values.shape) for row in rows]
 
 
@@ -68,10 +68,10 @@ def first(make: Callable[[], Any], share: Share) -> Any:
         make: called in process 0 alone; gives what JSON holds.
         share: the processes.
     """
-    if share.count == 1:
+    if share.size == 1:
         return make()
     answer: dict[str, Any] = {}
-    if share.index == 0:
+    if share.rank == 0:
         try:
             answer = {"value": make()}
         except (OSError, TypeError, ValueError) as error:
@@ -86,7 +86,7 @@ def first(make: Callable[[], Any], share: Share) -> Any:
 
 def wait(name: str, share: Share) -> None:
     """Until every process is here."""
-    if share.count > 1:
+    if share.size > 1:
         multihost_utils.sync_global_devices(name)
 
 

@@ -23,7 +23,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ from ntk.large import processes, tiles
 try:
     import fcntl
 except ImportError:  # not on Windows: there nobody is told
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 _FILES = r"manifest\.json|manifest\.new|gram\.npy|tiles(-\d+)?\.txt|tiles\.new|lock"
 _FINGERPRINT = 1e-3
@@ -69,7 +69,7 @@ class Folder(NamedTuple):
         with _named_errors(self.path / "gram.npy"):
             for row, values in zip(range(rows.start, rows.stop), entries):
                 at = self.matrix.offset + (row * width + columns.start) * entry
-                data = memoryview(np.ascontiguousarray(values, self.matrix.dtype)).cast("B")
+                data = memoryview(_contiguous(values, self.matrix.dtype)).cast("B")
                 while data:
                     self.file.seek(at)
                     written = self.file.write(data)
@@ -81,7 +81,12 @@ class Folder(NamedTuple):
 
 
 def open_folder(
-    path: str | os.PathLike, job: tiles.Job, name: str, get: str, shape: tuple, dtype: np.dtype
+    path: str | os.PathLike,
+    job: tiles.Job,
+    name: str | None,
+    get: str,
+    shape: tuple,
+    dtype: np.dtype,
 ) -> Folder:
     """The folder of a job; made if it is not there, with space for the whole matrix.
 
@@ -98,7 +103,7 @@ def open_folder(
         OSError: no room on the disk, or no right to write.
     """
     path, held = pathlib.Path(path), contextlib.ExitStack()
-    index = job.share.index
+    index = job.share.rank
     with held:
         processes.first(lambda: _prepare(path, held, job, name, get, shape, dtype), job.share)
         matrix = _matrix(path, shape, dtype)
@@ -107,7 +112,15 @@ def open_folder(
         return Folder(path, matrix, file, journal, held.pop_all())
 
 
-def _prepare(path, held, job, name, get, shape, dtype) -> None:
+def _prepare(
+    path: pathlib.Path,
+    held: contextlib.ExitStack,
+    job: tiles.Job,
+    name: str | None,
+    get: str,
+    shape: tuple,
+    dtype: np.dtype,
+) -> None:
     """What the first process of a job does with its folder before the others open it."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; choose another path, for a folder")
@@ -190,6 +203,11 @@ def _note(line: str) -> tuple[tuple[int, int] | None, str]:
     return None, ""
 
 
+def _contiguous(array: np.ndarray, dtype: np.dtype | None = None) -> Any:
+    """The entries in a row: a buffer, which NumPy's types say of arrays from Python 3.12 on only."""
+    return np.ascontiguousarray(array, dtype)
+
+
 def _lock(path: pathlib.Path) -> IO[str]:
     """The lock of a folder; the system releases it when the process ends, however it ends."""
     file = open(path / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -215,14 +233,16 @@ def _lock(path: pathlib.Path) -> IO[str]:
     return file
 
 
-def _about(job: tiles.Job, name: str, get: str, shape: tuple, dtype: np.dtype) -> dict[str, Any]:
+def _about(
+    job: tiles.Job, name: str | None, get: str, shape: tuple, dtype: np.dtype
+) -> dict[str, Any]:
     """What two jobs must share to share a folder."""
     inputs = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves((job.one, job.two, job.arrays)):
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         inputs.update(f"{leaf.dtype}{leaf.shape}".encode())
-        inputs.update(np.ascontiguousarray(leaf))
+        inputs.update(_contiguous(leaf))
     structure, rest = job.call.static
     return {
         "kernel": name,
@@ -351,7 +371,9 @@ def _allocate(file: pathlib.Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _matrix(path: pathlib.Path, shape: tuple, dtype: np.dtype, mode: str = "r") -> np.memmap:
+def _matrix(
+    path: pathlib.Path, shape: tuple, dtype: np.dtype, mode: Literal["r", "r+"] = "r"
+) -> np.memmap:
     file = path / "gram.npy"
     try:
         matrix = np.load(file, mmap_mode=mode)
@@ -371,7 +393,7 @@ def _matrix(path: pathlib.Path, shape: tuple, dtype: np.dtype, mode: str = "r") 
 def _digest(matrix: np.ndarray, job: tiles.Job, i: int, j: int) -> str:
     """Checksum of a tile, and of its mirror image."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.ascontiguousarray(matrix[job.span(0, i), job.span(1, j)]))
+    digest.update(_contiguous(matrix[job.span(0, i), job.span(1, j)]))
     if job.symmetric and i != j:
-        digest.update(np.ascontiguousarray(matrix[job.span(1, j), job.span(0, i)]))
+        digest.update(_contiguous(matrix[job.span(1, j), job.span(0, i)]))
     return digest.hexdigest()

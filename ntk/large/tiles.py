@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ntk import arguments
 from ntk.large import processes
-
-PyTree = Any
+from ntk.types import PyTree
 
 
 class Call(NamedTuple):
@@ -72,11 +71,13 @@ class Job(NamedTuple):
     @property
     def counts(self) -> tuple[int, int]:
         """Tiles along both sides."""
-        return tuple(-(-n // t) for n, t in zip(self.sizes, self.tile))
+        rows, columns = (-(-n // t) for n, t in zip(self.sizes, self.tile))
+        return rows, columns
 
     def positions(self) -> list[tuple[int, int]]:
         """Tiles to compute; of a symmetric matrix those on the diagonal first."""
-        every = list(itertools.product(*map(range, self.counts)))
+        rows, columns = self.counts
+        every = list(itertools.product(range(rows), range(columns)))
         if not self.symmetric:
             return every
         return sorted(
@@ -181,7 +182,7 @@ def stream(
     Yields:
         Row and column of the tile, and its entries, filled-up samples included.
     """
-    under_way = collections.deque()
+    under_way: collections.deque[tuple[list[tuple[int, int]], PyTree]] = collections.deque()
     for diagonal, group in itertools.groupby(
         positions, lambda ij: job.symmetric and ij[0] == ij[1]
     ):
@@ -279,10 +280,19 @@ def _finish(now: list, out: PyTree, fetch: Callable) -> Iterator[tuple[int, int,
 
 
 @functools.partial(jax.jit, static_argnames=("call", "tile", "diagonal", "devices"))
-def _round(call, tile, diagonal, devices, one, two, arrays, where) -> PyTree:
+def _round(
+    call: Call,
+    tile: tuple[int, int],
+    diagonal: bool,
+    devices: tuple[jax.Device, ...],
+    one: PyTree,
+    two: PyTree,
+    arrays: PyTree,
+    where: jax.Array,
+) -> PyTree:
     """One tile on each device, stacked."""
 
-    def local(one, two, arrays, where):
+    def local(one: PyTree, two: PyTree, arrays: PyTree, where: jax.Array) -> PyTree:
         starts = where[0] * jnp.array(tile)
         a, b = (
             jax.tree.map(lambda v, s=s, t=t: jax.lax.dynamic_slice_in_dim(v, s, t), tree)
@@ -305,9 +315,9 @@ def _round(call, tile, diagonal, devices, one, two, arrays, where) -> PyTree:
 @functools.partial(jax.jit, static_argnames=("call", "diagonal"))
 def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list) -> PyTree:
     """The kernel between two batches, or what is made of it."""
-    vectors = ()
+    rows = columns = None
     if call.result == "product":
-        (one, *_), (two, *_), vectors = one, two, (one[1], two[1])
+        (one, rows, *_), (two, columns, *_) = one, two
     (x1, pairs1), (x2, pairs2) = one, two
     args, kwargs = arguments.combine(arrays, call.static)
     pairs = {key: (pairs1[key], pairs2[key]) for key in pairs1}
@@ -315,11 +325,11 @@ def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list
     if call.result == "diagonal":
         return jnp.diagonal(out)
     if call.result == "product":
-        return _products(out, *vectors, diagonal)
+        return _products(out, rows, columns, diagonal)
     return out
 
 
-def _products(kernel: jax.Array, rows: Any, columns: jax.Array, diagonal: bool) -> tuple:
+def _products(kernel: jax.Array, rows: Any, columns: Any, diagonal: bool) -> tuple:
     """K v, and K^T v where the mirrored tile is not computed."""
     times = functools.partial(jnp.matmul, precision="highest")
     return times(kernel, columns), None if rows is None or diagonal else times(kernel.T, rows)

@@ -1,4 +1,9 @@
-"""Cholesky decomposition of a kernel matrix, with jitter only where rounding asks for it."""
+"""Cholesky decomposition of a kernel matrix, with jitter only where rounding asks for it.
+
+    L L^T = K + (shift + jitter) I,    x = L^-T L^-1 b,    left out: (b - f)_i = x_i / ((K + (shift + jitter) I)^-1)_ii
+
+Source: Rasmussen & Williams (2006), algorithm 2.1 and equation 5.12.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
-Array = jax.Array
+from ntk.types import Array
 
 
 class Result(NamedTuple):

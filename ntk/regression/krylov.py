@@ -1,4 +1,11 @@
-"""Conjugate gradients for kernel matrices, with the randomised Nystrom preconditioner."""
+"""Conjugate gradients for kernel matrices, with the randomised Nystrom preconditioner.
+
+(K + s I) x = b with P^-1 (K + s I), where U and l are approximate eigenvectors and eigenvalues of K, l_r the last one::
+
+    P^-1 = I + U diag((l_r + s) / (l + s) - 1) U^T
+
+Source: Hestenes & Stiefel (1952); Frangella, Tropp & Udell (2021), arXiv:2110.02820, algorithm 2.1 and equation 5.3.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from ntk.types import Array, PRNGKey
+
 Matvec = Callable[[Array], Array]
 
 
@@ -68,7 +76,7 @@ class _State(NamedTuple):
     indefinite: Array
 
 
-def nystrom(times: Matvec, n: int, rank: int, shift: Array, key: Array) -> Preconditioner:
+def nystrom(times: Matvec, n: int, rank: int, shift: Array, key: PRNGKey) -> Preconditioner:
     """Preconditioner of K + shift I from one product of K with `rank` random vectors.
 
     The condition number of the preconditioned matrix is about (eigenvalue `rank` + shift) / shift.
@@ -248,7 +256,9 @@ def _step(state: _State, image: Array, preconditioner: Preconditioner, target: A
 
 
 @functools.partial(jax.jit, static_argnames=("rank",))
-def solve_array(matrix, b, shift, key, rank, tolerance, max_steps) -> tuple[Array, Result]:
+def solve_array(
+    matrix: Array, b: Array, shift: Array, key: PRNGKey, rank: int, tolerance: float, max_steps: int
+) -> tuple[Array, Result]:
     """Solves (matrix + shift I) x = b; x can be differentiated. The result holds all but x."""
 
     def times(v: Array) -> Array:
@@ -264,7 +274,16 @@ def solve_array(matrix, b, shift, key, rank, tolerance, max_steps) -> tuple[Arra
     return jax.lax.custom_linear_solve(times, b, solved, symmetric=True, has_aux=True)
 
 
-def solve_function(apply, b, shift, key, rank, tolerance, max_steps, loop) -> tuple[Array, Result]:
+def solve_function(
+    apply: Matvec,
+    b: Array,
+    shift: Array,
+    key: PRNGKey,
+    rank: int,
+    tolerance: float,
+    max_steps: int,
+    loop: Any,
+) -> tuple[Array, Result]:
     """The same of a function v -> K v; by a loop in Python where values are known."""
 
     def kernel_times(v: Array) -> Array:

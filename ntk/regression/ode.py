@@ -3,20 +3,25 @@
 Gradients in reverse mode are those of the steps that were taken, with their sizes held: states are kept
 every sqrt(max_steps) steps, and what lies between is computed again on the way back. (The adjoint equation
 would integrate the state backwards, and gradient flow is unstable in that direction.)
+
+A step of size h of dy/dt = rate(y) goes through stages k_i = rate(y + h sum_j a_ij k_j) of fifth order; the error is
+h sum_i e_i k_i, the difference to the solution of fourth order, and the next size h (error)^(-1/5) times .9.
+
+Source: Dormand & Prince 1980, RK5(4)7M.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-PyTree = Any
+from ntk.types import PyTree
 
 # Dormand & Prince 1980, table 2: stages, fifth-order weights, and their difference to the fourth.
 _STAGES = (
@@ -45,11 +50,11 @@ class _Step(NamedTuple):
     size: jax.Array
     state: PyTree
     rate: PyTree
-    count: jax.Array
+    tried: jax.Array  # steps so far
     mark: PyTree  # the state at mark_time, to see what a doubling of time changes
     mark_time: jax.Array
     still: jax.Array
-    index: jax.Array  # of the time that is aimed at
+    aim: jax.Array  # number of the time that is aimed at
     refused: tuple[jax.Array, jax.Array]  # size and error of the last attempt, 0 if it was accepted
     slides: jax.Array  # along a jump of the rate
     euler: jax.Array  # whether the last step was one of Euler's
@@ -93,8 +98,14 @@ def integrate(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _integrate(rate, settings, state, times, constants) -> Path:
-    def body(carry):
+def _integrate(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> Path:
+    def body(carry: tuple[_Step, PyTree]) -> tuple[_Step, PyTree]:
         s, states = carry
         return _iterate(rate, settings, s, times, constants), _written(states, s, times)
 
@@ -104,11 +115,17 @@ def _integrate(rate, settings, state, times, constants) -> Path:
     return _path(states, s, times)
 
 
-def _forward(rate, settings, state, times, constants):
+def _forward(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[Path, tuple]:
     """The path, and the steps at multiples of the stride."""
     stride = _stride(settings, times)
 
-    def body(carry):
+    def body(carry: tuple) -> tuple:
         s, states, kept, count = carry
         slot = jnp.where(count % stride == 0, count // stride, stride)  # out of range: not kept
         kept = jax.tree.map(lambda a, v: a.at[slot].set(v, mode="drop"), kept, s)
@@ -123,39 +140,41 @@ def _forward(rate, settings, state, times, constants):
     return path, (path, kept, count, times, constants)
 
 
-def _backward(rate, settings, saved, cotangents):
+def _backward(
+    rate: Callable[..., PyTree], settings: _Settings, saved: tuple, cotangents: Path
+) -> tuple:
     path, kept, count, times, constants = saved
     stride = _stride(settings, times)
     given = jax.tree.map(lambda g: jnp.where(_rows(path.reached, g), g, 0), cotangents.states)
 
-    def replayed(s, _):
+    def replayed(s: _Step, _: None) -> tuple:
         new = _iterate(rate, settings, s, times, constants)
         going = _busy(settings, s, times)
         return _where(going, new, s), (s, new, going)
 
-    def back(carry, step):
+    def back(carry: tuple, step: tuple) -> tuple:
         s, new, going = step
         state_bar, constants_bar = carry
         moved = going & (new.time > s.time)
-        written = going & (new.index > s.index)
-        extra = jax.tree.map(lambda g: jnp.where(written, g[s.index], 0), given)
+        written = going & (new.aim > s.aim)
+        extra = jax.tree.map(lambda g: jnp.where(written, g[s.aim], 0), given)
         state_bar = jax.tree.map(jnp.add, state_bar, extra)
         size = jnp.where(moved, new.time - s.time, 0)
 
-        def step(y, c):
+        def once(y: PyTree, c: Sequence[jax.Array]) -> PyTree:
             first = rate(y, *c)
             plain = _combine(y, size, (1.0,), [first])
             return _where(new.euler, plain, _stages(rate, y, first, size, c)[0])
 
-        _, pullback = jax.vjp(step, s.state, constants)
+        _, pullback = jax.vjp(once, s.state, constants)
         before, part = pullback(state_bar)
         constants_bar = jax.tree.map(lambda a, b: a + jnp.where(moved, b, 0), constants_bar, part)
         return (_where(moved, before, state_bar), constants_bar), None
 
-    def segment(carry):
+    def segment(carry: tuple) -> tuple:
         k, bars = carry
         start = jax.tree.map(lambda a: a[k], kept)
-        _, steps = lax.scan(replayed, start, None, stride)
+        steps: tuple = lax.scan(replayed, start, None, stride)[1]
         return k - 1, lax.scan(back, bars, steps, reverse=True)[0]
 
     zeros = jax.tree.map(jnp.zeros_like, (jax.tree.map(lambda v: v[0], path.states), constants))
@@ -171,7 +190,13 @@ def _backward(rate, settings, saved, cotangents):
 _integrate.defvjp(_forward, _backward)
 
 
-def _first(rate, settings, state, times, constants) -> _Step:
+def _first(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    state: PyTree,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     first = rate(state, *constants)
     speed = _norm(settings, first, state)
     size = jnp.where(speed > 0, 0.01 / jnp.where(speed > 0, speed, 1.0), 1.0).astype(times.dtype)
@@ -182,7 +207,7 @@ def _first(rate, settings, state, times, constants) -> _Step:
 
 
 def _end(s: _Step, times: jax.Array) -> jax.Array:
-    return times[jnp.minimum(s.index, len(times) - 1)]
+    return times[jnp.minimum(s.aim, len(times) - 1)]
 
 
 def _arrived(s: _Step, end: jax.Array) -> jax.Array:
@@ -190,18 +215,30 @@ def _arrived(s: _Step, end: jax.Array) -> jax.Array:
 
 
 def _busy(settings: _Settings, s: _Step, times: jax.Array) -> jax.Array:
-    going = (s.count < settings.max_steps) | _arrived(s, _end(s, times))
-    return (s.index < len(times)) & going
+    going = (s.tried < settings.max_steps) | _arrived(s, _end(s, times))
+    return (s.aim < len(times)) & going
 
 
-def _iterate(rate, settings, s: _Step, times, constants) -> _Step:
+def _iterate(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    s: _Step,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     """One step towards the next time; or, where that is reached, on to the one after it."""
     end = _end(s, times)
     moved = _advance(rate, settings, s, times, constants)
-    return _where(_arrived(s, end), s._replace(index=s.index + 1), moved)
+    return _where(_arrived(s, end), s._replace(aim=s.aim + 1), moved)
 
 
-def _advance(rate, settings, s: _Step, times, constants) -> _Step:
+def _advance(
+    rate: Callable[..., PyTree],
+    settings: _Settings,
+    s: _Step,
+    times: jax.Array,
+    constants: Sequence[jax.Array],
+) -> _Step:
     end = _end(s, times)
     size = jnp.minimum(s.size, end - s.time)
     moved, last, error = _stages(rate, s.state, s.rate, size, constants)
@@ -210,7 +247,7 @@ def _advance(rate, settings, s: _Step, times, constants) -> _Step:
     short = (size <= least) & jnp.isfinite(end)
     slides = s.slides | (short & _jumps(s, size, error))
     # Many short steps: a fifth of one says whether it is for a jump, or for stiffness.
-    spent = (s.count > settings.max_steps // 10) & (s.count % 61 == 0)
+    spent = (s.tried > settings.max_steps // 10) & (s.tried % 61 == 0)
     probe = spent & short & ~slides & (error > 0.01)
     rough = slides & short & (error > 1.0) & (error * settings.rtol <= _SLIDING)
     accept = ((error <= 1.0) | rough) & ~probe
@@ -231,18 +268,18 @@ def _advance(rate, settings, s: _Step, times, constants) -> _Step:
         grown,
         moved,
         last,
-        s.count + 1,
+        s.tried + 1,
         _where(due, moved, s.mark),
         jnp.where(due, time, s.mark_time),
         s.still | (due & (change < 10.0)),
-        s.index,
+        s.aim,
         _where(accept, (jnp.zeros_like(size), jnp.zeros_like(error)), (size, error)),
         slides,
         rough,
     )
 
 
-def _jumps(s: _Step, size, error) -> jax.Array:
+def _jumps(s: _Step, size: jax.Array, error: jax.Array) -> jax.Array:
     """Whether the error falls with the size like the first power, as across a jump, not like the fifth."""
     old_size, old_error = s.refused
     known = (old_size > size) & (old_error > 0) & (error > 0)
@@ -251,7 +288,13 @@ def _jumps(s: _Step, size, error) -> jax.Array:
     return known & (drop < ratio**2)
 
 
-def _stages(rate, state, first, size, constants) -> tuple[PyTree, PyTree, PyTree]:
+def _stages(
+    rate: Callable[..., PyTree],
+    state: PyTree,
+    first: PyTree,
+    size: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[PyTree, PyTree, PyTree]:
     """The state after a step, its rate, and the estimate of the error."""
     rates = [first]
     for row in _STAGES:
@@ -260,7 +303,13 @@ def _stages(rate, state, first, size, constants) -> tuple[PyTree, PyTree, PyTree
     return moved, rates[-1], _combine(None, size, _ERROR, rates)
 
 
-def _euler(rate, state, first, size, constants) -> tuple[PyTree, PyTree]:
+def _euler(
+    rate: Callable[..., PyTree],
+    state: PyTree,
+    first: PyTree,
+    size: jax.Array,
+    constants: Sequence[jax.Array],
+) -> tuple[PyTree, PyTree]:
     moved = _combine(state, size, (1.0,), [first])
     return moved, rate(moved, *constants)
 
@@ -282,12 +331,12 @@ def _room(tree: PyTree, count: int) -> PyTree:
 
 def _written(states: PyTree, s: _Step, times: jax.Array) -> PyTree:
     """States with the one of the time that is reached; another is not written."""
-    at = jnp.where(_arrived(s, _end(s, times)), s.index, len(times))
+    at = jnp.where(_arrived(s, _end(s, times)), s.aim, len(times))
     return jax.tree.map(lambda a, v: a.at[at].set(v, mode="drop"), states, s.state)
 
 
 def _path(states: PyTree, s: _Step, times: jax.Array) -> Path:
-    reached = jnp.arange(len(times)) < s.index
+    reached = jnp.arange(len(times)) < s.aim
     missing = lambda v: jnp.where(_rows(reached, v), v, jnp.nan)  # noqa: E731
     return Path(jax.tree.map(missing, states), reached)
 

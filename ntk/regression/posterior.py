@@ -1,4 +1,14 @@
-"""Predictions with their uncertainty: Gaussian processes, and ensembles of trained wide networks."""
+"""Predictions with their uncertainty: Gaussian processes, and ensembles of trained wide networks.
+
+With d training and t test points, K the NNGP and T the NTK, at infinite time::
+
+    nngp     mean K_td K_dd^-1 y    covariance K_tt - K_td K_dd^-1 K_dt
+    ntk      mean T_td T_dd^-1 y    covariance K_tt + A K_dd A^T - A K_dt - K_td A^T,    A = T_td T_dd^-1
+
+and at time t A is T_td T_dd^-1 (1 - exp(-t T_dd)).
+
+Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019 (arXiv 1902.06720), equations 13 to 16.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +19,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from ntk import arguments, show
+from ntk import arguments
 from ntk.regression import spectra
+from ntk.regression.predictors import Ensemble, Gaussian, Posterior
+from ntk.types import Data
 
 Axes = int | tuple[int, ...]
-
-
-class Gaussian(NamedTuple):
-    """Predictions: mean, shaped as the outputs, and covariance, shaped as their kernel."""
-
-    mean: jax.Array
-    covariance: jax.Array
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @arguments.strict
 def gp_inference(
     k_train_train: Any,
-    y_train: jax.Array,
+    y_train: Data,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
-) -> Callable[..., Any]:
+    dtype: DTypeLike | None = None,
+) -> Posterior:
     """Posterior of a Gaussian process, or of an ensemble of networks trained to the end.
 
     Args:
@@ -77,7 +81,9 @@ def gp_inference(
     }
 
     @arguments.strict
-    def predict_fn(get=None, k_test_train=None, k_test_test=None):
+    def predict_fn(
+        get: str | tuple[str, ...] | None = None, k_test_train: Any = None, k_test_test: Any = None
+    ) -> Any:
         names = _names(get, ("nngp", "ntk", "ntkgp"))
         if "ntk" in names and k_test_train is not None and k_test_test is not None:
             _check_both(k_train_train, k_test_train)
@@ -89,7 +95,15 @@ def gp_inference(
     return predict_fn
 
 
-def _posterior(layout, y, kernels, factors, get, k_td, k_tt) -> jax.Array | Gaussian:
+def _posterior(
+    layout: spectra.Layout,
+    y: jax.Array,
+    kernels: _Kernels,
+    factors: dict[str, Callable[[], spectra.Factor]],
+    get: str,
+    k_td: Any,
+    k_tt: Any,
+) -> jax.Array | Gaussian:
     name = "nngp" if get == "nngp" else "ntk"
     k_dd = _named(kernels, name)
     if k_td is None:
@@ -114,15 +128,15 @@ def _posterior(layout, y, kernels, factors, get, k_td, k_tt) -> jax.Array | Gaus
 def gradient_descent_mse_ensemble(
     kernel_fn: Callable,
     x_train: Any,
-    y_train: jax.Array,
+    y_train: Data,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     **kernel_fn_train_train_kwargs: Any,
-) -> Callable[..., Any]:
+) -> Ensemble:
     """Mean and covariance of an infinite ensemble of wide networks under gradient flow on the MSE.
 
     Args:
@@ -156,7 +170,7 @@ def gradient_descent_mse_ensemble(
     reg = (diag_reg, diag_reg_absolute_scale)
     kept: dict[str, tuple] = {}
 
-    def train(names):
+    def train(names: tuple[str, ...]) -> dict[str, tuple]:
         """Kernels and decompositions of the training points; kept unless they are tracers."""
         missing = tuple(n for n in names if n not in kept)
         found = {n: v for n, v in kept.items() if n in names}
@@ -169,7 +183,13 @@ def gradient_descent_mse_ensemble(
                     kept[n] = found[n]
         return found
 
-    def predict_fn(t=None, x_test=None, get=None, compute_cov=False, **kwargs):
+    def predict_fn(
+        t: Any = None,
+        x_test: Any = None,
+        get: str | tuple[str, ...] | None = None,
+        compute_cov: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         arguments.refuse_unread("predict_fn", predict_fn, kernel_fn, kwargs)
         names = _names(get, ("nngp", "ntk"))
         needed = tuple(n for n in ("nngp", "ntk") if n in names or (compute_cov and n == "nngp"))
@@ -201,7 +221,16 @@ def gradient_descent_mse_ensemble(
     return predict_fn
 
 
-def _ensemble_at(layout, y, kernels, spectrum, get, k_td, k_tt, tau) -> jax.Array | Gaussian:
+def _ensemble_at(
+    layout: spectra.Layout,
+    y: jax.Array,
+    kernels: _Kernels,
+    spectrum: spectra.Spectrum,
+    get: str,
+    k_td: Any,
+    k_tt: Any,
+    tau: jax.Array,
+) -> jax.Array | Gaussian:
     """Mean and covariance at finite times tau, of any shape."""
     values, vectors = spectrum
     times = tau.reshape(-1)
@@ -226,17 +255,19 @@ def _ensemble_at(layout, y, kernels, spectrum, get, k_td, k_tt, tau) -> jax.Arra
             read, spectra.integrated_decay(values, 2 * times), read.T
         )
     elif k_td is None:
-        covariance = _spread(vectors, 1.0 - response, project, kernels.nngp)
+        covariance = _spread(vectors, 1.0 - response, project, _named(kernels, "nngp"))
     else:
         initial = project @ spectra.as_matrix(_named(k_td, "nngp")).T
         reduction = spectra.in_basis(read, response, initial)
-        covariance = spectra.as_matrix(k_tt)[None] + _spread(read, response, project, kernels.nngp)
+        covariance = spectra.as_matrix(k_tt)[None] + _spread(
+            read, response, project, _named(kernels, "nngp")
+        )
         covariance = covariance - reduction - reduction.swapaxes(1, 2)
     covariance = covariance.reshape(*tau.shape, *covariance.shape[1:])
     return Gaussian(mean, spectra.as_kernel(covariance, rows))
 
 
-def _spread(read, response, project, nngp) -> jax.Array:
+def _spread(read: jax.Array, response: jax.Array, project: jax.Array, nngp: jax.Array) -> jax.Array:
     """A K A^T with A = read diag(response) project, at every time."""
     inner = project @ spectra.as_matrix(nngp) @ project.T
     inner = response[:, :, None] * inner[None] * response[:, None, :]
@@ -287,7 +318,7 @@ def _merge(train: dict, test: dict) -> tuple[dict, dict]:
     """kwargs of the test-test and of the test-train kernel."""
     test_test, test_train = dict(train), dict(train)
     for name, value in test.items():
-        old = train.get(name)
+        old: Any = train.get(name)
         pairs = all(isinstance(v, tuple) and len(v) == 2 for v in (old, value))
         test_test[name] = value
         test_train[name] = (value[0], old[0]) if pairs else value

@@ -14,15 +14,18 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from ntk import arguments, show
+from ntk import arguments
 from ntk.regression import ode, spectra
-from ntk.regression.posterior import Gaussian, gp_inference, gradient_descent_mse_ensemble
+from ntk.regression.posterior import gp_inference, gradient_descent_mse_ensemble
+from ntk.regression.predictors import Flow, Gaussian, ODEState, StateFlow
+from ntk.types import Data, PyTree
 
 __all__ = [
     "Gaussian",
@@ -37,28 +40,17 @@ __all__ = [
 Axes = int | tuple[int, ...]
 
 
-class ODEState(NamedTuple):
-    """Outputs on training and test points, and their velocities under momentum."""
-
-    fx_train: jax.Array | None = None
-    fx_test: jax.Array | None = None
-    qx_train: jax.Array | None = None
-    qx_test: jax.Array | None = None
-
-    __repr__, _repr_html_ = show.text, show.html
-
-
 @arguments.strict
 def gradient_descent_mse(
-    k_train_train: jax.Array,
-    y_train: jax.Array,
+    k_train_train: Data,
+    y_train: Data,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: Axes = (-1,),
     *,
-    dtype: Any = None,
-) -> Callable[..., Any]:
+    dtype: DTypeLike | None = None,
+) -> Flow:
     """Gradient flow on the mean squared error, 1/2 mean (f - y)^2, in closed form.
 
     Args:
@@ -100,12 +92,14 @@ def gradient_descent_mse(
     y = layout.flatten(jnp.asarray(y_train, k_train_train.dtype))
 
     @arguments.strict
-    def predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
+    def predict_fn(
+        t: Any = None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None
+    ) -> Any:
         _check_request(layout, fx_train_0, fx_test_0, k_test_train)
         start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
         start = layout.flatten(jnp.broadcast_to(start, layout.shape))
         lead = () if t is None else jnp.shape(t)
-        train, weights = y, None
+        train = weights = y
         if t is None and fx_test_0 is not None:
             weights = spectra.solve(factor(), y - start)
         elif t is not None:
@@ -130,8 +124,8 @@ def gradient_descent_mse(
 @arguments.strict
 def gradient_descent(
     loss: Callable[[jax.Array, jax.Array], jax.Array],
-    k_train_train: jax.Array,
-    y_train: jax.Array,
+    k_train_train: Data,
+    y_train: Data,
     learning_rate: float = 1.0,
     momentum: float | None = None,
     trace_axes: Axes = (-1,),
@@ -139,8 +133,8 @@ def gradient_descent(
     rtol: float = 1.4e-8,
     atol: float = 1.4e-8,
     max_steps: int = 100_000,
-    dtype: Any = None,
-) -> Callable[..., Any]:
+    dtype: DTypeLike | None = None,
+) -> StateFlow:
     """Gradient flow, with or without momentum, on any loss, by numerical integration.
 
     Args:
@@ -193,17 +187,24 @@ def gradient_descent(
     layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
     k_dd = spectra.as_matrix(k_train_train)
     eps = float(jnp.finfo(k_dd.dtype).eps)
-    tolerances = {"rtol": max(rtol, 4 * eps), "atol": max(atol, 4 * eps), "max_steps": max_steps}
+    rtol, atol = max(rtol, 4 * eps), max(atol, 4 * eps)
     pace = learning_rate if momentum is None else learning_rate**0.5
     friction = None if momentum is None else (momentum - 1.0) / pace
 
     @functools.partial(jax.jit, static_argnames="rows")
-    def solution(k_dd, y, k_td, state, end, rows):
+    def solution(
+        k_dd: jax.Array,
+        y: jax.Array,
+        k_td: jax.Array | None,
+        state: ODEState,
+        end: jax.Array,
+        rows: tuple[int, ...],
+    ) -> tuple[ODEState, jax.Array]:
         start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
 
-        def rate(s):
+        def rate(s: PyTree) -> ODEState:
             g = layout.flatten(jax.grad(loss)(layout.unflatten(s.fx_train), y))
-            pull = ODEState(-k_dd @ g, None if s.fx_test is None else -k_td @ g)
+            pull = ODEState(-k_dd @ g, None if k_td is None or s.fx_test is None else -k_td @ g)
             if friction is None:
                 return pull
             force = jax.tree.map(
@@ -212,7 +213,9 @@ def gradient_descent(
             return ODEState(s.qx_train, s.qx_test, *force)
 
         order = jnp.argsort(end.reshape(-1))
-        path = ode.integrate(rate, start, end.reshape(-1)[order] * pace, **tolerances)
+        path = ode.integrate(
+            rate, start, end.reshape(-1)[order] * pace, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         back = jnp.argsort(order)
         states = ODEState(
             *(
@@ -225,7 +228,12 @@ def gradient_descent(
         return states, path.reached
 
     @arguments.strict
-    def predict_fn(t=None, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None):
+    def predict_fn(
+        t: Any = None,
+        fx_train_or_state_0: Any = 0.0,
+        fx_test_0: Any = None,
+        k_test_train: Any = None,
+    ) -> Any:
         given = isinstance(fx_train_or_state_0, ODEState)
         if given and fx_test_0 is not None:
             raise ValueError("fx_test_0 is part of the ODEState; leave it None")
@@ -255,7 +263,7 @@ def gradient_descent(
 
 @arguments.strict
 def max_learning_rate(
-    ntk_train_train: jax.Array,
+    ntk_train_train: Data,
     y_train_size: int | None = None,
     momentum: float = 0.0,
     eps: float = 1e-12,
@@ -287,13 +295,15 @@ def _is_false(values: jax.Array) -> bool:
         return False
 
 
-def _start(layout, state: ODEState, rows: tuple, dtype: Any, moving: bool) -> ODEState:
+def _start(
+    layout: spectra.Layout, state: ODEState, rows: tuple, dtype: DTypeLike | None, moving: bool
+) -> ODEState:
     """The state at time 0 as matrices."""
     test_shape = layout.unflatten(
         jnp.zeros((int(np.prod(rows)), int(np.prod(layout.columns)))), rows
     ).shape
 
-    def matrix(value, shape):
+    def matrix(value: Any, shape: tuple[int, ...]) -> jax.Array:
         value = jnp.asarray(0.0 if value is None else value, dtype)
         return layout.flatten(jnp.broadcast_to(value, shape))
 

@@ -24,13 +24,15 @@ of K + t P, t -> infinity, P the projection on the others, whose resolvent is th
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
 _GRID = 400  # values of gamma among which the best ridge is looked for before it is refined
+
+_Real: TypeAlias = float | np.ndarray
 
 
 class Risk(NamedTuple):
@@ -161,7 +163,16 @@ def optimal_ridge(
     return Optimum(*(np.reshape(part, cases[0].shape) for part in zip(*found)))
 
 
-def _risk(eigenvalues, power, samples, features, ridge, noise, multiplicity, pool) -> Risk:
+def _risk(
+    eigenvalues: ArrayLike,
+    power: ArrayLike,
+    samples: ArrayLike,
+    features: ArrayLike,
+    ridge: ArrayLike,
+    noise: ArrayLike,
+    multiplicity: ArrayLike | None,
+    pool: float,
+) -> Risk:
     l, v, w = _modes(eigenvalues, power, multiplicity)
     n, k, delta, sigma = _broadcast(samples=samples, features=features, ridge=ridge, noise=noise)
     if not math.isinf(_pool(pool)) and (w.sum() > pool * (1 + 1e-12) or (n >= pool).any()):
@@ -170,11 +181,23 @@ def _risk(eigenvalues, power, samples, features, ridge, noise, multiplicity, poo
             f"samples, up to {n.max():g}: the others are what is tested on"
         )
     cases = zip(*(a.ravel() for a in (n, k, delta)))
-    gamma = np.array([_gamma(l, w, *case, pool) for case in cases]).reshape(n.shape)
+    gamma = np.array([_gamma(l, w, one, two, three, pool) for one, two, three in cases]).reshape(
+        n.shape
+    )
     return _at(gamma, l, v, w, n, k, delta, sigma, pool)
 
 
-def _at(gamma, l, v, w, n, k, delta, sigma, pool) -> Risk:
+def _at(
+    gamma: np.ndarray,
+    l: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    n: np.ndarray,
+    k: np.ndarray,
+    delta: Any,
+    sigma: Any,
+    pool: float,
+) -> Risk:
     """The risks where gamma solves the equation of the ridge."""
     share, rest = _shares(gamma, l)
     z, z_q = share @ w, (share * rest) @ w  # z - q
@@ -198,19 +221,19 @@ def _at(gamma, l, v, w, n, k, delta, sigma, pool) -> Risk:
     return Risk(test, train, kappa, share, overfitting, gamma)
 
 
-def _shares(gamma, l):
+def _shares(gamma: np.ndarray, l: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(L_i, 1 - L_i), of shape S + (m,), neither from the other: either may be tiny and have many modes."""
     above = l + gamma[..., None]
     share = np.divide(l, above, out=np.zeros_like(above), where=l > 0)
     return share, np.divide(gamma[..., None], above, out=np.ones_like(above), where=l > 0)
 
 
-def _ratio(a, b, otherwise=0.0):
+def _ratio(a: ArrayLike, b: ArrayLike, otherwise: float = 0.0) -> np.ndarray:
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return np.divide(a, b, out=np.full(a.shape, otherwise), where=b > 0)
 
 
-def _gaps(n, k, strength, z, pool):
+def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_Real, _Real]:
     """(k - z, n - z) at delta / gamma = strength: the roots of c d = k strength, c - d = k - n."""
     if not math.isinf(pool):
         return k, strength * (1 - z / pool)
@@ -223,15 +246,15 @@ def _gaps(n, k, strength, z, pool):
     return np.where(infinite, np.inf, c), np.where(infinite, strength, d)
 
 
-def _gamma(l, w, n, k, delta, pool) -> float:
+def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool: float) -> float:
     """The root of z + d = n, which falls with gamma; 0 where the samples determine all modes."""
     l, w = l[l > 0], w[l > 0]
     if delta == 0 and w.sum() <= min(n, k):
         return 0.0
 
-    def excess(x):
+    def excess(x: float) -> float:
         gamma = math.exp(max(x, -700.0))
-        z = w @ (l / (l + gamma))
+        z = float(w @ (l / (l + gamma)))
         return z + float(_gaps(n, k, delta / gamma, z, pool)[1]) - n
 
     low = high = math.log(l.max()) if l.size else 0.0
@@ -244,16 +267,26 @@ def _gamma(l, w, n, k, delta, pool) -> float:
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=500))
 
 
-def _best(l, v, w, n, k, sigma) -> tuple[float, float, float]:
+def _best(
+    l: np.ndarray, v: np.ndarray, w: np.ndarray, n: float, k: float, sigma: float
+) -> tuple[float, float, float]:
     """(ridge, test, train) of the smallest risk, along gamma."""
 
-    def along(x):
+    def along(x: ArrayLike) -> tuple[Risk, np.ndarray]:
         gamma = np.exp(np.atleast_1d(x))
         z = _shares(gamma, l)[0] @ w
         share = np.ones_like(z) if math.isinf(k) else np.maximum(1 - z / k, 0)
         delta = gamma * share * np.maximum(n - z, 0)
         return _at(
-            gamma, l, v, w, *(np.broadcast_to(a, z.shape) for a in (n, k)), delta, sigma, math.inf
+            gamma,
+            l,
+            v,
+            w,
+            np.broadcast_to(n, z.shape),
+            np.broadcast_to(k, z.shape),
+            delta,
+            sigma,
+            math.inf,
         ), delta
 
     start = _gamma(l, w, n, k, 0.0, math.inf)
@@ -278,7 +311,9 @@ def _best(l, v, w, n, k, sigma) -> tuple[float, float, float]:
     return float(delta[0]), float(risk.test[0]), float(risk.train[0])
 
 
-def _modes(eigenvalues, power, multiplicity):
+def _modes(
+    eigenvalues: ArrayLike, power: ArrayLike, multiplicity: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     names = {"eigenvalues": eigenvalues, "power": power}
     l, v = (_numbers(name, value) for name, value in names.items())
     w = np.ones_like(l) if multiplicity is None else _numbers("multiplicity", multiplicity)
@@ -322,7 +357,7 @@ def _broadcast(**values: Any) -> list[np.ndarray]:
         raise ValueError(f"{shapes} do not broadcast") from error
 
 
-def _pool(pool) -> float:
+def _pool(pool: Any) -> float:
     value = _numbers("pool", pool, infinite=True, positive=True)
     if value.ndim:
         raise ValueError(f"pool has the shape {value.shape}; it must be one number, or infinity")

@@ -7,6 +7,8 @@ jit, grad and vmap the fields of `Solution` tell the same.
 A matrix that is singular to working precision is made regular by jitter, as Gaussian-process
 regression does. `ntk.predict` asks for the limit of gradient descent instead, which moves nothing
 along the directions that a kernel does not see: there it takes the pseudo-inverse.
+
+Source: Rasmussen & Williams (2006), algorithm 2.1; Frangella, Tropp & Udell (2021), arXiv:2110.02820.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
+from ntk.types import Array, Data, PRNGKey
 
 __all__ = [
     "Inducing",
@@ -39,9 +43,8 @@ __all__ = [
     "regression",
 ]
 
-Array = jax.Array
 
-
+@show.readable
 class Solution(NamedTuple):
     """Coefficients of kernel regression.
 
@@ -66,9 +69,8 @@ class Solution(NamedTuple):
     converged: Array
     leave_one_out: Array | None = None
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Regression(NamedTuple):
     """A fitted kernel machine.
 
@@ -80,13 +82,11 @@ class Regression(NamedTuple):
     predict: Callable[[Any], np.ndarray]
     solution: Solution
 
-    __repr__, _repr_html_ = show.text, show.html
-
 
 def regression(
     kernel_fn: Callable[..., Any],
     x_train: Any,
-    y_train: Array,
+    y_train: Data,
     get: str = "ntk",
     *,
     solver: Callable[[Any, Any], Solution] | None = None,
@@ -94,7 +94,7 @@ def regression(
     devices: Sequence[jax.Device] | None = None,
     path: str | os.PathLike | None = None,
     name: str | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     **kwargs: Any,
 ) -> Regression:
     """Kernel regression: the mean of infinitely many networks trained for infinitely long.
@@ -157,13 +157,13 @@ def regression(
 
 @arguments.strict
 def cholesky(
-    kernel: Array,
-    y: Array,
+    kernel: Array | np.ndarray,
+    y: Data,
     diag_reg: float | Array = 0.0,
     *,
     diag_reg_absolute_scale: bool = False,
     leave_one_out: bool = False,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Kernel regression by Cholesky decomposition, with jitter where rounding asks for it.
 
@@ -233,8 +233,8 @@ def cholesky(
 
 @arguments.strict
 def conjugate_gradient(
-    kernel: Array | np.memmap | Callable[[Array], Any],
-    y: Array,
+    kernel: Array | np.ndarray | np.memmap | Callable[[Array], Any],
+    y: Data,
     diag_reg: float | Array,
     *,
     diag_reg_absolute_scale: bool = False,
@@ -244,7 +244,7 @@ def conjugate_gradient(
     leave_one_out: Sequence[int] = (),
     key: Array | None = None,
     path: str | os.PathLike | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Kernel regression by conjugate gradients with a randomised Nystrom preconditioner.
 
@@ -279,7 +279,7 @@ def conjugate_gradient(
     Source: Frangella, Tropp & Udell (2021), "Randomized Nystrom preconditioning" (arXiv
     2110.02820), algorithms 2.1 and 5.1.
     """
-    options = {
+    options: dict[str, Any] = {
         "diag_reg_absolute_scale": diag_reg_absolute_scale,
         "rank": rank,
         "tolerance": tolerance,
@@ -291,10 +291,11 @@ def conjugate_gradient(
     _check_arguments(y, diag_reg, dtype)
     if _lacks_double(dtype, y if callable(kernel) else kernel, y):
         with jax.enable_x64(True):
-            found = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
-        return jax.tree.map(np.asarray, found)
+            double = conjugate_gradient(kernel, y, diag_reg, **options, dtype=jnp.float64)
+        return jax.tree.map(np.asarray, double)
     _check_options(rank, tolerance, max_steps)
     n = jnp.shape(y)[0] if jnp.ndim(y) else 0
+    matrix: Any
     if callable(kernel):
         matrix, y = kernel, _floating(y, dtype)
         if not diag_reg_absolute_scale:
@@ -330,7 +331,7 @@ def conjugate_gradient(
     return _reported(y, left, x, found, shift, tolerance)
 
 
-def _kept(path: Any, y: Array, shift: Array, key: Array, rank: int) -> tuple[pathlib.Path, str]:
+def _kept(path: Any, y: Array, shift: Array, key: PRNGKey, rank: int) -> tuple[pathlib.Path, str]:
     """The file of an iteration, and what tells it from others."""
     mark = hashlib.blake2b(digest_size=16)
     for part in (y, shift, jax.random.key_data(key)):
@@ -339,7 +340,7 @@ def _kept(path: Any, y: Array, shift: Array, key: Array, rank: int) -> tuple[pat
 
 
 def _reported(
-    y: Array,
+    y: Data,
     left: Array,
     x: Array,
     found: krylov.Result,
@@ -381,7 +382,7 @@ def _reported(
     )
 
 
-def _lacks_double(dtype: Any, kernel: Any, y: Any) -> bool:
+def _lacks_double(dtype: DTypeLike | None, kernel: Any, y: Any) -> bool:
     """Whether double precision is asked for, or brought along by numpy, but not enabled."""
     brought = isinstance(kernel, np.ndarray) and kernel.dtype == np.float64
     wanted = brought if dtype is None else np.dtype(dtype) == np.float64
@@ -395,7 +396,7 @@ def _lacks_double(dtype: Any, kernel: Any, y: Any) -> bool:
     return True
 
 
-def _floating(x: Any, dtype: Any) -> Array:
+def _floating(x: Any, dtype: DTypeLike | None) -> Array:
     """An array of dtype, or of its own if that is at least float32."""
     x = jnp.asarray(x)
     if jnp.iscomplexobj(x):
@@ -415,13 +416,13 @@ def _is(x: Any, value: bool | None) -> bool:
         return value is None
 
 
-def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: Any) -> Array:
+def _shift(matrix: Any, diag_reg: Any, absolute: bool, dtype: DTypeLike | None) -> Array:
     """What diag_reg adds to the diagonal."""
     shift = diag_reg if absolute else diag_reg * matrix.diagonal().mean()
     return jnp.asarray(shift, dtype)
 
 
-def _check_arguments(y: Any, diag_reg: Any, dtype: Any) -> None:
+def _check_arguments(y: Any, diag_reg: Any, dtype: DTypeLike | None) -> None:
     """Refuses what is no array of numbers, no number and no floating type; their values are looked at later."""
     spectra.check_dtype(dtype)
     for name, value in (("y", y), ("diag_reg", diag_reg)):

@@ -1,6 +1,8 @@
 """Combinators for infinitely wide networks, with neural-tangents's names: (init_fn, apply_fn, kernel_fn) triples."""
 
 import functools as _functools
+from collections.abc import Callable
+from typing import Any
 
 from ntk.arguments import strict_functions as _strict_functions
 from ntk.stax.attention import GlobalSelfAttention
@@ -85,11 +87,11 @@ from ntk.stax.nonlinearities import (
 )
 
 
-def _naming(fn):
+def _naming(fn: Callable) -> Callable:
     """The same function, whose layers carry its name."""
 
     @_functools.wraps(fn)
-    def named(*args, **kwargs):
+    def named(*args: Any, **kwargs: Any) -> Any:
         made = fn(*args, **kwargs)
         return _named(made, fn.__name__) if isinstance(made, _Layer) else made
 

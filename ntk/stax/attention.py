@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ntk.infinite import attention
 from ntk.infinite.evaluate import Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.layers import Layer, check_counts, check_scales, layer
+from ntk.types import PRNGKey, Shape
 
 MECHANISMS = {
     "SOFTMAX": attention.softmax,
@@ -103,14 +105,14 @@ def GlobalSelfAttention(
     qk_std, ov_std = W_query_std * W_key_std, W_out_std * W_value_std
     add, beside = pos_emb_type == "SUM", pos_emb_type == "CONCAT"
 
-    def shape(input_shape):
+    def shape(input_shape: Shape) -> Shape:
         at = channel_axis % len(input_shape)
         return (*input_shape[:at], n_chan_out, *input_shape[at + 1 :])
 
     def extra(width: int) -> int:
         return (width if n_chan_pos_emb is None else n_chan_pos_emb) if beside else 0
 
-    def params(key, input_shape):
+    def params(key: PRNGKey, input_shape: Shape) -> tuple:
         keys = jax.random.split(key, 6)
         width = input_shape[channel_axis]
         seen = width + extra(width)
@@ -147,7 +149,7 @@ def GlobalSelfAttention(
         x = jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
-    def apply(parameters, inputs, mask=None, **_):
+    def apply(parameters: tuple, inputs: Array, mask: Array | None = None, **_: Any) -> Array:
         queries, keys, values, out, b, embedding = parameters
         spatial = jnp.moveaxis(inputs, (batch_axis, channel_axis), (0, -1)).shape[1:-1]
         raw = seen = flat(inputs)
@@ -190,7 +192,7 @@ def GlobalSelfAttention(
             val_pos_emb,
         )
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         if kernel.within1 is None:
             raise ValueError(
                 f"self-attention needs inputs with pixels, and covariances of all pixel pairs; got activations of "

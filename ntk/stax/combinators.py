@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from ntk.stax.layers import Layer as Layer
 from ntk.stax.layers import Shape, check_counts, layer, pixel_axis
 from ntk.stax.layers import elementwise as elementwise
 from ntk.stax.layers import unmask_fn as unmask_fn
+from ntk.types import PRNGKey, PyTree
 
 
 def serial(*layers: Layer) -> Layer:
@@ -35,7 +36,7 @@ def serial(*layers: Layer) -> Layer:
     layers = tuple(Layer(*one) for one in layers)
     fns = tuple(as_kernel_fn(one.kernel_fn) for one in layers)
 
-    def init_fn(key, input_shape):
+    def init_fn(key: PRNGKey, input_shape: Any) -> tuple[Any, tuple]:
         params = []
         for one in layers:
             key, part = jax.random.split(key)
@@ -44,7 +45,14 @@ def serial(*layers: Layer) -> Layer:
         return input_shape, tuple(params)
 
     @arguments.strict
-    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+    def apply_fn(
+        params: PyTree,
+        inputs: Any,
+        *,
+        rng: PRNGKey | None = None,
+        mask_constant: float | None = None,
+        pattern: Any = None,
+    ) -> Any:
         kwargs = given(mask_constant=mask_constant, pattern=pattern)
         keys = (
             [None] * len(layers)
@@ -58,11 +66,11 @@ def serial(*layers: Layer) -> Layer:
 
     blocks = periods([fn.spec for fn in fns])
 
-    def rule(kernel, **context):
+    def rule(kernel: Any, **context: Any) -> Any:
         for start, length, count in blocks:
             block = fns[start : start + length]
 
-            def once(k, block=block):
+            def once(k: Any, block: tuple[KernelFn, ...] = block) -> Any:
                 for fn in block:
                     k = fn.rule(k, **context)
                 return k
@@ -89,7 +97,7 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_params(name: str, params: Any, count: int) -> None:
+def check_params(name: str, params: PyTree, count: int) -> None:
     """Raises a ValueError for parameters of another number of layers."""
     if len(params) != count:
         raise ValueError(
@@ -149,7 +157,7 @@ def iterate(once: Callable, kernel: Any, count: int) -> Any:
     return kernel
 
 
-def _packed(tree: Any) -> Any:
+def _packed(tree: PyTree) -> Any:
     """Correlation and NTK of each kernel as one array."""
 
     def pack(k: Any) -> Any:
@@ -160,7 +168,7 @@ def _packed(tree: Any) -> Any:
     return jax.tree.map(pack, tree, is_leaf=lambda k: isinstance(k, Kernel))
 
 
-def _unpacked(tree: Any) -> Any:
+def _unpacked(tree: PyTree) -> Any:
     def unpack(k: Any) -> Any:
         if not isinstance(k, Kernel) or not _holds_both(k.correlation):
             return k
@@ -181,7 +189,8 @@ def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: in
     affine, dual = (fn.scalar for fn in block)
     if not isinstance(affine, tuple) or not isinstance(dual, Dual) or isinstance(affine, Dual):
         return None
-    out = repeated.shortcut(kernel, dual, *affine, count)
+    W_std, b_std = affine
+    out = repeated.shortcut(kernel, dual, W_std, b_std, count)
     if out is None:
         return None
     after = jax.eval_shape(once, kernel)
@@ -192,7 +201,7 @@ SHALLOW = 3
 """Fewest repetitions that are evaluated as one scalar map."""
 
 
-def _structure(tree: Any) -> Any:
+def _structure(tree: PyTree) -> Any:
     leaves, definition = jax.tree.flatten(tree)
     return definition, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
@@ -216,29 +225,38 @@ def repeat(layer: Layer, n: int) -> Layer:
     one = Layer(*layer)
     fn = as_kernel_fn(one.kernel_fn)
 
-    def init_fn(key, input_shape):
+    def split(key: PRNGKey, _: None) -> tuple[PRNGKey, PRNGKey]:
+        rest, own = jax.random.split(key)
+        return rest, own
+
+    def init_fn(key: PRNGKey, input_shape: Shape) -> tuple[Shape, Any]:
         output_shape, _ = one.init_fn(key, input_shape)
         if tuple(output_shape) != tuple(input_shape):
             raise ValueError(
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        _, keys = jax.lax.scan(
-            lambda key, _: tuple(jax.random.split(key)), key, None, n
-        )  # as serial
+        _, keys = jax.lax.scan(split, key, None, n)  # as serial
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
     @arguments.strict
-    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+    def apply_fn(
+        params: PyTree,
+        inputs: Any,
+        *,
+        rng: PRNGKey | None = None,
+        mask_constant: float | None = None,
+        pattern: Any = None,
+    ) -> Any:
         kwargs = given(mask_constant=mask_constant, pattern=pattern)
         keys = None if rng is None else jax.random.split(rng, n)
 
-        def step(x, part):
+        def step(x: Any, part: Any) -> tuple[Any, None]:
             return one.apply_fn(part[0], x, rng=part[1], **kwargs), None
 
         return jax.lax.scan(step, inputs, (params, keys), n)[0]
 
-    def rule(kernel, **context):
+    def rule(kernel: Any, **context: Any) -> Any:
         return iterate(lambda k: fn.rule(k, **context), kernel, n)
 
     def needs(out: Need) -> Need:
@@ -265,14 +283,21 @@ def parallel(*layers: Layer) -> Layer:
         if len(inputs) != len(layers):
             raise ValueError(f"parallel has {len(layers)} layers, and got {len(inputs)} inputs")
 
-    def init_fn(key, input_shape):
+    def init_fn(key: PRNGKey, input_shape: Any) -> tuple[Any, tuple]:
         check(input_shape)
         keys = jax.random.split(key, max(len(layers), 1))
         parts = [one.init_fn(k, s) for one, k, s in zip(layers, keys, input_shape)]
         return type(input_shape)(s for s, _ in parts), tuple(p for _, p in parts)
 
     @arguments.strict
-    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+    def apply_fn(
+        params: PyTree,
+        inputs: Any,
+        *,
+        rng: PRNGKey | None = None,
+        mask_constant: float | None = None,
+        pattern: Any = None,
+    ) -> Any:
         kwargs = given(mask_constant=mask_constant, pattern=pattern)
         check(inputs)
         keys = (
@@ -284,7 +309,7 @@ def parallel(*layers: Layer) -> Layer:
         parts = zip(layers, params, inputs, keys)
         return type(inputs)(one.apply_fn(p, x, rng=key, **kwargs) for one, p, x, key in parts)
 
-    def rule(kernels, **context):
+    def rule(kernels: Any, **context: Any) -> Any:
         check(kernels)
         return type(kernels)(fn.rule(k, **context) for fn, k in zip(fns, kernels))
 
@@ -333,7 +358,7 @@ def FanInSum() -> Layer:
 def FanInProd() -> Layer:
     """Multiplies independent branches entry by entry."""
 
-    def apply(params, xs, **_):
+    def apply(params: PyTree, xs: Sequence[Array], **_: Any) -> Array:
         out = xs[0]
         for x in xs[1:]:
             out = out * x
@@ -356,7 +381,7 @@ def FanInConcat(axis: int = -1) -> Layer:
         axis: axis of the activations; not the batch in the infinite-width limit.
     """
 
-    def shape(shapes):
+    def shape(shapes: Sequence[Shape]) -> Shape:
         at = arguments.axis_within("FanInConcat's axis", axis, len(shapes[0]))
         rest = {s[:at] + s[at + 1 :] for s in map(tuple, shapes)}
         if len(rest) > 1:
@@ -365,7 +390,7 @@ def FanInConcat(axis: int = -1) -> Layer:
             )
         return (*shapes[0][:at], sum(s[at] for s in shapes), *shapes[0][at + 1 :])
 
-    def rule(kernels, **_):
+    def rule(kernels: Sequence[Kernel], **_: Any) -> Kernel:
         first = kernels[0]
         at = arguments.axis_within("FanInConcat's axis", axis, len(first.shape1))
         if at == first.channel_axis:
@@ -376,7 +401,7 @@ def FanInConcat(axis: int = -1) -> Layer:
             )
         return pixels.concatenate(kernels, pixel_axis(first, at))
 
-    def mask(masks, shapes):
+    def mask(masks: Sequence[Array | None], shapes: Sequence[Shape]) -> Array:
         at = axis % len(shapes[0])
         full = []
         for m, s in zip(masks, shapes):

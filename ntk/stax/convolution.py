@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ntk.stax.pooling import GlobalSumPool as GlobalSumPool
 from ntk.stax.pooling import ImageResize as ImageResize
 from ntk.stax.pooling import SumPool as SumPool
 from ntk.stax.pooling import centres, check_padding
+from ntk.types import PRNGKey
 
 
 def _specs(pixels: int, dimension_numbers: tuple[str, str, str] | None) -> tuple[str, str, str]:
@@ -134,14 +136,14 @@ def _conv(
             return jax.lax.conv_transpose(x, W, strides, pads, dimension_numbers=specs)
         return jax.lax.conv_general_dilated(x, W, strides, pads, dimension_numbers=specs)
 
-    def shape(input_shape):
+    def shape(input_shape: Shape) -> Shape:
         x = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
         W = jax.ShapeDtypeStruct(weight_shape(input_shape), jnp.float32)
         return jax.eval_shape(
             lambda x, W: plain(x, W, "VALID" if padding == "VALID" else "SAME"), x, W
         ).shape
 
-    def params(key, input_shape):
+    def params(key: PRNGKey, input_shape: Shape) -> tuple[Array, Array | None]:
         key_w, key_b = jax.random.split(key)
         out = shape(input_shape)
         weights, bias = weight_shape(input_shape), tuple(width if c == "C" else 1 for c in out_spec)
@@ -154,10 +156,10 @@ def _conv(
         b = None if b_std is None else jax.random.normal(key_b, bias)
         if standard:
             W = W * (W_std / math.sqrt(fan_in(input_shape) / s[0]))
-            b = None if b is None else b * b_std
+            b = None if b is None or b_std is None else b * b_std
         return W, b
 
-    def apply(parameters, x, **_):
+    def apply(parameters: tuple[Array, Array | None], x: Array, **_: Any) -> Array:
         W, b = parameters
         norm = 1 / math.sqrt(s[0]) if standard else W_std / math.sqrt(fan_in(x.shape))
         out_shape, pads = shape(x.shape), "VALID" if padding == "CIRCULAR" else padding
@@ -174,9 +176,9 @@ def _conv(
                 axis = out_spec.index(c)
                 y = pixels.wrap(y, axis, out_shape[axis])
         y = norm * y
-        return y if b is None else y + (b if standard else b_std * b)
+        return y if b is None or b_std is None else y + (b if standard else b_std * b)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         if len(kernel.shape1) != len(lhs):
             raise ValueError(
                 f"a convolution with filters {window} acts on {len(lhs)} axes ({lhs}), "
@@ -197,7 +199,7 @@ def _conv(
         out = pixels.reorder(out, [spatial.index(c) for c in names])
         return out.replace(batch_axis=out_spec.index("N"), channel_axis=out_spec.index("C"))
 
-    def mask_fn(mask, input_shape):
+    def mask_fn(mask: Array, input_shape: Shape) -> Array:
         mask = jnp.all(mask, lhs.index("C"), keepdims=True)
         mask = spread_mask(mask, input_shape, lhs.index("C"))
         hidden = jnp.moveaxis(mask, (lhs.index("N"), lhs.index("C")), (0, 1))

@@ -19,6 +19,7 @@ from ntk.infinite.evaluate import KernelFn, Need
 from ntk.infinite.kernel import Kernel
 from ntk.stax import layers
 from ntk.stax.layers import Layer
+from ntk.types import PyTree
 
 
 class Padding(enum.StrEnum):
@@ -60,10 +61,11 @@ class Bool(enum.IntEnum):
     MAYBE = 1
     YES = 2
 
-    def __and__(self, other: Bool) -> Bool:
+    # Of `Bool` alone, though it is an int: neural-tangents has it so.
+    def __and__(self, other: Bool) -> Bool:  # type: ignore[override]
         return min(self, other)
 
-    __rand__ = __and__
+    __rand__ = __and__  # type: ignore[assignment]
 
 
 class Diagonal(NamedTuple):
@@ -120,7 +122,7 @@ def requires(**requirements: Any) -> Callable:
                 _check(getattr(kernel_fn, "__name__", "the layer"), k, requirements)
             return kernel_fn(k, **kwargs)
 
-        checked.requirements = requirements
+        vars(checked).update(requirements=requirements)
         return checked
 
     return decorate
@@ -202,12 +204,12 @@ def _kernel_fn(init_fn: Callable, kernel_fn: Callable) -> KernelFn:
             return out._replace(variance=max(out.variance, 1))
         return Need(True, 2, out.whole)
 
-    axes = requirements.get("batch_axis"), requirements.get("channel_axis")
+    batch, channel = requirements.get("batch_axis"), requirements.get("channel_axis")
     return KernelFn(
         rule,
         needs,
         ("layer", id(kernel_fn), kernel_fn),
-        None if None in axes else axes,
+        None if batch is None or channel is None else (batch, channel),
         reads=frozenset({"pattern"} & (known or frozenset())),
     )
 
@@ -242,7 +244,9 @@ def _masking(
     def after(masks: Any, shapes: Any) -> Any:
         return None if layers.absent(masks) else carry(masks, shapes)
 
-    def apply_with_masks(params, inputs, *, mask_constant=None, **kwargs):
+    def apply_with_masks(
+        params: PyTree, inputs: Any, *, mask_constant: float | None = None, **kwargs: Any
+    ) -> Any:
         values, masks = layers.split_masks(inputs, mask_constant)
         outputs = apply_fn(params, values, mask=None if layers.absent(masks) else masks, **kwargs)
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape

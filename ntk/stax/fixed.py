@@ -15,6 +15,7 @@ from ntk.infinite.evaluate import Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.large import tiles
 from ntk.stax.layers import Layer, Shape, layer, pixel_axis
+from ntk.types import PyTree
 
 
 def Identity() -> Layer:
@@ -74,7 +75,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         rest = [e for a, e in enumerate(index) if a not in (kernel.batch_axis, kernel.channel_axis)]
         return rest, batch
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         rest, batch = parts(kernel)
         index = slice_layer_axes(idx, len(kernel.shape1))
 
@@ -160,7 +161,7 @@ def DotGeneral(
         before = len(batched[0]) + sum(a not in used for a in range(axis))
         return before + (other.ndim - len(contracted[0]) - len(batched[0]) if left else 0)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         if other.ndim == 0:
             return channels.scale(kernel, jnp.abs(other), jnp.abs(other))
         ndim = len(kernel.shape1)
@@ -254,7 +255,7 @@ def Aggregate(
         given = [aggregate_axis] if isinstance(aggregate_axis, int) else aggregate_axis
         return tuple(axis_within("aggregate_axis", a, ndim) for a in given)
 
-    def apply(params, x, pattern=None, **_):
+    def apply(params: PyTree, x: Array, pattern: Any = None, **_: Any) -> Array:
         if pattern is None:
             return x
         where = (batch_axis, channel_axis)
@@ -264,7 +265,7 @@ def Aggregate(
         nodes = tuple(2 + spatial.index(a) for a in node_axes(x.ndim))
         return jnp.moveaxis(send(jnp.moveaxis(x, where, (0, 1)), pattern, nodes), (0, 1), where)
 
-    def rule(kernel: Kernel, pattern=None, **_) -> Kernel:
+    def rule(kernel: Kernel, pattern: Any = None, **_: Any) -> Kernel:
         if pattern is None or all(p is None for p in pattern):
             return kernel
         if any(p is None for p in pattern):

@@ -17,6 +17,7 @@ from ntk.infinite import channels
 from ntk.infinite.evaluate import KernelFn, Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
+from ntk.types import PRNGKey, PyTree
 
 Shape = tuple[int, ...]
 
@@ -30,8 +31,8 @@ class Layer(NamedTuple):
         kernel_fn: its kernels at infinite width; see `ntk.infinite.evaluate.KernelFn`.
     """
 
-    init_fn: Callable
-    apply_fn: Callable
+    init_fn: Callable[[PRNGKey, Any], tuple[Any, PyTree]]
+    apply_fn: Callable[..., Any]
     kernel_fn: KernelFn
 
 
@@ -116,12 +117,19 @@ def layer(
         reads: options of the kernel function that it reads; see `KernelFn`.
     """
 
-    def init_fn(key, input_shape):
+    def init_fn(key: PRNGKey, input_shape: Any) -> tuple[Any, Any]:
         _check_axes(axes, len(input_shape))
         return shape(input_shape), params(key, input_shape)
 
     @arguments.strict
-    def apply_fn(params, inputs, *, rng=None, mask_constant=None, pattern=None):
+    def apply_fn(
+        params: PyTree,
+        inputs: Any,
+        *,
+        rng: PRNGKey | None = None,
+        mask_constant: float | None = None,
+        pattern: Any = None,
+    ) -> Any:
         values, masks = split_masks(inputs, mask_constant)
         if axes is not None:
             _check_axes(axes, jnp.ndim(values))
@@ -131,15 +139,16 @@ def layer(
         shapes = [v.shape for v in values] if isinstance(values, list) else values.shape
         return attach_masks(outputs, mask(masks, shapes))
 
-    def masked_rule(kernel, **context):
+    def masked_rule(kernel: Any, **context: Any) -> Any:
         single = isinstance(kernel, Kernel)
         parts = [kernel] if single else list(kernel)
         out = rule(kernel, **context)  # first, because a rule may know better what is wrong
         for part in parts if axes is not None else ():
             given = _check_axes(axes, len(part.shape1))
             if given != (part.batch_axis, part.channel_axis):
+                name = spec[0] if isinstance(spec, tuple) else spec
                 raise ValueError(
-                    f"{spec[0]} has its batch and channels in axes {given}, and its input has them in "
+                    f"{name} has its batch and channels in axes {given}, and its input has them in "
                     f"{(part.batch_axis, part.channel_axis)}: give all layers the same batch_axis and channel_axis"
                 )
         masks = []
@@ -166,7 +175,7 @@ def _check_axes(axes: tuple[int, int] | None, ndim: int) -> tuple[int, ...]:
     """Batch and channel axis from the left, checked; () where a layer has none."""
     names = ("batch_axis", "channel_axis")
     found = tuple(arguments.axis_within(name, axis, ndim) for name, axis in zip(names, axes or ()))
-    if len(set(found)) < len(found):
+    if axes is not None and len(set(found)) < len(found):
         raise ValueError(f"batch_axis {axes[0]} and channel_axis {axes[1]} are one axis of {ndim}")
     return found
 
@@ -210,12 +219,12 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
         (init_fn, apply_fn, kernel_fn).
     """
 
-    def apply(params, inputs, **_):
+    def apply(params: PyTree, inputs: Array, **_: Any) -> Array:
         if dual.fn is None:
             raise ValueError("this nonlinearity is defined by its kernel alone: it has no apply_fn")
         return dual.fn(inputs)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         return channels.elementwise(kernel, dual)
 
     def needs(out: Need) -> Need:
@@ -223,9 +232,8 @@ def elementwise(dual: Dual, spec: Hashable | None = None) -> Layer:
 
     for value in jax.tree.leaves(spec):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"{spec[0]}{spec[1:]} has a number that is not finite; give finite ones"
-            )
+            name, options = (spec[0], spec[1:]) if isinstance(spec, tuple) else (spec, ())
+            raise ValueError(f"{name}{options} has a number that is not finite; give finite ones")
     spec = ("elementwise", dual if spec is None else spec)
     return layer(apply, rule, spec, needs=needs, scalar=dual)
 

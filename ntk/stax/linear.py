@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ntk.stax.fixed import Identity as Identity
 from ntk.stax.fixed import Index as Index
 from ntk.stax.fixed import Slice as Slice
 from ntk.stax.layers import Layer, check_counts, check_scales, layer, pixel_axis
+from ntk.types import PRNGKey, PyTree, Shape
 
 
 def parameterized(parameterization: str) -> bool:
@@ -64,11 +66,11 @@ def Dense(
     standard = parameterized(parameterization)
     width = out_dim * s[1] if standard else out_dim
 
-    def shape(input_shape):
+    def shape(input_shape: Shape) -> Shape:
         at = channel_axis % len(input_shape)
         return (*input_shape[:at], width, *input_shape[at + 1 :])
 
-    def params(key, input_shape):
+    def params(key: PRNGKey, input_shape: Shape) -> tuple[Array, Array | None]:
         key_w, key_b = jax.random.split(key)
         fan_in = input_shape[channel_axis]
         W = jax.random.normal(key_w, (fan_in, width))
@@ -77,18 +79,18 @@ def Dense(
         b = None if b_std is None else jax.random.normal(key_b, bias_shape)
         if standard:
             W = W * (W_std / math.sqrt(fan_in / s[0]))
-            b = None if b is None else b * b_std
+            b = None if b is None or b_std is None else b * b_std
         return W, b
 
-    def apply(parameters, x, **_):
+    def apply(parameters: tuple[Array, Array | None], x: Array, **_: Any) -> Array:
         W, b = parameters
         y = jnp.moveaxis(jnp.tensordot(W, x, (0, channel_axis)), 0, channel_axis)
         y = y * (1 / math.sqrt(s[0]) if standard else W_std / math.sqrt(x.shape[channel_axis]))
-        if b is None:
+        if b is None or b_std is None:
             return y
         return y + (b if standard else b_std * b)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         fan_in = kernel.shape1[channel_axis] / s[0] if standard else None
         return channels.affine(kernel, W_std, b_std, fan_in=fan_in)
 
@@ -127,16 +129,16 @@ def LayerNorm(
     """
 
     check_scales(eps=eps)
-    axis = as_axes(axis)
+    normed = as_axes(axis)
 
     def axes_of(ndim: int) -> tuple[int, ...]:
-        if not all(-ndim <= a < ndim for a in axis):
+        if not all(-ndim <= a < ndim for a in normed):
             raise ValueError(
-                f"LayerNorm has axis {axis}; its inputs have axes {-ndim} to {ndim - 1}"
+                f"LayerNorm has axis {normed}; its inputs have axes {-ndim} to {ndim - 1}"
             )
-        return tuple(sorted({a % ndim for a in axis}))
+        return tuple(sorted({a % ndim for a in normed}))
 
-    def apply(params, x, mask=None, **_):
+    def apply(params: PyTree, x: Array, mask: Array | None = None, **_: Any) -> Array:
         over = axes_of(x.ndim)
         seen = jnp.ones((1,) * x.ndim, bool) if mask is None else ~mask
         seen = jnp.broadcast_to(seen, x.shape)
@@ -147,7 +149,7 @@ def LayerNorm(
             mean, var = jnp.where(some, mean, 0), jnp.where(some, var, 1)
         return (x - mean) / jnp.sqrt(eps + var)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         over = axes_of(len(kernel.shape1))
         if kernel.channel_axis not in over or kernel.batch_axis in over:
             raise ValueError(
@@ -160,7 +162,7 @@ def LayerNorm(
 
     spec = (
         "LayerNorm",
-        axis,
+        normed,
         eps,
         batch_axis,
         channel_axis,
@@ -193,7 +195,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
     if spectra.is_concrete(rate) and not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}; it is the probability of keeping an entry, in (0, 1]")
 
-    def apply(params, x, rng=None, **_):
+    def apply(params: PyTree, x: Array, rng: PRNGKey | None = None, **_: Any) -> Array:
         if mode == "test":
             return x
         if rng is None:
@@ -202,7 +204,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
             )
         return jnp.where(jax.random.bernoulli(rng, rate, x.shape), x / rate, 0)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         return kernel if mode == "test" else channels.drop(kernel, rate)
 
     return layer(apply, rule, ("Dropout", rate, mode), remask=False)
@@ -227,7 +229,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
         )
     first = batch_axis_out in (0, -2)
 
-    def shape(input_shape):
+    def shape(input_shape: Shape) -> Shape:
         at = batch_axis % len(input_shape)
         rest = math.prod((*input_shape[:at], *input_shape[at + 1 :]))
         return (input_shape[at], rest) if first else (rest, input_shape[at])
@@ -237,7 +239,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
         x = x.reshape(x.shape[0], -1)
         return x if first else x.T
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         out = pixels.flatten(kernel)
         return out.replace(batch_axis=0 if first else 1, channel_axis=1 if first else 0)
 

@@ -7,6 +7,7 @@ Hermite series whose error is known (`ntk.hermite`).
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from ntk.regression import spectra
 from ntk.stax.combinators import Layer, elementwise
 
 
-def _degree(degree) -> int:
+def _degree(degree: Any) -> int:
     if not (isinstance(degree, int) and degree >= 0):
         raise ValueError(f"degree is {degree!r}; it must be a non-negative integer")
     return degree
@@ -155,7 +156,7 @@ def Elementwise(
     fn: Callable | None = None,
     nngp_fn: Callable | None = None,
     d_nngp_fn: Callable | None = None,
-    **settings,
+    **settings: Any,
 ) -> Layer:
     """Any activation, from its values alone or with its two-dimensional integral.
 

@@ -13,6 +13,7 @@ from ntk.infinite import pixels
 from ntk.infinite.kernel import Array, Kernel
 from ntk.stax.fixed import mixes_pixels, spread_mask
 from ntk.stax.layers import Layer, Shape, check_counts, layer
+from ntk.types import PyTree
 
 PADDINGS = ("VALID", "SAME", "CIRCULAR")
 
@@ -71,7 +72,13 @@ def SumPool(
 
 
 def _pool(
-    window, strides, padding, mean: bool, edges: bool, batch_axis: int, channel_axis: int
+    window: Sequence[int],
+    strides: Sequence[int] | None,
+    padding: str,
+    mean: bool,
+    edges: bool,
+    batch_axis: int,
+    channel_axis: int,
 ) -> Layer:
     window = tuple(window)
     strides = tuple(strides or (1,) * len(window))
@@ -89,7 +96,7 @@ def _pool(
             )
         return y
 
-    def mask_fn(mask, input_shape):
+    def mask_fn(mask: Array, input_shape: Shape) -> Array:
         mask = spread_mask(mask, input_shape, channel_axis)
         hidden = jnp.moveaxis(mask, (batch_axis, channel_axis), (0, 1))
         hidden = centres(hidden, window, strides, padding)
@@ -134,7 +141,7 @@ def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
     def spatial(ndim: int) -> tuple[int, ...]:
         return tuple(a for a in range(ndim) if a not in (batch_axis % ndim, channel_axis % ndim))
 
-    def apply(params, x, mask=None, **_):
+    def apply(params: PyTree, x: Array, mask: Array | None = None, **_: Any) -> Array:
         axes = spatial(x.ndim)
         if not mean:
             return jnp.sum(x, axes)
@@ -143,7 +150,7 @@ def _pool_all(mean: bool, batch_axis: int, channel_axis: int) -> Layer:
         seen = jnp.broadcast_to(~mask, x.shape)
         return jnp.sum(jnp.where(seen, x, 0), axes) / jnp.maximum(jnp.sum(seen, axes), 1)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         first = kernel.batch_axis < kernel.channel_axis
         out = pixels.pool_all(kernel, mean)
         return out.replace(batch_axis=0 if first else 1, channel_axis=1 if first else 0)
@@ -189,7 +196,7 @@ def ImageResize(
     def resize(x: Array, to: Shape) -> Array:
         return jax.image.resize(x, to, method, antialias, precision)
 
-    def rule(kernel: Kernel, **_) -> Kernel:
+    def rule(kernel: Kernel, **_: Any) -> Kernel:
         if shape[kernel.channel_axis] != -1 or shape[kernel.batch_axis] != -1:
             raise ValueError(
                 f"ImageResize to {shape} changes the batch or the channels; put -1 at axes "
@@ -206,7 +213,7 @@ def ImageResize(
 
         return pixels.linear(kernel, mapped, mapped)
 
-    def mask_fn(mask, input_shape):
+    def mask_fn(mask: Array, input_shape: Shape) -> Array:
         mask = spread_mask(mask, input_shape, channel_axis)
         return resize((~mask).astype(jnp.float32), full(mask.shape)) == 0
 
