@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.jaxprs import equations
+from ntk.jaxprs import contains, equations
 
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
 _DEFAULT_PRODUCTS = {"gpu": 2.0**-10, "tpu": 2.0**-7}
@@ -72,8 +72,7 @@ def _is_default(options):
 
 def _contains(product, params, batch, primitives):
     # The walk, since printing the equations takes as long as a Hessian product of a small network.
-    found = equations(_traced(product, params, batch))
-    return any(equation.primitive.name in primitives for equation in found)
+    return contains(_traced(product, params, batch), primitives)
 
 
 def _traced(product, params, batch):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk import primitives
 from ntk.trace.axes import BATCHES
 from ntk.trace.coordinates import Refusal, Table, Value
 
@@ -51,9 +52,6 @@ def _bound(equation: Any, args: list) -> list:
     return list(out) if equation.primitive.multiple_results else [out]
 
 
-_DRAWS = ("random_bits", "random_gamma", "threefry2x32")
-
-
 def told_apart(one: Any, two: Any, values: Sequence[Value | None], double: bool) -> bool:
     """Whether an equation on constants is computed at both widths: it draws, counts units, or reads what does.
 
@@ -69,7 +67,8 @@ def told_apart(one: Any, two: Any, values: Sequence[Value | None], double: bool)
     if any(v is not None and isinstance(v.body, Table) for v in values):
         return True
     name = one.primitive.name
-    if name in _DRAWS and one.params.get("bit_width", 32) == 64 and not double:
+    draws = primitives.known(name).random == "draw"
+    if draws and one.params.get("bit_width", 32) == 64 and not double:
         raise Refusal(
             "the model draws constants from a fixed key as it is called, in the precision that JAX runs in, on which "
             "the numbers depend. Say which: jax.random.normal(key, shape, jnp.float32), or draw them outside the model"
@@ -78,4 +77,4 @@ def told_apart(one: Any, two: Any, values: Sequence[Value | None], double: bool)
         k = one.params["dimension"]
         size = (one.outvars[0].aval.shape[k], two.outvars[0].aval.shape[k])
         return size[0] != size[1] and size != BATCHES
-    return name in _DRAWS
+    return draws

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ntk import primitives
 from ntk.trace import algebra, slopes, trees
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
@@ -26,17 +27,6 @@ from ntk.trace.coordinates import (
 from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
 from ntk.trace.processes import is_linear, process_of, separated
 from ntk.trace.steps import shape_code
-
-IDENTITIES = frozenset(
-    [
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "stop_gradient",
-        "reduce_precision",
-        "optimization_barrier",
-    ]
-)
 
 
 def unified(values: list[Value]) -> list[Value]:
@@ -69,7 +59,7 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     name = equation.primitive.name
     if name == "stop_gradient" and any(is_random(v.body) for v in values):
         raise Refusal("the gradient of an activation is stopped; its tangent kernel is not known")
-    if name in IDENTITIES:
+    if primitives.known(name).identity:
         new = equation.params.get("new_dtype", jnp.float32)
         old = equation.invars[0].aval.dtype
         floats = jnp.issubdtype(new, jnp.floating) and jnp.issubdtype(old, jnp.floating)

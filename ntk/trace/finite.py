@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.infinite import numpy_primitives
+from ntk import primitives
 from ntk.trace import axes as ax
 from ntk.trace.axes import Dims
 from ntk.trace.context import Context, finite_step, materialised, scaled_shape
@@ -19,9 +19,6 @@ from ntk.trace.steps import shape_code
 def frozen(params: dict) -> tuple:
     """Parameters of a primitive as hashable data."""
     return tuple(sorted(params.items(), key=lambda pair: pair[0]))
-
-
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}
 
 
 def reciprocal(context: Context, body: Any, dims: Dims) -> Any:
@@ -41,7 +38,7 @@ def elementwise_numbers(context: Context, equation: Any, values: list[Value], di
     codes = shape_code(dims)
     if all(isinstance(b, Number) for b in bodies):
         args = [_like(b.number, v.aval) for b, v in zip(bodies, equation.invars)]
-        out = numpy_primitives.bind(equation.primitive, equation.params, args)
+        out = primitives.bind(equation.primitive, equation.params, args)
         return Value(dims, Number(float(out), power))
     inputs, shapes = [], []
     ndim = len(codes)
@@ -68,20 +65,13 @@ def _power(name: str, equation: Any, bodies: list) -> tuple[float, list]:
     bare = [b._replace(power=0.0) for b in bodies]
     if not any(powers):
         return 0.0, bare
-    if name == "mul":
-        return sum(powers), bare
-    if name == "div":
-        return powers[0] - powers[1], bare
-    if name in ("neg", "abs", "sign"):
-        return powers[0] if name != "sign" else 0.0, bare
-    if name in _POWERS or name == "integer_pow":
-        return powers[0] * _POWERS.get(name, equation.params.get("y", 1)), bare
+    rule = primitives.known(name).power
+    if callable(rule):
+        return rule(powers, equation.params), bare
     kept = {b.power for b in bodies if not (isinstance(b, Number) and b.number == 0)}
-    if name in ("add", "sub", "add_any", "max", "min") and len(kept) == 1:
-        return kept.pop(), bare
-    if name in ("gt", "ge", "lt", "le") and len(kept) == 1:  # with zero, or of numbers of one size
-        return 0.0, bare
-    if name in ("add", "sub") and len(bodies) == 2:
+    if rule is not None and len(kept) == 1:
+        return (0.0 if rule == "order" else kept.pop()), bare
+    if rule == "sum":
         top = max(powers)
         if top > 0:  # what is larger by a power of the width is all that is left
             zeros = [b if b.power == top else Number(0.0) for b in bodies]

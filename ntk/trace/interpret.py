@@ -21,10 +21,9 @@ import numpy as np
 from jax.extend import core as jex
 
 from ntk import jaxprs
-from ntk.infinite.immediate import CALLS, carried
+from ntk.jaxprs import CALLS, alive, carried, wanted_of_loop
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.alive import alive, wanted_of_loop
 from ntk.trace.constants import Constants, told_apart
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Finite, Refusal, Value, Weight
@@ -83,7 +82,7 @@ def trace(
             )
             if any(a.kind == "free" for a in ax.flat(values[-1].dims)):
                 raise Refusal("the inputs grow with the width; they must have a fixed size")
-    outs = run(context, [c.jaxpr for c in programs], [c.consts for c in programs], values)
+    outs = run(context, [jaxprs.program(c) for c in programs], values)
     if len(outs) != 1:
         raise Refusal(
             f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply "
@@ -94,36 +93,34 @@ def trace(
 
 def run(
     context: Context,
-    jaxprs: list,
-    consts: list,
+    programs: list[jaxprs.Program],
     args: list[Value | None],
     wanted: Sequence[bool] | None = None,
     fixed: Sequence[Constants | None] = (),
     found: dict | None = None,
 ) -> list[Value | None]:
-    """Values of the outputs of a jaxpr, read at both widths at once; of the wanted ones alone.
+    """Values of the outputs of a program, read at both widths at once; of the wanted ones alone.
 
     Args:
         context: of the trace.
-        jaxprs: the programs.
-        consts: their constants.
+        programs: at both widths.
         args: their inputs; None for those that no wanted output depends on.
         wanted: of the outputs; None for all.
         fixed: for each input, its arrays at both widths where it is a constant.
         found: filled with the constants among the outputs, by their place.
     """
 
-    first, second = jaxprs
+    (first, consts1), (second, consts2) = programs
     wanted = (True,) * len(first.outvars) if wanted is None else tuple(wanted)
-    one_alive, two_alive = (alive(j, wanted).equations for j in jaxprs)
+    one_alive, two_alive = (alive(p.jaxpr, wanted).equations for p in programs)
     if len(one_alive) != len(two_alive):
         raise Refusal("the program of the model differs between widths: it must not depend on it")
     used = {v for eqn, _ in one_alive for v in eqn.invars if not isinstance(v, jex.Literal)}
     used |= {v for v, want in zip(first.outvars, wanted) if want and not isinstance(v, jex.Literal)}
-    pairs = zip(first.constvars, *consts)
+    pairs = list(zip(first.constvars, consts1, consts2))
     env = {v: context.array(a, b) for v, a, b in pairs if v in used}
     env |= dict(zip(first.invars, args))
-    constants = {v: Constants.of(a, b) for v, a, b in zip(first.constvars, *consts)}
+    constants = {v: Constants.of(a, b) for v, a, b in pairs}
     constants |= {v: c for v, c in zip(first.invars, fixed) if c is not None}
 
     def constant(one: Any, two: Any) -> Constants | None:
@@ -192,16 +189,14 @@ def _call(
     given: list,
     constants: dict,
 ) -> list[Value | None]:
-    inner = [eqn.params[CALLS[one.primitive.name]] for eqn in (one, two)]
-    jaxprs = [getattr(j, "jaxpr", j) for j in inner]
-    consts = [getattr(j, "consts", ()) for j in inner]
+    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
     random = any(v is not None and co.is_random(v.body) for v in values)
     custom = one.primitive.name.startswith("custom")
     if custom and random:
-        _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
+        _check_derivative(outer, one, jex.ClosedJaxpr(*programs[0]))
     found: dict = {}
     context.custom += custom
-    outs = run(context, jaxprs, consts, values, wanted, given, found)
+    outs = run(context, programs, values, wanted, given, found)
     context.custom -= custom
     constants |= {v: found[k] for k, v in enumerate(one.outvars) if k in found}
     return outs
@@ -211,20 +206,20 @@ def _scan(
     context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool]
 ) -> list[Value | None]:
     """A loop written out, as over the stacked parameters of equal blocks."""
-    closed = [eqn.params["jaxpr"] for eqn in (one, two)]
+    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
     fixed, carries = carried(one)
     consts, carry, rows = values[:fixed], values[fixed : fixed + carries], values[fixed + carries :]
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
     inside = wanted_of_loop(one, wanted)
-    needed = alive(closed[0].jaxpr, inside).inputs
+    needed = alive(programs[0].jaxpr, inside).inputs
     order = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
     results: list[list] = [[None] * count for _ in wanted[carries:]]
     for k in order:
         given = [row(context, x, k) if use else None for x, use in zip(rows, needed[-len(rows) :])]
         inputs = [*consts, *carry, *(given if rows else ())]
-        outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], inputs, inside)
+        outs = run(context, programs, inputs, inside)
         carry = outs[:carries]
         for column, out in zip(results, outs[carries:]):
             column[k] = out

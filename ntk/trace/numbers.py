@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk import primitives
 from ntk.trace import trees
 
 Array = jax.Array
@@ -84,41 +85,9 @@ def position_op(
             for size, traced in zip(kept, params["slice_sizes"])
         )
         params = params | {"slice_sizes": sizes}
-    if name in _SAME_SHAPE or (all(len(c) == len(code) for c in codes) and name in _ELEMENTWISE):
+    if primitives.known(name).elementwise and all(len(c) == len(code) for c in codes):
         arrays = [jnp.broadcast_to(a, shape) for a in arrays]
-    co_primitive = trees.primitive(name)
-    return trees.bind(co_primitive, params, arrays, dtype)
-
-
-_SAME_SHAPE = frozenset({"select_n"})
-
-
-_ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "max",
-        "min",
-        "pow",
-        "atan2",
-        "rem",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "nextafter",
-        "add_any",
-        "clamp",
-    ]
-)
+    return trees.bind(trees.primitive(name), params, arrays, dtype)
 
 
 def to_axes(array: Array, coded: tuple, sizes: tuple[int, ...]) -> Array:

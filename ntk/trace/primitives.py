@@ -5,89 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ntk.primitives import known
 from ntk.trace import positions, products, shapes, sums, trees
 from ntk.trace.context import Context, finite_step
 from ntk.trace.convolutions import convolution
 from ntk.trace.coordinates import Number, Refusal, Value, Weight, is_random
-from ntk.trace.elementwise import IDENTITIES, elementwise
+from ntk.trace.elementwise import elementwise
 from ntk.trace.finite import on_numbers
 from ntk.trace.lookups import gather, scatter
 from ntk.trace.scores import drawn, is_drawn
 from ntk.trace.shapes import split, unstack
 from ntk.trace.steps import shape_code
-
-_KEYS = ("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in")
-ELEMENTWISE = IDENTITIES | frozenset(
-    [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "add_any",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "bessel_i0e",
-        "bessel_i1e",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "igamma",
-        "igammac",
-        "igamma_grad_a",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "polygamma",
-        "pow",
-        "regularized_incomplete_beta",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-        "zeta",
-    ]
-)
-"""Primitives that act on each entry alone."""
 
 
 def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Value]:
@@ -100,14 +28,14 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
     name = one.primitive.name
     trees.register(one.primitive)
     values = [context.table(v) for v in values]
-    values = drawn(context, one, values, ELEMENTWISE)
+    values = drawn(context, one, values)
     if name == "stop_gradient" and is_drawn(context, values[0]):
         return [_stopped(context, values[0])]
     if name in RULES:
         return [RULES[name](context, one, two, values)]
     if name in ("split", "unstack"):
         return (split if name == "split" else unstack)(context, one, two, values[0])
-    if name in _KEYS and not any(is_random(v.body) for v in values):
+    if known(name).random == "key" and not any(is_random(v.body) for v in values):
         # Keys may be made and not used, as by a recurrent layer for its initial state of zeros.
         shapes = [list(zip(a.aval.shape, b.aval.shape)) for a, b in zip(one.outvars, two.outvars)]
         return [Value(context.fresh_dims(s, "free"), Number(math.nan)) for s in shapes]
@@ -132,7 +60,7 @@ def rule(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         raise Refusal("this operation is not known")
     shape = one.outvars[0].aval.shape
     alike = all(_fits(v.aval.shape, shape) for v in one.invars)
-    if alike and name in ELEMENTWISE:
+    if alike and known(name).elementwise:
         return [elementwise(context, one, values)]
     if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
         return [on_numbers(context, one, two, values)]

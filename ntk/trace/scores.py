@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk import primitives
 from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
@@ -22,7 +23,6 @@ from ntk.trace.coordinates import (
     is_random,
     overlap,
 )
-from ntk.trace.elementwise import IDENTITIES
 from ntk.trace.heads import Attend
 from ntk.trace.processes import is_linear, process_of, sizes_text
 from ntk.trace.steps import DRAWN, Note, code, shape_code
@@ -106,19 +106,17 @@ def _shared(one: Linear, two: Linear) -> bool:
     return any(overlap(bases_of(a), bases_of(b)) for a, _ in one.terms for b, _ in two.terms)
 
 
-_SHAPES = frozenset(["reshape", "broadcast_in_dim", "transpose", "squeeze"])
+def _only_shapes(name: str) -> bool:
+    return primitives.known(name).shape in ("order", "axes")
 
 
-def drawn(
-    context: Context, equation: Any, values: list[Value], elementwise: frozenset
-) -> list[Value]:
+def drawn(context: Context, equation: Any, values: list[Value]) -> list[Value]:
     """Arguments of an equation: random scores as arrays of draws, unless it only scales or reshapes them.
 
     Args:
         context: of the trace.
         equation: the equation.
         values: its arguments.
-        elementwise: names of primitives that act on each entry alone.
 
     Raises:
         Refusal: it mixes heads, or acts on draws in a way that is not known.
@@ -126,9 +124,9 @@ def drawn(
     name = equation.primitive.name
     if any(map(context.are_scores, (v.body for v in values))) and not _keeps(name, values):
         values = [_draws(context, v) if context.are_scores(v.body) else v for v in values]
-    if not any(is_drawn(context, v) for v in values) or name in _SHAPES:
+    if not any(is_drawn(context, v) for v in values) or _only_shapes(name):
         return values
-    if name not in elementwise:
+    if not primitives.known(name).elementwise:
         _check_heads(context, equation, values)
     elif any(is_random(v.body) or _trained(context, v.body) for v in values):
         raise Refusal(DRAWN)
@@ -150,7 +148,7 @@ def is_drawn(context: Context, value: Value) -> bool:
 
 def _keeps(name: str, values: list[Value]) -> bool:
     """Whether scores stay a Gaussian that need not be drawn yet."""
-    if name in _SHAPES or (name in IDENTITIES and name != "stop_gradient"):
+    if _only_shapes(name) or (primitives.known(name).identity and name != "stop_gradient"):
         return True
     others = [v for v in values[1:] if not isinstance(v.body, Number)]
     plain = name in ("mul", "neg") or (name == "div" and isinstance(values[1].body, Number))

@@ -7,14 +7,13 @@ as a ReLU of a ReLU does at 0, the derivative is the one that JAX takes.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 
+from ntk import primitives
 from ntk.trace import algebra, trees
 from ntk.trace.coordinates import Coefficient, Linear, Number, Term, Terms
-from ntk.trace.trees import Tree
 
 
 def applied(primitive: Any, params: tuple, args: list, custom: bool) -> Terms | None:
@@ -42,53 +41,17 @@ def applied(primitive: Any, params: tuple, args: list, custom: bool) -> Terms | 
         tree if k == places[0] else ("number", getattr(a, "number", None))
         for k, a in enumerate(args)
     ]
-    slope = _slope(primitive.name, dict(params), leaves, places[0], custom)
-    if slope is None:
+    derivative = primitives.known(primitive.name).slope
+    if derivative is None:
         return None
+    own = (primitive.name, params, *leaves)
+    x, other = leaves[places[0]], leaves[1 - places[0]] if len(leaves) > 1 else None
+    slope = derivative(own, x, other, custom)
     value = algebra.applied(
         primitive, params, [Terms(tuple(rest)) if k == places[0] else a for k, a in enumerate(args)]
     )
     moved = Terms((Term(Coefficient(), ((ref, slope),)),))
     return algebra.added(value, algebra.multiplied(moved, Terms(tuple(zeros))))
-
-
-def _slope(name: str, params: dict, leaves: list, place: int, custom: bool) -> Tree | None:
-    """The derivative of a primitive in one argument, at trees."""
-    x = leaves[place]
-    own = (name, tuple(sorted(params.items())), *leaves)
-    if name in ("max", "min"):
-        sign = 1.0 if name == "max" else -1.0
-        gap = _times(sign, _plus(x, -leaves[1 - place][1]))  # positive where x is chosen
-        if custom:
-            return ("sign", (), ("max", (), gap, ("number", 0.0)))
-        return _plus(_times(0.5, ("sign", (), gap)), 0.5)
-    if name == "abs":
-        return ("sign", (), x)
-    if name == "tanh":
-        return _plus(_times(-1.0, _product(own, own)), 1.0)
-    if name == "logistic":
-        return _product(own, _plus(_times(-1.0, own), 1.0))
-    if name == "exp":
-        return own
-    if name == "sin":
-        return ("cos", (), x)
-    if name == "cos":
-        return _times(-1.0, ("sin", (), x))
-    if name == "erf":
-        return _times(2 / math.sqrt(math.pi), ("exp", (), _times(-1.0, _product(x, x))))
-    return None
-
-
-def _times(number: float, tree: Tree) -> Tree:
-    return trees.times_number(tree, number)
-
-
-def _product(one: Tree, two: Tree) -> Tree:
-    return ("mul", (), one, two)
-
-
-def _plus(tree: Tree, number: float) -> Tree:
-    return tree if number == 0 else ("add", (), tree, ("number", number))
 
 
 for _name, _count in (("sign", 1), ("max", 2), ("exp", 1), ("cos", 1), ("sin", 1)):

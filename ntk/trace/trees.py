@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk.infinite import numpy_primitives
+from ntk import primitives
 
 # ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
 Tree = Any
@@ -48,14 +48,12 @@ def register(primitive: Any) -> None:
     _PRIMITIVES[primitive.name] = primitive
 
 
-_ARITHMETIC = frozenset(["add", "sub", "mul", "div", "max", "min", "add_any"])
-
-
 def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     """One primitive on arrays, floating-point ones in `dtype` whatever the trace had."""
     if primitive.name == "convert_element_type":
         return _of_kind(args[0].astype(params["new_dtype"]), dtype)
-    if primitive.name in ("stop_gradient", "copy", "reduce_precision", "optimization_barrier"):
+    row = primitives.known(primitive.name)
+    if row.identity:
         return args[0]
     kind = params.get("dtype")
     if kind is not None:
@@ -64,7 +62,7 @@ def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
             "dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)
         }
     args = [_of_kind(a, dtype) for a in args]
-    if primitive.name in _ARITHMETIC and any(a.dtype == dtype for a in args):
+    if row.arithmetic and any(a.dtype == dtype for a in args):
         args = [a.astype(dtype) for a in args]
     if (
         primitive.name == "mul"
@@ -89,7 +87,7 @@ def primitive(name: str) -> Any:
 @functools.lru_cache(maxsize=1024)
 def function(tree: Tree, parameter: int | None = None) -> Any:
     """The tree as a function of z, or of (z, p) with p the value of one of its parameters."""
-    primitives = dict(_PRIMITIVES)
+    known = dict(_PRIMITIVES)
 
     def evaluate(node: Tree, z: jax.Array, p: Any, memo: dict) -> jax.Array:
         if node == Z:
@@ -104,7 +102,7 @@ def function(tree: Tree, parameter: int | None = None) -> Any:
             return jnp.broadcast_to(jnp.asarray(value, z.dtype), z.shape)
         if node not in memo:
             args = [evaluate(child, z, p, memo) for child in node[2:]]
-            memo[node] = bind(primitives[node[0]], dict(node[1]), args, z.dtype)
+            memo[node] = bind(known[node[0]], dict(node[1]), args, z.dtype)
         return memo[node]
 
     if parameter is None:
@@ -129,7 +127,7 @@ def on_host(tree: Tree, parameter: int | None = None) -> Any:
             new = params.get("new_dtype")
             if new is not None and jnp.issubdtype(new, jnp.floating):
                 params["new_dtype"] = np.dtype(float)
-            memo[node] = numpy_primitives.bind(_PRIMITIVES[node[0]], params, args)
+            memo[node] = primitives.bind(_PRIMITIVES[node[0]], params, args)
         return memo[node]
 
     return lambda z, p=None: evaluate(tree, np.asarray(z, float), p, {})
