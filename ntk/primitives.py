@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
@@ -21,14 +19,16 @@ class Primitive(NamedTuple):
     """What is known of a primitive.
 
     Attributes:
-        numpy: `numpy(params, *arrays)`, the same on numpy arrays; None where JAX runs it.
+        numpy: the same on numpy arrays: `numpy(*arrays)` with the result in the type of the first where it is plain,
+            else `numpy(params, *arrays)`; None where JAX runs it.
+        plain: see numpy.
         elementwise: whether it acts on each entry alone.
         identity: whether it changes no number but by rounding.
         arithmetic: whether its operands have one type.
         power: of the width, of the result: a function of (powers of the operands, params); "common", that of all
             operands; "sum", the largest; "order", none, of operands of one size. None where the operands have none.
-        slope: its derivative by x, a tree of `ntk.trace.trees`, from (tree of the result, x, the other operand, whether
-            a derivative rule of its own surrounds it).
+        slope: its derivative by x, a tree of `ntk.trace.algebra`, from (tree of the result, x, the other operand,
+            whether a derivative rule of its own surrounds it).
         mixes: whether an entry of the result is made of several ones, or is none of theirs.
         shape: "order" where it only changes the shape, and keeps the order of entries; "axes" where it only reorders
             axes; "part" where it picks entries.
@@ -36,6 +36,7 @@ class Primitive(NamedTuple):
     """
 
     numpy: Callable | None = None
+    plain: bool = False
     elementwise: bool = False
     identity: bool = False
     arithmetic: bool = False
@@ -46,31 +47,7 @@ class Primitive(NamedTuple):
     random: str = ""
 
 
-def bind(primitive: Any, params: dict, args: Sequence[Any]) -> np.ndarray:
-    """One primitive on arrays or numbers, by numpy; the few that it does not have are run by JAX."""
-    rule = known(primitive.name).numpy
-    if rule is None:
-        with jax.ensure_compile_time_eval():
-            out = primitive.bind(*map(jnp.asarray, args), **params)
-        return np.asarray(out[0] if isinstance(out, list | tuple) else out)
-    with np.errstate(all="ignore"):
-        return np.asarray(rule(params, *map(np.asarray, args)))
-
-
-def known(name: str) -> Primitive:
-    """Its row in the table; an empty one for others."""
-    return TABLE.get(name, _NOTHING)
-
-
-_NOTHING = Primitive()
-
-
 # --- on numpy: entry by entry --------------------------------------------------------------------
-
-
-def _plain(fn: Callable) -> Callable:
-    """A function of arrays, with results in the type of its first argument."""
-    return lambda params, *args: np.asarray(fn(*args)).astype(args[0].dtype, copy=False)
 
 
 def _select(params: dict, which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
@@ -197,13 +174,12 @@ def _erf_slope(own: tuple, x: tuple, *_: Any) -> tuple:
 
 def _each(fn: Callable | None = None, **columns: Any) -> Primitive:
     """On each entry alone, in the type of the first operand."""
-    return Primitive(None if fn is None else _plain(fn), elementwise=True, **columns)
+    return Primitive(fn, plain=True, elementwise=True, **columns)
 
 
 def _same(rule: Callable | None = None) -> Primitive:
     """Changes no number."""
-    rule = rule or _plain(lambda x: x)
-    return Primitive(rule, elementwise=True, identity=True)
+    return Primitive(rule or (lambda x: x), plain=rule is None, elementwise=True, identity=True)
 
 
 def _comparison(fn: Callable, power: str | None = None) -> Primitive:
@@ -214,7 +190,14 @@ def _scaling(exponent: float) -> Callable:
     return lambda powers, params: exponent * powers[0]
 
 
-TABLE: dict[str, Primitive] = {
+class _Table(dict):
+    """Rows by name; an empty one for primitives that are not listed."""
+
+    def __missing__(self, name: str) -> Primitive:
+        return Primitive()
+
+
+_LISTED: dict[str, Primitive] = {
     # arithmetic
     "add": _each(np.add, arithmetic=True, power="sum"),
     "sub": _each(np.subtract, arithmetic=True, power="sum"),
@@ -288,7 +271,7 @@ TABLE: dict[str, Primitive] = {
     "or": _each(np.bitwise_or),
     "xor": _each(np.bitwise_xor),
     "not": _each(np.bitwise_not),
-    "shift_right_logical": Primitive(_plain(np.right_shift)),
+    "shift_right_logical": Primitive(np.right_shift, plain=True),
     "bitcast_convert_type": Primitive(_bitcast),
     # no change
     "convert_element_type": _same(_convert),
@@ -332,7 +315,8 @@ TABLE: dict[str, Primitive] = {
     "random_bits": Primitive(random="draw"),
     "random_gamma": Primitive(random="draw"),
     "threefry2x32": Primitive(random="draw"),
-} | dict.fromkeys(
+}
+_MIXING = dict.fromkeys(
     [
         "argmax",
         "argmin",
@@ -349,3 +333,4 @@ TABLE: dict[str, Primitive] = {
     ],
     Primitive(mixes=True),
 )
+TABLE = _Table(_LISTED | _MIXING)

@@ -53,7 +53,7 @@ def contracted(fun: Callable) -> Callable:
                 result = jnp.broadcast_to(factors[0], made.aval.shape)
             return None if result is None else [result]
 
-        values = jaxprs.evaluate(jaxprs.program(closed), leaves, rule)
+        values = jaxprs.evaluate(jaxprs.program_of(closed), leaves, rule)
         outvars = closed.jaxpr.outvars
         factors = [None if isinstance(v, jex.Literal) else known.get(v) for v in outvars]
         return values, factors, jax.tree.structure(shapes)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from ntk import jaxprs, primitives
+from ntk import jaxprs
 from ntk.family import named_leaves
+from ntk.primitives import TABLE
 from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512
@@ -92,9 +93,8 @@ def _values(closed: jex.ClosedJaxpr, wanted: Sequence[bool], count: int = _GRID)
     """Wanted outputs of a program of keys: a scalar for a constant array, a draw, or what they are unknown by."""
 
     def rule(equation: Any, args: list) -> list:
-        inside = jaxprs.inner(equation)
-        if inside is not None:
-            return jaxprs.evaluate(jaxprs.living(inside), args, rule)
+        if equation.primitive.name in jaxprs.INNER:
+            return jaxprs.evaluate(jaxprs.living(jaxprs.inner(equation)), args, rule)
         try:
             return _results(equation, args, count)
         except _Unknown as unknown:
@@ -108,7 +108,7 @@ def _results(eqn: Any, args: list, count: int) -> list:
     """Results of one equation on constants, keys and draws."""
     if any(isinstance(a, _Unknown) for a in args):
         raise _Unknown
-    name, row = eqn.primitive.name, primitives.known(eqn.primitive.name)
+    name, row = eqn.primitive.name, TABLE[eqn.primitive.name]
     if name == "random_bits":
         return [_Draw(_bits(eqn.params["bit_width"], count), (args[0],))]
     if any(isinstance(a, _Key) for a in args) or row.random:
@@ -140,7 +140,7 @@ def _applied(eqn: Any, args: list) -> Any:
     args = [a.grid if isinstance(a, _Draw) else a for a in args]
     key = (eqn.primitive.name, str(eqn.params), *(_identity(a) for a in args))
     if key not in _MEMO:
-        _MEMO[key] = (primitives.bind(eqn.primitive, eqn.params, args), args)
+        _MEMO[key] = (jaxprs.bind(eqn.primitive, eqn.params, args), args)
     out = _MEMO[key][0]
     return _Draw(out, tags.pop()) if tags else out
 
