@@ -32,6 +32,7 @@ from ntk.trace.coordinates import (
 
 Z: Tree = ("z",)
 _PRIMITIVES: dict[str, Any] = {}
+_USUAL: dict[str, dict] = {}  # parameters of a primitive, for trees that leave them out
 
 
 # --- trees: functions of one Gaussian ------------------------------------------------------------
@@ -83,11 +84,7 @@ def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
     args = [_of_kind(a, dtype) for a in args]
     if row.arithmetic and any(a.dtype == dtype for a in args):
         args = [a.astype(dtype) for a in args]
-    if (
-        primitive.name == "mul"
-    ):  # trees are multiplied without the parameters that its derivative reads
-        return jax.lax.mul(*args)
-    out = primitive.bind(*args, **params)
+    out = primitive.bind(*args, **_USUAL.get(primitive.name, {}) | params)
     return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
 
 
@@ -357,6 +354,7 @@ def equation(name: str, arguments: int = 2) -> Any:
     """An equation of a primitive of one or two arguments, whose name is known by then."""
     made = jax.make_jaxpr(getattr(jax.lax, name))(*(1.0, 2.0)[:arguments]).jaxpr.eqns[0]
     register(made.primitive)
+    _USUAL[name] = made.params
     return made
 
 
