@@ -14,7 +14,7 @@ from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace import initial
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
-from ntk.trace.coordinates import Finite, Number, Refusal, Table, Value, Weight
+from ntk.trace.coordinates import Number, NumberArray, Refusal, Table, Value, Weight
 from ntk.trace.laws import Law
 from ntk.trace.steps import Note, Program
 
@@ -118,7 +118,7 @@ class Context:
             one, two, rtol=1e-5, atol=1e-7, equal_nan=True
         ):
             return Value(dims, Table(one, two))
-        return Value(dims, Finite(self.program.constant(one)))
+        return Value(dims, NumberArray(self.program.constant(one)))
 
     def fresh_dims(self, shape: list, kind: str) -> ax.Dims:
         """Axes of a new array of the given size pairs."""
@@ -240,7 +240,7 @@ class Context:
         if not self.vanishes(value.body):
             return value
         zeros = np.zeros((1,) * len(value.dims))
-        return Value(value.dims, Finite(self.program.constant(zeros)))
+        return Value(value.dims, NumberArray(self.program.constant(zeros)))
 
     def add_layer(
         self, name: str, op: Any, source: Any, axes: tuple, variance: float, role: str = "weights"

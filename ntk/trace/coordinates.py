@@ -116,7 +116,7 @@ class Number(NamedTuple):
     power: float = 0.0
 
 
-class Finite(NamedTuple):
+class NumberArray(NamedTuple):
     """An array of numbers: the data, or what follows from it; `index` names its value."""
 
     index: Any

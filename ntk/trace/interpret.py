@@ -27,7 +27,7 @@ from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import BATCHES
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Finite, Refusal, Table, Value, Weight
+from ntk.trace.coordinates import NumberArray, Refusal, Table, Value, Weight
 from ntk.trace.ops.shapes import row, stacked
 from ntk.trace.rules import read as read_primitive
 
@@ -79,7 +79,7 @@ def trace(
             values.append(Value(dims, Weight(names[k], own=dims)))
         else:
             values.append(
-                Value(context.fresh_dims(shape, "position"), Finite(("input", k - len(names))))
+                Value(context.fresh_dims(shape, "position"), NumberArray(("input", k - len(names))))
             )
             if any(a.kind == "free" for a in ax.flat(values[-1].dims)):
                 raise Refusal("the inputs grow with the width; they must have a fixed size")

@@ -12,9 +12,9 @@ from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Ref,
     Refusal,
@@ -36,7 +36,7 @@ from ntk.trace.steps import DRAWN, Note, code, shape_code
 def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     """A product of two arrays, none of them a parameter."""
     ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
-    values = [v if isinstance(v.body, Finite | Number) else _no_pieces(v) for v in values]
+    values = [v if isinstance(v.body, NumberArray | Number) else _no_pieces(v) for v in values]
     random = [is_random(v.body) for v in values]
     # Batch and contracted dimensions are the same axes in both operands.
     pairs = [*zip(batch_left, batch_right), *zip(left, right)]
@@ -89,7 +89,7 @@ def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Val
     number, grows = ax.growth(a for a in gone if a.kind == "unit")
     op = Numbers("dot_general", params, tuple(shape_code(v.dims) for v in values), shape_code(dims))
     inputs = [v.body.index for v in values]
-    out = Value(dims, Finite(numbers_step(context, op, inputs), power + grows))
+    out = Value(dims, NumberArray(numbers_step(context, op, inputs), power + grows))
     return scaled_number(context, out, number)
 
 
@@ -226,7 +226,7 @@ def _trained(context: Context, body: Any) -> bool:
 
 def is_drawn(context: Context, value: Value) -> bool:
     """Whether numbers depend on the draw of random scores."""
-    return isinstance(value.body, Finite) and value.body.index in context.program.drawn
+    return isinstance(value.body, NumberArray) and value.body.index in context.program.drawn
 
 
 def _keeps(name: str, values: list[Value]) -> bool:
@@ -251,7 +251,7 @@ def _check_heads(context: Context, equation: Any, values: list[Value]) -> None:
             for v, batch in sides
             if is_drawn(context, v)
             for k, dim in enumerate(v.dims)
-            if k not in batch and sum(isinstance(w.body, Finite) for w in values) == 2
+            if k not in batch and sum(isinstance(w.body, NumberArray) for w in values) == 2
         )
     elif name.startswith("reduce_"):
         touched = tuple(value.dims[k] for k in params["axes"])
@@ -287,7 +287,7 @@ def _draws(context: Context, value: Value) -> Value:
                 context, Numbers("add", (), (codes, codes), codes), [parts[-1], part]
             )
         parts.append(part)
-    return Value(value.dims, Finite(parts[-1]))
+    return Value(value.dims, NumberArray(parts[-1]))
 
 
 def attend(context: Context, equation: Any, operands: list[Value], place: int, dims: Dims) -> Value:

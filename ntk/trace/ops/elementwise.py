@@ -14,9 +14,9 @@ from ntk.trace.axes import Dims
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Refusal,
     Terms,
@@ -67,7 +67,7 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
         new = equation.params.get("new_dtype", jnp.float32)
         old = equation.invars[0].aval.dtype
         floats = jnp.issubdtype(new, jnp.floating) and jnp.issubdtype(old, jnp.floating)
-        if isinstance(values[0].body, Finite) and not floats:
+        if isinstance(values[0].body, NumberArray) and not floats:
             return elementwise_numbers(context, equation, values, dims)
         return Value(dims, values[0].body)
     if any(isinstance(v.body, Pieces) for v in values):
@@ -155,7 +155,7 @@ def _plain(bodies: list, name: str) -> bool:
     if name == "div" and isinstance(bodies[-1], Weight):
         return False
     rest = [b for b in bodies if not isinstance(b, Weight)]
-    return len(rest) >= len(bodies) - 1 and all(isinstance(b, Number | Finite) for b in rest)
+    return len(rest) >= len(bodies) - 1 and all(isinstance(b, Number | NumberArray) for b in rest)
 
 
 def coefficient_of(body: Any, dims: Dims) -> Coefficient:
@@ -170,12 +170,12 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     if name == "neg":
         return algebra.scaled(bodies[0], Coefficient(-1.0))
     if name == "mul":
-        if isinstance(bodies[0], Number | Finite):
+        if isinstance(bodies[0], Number | NumberArray):
             bodies = bodies[::-1]
-        if isinstance(bodies[1], Number | Finite):
+        if isinstance(bodies[1], Number | NumberArray):
             return algebra.scaled(bodies[0], coefficient_of(bodies[1], dims))
         return _product(context, *bodies)
-    if name == "div" and isinstance(bodies[1], Number | Finite):
+    if name == "div" and isinstance(bodies[1], Number | NumberArray):
         return algebra.scaled(bodies[0], coefficient_of(reciprocal(context, bodies[1], dims), dims))
     if name in ("add", "sub", "add_any"):
         first, second = bodies
@@ -195,7 +195,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return algebra.added(first, second)
-    if name == "select_n" and isinstance(bodies[0], Number | Finite):
+    if name == "select_n" and isinstance(bodies[0], Number | NumberArray):
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
@@ -212,7 +212,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     out = None
     if any(ref.process.averaged for a in args for ref in co.refs_of(a)):
         out = algebra.applied_beside_zero(equation.primitive, params, whole, context.custom > 0)
-    if out is None and not any(isinstance(b, Finite) for b in args):
+    if out is None and not any(isinstance(b, NumberArray) for b in args):
         out = algebra.applied(equation.primitive, params, args)
     if out is None:
         out = algebra.applied_beside_zero(equation.primitive, params, whole, context.custom > 0)
@@ -261,7 +261,7 @@ def _as_known(context: Context, body: Terms, known: set) -> Any:
 
 def as_sum(body: Any, dims: Dims) -> Any:
     """Numbers as terms without a process; other bodies as they are."""
-    if isinstance(body, Finite):
+    if isinstance(body, NumberArray):
         return Terms((co.Term(Coefficient(1.0, body.power, ((body.index, dims),)), ()),))
     if isinstance(body, Number):
         return Terms(algebra.as_terms(body))
@@ -375,7 +375,7 @@ def _in_pieces(context: Context, equation: Any, values: list[Value], dims: Dims)
                 if v.body.shares != pieces.shares:
                     raise Refusal("layers concatenated in different places meet")
                 args.append(Value(v.body.parts[k][1], v.body.parts[k][0]))
-            elif isinstance(v.body, Number | Finite):
+            elif isinstance(v.body, Number | NumberArray):
                 renames = {pieces.units: (axis,)}
                 args.append(co.renamed(v, renames))
             else:

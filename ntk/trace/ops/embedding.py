@@ -17,9 +17,9 @@ from ntk.trace.axes import Axis
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Ref,
     Refusal,
     Value,
@@ -77,7 +77,7 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
         raise Refusal(f"{weight.name} is indexed in another way than row by row")
     if isinstance(indices.body, Number):
         row = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
-        indices = Value(indices.dims, Finite(context.program.constant(row)))
+        indices = Value(indices.dims, NumberArray(context.program.constant(row)))
     rows = list(indices.dims[:-1])
     fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
     columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]

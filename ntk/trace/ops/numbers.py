@@ -21,7 +21,7 @@ from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, scaled_shape
-from ntk.trace.coordinates import Finite, Number, Refusal, Value
+from ntk.trace.coordinates import Number, NumberArray, Refusal, Value
 from ntk.trace.laws import Setting, Sides
 from ntk.trace.steps import Kind, Step, shape_code
 
@@ -59,7 +59,7 @@ def materialised(context: Context, value: Value, axes: set) -> Value:
 
     if isinstance(value.body, Number):
         array = np.full(tuple(s for _, s in shape_code(dims)), value.body.number)
-        return Value(dims, Finite(context.program.constant(array), value.body.power))
+        return Value(dims, NumberArray(context.program.constant(array), value.body.power))
     op = Numbers("broadcast", (), (shape_code(value.dims),), shape_code(dims))
     index = numbers_step(context, op, [value.body.index])
     return Value(dims, value.body._replace(index=index))
@@ -76,7 +76,7 @@ def reciprocal(context: Context, body: Any, dims: Dims) -> Any:
         return Number(1 / body.number if body.number else math.inf, -body.power)
     codes = shape_code(dims)
     op = Numbers("power", (("exponent", -1),), (codes,), codes)
-    return Finite(numbers_step(context, op, [body.index]), -body.power)
+    return NumberArray(numbers_step(context, op, [body.index]), -body.power)
 
 
 def elementwise_numbers(context: Context, equation: Any, values: list[Value], dims: Dims) -> Value:
@@ -100,7 +100,7 @@ def elementwise_numbers(context: Context, equation: Any, values: list[Value], di
             shapes.append(codes)
     params = frozen(equation.params)
     op = Numbers(name, params, tuple(shapes), codes)
-    return Value(dims, Finite(numbers_step(context, op, inputs), power))
+    return Value(dims, NumberArray(numbers_step(context, op, inputs), power))
 
 
 def _like(number: float, aval: Any, ndim: int = 0) -> np.ndarray:
@@ -164,7 +164,7 @@ def on_numbers(context: Context, one: Any, two: Any, values: list[Value]) -> Val
         tuple(shape_code(v.dims) for v in values),
         shape_code(dims),
     )
-    return Value(dims, Finite(numbers_step(context, op, inputs)))
+    return Value(dims, NumberArray(numbers_step(context, op, inputs)))
 
 
 def scaled_number(context: Context, value: Value, number: float) -> Value:

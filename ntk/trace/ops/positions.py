@@ -14,9 +14,9 @@ from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, scaled_shape
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Refusal,
     Value,
@@ -47,7 +47,7 @@ def mapped(
     """
     value = values[place]
     codes = tuple(shape_code(v.dims) for v in values)
-    if isinstance(value.body, Finite):
+    if isinstance(value.body, NumberArray):
         inputs = [v.body.index for v in values]
         op = Numbers(name, params, codes, shape_code(dims))
         return Value(dims, value.body._replace(index=numbers_step(context, op, inputs)))
@@ -132,7 +132,7 @@ def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value
             dims.append(context.fresh_dims([size], "position")[0])
     params = dict(one.params)
     if values[1:]:
-        zero = Value((), Finite(context.program.constant(np.zeros(()))))
+        zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
         return mapped(context, one.primitive.name, frozen(params), [value, zero], 0, tuple(dims))
     return mapped(context, one.primitive.name, frozen(params), [value], 0, tuple(dims))
 
@@ -161,7 +161,7 @@ def zeros_between(context: Context, value: Value, config: list) -> Value:
             raise Refusal("zeros are put between units or samples: let them be along positions")
         else:
             dims.append(context.fresh_dims([(size + more,) * 2], "position")[0])
-    zero = Value((), Finite(context.program.constant(np.zeros(()))))
+    zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
     params = (("padding_config", tuple(config)),)
     return mapped(context, "pad", params, [value, zero], 0, tuple(dims))
 
@@ -203,7 +203,7 @@ def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> V
         value = co.renamed(value, renames)
         if any(a.kind != "position" for a in value.dims[axis]):
             raise Refusal("a concatenation along an axis of units that does not grow")
-        zero = Value((), Finite(context.program.constant(np.zeros(()))))
+        zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
         algebra.register(_pad_primitive())
         dims = tuple(new if k == axis else dim for k, dim in enumerate(value.dims))
         if isinstance(value.body, Number):
@@ -245,9 +245,9 @@ def _side_by_side(context: Context, values: list[Value], axis: int, shape: list)
         dim = value.dims[axis]
         if isinstance(value.body, Number):
             raise Refusal("constants are concatenated to units")
-        if isinstance(value.body, Finite) or not any(a.infinite for a in dim):
+        if isinstance(value.body, NumberArray) or not any(a.infinite for a in dim):
             dims = (*value.dims[:axis], (), *value.dims[axis + 1 :])
-            if isinstance(value.body, Finite):
+            if isinstance(value.body, NumberArray):
                 continue  # a fixed number of columns beside infinitely many
             raise Refusal(
                 "a layer of fixed width is concatenated to one that grows (or units are rolled: they have no order). "
@@ -310,7 +310,7 @@ def _scattered(context: Context, one: Any, two: Any, values: list[Value]) -> Val
             "activations are put at places along samples or units, or at places that differ between samples, or "
             "numbers are put among activations: add activations up along positions, at constant places"
         )
-    start = Value(tuple(dims), Finite(context.program.constant(np.zeros((1,) * len(dims)))))
+    start = Value(tuple(dims), NumberArray(context.program.constant(np.zeros((1,) * len(dims)))))
     sums = mapped(
         context, one.primitive.name, frozen(one.params), [start, indices, updates], 2, tuple(dims)
     )

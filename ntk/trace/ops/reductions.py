@@ -15,9 +15,9 @@ from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Ref,
     Refusal,
@@ -138,7 +138,7 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
     present = tuple(any(a.kind == "sample" for a in dim) for dim in dims)
     op = Mean(summands, sizes, order, present, number)
     index = context.program.add(op, inputs, Note(axes=ax.sizes_text(axes)))
-    return Finite(index, power + own)
+    return NumberArray(index, power + own)
 
 
 def _is_centred(body: Any) -> bool:

@@ -10,7 +10,7 @@ from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.context import Context, scaled_shape
-from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight, is_random
+from ntk.trace.coordinates import Number, NumberArray, Pieces, Refusal, Value, Weight, is_random
 from ntk.trace.ops.mix import piece_axis, take_units
 from ntk.trace.ops.numbers import Numbers, numbers_step, on_numbers
 from ntk.trace.ops.positions import joined, mapped
@@ -32,7 +32,7 @@ def _reshaped(
     context: Context, name: str, params: tuple, body: Any, before: Dims, after: Dims
 ) -> Value:
     """The step on numbers that goes with new dimensions."""
-    if isinstance(body, Finite):
+    if isinstance(body, NumberArray):
         op = Numbers(name, params, (shape_code(before),), shape_code(after))
         return Value(after, body._replace(index=numbers_step(context, op, [body.index])))
     return Value(after, body)
@@ -85,7 +85,7 @@ def _iota(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     floating = bool(jnp.issubdtype(one.params["dtype"], jnp.floating))
     params = (("dimension", axis), ("floating", floating))
     index = numbers_step(context, Numbers("iota", params, (), code), [])
-    return Value(tuple(dims), Finite(index))
+    return Value(tuple(dims), NumberArray(index))
 
 
 def _slice(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -179,7 +179,7 @@ def _stack(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
 def stacked(context: Context, values: list[Value]) -> Value:
     """Arrays as the rows of one, the results of every round of a loop."""
     wide = [_reshaped(context, "reshape", (), v.body, v.dims, ((), *v.dims)) for v in values]
-    if all(isinstance(v.body, Finite | Number) for v in wide):
+    if all(isinstance(v.body, NumberArray | Number) for v in wide):
         raise Refusal("numbers of every round of a loop are put together, without activations")
     return joined(context, wide, 0, (len(wide),) * 2)
 
