@@ -17,6 +17,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ntk import jaxprs
+
 # Streams of random numbers of one seed; a step's batch is fold_in(stream, step), so any step can be replayed.
 INIT, BATCHES, PROBE = range(3)
 
@@ -146,19 +148,8 @@ def training_step(
 
 def contains_convolution(function: Callable, *arguments: Any) -> bool:
     """Whether the jaxpr of ``function(*arguments)`` has a convolution, at any depth."""
-
-    def search(jaxpr: Any) -> bool:
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                return True
-            for value in equation.params.values():
-                for inner in value if isinstance(value, list | tuple) else [value]:
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns") and search(inner):
-                        return True
-        return False
-
-    return search(jax.make_jaxpr(function)(*arguments).jaxpr)
+    program = jax.make_jaxpr(function)(*arguments)
+    return jaxprs.contains(program.jaxpr, {"conv_general_dilated"})
 
 
 def compile_program(

@@ -10,6 +10,7 @@ from jax.extend import core as jex
 
 from limits.exponents import Rule
 from ntk import family as families
+from ntk import jaxprs
 from ntk.family import ParamAxes
 from ntk.types import Array, Family, PyTree
 
@@ -119,13 +120,12 @@ def _is_transformed(jaxpr: Any, marks: Sequence[bool]) -> tuple[bool, list[bool]
     for equation in jaxpr.eqns:
         variables = [v for v in equation.invars if not isinstance(v, jex.Literal)]
         given = [v in own for v in variables]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        inner = getattr(inner, "jaxpr", inner)
+        inner = jaxprs.inner(equation)
         alone = any(given) and data.isdisjoint(variables)
         results = [alone] * len(equation.outvars)
-        if any(given) and inner is not None and len(inner.invars) == len(equation.invars):
+        if any(given) and inner is not None and len(inner.jaxpr.invars) == len(equation.invars):
             marks = [not isinstance(v, jex.Literal) and v in own for v in equation.invars]
-            found, results = _is_transformed(inner, marks)
+            found, results = _is_transformed(inner.jaxpr, marks)
             if found:
                 return True, []
         elif (equation.primitive.name in _POWERS and alone) or sum(given) > 1:

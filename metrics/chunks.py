@@ -103,19 +103,17 @@ def matrix_convolutions(
             return function(*jax.tree.unflatten(tree, leaves))
 
         nested = jax.tree.structure(jax.eval_shape(flat, *leaves))
-        jaxpr, consts = jaxprs.flatten(lambda *leaves: jax.tree.leaves(flat(*leaves)), *leaves)
-        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *leaves)))
-        for equation in jaxpr.eqns:
-            values = [jaxprs.read(known, atom) for atom in equation.invars]
-            if _is_plain_convolution(equation):
-                x, kernel = values
-                results = [_patch_product(x, kernel, equation.params)]
-            else:
-                results = jaxprs.apply(jaxpr, equation, values)
-            known.update(zip(equation.outvars, results))
-        return jax.tree.unflatten(nested, [jaxprs.read(known, out) for out in jaxpr.outvars])
+        program = jaxprs.flatten(lambda *leaves: jax.tree.leaves(flat(*leaves)), *leaves)
+        return jax.tree.unflatten(nested, jaxprs.evaluate(program, leaves, _as_product))
 
     return rewritten
+
+
+def _as_product(equation: Any, values: list[Array]) -> list[Array] | None:
+    """A convolution as a matrix product; None for what is left as it is."""
+    if not _is_plain_convolution(equation):
+        return None
+    return [_patch_product(values[0], values[1], equation.params)]
 
 
 def _is_plain_convolution(equation: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk.jaxprs import equations
+from ntk.jaxprs import contains, equations
 from ntk.types import P, PyTree, R
 
 # Relative rounding of the products of single-precision matrices where no precision is asked for.
@@ -75,8 +75,7 @@ def _contains(
     product: Callable, params: PyTree, batch: PyTree, primitives: Collection[str]
 ) -> bool:
     # The walk, since printing the equations takes as long as a Hessian product of a small network.
-    found = equations(_traced(product, params, batch))
-    return any(equation.primitive.name in primitives for equation in found)
+    return contains(_traced(product, params, batch), primitives)
 
 
 def _traced(product: Callable, params: PyTree, batch: PyTree) -> Any:

@@ -37,17 +37,13 @@ def contracted(fun: Callable) -> Callable:
         leaves, tree = jax.tree.flatten(args)
         flat = jax.make_jaxpr(lambda *xs: fun(*tree.unflatten(xs)), return_shape=True)
         closed, shapes = flat(*leaves)
-        jaxpr = closed.jaxpr
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *leaves)))
         products: dict[Any, tuple] = {}
         known: dict[Any, outer_products.Factors] = {}
-        for equation in jaxpr.eqns:
-            operands = [jaxprs.read(env, v) for v in equation.invars]
+
+        def rule(equation: Any, operands: list) -> list | None:
             if not equation.outvars:  # done for its effect, or left over from a derivative
-                jaxprs.apply(jaxpr, equation, operands)
-                continue
-            name, result = equation.primitive.name, None
-            made: Any = equation.outvars[0]
+                return None
+            name, result, made = equation.primitive.name, None, equation.outvars[0]
             if (factors := outer_products.follow(equation, operands, known)) is not None:
                 known[made] = factors
             if name == "mul":
@@ -57,11 +53,12 @@ def contracted(fun: Callable) -> Callable:
                 result = _contraction(one, two, set(equation.params["axes"]))
             elif name == "dot_general" and factors is not None:
                 result = jnp.broadcast_to(factors[0], made.aval.shape)
-            results = jaxprs.apply(jaxpr, equation, operands) if result is None else [result]
-            env.update(zip(equation.outvars, results))
-        values = [jaxprs.read(env, v) for v in jaxpr.outvars]
-        outs = [None if isinstance(v, jex.Literal) else known.get(v) for v in jaxpr.outvars]
-        return values, outs, jax.tree.structure(shapes)
+            return None if result is None else [result]
+
+        values = jaxprs.evaluate(jaxprs.program_of(closed), leaves, rule)
+        outvars = closed.jaxpr.outvars
+        factors = [None if isinstance(v, jex.Literal) else known.get(v) for v in outvars]
+        return values, factors, jax.tree.structure(shapes)
 
     return rewritten
 

@@ -24,7 +24,7 @@ from jax import lax
 from jax.extend import core as jex
 from jax.typing import DTypeLike
 
-from ntk.jaxprs import Program, apply, read
+from ntk.jaxprs import Program, apply, outputs, read, values
 
 # Operations that only rearrange a weight: sums over all its entries do not see them.
 _REARRANGING = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg", "rev"})
@@ -205,22 +205,25 @@ def run(
         Its outputs, and for each layer what it reads: floats (groups, positions, channels), or the
         row numbers (positions,) of a look-up in a large table, -1 where nothing is read.
     """
-    env = dict(zip(program.jaxpr.constvars, program.consts)) | dict(zip(program.jaxpr.invars, args))
     reads_at, writes_at = defaultdict(list), defaultdict(list)
     for i, layer in enumerate(layers):
         reads_at[layer.equation].append(i)
         writes_at[layer.site].append(i)
     reads: list = [None] * len(layers)
-    for index, equation in enumerate(program.jaxpr.eqns):
-        operands = [read(env, v) for v in equation.invars]
-        results = apply(program.jaxpr, equation, operands)
+    places = {id(equation): index for index, equation in enumerate(program.jaxpr.eqns)}
+
+    def rule(equation: Any, operands: list) -> list | None:
+        index, results = places[id(equation)], None
         for i in reads_at[index]:
             reads[i] = _READS[equation.primitive.name](equation, operands, layers[i].operand)
         for i in writes_at[index]:
+            results = apply(program.jaxpr, equation, operands) if results is None else results
             results = [results[0] + shifts[i]]
-        env.update(zip(equation.outvars, results))
+        return results
+
+    env = values(program, args, rule)
     reads = [_scaled(env, layer, a) for layer, a in zip(layers, reads)]
-    return [read(env, v) for v in program.jaxpr.outvars], reads
+    return outputs(program, env), reads
 
 
 def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:

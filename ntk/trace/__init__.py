@@ -1,7 +1,7 @@
 """The infinite-width limit of any Flax model, read from its own code.
 
 A family is traced at two widths (`interpret`), each of its primitives becomes a step on Gaussian processes
-(`primitives` and the modules that it lists), and the steps are evaluated on data (`run`).
+(`rules` and the modules of `ops` that it lists), and the steps are evaluated on data (`kernels`).
 """
 
 from ntk.trace.explanation import Explanation

@@ -15,7 +15,7 @@ from scipy import special
 
 from ntk.activations import closed_forms, hermite, polynomials
 from ntk.activations.closed_forms import Dual
-from ntk.trace import trees
+from ntk.trace import algebra
 
 _X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
 
@@ -40,16 +40,16 @@ class Function:
 
     def __call__(self, z: Any) -> Any:
         if self.parameter is None:
-            return trees.function(self.tree)(z)
-        value = trees.parameters(self.tree)[self.parameter]
-        f = trees.function(self.tree, self.parameter)
+            return algebra.function(self.tree)(z)
+        value = algebra.parameters(self.tree)[self.parameter]
+        f = algebra.function(self.tree, self.parameter)
         p = jnp.full_like(z, value)
         return jax.jvp(lambda q: f(z, q), (p,), (jnp.ones_like(p),))[1]
 
     def on_host(self, z: np.ndarray) -> np.ndarray:
         """The same on numpy arrays, in double precision."""
         if self.parameter is None:
-            return trees.on_host(self.tree)(z)
+            return algebra.on_host(self.tree)(z)
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             return np.asarray(self(jnp.asarray(z, float)))
 
@@ -243,5 +243,5 @@ def described(term: tuple) -> str:
     for _, _, tree in factors:
         parts.append(known(Function(tree)).name)
     if alone is not None:
-        parts.append(f"{float(trees.on_host(alone)(0.0)):.4g}")
+        parts.append(f"{float(algebra.on_host(alone)(0.0)):.4g}")
     return " * ".join(parts) or "1"

@@ -1,10 +1,22 @@
-"""Sums and products of functions of Gaussian processes, unit by unit."""
+"""Functions of Gaussian processes, unit by unit: trees of primitives, their sums and products.
+
+A nonlinearity of an activation plus what is zero at initialisation, as of a branch whose last gain starts at zero, is
+f(u + p h) = f(u) + f'(u) p h to first order in p, which is all that the kernels of a network read of it: values at
+p = 0, and derivatives there. Where f has a kink that u meets with positive probability, as a ReLU of a ReLU does at 0,
+the derivative is the one that JAX takes.
+"""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk import jaxprs
+from ntk.primitives import TABLE
 from ntk.trace.coordinates import (
     Coefficient,
     Linear,
@@ -14,9 +26,140 @@ from ntk.trace.coordinates import (
     Refusal,
     Term,
     Terms,
+    Tree,
     Weight,
 )
-from ntk.trace.trees import _PRIMITIVES, Tree, Z, replace, times_number
+
+Z: Tree = ("z",)
+_PRIMITIVES: dict[str, Any] = {}
+_USUAL: dict[str, dict] = {}  # parameters of a primitive, for trees that leave them out
+
+
+# --- trees: functions of one Gaussian ------------------------------------------------------------
+
+
+def replace(tree: Tree, leaf: Tree) -> Tree:
+    """The tree with z replaced."""
+    if tree == Z:
+        return leaf
+    if tree[0] in ("number", "parameter"):
+        return tree
+    return (*tree[:2], *(replace(child, leaf) for child in tree[2:]))
+
+
+def is_linear(tree: Tree) -> bool:
+    """Whether a tree is z times numbers and parameters."""
+    if tree == Z:
+        return True
+    if tree[0] == "mul":
+        left, right = tree[2:]
+        fixed = ("number", "parameter")
+        return (left[0] in fixed and is_linear(right)) or (right[0] in fixed and is_linear(left))
+    return False
+
+
+def times_number(tree: Tree, number: float) -> Tree:
+    """number * tree."""
+    return tree if number == 1 else ("mul", (), ("number", number), tree)
+
+
+def register(primitive: Any) -> None:
+    """Makes a primitive known by its name."""
+    _PRIMITIVES[primitive.name] = primitive
+
+
+def bind(primitive: Any, params: dict, args: list, dtype: Any) -> Any:
+    """One primitive on arrays, floating-point ones in `dtype` whatever the trace had."""
+    if primitive.name == "convert_element_type":
+        return _of_kind(args[0].astype(params["new_dtype"]), dtype)
+    row = TABLE[primitive.name]
+    if row.identity:
+        return args[0]
+    kind = params.get("dtype")
+    if kind is not None:
+        floats = jnp.issubdtype(kind, jnp.floating)
+        params = params | {
+            "dtype": dtype if floats else {jnp.dtype("int64"): jnp.int32}.get(kind, kind)
+        }
+    args = [_of_kind(a, dtype) for a in args]
+    if row.arithmetic and any(a.dtype == dtype for a in args):
+        args = [a.astype(dtype) for a in args]
+    out = primitive.bind(*args, **_USUAL.get(primitive.name, {}) | params)
+    return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
+
+
+def _of_kind(x: jax.Array, dtype: Any) -> jax.Array:
+    """Floating-point numbers in `dtype`, integers in 32 bits, others as they are."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(dtype)
+    return x.astype(jnp.int32) if x.dtype == jnp.int64 else x
+
+
+def primitive(name: str) -> Any:
+    """A primitive by its name, once it was met."""
+    return _PRIMITIVES[name]
+
+
+@functools.lru_cache(maxsize=1024)
+def function(tree: Tree, parameter: int | None = None) -> Any:
+    """The tree as a function of z, or of (z, p) with p the value of one of its parameters."""
+    known = dict(_PRIMITIVES)
+
+    def evaluate(node: Tree, z: jax.Array, p: Any, memo: dict) -> jax.Array:
+        if node == Z:
+            return z
+        if node[0] == "number":
+            value = node[1]
+            return jnp.full(
+                z.shape, value, z.dtype if isinstance(value, float) else jnp.result_type(value)
+            )
+        if node[0] == "parameter":
+            value = p if node[1] == parameter else node[2]
+            return jnp.broadcast_to(jnp.asarray(value, z.dtype), z.shape)
+        if node not in memo:
+            args = [evaluate(child, z, p, memo) for child in node[2:]]
+            memo[node] = bind(known[node[0]], dict(node[1]), args, z.dtype)
+        return memo[node]
+
+    if parameter is None:
+        return lambda z: evaluate(tree, jnp.asarray(z), None, {})
+    return lambda z, p: evaluate(tree, jnp.asarray(z), p, {})
+
+
+@functools.lru_cache(maxsize=1024)
+def on_host(tree: Tree, parameter: int | None = None) -> Any:
+    """The same function on numpy arrays, in double precision; nothing is compiled."""
+
+    def evaluate(node: Tree, z: np.ndarray, p: Any, memo: dict) -> np.ndarray:
+        if node == Z:
+            return z
+        if node[0] == "number":
+            return np.full(z.shape, node[1])
+        if node[0] == "parameter":
+            return np.full(z.shape, p if node[1] == parameter else node[2], float)
+        if node not in memo:
+            args = [evaluate(child, z, p, memo) for child in node[2:]]
+            params = dict(node[1])
+            new = params.get("new_dtype")
+            if new is not None and jnp.issubdtype(new, jnp.floating):
+                params["new_dtype"] = np.dtype(float)
+            memo[node] = jaxprs.bind(_PRIMITIVES[node[0]], params, args)
+        return memo[node]
+
+    return lambda z, p=None: evaluate(tree, np.asarray(z, float), p, {})
+
+
+def parameters(tree: Tree) -> dict[int, float]:
+    """Values of the parameters in a tree, by their index."""
+    if tree[0] == "parameter":
+        return {tree[1]: tree[2]}
+    out: dict = {}
+    for child in tree[2:] if tree[0] not in ("z", "number") else ():
+        out |= parameters(child)
+    return out
+
+
+# --- sums of products of them --------------------------------------------------------------------
 
 
 def scaled(body: Any, c: Coefficient) -> Any:
@@ -162,6 +305,67 @@ def applied(primitive: Any, params: tuple, args: list) -> Terms | None:
         return None
     if len(refs) != 1 or any(isinstance(a, Number) and a.power for a in args):
         return None
-    _PRIMITIVES[primitive.name] = primitive
-    trees = [("number", a.number) if f is None else f[1] for f, a in zip(found, args)]
-    return Terms((Term(Coefficient(), ((refs.pop(), (primitive.name, params, *trees)),)),))
+    register(primitive)
+    leaves = [("number", a.number) if f is None else f[1] for f, a in zip(found, args)]
+    return Terms((Term(Coefficient(), ((refs.pop(), (primitive.name, params, *leaves)),)),))
+
+
+def applied_beside_zero(primitive: Any, params: tuple, args: list, custom: bool) -> Terms | None:
+    """A primitive on an activation plus what is zero at initialisation (and numbers).
+
+    None where there is no such sum, or its derivative is not known.
+
+    Args:
+        primitive: with one argument that is random.
+        params: its parameters.
+        args: its arguments.
+        custom: whether it is inside a function with a derivative rule of its own, as `jax.nn.relu` is.
+    """
+    places = [k for k, a in enumerate(args) if isinstance(a, Linear | Terms)]
+    if len(places) != 1 or any(isinstance(a, Number) and a.power for a in args):
+        return None
+    terms = as_terms(args[places[0]])
+    zeros = [t for t in terms if any(ref.process.value == 0 for ref, _ in t.factors)]
+    rest = [t for t in terms if t not in zeros]
+    if not zeros or not rest:
+        return None
+    alone = univariate(Terms(tuple(rest)))
+    if alone is None or alone[0].process.value is not None:
+        return None
+    ref, tree = alone
+    leaves = [
+        tree if k == places[0] else ("number", getattr(a, "number", None))
+        for k, a in enumerate(args)
+    ]
+    derivative = TABLE[primitive.name].slope
+    if derivative is None:
+        return None
+    own = (primitive.name, params, *leaves)
+    x, other = leaves[places[0]], leaves[1 - places[0]] if len(leaves) > 1 else None
+    slope = derivative(own, x, other, custom)
+    value = applied(
+        primitive, params, [Terms(tuple(rest)) if k == places[0] else a for k, a in enumerate(args)]
+    )
+    moved = Terms((Term(Coefficient(), ((ref, slope),)),))
+    return added(value, multiplied(moved, Terms(tuple(zeros))))
+
+
+def equation(name: str, arguments: int = 2) -> Any:
+    """An equation of a primitive of one or two arguments, whose name is known by then."""
+    made = jax.make_jaxpr(getattr(jax.lax, name))(*(1.0, 2.0)[:arguments]).jaxpr.eqns[0]
+    register(made.primitive)
+    _USUAL[name] = made.params
+    return made
+
+
+for _name, _count in (
+    ("mul", 2),
+    ("add", 2),
+    ("neg", 1),
+    ("sign", 1),
+    ("max", 2),
+    ("exp", 1),
+    ("cos", 1),
+    ("sin", 1),
+):
+    equation(_name, _count)

@@ -189,3 +189,8 @@ def _cut(splits: dict, axis: Axis, first: Size) -> tuple[Axis, Axis]:
     parts = split(axis, first)
     _merge(splits, axis, parts)
     return parts
+
+
+def sizes_text(axes: tuple[Axis, ...]) -> str:
+    """Sizes of axes for a reader."""
+    return " x ".join(str(a.size[0]) for a in axes)

@@ -12,11 +12,11 @@ from ntk.arguments import is_key
 from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace import initial, tables
+from ntk.trace import initial
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
-from ntk.trace.coordinates import Finite, Number, Refusal, Table, Value, Weight
-from ntk.trace.initial import Law
-from ntk.trace.steps import Note, Program, shape_code
+from ntk.trace.coordinates import Number, NumberArray, Refusal, Table, Value, Weight
+from ntk.trace.laws import Law
+from ntk.trace.steps import Note, Program
 
 
 class Parameter(NamedTuple):
@@ -118,40 +118,7 @@ class Context:
             one, two, rtol=1e-5, atol=1e-7, equal_nan=True
         ):
             return Value(dims, Table(one, two))
-        return Value(dims, Finite(self.program.constant(one)))
-
-    def table(self, value: Value) -> Value:
-        """Constants that differ between units as a process of means over units, see `ntk.trace.tables`."""
-        table = value.body
-        if not isinstance(table, Table):
-            return value
-        if not any(a.infinite for a in ax.flat(value.dims)):
-            one, two = table
-            self.number(one.flat[0], two.flat[0])  # says what is wrong with a number
-            raise Refusal(
-                f"a constant array of shape {one.shape} whose entries depend on the width: only a power of the width "
-                "as a factor has a limit here"
-            )
-        dims = ax.substitute(
-            value.dims,
-            {a: (Axis("unit", a.size),) for a in ax.flat(value.dims) if a.infinite},
-        )
-        axes, units = ax.positions(dims), ax.units(dims)
-        if any(len(dim) > 1 for dim in dims) or (ax.flat(dims) and not units):
-            raise Refusal("constants that differ along a flattened axis that grows with the width")
-        dims = tuple(() if dim and dim[0].kind == "sample" else dim for dim in dims)
-        second, mean, error = tables.limit(table, dims)
-        inputs = (self.program.constant(second), self.program.constant(mean))
-        sizes = tuple(a.size[0] for a in axes)
-        note = Note(
-            f"constants of each unit, means over units to {error:.1g}",
-            axes=" x ".join(map(str, sizes)),
-        )
-        index = self.program.add("table", sizes, inputs, note)
-        process = self.program.process(
-            index, axes, units, gaussian=False, bases=frozenset([(co.TABLE, ())])
-        )
-        return Value(dims, co.Linear(((co.Ref(process, (), axes, units), co.Coefficient()),)))
+        return Value(dims, NumberArray(self.program.constant(one)))
 
     def fresh_dims(self, shape: list, kind: str) -> ax.Dims:
         """Axes of a new array of the given size pairs."""
@@ -273,58 +240,19 @@ class Context:
         if not self.vanishes(value.body):
             return value
         zeros = np.zeros((1,) * len(value.dims))
-        return Value(value.dims, Finite(self.program.constant(zeros)))
+        return Value(value.dims, NumberArray(self.program.constant(zeros)))
+
+    def add_layer(
+        self, name: str, op: Any, source: Any, axes: tuple, variance: float, role: str = "weights"
+    ) -> int:
+        """Number of the step of a layer of fresh weights, which is recorded for a reader."""
+        facts = {"variance": variance, "rate": op.rate, "fixed": op.law != NORMAL}
+        self.record(name, role=role, mean=0.0, **facts)
+        note = Note(name, axes=ax.sizes_text(axes), parameters=(name,))
+        return self.program.add(op, (source,), note)
 
     def record(self, name: str, **facts: Any) -> None:
         self.facts.setdefault(name, {}).update(facts)
-
-    def as_vectors(self, value: Value) -> Value:
-        """A parameter without an activation yet, as activations: its axes that grow are units, others positions."""
-        if not isinstance(value.body, Weight):
-            return value
-        own = {a for dim in value.body.own for a in dim if a.kind == "free"}
-        renames = {a: (Axis("unit" if a.infinite else "position", a.size),) for a in own}
-        return self.as_random(co.renamed(value, renames))
-
-    def as_random(self, value: Value) -> Value:
-        """A parameter that meets an activation elementwise, as a process."""
-        weight = value.body
-        if not isinstance(weight, Weight):
-            return value
-        key = (weight.name, weight.part)
-        if key not in self.sources:
-            self.consume(weight)
-            mean, variance, power, rate = self.law(weight._replace(number=1.0, power=0.0))
-            if variance and (power or mean):
-                raise Refusal(
-                    f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g} width^{power:g}; a "
-                    "parameter that acts on each unit alone must be constant at initialisation, or have mean zero and "
-                    "a standard deviation that does not depend on the width"
-                )
-            self.sources[key] = (variance, rate, mean)
-        variance, rate, mean = self.sources[key]
-        axes = ax.positions(weight.own)
-        sizes = tuple(a.size[0] for a in axes)
-        factor = rate if not variance else rate * variance
-        law = self.standard(weight) if variance else NORMAL
-        key = (key, sizes)
-        if key not in self.sources:
-            note = Note(
-                "parameter", parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
-            )
-            self.sources[key] = self.program.add("vector", (variance, factor, sizes, law), (), note)
-            known = {"variance": variance, "mean": mean, "rate": factor, "fixed": law != NORMAL}
-            self.record(weight.name, role="vector", **known)
-        index = self.sources[key]
-        units = ax.units(value.dims)
-        process = self.program.process(
-            index, axes, units, gaussian=True, value=None if variance else mean
-        )
-        ref = co.Ref(process, (), axes, units, weight.part)
-        return Value(
-            value.dims,
-            co.Linear(((ref, co.Coefficient(weight.number, weight.power, weight.arrays)),)),
-        )
 
 
 def used_twice(name: str) -> Refusal:
@@ -367,26 +295,6 @@ def snapped(x: float) -> float:
 def scaled_shape(one: Any, two: Any) -> list:
     """Size pairs of the first output of an equation."""
     return list(zip(one.outvars[0].aval.shape, two.outvars[0].aval.shape))
-
-
-def materialised(context: Context, value: Value, axes: set) -> Value:
-    """An array of numbers with some of its constant axes written out as positions."""
-    if not axes:
-        return value
-    renames = {a: (Axis("position", a.size),) for a in axes}
-    dims = ax.substitute(value.dims, renames)
-
-    if isinstance(value.body, Number):
-        array = np.full(tuple(s for _, s in shape_code(dims)), value.body.number)
-        return Value(dims, Finite(context.program.constant(array), value.body.power))
-    static = ("broadcast", (), (shape_code(value.dims),), shape_code(dims))
-    index = finite_step(context, static, [value.body.index])
-    return Value(dims, value.body._replace(index=index))
-
-
-def finite_step(context: Context, static: tuple, inputs: list) -> Any:
-    """Index of a step on arrays of numbers."""
-    return context.program.add("finite", static, inputs)
 
 
 def _uniform(array: np.ndarray) -> bool:

@@ -2,8 +2,8 @@
 
 In a Tensor Program every unit of a wide layer is an independent copy of one random variable, a function of jointly
 Gaussian ones and of numbers that depend on the sample. Here such a function is a sum of `Term`s: each a number
-(`Coefficient`) times functions (`ntk.trace.trees`) of one Gaussian process each. Sums of processes stay `Linear` until
-a nonlinearity needs their law.
+(`Coefficient`) times functions (`ntk.trace.algebra`) of one Gaussian process each. Sums of processes stay `Linear`
+until a nonlinearity needs their law.
 
 Source: Yang (2019), Tensor Programs I-III.
 """
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ntk.trace.axes import Axis, Dims, Splits, substitute
-from ntk.trace.trees import Tree
+from ntk.trace.axes import Axis, Dims, Splits, positions, substitute
+
+# ("z",) | ("number", c) | ("parameter", value index, c) | (primitive name, params, *trees)
+Tree = Any
 
 
 class Refusal(ValueError):
@@ -114,7 +116,7 @@ class Number(NamedTuple):
     power: float = 0.0
 
 
-class Finite(NamedTuple):
+class NumberArray(NamedTuple):
     """An array of numbers: the data, or what follows from it; `index` names its value."""
 
     index: Any
@@ -198,6 +200,17 @@ def refs_of(body: Any) -> list[Ref]:
     if isinstance(body, Pieces):
         return [ref for part, _ in body.parts for ref in refs_of(part)]
     return []
+
+
+def axes_of(body: Linear) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """All axes of positions of a sum of processes, and its units."""
+    axes: dict = {}
+    for ref, c in body.terms:
+        axes |= dict.fromkeys(ref.axes)
+        for _, dims in c.arrays:
+            axes |= dict.fromkeys(positions(dims))
+    longest = max((ref.units for ref, _ in body.terms), key=len)
+    return tuple(axes), longest
 
 
 def renamed(value: Value, splits: Splits) -> Value:

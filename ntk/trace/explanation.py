@@ -7,9 +7,15 @@ from html import escape
 from typing import Any, NamedTuple
 
 from ntk.infinite import true_law, weight_laws
-from ntk.infinite.weight_laws import NORMAL, Standard
+from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import networks
-from ntk.trace.activations import Function, described
+from ntk.trace.activations import Function
+from ntk.trace.ops.combine import Combine
+from ntk.trace.ops.convolution import Convolution
+from ntk.trace.ops.dense import Dense
+from ntk.trace.ops.function import Functions
+from ntk.trace.ops.numbers import Numbers
+from ntk.trace.rules import kind
 from ntk.trace.steps import Note, Step
 from ntk.trace.traced import Traced
 
@@ -59,38 +65,19 @@ def _cells(row: Any) -> list[str]:
     return [f"{x:.6g}" if isinstance(x, float) else str(x) for x in row]
 
 
-def _table(rows: list, kind: Any) -> str:
-    lines = [list(kind._fields), *map(_cells, rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(kind._fields))]
+def _table(rows: list, kind_of_row: Any) -> str:
+    lines = [list(kind_of_row._fields), *map(_cells, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(kind_of_row._fields))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _html(rows: list, kind: Any) -> str:
-    head = "".join(f"<th>{name}</th>" for name in kind._fields)
+def _html(rows: list, kind_of_row: Any) -> str:
+    head = "".join(f"<th>{name}</th>" for name in kind_of_row._fields)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
-
-
-_TEXTS = {
-    "affine": "weights",
-    "tied": "weights used again",
-    "function": "function",
-    "convolve": "convolution",
-    "combine": "sum",
-    "mean": "mean over units",
-    "data": "data",
-    "vector": "vector",
-    "lookup": "embedding",
-    "mix": "side by side",
-    "copies": "units apart",
-    "table": "fixed table",
-    "finite": "numbers",
-    "scores": "scores",
-    "attend": "attention",
-}
 
 
 def explanation(traced: Traced) -> Explanation:
@@ -101,7 +88,7 @@ def explanation(traced: Traced) -> Explanation:
         loop = starts.get(index)
         length, count = (loop.length, loop.count) if loop else (1, 1)
         for k in range(index, index + length):
-            if traced.steps[k].operation != "finite":
+            if not isinstance(traced.steps[k].op, Numbers):
                 number = f"{k}" + (f" (x {count})" if count > 1 else "")
                 row = _step_row(number, traced.steps[k], traced.notes[k])
                 steep = _is_steep(traced.steps, traced.steps[k])
@@ -177,9 +164,9 @@ _STEEP = (
 
 def _is_steep(steps: Sequence[Step], step: Step) -> bool:
     """Whether a function is of a first layer whose weights are not normal, and too steep for the stated errors."""
-    if step.operation != "function":
+    if not isinstance(step.op, Functions):
         return False
-    for _, _, factors, _ in step.static[0]:
+    for _, _, factors, _ in step.op.terms:
         for place, _, tree in factors:
             variance = _own_law(steps, step.inputs[place])
             if variance and true_law.steep(Function(tree).on_host, variance):
@@ -191,43 +178,15 @@ def _own_law(steps: Sequence[Step], source: Any) -> float:
     """Variance at inputs of unit mean square of a sum over weights that are not normal; 0 where there is none."""
     if not isinstance(source, int):
         return 0.0
-    step = steps[source]
-    if step.operation == "combine":
-        return sum(_own_law(steps, one) for one in step.inputs)
-    if step.operation not in ("affine", "convolve"):
+    op, inputs = steps[source]
+    if isinstance(op, Combine):
+        return sum(_own_law(steps, one) for one in inputs)
+    if not isinstance(op, Dense | Convolution):
         return 0.0
-    law = any(isinstance(x, Standard) and x != NORMAL for x in step.static)
-    return float(step.static[0]) if law else 0.0
-
-
-def _attention(step: Step) -> str:
-    """What is averaged over, in words."""
-    return (
-        f"values averaged with weights W of random scores; the number of heads grows too: mean over heads, by "
-        f"{step.static.draws} draws"
-    )
+    return 0.0 if op.law == NORMAL else float(op.total)
 
 
 def _step_row(number: str, step: Step, note: Note) -> StepRow:
-    formula = ""
-    if step.operation in ("affine", "convolve"):
-        formula = f"{step.static[0]:.6g} K" + (
-            " averaged over the window" if step.operation == "convolve" else ""
-        )
-        if step.operation == "affine" and step.static[3] and step.static[3][0]:
-            formula += f" + {step.static[3][0]:.6g}"
-    elif step.operation in ("vector", "lookup"):
-        formula = f"{step.static[0]:.6g}"
-    elif step.operation == "function":
-        formula = "E[f(u) f(v)]"
-    elif step.operation == "scores":
-        formula = f"{step.static[0]:.6g} K_q K_k"
-    elif step.operation == "attend":
-        return StepRow(
-            number, _TEXTS["attend"], _attention(step), note.axes, "E[W K W']", note.line
-        )
-    if step.operation in ("function", "mean"):
-        text = " + ".join(described(term) for term in step.static[0])
-        return StepRow(number, _TEXTS[step.operation], text, note.axes, formula, note.line)
-    text = ", ".join(note.parameters) if step.operation in ("affine", "convolve") else note.text
-    return StepRow(number, _TEXTS[step.operation], text, note.axes, formula, note.line)
+    what, formula = kind(step).words(step.op, note)
+    title = kind(step).title + (" used again" if getattr(step.op, "tied", None) else "")
+    return StepRow(number, title, what, note.axes, formula, note.line)

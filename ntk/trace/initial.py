@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,23 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from ntk import jaxprs
 from ntk.family import named_leaves
-from ntk.infinite import numpy_primitives
+from ntk.primitives import TABLE
 from ntk.trace.sharing import jaxpr_of
 
 _GRID = 512
 _FINE = 2**14
 """Equally likely bits on which a law without a name is read."""
-
-
-_ALIGNED = frozenset(
-    ["reshape", "broadcast_in_dim", "squeeze", "copy", "copy_p", "stop_gradient", "expand_dims"]
-)
-"""Keep the order of entries."""
-_MOVED = frozenset(["transpose", "slice", "rev"])
-
-
-_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 class Law(NamedTuple):
@@ -85,12 +76,12 @@ def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tup
     key = jax.random.key(0) if key is None else key
     closed, shapes = jaxpr_of(init, key, return_shape=True)
     named = named_leaves(shapes)
-    reader = _Reader(closed.jaxpr, closed.consts, [_Key()])
     found, unknown = {}, []
-    for name, var in zip(named, closed.jaxpr.outvars):
+    values = _values(closed, (True,) * len(named))
+    for place, (name, value) in enumerate(zip(named, values)):
         try:
-            value = _entry(reader.read(var))
-            found[name] = _law(value) or _other(closed, var)
+            value = _entry(value)
+            found[name] = _law(value) or _other(closed, place)
         except _Unknown:
             unknown.append(name)
     if unknown:
@@ -98,68 +89,47 @@ def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tup
     return {name: found[name] for name in named}, {n: tuple(s.shape) for n, s in named.items()}
 
 
-class _Reader:
-    """Values of the variables of a jaxpr, computed when asked for: a scalar for a constant array, or a draw."""
+def _values(closed: jex.ClosedJaxpr, wanted: Sequence[bool], count: int = _GRID) -> list:
+    """Wanted outputs of a program of keys: a scalar for a constant array, a draw, or what they are unknown by."""
 
-    def __init__(self, jaxpr: jex.Jaxpr, consts: Any, args: list, count: int = _GRID):
-        self.known = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
-        self.source = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
-        self.count = count
+    def rule(equation: Any, args: list) -> list:
+        if equation.primitive.name in jaxprs.INNER:
+            return jaxprs.evaluate(jaxprs.living(jaxprs.inner(equation)), args, rule)
+        try:
+            return _results(equation, args, count)
+        except _Unknown as unknown:
+            return [unknown] * len(equation.outvars)
 
-    def read(self, var: Any) -> Any:
-        if isinstance(var, jex.Literal):
-            return var.val
-        if var not in self.known:
-            eqn = self.source[var]
-            for out, value in zip(eqn.outvars, self.run(eqn)):
-                self.known[out] = value
-        value = self.known[var]
-        if isinstance(value, _Unknown):
-            raise value
-        return value
-
-    def run(self, eqn: Any) -> list:
-        name = eqn.primitive.name
-        if any(k in eqn.params for k in _CALLS):
-            return self.call(eqn)
-        args = [self.read(v) for v in eqn.invars]
-        if name == "random_bits":
-            return [_Draw(_bits(eqn.params["bit_width"], self.count), (args[0],))]
-        if any(isinstance(a, _Key) for a in args) or "random" in name or "threefry" in name:
-            return [_Key() for _ in eqn.outvars]
-        if name in _ALIGNED | _MOVED:
-            return [_reshaped(eqn, _entry(args[0]))]
-        if len(eqn.outvars) > 1 or name in ("iota", "concatenate", "gather"):
-            raise _Unknown
-        same = {tuple(v.aval.shape) for v in eqn.invars if v.aval.shape}
-        if any(len(shape) != len(eqn.outvars[0].aval.shape) for shape in same):
-            raise _Unknown
-        if name.startswith(("reduce_", "dot_", "conv_", "cum", "arg", "sort", "triangular")):
-            raise _Unknown
-        return [_applied(eqn, [_entry(a) for a in args])]
-
-    def call(self, eqn: Any) -> list:
-        inner = next(eqn.params[k] for k in _CALLS if k in eqn.params)
-        closed = isinstance(inner, jex.ClosedJaxpr)
-        jaxpr, consts = (inner.jaxpr, inner.consts) if closed else (inner, ())
-        args = []
-        for v in eqn.invars:
-            try:
-                args.append(self.read(v))
-            except _Unknown as unknown:
-                args.append(unknown)
-        reader = _Reader(jaxpr, consts, args, self.count)
-        return [_Lazy(reader, v).value() for v in jaxpr.outvars]
+    env = jaxprs.values(jaxprs.living(closed, wanted), [_Key()], rule)
+    return [jaxprs.read(env, v) if want else None for v, want in zip(closed.jaxpr.outvars, wanted)]
 
 
-def _reshaped(eqn: Any, value: Any) -> Any:
+def _results(eqn: Any, args: list, count: int) -> list:
+    """Results of one equation on constants, keys and draws."""
+    if any(isinstance(a, _Unknown) for a in args):
+        raise _Unknown
+    name, row = eqn.primitive.name, TABLE[eqn.primitive.name]
+    if name == "random_bits":
+        return [_Draw(_bits(eqn.params["bit_width"], count), (args[0],))]
+    if any(isinstance(a, _Key) for a in args) or row.random:
+        return [_Key() for _ in eqn.outvars]
+    if row.shape:
+        return [_reshaped(eqn, _entry(args[0]), row.shape != "order")]
+    if len(eqn.outvars) > 1 or row.mixes:
+        raise _Unknown
+    same = {tuple(v.aval.shape) for v in eqn.invars if v.aval.shape}
+    if any(len(shape) != len(eqn.outvars[0].aval.shape) for shape in same):
+        raise _Unknown
+    return [_applied(eqn, [_entry(a) for a in args])]
+
+
+def _reshaped(eqn: Any, value: Any, moved: bool) -> Any:
     if not isinstance(value, _Draw):
         return value
     before, after = (math.prod(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0]))
     if after > before:
         raise _Unknown  # one draw for several entries
-    moved = (str(eqn.params),) if eqn.primitive.name in _MOVED else ()
-    return value._replace(tag=value.tag + moved)
+    return value._replace(tag=value.tag + ((str(eqn.params),) if moved else ()))
 
 
 def _applied(eqn: Any, args: list) -> Any:
@@ -170,24 +140,15 @@ def _applied(eqn: Any, args: list) -> Any:
     args = [a.grid if isinstance(a, _Draw) else a for a in args]
     key = (eqn.primitive.name, str(eqn.params), *(_identity(a) for a in args))
     if key not in _MEMO:
-        _MEMO[key] = (numpy_primitives.bind(eqn.primitive, eqn.params, args), args)
+        _MEMO[key] = (jaxprs.bind(eqn.primitive, eqn.params, args), args)
     out = _MEMO[key][0]
     return _Draw(out, tags.pop()) if tags else out
 
 
-class _Lazy(NamedTuple):
-    reader: _Reader
-    var: Any
-
-    def value(self) -> Any:
-        try:
-            return self.reader.read(self.var)
-        except _Unknown as unknown:
-            return unknown
-
-
 def _entry(value: Any) -> Any:
     """A constant array as its one value; a draw as it is."""
+    if isinstance(value, _Unknown):
+        raise value
     if isinstance(value, _Draw):
         return value
     value = np.asarray(value)
@@ -216,8 +177,7 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
     """Entries of the known laws on the grid, and their exact variances (mean zero)."""
 
     def values(draw: Callable) -> np.ndarray:
-        closed = jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0))
-        out = _Reader(closed.jaxpr, closed.consts, [_Key()]).read(closed.jaxpr.outvars[0])
+        (out,) = _values(jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0)), (True,))
         return np.asarray(out.grid, np.float64)
 
     density = math.exp(-2) / math.sqrt(2 * math.pi)
@@ -261,9 +221,10 @@ def _fitted(value: np.ndarray) -> Law | None:
     return None
 
 
-def _other(closed: jex.ClosedJaxpr, var: Any) -> Law:
+def _other(closed: jex.ClosedJaxpr, place: int) -> Law:
     """A law without a name, from its values on a finer grid; mean and variance to about 1e-4."""
-    value = _Reader(closed.jaxpr, closed.consts, [_Key()], _FINE).read(var)
+    wanted = [k == place for k in range(len(closed.jaxpr.outvars))]
+    value = _values(closed, wanted, _FINE)[place]
     grid = np.sort(np.asarray(value.grid, np.float64))
     mean, variance = float(grid.mean()), float(grid.var())
     coarse = float(np.var(grid[_FINE // 64 :: _FINE // 32]))

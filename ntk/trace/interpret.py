@@ -1,7 +1,8 @@
 """A network's own program, equation by equation, turned into steps on processes.
 
 `trace` reads the jaxpr of `apply` at two widths and two batch sizes side by side: what differs between them are the
-axes of units and of samples. What each primitive does is in `ntk.trace.primitives`.
+axes of units and of samples. What each primitive does is in
+`ntk.trace.rules`.
 
 Source: Yang (2019), "Tensor Programs I: Wide feedforward or recurrent neural networks of any architecture are
 Gaussian processes"; Yang (2020), "Tensor Programs II: Neural tangent kernel for any architecture".
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,15 +22,14 @@ import numpy as np
 from jax.extend import core as jex
 
 from ntk import jaxprs
-from ntk.infinite.immediate import CALLS, carried
+from ntk.primitives import TABLE
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.alive import alive, wanted_of_loop
-from ntk.trace.constants import Constants, told_apart
+from ntk.trace.axes import BATCHES
 from ntk.trace.context import Context
-from ntk.trace.coordinates import Finite, Refusal, Value, Weight
-from ntk.trace.primitives import rule
-from ntk.trace.shapes import row, stacked
+from ntk.trace.coordinates import NumberArray, Refusal, Table, Value, Weight
+from ntk.trace.ops.shapes import row, stacked
+from ntk.trace.rules import read as read_primitive
 
 
 @functools.cache
@@ -79,11 +79,11 @@ def trace(
             values.append(Value(dims, Weight(names[k], own=dims)))
         else:
             values.append(
-                Value(context.fresh_dims(shape, "position"), Finite(("input", k - len(names))))
+                Value(context.fresh_dims(shape, "position"), NumberArray(("input", k - len(names))))
             )
             if any(a.kind == "free" for a in ax.flat(values[-1].dims)):
                 raise Refusal("the inputs grow with the width; they must have a fixed size")
-    outs = run(context, [c.jaxpr for c in programs], [c.consts for c in programs], values)
+    outs = run(context, [jaxprs.program_of(c) for c in programs], values)
     if len(outs) != 1:
         raise Refusal(
             f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply "
@@ -94,36 +94,34 @@ def trace(
 
 def run(
     context: Context,
-    jaxprs: list,
-    consts: list,
+    programs: list[jaxprs.Program],
     args: list[Value | None],
     wanted: Sequence[bool] | None = None,
     fixed: Sequence[Constants | None] = (),
     found: dict | None = None,
 ) -> list[Value | None]:
-    """Values of the outputs of a jaxpr, read at both widths at once; of the wanted ones alone.
+    """Values of the outputs of a program, read at both widths at once; of the wanted ones alone.
 
     Args:
         context: of the trace.
-        jaxprs: the programs.
-        consts: their constants.
+        programs: at both widths.
         args: their inputs; None for those that no wanted output depends on.
         wanted: of the outputs; None for all.
         fixed: for each input, its arrays at both widths where it is a constant.
         found: filled with the constants among the outputs, by their place.
     """
 
-    first, second = jaxprs
+    (first, consts1), (second, consts2) = programs
     wanted = (True,) * len(first.outvars) if wanted is None else tuple(wanted)
-    one_alive, two_alive = (alive(j, wanted).equations for j in jaxprs)
+    one_alive, two_alive = (jaxprs.alive(p.jaxpr, wanted).equations for p in programs)
     if len(one_alive) != len(two_alive):
         raise Refusal("the program of the model differs between widths: it must not depend on it")
     used = {v for eqn, _ in one_alive for v in eqn.invars if not isinstance(v, jex.Literal)}
     used |= {v for v, want in zip(first.outvars, wanted) if want and not isinstance(v, jex.Literal)}
-    pairs = zip(first.constvars, *consts)
+    pairs = list(zip(first.constvars, consts1, consts2))
     env = {v: context.array(a, b) for v, a, b in pairs if v in used}
     env |= dict(zip(first.invars, args))
-    constants = {v: Constants.of(a, b) for v, a, b in zip(first.constvars, *consts)}
+    constants = {v: Constants.of(a, b) for v, a, b in pairs}
     constants |= {v: c for v, c in zip(first.invars, fixed) if c is not None}
 
     def constant(one: Any, two: Any) -> Constants | None:
@@ -147,18 +145,18 @@ def run(
         values = [read(a, b) for a, b in zip(one.invars, two.invars)]
         given = [constant(a, b) for a, b in zip(one.invars, two.invars)]
         known = all(c is not None for c in given)
-        if known and name != "scan" and name not in CALLS:
+        if known and name != "scan" and name not in jaxprs.CALLS:
             constants |= Constants.results(one, two, given)
         try:
             if name == "scan":
                 outs = _scan(context, one, two, values, outs_wanted)
-            elif name in CALLS:
+            elif name in jaxprs.CALLS:
                 outs = _call(context, one, two, values, outs_wanted, first, given, constants)
             elif known and told_apart(one, two, values, context.double):
                 arrays = [constants[v].arrays() for v in one.outvars]
                 outs = [context.array(*pair) for pair in arrays]
             else:
-                outs = rule(context, one, two, values)
+                outs = read_primitive(context, one, two, values)
         except Refusal as refusal:
             raise _located(refusal, name, context.program.line) from None
         except ax.Mismatch as mismatch:
@@ -192,16 +190,14 @@ def _call(
     given: list,
     constants: dict,
 ) -> list[Value | None]:
-    inner = [eqn.params[CALLS[one.primitive.name]] for eqn in (one, two)]
-    jaxprs = [getattr(j, "jaxpr", j) for j in inner]
-    consts = [getattr(j, "consts", ()) for j in inner]
+    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
     random = any(v is not None and co.is_random(v.body) for v in values)
     custom = one.primitive.name.startswith("custom")
     if custom and random:
-        _check_derivative(outer, one, jex.ClosedJaxpr(jaxprs[0], consts[0]))
+        _check_derivative(outer, one, jex.ClosedJaxpr(*programs[0]))
     found: dict = {}
     context.custom += custom
-    outs = run(context, jaxprs, consts, values, wanted, given, found)
+    outs = run(context, programs, values, wanted, given, found)
     context.custom -= custom
     constants |= {v: found[k] for k, v in enumerate(one.outvars) if k in found}
     return outs
@@ -211,20 +207,20 @@ def _scan(
     context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool]
 ) -> list[Value | None]:
     """A loop written out, as over the stacked parameters of equal blocks."""
-    closed = [eqn.params["jaxpr"] for eqn in (one, two)]
-    fixed, carries = carried(one)
+    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
+    fixed, carries = jaxprs.carried(one)
     consts, carry, rows = values[:fixed], values[fixed : fixed + carries], values[fixed + carries :]
     count = one.params["length"]
     if count != two.params["length"]:
         raise Refusal("a loop whose length grows with the width")
-    inside = wanted_of_loop(one, wanted)
-    needed = alive(closed[0].jaxpr, inside).inputs
+    inside = jaxprs.wanted_of_loop(one, wanted)
+    needed = jaxprs.alive(programs[0].jaxpr, inside).inputs
     order = range(count - 1, -1, -1) if one.params["reverse"] else range(count)
     results: list[list] = [[None] * count for _ in wanted[carries:]]
     for k in order:
         given = [row(context, x, k) if use else None for x, use in zip(rows, needed[-len(rows) :])]
         inputs = [*consts, *carry, *(given if rows else ())]
-        outs = run(context, [c.jaxpr for c in closed], [c.consts for c in closed], inputs, inside)
+        outs = run(context, programs, inputs, inside)
         carry = outs[:carries]
         for column, out in zip(results, outs[carries:]):
             column[k] = out
@@ -271,3 +267,73 @@ def _check_derivative(outer: jex.Jaxpr, equation: Any, inner: jex.ClosedJaxpr) -
                 "a function has a derivative rule of its own that is not its derivative; the tangent kernel would have "
                 "to follow it: write it without custom_jvp and custom_vjp"
             )
+
+
+# --- constants of the model, where their entries differ along an axis that grows with the width ------
+
+
+class Constants:
+    """Arrays of one variable at both widths, computed when they are asked for."""
+
+    def __init__(self, compute: Callable[[], tuple]):
+        self._compute, self._kept = compute, None
+
+    @classmethod
+    def of(cls, one: Any, two: Any) -> Constants:
+        """Arrays that are there."""
+        return cls(lambda: (one, two))
+
+    @classmethod
+    def results(cls, one: Any, two: Any, operands: Sequence[Constants]) -> dict[Any, Constants]:
+        """Results of an equation, by the variables of the first width."""
+        kept: list = []
+
+        def both() -> list:
+            if not kept:
+                pairs = [c.arrays() for c in operands]
+                kept.extend(_bound(eqn, [p[k] for p in pairs]) for k, eqn in enumerate((one, two)))
+            return kept
+
+        return {
+            v: cls(lambda k=k: tuple(out[k] for out in both())) for k, v in enumerate(one.outvars)
+        }
+
+    def arrays(self) -> tuple:
+        """At both widths."""
+        if self._kept is None:
+            self._kept = self._compute()
+        return self._kept
+
+
+def _bound(equation: Any, args: list) -> list:
+    with jax.ensure_compile_time_eval():
+        out = equation.primitive.bind(*map(jnp.asarray, args), **equation.params)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+def told_apart(one: Any, two: Any, values: Sequence[Value | None], double: bool) -> bool:
+    """Whether an equation on constants is computed at both widths: it draws, counts units, or reads what does.
+
+    Args:
+        one: the equation at the first width.
+        two: at the second.
+        values: its operands.
+        double: whether the model runs in double precision, as it is traced: other bits are drawn in single precision.
+
+    Raises:
+        Refusal: it draws other numbers than the model does as it runs.
+    """
+    if any(v is not None and isinstance(v.body, Table) for v in values):
+        return True
+    name = one.primitive.name
+    draws = TABLE[name].random == "draw"
+    if draws and one.params.get("bit_width", 32) == 64 and not double:
+        raise Refusal(
+            "the model draws constants from a fixed key as it is called, in the precision that JAX runs in, on which "
+            "the numbers depend. Say which: jax.random.normal(key, shape, jnp.float32), or draw them outside the model"
+        )
+    if name == "iota":
+        k = one.params["dimension"]
+        size = (one.outvars[0].aval.shape[k], two.outvars[0].aval.shape[k])
+        return size[0] != size[1] and size != BATCHES
+    return draws

@@ -23,39 +23,38 @@ import numpy as np
 from ntk.infinite import kernel as kernels
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel
-from ntk.trace import entries, moments, trees, true_moments
+from ntk.trace import algebra, entries, moments, true_moments
 from ntk.trace.activations import Function
 from ntk.trace.coordinates import Refusal
 from ntk.trace.entries import Entries
-from ntk.trace.mixtures import mean_sides
-from ntk.trace.moments import Law
-from ntk.trace.numbers import apply_map, to_axes
-from ntk.trace.setting import Setting
-from ntk.trace.sources import finite_sides
+from ntk.trace.laws import Law, Setting, spread
+from ntk.trace.ops import data
+from ntk.trace.ops.combine import Combine, Piece
+from ntk.trace.ops.data import Data
+from ntk.trace.ops.dense import Dense
+from ntk.trace.ops.embedding import Embedding
+from ntk.trace.ops.function import Functions
+from ntk.trace.ops.numbers import apply_map, to_axes
+from ntk.trace.ops.vector import Vector
+from ntk.trace.rules import kind
 from ntk.trace.steps import Step
-
-RULES = frozenset(
-    ["data", "vector", "lookup", "affine", "tied", "combine", "function", "mean", "finite"]
-)
-"""Operations with joint moments."""
 
 
 def run(steps: Sequence[Step], values: dict, setting: Setting) -> Law:
-    """The law that the last step computes, see `ntk.trace.run.run`."""
+    """The law that the last step computes, see `ntk.trace.kernels.run`."""
     joint = _Joint(steps, values, setting)
     for index, step in enumerate(steps):
-        if step.operation == "finite":
-            values[index] = finite_sides(
-                step, None, False, [values[i] for i in step.inputs], setting
-            )
-        elif step.operation == "mean":
+        if not kind(step).is_process:
             operands = [joint.law(i) if _is_process(steps, i) else values[i] for i in step.inputs]
-            values[index] = mean_sides(step, Need(False, 1), True, operands, setting)
+            values[index] = kind(step).law(step, Need(False, 1), True, operands, setting)
     return joint.law(len(steps) - 1)
 
 
 def _is_process(steps: Sequence[Step], index: Any) -> bool:
-    return isinstance(index, int) and steps[index].operation not in ("finite", "mean")
+    return isinstance(index, int) and kind(steps[index]).is_process
+
+
+_WEIGHTS = (Dense, Vector, Embedding)
 
 
 class _Factor(NamedTuple):
@@ -147,29 +146,17 @@ class _Joint:
     # --- facts of one process -----------------------------------------------------------------------
 
     def _sizes_of(self, index: int) -> tuple[int, ...]:
-        step = self.steps[index]
-        if step.operation == "data":
-            return tuple(step.static[1][k] for k in step.static[2])
-        if step.operation == "vector":
-            return step.static[2]
-        if step.operation == "lookup":
-            return step.static[3]
-        if step.operation in ("affine", "tied"):
-            flat = self._affine(index)[2]
-            inner = self.sizes(step.inputs[0])
-            return tuple(s for k, s in enumerate(inner) if k not in flat)
-        return step.static[2 if step.operation == "combine" else 1]
-
-    def _affine(self, index: int) -> tuple:
-        step = self.steps[index]
-        return step.static[0] if step.operation == "tied" else step.static
+        op, inputs = self.steps[index]
+        if isinstance(op, Dense):
+            return tuple(s for k, s in enumerate(self.sizes(inputs[0])) if k not in op.flat)
+        return data.sizes(op) if isinstance(op, Data) else op.sizes
 
     def gaussian(self, index: int) -> bool:
         """Whether it is Gaussian with mean zero."""
         step = self.steps[index]
-        if step.operation == "combine":
-            return all(self.gaussian(i) for i in step.inputs[: step.static[0]])
-        return step.operation in ("affine", "tied", "vector", "lookup")
+        if isinstance(step.op, Combine):
+            return all(self.gaussian(i) for i in step.inputs[: step.op.count])
+        return isinstance(step.op, _WEIGHTS)
 
     def roots(self, index: int) -> frozenset:
         """The matrices and vectors that it is a function of."""
@@ -177,10 +164,8 @@ class _Joint:
 
     def _roots_of(self, index: int) -> frozenset:
         step = self.steps[index]
-        if step.operation == "tied":
-            return frozenset([step.static[1]])
-        if step.operation in ("affine", "vector", "lookup"):
-            return frozenset([index])
+        if isinstance(step.op, _WEIGHTS):
+            return frozenset([getattr(step.op, "tied", None) or index])
         found = (self.roots(i) for i in step.inputs if _is_process(self.steps, i))
         return frozenset().union(*found)
 
@@ -190,27 +175,25 @@ class _Joint:
 
     def _entries_of(self, index: int) -> Entries | None:
         step = self.steps[index]
-        if step.operation in ("affine", "tied"):
-            total, _, flat, *_, law = self._affine(index)
-            if self.steps[step.inputs[0]].operation != "data":
+        op = step.op
+        if isinstance(op, Dense):
+            if not isinstance(self.steps[step.inputs[0]].op, Data):
                 return None
             sides = []
             for a in (0, 1):
                 x = self._data(step.inputs[0], a)
-                sides.append(_flat_entries(x, self.sizes(step.inputs[0]), flat))
-            return entries.of_weights(*sides, law, (total / sides[0].shape[-1]) ** 0.5)
-        if step.operation == "vector":
-            variance, _, sizes, law = step.static
-            count = math.prod(sizes)
+                sides.append(_flat_entries(x, self.sizes(step.inputs[0]), op.flat))
+            return entries.of_weights(*sides, op.law, (op.total / sides[0].shape[-1]) ** 0.5)
+        if isinstance(op, Vector):
+            count = math.prod(op.sizes)
             eye = jnp.eye(count, dtype=self.setting.dtype)
             sides = [jnp.broadcast_to(eye, (n, count, count)) for n in self.setting.samples]
-            made = entries.of_weights(*sides, law, variance**0.5)
-            return made
-        if step.operation != "combine":
+            return entries.of_weights(*sides, op.law, op.variance**0.5)
+        if not isinstance(op, Combine):
             return None
         parts = []
-        for place, maps, where, number, given in step.static[1]:
-            source = step.inputs[place]
+        for piece in op.pieces:
+            source = step.inputs[piece.place]
             made = self.entries(source)
             if made is None or not self.gaussian(source):
                 parts.append(None)
@@ -218,7 +201,7 @@ class _Joint:
             sides = []
             for a, x in enumerate((made.one, made.two)):
                 x = jnp.moveaxis(x.reshape(x.shape[0], *self.sizes(source), -1), -1, 1)
-                y = self._piece(step, (maps, where, number, given), a, x)
+                y = self._piece(step, piece, a, x)
                 y = jnp.moveaxis(y, 1, -1)
                 sides.append(y.reshape(y.shape[0], -1, y.shape[-1]))
             parts.append(Entries(*sides, made.laws, made.rest, made.shared))
@@ -227,12 +210,9 @@ class _Joint:
     def _data(self, index: int, a: int) -> Array:
         """(N, T, D)."""
         step = self.steps[index]
-        coded, sizes, where = step.static
-        x = to_axes(self.values[step.inputs[0]][a].astype(self.setting.dtype), coded, sizes)
+        x = data.rows(step.op, self.values[step.inputs[0]][a], self.setting.dtype)
         x = jnp.broadcast_to(x, (self.setting.samples[a], *x.shape[1:]))
-        rest = [1 + k for k in range(len(sizes)) if k not in where]
-        x = jnp.transpose(x, (0, *(1 + k for k in where), *rest))
-        return x.reshape(x.shape[0], math.prod(x.shape[1 : 1 + len(where)]), -1)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _variance_of(self, i: int, a: int) -> Array:
         return jnp.diagonal(self.covariance(i, i, a, a))
@@ -242,7 +222,7 @@ class _Joint:
         zero = jnp.zeros(samples * math.prod(self.sizes(i)), self.setting.dtype)
         if self.gaussian(i):
             return zero
-        if step.operation == "combine":
+        if isinstance(step.op, Combine):
             return self._expanded(i, a, lambda source: self.mean(source, a)[:, None])[:, 0]
         total = zero
         for term in self._terms(i, a):
@@ -254,49 +234,46 @@ class _Joint:
 
     # --- pairs --------------------------------------------------------------------------------------
 
-    def _moment(self, kind: str, i: int, j: int, a: int, b: int) -> Any:
+    def _moment(self, what: str, i: int, j: int, a: int, b: int) -> Any:
         n = self.setting.samples[a] * math.prod(self.sizes(i))
         m = self.setting.samples[b] * math.prod(self.sizes(j))
         zero = jnp.zeros((n, m), self.setting.dtype)
-        one, two = self.steps[i], self.steps[j]
+        (one, inputs1), (two, inputs2) = self.steps[i], self.steps[j]
 
         def of(k: int, l: int) -> Array:
-            return self.tangent(k, l) if kind == "ntk" else self.covariance(k, l, a, b)
+            return self.tangent(k, l) if what == "ntk" else self.covariance(k, l, a, b)
 
-        if one.operation == "combine":
+        if isinstance(one, Combine):
             return self._expanded(i, a, lambda source: of(source, j))
-        if two.operation == "combine":
+        if isinstance(two, Combine):
             return self._expanded(j, b, lambda source: of(i, source).T).T
-        if "function" in (one.operation, two.operation):
-            return self._functions(kind, i, j, a, b)
-        if one.operation == two.operation == "data":
-            if kind == "ntk":
+        if isinstance(one, Functions) or isinstance(two, Functions):
+            return self._functions(what, i, j, a, b)
+        if isinstance(one, Data) and isinstance(two, Data):
+            if what == "ntk":
                 return zero
             x, y = self._data(i, a), self._data(j, b)
             return (
                 jnp.einsum("ntd,msd->ntms", x, y, precision="highest").reshape(n, m) / x.shape[-1]
             )
-        tied = one.operation == two.operation == "tied" and one.static[1] == two.static[1]
-        if not (i == j or tied):
+        tied = getattr(one, "tied", None)
+        if not (i == j or (tied is not None and tied == getattr(two, "tied", None))):
             return zero
-        if one.operation == "vector":
-            variance, rate, sizes, _ = one.static
-            same = jnp.tile(jnp.eye(math.prod(sizes), dtype=zero.dtype), self._tiles(a, b))
-            return (rate if kind == "ntk" else variance) * same
-        if one.operation == "lookup":
-            variance, rate, coded, sizes, *_ = one.static
+        if isinstance(one, Vector):
+            same = jnp.tile(jnp.eye(math.prod(one.sizes), dtype=zero.dtype), self._tiles(a, b))
+            return (one.rate if what == "ntk" else one.variance) * same
+        if isinstance(one, Embedding):
             rows = []
             for side in (a, b):
-                r = to_axes(self.values[one.inputs[0]][side], coded, sizes)
-                rows.append(jnp.broadcast_to(r, (self.setting.samples[side], *sizes)).ravel())
+                r = to_axes(self.values[inputs1[0]][side], one.code, one.sizes)
+                rows.append(jnp.broadcast_to(r, (self.setting.samples[side], *one.sizes)).ravel())
             same = (rows[0][:, None] == rows[1][None]).astype(zero.dtype)
-            return (rate if kind == "ntk" else variance) * same
-        total, rate, *_ = self._affine(i)
-        sources = one.inputs[0], two.inputs[0]
+            return (one.rate if what == "ntk" else one.variance) * same
+        sources = inputs1[0], inputs2[0]
         inner = self._flattened(self.covariance(*sources, a, b), i, j, a, b)
-        if kind == "cov":
-            return total * inner
-        return total * self._flattened(of(*sources), i, j, a, b) + rate * inner
+        if what == "cov":
+            return one.total * inner
+        return one.total * self._flattened(of(*sources), i, j, a, b) + one.rate * inner
 
     def _tiles(self, a: int, b: int) -> tuple[int, int]:
         return self.setting.samples[a], self.setting.samples[b]
@@ -307,7 +284,7 @@ class _Joint:
         names = iter("cdefghijklmnopq")
         summed: list[str] = []
         for side, (index, batch) in enumerate(((i, a), (j, b))):
-            flat = self._affine(index)[2]
+            flat = self.steps[index].op.flat
             shape.append(self.setting.samples[batch])
             letters.append("ab"[side])
             seen = 0
@@ -332,8 +309,8 @@ class _Joint:
     def _expanded(self, i: int, a: int, of: Any) -> Array:
         """A sum of linear maps of positions of what `of(source)` (N T, M) gives of each of its processes."""
         step, total = self.steps[i], 0.0
-        for place, *piece in step.static[1]:
-            source = step.inputs[place]
+        for piece in step.op.pieces:
+            source = step.inputs[piece.place]
             x = of(source)
             x = x.reshape(self.setting.samples[a], *self.sizes(source), -1)
             y = self._piece(step, piece, a, jnp.moveaxis(x, -1, 1))
@@ -341,14 +318,14 @@ class _Joint:
             total = total + y.reshape(-1, y.shape[-1])
         return total
 
-    def _piece(self, step: Step, piece: Sequence, a: int, x: Array) -> Array:
+    def _piece(self, step: Step, piece: Piece, a: int, x: Array) -> Array:
         """One of the maps, (N, M, *S) -> (N, M, *sizes)."""
-        maps, where, number, given = piece
-        sizes = step.static[2]
+        _, maps, where, number, given = piece
+        sizes = step.op.sizes
         arrays = [None if _is_process(self.steps, k) else self.values[k][a] for k in step.inputs]
         for item in maps:
             x = apply_map(item, x, arrays, self.setting.dtype)
-        x = moments.spread(x, 2, False, where, len(sizes))
+        x = spread(x, 2, False, where, len(sizes))
         x = jnp.broadcast_to(x, (*x.shape[:2], *sizes)) * number
         for place, coded in given:
             x = x * jnp.expand_dims(to_axes(arrays[place], coded, sizes), 1)
@@ -359,10 +336,10 @@ class _Joint:
     def _terms(self, i: int, a: int, place: int | None = None) -> list[_Term]:
         """Terms of a function, or of its derivative by a parameter; a process itself is one term."""
         step = self.steps[i]
-        if step.operation != "function":
+        if not isinstance(step.op, Functions):
             rows = np.arange(self.setting.samples[a] * math.prod(self.sizes(i)))
-            return [_Term(1.0, (_Factor(i, Function(trees.Z), rows),))]
-        terms, sizes = step.static
+            return [_Term(1.0, (_Factor(i, Function(algebra.Z), rows),))]
+        terms, sizes = step.op
         plain = moments.plain_terms(terms)
         chosen = range(len(terms))
         if place is not None:
@@ -393,16 +370,16 @@ class _Joint:
         size = math.prod(inner)
         return (size * np.arange(self.setting.samples[a])[:, None] + own[None]).ravel()
 
-    def _functions(self, kind: str, i: int, j: int, a: int, b: int) -> Array:
+    def _functions(self, what: str, i: int, j: int, a: int, b: int) -> Array:
         first, second = self._terms(i, a), self._terms(j, b)
         total = 0.0
         for one, two in itertools.product(first, second):
-            total = total + self._product(kind, one, two, a, b)
-        if kind == "ntk":
+            total = total + self._product(what, one, two, a, b)
+        if what == "ntk":
             for place, other in self._shared_parameters(i, j):
                 changed = self._terms(i, a, place), self._terms(j, b, other)
                 source = self.steps[i].inputs[place]
-                rate = self.steps[source].static[1]
+                rate = self.steps[source].op.rate
                 for one, two in itertools.product(*changed):
                     total = total + rate * self._product("cov", one, two, a, b)
         n = self.setting.samples[a] * math.prod(self.sizes(i))
@@ -415,13 +392,13 @@ class _Joint:
         for index in (i, j):
             step = self.steps[index]
             places: dict = {}
-            for _, _, factors, alone in step.static[0] if step.operation == "function" else ():
+            for _, _, factors, alone in step.op.terms if isinstance(step.op, Functions) else ():
                 for tree in [t for *_, t in factors] + ([] if alone is None else [alone]):
-                    places |= {step.inputs[p]: p for p in trees.parameters(tree)}
+                    places |= {step.inputs[p]: p for p in algebra.parameters(tree)}
             found.append(places)
         return [(found[0][source], found[1][source]) for source in found[0] if source in found[1]]
 
-    def _product(self, kind: str, one: _Term, two: _Term, a: int, b: int) -> Array:
+    def _product(self, what: str, one: _Term, two: _Term, a: int, b: int) -> Array:
         """Covariance or tangent kernel of two products of functions."""
         scale = jnp.reshape(one.scale, (-1, 1)) * jnp.reshape(two.scale, (1, -1))
         pairs = [
@@ -440,7 +417,7 @@ class _Joint:
         for v in two.factors:
             if not any(v is q for _, q in pairs):
                 parts.append((self._factor_mean(v, b)[None], None, None))
-        if kind == "cov":
+        if what == "cov":
             return scale * functools.reduce(jnp.multiply, (k for k, *_ in parts), 1.0)
         total = 0.0
         for n, (_, slope, places) in enumerate(parts):

@@ -21,20 +21,20 @@ from ntk.infinite.evaluate import KernelFn
 from ntk.infinite.kernel import Array
 from ntk.options import check_count
 from ntk.trace import axes as ax
-from ntk.trace import initial, interpret, joint
+from ntk.trace import initial, interpret
 from ntk.trace.activations import Function, known
 from ntk.trace.axes import BATCHES, WIDTHS
 from ntk.trace.context import Context
 from ntk.trace.coordinates import Coefficient, Linear, Refusal, is_random
 from ntk.trace.explanation import Explanation, explanation, sampling
 from ntk.trace.kernels import NoRule, kernel_function
-from ntk.trace.loops import loops
+from ntk.trace.ops.function import Functions, process_of
+from ntk.trace.ops.shapes import one_axis
 from ntk.trace.parameters import read_parameters
-from ntk.trace.processes import process_of
+from ntk.trace.rules import kind
 from ntk.trace.sampled import SampledKernelFn, sampled
-from ntk.trace.shapes import one_axis
 from ntk.trace.sharing import jaxpr_of
-from ntk.trace.traced import Traced, pruned
+from ntk.trace.traced import Traced, loops, pruned
 
 
 @strict
@@ -204,8 +204,8 @@ def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, 
         raise ValueError('otherwise must be "refuse": a model that is sampled is not read')
     given.pop("networks")
     traced = _trace(family, example, tuple(given.values()), batched, samples)
-    terms = [t for s in traced.steps if s.operation == "function" for t in s.static[0]]
-    alone = [Function(f[0][2]) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
+    terms = [t for s in traced.steps if isinstance(s.op, Functions) for t in s.op.terms]
+    alone = [Function(f[0].tree) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
     found: dict[str, Callable] = {}
     for function in dict.fromkeys(alone):
         name = known(function).name
@@ -364,7 +364,7 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
-    if tied and (context.program.cut or not {step.operation for step in steps} <= joint.RULES):
+    if tied and (context.program.cut or not all(kind(step).joint for step in steps)):
         raise Refusal(
             "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
             "layers side by side or split, or tables of positions: correlations of its uses are not followed there. "
@@ -378,7 +378,5 @@ def _joined(context: Context) -> bool:
     steps = context.program.steps
     for name, places in context.ties.items():
         for index in places if len(places) > 1 else ():
-            steps[index] = steps[index]._replace(
-                operation="tied", static=(steps[index].static, name)
-            )
+            steps[index] = steps[index]._replace(op=steps[index].op._replace(tied=name))
     return True

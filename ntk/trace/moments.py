@@ -12,29 +12,12 @@ import jax.numpy as jnp
 from ntk.activations import hermite
 from ntk.infinite import channels, true_law
 from ntk.infinite import kernel as kernels
-from ntk.infinite.kernel import Kernel
+from ntk.infinite.kernel import Array
+from ntk.trace import algebra, entries, true_moments
 from ntk.trace import coordinates as co
-from ntk.trace import entries, trees, true_moments
 from ntk.trace.activations import Function, known
-from ntk.trace.entries import Entries
-from ntk.trace.numbers import to_axes
-
-Array = jax.Array
-
-
-class Law(NamedTuple):
-    """Moments of a process over both batches.
-
-    Attributes:
-        kernel: second moments and tangent kernel.
-        means: its mean in either batch, (N, *S); None for mean zero.
-        entries: of a Gaussian or nearly Gaussian process that sums over a fixed number of weights; None where it has
-            none, or where all weights of the network are normal.
-    """
-
-    kernel: Kernel
-    means: tuple[Array, Array] | None = None
-    entries: Entries | None = None
+from ntk.trace.laws import Law, spread
+from ntk.trace.ops.numbers import to_axes
 
 
 class _Block(NamedTuple):
@@ -48,18 +31,6 @@ class _Block(NamedTuple):
     theta: Any
     gaussian: bool
     view: Any = None
-
-
-def spread(x: Array, lead: int, pairs: bool, where: Sequence[int], count: int) -> Array:
-    """Axes of positions put in their place among `count` axes, of size one where the process has none."""
-    step = 2 if pairs else 1
-    order = sorted(range(len(where)), key=where.__getitem__)
-    x = jnp.transpose(x, [*range(lead), *(lead + step * k + s for k in order for s in range(step))])
-    shape = [1] * (step * count)
-    for rank, k in enumerate(order):
-        for s in range(step):
-            shape[step * where[k] + s] = x.shape[lead + step * rank + s]
-    return x.reshape(*x.shape[:lead], *shape)
 
 
 def _blocks(
@@ -207,7 +178,7 @@ def _sum(
 def _constant(alone: Any) -> float:
     if alone is None:
         return 1.0
-    return float(trees.on_host(alone)(0.0))
+    return float(algebra.on_host(alone)(0.0))
 
 
 def plain_terms(terms: Sequence) -> list:
@@ -223,12 +194,12 @@ def derivatives(terms: Sequence, place: int) -> tuple[list, list]:
     out, kept = [], []
     for k, (number, _, factors, alone) in enumerate(terms):
         for p, _, tree in factors:
-            if place in trees.parameters(tree):
+            if place in algebra.parameters(tree):
                 changed = {q: Function(t) for q, _, t in factors}
                 changed[p] = Function(tree, place)
                 out.append((number, changed, _constant(alone)))
                 kept.append(k)
-        if alone is not None and place in trees.parameters(alone):
+        if alone is not None and place in algebra.parameters(alone):
             with jax.ensure_compile_time_eval():
                 slope = float(Function(alone, place)(jnp.zeros(())))
             out.append((number, {q: Function(t) for q, _, t in factors}, slope))
@@ -251,7 +222,7 @@ def function_law(
     """Law of a sum of products of functions.
 
     Args:
-        terms: as in a "function" step of `ntk.steps`.
+        terms: of a step `ntk.trace.ops.function.Functions`.
         sizes: of the axes of positions of the result.
         operands: the laws among the inputs of the step, by place (None for arrays).
         arrays: the arrays among them in the first and in the second batch.
@@ -267,7 +238,7 @@ def function_law(
         p
         for _, _, factors, alone in terms
         for tree in [t for _, _, t in factors] + ([] if alone is None else [alone])
-        for p in trees.parameters(tree)
+        for p in algebra.parameters(tree)
     }
     plain = plain_terms(terms)
     scales = [

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ntk.trace import algebra
-from ntk.trace import coordinates as co
-from ntk.trace.axes import Axis, Dims, growth, positions
-from ntk.trace.coordinates import (
-    Coefficient,
-    Linear,
-    Process,
-    Ref,
-    Refusal,
-    bases_of,
-    overlap,
-)
+from ntk.infinite.inputs import Need
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.coordinates import Linear, Process, Refusal
 
 Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
 
@@ -25,15 +16,56 @@ class Step(NamedTuple):
     """One operation.
 
     Attributes:
-        operation: "finite", "data", "vector", "lookup", "table", "affine", "tied", "convolve", "combine", "function",
-            "mean", "mix", "copies", "scores" or "attend".
-        static: all that is known beforehand, hashable; equal for equal layers.
+        op: what it is: a NamedTuple of its kind (`ntk.trace.rules.KINDS`), hashable, of all that is known beforehand;
+            equal for equal layers.
         inputs: what it reads.
     """
 
-    operation: str
-    static: Hashable
+    op: Any
     inputs: tuple[Source, ...]
+
+    @property
+    def name(self) -> tuple[type, Any]:
+        """What equal steps have in common: tuples of two kinds may hold the same fields."""
+        return type(self.op), self.op
+
+
+def _own_need(op: Any, own: Need) -> Need:
+    return own
+
+
+def _nothing(*_: Any) -> tuple:
+    return ()
+
+
+def _text(op: Any, note: Note) -> tuple[str, str]:
+    return note.text, ""
+
+
+class Kind(NamedTuple):
+    """What is done with the steps of a kind; its functions stand beside its NamedTuple, in `ntk.trace.ops`.
+
+    Attributes:
+        title: of its steps, for a reader.
+        law: `law(step, need, means, operands, setting)`, what it computes on two batches.
+        needs: `needs(op, own)`, what must be known of its inputs, from what must be known of it.
+        sizes: `sizes(op)`, axes of positions of what it computes, where it says.
+        means: `means(step, asked)`, inputs whose mean it reads, from whether its own is asked for.
+        words: `words(op, note)`, (what it is of, formula of its covariance) for a reader.
+        is_process: whether it computes a process; others compute arrays of numbers.
+        is_linear: `is_linear(op)`, whether it is a linear function of processes; None of a layer of fresh weights.
+        joint: whether it has joint moments with all others, see `ntk.trace.joint`.
+    """
+
+    title: str
+    law: Callable[..., Any]
+    needs: Callable[[Any, Need], Need] = _own_need
+    sizes: Callable[[Any], tuple[int, ...]] = _nothing
+    means: Callable[[Step, bool], Sequence] = _nothing
+    words: Callable[[Any, Note], tuple[str, str]] = _text
+    is_process: bool = True
+    is_linear: Callable[[Any], bool] | None = None
+    joint: bool = False
 
 
 class Note(NamedTuple):
@@ -56,6 +88,7 @@ class Program:
         notes: one for each.
         constants: arrays that depend on no input, each once.
         processes: what is known of the process that a step computes, by its index.
+        seals: the process that was made of a sum of processes, see `ntk.trace.ops.combine.sealed`.
         definitions: the sum that a process was sealed from, by its index.
         drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
@@ -75,25 +108,31 @@ class Program:
         self.joint = False
         self.cut = False
         self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
-        self._seals: dict = {}
+        self.seals: dict = {}
         self._constants: dict = {}
-        self._finite: dict = {}
+        self._numbers: dict = {}
 
-    def add(self, operation: str, static: Hashable, inputs: Sequence, note: Note = _NOTHING) -> int:
-        """Number of a new step; arrays of numbers that are there already are not computed again."""
-        key = (static, tuple(inputs))
-        if operation == "finite" and key in self._finite:
-            return self._finite[key]
-        drawn = frozenset().union(*(self.drawn.get(i, ()) for i in inputs))
-        if operation == "finite":
-            self._finite[key] = len(self.steps)
-            if drawn:
-                self.drawn[len(self.steps)] = drawn
-        elif drawn and operation != "attend":
+    def add(
+        self, op: NamedTuple, inputs: Sequence, note: Note = _NOTHING, *, averages: bool = False
+    ) -> int:
+        """Number of a new step; `averages` over the draws of random scores, if it reads any."""
+        if self._drawn_of(inputs) and not averages:
             raise Refusal(DRAWN)
-        self.steps.append(Step(operation, static, tuple(inputs)))
+        self.steps.append(Step(op, tuple(inputs)))
         self.notes.append(note._replace(line=self.line))
         return len(self.steps) - 1
+
+    def numbers(self, op: NamedTuple, inputs: Sequence) -> int:
+        """Number of a step on arrays of numbers; what is there already is not computed again."""
+        key = (op, tuple(inputs))
+        if key not in self._numbers:
+            self._numbers[key] = index = self.add(op, inputs, averages=True)
+            if drawn := self._drawn_of(inputs):
+                self.drawn[index] = drawn
+        return self._numbers[key]
+
+    def _drawn_of(self, inputs: Sequence) -> frozenset[int]:
+        return frozenset().union(*(self.drawn.get(i, ()) for i in inputs))
 
     def constant(self, array: Any) -> tuple[str, int]:
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -117,133 +156,6 @@ class Program:
         process = Process(index, axes, units, gaussian, bases, value, averaged)
         self.processes[index] = process
         return process
-
-    # --- sums of processes become one process ------------------------------------------------------
-
-    def sealed(self, body: Any, whole: bool = False) -> Any:
-        """A sum of processes as a number times one (plus parameters that are constant and not zero at initialisation).
-
-        The number is that of the first term, so that functions of a sum and of its multiples are of one process; with
-        `whole` it is 1.
-        """
-        if not isinstance(body, Linear):
-            return body
-        random = tuple(t for t in body.terms if not t[0].process.value)
-        rest = tuple(t for t in body.terms if t[0].process.value)
-        if not random:
-            return body
-        number = 1.0 if whole else random[0][1].number
-        if number != 1:
-            random = tuple((r, c._replace(number=_digits(c.number / number))) for r, c in random)
-        ref = random[0][0]
-        if len(random) > 1 or random[0][1] != Coefficient() or ref.maps:
-            if random not in self._seals:
-                self._seals[random] = self._combined(Linear(self._shortened(random)))
-            ref = self._seals[random]
-        return Linear(((ref, Coefficient(number)), *rest))
-
-    def sealed_as(self, ref: Ref, coefficient: Coefficient) -> Ref | None:
-        """The process that was made of a process times a coefficient, if there is one."""
-        return self._seals.get(((ref, coefficient),))
-
-    def _shortened(self, terms: tuple) -> tuple:
-        """Terms with the longest sum among them that has a step already, up to a factor, in its place.
-
-        A residual stream would otherwise be added up from its start in every block.
-        """
-        left = dict(terms)
-        if len(left) < len(terms):
-            return terms
-        for old in sorted(self._seals, key=len, reverse=True):
-            if len(old) < 2 or len(old) >= len(terms) or any(ref not in left for ref, _ in old):
-                continue
-            factors = {_ratio(left[ref], c) for ref, c in old}
-            if len(factors) == 1 and None not in factors:
-                gone = {ref for ref, _ in old}
-                rest = tuple(t for t in terms if t[0] not in gone)
-                return self._shortened(((self._seals[old], Coefficient(factors.pop())), *rest))
-        return terms
-
-    def _combined(self, body: Linear) -> Ref:
-        body = self._expanded(body)
-        axes, units = _axes(body)
-        # Different units of one layer are different processes of one law. Arrays follow the processes.
-        order = {(ref.process.index, ref.part): None for ref, _ in body.terms}
-        order = {key: place for place, key in enumerate(order)}
-        pieces, inputs = [], [index for index, _ in order]
-        gaussian, averaged = True, False
-        for ref, c in body.terms:
-            if c.power:
-                raise Refusal(
-                    f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
-                    "multipliers do not keep it of order one. base_width= keeps those of one width"
-                )
-            if any(a.infinite for a in units) and not any(a.infinite for a in ref.units):
-                raise Refusal(FEW)
-            if ref.units != units:
-                raise Refusal(
-                    "units of one layer are added in different orders (a transposed or shuffled axis of units)"
-                )
-            gaussian &= ref.process.gaussian
-            averaged |= ref.process.averaged
-            position = order[ref.process.index, ref.part]
-            maps = []
-            for item in ref.maps:
-                maps.append(tuple(_operand(x, inputs) for x in item))
-            arrays = tuple((_place(inputs, i), code(dims, axes)) for i, dims in c.arrays)
-            where = tuple(axes.index(a) for a in ref.axes)
-            pieces.append((position, tuple(maps), where, c.number, arrays))
-        sizes = tuple(a.size[0] for a in axes)
-        index = self.add("combine", (len(order), tuple(pieces), sizes), inputs, Note("sum"))
-        bases = frozenset().union(*(bases_of(ref) for ref, _ in body.terms))
-        process = self.process(
-            index, axes, units, gaussian=gaussian, bases=bases, averaged=averaged
-        )
-        self.definitions[index] = body
-        return Ref(process, (), axes, units)
-
-    def _expanded(self, body: Linear) -> Linear:
-        """Sealed processes written out where they share a source with another term."""
-        while True:
-            if self.joint:
-                return body  # covariances of all processes are followed
-            for i, (ref, c) in enumerate(body.terms):
-                shared = any(
-                    other.process.index != ref.process.index
-                    and overlap(bases_of(other), bases_of(ref))
-                    for other, _ in body.terms
-                )
-                if shared and ref.process.index in self.definitions and not ref.maps:
-                    inner = self.definitions[ref.process.index]
-                    renames = dict(zip(_axes(inner)[0], ((a,) for a in ref.axes)))
-                    renames |= dict(zip(_axes(inner)[1], ((a,) for a in ref.units)))
-                    inner = algebra.scaled(co.renamed_body(inner, renames), c)
-                    rest = Linear(body.terms[:i] + body.terms[i + 1 :])
-                    body = algebra.added(rest, inner)
-                    break
-                if shared and not (ref.process.gaussian and ref.process.index in self.definitions):
-                    others = [
-                        o.process
-                        for o, _ in body.terms
-                        if o.process.index != ref.process.index
-                        and overlap(bases_of(o), bases_of(ref))
-                    ]
-                    if not any(o.index in self.definitions for o in others):
-                        raise Refusal(CORRELATED)
-            else:
-                return body
-
-
-def _digits(x: float) -> float:
-    """x without what rounding added to it."""
-    return float(f"{x:.14g}")
-
-
-def _ratio(one: Coefficient, two: Coefficient) -> float | None:
-    """one / two as a number; None where they differ in more than that."""
-    if one[1:] != two[1:]:
-        return None
-    return _digits(one.number / two.number)
 
 
 DRAWN = (
@@ -274,18 +186,8 @@ FEW = (
 )
 
 
-def _axes(body: Linear) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
-    """All axes of positions, and the units."""
-    axes: dict = {}
-    for ref, c in body.terms:
-        axes |= dict.fromkeys(ref.axes)
-        for _, dims in c.arrays:
-            axes |= dict.fromkeys(positions(dims))
-    longest = max((ref.units for ref, _ in body.terms), key=len)
-    return tuple(axes), longest
-
-
-def _place(inputs: list, index: Any) -> int:
+def place_of(inputs: list, index: Any) -> int:
+    """Place of an input among those of a step; a new one is added."""
     if index not in inputs:
         inputs.append(index)
     return inputs.index(index)
@@ -297,11 +199,12 @@ class Operand(NamedTuple):
     index: Any
 
 
-def _operand(x: Any, inputs: list) -> Any:
+def with_places(x: Any, inputs: list) -> Any:
+    """A map of positions with places among the inputs of the step in place of operands."""
     if isinstance(x, Operand):
-        return ("operand", _place(inputs, x.index))
+        return ("operand", place_of(inputs, x.index))
     if type(x) is tuple:  # others are parameters of primitives
-        return tuple(_operand(y, inputs) for y in x)
+        return tuple(with_places(y, inputs) for y in x)
     return x
 
 
@@ -328,94 +231,3 @@ def shape_code(dims: Dims) -> tuple[tuple[bool, int], ...]:
             size *= axis.size[0] if axis.kind == "position" else 1
         out.append((any(a.kind == "sample" for a in dim), size))
     return tuple(out)
-
-
-def total(axes: Sequence[Axis]) -> tuple[float, float]:
-    """(c, p): how many entries the axes have, c width^p."""
-    return growth(axes)
-
-
-def terms_static(program: Program, body: Any) -> tuple[tuple, list, tuple, tuple]:
-    """Terms as hashable data: (terms, inputs, axes, units)."""
-    terms = algebra.as_terms(program.sealed(body)) if isinstance(body, Linear) else body.terms
-    axes: dict = {}
-    units: tuple = ()
-    inputs: list = []
-    places: dict = {}  # different units of one layer are different processes of one law
-    out = []
-    for t in terms:
-        for ref, _ in t.factors:
-            axes |= dict.fromkeys(ref.axes)
-            units = max(units, ref.units, key=len)
-        for _, dims in t.coefficient.arrays:
-            axes |= dict.fromkeys(positions(dims))
-    axes = tuple(axes)
-    wide = any(a.infinite for t in terms for ref, _ in t.factors for a in ref.units)
-    for t in terms:
-        if t.coefficient.power:
-            raise Refusal(
-                f"a layer reads an activation of size width^{t.coefficient.power:g}: initial standard deviations or "
-                "multipliers do not keep it of order one"
-            )
-        factors, fixed = [], []
-        for ref, tree in t.factors:
-            (fixed if ref.process.value is not None else factors).append((ref, tree))
-        _check_independent(program, [ref for ref, _ in factors])
-        product = None
-        for ref, tree in fixed:
-            if ref.axes and ref.process.value:
-                raise Refusal(
-                    "a parameter that differs between positions and is not zero at initialisation"
-                )
-            leaf = algebra.at_parameter(tree, ref)
-            product = leaf if product is None else ("mul", (), product, leaf)
-        zero = any(ref.process.value == 0 for ref, _ in fixed)
-        coded = []
-        for ref, tree in factors:
-            if wide and not any(a.infinite for a in ref.units):
-                raise Refusal(FEW)
-            if ref.maps or ref.units != units:
-                raise Refusal(CORRELATED)
-            if product is not None and not (zero and len(factors) > 1):
-                tree, product = ("mul", (), product, tree), None
-            where = tuple(axes.index(a) for a in ref.axes)
-            key = (ref.process.index, ref.part)
-            if key not in places:
-                places[key] = len(inputs)
-                inputs.append(ref.process.index)
-            coded.append((places[key], where, local(tree, inputs)))
-        arrays = tuple((_place(inputs, i), code(dims, axes)) for i, dims in t.coefficient.arrays)
-        alone = None if product is None else local(product, inputs)
-        out.append((t.coefficient.number, arrays, tuple(coded), alone))
-    refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
-    if not program.joint:
-        _check_independent(program, list(refs))
-    return tuple(out), inputs, axes, units
-
-
-def _check_independent(program: Program, refs: list[Ref]) -> None:
-    for i, one in enumerate(refs):
-        for two in refs[:i]:
-            if _same_matrix(program, one, two):
-                raise Refusal(GATES)
-            if overlap(bases_of(one), bases_of(two)):
-                raise Refusal(CORRELATED)
-
-
-def _same_matrix(program: Program, one: Ref, two: Ref) -> bool:
-    """Whether two layers of one matrix are behind two processes."""
-    groups = program.groups
-    return any(
-        i != j and i in groups and groups[i] == groups.get(j)
-        for i, _ in one.process.bases
-        for j, _ in two.process.bases
-    )
-
-
-def local(tree: Any, inputs: list) -> Any:
-    """A tree with parameters numbered by their place among the inputs of the step."""
-    if tree[0] == "parameter":
-        return ("parameter", _place(inputs, tree[1]), tree[2])
-    if tree[0] in ("z", "number"):
-        return tree
-    return (*tree[:2], *(local(child, inputs) for child in tree[2:]))

@@ -1,19 +1,23 @@
-"""Sums over units, positions and numbers."""
+"""Sums over units, positions and numbers; means over units."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
+from ntk.infinite.inputs import Need
 from ntk.infinite.weight_laws import NORMAL
-from ntk.trace import algebra, trees
+from ntk.trace import algebra, moments
 from ntk.trace import axes as ax
+from ntk.trace.activations import described
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step
+from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Ref,
     Refusal,
@@ -24,11 +28,36 @@ from ntk.trace.coordinates import (
     is_random,
     overlap,
 )
-from ntk.trace.elementwise import elementwise
-from ntk.trace.finite import frozen, scaled_number
-from ntk.trace.positions import mapped
-from ntk.trace.processes import process_of, separated, sizes_text
-from ntk.trace.steps import Note, code, shape_code, terms_static
+from ntk.trace.laws import Law, Setting, Sides, sides_of
+from ntk.trace.ops.copies import separated
+from ntk.trace.ops.dense import Dense
+from ntk.trace.ops.elementwise import elementwise
+from ntk.trace.ops.function import Summand, process_of, summands_of
+from ntk.trace.ops.numbers import Numbers, from_axes, frozen, numbers_step, scaled_number
+from ntk.trace.ops.positions import mapped
+from ntk.trace.ops.vector import as_vectors
+from ntk.trace.steps import Kind, Note, Step, code, shape_code
+
+
+class Mean(NamedTuple):
+    """The mean over units of a sum of products of functions, times a number.
+
+    Attributes:
+        terms: of the sum.
+        sizes: of its axes of positions.
+        order: dimensions of the array in terms of these.
+        samples: of each dimension, whether it counts them.
+        number: factor.
+    """
+
+    terms: tuple[Summand, ...]
+    sizes: tuple[int, ...]
+    order: tuple
+    samples: tuple[bool, ...]
+    number: float
+
+
+# --- read ----------------------------------------------------------------------------------------
 
 
 def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -42,7 +71,7 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
                 "are used): its law changes, and its gradient with it. Use an initializer of the wanted scale, or take "
                 'means over finite networks: otherwise="sample"'
             )
-        value = context.as_vectors(value)  # of a table of positions
+        value = as_vectors(context, value)  # of a table of positions
     gone = tuple(a for k in over for a in value.dims[k])
     kept = tuple(dim for k, dim in enumerate(value.dims) if k not in over)
     if any(a.kind == "sample" for a in gone):
@@ -57,8 +86,8 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             fixed = ax.growth(a for a in gone if a.kind == "position")[0]
             return Value(kept, Number(body.number * number * fixed, body.power))
         params = frozen(one.params)
-        static = ("reduce_sum", params, (shape_code(value.dims),), shape_code(kept))
-        out = Value(kept, body._replace(index=finite_step(context, static, [body.index])))
+        op = Numbers("reduce_sum", params, (shape_code(value.dims),), shape_code(kept))
+        out = Value(kept, body._replace(index=numbers_step(context, op, [body.index])))
         return scaled_number(context, out, number)
     unit_axes = [a for a in gone if a.kind == "unit"]
     if unit_axes and not any(a.infinite for a in unit_axes):
@@ -87,7 +116,7 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
             mean = _mean(context, part, dims, part_gone)
             if isinstance(mean, Number) and mean.number == 0:
                 continue
-            total = elementwise(context, equation("add"), [total, Value(dims, mean)])
+            total = elementwise(context, algebra.equation("add"), [total, Value(dims, mean)])
         return total.body
     if isinstance(body, Linear):
         # The mean of a Gaussian is zero, whatever it is multiplied with.
@@ -103,14 +132,13 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         raise Refusal("activations of different powers of the width are averaged together")
     own = powers.pop()
     body = algebra.scaled(body, Coefficient(1.0, -own))
-    static, inputs, axes, _ = terms_static(context.program, body)
+    summands, inputs, axes, _ = summands_of(context.program, body)
     order = code(dims, axes)
     sizes = tuple(a.size[0] for a in axes)
     present = tuple(any(a.kind == "sample" for a in dim) for dim in dims)
-    index = context.program.add(
-        "mean", (static, sizes, order, present, number), inputs, Note(axes=sizes_text(axes))
-    )
-    return Finite(index, power + own)
+    op = Mean(summands, sizes, order, present, number)
+    index = context.program.add(op, inputs, Note(axes=ax.sizes_text(axes)))
+    return NumberArray(index, power + own)
 
 
 def _is_centred(body: Any) -> bool:
@@ -121,7 +149,7 @@ def _is_centred(body: Any) -> bool:
     bases = [bases_of(ref) for ref, _ in free]
     return len(free) > 1 and any(
         ref.process.gaussian
-        and trees.is_linear(tree)
+        and algebra.is_linear(tree)
         and not any(overlap(own, b) for k, b in enumerate(bases) if k != n)
         for n, ((ref, tree), own) in enumerate(zip(free, bases))
     )
@@ -137,9 +165,9 @@ def _sum_of_products(context: Context, body: Terms, gone: list[Axis]) -> Linear:
     body = Terms((term._replace(coefficient=term.coefficient._replace(power=0.0)),))
     ref = process_of(context, body)
     context.check_heads(Linear(((ref, Coefficient()),)), gone, mean=True)
-    static = (number, 0.0, (), None, (), len(ref.axes), NORMAL)
-    note = Note("sum over units", axes=sizes_text(ref.axes))
-    index = context.program.add("affine", static, (ref.process.index,), note)
+    op = Dense(number, 0.0, (), None, (), len(ref.axes), NORMAL)
+    note = Note("sum over units", axes=ax.sizes_text(ref.axes))
+    index = context.program.add(op, (ref.process.index,), note)
     units = tuple(a for a in ref.units if a not in gone)
     process = context.program.process(
         index, ref.axes, units, gaussian=True, bases=bases_of(ref) | {(index, ())}
@@ -147,15 +175,6 @@ def _sum_of_products(context: Context, body: Terms, gone: list[Axis]) -> Linear:
     context.sums.add(index)
     scale = Coefficient(1.0, power / 2 + term.coefficient.power)
     return Linear(((Ref(process, (), ref.axes, units), scale),))
-
-
-def equation(name: str) -> Any:
-    """An equation of a binary primitive."""
-    import jax
-
-    equation = jax.make_jaxpr(getattr(jax.lax, name))(1.0, 2.0).jaxpr.eqns[0]
-    trees.register(equation.primitive)
-    return equation
 
 
 def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -169,8 +188,9 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
             return Value(kept, values[0].body)
         body = values[0].body
         params = frozen(one.params)
-        static = (one.primitive.name, params, (shape_code(values[0].dims),), shape_code(kept))
-        return Value(kept, body._replace(index=finite_step(context, static, [body.index])))
+        codes = (shape_code(values[0].dims),)
+        op = Numbers(one.primitive.name, params, codes, shape_code(kept))
+        return Value(kept, body._replace(index=numbers_step(context, op, [body.index])))
     context.check_scores(values[0].body)
     name, over = one.primitive.name, one.params["axes"]
     reduced = ax.extent(a for k in over for a in values[0].dims[k])[0]
@@ -194,7 +214,42 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
     )
 
 
-RULES = {
+# --- evaluated -----------------------------------------------------------------------------------
+
+
+def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Sides:
+    """Means over units in both batches."""
+    terms, sizes, order, present, number = step.op
+    laws = [o if isinstance(o, Law) else None for o in operands]
+    out = []
+    for side in (1, 2):
+        seed = dict(setting.plan.context).get("attention_seed", 0)
+        value = moments.mean_law(terms, sizes, laws, sides_of(operands, side - 1), side, seed)
+        value = jnp.broadcast_to(number * value, (value.shape[0], *sizes))
+        if any(present):
+            value = jnp.broadcast_to(value, (setting.samples[side - 1], *sizes))
+        out.append(from_axes(value, order))
+    return Sides(*out)
+
+
+def words(op: Mean, note: Note) -> tuple[str, str]:
+    """For a reader."""
+    return " + ".join(described(term) for term in op.terms), ""
+
+
+KIND = Kind(
+    "mean over units",
+    mean_sides,
+    lambda op, own: Need(False, 1),
+    sizes=lambda op: op.sizes,
+    means=lambda step, asked: step.inputs,
+    words=words,
+    is_process=False,
+    joint=True,
+)
+
+
+READS = {
     "reduce_sum": _reduce_sum,
     "reduce_max": _reduce_other,
     "reduce_min": _reduce_other,

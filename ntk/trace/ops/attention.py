@@ -1,18 +1,21 @@
-"""Products of queries and keys, summed over infinitely many units, and what attention makes of them."""
+"""Products of two arrays without weights: queries and keys, and what attention makes of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ntk.primitives import TABLE
 from ntk.trace import algebra
 from ntk.trace import axes as ax
+from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step
+from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
+    Pieces,
     Ref,
     Refusal,
     Terms,
@@ -22,10 +25,92 @@ from ntk.trace.coordinates import (
     is_random,
     overlap,
 )
-from ntk.trace.elementwise import IDENTITIES
-from ntk.trace.heads import Attend
-from ntk.trace.processes import is_linear, process_of, sizes_text
+from ntk.trace.ops.attention_laws import Attend, Draws, Scores
+from ntk.trace.ops.combine import sealed
+from ntk.trace.ops.function import is_linear, process_of
+from ntk.trace.ops.numbers import Numbers, frozen, materialised, numbers_step, scaled_number
+from ntk.trace.ops.positions import mapped
 from ntk.trace.steps import DRAWN, Note, code, shape_code
+
+
+def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """A product of two arrays, none of them a parameter."""
+    ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
+    values = [v if isinstance(v.body, NumberArray | Number) else _no_pieces(v) for v in values]
+    random = [is_random(v.body) for v in values]
+    # Batch and contracted dimensions are the same axes in both operands.
+    pairs = [*zip(batch_left, batch_right), *zip(left, right)]
+    first, second = values
+    for i, j in pairs:
+        dims, s1, s2 = ax.unify((first.dims[i],), (second.dims[j],))
+        first, second = co.renamed(first, s1), co.renamed(second, s2)
+        first = Value(_put(first.dims, i, dims[0]), first.body)
+        second = Value(_put(second.dims, j, dims[0]), second.body)
+    gone = tuple(a for i in left for a in first.dims[i])
+    free_left = [k for k in range(len(first.dims)) if k not in (*left, *batch_left)]
+    free_right = [k for k in range(len(second.dims)) if k not in (*right, *batch_right)]
+    second = _distinct(second, [second.dims[k] for k in free_right], ax.flat(first.dims))
+    dims = (
+        *(first.dims[k] for k in batch_left),
+        *(first.dims[k] for k in free_left),
+        *(second.dims[k] for k in free_right),
+    )
+    if all(random):
+        if not any(a.infinite for a in gone if a.kind == "unit"):
+            raise Refusal(
+                "a product of two activations, summed over positions or over a fixed number of units: write it as an "
+                "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
+                "let the size of a head grow: the kernel is that of many heads then), or take means over finite "
+                'networks: otherwise="sample"'
+            )
+        return inner(context, first, second, dims, gone)
+    spread = {
+        a
+        for v in (first, second)
+        for a in ax.flat(v.dims)
+        if a.kind == "free" and not is_random(v.body)
+    }
+    values = [
+        v if is_random(v.body) else materialised(context, v, spread & set(ax.flat(v.dims)))
+        for v in (first, second)
+    ]
+    params = frozen(one.params)
+    if any(random):
+        place = random.index(True)
+        if any(a.kind in ("unit", "sample") for a in gone):
+            raise Refusal("units or samples are contracted with numbers")
+        other = values[1 - place].body
+        if other.index in context.program.drawn:
+            return attend(context, one, values, place, dims)
+        if other.power:
+            raise Refusal(f"numbers of size width^{other.power:g} weigh positions")
+        return mapped(context, "dot_general", params, values, place, dims)
+    power = sum(v.body.power for v in values)
+    number, grows = ax.growth(a for a in gone if a.kind == "unit")
+    op = Numbers("dot_general", params, tuple(shape_code(v.dims) for v in values), shape_code(dims))
+    inputs = [v.body.index for v in values]
+    out = Value(dims, NumberArray(numbers_step(context, op, inputs), power + grows))
+    return scaled_number(context, out, number)
+
+
+def _no_pieces(value: Value) -> Value:
+    if isinstance(value.body, Pieces):
+        raise Refusal(
+            "layers side by side (concatenated units, as the halves that rotary positions turn) are multiplied with "
+            "something else than weights. Put a layer of weights between, use learnt positions, or take means over "
+            'finite networks: otherwise="sample"'
+        )
+    return value
+
+
+def _put(dims: Dims, k: int, dim: tuple[Axis, ...]) -> Dims:
+    return (*dims[:k], dim, *dims[k + 1 :])
+
+
+def _distinct(value: Value, dims: list, taken: tuple[Axis, ...]) -> Value:
+    """New names for free axes that the other operand has too (an array contracted with itself)."""
+    clash = {a: (Axis(a.kind, a.size),) for dim in dims for a in dim if a in taken}
+    return co.renamed(value, clash)
 
 
 def inner(
@@ -53,13 +138,11 @@ def inner(
     axes = ax.positions(dims)
     units = ax.units(dims)
     number, power = ax.growth(gone)
-    note = Note("scores", axes=" x ".join(str(a.size[0]) for a in axes))
+    note = Note("scores", axes=ax.sizes_text(axes))
     where = tuple(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
-    static = (number, where, tuple(a.size[0] for a in axes))
+    op = Scores(number, where, tuple(a.size[0] for a in axes))
     inputs = (left.process.index, right.process.index)
-    index = _field(
-        context, static, inputs, {(r.process.index, r.part) for r in (left, right)}, note
-    )
+    index = _field(context, op, inputs, {(r.process.index, r.part) for r in (left, right)}, note)
     process = context.program.process(index, axes, units, gaussian=True)
     context.fluctuations.add(index)
     code(dims, axes)
@@ -69,14 +152,14 @@ def inner(
     )
 
 
-def _field(context: Context, static: tuple, inputs: tuple, pair: set, note: Note) -> int:
+def _field(context: Context, op: Scores, inputs: tuple, pair: set, note: Note) -> int:
     """Number of the step of some scores; the same products are the same random numbers."""
     key = ("scores", frozenset(pair))
     if key not in context.sources:
-        index = context.program.add("scores", static, inputs, note)
-        context.sources[key] = index, static, inputs
+        index = context.program.add(op, inputs, note)
+        context.sources[key] = index, op, inputs
     index, *known = context.sources[key]
-    if known != [static, inputs]:
+    if known != [op, inputs]:
         raise Refusal("scores of the same queries and keys are computed twice, in different orders")
     return index
 
@@ -90,7 +173,7 @@ def _order_one(body: Any) -> tuple[Any, float]:
 
 def _as_sum(context: Context, body: Any) -> Any:
     """A body that is linear in processes, such as queries divided by their norm, as one of them."""
-    body = context.program.sealed(body)
+    body = sealed(context.program, body)
     if isinstance(body, Terms) and is_linear(body.terms):
         return Linear(((process_of(context, body), Coefficient()),))
     return body
@@ -106,19 +189,17 @@ def _shared(one: Linear, two: Linear) -> bool:
     return any(overlap(bases_of(a), bases_of(b)) for a, _ in one.terms for b, _ in two.terms)
 
 
-_SHAPES = frozenset(["reshape", "broadcast_in_dim", "transpose", "squeeze"])
+def _only_shapes(name: str) -> bool:
+    return TABLE[name].shape in ("order", "axes")
 
 
-def drawn(
-    context: Context, equation: Any, values: list[Value], elementwise: frozenset
-) -> list[Value]:
+def drawn(context: Context, equation: Any, values: list[Value]) -> list[Value]:
     """Arguments of an equation: random scores as arrays of draws, unless it only scales or reshapes them.
 
     Args:
         context: of the trace.
         equation: the equation.
         values: its arguments.
-        elementwise: names of primitives that act on each entry alone.
 
     Raises:
         Refusal: it mixes heads, or acts on draws in a way that is not known.
@@ -126,9 +207,9 @@ def drawn(
     name = equation.primitive.name
     if any(map(context.are_scores, (v.body for v in values))) and not _keeps(name, values):
         values = [_draws(context, v) if context.are_scores(v.body) else v for v in values]
-    if not any(is_drawn(context, v) for v in values) or name in _SHAPES:
+    if not any(is_drawn(context, v) for v in values) or _only_shapes(name):
         return values
-    if name not in elementwise:
+    if not TABLE[name].elementwise:
         _check_heads(context, equation, values)
     elif any(is_random(v.body) or _trained(context, v.body) for v in values):
         raise Refusal(DRAWN)
@@ -145,12 +226,12 @@ def _trained(context: Context, body: Any) -> bool:
 
 def is_drawn(context: Context, value: Value) -> bool:
     """Whether numbers depend on the draw of random scores."""
-    return isinstance(value.body, Finite) and value.body.index in context.program.drawn
+    return isinstance(value.body, NumberArray) and value.body.index in context.program.drawn
 
 
 def _keeps(name: str, values: list[Value]) -> bool:
     """Whether scores stay a Gaussian that need not be drawn yet."""
-    if name in _SHAPES or (name in IDENTITIES and name != "stop_gradient"):
+    if _only_shapes(name) or (TABLE[name].identity and name != "stop_gradient"):
         return True
     others = [v for v in values[1:] if not isinstance(v.body, Number)]
     plain = name in ("mul", "neg") or (name == "div" and isinstance(values[1].body, Number))
@@ -170,7 +251,7 @@ def _check_heads(context: Context, equation: Any, values: list[Value]) -> None:
             for v, batch in sides
             if is_drawn(context, v)
             for k, dim in enumerate(v.dims)
-            if k not in batch and sum(isinstance(w.body, Finite) for w in values) == 2
+            if k not in batch and sum(isinstance(w.body, NumberArray) for w in values) == 2
         )
     elif name.startswith("reduce_"):
         touched = tuple(value.dims[k] for k in params["axes"])
@@ -195,16 +276,18 @@ def _draws(context: Context, value: Value) -> Value:
         if c.arrays or any(item[0] != "reshape" for item in ref.maps):
             raise Refusal(DRAWN)
         index = ref.process.index
-        count, where, sizes = context.program.steps[index].static
+        count, where, sizes = context.program.steps[index].op
         shape = tuple(a.size[0] for a in ref.axes)
-        law = (count**0.5 * c.number, where, sizes, shape, code(value.dims, ref.axes))
+        draws = Draws(count**0.5 * c.number, where, sizes, shape, code(value.dims, ref.axes))
         codes = shape_code(value.dims)
-        part = finite_step(context, ("draws", law, (), codes), [index])
+        part = numbers_step(context, Numbers("draws", draws, (), codes), [index])
         context.program.drawn[part] = frozenset([index])
         if parts:
-            part = finite_step(context, ("add", (), (codes, codes), codes), [parts[-1], part])
+            part = numbers_step(
+                context, Numbers("add", (), (codes, codes), codes), [parts[-1], part]
+            )
         parts.append(part)
-    return Value(value.dims, Finite(parts[-1]))
+    return Value(value.dims, NumberArray(parts[-1]))
 
 
 def attend(context: Context, equation: Any, operands: list[Value], place: int, dims: Dims) -> Value:
@@ -246,7 +329,7 @@ def attend(context: Context, equation: Any, operands: list[Value], place: int, d
         *(axes[k] for k in groups[1]),
         *(ref.axes[k] for k in rest),
     )
-    static = Attend(
+    op = Attend(
         _equations(context, weights.body.index, inputs),
         code(weights.dims, axes),
         tuple(a.size[0] for a in axes),
@@ -256,8 +339,8 @@ def attend(context: Context, equation: Any, operands: list[Value], place: int, d
         tuple(range(1, 1 + len(fields))),
         context.attention_samples,
     )
-    note = Note("mean over heads", axes=sizes_text(out))
-    index = program.add("attend", static, inputs, note)
+    note = Note("mean over heads", axes=ax.sizes_text(out))
+    index = program.add(op, inputs, note, averages=True)
     units = ax.units(dims)
     heads = tuple(k for k, a in enumerate(units) if a in ax.units(weights.dims))
     context.heads[index] = (len(units), heads)
@@ -297,7 +380,7 @@ def _equations(context: Context, index: int, inputs: list) -> tuple:
                 inputs.append(source)
             sources.append(("o", inputs.index(source)))
         places[index] = len(found)
-        found.append((program.steps[index].static, tuple(sources)))
+        found.append((program.steps[index].op, tuple(sources)))
 
     visit(index)
     return tuple(found)

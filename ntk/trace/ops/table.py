@@ -6,20 +6,68 @@ gets finer with the width; from two widths they are carried on to infinite width
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
 from ntk.infinite import kernel as kernels
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Kernel
-from ntk.trace.axes import Dims
-from ntk.trace.coordinates import Refusal, Table
-from ntk.trace.moments import Law
-from ntk.trace.setting import Setting
-from ntk.trace.steps import Step
+from ntk.trace import axes as ax
+from ntk.trace import coordinates as co
+from ntk.trace.axes import Axis, Dims
+from ntk.trace.context import Context
+from ntk.trace.coordinates import Refusal, Table, Value
+from ntk.trace.laws import Law, Setting
+from ntk.trace.steps import Kind, Note, Step
 
 MOST = 0.05
 """Largest step from the wider of both widths to the limit, relative to the largest second moment."""
+
+
+class TableMeans(NamedTuple):
+    """Means over units of constants and of their products.
+
+    Attributes:
+        sizes: of their axes of positions.
+    """
+
+    sizes: tuple[int, ...]
+
+
+def as_process(context: Context, value: Value) -> Value:
+    """Constants that differ between units as a process of means over units, see `limit`."""
+    table = value.body
+    if not isinstance(table, Table):
+        return value
+    if not any(a.infinite for a in ax.flat(value.dims)):
+        one, two = table
+        context.number(one.flat[0], two.flat[0])  # says what is wrong with a number
+        raise Refusal(
+            f"a constant array of shape {one.shape} whose entries depend on the width: only a power of the width "
+            "as a factor has a limit here"
+        )
+    dims = ax.substitute(
+        value.dims,
+        {a: (Axis("unit", a.size),) for a in ax.flat(value.dims) if a.infinite},
+    )
+    axes, units = ax.positions(dims), ax.units(dims)
+    if any(len(dim) > 1 for dim in dims) or (ax.flat(dims) and not units):
+        raise Refusal("constants that differ along a flattened axis that grows with the width")
+    dims = tuple(() if dim and dim[0].kind == "sample" else dim for dim in dims)
+    second, mean, error = limit(table, dims)
+    inputs = (context.program.constant(second), context.program.constant(mean))
+    sizes = tuple(a.size[0] for a in axes)
+    note = Note(
+        f"constants of each unit, means over units to {error:.1g}",
+        axes=" x ".join(map(str, sizes)),
+    )
+    index = context.program.add(TableMeans(sizes), inputs, note)
+    process = context.program.process(
+        index, axes, units, gaussian=False, bases=frozenset([(co.TABLE, ())])
+    )
+    return Value(dims, co.Linear(((co.Ref(process, (), axes, units), co.Coefficient()),)))
 
 
 def limit(table: Table, dims: Dims) -> tuple[np.ndarray, np.ndarray, float]:
@@ -67,7 +115,7 @@ def limit(table: Table, dims: Dims) -> tuple[np.ndarray, np.ndarray, float]:
 
 def table_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of constants that differ between units: nothing of them is trained."""
-    sizes, count = step.static, len(step.static)
+    sizes, count = step.op.sizes, len(step.op.sizes)
     second, mean = (jnp.asarray(o.one, setting.dtype) for o in operands)
     order = [side * count + k for k in range(count) for side in (0, 1)]
     pairs = jnp.transpose(second, order)[None]
@@ -87,3 +135,6 @@ def table_law(step: Step, need: Need, means: bool, operands: list, setting: Sett
     nngp = (variance if diagonal else pairs)[None]
     mean = mean.reshape(1, *sizes)
     return Law(kernel.replace(nngp=nngp), (mean, mean))
+
+
+KIND = Kind("fixed table", table_law, sizes=lambda op: op.sizes)

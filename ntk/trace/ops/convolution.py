@@ -1,13 +1,22 @@
-"""Convolutions with fresh weights in a traced network."""
+"""Convolutions with fresh weights."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ntk.infinite.weight_laws import NORMAL
+import jax.numpy as jnp
+
+from ntk.infinite import pixels
+from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
+from ntk.trace import entries
 from ntk.trace.axes import Axis
-from ntk.trace.context import Context, materialised, scaled_shape, snapped
+from ntk.trace.context import Context, scaled_shape
 from ntk.trace.coordinates import (
     Coefficient,
     Linear,
@@ -19,11 +28,41 @@ from ntk.trace.coordinates import (
     bases_of,
     is_random,
 )
-from ntk.trace.positions import zeros_between
-from ntk.trace.processes import process_of, separated
-from ntk.trace.products import data_moments, scale_text
-from ntk.trace.shapes import one_axis
-from ntk.trace.steps import Note
+from ntk.trace.laws import Law, Setting, fitted
+from ntk.trace.ops.copies import separated
+from ntk.trace.ops.data import data_moments
+from ntk.trace.ops.dense import of_a_sum, weighted
+from ntk.trace.ops.function import process_of
+from ntk.trace.ops.numbers import materialised
+from ntk.trace.ops.positions import zeros_between
+from ntk.trace.ops.shapes import one_axis
+from ntk.trace.steps import Kind, Note, Step
+
+
+class Convolution(NamedTuple):
+    """A convolution.
+
+    Attributes:
+        total: variance of a weight times the number of entries that it sums over.
+        rate: what the layer adds to the tangent kernel, of a unit of its inputs' covariance.
+        order: for each axis that it slides along, its place among those of its input; None for one of size one.
+        window, strides, padding, dilation: along each of these.
+        law: of a weight, in standard units.
+        sizes: of the axes of the result.
+    """
+
+    total: float
+    rate: float
+    order: tuple[int | None, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    law: Standard
+    dilation: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+# --- read ----------------------------------------------------------------------------------------
 
 
 def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -73,21 +112,11 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     if missing:
         raise Refusal(f"{weight.name} slides over an activation that is constant there")
     context.consume(weight)
-    mean, variance, power, rate = context.law(weight)
     window = tuple(kernel.dims[k][0].size[0] if kernel.dims[k] else 1 for k in window_dims)
     count, grows = (1.0, 0.0) if depthwise else ax.growth(channels)
     for size in window:
         count *= size
-    if mean:
-        raise Refusal(
-            f"{weight.name} has initial mean {mean:.3g}; weights that sum over units must have mean zero"
-        )
-    total, own = snapped(variance * count), snapped(variance * count) * rate
-    left_over = (power + grows) / 2
-    if not variance:
-        (total, own), left_over = context.zero(weight, count, grows), 0.0
-    if left_over:
-        context.scales.append(scale_text(context, weight.name, variance, power, grows))
+    total, rate, left_over = of_a_sum(context, weight, count, grows)
     shape = scaled_shape(one, two)
     fresh = channels if depthwise else tuple(Axis("unit", a.size) for a in kernel.dims[out_feature])
     dims: list = [()] * len(shape)
@@ -103,9 +132,9 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         )
     after = tuple(a for dim in new for a in dim)
     law = NORMAL if is_random(value.body) else context.standard(weight)
-    static = (
+    op = Convolution(
         total,
-        own,
+        rate,
         tuple(order),
         window,
         tuple(params["window_strides"]),
@@ -114,20 +143,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         tuple(params["rhs_dilation"]),
         tuple(shape[out][0] for out in out_spatial),
     )
-    note = Note(
-        weight.name,
-        axes=" x ".join(str(a.size[0]) for a in after),
-        parameters=(weight.name,),
-    )
-    index = context.program.add("convolve", static, (source,), note)
-    context.record(
-        weight.name,
-        variance=total,
-        rate=own,
-        role="weights",
-        mean=0.0,
-        fixed=law != NORMAL,
-    )
+    index = context.add_layer(weight.name, op, source, after, variance=total)
     bases = None
     if depthwise:
         bases = bases_of(ref) | {(index, ())}
@@ -164,3 +180,87 @@ def _spread(context: Context, value: Value, spatial: list[int], dilation: tuple)
     for k, step in zip(spatial, dilation):
         config[k] = (0, 0, step - 1)
     return zeros_between(context, value, config)
+
+
+# --- evaluated -----------------------------------------------------------------------------------
+
+
+def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a convolution with random weights."""
+    total, rate, order, window, strides, padding, _, dilation, sizes = step.op
+    kernel = operands[0].kernel
+    kernel = fitted(pixels.reorder(kernel, [k for k in order if k is not None]), need)
+    single = [k for k, old in enumerate(order) if old is None]
+    kernel = _resized(kernel, single, jnp.expand_dims)
+    gone = [k for k, size in enumerate(sizes) if size == 1]
+    made = _windows(operands[0], step.op, gone)
+    if rate == total:
+        out = pixels.convolve(kernel, window, strides, padding, total**0.5, dilation=dilation)
+        return Law(_resized(out, gone, jnp.squeeze), entries=made)
+    axes = 1 if kernel.diagonal_spatial else 2
+
+    def box(x: Array, lead: int, axes: int) -> Array:
+        return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
+
+    def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
+        return x if x is None or x.ndim == 0 else box(x, lead, axes)
+
+    nngp = box(kernel.nngp, 2, axes)
+    mean = kernel.replace(
+        nngp=nngp,
+        var1=box(kernel.var1, 1, 1),
+        var2=box(kernel.var2, 1, 1),
+        within1=mapped(kernel.within1, 1, 2),
+        within2=mapped(kernel.within2, 1, 2),
+    ).replace(ntk=mapped(kernel.ntk, 2, axes))
+    out = weighted(kernel, mean, total, rate, None)
+    return Law(_resized(out, gone, jnp.squeeze), entries=made)
+
+
+def _windows(data: Law, op: Convolution, gone: list[int]) -> entries.Entries | None:
+    """Entries of a convolution of data."""
+    total, _, order, window, strides, padding, law, dilation, _ = op
+    raw = data.entries
+    if raw is None or not data.kernel.is_input:
+        return None
+    sides = []
+    for x in (raw.one, raw.two):
+        x = jnp.transpose(x, (0, *(1 + k for k in order if k is not None), x.ndim - 1))
+        sides.append(jnp.expand_dims(x, tuple(1 + k for k, old in enumerate(order) if old is None)))
+    count = raw.one.shape[-1] * math.prod(window)
+    scale = (total / count) ** 0.5
+    made = entries.patches(*sides, law, window, strides, padding, scale, dilation)
+    one, two = (jnp.squeeze(x, tuple(1 + k for k in gone)) for x in (made.one, made.two))
+    return dataclasses.replace(made, one=one, two=two)
+
+
+def _resized(kernel: Kernel, places: list[int], change: Callable) -> Kernel:
+    """Spatial axes of size one inserted or removed: `change` is jnp.expand_dims or jnp.squeeze."""
+    if not places:
+        return kernel
+
+    def one(x: Array | None, lead: int, axes: int) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        return change(x, tuple(lead + axes * k + s for k in places for s in range(axes)))
+
+    axes = 1 if kernel.diagonal_spatial else 2
+    out = kernel.replace(
+        correlation=one(kernel.correlation, 2, axes),
+        ntk=one(kernel.ntk, 2, axes),
+        var1=one(kernel.var1, 1, 1),
+        var2=one(kernel.var2, 1, 1),
+        within1=one(kernel.within1, 1, 2),
+        within2=one(kernel.within2, 1, 2),
+    )
+    if out.var1.ndim == 1:  # no positions are left
+        out = out.replace(within1=None, within2=None, diagonal_spatial=False)
+    return out
+
+
+def words(op: Convolution, note: Note) -> tuple[str, str]:
+    """For a reader."""
+    return ", ".join(note.parameters), f"{op.total:.6g} K averaged over the window"
+
+
+KIND = Kind("convolution", convolve_law, sizes=lambda op: op.sizes, words=words)

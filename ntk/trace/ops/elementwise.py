@@ -1,4 +1,4 @@
-"""Elementwise operations on the values of a traced network."""
+"""Primitives that act on each entry alone: what makes sums and functions of processes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntk.trace import algebra, slopes, trees
+from ntk.primitives import TABLE
+from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step
+from ntk.trace.axes import Dims
+from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Refusal,
     Terms,
@@ -23,20 +24,13 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
-from ntk.trace.finite import elementwise_numbers, frozen, reciprocal
-from ntk.trace.processes import is_linear, process_of, separated
+from ntk.trace.ops.combine import sealed, sealed_as
+from ntk.trace.ops.copies import separated
+from ntk.trace.ops.function import is_linear, process_of
+from ntk.trace.ops.mix import piece_axis, take_units
+from ntk.trace.ops.numbers import Numbers, elementwise_numbers, frozen, numbers_step, reciprocal
+from ntk.trace.ops.vector import as_vectors
 from ntk.trace.steps import shape_code
-
-IDENTITIES = frozenset(
-    [
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "stop_gradient",
-        "reduce_precision",
-        "optimization_barrier",
-    ]
-)
 
 
 def unified(values: list[Value]) -> list[Value]:
@@ -69,11 +63,11 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     name = equation.primitive.name
     if name == "stop_gradient" and any(is_random(v.body) for v in values):
         raise Refusal("the gradient of an activation is stopped; its tangent kernel is not known")
-    if name in IDENTITIES:
+    if TABLE[name].identity:
         new = equation.params.get("new_dtype", jnp.float32)
         old = equation.invars[0].aval.dtype
         floats = jnp.issubdtype(new, jnp.floating) and jnp.issubdtype(old, jnp.floating)
-        if isinstance(values[0].body, Finite) and not floats:
+        if isinstance(values[0].body, NumberArray) and not floats:
             return elementwise_numbers(context, equation, values, dims)
         return Value(dims, values[0].body)
     if any(isinstance(v.body, Pieces) for v in values):
@@ -83,7 +77,7 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
         for k in weights:
             _check_shared(context, values[k], name)
-        values = [context.as_vectors(v) for v in values]
+        values = [as_vectors(context, v) for v in values]
         dims = next((v.dims for v in values if v.dims and is_random(v.body)), dims)
         bodies = [v.body for v in values]
         weights = []
@@ -161,7 +155,7 @@ def _plain(bodies: list, name: str) -> bool:
     if name == "div" and isinstance(bodies[-1], Weight):
         return False
     rest = [b for b in bodies if not isinstance(b, Weight)]
-    return len(rest) >= len(bodies) - 1 and all(isinstance(b, Number | Finite) for b in rest)
+    return len(rest) >= len(bodies) - 1 and all(isinstance(b, Number | NumberArray) for b in rest)
 
 
 def coefficient_of(body: Any, dims: Dims) -> Coefficient:
@@ -176,12 +170,12 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     if name == "neg":
         return algebra.scaled(bodies[0], Coefficient(-1.0))
     if name == "mul":
-        if isinstance(bodies[0], Number | Finite):
+        if isinstance(bodies[0], Number | NumberArray):
             bodies = bodies[::-1]
-        if isinstance(bodies[1], Number | Finite):
+        if isinstance(bodies[1], Number | NumberArray):
             return algebra.scaled(bodies[0], coefficient_of(bodies[1], dims))
         return _product(context, *bodies)
-    if name == "div" and isinstance(bodies[1], Number | Finite):
+    if name == "div" and isinstance(bodies[1], Number | NumberArray):
         return algebra.scaled(bodies[0], coefficient_of(reciprocal(context, bodies[1], dims), dims))
     if name in ("add", "sub", "add_any"):
         first, second = bodies
@@ -201,11 +195,11 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return algebra.added(first, second)
-    if name == "select_n" and isinstance(bodies[0], Number | Finite):
+    if name == "select_n" and isinstance(bodies[0], Number | NumberArray):
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
-    args = [context.program.sealed(b) for b in bodies]
+    args = [sealed(context.program, b) for b in bodies]
     whole, args = args, [_absorbed(context, b) for b in args]
     if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
         power = equation.params.get("y", 2)
@@ -217,11 +211,11 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     params = frozen(equation.params)
     out = None
     if any(ref.process.averaged for a in args for ref in co.refs_of(a)):
-        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
-    if out is None and not any(isinstance(b, Finite) for b in args):
+        out = algebra.applied_beside_zero(equation.primitive, params, whole, context.custom > 0)
+    if out is None and not any(isinstance(b, NumberArray) for b in args):
         out = algebra.applied(equation.primitive, params, args)
     if out is None:
-        out = slopes.applied(equation.primitive, params, whole, context.custom > 0)
+        out = algebra.applied_beside_zero(equation.primitive, params, whole, context.custom > 0)
     if out is None:
         raise Refusal(
             "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "
@@ -267,7 +261,7 @@ def _as_known(context: Context, body: Terms, known: set) -> Any:
 
 def as_sum(body: Any, dims: Dims) -> Any:
     """Numbers as terms without a process; other bodies as they are."""
-    if isinstance(body, Finite):
+    if isinstance(body, NumberArray):
         return Terms((co.Term(Coefficient(1.0, body.power, ((body.index, dims),)), ()),))
     if isinstance(body, Number):
         return Terms(algebra.as_terms(body))
@@ -289,7 +283,7 @@ def _alike(context: Context, one: Any, two: Any) -> list:
 
     So y * sigmoid(y) of a layer norm's y = scale(x) * h is a function of y in both factors.
     """
-    bodies = [context.program.sealed(body) for body in (one, two)]
+    bodies = [sealed(context.program, body) for body in (one, two)]
     used = {ref for body in bodies for t in algebra.as_terms(body) for ref, _ in t.factors}
     out = []
     for body in bodies:
@@ -302,10 +296,10 @@ def _alike(context: Context, one: Any, two: Any) -> list:
 def _rescaled(context: Context, term: co.Term, used: set) -> co.Term:
     """A term whose numbers and activation are one of the processes in use, in terms of that process."""
     free = [(ref, tree) for ref, tree in term.factors if ref.process.value is None]
-    if not term.coefficient.arrays or len(free) != 1 or not trees.is_linear(free[0][1]):
+    if not term.coefficient.arrays or len(free) != 1 or not algebra.is_linear(free[0][1]):
         return term
     ref = free[0][0]
-    whole = context.program.sealed_as(ref, Coefficient(1.0, 0.0, term.coefficient.arrays))
+    whole = sealed_as(context.program, ref, Coefficient(1.0, 0.0, term.coefficient.arrays))
     if whole not in used:
         return term
     factors = tuple((whole if r == ref else r, tree) for r, tree in term.factors)
@@ -334,11 +328,11 @@ def _absorbed(context: Context, body: Any) -> Any:
     touching = [t for t in body.terms if any(r == ref for r, _ in t.factors)]
     rest = [t for t in body.terms if t not in touching]
     arrays = {t.coefficient.arrays for t in touching}
-    linear = all(trees.is_linear(tree) for t in touching for r, tree in t.factors if r == ref)
+    linear = all(algebra.is_linear(tree) for t in touching for r, tree in t.factors if r == ref)
     if len(arrays) != 1 or not linear or any(t.coefficient.arrays for t in rest):
         return body
     scale = Coefficient(1.0, 0.0, arrays.pop())
-    new = context.program.sealed(Linear(((ref, scale),))).terms[0][0]
+    new = sealed(context.program, Linear(((ref, scale),))).terms[0][0]
     out = list(rest)
     for t in touching:
         factors = tuple((new if r == ref else r, tree) for r, tree in t.factors)
@@ -356,7 +350,7 @@ def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         if isinstance(case, Number) and case.number == 0:
             continue
         inputs = [bodies[0].index]
-        index = finite_step(context, ("equals", (("value", k),), (codes,), codes), inputs)
+        index = numbers_step(context, Numbers("equals", (("value", k),), (codes,), codes), inputs)
         mask = Coefficient(1.0, 0.0, ((index, dims),))
         case = as_sum(case, dims)
         part = algebra.scaled(case, mask)
@@ -365,7 +359,7 @@ def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         elif isinstance(total, Linear) and isinstance(part, Linear):
             total = algebra.added(total, part)
         else:
-            total = algebra.added(context.program.sealed(total), context.program.sealed(part))
+            total = algebra.added(sealed(context.program, total), sealed(context.program, part))
     return total
 
 
@@ -381,7 +375,7 @@ def _in_pieces(context: Context, equation: Any, values: list[Value], dims: Dims)
                 if v.body.shares != pieces.shares:
                     raise Refusal("layers concatenated in different places meet")
                 args.append(Value(v.body.parts[k][1], v.body.parts[k][0]))
-            elif isinstance(v.body, Number | Finite):
+            elif isinstance(v.body, Number | NumberArray):
                 renames = {pieces.units: (axis,)}
                 args.append(co.renamed(v, renames))
             else:
@@ -390,36 +384,3 @@ def _in_pieces(context: Context, equation: Any, values: list[Value], dims: Dims)
         parts.append((out.body, out.dims))
         start += axis.size[0]
     return Value(dims, Pieces(tuple(parts), pieces.shares, pieces.units))
-
-
-def piece_axis(pieces: Pieces, dims: Dims) -> Axis:
-    """Axis of units of one of several layers side by side."""
-    known = set(ax.flat(dims))
-    return next(a for a in ax.flat(dims) if a.kind == "unit" and a in known and a.infinite)
-
-
-def take_units(context: Context, value: Value, axis: Axis, start: int, new: Axis) -> Value:
-    """Units `start` onwards of an array, along a new axis."""
-    if isinstance(value.body, Weight):
-        value = context.as_random(value)
-    context.program.cut = True
-    stop = start + new.size[0]
-
-    def cut(ref: co.Ref) -> co.Ref:
-        if axis not in ref.units:
-            return ref
-        part = (*ref.part, (ref.units.index(axis), start, stop))
-        units = tuple(new if a is axis else a for a in ref.units)
-        return ref._replace(units=units, part=part)
-
-    body = context.program.sealed(value.body)
-    if isinstance(body, Linear):
-        body = Linear(tuple((cut(r), c) for r, c in body.terms))
-    else:
-        body = Terms(
-            tuple(
-                co.Term(t.coefficient, tuple((cut(r), tree) for r, tree in t.factors))
-                for t in body.terms
-            )
-        )
-    return Value(ax.substitute(value.dims, {axis: (new,)}), body)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step, scaled_shape
-from ntk.trace.coordinates import Finite, Number, Pieces, Refusal, Value, Weight, is_random
-from ntk.trace.elementwise import piece_axis, take_units
-from ntk.trace.finite import on_numbers
-from ntk.trace.positions import joined, mapped
+from ntk.trace.context import Context, scaled_shape
+from ntk.trace.coordinates import Number, NumberArray, Pieces, Refusal, Value, Weight, is_random
+from ntk.trace.ops.mix import piece_axis, take_units
+from ntk.trace.ops.numbers import Numbers, numbers_step, on_numbers
+from ntk.trace.ops.positions import joined, mapped
+from ntk.trace.ops.vector import as_vectors
 from ntk.trace.steps import shape_code
 
 
@@ -31,9 +32,9 @@ def _reshaped(
     context: Context, name: str, params: tuple, body: Any, before: Dims, after: Dims
 ) -> Value:
     """The step on numbers that goes with new dimensions."""
-    if isinstance(body, Finite):
-        static = (name, params, (shape_code(before),), shape_code(after))
-        return Value(after, body._replace(index=finite_step(context, static, [body.index])))
+    if isinstance(body, NumberArray):
+        op = Numbers(name, params, (shape_code(before),), shape_code(after))
+        return Value(after, body._replace(index=numbers_step(context, op, [body.index])))
     return Value(after, body)
 
 
@@ -83,8 +84,8 @@ def _iota(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     code = shape_code(tuple(dims))
     floating = bool(jnp.issubdtype(one.params["dtype"], jnp.floating))
     params = (("dimension", axis), ("floating", floating))
-    index = finite_step(context, ("iota", params, (), code), [])
-    return Value(tuple(dims), Finite(index))
+    index = numbers_step(context, Numbers("iota", params, (), code), [])
+    return Value(tuple(dims), NumberArray(index))
 
 
 def _slice(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -169,7 +170,7 @@ def _stack(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
         return on_numbers(context, one, two, values)
     axis = one.params["axis"] % (len(values[0].dims) + 1)
     wide = []
-    for v in map(context.as_vectors, values):
+    for v in (as_vectors(context, v) for v in values):
         dims = (*v.dims[:axis], (), *v.dims[axis:])
         wide.append(_reshaped(context, "reshape", (), v.body, v.dims, dims))
     return joined(context, wide, axis, (len(wide),) * 2)
@@ -178,7 +179,7 @@ def _stack(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
 def stacked(context: Context, values: list[Value]) -> Value:
     """Arrays as the rows of one, the results of every round of a loop."""
     wide = [_reshaped(context, "reshape", (), v.body, v.dims, ((), *v.dims)) for v in values]
-    if all(isinstance(v.body, Finite | Number) for v in wide):
+    if all(isinstance(v.body, NumberArray | Number) for v in wide):
         raise Refusal("numbers of every round of a loop are put together, without activations")
     return joined(context, wide, 0, (len(wide),) * 2)
 
@@ -237,7 +238,7 @@ def unstack(context: Context, one: Any, two: Any, value: Value) -> list[Value]:
     return out
 
 
-RULES = {
+READS = {
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,

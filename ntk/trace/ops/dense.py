@@ -1,31 +1,64 @@
-"""Products of two arrays: what meets weights, and what meets numbers."""
+"""Layers of weights: sums over units, or over data, with a fresh matrix."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from ntk.infinite.weight_laws import NORMAL
+import jax.numpy as jnp
+
+from ntk.infinite import channels, pixels
+from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array, Kernel
+from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
-from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step, materialised, snapped
+from ntk.trace import entries
+from ntk.trace.axes import Axis
+from ntk.trace.context import Context, snapped
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
-    Pieces,
     Ref,
     Refusal,
     Value,
     Weight,
     is_random,
 )
-from ntk.trace.finite import frozen, scaled_number
-from ntk.trace.positions import mapped
-from ntk.trace.processes import process_of, sizes_text
-from ntk.trace.scores import attend, inner
-from ntk.trace.steps import Note, code, shape_code
+from ntk.trace.laws import Law, Setting, fitted
+from ntk.trace.ops.attention import contracted
+from ntk.trace.ops.data import data_moments
+from ntk.trace.ops.function import process_of
+from ntk.trace.ops.numbers import materialised
+from ntk.trace.ops.vector import as_vectors
+from ntk.trace.steps import Kind, Note, Step
+
+
+class Dense(NamedTuple):
+    """A layer of weights.
+
+    Attributes:
+        total: variance of a weight times the number of entries that it sums over.
+        rate: what the layer adds to the tangent kernel, of a unit of its inputs' covariance.
+        flat: places of the axes of positions that it sums over.
+        bias: (variance, rate) of a normal bias, or None.
+        apart: places, among the axes that are left, of those along which weights differ.
+        axes: number of axes of positions that are left.
+        law: of a weight, in standard units.
+        tied: the parameter, where several layers have the same one; else None.
+    """
+
+    total: float
+    rate: float
+    flat: tuple[int, ...]
+    bias: tuple[float, float] | None
+    apart: tuple[int, ...]
+    axes: int
+    law: Standard
+    tied: str | None = None
+
+
+# --- read ----------------------------------------------------------------------------------------
 
 
 def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -33,14 +66,14 @@ def dot(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
     first, second = values
     if isinstance(first.body, Weight) and isinstance(second.body, Weight):
-        first = context.as_vectors(first)  # learnt vectors, such as latents, meet a matrix
+        first = as_vectors(context, first)  # learnt vectors, such as latents, meet a matrix
     if isinstance(first.body, Weight) or isinstance(second.body, Weight):
         swap = isinstance(first.body, Weight)
         if swap:
             first, second = second, first
             left, right, batch_left, batch_right = right, left, batch_right, batch_left
         return _weighted(context, first, second, (left, right, batch_left, batch_right), swap)
-    return _contracted(context, one, two, values)
+    return contracted(context, one, two, values)
 
 
 def _weighted(context: Context, value: Value, weight: Value, numbers: tuple, swap: bool) -> Value:
@@ -151,18 +184,7 @@ def _affine(
         source, axes = data_moments(context, value, over)
         over = ()
     context.consume(weight, how)
-    mean, variance, power, rate = context.law(weight)
-    count, grows = ax.growth(pooled)
-    if mean:
-        raise Refusal(
-            f"{weight.name} has initial mean {mean:.3g}; a matrix that sums over units must have mean zero"
-        )
-    total, own = snapped(variance * count), snapped(variance * count) * rate
-    left_over = (power + grows) / 2
-    if not variance:
-        (total, own), left_over = context.zero(weight, count, grows), 0.0
-    if left_over:
-        context.scales.append(scale_text(context, weight.name, variance, power, grows))
+    total, rate, left_over = of_a_sum(context, weight, *ax.growth(pooled))
     flat = tuple(axes.index(a) for a in over if a in axes)
     kept = tuple(a for a in axes if a not in over)
     apart = tuple(kept.index(a) for a in unshared if a in kept)
@@ -175,24 +197,32 @@ def _affine(
             f"{weight.name} differs between positions of the data, and is not normal at initialisation: use a normal "
             'initializer, nn.initializers.variance_scaling(1.0, "fan_in", "normal")'
         )
-    static = (total, own, flat, None, apart, len(kept), law)
-    note = Note(weight.name, axes=sizes_text(kept), parameters=(weight.name,))
-    index = context.program.add("affine", static, (source,), note)
+    op = Dense(total, rate, flat, None, apart, len(kept), law)
+    index = context.add_layer(weight.name, op, source, kept, variance=total)
     context.ties[weight.name, weight.part].append(index)
     context.program.groups[index] = (weight.name, weight.part)
-    context.record(
-        weight.name,
-        variance=total,
-        rate=own,
-        role="weights",
-        mean=0.0,
-        fixed=law != NORMAL,
-    )
     process = context.program.process(index, kept, units, gaussian=True)
     return Linear(((Ref(process, (), kept, units), Coefficient(1.0, left_over)),))
 
 
-def scale_text(context: Context, name: str, variance: float, power: float, grows: float) -> str:
+def of_a_sum(
+    context: Context, weight: Weight, count: float, grows: float
+) -> tuple[float, float, float]:
+    """(variance, rate, power of the width) of a sum over count width^grows entries with fresh weights."""
+    mean, variance, power, rate = context.law(weight)
+    if mean:
+        raise Refusal(
+            f"{weight.name} has initial mean {mean:.3g}; weights that sum over units must have mean zero"
+        )
+    if not variance:
+        return *context.zero(weight, count, grows), 0.0
+    if power + grows:
+        context.scales.append(_scale_text(weight.name, variance, power, grows))
+    total = snapped(variance * count)
+    return total, total * rate, (power + grows) / 2
+
+
+def _scale_text(name: str, variance: float, power: float, grows: float) -> str:
     """What is wrong with the scale of a parameter, and what to do."""
     law = f"{name} has initial variance {variance:.3g} width^{power:g}"
     if grows:
@@ -207,99 +237,114 @@ def scale_text(context: Context, name: str, variance: float, power: float, grows
     return f"{law}; {why}, or fix the scale at one width with infinite_width(..., base_width=...)"
 
 
-def data_moments(
-    context: Context, value: Value, over: tuple[Axis, ...]
-) -> tuple[int, tuple[Axis, ...]]:
-    """Second moments of an array of numbers, averaged over the axes that a layer sums over."""
-    if value.body.power:
-        raise Refusal(f"numbers of size width^{value.body.power:g} meet weights")
-    axes = ax.positions(value.dims)
-    kept = tuple(a for a in axes if a not in over)
-    coded = code(value.dims, axes)
-    sizes = tuple(a.size[0] for a in axes)
-    where = tuple(axes.index(a) for a in kept)
-    note = Note("inner products of the data", axes=sizes_text(kept))
-    index = context.program.add("data", (coded, sizes, where), (value.body.index,), note)
-    context.program.process(index, kept, (), gaussian=False, bases=frozenset())
-    return index, kept
+# --- evaluated -----------------------------------------------------------------------------------
 
 
-def _contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
-    """A product of two arrays, none of them a parameter."""
+def dense_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of a layer of weights."""
+    total, rate, flat, bias, apart, _, law, _ = step.op
+    kernel = operands[0].kernel
+    if flat:
+        kernel = _flatten(kernel, flat)
+    kernel = fitted(kernel, need)
+    out = weighted(kernel, kernel, total, rate, bias)
+    if apart and not out.diagonal_spatial:
+        out = _apart(out, apart)
+    return Law(out, entries=_of_data(operands[0], total, bias, law))
 
-    ((left, right), (batch_left, batch_right)) = one.params["dimension_numbers"]
-    values = [v if isinstance(v.body, Finite | Number) else _no_pieces(v) for v in values]
-    random = [is_random(v.body) for v in values]
-    # Batch and contracted dimensions are the same axes in both operands.
-    pairs = [*zip(batch_left, batch_right), *zip(left, right)]
-    first, second = values
-    for i, j in pairs:
-        dims, s1, s2 = ax.unify((first.dims[i],), (second.dims[j],))
-        first, second = co.renamed(first, s1), co.renamed(second, s2)
-        first = Value(_put(first.dims, i, dims[0]), first.body)
-        second = Value(_put(second.dims, j, dims[0]), second.body)
-    gone = tuple(a for i in left for a in first.dims[i])
-    free_left = [k for k in range(len(first.dims)) if k not in (*left, *batch_left)]
-    free_right = [k for k in range(len(second.dims)) if k not in (*right, *batch_right)]
-    second = _distinct(second, [second.dims[k] for k in free_right], ax.flat(first.dims))
-    dims = (
-        *(first.dims[k] for k in batch_left),
-        *(first.dims[k] for k in free_left),
-        *(second.dims[k] for k in free_right),
+
+def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entries | None:
+    """Entries of a layer of weights on data, with a normal bias."""
+    raw = data.entries
+    if raw is None or not data.kernel.is_input:
+        return None
+    scale = (total / raw.one.shape[-1]) ** 0.5
+    out = entries.of_weights(raw.one, raw.two, law, scale)
+    if not bias or not bias[0]:
+        return out
+    ones = (jnp.ones((*x.shape[:-1], 1), x.dtype) for x in (raw.one, raw.two))
+    return entries.added([out, entries.of_weights(*ones, NORMAL, bias[0] ** 0.5)])
+
+
+def weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any) -> Kernel:
+    """W K + b of the moments `mean` of a layer's inputs."""
+    if rate == total and (bias is None or bias[0] == bias[1]):
+        return channels.affine(mean, total**0.5, None if bias is None else bias[0] ** 0.5)
+    b_std = bias[0] ** 0.5 if bias and bias[0] else None
+    out = channels.gaussian(
+        mean, mean.correlation, mean.var1, mean.var2, total**0.5, b_std, normalised=True
     )
-    if all(random):
-        if not any(a.infinite for a in gone if a.kind == "unit"):
-            raise Refusal(
-                "a product of two activations, summed over positions or over a fixed number of units: write it as an "
-                "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
-                "let the size of a head grow: the kernel is that of many heads then), or take means over finite "
-                'networks: otherwise="sample"'
-            )
-        return inner(context, first, second, dims, gone)
-    spread = {
-        a
-        for v in (first, second)
-        for a in ax.flat(v.dims)
-        if a.kind == "free" and not is_random(v.body)
-    }
-    values = [
-        v if is_random(v.body) else materialised(context, v, spread & set(ax.flat(v.dims)))
-        for v in (first, second)
-    ]
-    params = frozen(one.params)
-    if any(random):
-        place = random.index(True)
-        if any(a.kind in ("unit", "sample") for a in gone):
-            raise Refusal("units or samples are contracted with numbers")
-        other = values[1 - place].body
-        if other.index in context.program.drawn:
-            return attend(context, one, values, place, dims)
-        if other.power:
-            raise Refusal(f"numbers of size width^{other.power:g} weigh positions")
-        return mapped(context, "dot_general", params, values, place, dims)
-    power = sum(v.body.power for v in values)
-    number, grows = ax.growth(a for a in gone if a.kind == "unit")
-    static = ("dot_general", params, tuple(shape_code(v.dims) for v in values), shape_code(dims))
-    inputs = [v.body.index for v in values]
-    out = Value(dims, Finite(finite_step(context, static, inputs), power + grows))
-    return scaled_number(context, out, number)
+    if mean.ntk is None:
+        return out
+    own = out.nngp if b_std is None and rate == total else rate * mean.nngp
+    return out.replace(ntk=total * mean.ntk + own + (bias[1] if bias else 0.0))
 
 
-def _no_pieces(value: Value) -> Value:
-    if isinstance(value.body, Pieces):
-        raise Refusal(
-            "layers side by side (concatenated units, as the halves that rotary positions turn) are multiplied with "
-            "something else than weights. Put a layer of weights between, use learnt positions, or take means over "
-            'finite networks: otherwise="sample"'
+def _flatten(kernel: Kernel, flat: tuple[int, ...]) -> Kernel:
+    """Mean over equal positions along some axes."""
+    count = kernel.var1.ndim - 1
+    if len(flat) == count:
+        return pixels.flatten(kernel)
+    kept = [k for k in range(count) if k not in flat]
+
+    def mean(x: Array | None, lead: int, pairs: bool) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        if not pairs:
+            return jnp.mean(x, tuple(lead + k for k in flat))
+        step = [lead + 2 * k + s for k in kept for s in (0, 1)]
+        x = jnp.transpose(
+            x, [*range(lead), *step, *(lead + 2 * k + s for k in flat for s in (0, 1))]
         )
-    return value
+        for _ in flat:
+            at = lead + 2 * len(kept)
+            x = jnp.mean(jnp.diagonal(x, axis1=at, axis2=at + 1), -1)
+        return x
+
+    pairs = not kernel.diagonal_spatial
+    return kernel.replace(
+        nngp=mean(kernel.nngp, 2, pairs),
+        var1=mean(kernel.var1, 1, False),
+        var2=mean(kernel.var2, 1, False),
+        within1=mean(kernel.within1, 1, True),
+        within2=mean(kernel.within2, 1, True),
+    ).replace(ntk=mean(kernel.ntk, 2, pairs))
 
 
-def _put(dims: Dims, k: int, dim: tuple[Axis, ...]) -> Dims:
-    return (*dims[:k], dim, *dims[k + 1 :])
+def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
+    """Positions along some axes made independent of one another."""
+
+    def keep(x: Array | None, lead: int) -> Array | None:
+        if x is None or x.ndim == 0:
+            return x
+        for k in apart:
+            size = x.shape[lead + 2 * k]
+            shape = [1] * x.ndim
+            shape[lead + 2 * k] = shape[lead + 2 * k + 1] = size
+            x = jnp.where(jnp.eye(size, dtype=bool).reshape(shape), x, 0)
+        return x
+
+    return kernel.replace(
+        correlation=keep(kernel.correlation, 2),
+        ntk=keep(kernel.ntk, 2),
+        within1=keep(kernel.within1, 1),
+        within2=keep(kernel.within2, 1),
+    )
 
 
-def _distinct(value: Value, dims: list, taken: tuple[Axis, ...]) -> Value:
-    """New names for free axes that the other operand has too (an array contracted with itself)."""
-    clash = {a: (Axis(a.kind, a.size),) for dim in dims for a in dim if a in taken}
-    return co.renamed(value, clash)
+def needs(op: Dense, own: Need) -> Need:
+    """Flattened positions alone need no pairs of them."""
+    return Need(False, min(own.variance, 1)) if op.flat and not op.axes else own
+
+
+def words(op: Dense, note: Note) -> tuple[str, str]:
+    """For a reader."""
+    if op.tied:
+        return note.text, ""
+    formula = f"{op.total:.6g} K"
+    if op.bias and op.bias[0]:
+        formula += f" + {op.bias[0]:.6g}"
+    return ", ".join(note.parameters), formula
+
+
+KIND = Kind("weights", dense_law, needs, words=words, joint=True)

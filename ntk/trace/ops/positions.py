@@ -1,28 +1,34 @@
-"""Linear maps of positions: pooling, padding, concatenation."""
+"""Linear maps of positions: pooling, padding, concatenation, entries picked and added up."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ntk.trace import algebra, trees
+import jax
+import numpy as np
+
+from ntk.trace import algebra
 from ntk.trace import axes as ax
 from ntk.trace import coordinates as co
 from ntk.trace.axes import Axis, Dims
-from ntk.trace.context import Context, finite_step, scaled_shape
+from ntk.trace.context import Context, scaled_shape
 from ntk.trace.coordinates import (
     Coefficient,
-    Finite,
     Linear,
     Number,
+    NumberArray,
     Pieces,
     Refusal,
     Value,
     Weight,
     is_random,
 )
-from ntk.trace.elementwise import as_sum, piece_axis
-from ntk.trace.finite import frozen, on_numbers
-from ntk.trace.processes import process_of
+from ntk.trace.ops.combine import sealed
+from ntk.trace.ops.elementwise import as_sum, elementwise
+from ntk.trace.ops.function import process_of
+from ntk.trace.ops.mix import piece_axis
+from ntk.trace.ops.numbers import Numbers, frozen, numbers_step, on_numbers
+from ntk.trace.ops.vector import as_vectors
 from ntk.trace.steps import Operand, code, shape_code
 
 
@@ -41,15 +47,15 @@ def mapped(
     """
     value = values[place]
     codes = tuple(shape_code(v.dims) for v in values)
-    if isinstance(value.body, Finite):
+    if isinstance(value.body, NumberArray):
         inputs = [v.body.index for v in values]
-        static = (name, params, codes, shape_code(dims))
-        return Value(dims, value.body._replace(index=finite_step(context, static, inputs)))
+        op = Numbers(name, params, codes, shape_code(dims))
+        return Value(dims, value.body._replace(index=numbers_step(context, op, inputs)))
     body = value.body
     if isinstance(body, Pieces):
         return _in_pieces(context, name, params, values, place, dims)
     if isinstance(body, Weight):
-        value = context.as_vectors(value)
+        value = as_vectors(context, value)
         body = value.body
     if not isinstance(body, Linear):
         ref = process_of(context, body)
@@ -126,15 +132,9 @@ def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value
             dims.append(context.fresh_dims([size], "position")[0])
     params = dict(one.params)
     if values[1:]:
-        zero = Value((), Finite(context.program.constant(_zero())))
+        zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
         return mapped(context, one.primitive.name, frozen(params), [value, zero], 0, tuple(dims))
     return mapped(context, one.primitive.name, frozen(params), [value], 0, tuple(dims))
-
-
-def _zero() -> Any:
-    import numpy as np
-
-    return np.zeros(())
 
 
 def _touches(equation: Any, k: int) -> bool:
@@ -150,7 +150,7 @@ def _touches(equation: Any, k: int) -> bool:
 
 def zeros_between(context: Context, value: Value, config: list) -> Value:
     """Positions with zeros before, after and between them, as `lax.pad` has it."""
-    trees.register(_pad_primitive())
+    algebra.register(_pad_primitive())
     dims = []
     for dim, (low, high, inside) in zip(value.dims, config):
         size = ax.extent(dim)[0]
@@ -161,7 +161,7 @@ def zeros_between(context: Context, value: Value, config: list) -> Value:
             raise Refusal("zeros are put between units or samples: let them be along positions")
         else:
             dims.append(context.fresh_dims([(size + more,) * 2], "position")[0])
-    zero = Value((), Finite(context.program.constant(_zero())))
+    zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
     params = (("padding_config", tuple(config)),)
     return mapped(context, "pad", params, [value, zero], 0, tuple(dims))
 
@@ -181,7 +181,7 @@ def _concatenate(context: Context, one: Any, two: Any, values: list[Value]) -> V
             "give each a layer of its own (nn.LSTMCell in place of nn.OptimizedLSTMCell; the gates of a recurrent "
             'network have no rule, though: take means over finite networks, otherwise="sample")'
         )
-    values = [context.as_vectors(v) for v in values]
+    values = [as_vectors(context, v) for v in values]
     if any(
         a.kind in ("unit", "free") and a.infinite for v in values for a in ax.flat((v.dims[axis],))
     ):
@@ -203,8 +203,8 @@ def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> V
         value = co.renamed(value, renames)
         if any(a.kind != "position" for a in value.dims[axis]):
             raise Refusal("a concatenation along an axis of units that does not grow")
-        zero = Value((), Finite(context.program.constant(_zero())))
-        trees.register(_pad_primitive())
+        zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
+        algebra.register(_pad_primitive())
         dims = tuple(new if k == axis else dim for k, dim in enumerate(value.dims))
         if isinstance(value.body, Number):
             raise Refusal("constants are concatenated to activations")
@@ -222,7 +222,7 @@ def _alike(context: Context, one: Any, two: Any) -> tuple[Any, Any]:
     one, two = as_sum(one, ()), as_sum(two, ())
     if isinstance(one, Linear) and isinstance(two, Linear):
         return one, two
-    return context.program.sealed(one), context.program.sealed(two)
+    return sealed(context.program, one), sealed(context.program, two)
 
 
 def _aligned(one: Value, two: Value) -> tuple[Value, Value]:
@@ -231,10 +231,8 @@ def _aligned(one: Value, two: Value) -> tuple[Value, Value]:
 
 
 def _pad_primitive() -> Any:
-    import jax
-
     return (
-        jax.make_jaxpr(lambda x: jax.lax.pad(x, 0.0, [(1, 1, 0)]))(1.0 * _zero()[None])
+        jax.make_jaxpr(lambda x: jax.lax.pad(x, 0.0, [(1, 1, 0)]))(1.0 * np.zeros(1))
         .jaxpr.eqns[-1]
         .primitive
     )
@@ -247,9 +245,9 @@ def _side_by_side(context: Context, values: list[Value], axis: int, shape: list)
         dim = value.dims[axis]
         if isinstance(value.body, Number):
             raise Refusal("constants are concatenated to units")
-        if isinstance(value.body, Finite) or not any(a.infinite for a in dim):
+        if isinstance(value.body, NumberArray) or not any(a.infinite for a in dim):
             dims = (*value.dims[:axis], (), *value.dims[axis + 1 :])
-            if isinstance(value.body, Finite):
+            if isinstance(value.body, NumberArray):
                 continue  # a fixed number of columns beside infinitely many
             raise Refusal(
                 "a layer of fixed width is concatenated to one that grows (or units are rolled: they have no order). "
@@ -276,10 +274,54 @@ def _side_by_side(context: Context, values: list[Value], axis: int, shape: list)
     return Value(dims, Pieces(tuple(aligned), shares, units))
 
 
-RULES = {
+def picked(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Positions of an activation picked by constants."""
+    numbers = one.params["dimension_numbers"]
+    value = values[0]
+    chosen = set(numbers.start_index_map) | set(numbers.collapsed_slice_dims)
+    if any(a.kind != "position" for k in chosen for a in value.dims[k]):
+        raise Refusal("units or samples are indexed")
+    shape = scaled_shape(one, two)
+    kept = [k for k in range(len(value.dims)) if k not in numbers.collapsed_slice_dims]
+    dims = list(context.fresh_dims(shape, "position"))
+    for k, axis in zip(numbers.offset_dims, kept):
+        if axis not in chosen:
+            dims[k] = value.dims[axis]
+    return mapped(context, "gather", frozen(one.params), values, 0, tuple(dims))
+
+
+def _scattered(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Entries added up at places that constants tell, as messages at the nodes of a given graph."""
+    operand, indices, updates = values
+    if not any(is_random(v.body) or isinstance(v.body, Weight) for v in values):
+        return on_numbers(context, one, two, values)
+    numbers = one.params["dimension_numbers"]
+    places = set(numbers.scatter_dims_to_operand_dims)
+    gone = {*numbers.inserted_window_dims, *getattr(numbers, "operand_batching_dims", ())}
+    dims = list(context.fresh_dims(scaled_shape(one, two), "position"))
+    window = [k for k in range(len(dims)) if k not in gone]
+    for source, k in zip(numbers.update_window_dims, window):
+        if k not in places:
+            dims[k] = updates.dims[source]
+    zero = isinstance(operand.body, Number) and operand.body.number == 0
+    fixed = any(a.kind != "position" for k in places for a in dims[k])
+    if fixed or getattr(numbers, "operand_batching_dims", ()) or not is_random(updates.body):
+        raise Refusal(
+            "activations are put at places along samples or units, or at places that differ between samples, or "
+            "numbers are put among activations: add activations up along positions, at constant places"
+        )
+    start = Value(tuple(dims), NumberArray(context.program.constant(np.zeros((1,) * len(dims)))))
+    sums = mapped(
+        context, one.primitive.name, frozen(one.params), [start, indices, updates], 2, tuple(dims)
+    )
+    return sums if zero else elementwise(context, algebra.equation("add"), [operand, sums])
+
+
+READS = {
     "concatenate": _concatenate,
     "pad": _windows,
     "rev": _windows,
     "cumsum": _windows,
     "reduce_window_sum": _windows,
+    "scatter-add": _scattered,
 }

@@ -6,6 +6,8 @@ keys E[dW K_v dW'^T] with dW = zeta'(G) dG, dG a direction whose covariance is t
 Expectations are means over draws, the same draws for every pair of samples, so that an entry depends on its two
 samples alone: kernels are computed in tiles, and those of test against training data fit those of training data.
 
+How it is read is in `ntk.trace.ops.attention`, how scores are drawn in `ntk.trace.ops.score_draws`.
+
 Source: Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention", theorem 3 and section 3.2.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,32 +24,57 @@ import jax.numpy as jnp
 from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel, pixel_diagonal
-from ntk.trace.fields import MOST, Blocks, Field, blocks, draw, independent, low_discrepancy, roots
-from ntk.trace.matrices import fitted
-from ntk.trace.mixtures import broadcast
-from ntk.trace.moments import Law
-from ntk.trace.numbers import from_axes, run_finite, to_axes
-from ntk.trace.setting import Setting, Sides
-from ntk.trace.steps import Step
+from ntk.trace.laws import Law, Setting, Sides, broadcast, fitted
+from ntk.trace.ops.numbers import from_axes, run_numbers, to_axes
+from ntk.trace.ops.score_draws import (
+    MOST,
+    Blocks,
+    Field,
+    blocks,
+    draw,
+    independent,
+    low_discrepancy,
+    roots,
+)
+from ntk.trace.steps import Kind, Note, Step
 
 
 class Scores(NamedTuple):
-    """Queries and keys, whose products the scores are."""
+    """A "scores" step: products of queries and keys, summed over units.
 
-    queries: Law
-    keys: Law
+    Attributes:
+        number: of units, to leading order in the width.
+        where: places of the axes of queries, and of those of keys, among those of the scores.
+        sizes: of the latter.
+    """
+
+    number: float
+    where: tuple[tuple[int, ...], tuple[int, ...]]
+    sizes: tuple[int, ...]
 
 
-def scores_pair(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Scores:
-    """What is known of scores: the laws of queries and keys."""
-    return Scores(*operands)
+class Draws(NamedTuple):
+    """How scores are arrays of numbers: `number` times a draw, with the axes of `Scores`.
+
+    Attributes:
+        number: factor.
+        where, sizes: as in `Scores`.
+        shape: of the axes that are left.
+        code: dimensions of the array in terms of these.
+    """
+
+    number: float
+    where: tuple
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    code: tuple
 
 
 class Attend(NamedTuple):
     """An "attend" step: out[r, a, e] = sum_c W[r, a, c] V[r, c, e].
 
     Attributes:
-        zeta: equations from scores to weights, each (static, operands): ("s", k) an earlier one, ("o", k) an input
+        zeta: equations from scores to weights, each (`Numbers`, operands): ("s", k) an earlier one, ("o", k) an input
             of the step.
         code: dimensions of the weights in terms of their axes of positions.
         sizes: of these axes.
@@ -68,7 +95,21 @@ class Attend(NamedTuple):
     draws: int
 
 
-class Data(NamedTuple):
+class QueriesKeys(NamedTuple):
+    """Queries and keys, whose products the scores are."""
+
+    queries: Law
+    keys: Law
+
+
+def scores_pair(
+    step: Step, need: Need, means: bool, operands: list, setting: Setting
+) -> QueriesKeys:
+    """What is known of scores: the laws of queries and keys."""
+    return QueriesKeys(*operands)
+
+
+class Operands(NamedTuple):
     """What an "attend" step reads, with the samples of one of the batches first.
 
     Attributes:
@@ -86,7 +127,7 @@ class Data(NamedTuple):
 
 def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of values averaged over positions with random weights."""
-    attend: Attend = step.static
+    attend: Attend = step.op
     kernel = broadcast(operands[0].kernel, setting)
     seed = dict(setting.plan.context).get("attention_seed", 0)
     one, two = _both_orders(
@@ -106,7 +147,7 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     return Law(fitted(out, need), new)
 
 
-def _both_orders(run: Callable, datas: list[Data]) -> list[dict[str, Array]]:
+def _both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]:
     """Draws at the samples of the first batch first, and at those of the second, compiled once if they are as many."""
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), data) for data in datas]
     if shapes[0] != shapes[1]:
@@ -115,7 +156,7 @@ def _both_orders(run: Callable, datas: list[Data]) -> list[dict[str, Array]]:
     return [jax.tree.map(lambda x, k=k: x[k], out) for k in (0, 1)]
 
 
-def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Setting) -> Data:
+def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Setting) -> Operands:
     coincident = setting.coincident
     scores = [
         tuple(blocks(broadcast(law.kernel, setting)) for law in operands[p]) for p in attend.fields
@@ -126,7 +167,7 @@ def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Se
     arrays = tuple(
         [o[s] if isinstance(o, Sides) else None for o in operands] for s in (side, 1 - side)
     )
-    return Data(_values(kernel, attend, side), tuple(scores), arrays, coincident)
+    return Operands(_values(kernel, attend, side), tuple(scores), arrays, coincident)
 
 
 def _exchanged(x: Array) -> Array:
@@ -134,7 +175,7 @@ def _exchanged(x: Array) -> Array:
     return jnp.transpose(x, (1, 0, 5, 6, 7, 2, 3, 4))
 
 
-def _expectations(attend: Attend, data: Data, seed: int, dtype: Any) -> dict[str, Array]:
+def _expectations(attend: Attend, data: Operands, seed: int, dtype: Any) -> dict[str, Array]:
     """Means over draws: of W K W'^T between the batches and within the first, of the tangent kernel, and of W."""
     values = data.values
     samples = values.cross.shape[:2]
@@ -219,15 +260,15 @@ def _moved(function: Callable, drawn: list, tangents: bool) -> tuple[Array, Arra
 def _weights(attend: Attend, fields: tuple, arrays: list, samples: int, dtype: Any) -> Array:
     """W (N, r, a, c) as a function of scores (N, T_q, T_k)."""
     done: list[Array] = []
-    for static, sources in attend.zeta:
-        if static[0] == "draws":
-            done.append(_scores(static, fields[attend.fields.index(sources[0][1])]))
+    for op, sources in attend.zeta:
+        if op.primitive == "draws":
+            done.append(_scores(op.params, fields[attend.fields.index(sources[0][1])]))
             continue
         operands = [done[k] if kind == "s" else arrays[k] for kind, k in sources]
-        if static[0] == "stop_gradient":
+        if op.primitive == "stop_gradient":
             done.append(jax.lax.stop_gradient(operands[0]))
         else:
-            done.append(run_finite(static, operands, samples, dtype))
+            done.append(run_numbers(op, operands, samples, dtype))
     w = to_axes(done[-1], attend.code, attend.sizes)
     w = jnp.broadcast_to(w, (samples, *attend.sizes))
     w = jnp.transpose(w, (0, *(1 + k for group in attend.roles for k in group)))
@@ -235,9 +276,9 @@ def _weights(attend: Attend, fields: tuple, arrays: list, samples: int, dtype: A
     return jnp.sum(w.reshape(samples, *shape), -1)
 
 
-def _scores(static: tuple, field: Array) -> Array:
+def _scores(draws: Draws, field: Array) -> Array:
     """Scores (N, T_q, T_k) in the shape of the trace."""
-    _, (number, where, sizes, shape, coded), _, _ = static
+    number, where, sizes, shape, coded = draws
     left, right = where
     split = field.reshape(-1, *(sizes[k] for k in left), *(sizes[k] for k in right))
     kept = sorted({*left, *right})
@@ -298,3 +339,38 @@ def _mean(attend: Attend, weights: Array, mean: Array) -> Array:
     mean = jnp.transpose(mean, (0, *(1 + k for group in attend.values for k in group)))
     out = jnp.einsum("nrac,nrce->nrae", weights, mean.reshape(mean.shape[0], *sizes))
     return out.reshape(out.shape[0], *attend.out)
+
+
+def attend_means(step: Step, asked: bool) -> Sequence:
+    """That of the values, if its own is asked for."""
+    return step.inputs[:1] if asked else ()
+
+
+def attend_words(op: Attend, note: Note) -> tuple[str, str]:
+    """What is averaged over."""
+    what = (
+        f"values averaged with weights W of random scores; the number of heads grows too: mean over heads, by "
+        f"{op.draws} draws"
+    )
+    return what, "E[W K W']"
+
+
+def scores_words(op: Scores, note: Note) -> tuple[str, str]:
+    """For a reader."""
+    return note.text, f"{op.number:.6g} K_q K_k"
+
+
+def all_pairs(op: Any, own: Need) -> Need:
+    """All covariances of positions, within samples too."""
+    return Need(True, 2)
+
+
+SCORES = Kind("scores", scores_pair, all_pairs, words=scores_words)
+ATTEND = Kind(
+    "attention",
+    attend_law,
+    all_pairs,
+    sizes=lambda op: op.out,
+    means=attend_means,
+    words=attend_words,
+)

@@ -1,0 +1,139 @@
+"""Rows of a table of weights, looked up by numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk.infinite import kernel as kernels
+from ntk.infinite.inputs import Need
+from ntk.infinite.weight_laws import NORMAL, Standard
+from ntk.trace import axes as ax
+from ntk.trace import entries
+from ntk.trace.axes import Axis
+from ntk.trace.context import Context
+from ntk.trace.coordinates import (
+    Coefficient,
+    Linear,
+    Number,
+    NumberArray,
+    Ref,
+    Refusal,
+    Value,
+    Weight,
+    is_random,
+)
+from ntk.trace.laws import Law, Setting, gaussian
+from ntk.trace.ops.numbers import on_numbers, to_axes
+from ntk.trace.ops.positions import picked
+from ntk.trace.steps import Kind, Note, Step, code
+
+
+class Embedding(NamedTuple):
+    """Rows of a table of weights.
+
+    Attributes:
+        variance: of an entry.
+        rate: what the table adds to the tangent kernel.
+        code: dimensions of the indices in terms of their axes of positions.
+        sizes: of these.
+        law: of an entry, in standard units.
+        rows: of the table.
+    """
+
+    variance: float
+    rate: float
+    code: tuple
+    sizes: tuple[int, ...]
+    law: Standard
+    rows: int
+
+
+_ROWS = 4096  # of a table of normal weights whose entries are kept
+
+
+def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Rows of a table, or positions of an activation."""
+    table, indices = values
+    if isinstance(table.body, Weight):
+        return _embedding(context, one, two, table, indices)
+    if is_random(table.body):
+        return picked(context, one, two, values)
+    return on_numbers(context, one, two, values)
+
+
+def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Value) -> Value:
+    numbers = one.params["dimension_numbers"]
+    weight = table.body
+    axis = numbers.start_index_map
+    sizes = one.params["slice_sizes"]
+    units = [k for k in range(len(table.dims)) if k not in axis]
+    whole = all(sizes[k] == ax.extent(table.dims[k])[0] for k in units)
+    plain = len(axis) == 1 and sizes[axis[0]] == 1 and whole
+    if not plain or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
+        raise Refusal(f"{weight.name} is indexed in another way than row by row")
+    if isinstance(indices.body, Number):
+        row = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
+        indices = Value(indices.dims, NumberArray(context.program.constant(row)))
+    rows = list(indices.dims[:-1])
+    fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
+    columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]
+    offsets = set(numbers.offset_dims)
+    dims, rows_left, columns_left = [], list(rows), list(columns)
+    for k in range(len(one.outvars[0].aval.shape)):
+        dims.append(columns_left.pop(0) if k in offsets else rows_left.pop(0))
+    context.consume(weight)
+    mean, variance, power, rate = context.law(weight)
+    if mean or not variance:
+        raise Refusal(f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g}")
+    if power:
+        raise Refusal(
+            f"{weight.name} has initial variance {variance:.3g} width^{power:g}, but no sum over its rows: entries of "
+            "an embedding need a standard deviation that does not depend on the width (nn.initializers.normal(1.0)), "
+            "or fix the scale at one width with infinite_width(..., base_width=...)"
+        )
+    axes = ax.positions(tuple(rows))
+    coded = code(tuple(indices.dims), axes)
+    shape = tuple(a.size[0] for a in axes)
+    count = ax.extent(table.dims[axis[0]])[0]
+    law = context.standard(weight)
+    op = Embedding(variance, variance * rate, coded, shape, law, count)
+    index = context.add_layer(weight.name, op, indices.body.index, axes, variance, role="table")
+    new = tuple(a for dim in columns for a in dim)
+    process = context.program.process(index, axes, new, gaussian=True)
+    ref = Ref(process, (), axes, new)
+    return Value(tuple(dims), Linear(((ref, Coefficient()),)))
+
+
+def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
+    """Law of an embedding: rows are independent, equal indices have equal rows."""
+    variance, rate, coded, sizes, law, count = step.op
+    rows = [to_axes(a, coded, sizes) for a in operands[0]]
+    rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
+    diagonal = bool(sizes) and not need.pairs
+    a, b = kernels.views(*rows, diagonal)
+    same = (a == b).astype(setting.dtype)
+    within = [None, None]
+    if need.variance == 2 and sizes:
+        for k, r in enumerate(rows):
+            a, b = kernels.views_within(r)
+            within[k] = variance * (a == b).astype(setting.dtype)
+    variances = [jnp.full(r.shape, variance, setting.dtype) for r in rows]
+    ntk = rate * same if setting.plan.ntk else None
+    kernel = gaussian(variance * same, *variances, ntk, within, diagonal)
+    table = None
+    if setting.entries and (law != NORMAL or count <= _ROWS):
+        hot = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
+        table = entries.of_weights(*hot, law, variance**0.5)
+    return Law(kernel, entries=table)
+
+
+def words(op: Embedding, note: Note) -> tuple[str, str]:
+    """For a reader."""
+    return note.text, f"{op.variance:.6g}"
+
+
+KIND = Kind("embedding", embedding_law, words=words, joint=True)
