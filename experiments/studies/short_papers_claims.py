@@ -1,0 +1,99 @@
+"""What the study of three short papers claims: criteria fixed before the run, and their controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from experiments.claims import Claim, at_least, at_most, over_seeds
+from experiments.judges import as_lost, completed
+
+TILT, CONTRAST, MATCH = "arXiv:1608.07690", "arXiv:2012.09740", "arXiv:1511.07543"
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """The criteria of the study, judged on its data."""
+    data = as_lost(data)
+    for dim, wanted in (("width", (128,)), ("ridge", (1e-4, 1e3)), ("temperature", (0.05, 1.0))):
+        data = completed(data, dim, wanted)
+    weak, strong = (data.sel(ridge=r) for r in (1e-4, 1e3))
+    cold, hot = (data.sel(temperature=t) for t in (0.05, 1.0))
+    cost = weak.error - strong.error.sel(tilt="its own", drop=True)
+    tolerance = hot.tolerance - cold.tolerance
+    alike = {n: data.similarity.sel(networks=n, drop=True) for n in data.networks.values.tolist()}
+    one, semi, cka = (
+        {n: v.sel(width=128, measure=m) for n, v in alike.items()} for m in data.measure.values
+    )
+    learnt = (
+        one["trained"] - one["untrained"],
+        one["trained, shuffled"] - one["untrained, shuffled"],
+    )
+    excess = [[more[n] - one[n] for n in ("trained", "itself")] for more in (semi, cka)]
+    wider = [doubling(alike[n].sel(measure="bipartite")) for n in ("trained", "trained, shuffled")]
+    rows = [
+        ("1 tilt", TILT, "strength, ridge 1e-4", at_least, 5.0, weak.strength, strong.strength),
+        (
+            "2 at no cost",
+            TILT,
+            "error, ridge 1e-4 less 1e3",
+            at_most,
+            0.02,
+            *cost.transpose("tilt", ...),
+        ),
+        (
+            "3 cold is uniform",
+            CONTRAST,
+            "energy at T = 1 less at 0.05",
+            at_least,
+            0.02,
+            hot.energy - cold.energy,
+            None,
+        ),
+        (
+            "4 hot is tolerant",
+            CONTRAST,
+            "tolerance, same",
+            at_least,
+            0.1,
+            *tolerance.transpose("labels", ...),
+        ),
+        (
+            "5 convergence is learnt",
+            MATCH,
+            "matched correlation, trained less not",
+            at_least,
+            0.05,
+            *learnt,
+        ),
+        ("6 partners are shared", MATCH, "semi-matched less matched", at_least, 0.02, *excess[0]),
+        ("7 CKA does not see it", MATCH, "CKA less matched correlation", at_least, 0.1, *excess[1]),
+        (
+            "8 wider matches better",
+            MATCH,
+            "matched correlation, a doubling of width",
+            at_least,
+            0.02,
+            *wider,
+        ),
+    ]
+    return [
+        over_seeds(
+            judge,
+            values,
+            "mean",
+            name=name + ", wrong" * control,
+            source=source,
+            statement=f"{text}, mean over seeds",
+            bound=bound,
+            control=control,
+        )
+        for name, source, text, judge, bound, *both in rows
+        for values, control in zip(both, (False, True))
+        if values is not None
+    ]
+
+
+def doubling(values: xr.DataArray) -> xr.DataArray:
+    """Slope in log2(width), by least squares."""
+    x = np.log2(values.width) - np.log2(values.width).mean()
+    return (values * x).sum("width", skipna=False) / (x**2).sum()
