@@ -20,7 +20,7 @@ from experiments import checks, grid, tasks
 from experiments.grid import Axis, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import score_estimation_figures as drawn
-from experiments.studies.score_estimation_claims import LEVELS, claims
+from experiments.studies.score_estimation_claims import LEVELS, RISKS, claims
 from experiments.tasks import mixture
 from experiments.train import fit
 from metrics import denoising
@@ -41,12 +41,9 @@ RULES = {
     "wide.widths": checks.widths(2),
     **dict.fromkeys(("flow.examples", "denoisers.images"), GROWING(checks.whole(2))),
     **dict.fromkeys(("flow.seeds", "wide.seeds", "denoisers.seeds"), checks.SEEDS),
-    **{
-        f"{k}.{v}": checks.positive()
-        for k in ("wide", "denoisers")
-        for v in ("noise", "learning_rate")
-    },
     **dict.fromkeys(("wide.steps", "denoisers.steps"), checks.STEPS),
+    **dict.fromkeys(("wide.noise", "wide.learning_rate"), checks.positive()),
+    **dict.fromkeys(("denoisers.noise", "denoisers.learning_rate"), checks.positive()),
 }
 
 
@@ -65,23 +62,17 @@ def check(config: Any, task: tasks.Task) -> None:
 
 def total_steps(config: Any) -> int:
     """Flows, networks and pairs, for the progress bar."""
-    grids = (
-        (config.flow.noises, config.flow.examples, config.flow.seeds),
-        (config.wide.widths, config.wide.seeds),
-    )
-    return sum(
-        np.prod([len(a) for a in axes])
-        for axes in (*grids, (config.denoisers.images, config.denoisers.seeds))
-    )
+    flow, wide, pairs = config.flow, config.wide, config.denoisers
+    flows = len(flow.noises) * len(flow.examples) * len(flow.seeds)
+    return flows + len(wide.widths) * len(wide.seeds) + len(pairs.images) * len(pairs.seeds)
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
     """Trains the study; returns the labelled measurements, refusing what `check` refuses."""
     task = tasks.load(config.task)
     check(config, task)
-    return xr.merge(
-        [_flows(config, session), _networks(config, session), _pairs(config, task, session)]
-    )
+    parts = _flows(config, session), _networks(config, session), _pairs(config, task, session)
+    return xr.merge(parts)
 
 
 def network(width: int) -> Any:
@@ -130,14 +121,14 @@ def _flows(config: Any, session: Session | None) -> xr.Dataset:
 
 
 def _networks(config: Any, session: Session | None) -> xr.Dataset:
-    part, kinds = config.wide, ("ntk", "nngp")
+    part = config.wide
     x, y = points(config, part.noise, part.examples, 0).train
     with jax.enable_x64(True):
-        wide = [network(1).kernel_fn(a.astype(float), x.astype(float), kinds) for a in (x, PLACES)]
-        flows = [predict.gradient_descent_mse(k, y, part.learning_rate) for k in wide[0]]
-        known = [
-            np.asarray(f(float(part.steps), None, 0.0, read)) for f, read in zip(flows, wide[1])
-        ]
+        known = []
+        for kind in ("ntk", "nngp"):
+            kernel, read = (network(1).kernel_fn(a, np.float64(x), kind) for a in (x, PLACES))
+            flow = predict.gradient_descent_mse(kernel, y, part.learning_rate)
+            known.append(np.asarray(flow(float(part.steps), None, 0.0, read)))
 
     def unit(data, width, net_seed):
         init, apply, _ = network(width)
@@ -198,9 +189,8 @@ def _pairs(config: Any, task: tasks.Task, session: Session | None) -> xr.Dataset
         error = ((one - test) ** 2).sum(-1).mean()
         stein = denoising.sure(net.apply, fitted[0], noisy, s).value
         bare = ((one - noisy) ** 2).sum(-1).mean() - dim * s**2
-        spectra = [
-            denoising.jacobian_spectrum(f, fitted[0], noisy[:50]) for f in (net.apply, shifted)
-        ]
+        read = partial(denoising.jacobian_spectrum, params=fitted[0], noisy=noisy[:50])
+        spectra = [read(f) for f in (net.apply, shifted)]
         return {
             "risk": np.array([seen, error, linear]) / (dim * s**2),
             "cosine": (jnp.sum(one * other, -1) / np.prod([*lengths], axis=0)).mean(),
@@ -213,13 +203,11 @@ def _pairs(config: Any, task: tasks.Task, session: Session | None) -> xr.Dataset
         "risk": Variable("error of denoised images, over the noise", dims=("of",)),
         "cosine": Variable("cosine of the outputs of two denoisers"),
         "stein": Variable("relative error of Stein's estimate", dims=("variant",)),
-        "homogeneity": Variable(
-            "largest relative difference of J(y) y and f(y)", dims=("variant",)
-        ),
+        "homogeneity": Variable("relative difference of J(y) y and f(y)", dims=("variant",)),
         "asymmetry": Variable("antisymmetric over symmetric part of the Jacobian"),
     }
     own = {
-        "of": Axis(["images seen", "other images", "best linear, other images"], "error of what"),
+        "of": Axis(list(RISKS), "error of what"),
         "variant": Axis(["right", "wrong"], "variant"),
     }
     axes = {
@@ -231,6 +219,5 @@ def _pairs(config: Any, task: tasks.Task, session: Session | None) -> xr.Dataset
 
 def figures(data: xr.Dataset) -> dict[str, Any]:
     """The figures of the study by name."""
-    return {
-        name: getattr(drawn, name)(data) for name in ("early_stopping", "learnt_score", "denoisers")
-    }
+    names = "early_stopping", "learnt_score", "denoisers"
+    return {name: getattr(drawn, name)(data) for name in names}

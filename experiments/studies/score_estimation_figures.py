@@ -37,7 +37,7 @@ def learnt_score(data: xr.Dataset) -> Figure:
         "Score learnt from the most examples, first seed, at the best time and at the last. Dashed: the exact score. "
         "Look that the last follows the noise of its points."
     )
-    made, axes = figure([f"noise {s:g}" for s in data.noise.values], caption=caption)
+    made, axes = figure([f"noise {s:g}" for s in data.noise.values], caption=caption, sharey=False)
     for ax, s in zip(axes, data.noise.values):
         part = data.score.sel(noise=s).isel(examples=-1, seed=0)
         for curve, color in (("end", PALETTE[1]), ("best time", PALETTE[0])):
