@@ -124,9 +124,9 @@ def _networks(config: Any, session: Session | None) -> xr.Dataset:
     part = config.wide
     x, y = points(config, part.noise, part.examples, 0).train
     with jax.enable_x64(True):
-        known = []
+        z, known = np.float64(x), []
         for kind in ("ntk", "nngp"):
-            kernel, read = (network(1).kernel_fn(a, np.float64(x), kind) for a in (x, PLACES))
+            kernel, read = (network(1).kernel_fn(a, z, kind) for a in (z, np.float64(PLACES)))
             flow = predict.gradient_descent_mse(kernel, y, part.learning_rate)
             known.append(np.asarray(flow(float(part.steps), None, 0.0, read)))
 

@@ -73,14 +73,15 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
     variables = {
         "strength": Variable("adversarial strength", dims=("ridge",)),
         "error": Variable("test error", dims=("ridge", "tilt")),
-        "energy": Variable("logarithmic energy of features", dims=("temperature",)),
-        "tolerance": Variable("mean cosine within a class", dims=("temperature", "labels")),
+        "energy": Variable("logarithmic energy", dims=("features", "temperature")),
+        "tolerance": Variable("cosine within a class", dims=("features", "temperature", "labels")),
         "similarity": Variable("similarity of units", dims=("width", "networks", "measure")),
     }
     own = {
         "ridge": Axis(list(config.ridges), "ridge over the mean variance"),
         "tilt": Axis(["its own", "random"], "direction of the tilt, at the same angle"),
         "temperature": Axis(list(config.temperatures), "temperature"),
+        "features": Axis(["as learnt", "centred"], "features"),
         "labels": Axis(["true", "shuffled"], "labels"),
         "width": Axis(list(config.widths), "width"),
         "networks": Axis(list(NETWORKS), "networks compared"),
@@ -115,6 +116,11 @@ def tilts(config: Any, train: tasks.Data, test: tasks.Data, seed: int) -> dict[s
     return {"strength": strength, "error": error}
 
 
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Rows of length 1."""
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
 def contrasts(config: Any, train: tasks.Data, test: tasks.Data, seed: int) -> dict[str, Any]:
     """Features of a network that tells noisy views of its images apart, at each temperature."""
     net, x = models.MLP(width=128, depth=1, outputs=16), jnp.asarray(train.x)
@@ -125,8 +131,7 @@ def contrasts(config: Any, train: tasks.Data, test: tasks.Data, seed: int) -> di
             rows, *views = jax.random.split(key, 3)
             clean = x[jax.random.randint(rows, (BATCH,), 0, len(x))]
             noisy = (clean + config.noise * jax.random.normal(view, clean.shape) for view in views)
-            z = [net.apply(params, view) for view in noisy]
-            one, other = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in z)
+            one, other = (unit_rows(net.apply(params, view)) for view in noisy)
             return losses.cross_entropy(one @ other.T / temperature, jnp.arange(BATCH))
 
         params = fit(loss, net.init(key, x[:1]), optax.adam(1e-3), key, config.steps)
@@ -134,8 +139,11 @@ def contrasts(config: Any, train: tasks.Data, test: tasks.Data, seed: int) -> di
 
     learned = [learnt(jax.random.key(seed), t) for t in config.temperatures]
     labels = test.y, np.random.default_rng(seed).permutation(test.y)
-    tolerance = [[geometry.tolerance(z, y).value for y in labels] for z in learned]
-    return {"energy": [geometry.uniformity(z).value for z in learned], "tolerance": tolerance}
+    # Low temperatures leave what all features share, a cone: they are measured without it too.
+    both = learned, [unit_rows(z) - unit_rows(z).mean(0, keepdims=True) for z in learned]
+    tolerance = [[[geometry.tolerance(z, y).value for y in labels] for z in kind] for kind in both]
+    energy = [[geometry.uniformity(z).value for z in kind] for kind in both]
+    return {"energy": energy, "tolerance": tolerance}
 
 
 def matches(config: Any, train: tasks.Data, test: tasks.Data, outputs: int, seed: int) -> list:

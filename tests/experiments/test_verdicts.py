@@ -567,6 +567,7 @@ SCHEMAS = {
             "ridge": [1e-4, 1.0, 1e3],
             "tilt": ["its own", "random"],
             "temperature": [0.05, 0.2, 1.0],
+            "features": ["as learnt", "centred"],
             "labels": ["true", "shuffled"],
             "width": [32, 128],
             "networks": [
@@ -577,8 +578,8 @@ SCHEMAS = {
         {
             "strength": "seed ridge",
             "error": "seed ridge tilt",
-            "energy": "seed temperature",
-            "tolerance": "seed temperature labels",
+            "energy": "seed features temperature",
+            "tolerance": "seed features temperature labels",
             "similarity": "seed width networks measure",
         },
     ),
