@@ -1,7 +1,9 @@
 """Scores are learnt by regression on noisy labels: kernels must stop early, networks must see many images.
 
 Kernel gradient flow with the NTK of two layers fits x_0 from z = x_0 + s e against the exact E[x_0 | z] of a mixture;
-finite networks follow it. Pairs of networks that denoise disjoint sets of images memorise few and agree on many.
+finite networks follow it. Pairs of networks that denoise disjoint sets of images memorise few and agree on many. On
+MNIST 700 images are too few of 784 pixels (the gap is 0.14 of the noise), 3900 are enough (0.02); the best linear
+denoiser is not beaten there by 256 units and 2500 steps (0.015 worse).
 """
 
 from __future__ import annotations
