@@ -283,3 +283,25 @@ def _check_devices(runs: int | None, batch_size: int | None, devices: int) -> No
         raise ValueError(
             f"a batch of {batch_size} cannot be split over {devices} devices: make it a multiple"
         )
+
+
+def fit(loss: Callable, params: Any, optimizer: Any, key: jax.Array, steps: int) -> Any:
+    """Parameters after so many steps on ``loss(params, key)``, which draws batch and noise from a key of each step.
+
+    For small networks inside of a compiled function: nothing is measured, kept or resumed on the way.
+
+    Args:
+        loss: a scalar.
+        params: pytree of arrays.
+        optimizer: an optax.GradientTransformation.
+        key: PRNG key, of all steps.
+        steps: updates.
+    """
+
+    def step(state, key):
+        params, memory = state
+        updates, memory = optimizer.update(jax.grad(loss)(params, key), memory, params)
+        return (optax.apply_updates(params, updates), memory), None
+
+    state = params, optimizer.init(params)
+    return jax.lax.scan(step, state, jax.random.split(key, steps))[0][0]

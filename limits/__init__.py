@@ -3,6 +3,7 @@
 from limits import (
     aspect_ratio,
     attention_svm,
+    boundary_tilting,
     cbow,
     deep_kernel_machine,
     depth,
@@ -59,6 +60,7 @@ __all__ = [
     "abc",
     "aspect_ratio",
     "attention_svm",
+    "boundary_tilting",
     "branch_multiplier",
     "captured_outputs",
     "cbow",

@@ -1,4 +1,4 @@
-"""Shape of features and weights: effective rank, inverse participation ratio, pruning by it, change since the start.
+"""Shape of features and weights: effective rank, participation, pruning, change since the start, matching of units.
 
 With singular values s_j, and coordinates v_k of one unit::
 
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import optimize
 
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
@@ -40,6 +42,21 @@ class Change(NamedTuple):
         Estimate  # mean over examples of |h - h_0| / sqrt(d): Theta(1) when features are learnt
     )
     cosine: Estimate  # mean over examples of cos(h, h_0)
+
+
+@show.readable
+class Matching(NamedTuple):
+    """Units of one network paired with those of another by their correlation over the same examples.
+
+    Attributes:
+        correlation: (d,), of each unit with its partner, each of the others used once at most.
+        partner: (d,), the partner's number.
+        semi: (d,), of each unit with the other that is most like it, which several units may share.
+    """
+
+    correlation: np.ndarray
+    partner: np.ndarray
+    semi: np.ndarray
 
 
 def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
@@ -292,6 +309,43 @@ def feature_change_by_layer(
             f"layers differ: {sorted(features)} and {sorted(initial)}; give one network twice"
         )
     return {name: feature_change(features[name], initial[name]) for name in features}
+
+
+def matching(one: jax.Array, other: jax.Array) -> Matching:
+    """Pairs the units of two networks so that the sum of correlations is largest (bipartite), and each freely (semi).
+
+    Chance finds large correlations among many units and few examples: compare with `matching` of examples in
+    another order, and of untrained networks.
+
+    Args:
+        one: (N, d), activations of d units on N examples.
+        other: (N, e) of another network on the same examples, e >= d.
+
+    Returns:
+        Matching; a constant unit correlates 0 with all.
+
+    Raises:
+        TypeError: these are no numbers, or traced.
+        ValueError: they are no matrices with as many rows, an entry is not finite, or other has fewer units than one.
+
+    Source: Li, Yosinski et al. 2015, Convergent Learning (arXiv:1511.07543), sections 3 and 4.
+    """
+    units = []
+    for name, values in (("one", one), ("other", other)):
+        checks.finite(name, checks.real(name, values, "N", "d"))
+        centred = checks.doubles(name, values)
+        deviation = centred.std(axis=0)
+        constant = deviation <= 1e-12 * np.abs(centred).max(axis=0)
+        centred = centred - centred.mean(axis=0)
+        units.append(np.where(constant, 0, centred) / np.where(constant, 1, deviation))
+    if len(units[0]) != len(units[1]) or units[0].shape[1] > units[1].shape[1]:
+        raise ValueError(
+            f"one has shape {units[0].shape} and other {units[1].shape}; they must have as many examples, and other "
+            "as many units or more: give the narrower network first"
+        )
+    correlations = units[0].T @ units[1] / len(units[0])
+    rows, partner = optimize.linear_sum_assignment(correlations, maximize=True)
+    return Matching(correlations[rows, partner], partner, correlations.max(axis=1))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Geometry of K vectors: distance to an equiangular frame, self-duality, separation, uniformity.
+"""Geometry of K vectors: distance to an equiangular frame, self-duality, separation, uniformity, tolerance.
 
 With G the Gram matrix of the vectors and T = I - 11^T/K (simplex) or I (orthogonal), the distance to the frame is
 | G/|G|_F - T/|T|_F |_F; for self-duality G is that of classifier rows with class means.
@@ -211,6 +211,34 @@ def _uniformity(vectors: jax.Array, exponent: float) -> Estimate:
     pairs = count * (count - 1)
     mean = jnp.sum(energy * off) / pairs
     return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
+
+
+def tolerance(vectors: jax.Array, labels: jax.Array) -> Estimate:
+    """Mean cosine of two vectors of one class, over all pairs, and its spread over pairs.
+
+    The authors average over all pairs, those of two classes counted as 0: this number times the share of pairs of one
+    class. Vectors in a cone have it high without any classes: compare with shuffled labels.
+
+    Args:
+        vectors: (K, d), features of K examples.
+        labels: (K,) integers.
+
+    Returns:
+        Estimate: mean, and standard deviation over pairs; NaN where no two vectors share a class.
+
+    Raises:
+        TypeError: vectors are no numbers.
+        ValueError: vectors is not a matrix of two rows at least, or labels are not an integer for each.
+
+    Source: Wang & Liu 2021 (arXiv:2012.09740), section 3.3.
+    """
+    vectors = _vectors(vectors, "simplex")
+    checks.check_integers("labels", labels, len(vectors))
+    unit = vectors / norm(vectors, 1)[:, None]
+    labels = jnp.asarray(labels)
+    same = (labels[:, None] == labels[None]) & ~jnp.eye(len(unit), dtype=bool)
+    cosine = matmul(unit, unit.T)
+    return Estimate(jnp.mean(cosine, where=same), jnp.std(cosine, where=same))
 
 
 def one_vs_rest_distance(vectors: Data, *, num_steps: int = 300) -> Estimate:

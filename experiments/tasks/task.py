@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from experiments import checks
-from experiments.tasks import digits, images, modular, polynomials, teachers, text
+from experiments.tasks import digits, images, mixture, modular, polynomials, teachers, text
 from experiments.tasks.arrays import Data, Task, check_task
 
 __all__ = ["IMAGES", "NAMES", "Data", "Task", "default_config", "load"]
@@ -27,6 +27,7 @@ MODULES = {
     "text": text,
     "modular": modular,
     "polynomial": polynomials,
+    "mixture": mixture,
 }
 NAMES = (*MODULES, *IMAGES)
 _COUNT = checks.whole(0)

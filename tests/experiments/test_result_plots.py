@@ -19,6 +19,7 @@ import models
 import ntk
 from experiments import claims, drawing, plotting
 from limits import (
+    boundary_tilting,
     cbow,
     depth,
     dmft,
@@ -37,7 +38,9 @@ from limits import (
 from limits.criticality import Susceptibilities
 from metrics import (
     collapse,
+    contrastive,
     curvature,
+    denoising,
     estimate,
     examples,
     features,
@@ -139,6 +142,8 @@ FILLED = [
     frames.LinearOptimum, frames.CrossEntropyOptimum,
     geometry.Frame, geometry.Duality, noise.NoiseScale, noise.BatchSharpness, scatter.ClassMeans,
     scatter.Centers, scatter.WithinClass, pruning.Pruned, pruning.Frontier, probes.Linear,
+    scatter.Centers, scatter.WithinClass, boundary_tilting.Tilt, boundary_tilting.Fitted,
+    contrastive.Hardness, denoising.JacobianSpectrum, features.Matching,
 ]  # fmt: skip
 RESULTS = OWN | {kind: (lambda kind=kind: filled(kind)) for kind in FILLED}
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from experiments import checks
-from experiments.tasks import arrays, formats, images, modular, polynomials, teachers, text
+from experiments.tasks import (
+    arrays,
+    formats,
+    images,
+    mixture,
+    modular,
+    polynomials,
+    teachers,
+    text,
+)
 from experiments.tasks.task import IMAGES, NAMES, default_config, load
 
 EMBEDDED = [name for name in NAMES if name not in IMAGES]
@@ -82,6 +91,10 @@ def test_more_examples_contain_the_fewer():
         ("modular", {"encoding": "binary"}, "'onehot' or 'tokens'"),
         ("modular", {"modulus": 1}, "between 2 and 10000"),
         ("polynomial", {"coefficients": (1.0,)}, "one beyond c_0"),
+        ("mixture", {"centres": (1.0, 2.0)}, "a row of finite numbers for each component"),
+        ("mixture", {"deviation": -0.1}, "0 or larger"),
+        ("mixture", {"noise": 0.0}, "nothing to denoise"),
+        ("mixture", {"num_test": 0}, "num_test is 0"),
         ("text", {"length": 0}, "at least 1 token"),
         ("text", {"length": 10**6}, "too few"),
         ("text", {"level": "byte"}, "'character' or 'word'"),
@@ -449,3 +462,43 @@ def test_numbers_that_single_precision_does_not_hold_are_refused(value, allowed)
     with pytest.raises(ValueError, match=f"config.rate.*{allowed}"):
         checks.positive()("config.rate", value)
     checks.positive()("config.rate", 1e-29)
+
+
+def test_the_posterior_mean_of_a_mixture_is_the_integral_and_gives_the_score():
+    """E[x_0 | z] by quadrature over x_0; the score by differences of log p(z), and by Tweedie's formula."""
+    centres, deviation, noise = ((-1.0,), (0.5,), (2.0,)), 0.3, 0.7
+    z, x = np.linspace(-2, 3, 11)[:, None], np.linspace(-6, 8, 20001)
+
+    def density(x, c, s):
+        return np.exp(-((x - np.ravel(c)[:, None, None]) ** 2) / (2 * s**2)).sum(0) / s
+
+    prior = density(x[None], centres, deviation)
+    seen = prior * np.exp(-((z - x) ** 2) / (2 * noise**2))
+    exact = mixture.posterior_mean(z, centres, deviation, noise)
+    np.testing.assert_allclose(exact[:, 0], (seen @ x) / seen.sum(1), rtol=1e-10, atol=1e-12)
+    h, total = 1e-5, np.hypot(deviation, noise)
+    slope = np.diff([np.log(density(z + e, centres, total))[:, 0] for e in (-h, h)], axis=0)[0] / (
+        2 * h
+    )
+    found = mixture.score(z, centres, deviation, noise)[:, 0]
+    np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found, (exact - z)[:, 0] / noise**2, rtol=1e-10, atol=1e-12)
+
+
+def test_a_mixture_is_drawn_as_it_says_and_its_test_targets_are_the_best_prediction():
+    config = config_of("mixture", centres=((0.0, 3.0), (4.0, 0.0)), num_train=20000, noise=0.5)
+    task = load(config)
+    (z, x), (z_test, exact) = task.train, task.test
+    assert x.std(0) == pytest.approx(np.sqrt([4.09, 2.34]), rel=0.02)
+    assert (z - x).std() == pytest.approx(0.5, rel=0.02)
+    best = mixture.posterior_mean(z, config.centres, 0.3, 0.5)
+    risk = ((best - x) ** 2).mean()
+    # Inside one component the posterior variance is a^2 s^2 / (a^2 + s^2).
+    assert risk == pytest.approx(0.09 * 0.25 / 0.34, rel=0.05)
+    for wrong in (0.9 * best, z):
+        assert ((wrong - x) ** 2).mean() > 1.5 * risk
+    np.testing.assert_allclose(
+        exact, mixture.posterior_mean(z_test, config.centres, 0.3, 0.5), atol=1e-5
+    )
+    point = mixture.posterior_mean([[0.0, 2.9]], config.centres, 0.0, 0.1)
+    np.testing.assert_allclose(point, [[0.0, 3.0]])

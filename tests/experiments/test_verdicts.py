@@ -809,6 +809,53 @@ SCHEMAS = {
             ),
         },
     ),
+    "short_papers": (
+        {
+            "seed": [0, 1, 2],
+            "ridge": [1e-4, 1.0, 1e3],
+            "tilt": ["its own", "random"],
+            "temperature": [0.05, 0.2, 1.0],
+            "features": ["as learnt", "centred"],
+            "labels": ["true", "shuffled"],
+            "width": [32, 128],
+            "networks": [
+                *("trained", "untrained", "trained, shuffled", "untrained, shuffled", "itself")
+            ],
+            "measure": ["bipartite", "semi", "CKA"],
+        },
+        {
+            "strength": "seed ridge",
+            "error": "seed ridge tilt",
+            "energy": "seed features temperature",
+            "tolerance": "seed features temperature labels",
+            "similarity": "seed width networks measure",
+        },
+    ),
+    "score_estimation": (
+        {
+            "noise": [0.3, 1.0],
+            "examples": [50, 200, 800],
+            "seed": [0, 1, 2],
+            "targets": ["noisy", "exact"],
+            "time": [1.0, 10.0, 100.0, 1000.0],
+            "width": [64, 1024],
+            "net_seed": [0, 1, 2],
+            "kernel": ["NTK", "NNGP"],
+            "images": [5, 50, 700],
+            "pair_seed": [0, 1, 2],
+            "of": ["images seen", "other images", "best linear, other images"],
+            "variant": ["right", "wrong"],
+        },
+        {
+            "error": "noise examples seed targets time",
+            "distance": "width net_seed kernel",
+            "risk": "images pair_seed of",
+            "stein": "images pair_seed variant",
+            "homogeneity": "images pair_seed variant",
+            "cosine": "images pair_seed",
+            "asymmetry": "images pair_seed",
+        },
+    ),
 }
 
 

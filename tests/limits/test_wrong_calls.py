@@ -13,6 +13,7 @@ import models
 from limits import (
     aspect_ratio,
     attention_svm,
+    boundary_tilting,
     cbow,
     deep_kernel_machine,
     depth,
@@ -171,6 +172,18 @@ WRONG = [
         r"values \(4,\) and labels \(1,\) must be .* labels 1 or -1",
     ),
     (lambda: attention_svm.correlation(POINTS, 0 * POINTS), "not be zero"),
+    # tilted boundaries
+    (lambda: boundary_tilting.tilt(POINTS[0], POINTS), r"means has the shape \(4, 4\)"),
+    (lambda: boundary_tilting.tilt(POINTS[0, :3], POINTS[:2]), "must be equally long"),
+    (lambda: boundary_tilting.tilt(0 * POINTS[0], POINTS[:2]), "they have no direction"),
+    (
+        lambda: boundary_tilting.attacked_error(POINTS[0], POINTS[0], np.eye(4), -1.0),
+        "radius is -1.0",
+    ),
+    (lambda: boundary_tilting.discriminant(POINTS[0], 0 * np.eye(4)), "take a larger ridge"),
+    (lambda: boundary_tilting.discriminant(POINTS[0], POINTS[:2]), "covariance has the shape"),
+    (lambda: boundary_tilting.fitted(POINTS[0], np.eye(4), 6), "num_examples is 6 in 4"),
+    (lambda: boundary_tilting.fitted(POINTS[0], -np.eye(4), 60), "must be positive definite"),
     # criticality and statistics of finite width
     (lambda: limits.criticality(3), "activation is 3"),
     (lambda: limits.susceptibilities(jnp.tanh, -1.0, C_W=1.0), "variance is -1.0"),
@@ -411,6 +424,7 @@ def test_every_public_function_is_called_wrongly():
             models,
             aspect_ratio,
             attention_svm,
+            boundary_tilting,
             cbow,
             depth,
             dmft,

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +135,29 @@ def test_layers_of_a_dict():
         features.feature_change_by_layer(h, {"one": h["one"]})
     with pytest.raises(ValueError, match="must be equal"):
         features.feature_change(h["one"], h["two"])
+
+
+def test_matching_finds_permuted_units_and_agrees_with_every_permutation():
+    random = np.random.default_rng(0)
+    one = random.standard_normal((200, 6))
+    order = random.permutation(6)
+    found = features.matching(one, -3 + 2 * one[:, order] + 0.1 * random.standard_normal((200, 6)))
+    np.testing.assert_array_equal(order[found.partner], np.arange(6))
+    assert found.correlation.min() > 0.99
+    other = one @ random.standard_normal((6, 6))
+    found = features.matching(one, other)
+    table = np.corrcoef(one.T, other.T)[:6, 6:]
+    totals = [table[range(6), p].sum() for p in itertools.permutations(range(6))]
+    assert found.correlation.sum() == pytest.approx(max(totals))
+    np.testing.assert_allclose(found.semi, table.max(1))
+    assert (found.semi >= found.correlation - 1e-12).all()
+
+
+def test_matching_of_a_narrower_network_leaves_units_alone_and_constant_units_match_nothing():
+    random = np.random.default_rng(1)
+    other = random.standard_normal((50, 5))
+    one = np.stack([other[:, 3], np.full(50, 0.1)], axis=1)
+    found = features.matching(one, other)
+    assert found.partner[0] == 3
+    np.testing.assert_allclose(found.correlation, [1, 0])
+    assert found.semi[1] == 0
