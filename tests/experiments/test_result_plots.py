@@ -25,6 +25,7 @@ from limits import (
     ensembles,
     feature_learning,
     finite_width,
+    generalization,
     judgement,
     mean_field,
     opposing,
@@ -41,6 +42,7 @@ from metrics import (
     features,
     frames,
     geometry,
+    information,
     kernels,
     noise,
     scaling,
@@ -134,7 +136,8 @@ FILLED = [
     perceptron.Margin, pi_net.PiNet, pi_net.PiLimit, cbow.Embeddings, examples.Opposing,
     features.Tuning, frames.Thresholds, frames.LinearOptimum, frames.CrossEntropyOptimum,
     geometry.Frame, geometry.Duality, noise.NoiseScale, noise.BatchSharpness, scatter.ClassMeans,
-    scatter.Centers, scatter.WithinClass,
+    scatter.Centers, scatter.WithinClass, information.Information, information.Bounds,
+    information.Curve, generalization.Gap, generalization.Layers, generalization.Gibbs,
 ]  # fmt: skip
 RESULTS = OWN | {kind: (lambda kind=kind: filled(kind)) for kind in FILLED}
 
