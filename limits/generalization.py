@@ -142,7 +142,7 @@ def gap_bound(information: float, num_examples: int = 1) -> float:
         TypeError: an argument of another type.
         ValueError: one out of range.
 
-    Source: Xu & Raginsky 2017, theorem 1; Bu, Zou & Veeravalli 2020, proposition 1, with sub-Gaussian constant 1/2.
+    Source: Xu & Raginsky 2017; Bu, Zou & Veeravalli 2020; with the sub-Gaussian constant 1/2 of such a loss.
     """
     return math.sqrt(information / (2 * num_examples))
 
@@ -284,6 +284,6 @@ def noise_contraction(diameter: float, sigma: float) -> float:
         TypeError: an argument of another type.
         ValueError: one out of range.
 
-    Source: Dobrushin's coefficient, the total variation of the two farthest; Polyanskiy & Wu 2017, theorem 1.
+    Source: Dobrushin's coefficient, the total variation of the two farthest; Polyanskiy & Wu 2017.
     """
     return math.erf(diameter / (2 * math.sqrt(2) * sigma))

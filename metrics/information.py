@@ -11,7 +11,7 @@ Data processing, I(X;T) falling from layer to layer, holds for neither unless th
 has the noise. Everything is in bits.
 
 Source: Shwartz-Ziv & Tishby 2017, arXiv:1703.00810 (cells); Saxe et al. 2018 (that the cells decide); Kolchinsky &
-Tracey 2017, arXiv:1706.02419, section 4 (bounds of mixtures); Tishby, Pereira & Bialek 1999 (bottleneck).
+Tracey 2017, arXiv:1706.02419 (bounds of mixtures); Tishby, Pereira & Bialek 1999 (bottleneck).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def information_bounds(features: jax.Array, sigma: float) -> Bounds:
         TypeError: features hold no numbers.
         ValueError: a wrong shape, or sigma not positive.
 
-    Source: Kolchinsky & Tracey 2017, equations 10 and 13 (Bhattacharyya and Kullback-Leibler distances).
+    Source: Kolchinsky & Tracey 2017, the Bhattacharyya and the Kullback-Leibler distance.
     """
     return _bounds(_rows(features), checks.positive("sigma", sigma))
 
