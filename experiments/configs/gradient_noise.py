@@ -31,7 +31,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "width": 128,
         "learning_rate": 0.02,
         "steps": 1200,
-        "seeds": tuple(range(8)),
+        "seeds": tuple(range(12)),
         "growth_seeds": (0, 1, 2),
     }
     # ReLU networks from weights too small, with Gaussian noise of variance eta / (1 + t)^.55 on gradients
@@ -42,7 +42,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "eta": 0.3,
         "learning_rate": 0.05,
         "steps": 1500,
-        "seeds": tuple(range(8)),
+        "seeds": tuple(range(24)),
     }
     if preset == "smoke":
         config.batches.steps, config.batches.width = 200, 32

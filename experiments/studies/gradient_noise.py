@@ -186,13 +186,12 @@ def _batches(config: Any, task: tasks.Task, session: Session | None) -> xr.Datas
 
 def _noise(config: Any, task: tasks.Task, session: Session | None) -> xr.Dataset:
     part = config.noise
-    train, test = (tuple(map(jnp.asarray, data)) for data in (task.train, task.test))
-    he = (critical() / part.width) ** 0.5
+    train = tuple(map(jnp.asarray, task.train))
     settings = {
         "none": (part.deviation, 0.0),
         "weak": (part.deviation, part.eta / 30),
         "strong": (part.deviation, part.eta),
-        "critical start": (he, 0.0),
+        "critical start": (None, 0.0),
     }
     unit_normal = jax.nn.initializers.normal(1.0)
     family = models.family("MLP", depth=part.depth, outputs=task.outputs, kernel_init=unit_normal)
@@ -204,22 +203,23 @@ def _noise(config: Any, task: tasks.Task, session: Session | None) -> xr.Dataset
     def measure(params):
         hidden = [params[f"hidden_{l}"]["kernel"] for l in range(1, part.depth)]
         variance = jnp.square(jnp.stack(hidden)).mean() * part.width
-        return variance, loss(params, train), losses.accuracy(apply(params, test[0]), test[1])
+        return variance, loss(params, train)
 
     def unit(data, noise, noise_seed):
         deviation, eta = settings[noise]
         start, batches = jax.random.split(jax.random.key(noise_seed))
-        params = jax.tree.map(lambda p: deviation * p, init(start))
+        params = jax.tree.map(
+            lambda p: p * (deviation or (critical() / p.shape[0]) ** 0.5), init(start)
+        )
         rates = part.learning_rate, 0.0, eta
         found = _trained(loss, 64, params, steps, rates, batches, train)
         values = np.array([measure(params) for params in found]).T
-        return dict(zip(("variance", "loss", "noise_accuracy"), values))
+        return dict(zip(("variance", "loss"), values))
 
     of_step = ("noise_step",)
     variables = {
         "variance": Variable("fan_in times the variance of hidden weights", dims=of_step),
         "loss": Variable("training loss", "nats", of_step),
-        "noise_accuracy": Variable("test accuracy", dims=of_step),
     }
     own = {"noise_step": Axis(steps, "updates")}
     axes = {

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from scipy import stats
 
 from experiments import checks, grid, losses
 from experiments.grid import Axis, Variable, train_grid
@@ -133,7 +134,7 @@ def _networks(config: Any, session: Session | None) -> xr.Dataset:
     part = config.network
     probes = np.geomspace(part.steps / 200, part.steps, part.probes).round().astype(int)
     probes = [0, *probes.tolist()]
-    x = jnp.asarray(2.0 * sphere.patterns() - 1)
+    x, normal = jnp.asarray(2.0 * sphere.patterns() - 1), stats.truncnorm(-2, 2)
 
     def unit(data, network, rule, seed):
         random, activation = np.random.default_rng([rule, seed]), NETWORKS[network]
@@ -144,15 +145,16 @@ def _networks(config: Any, session: Session | None) -> xr.Dataset:
             told = np.eye(2)[y]
         order = random.permutation(len(y))
         train, test = np.split(order, [int(part.train_share * len(y))])
-        data, keys = (x[train], jnp.asarray(y[train])), jax.random.split(jax.random.key(seed), 7)
+        data, start = (x[train], jnp.asarray(y[train])), np.random.default_rng(seed)
         params = [
-            (jax.random.truncated_normal(k, -2, 2, (m, n)) / math.sqrt(m), jnp.zeros(n))
-            for k, m, n in zip(keys, SIZES, SIZES[1:])
+            (jnp.asarray(normal.rvs((m, n), random_state=start) / math.sqrt(m)), jnp.zeros(n))
+            for m, n in itertools.pairwise(SIZES)
         ]
         state = params, optax.adam(part.learning_rate).init(params)
-        settings, layers, found = (part.learning_rate, part.batch_size), [], []
+        settings, key = (part.learning_rate, part.batch_size), jax.random.key(seed)
+        layers, found = [], []
         for first, last in itertools.pairwise([0, *probes]):
-            state = advance(state, first, last, data, keys[6], activation, settings)
+            state = advance(state, first, last, data, key, activation, settings)
             made, measured = measure(state[0], x, data, jnp.asarray(told), activation, part.draws)
             layers.append([np.asarray(h) for h in made])
             found.append(jax.tree.map(np.asarray, measured))

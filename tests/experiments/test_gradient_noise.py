@@ -103,7 +103,7 @@ def test_claims_can_fail(data):
     wrong["distance"], wrong["growth_distance"] = (
         data[name] * 0 + growth for name in ("distance", "growth_distance")
     )
-    wrong["noise_accuracy"] = data.noise_accuracy * 0 + 0.1
+    wrong["loss"] = data.loss * 0 + 2.2
     wrong["variance"] = data.variance * 3
     held = [claim.name for claim in study.claims(wrong) if claim.passed and not claim.control]
     assert not held

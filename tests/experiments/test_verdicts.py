@@ -585,7 +585,7 @@ SCHEMAS = {
         {
             **dict.fromkeys(("accuracy", "distance"), "schedule seed step"),
             "growth_distance": "growth_schedule growth_seed step",
-            **dict.fromkeys(("variance", "loss", "noise_accuracy"), "noise noise_seed noise_step"),
+            **dict.fromkeys(("variance", "loss"), "noise noise_seed noise_step"),
         },
     ),
     "principles": (
