@@ -35,8 +35,8 @@ def _updates(data):
 
 def _growth(data):
     caption = (
-        "Distance of the weights from their start against the number of updates: median and range of seeds. Dashed: "
-        "lines in log(updates), fitted from 50 on. Look that full batches, without any noise, grow by the same law: "
+        "Distance of the weights from their start over that at 50 updates: median and range of seeds. Dashed: "
+        "lines in log(updates), fitted from there on. Look that full batches, without any noise, grow by the same law: "
         "the logistic loss of separated examples does that alone."
     )
     made, (ax,) = figure(caption=caption)
@@ -46,11 +46,12 @@ def _growth(data):
         (data.growth_distance.sel(growth_schedule="squared"), PALETTE[2], "squared error"),
     ):
         line = line.rename({d: "seed" for d in line.dims if d == "growth_seed"})
+        line = line / line.where(line.step >= 50, drop=True).isel(step=0, drop=True)
         drawing.curve(ax, line.isel(step=slice(1, None)), "step", color, label=label)
         late = drawing.median(line).where(line.step >= 50, drop=True)
         x = np.log(late.step.values)
         ax.plot(late.step, np.polyval(np.polyfit(x, late, 1), x), color=INK, linestyle=DASHED, linewidth=1)  # fmt: skip
-    ax.set(xscale="log", xlabel="updates", ylabel="|w - w(0)|")
+    ax.set(xscale="log", xlabel="updates", ylabel="|w - w(0)|, relative")
     drawing.legend(ax)
     return made
 

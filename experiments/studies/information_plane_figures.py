@@ -11,6 +11,8 @@ from experiments import drawing
 from experiments.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.studies.information_plane_claims import compression, last
 
+WORDS = {"shuffled": "tanh, shuffled labels"}
+
 
 @style()
 def figures(data: xr.Dataset) -> dict[str, Any]:
@@ -24,10 +26,10 @@ def _plane(data):
         "(open) to the end of training (full). Dashed: nothing lies above min(I(X;T), I(X;Y)). Look that the deep tanh "
         "layers first learn the label and then lose the input, and that ReLU layers lose nothing."
     )
-    names = [str(n) for n in data.network.values]
+    names = [WORDS.get(str(n), str(n)) for n in data.network.values]
     made, axes = figure(names, caption=caption)
     colors = drawing.sequential(data.layer.values)
-    for ax, name in zip(axes, names):
+    for ax, name in zip(axes, data.network.values):
         part = data.sel(network=name, rule=1).median("seed")
         for layer, color in colors.items():
             x, y = (part[v].sel(layer=layer).values for v in ("noisy", "noisy_label"))
@@ -52,7 +54,7 @@ def _resolution(data):
         for network, color in zip(data.network.values, PALETTE):
             found = compression(data[f"by_{name}"].sel(network=network, drop=True))
             found = found.stack(of=("rule", "seed")).reset_index("of", drop=True).rename(of="seed")
-            drawing.curve(ax, found, name, color, label=str(network))
+            drawing.curve(ax, found, name, color, label=WORDS.get(str(network), str(network)))
         ax.axhline(0, color=INK, linestyle=DASHED, linewidth=1)
         ax.set(xscale="log", xlabel=words)
         ax.set_xticks(data[name].values, [f"{v:g}" for v in data[name].values])
