@@ -60,8 +60,8 @@ def _walk(data):
     caption = (
         "A deep ReLU network from weights that are too small: fan_in times the variance of hidden weights (left) and "
         "training loss (right) against updates, median and range of seeds. Dashed: the walk of noise alone, the "
-        "critical value, and the loss of chance. Look that the loss leaves chance when the walk is there, and under "
-        "weak noise never."
+        "critical value, and the loss of chance. Look that the loss leaves chance at three quarters of the critical "
+        "value, before the walk is there, and under weak noise never."
     )
     made, axes = figure(["weights", "loss"], caption=caption, sharey=False)
     for name, color in zip(data.noise.values, PALETTE):

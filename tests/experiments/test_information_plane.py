@@ -14,7 +14,7 @@ from experiments.tasks import sphere
 @pytest.fixture(scope="module")
 def data():
     config = configs.get_config("smoke")
-    config.network.steps, config.network.probes, config.network.draws = 400, 4, 30
+    config.network.steps, config.network.probes, config.network.draws = 400, 4, 200
     return study.run(config)
 
 
