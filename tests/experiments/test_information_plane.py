@@ -54,6 +54,7 @@ def test_compression_and_peak():
     assert np.isnan(peak(bits.where(bits < 4))[1])
 
 
+@pytest.mark.slow
 def test_a_layer_filled_up_with_zeros_tells_the_same(data):
     """One program for all layers: the last one, measured in its own width, is the same up to drawing."""
     assert data.sizes["layer"] == 5
@@ -64,6 +65,7 @@ def test_a_layer_filled_up_with_zeros_tells_the_same(data):
     assert (tanh.noisy.isel(layer=0) > tanh.noisy.isel(layer=-1) + 3).all()
 
 
+@pytest.mark.slow
 def test_exact_claims_hold_on_a_short_run_and_their_controls_fail(data):
     judged = {claim.name: claim for claim in study.claims(data)}
     assert len(judged) == 43
@@ -72,6 +74,7 @@ def test_exact_claims_hold_on_a_short_run_and_their_controls_fail(data):
     assert all(c.passed for c in exact), [c for c in exact if not c.passed]
 
 
+@pytest.mark.slow
 def test_claims_can_fail(data):
     wrong = data.copy(deep=True)
     along = xr.DataArray(np.linspace(0, 1, data.sizes["step"]), dims="step")
@@ -89,6 +92,7 @@ def test_claims_can_fail(data):
     assert not held
 
 
+@pytest.mark.slow
 def test_figures_and_mistakes(data):
     assert set(study.figures(data)) == {"plane", "resolution", "drift", "gaps"}
     with pytest.raises(ValueError, match=r"smoke, cpu, paper"):
