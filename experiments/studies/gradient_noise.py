@@ -1,7 +1,9 @@
 """What gradient noise does: small batches are more updates, and noise that is added walks weights to criticality.
 
 A network is trained with small and large batches for as many epochs and for as many updates, and its distance from the
-start is followed; a deep one is trained from weights too small for it, with noise added to the gradients.
+start is followed; a deep one is trained from weights too small for it, with noise added to the gradients. On 1280
+images of MNIST as many updates close two thirds of the gap, not all of it (.019 to .006), and growth is less exactly
+logarithmic (R^2 .987); noise and its walk are the same there.
 """
 
 from __future__ import annotations
