@@ -27,6 +27,7 @@ from limits import (
     ensembles,
     feature_learning,
     finite_width,
+    generalization,
     judgement,
     mean_field,
     opposing,
@@ -46,6 +47,7 @@ from metrics import (
     features,
     frames,
     geometry,
+    information,
     kernels,
     noise,
     probes,
@@ -144,6 +146,8 @@ FILLED = [
     scatter.Centers, scatter.WithinClass, pruning.Pruned, pruning.Frontier, probes.Linear,
     scatter.Centers, scatter.WithinClass, boundary_tilting.Tilt, boundary_tilting.Fitted,
     contrastive.Hardness, denoising.JacobianSpectrum, features.Matching,
+    scatter.Centers, scatter.WithinClass, information.Information, information.Bounds,
+    information.Curve, generalization.Gap, generalization.Layers, generalization.Gibbs,
 ]  # fmt: skip
 RESULTS = OWN | {kind: (lambda kind=kind: filled(kind)) for kind in FILLED}
 
