@@ -29,15 +29,15 @@ from limits.arguments import array, count, number, takes
 from ntk import show
 
 
+@show.readable
 class Gap(NamedTuple):
     """Expected 0-1 errors of the Gaussian classifier on a training and on a test example; the gap is test - train."""
 
     train: float
     test: float
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Layers(NamedTuple):
     """A deep linear network, layer by layer from the input, l = 0 .. L.
 
@@ -53,9 +53,8 @@ class Layers(NamedTuple):
     distance: np.ndarray
     bound: np.ndarray
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Gibbs(NamedTuple):
     """The Gibbs algorithm, averaged over data sets.
 
@@ -68,8 +67,6 @@ class Gibbs(NamedTuple):
     gap: float
     mutual: float
     lautum: float
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 @takes(

@@ -30,6 +30,7 @@ from metrics.estimate import Estimate, concrete, mean_estimate
 from ntk import show
 
 
+@show.readable
 class Information(NamedTuple):
     """What features say of the input and of its label.
 
@@ -41,18 +42,16 @@ class Information(NamedTuple):
     input_bits: Estimate | float
     label_bits: Estimate | float | None
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Bounds(NamedTuple):
     """I(X;T') of noisy features lies between these, in bits."""
 
     lower: jax.Array
     upper: jax.Array
 
-    __repr__, _repr_html_ = show.text, show.html
 
-
+@show.readable
 class Curve(NamedTuple):
     """The bottleneck curve.
 
@@ -65,8 +64,6 @@ class Curve(NamedTuple):
     betas: np.ndarray
     input_bits: np.ndarray
     label_bits: np.ndarray
-
-    __repr__, _repr_html_ = show.text, show.html
 
 
 def binned_information(

@@ -642,56 +642,6 @@ SCHEMAS = {
             "error": "setting count learner regime_seed",
             "violations": "surrogate_seed scaled",
             "accuracy": "feature_seed inputs shots learner",
-    "information_plane": (
-        {
-            "network": ["tanh", "ReLU", "shuffled"],
-            "rule": [0, 1],
-            "seed": [0, 1, 2],
-            "step": [0, 100, 400, 1000],
-            "layer": [1, 2, 3, 4, 5],
-            "sigma": [0.05, 0.1, 0.2],
-            "bins": [10, 30, 100],
-            "weights": [1, 2],
-            "split": ["train", "test"],
-            "labels": ["probabilities", "one draw"],
-            "bounds_of": ["own noise", "twice the noise"],
-            "classes": ["d = 16, s = 2, r = 16", "d = 16, s = 2, r = 4", "d = 64, s = 3, r = 64"],
-            "examples": [10, 30, 100],
-            "bound_of": ["n", "n^2"],
-            "bound_seed": [0, 1, 2],
-            "gibbs_by": ["I + L", "I"],
-            "of": ["bound", "distance"],
-        },
-        {
-            **dict.fromkeys(("noisy", "binned", "moving"), "network rule seed step layer"),
-            "by_sigma": "network rule seed step sigma",
-            "by_bins": "network rule seed step bins",
-            "signal": "network rule seed step weights",
-            "accuracy": "network rule seed split step",
-            "label_share": "network rule seed",
-            "excess": "network rule seed labels",
-            "outside": "network rule seed bounds_of",
-            "gap": "classes examples",
-            "gap_bound": "classes examples bound_of",
-            "gibbs": "bound_seed gibbs_by",
-            "last": "bound_seed of",
-        },
-    ),
-    "gradient_noise": (
-        {
-            "schedule": ["small", "large", "root"],
-            "seed": [0, 1, 2],
-            "growth_schedule": ["full", "squared"],
-            "growth_seed": [0, 1, 2],
-            "step": [0, 10, 60, 200, 600, 1200],
-            "noise": ["none", "weak", "strong", "critical start"],
-            "noise_seed": [0, 1, 2],
-            "noise_step": [0, 50, 100, 200],
-        },
-        {
-            **dict.fromkeys(("accuracy", "distance"), "schedule seed step"),
-            "growth_distance": "growth_schedule growth_seed step",
-            **dict.fromkeys(("variance", "loss"), "noise noise_seed noise_step"),
         },
     ),
     "principles": (
@@ -906,6 +856,58 @@ SCHEMAS = {
             "asymmetry": "images pair_seed",
         },
     ),
+    "gradient_noise": (
+        {
+            "schedule": ["small", "large", "root"],
+            "seed": [0, 1, 2],
+            "growth_schedule": ["full", "squared"],
+            "growth_seed": [0, 1, 2],
+            "step": [0, 10, 60, 200, 600, 1200],
+            "noise": ["none", "weak", "strong", "critical start"],
+            "noise_seed": [0, 1, 2],
+            "noise_step": [0, 50, 100, 200],
+        },
+        {
+            **dict.fromkeys(("accuracy", "distance"), "schedule seed step"),
+            "growth_distance": "growth_schedule growth_seed step",
+            **dict.fromkeys(("variance", "loss"), "noise noise_seed noise_step"),
+        },
+    ),
+    "information_plane": (
+        {
+            "network": ["tanh", "ReLU", "shuffled"],
+            "rule": [0, 1],
+            "seed": [0, 1, 2],
+            "step": [0, 100, 400, 1000],
+            "layer": [1, 2, 3, 4, 5],
+            "sigma": [0.05, 0.1, 0.2],
+            "bins": [10, 30, 100],
+            "weights": [1, 2],
+            "split": ["train", "test"],
+            "labels": ["probabilities", "one draw"],
+            "bounds_of": ["own noise", "twice the noise"],
+            "classes": ["d = 16, s = 2, r = 16", "d = 16, s = 2, r = 4", "d = 64, s = 3, r = 64"],
+            "examples": [10, 30, 100],
+            "bound_of": ["n", "n^2"],
+            "bound_seed": [0, 1, 2],
+            "gibbs_by": ["I + L", "I"],
+            "of": ["bound", "distance"],
+        },
+        {
+            **dict.fromkeys(("noisy", "binned", "moving"), "network rule seed step layer"),
+            "by_sigma": "network rule seed step sigma",
+            "by_bins": "network rule seed step bins",
+            "signal": "network rule seed step weights",
+            "accuracy": "network rule seed split step",
+            "label_share": "network rule seed",
+            "excess": "network rule seed labels",
+            "outside": "network rule seed bounds_of",
+            "gap": "classes examples",
+            "gap_bound": "classes examples bound_of",
+            "gibbs": "bound_seed gibbs_by",
+            "last": "bound_seed of",
+        },
+    ),
 }
 
 
@@ -1010,6 +1012,11 @@ def whole_card(data):
     return data.assign(collapse_accuracy=1 + 0 * data.collapse_accuracy)
 
 
+def noisy(data):
+    data = data.assign(loss=data.loss + xr.DataArray([3.0, 2.0, 1.0, 0.5], dims="noise_step"))
+    return data.assign_attrs(outputs=10, same_epochs=60, critical=2.0, crossing=100)
+
+
 def plane(data):
     """Signals that fall below one after the start, gaps that fall."""
     falling = xr.DataArray([2.0, 1.5, 0.5, 0.2], dims="step")
@@ -1017,14 +1024,7 @@ def plane(data):
     return data.assign(signal=falling + 0.1 * data.signal, gap=gap)
 
 
-def noisy(data):
-    data = data.assign(loss=data.loss + xr.DataArray([3.0, 2.0, 1.0, 0.5], dims="noise_step"))
-    return data.assign_attrs(outputs=10, same_epochs=60, critical=2.0, crossing=100)
-
-
 DETAILS = {
-    "information_plane": plane,
-    "gradient_noise": noisy,
     "cnn_learning_curves": patches,
     "batch_curvature": batches,
     "learning_rate_transfer": rates,
@@ -1038,6 +1038,8 @@ DETAILS = {
     "data_pruning": pruned,
     "opposing_signals": opposing,
     "card": whole_card,
+    "gradient_noise": noisy,
+    "information_plane": plane,
 }
 
 
