@@ -22,7 +22,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 endif
 
 
-.PHONY: docs install reproduce test test-studies test-all test-newest lint format bench notebooks clean
+.PHONY: docs install reproduce test test-slow test-studies test-all test-newest lint format bench notebooks clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -49,6 +49,11 @@ test: install
 test-studies: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py tests/experiments/test_faults.py \
 	  tests/experiments/test_ntk_convergence.py tests/test_notebooks.py tests/ntk/test_examples.py -m slow
+
+# The slow tests of the packages: random networks, slopes, every derivative, Monte Carlo, several processes.
+test-slow: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/ntk tests/limits tests/metrics -m slow \
+	  --ignore=tests/ntk/test_examples.py
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
