@@ -172,7 +172,7 @@ def fitted(half: ArrayLike, covariance: ArrayLike, num_examples: int) -> Fitted:
     return Fitted(angle, 1 / math.cos(angle), float(special.ndtr(-math.sqrt(signal * cosine))))
 
 
-def _square(a, s) -> None:
+def _square(a: np.ndarray, s: np.ndarray) -> None:
     same_columns(half=a, covariance=s)
     if s.shape != (len(a), len(a)):
         raise ValueError(f"covariance has the shape {s.shape}; it must be {(len(a), len(a))}")

@@ -97,12 +97,12 @@ def gaussian_gap(mean_norm: float, scale: float, rank: int, num_examples: int) -
     root = math.sqrt(num_examples)
     fitted = [signal * root * (root + side) / 2 for side in (1, -1)]
     fresh = [signal * (root + side) ** 2 / 2 for side in (1, -1)]
-    return Gap(_below(rank, *fitted, (1 - 1 / root) / 2), _below(rank, *fresh, 0.5))
+    return Gap(_below(rank, fitted, (1 - 1 / root) / 2), _below(rank, fresh, 0.5))
 
 
-def _below(rank: int, ahead: float, behind: float, share: float) -> float:
+def _below(rank: int, signals: Sequence[float], share: float) -> float:
     """P(u / (u + v) < share) of noncentral chi squares u, v; both are mixtures of central ones over Poisson counts."""
-    (i, p), (j, q) = _poisson(ahead / 2), _poisson(behind / 2)
+    (i, p), (j, q) = (_poisson(signal / 2) for signal in signals)
     return float(p @ special.betainc(rank / 2 + i[:, None], rank / 2 + j[None], share) @ q)
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from metrics import checks
 from ntk import show
+from ntk.types import Scalar
 
 
 @show.readable
@@ -44,7 +45,7 @@ class Hardness(NamedTuple):
     freezing: jax.Array
 
 
-def hardness(similarities: jax.Array, temperature: float) -> Hardness:
+def hardness(similarities: jax.Array, temperature: Scalar) -> Hardness:
     """Shares of negatives in the gradient of a contrastive loss, their entropy, and what chance alone would make it.
 
     Args:
@@ -71,7 +72,7 @@ def hardness(similarities: jax.Array, temperature: float) -> Hardness:
     return Hardness(weights, entropy, normal, jnp.mean(spread) / jnp.sqrt(2 * jnp.log(count)))
 
 
-def normal_entropy(count: int, spread: jax.Array, temperature: float) -> jax.Array:
+def normal_entropy(count: int, spread: jax.Array, temperature: Scalar) -> jax.Array:
     """Entropy in nats of the weights of n normal negatives: log n - a^2 / (2 T^2), 0 below the freezing temperature.
 
     Exact as log n grows at fixed T / T_c; finite n rounds the corner at T_c.

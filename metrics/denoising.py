@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate
 from ntk import show
+from ntk.types import Array, PRNGKey, PyTree, Scalar
 
 
 @show.readable
@@ -44,7 +45,7 @@ class JacobianSpectrum(NamedTuple):
     homogeneity: jax.Array
 
 
-def jacobian_spectrum(apply: Callable, params: Any, noisy: jax.Array) -> JacobianSpectrum:
+def jacobian_spectrum(apply: Callable, params: PyTree, noisy: jax.Array) -> JacobianSpectrum:
     """Eigenvalues and eigenvectors of a denoiser's Jacobian at noisy examples, and what makes them a shrinkage.
 
     Holds N d^2 numbers; give a few examples at a time where d is large.
@@ -64,8 +65,8 @@ def jacobian_spectrum(apply: Callable, params: Any, noisy: jax.Array) -> Jacobia
 
 
 @partial(jax.jit, static_argnames=("apply",))
-def _spectrum(apply, params, noisy):
-    def at(y):
+def _spectrum(apply: Callable, params: PyTree, noisy: Array) -> JacobianSpectrum:
+    def at(y: Array) -> JacobianSpectrum:
         output, jacobian = _derivative(apply, params, y)
         half, rest = (jacobian + jacobian.T) / 2, (jacobian - jacobian.T) / 2
         values, vectors = jnp.linalg.eigh(half)
@@ -79,11 +80,11 @@ def _spectrum(apply, params, noisy):
 
 def sure(
     apply: Callable,
-    params: Any,
+    params: PyTree,
     noisy: jax.Array,
-    noise: float,
+    noise: Scalar,
     *,
-    key: jax.Array | None = None,
+    key: PRNGKey | None = None,
     num_probes: int = 1,
 ) -> Estimate:
     """Stein's unbiased estimate of E |f(y) - x|^2, summed over coordinates, from noisy examples alone.
@@ -119,31 +120,31 @@ def sure(
 
 
 @partial(jax.jit, static_argnames=("apply",))
-def _traces(apply, params, noisy):
+def _traces(apply: Callable, params: PyTree, noisy: Array) -> Array:
     return jax.lax.map(lambda y: jnp.trace(_derivative(apply, params, y)[1]), noisy)
 
 
 @partial(jax.jit, static_argnames=("apply",))
-def _products(apply, params, noisy, signs):
+def _products(apply: Callable, params: PyTree, noisy: Array, signs: Array) -> Array:
     """Mean over probes of <e, J e>, one for each example."""
 
-    def product(e):
+    def product(e: Array) -> Array:
         moved = jax.jvp(partial(apply, params), (noisy,), (e.astype(noisy.dtype),))[1]
         return jnp.sum(moved * e, axis=tuple(range(1, noisy.ndim)))
 
     return jnp.mean(jax.lax.map(product, signs), axis=0)
 
 
-def _derivative(apply, params, y) -> tuple[jax.Array, jax.Array]:
+def _derivative(apply: Callable, params: PyTree, y: Array) -> tuple[Array, Array]:
     """f(y) (d,) and J (d, d) of one example."""
 
-    def flat(v):
+    def flat(v: Array) -> Array:
         return apply(params, v.reshape(1, *y.shape)).reshape(-1)
 
     return flat(y.reshape(-1)), jax.jacfwd(flat)(y.reshape(-1))
 
 
-def _checked(apply, params, noisy) -> jax.Array:
+def _checked(apply: Callable, params: PyTree, noisy: Array) -> Array:
     checks.function("apply", apply, "params", "noisy")
     noisy = checks.real("noisy", noisy, "N", "d", "...")
     shape = getattr(jax.eval_shape(apply, params, noisy), "shape", None)

@@ -28,6 +28,7 @@ from scipy import special
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate
 from ntk import show
+from ntk.types import Array, Data, PRNGKey, Scalar
 
 
 @show.readable
@@ -67,7 +68,7 @@ class Curve(NamedTuple):
 
 
 def binned_information(
-    features: jax.Array, edges: jax.Array, *, label_probabilities: jax.Array | None = None
+    features: Data, edges: Data, *, label_probabilities: Data | None = None
 ) -> Information:
     """Information of features in cells: the entropy of the cell, and what the cell says of the label.
 
@@ -105,11 +106,11 @@ def binned_information(
 
 
 def noisy_information(
-    features: jax.Array,
-    sigma: float,
-    key: jax.Array,
+    features: Data,
+    sigma: Scalar,
+    key: PRNGKey,
     *,
-    label_probabilities: jax.Array | None = None,
+    label_probabilities: Data | None = None,
     draws: int = 500,
 ) -> Information:
     """Information of features with Gaussian noise added, by drawing from their exact mixture.
@@ -138,12 +139,12 @@ def noisy_information(
 
 
 @functools.partial(jax.jit, static_argnames="draws")
-def _noisy(h, sigma, key, y, draws):
+def _noisy(h: Array, sigma: Array, key: PRNGKey, y: Array | None, draws: int) -> Information:
     inputs, noise = jax.random.split(key)
     start = h[jax.random.randint(inputs, (draws,), 0, len(h))]
     step = sigma * jax.random.normal(noise, start.shape, h.dtype)
 
-    def one(drawn):
+    def one(drawn: tuple[Array, Array]) -> Array:
         t, own = drawn
         weights = (own - jnp.square(t[None] - h).sum(-1)) / (2 * sigma**2)
         bits = [math.log(len(h)) - jax.nn.logsumexp(weights)]
@@ -160,7 +161,7 @@ def _noisy(h, sigma, key, y, draws):
     return Information(of_input, Estimate(whole - bits.value[1], bits.error[1]))
 
 
-def information_bounds(features: jax.Array, sigma: float) -> Bounds:
+def information_bounds(features: Data, sigma: Scalar) -> Bounds:
     """Bounds of `noisy_information` from all pairs of inputs, nothing drawn.
 
         -E_i log E_j exp(-|h_i - h_j|^2 / 8 sigma^2)  <=  I(X;T')  <=  -E_i log E_j exp(-|h_i - h_j|^2 / 2 sigma^2)
@@ -182,8 +183,8 @@ def information_bounds(features: jax.Array, sigma: float) -> Bounds:
 
 
 @jax.jit
-def _bounds(h, sigma):
-    def row(x):
+def _bounds(h: Array, sigma: Array) -> Bounds:
+    def row(x: Array) -> Array:
         # One of the terms is exp(0): no sum underflows.
         near = jnp.exp(-jnp.square(x[None] - h).sum(-1) / (8 * sigma**2))
         return jnp.log(jnp.stack([near.sum(), (near**4).sum()]))
@@ -193,7 +194,7 @@ def _bounds(h, sigma):
 
 
 def bottleneck_curve(
-    joint: jax.Array, betas: jax.Array, *, max_steps: int = 5000, tolerance: float = 1e-10
+    joint: Data, betas: Data, *, max_steps: int = 5000, tolerance: float = 1e-10
 ) -> Curve:
     """The largest I(T;Y) at each I(X;T) over all codes of the input, by Blahut-Arimoto from fine codes to coarse ones.
 
@@ -245,12 +246,12 @@ def bottleneck_curve(
     return Curve(betas, *made / math.log(2))
 
 
-def _rows(features) -> jax.Array:
+def _rows(features: Data) -> Array:
     h = checks.finite("features", checks.real("features", features, "N", "d", "..."))
     return h.reshape(len(h), -1)
 
 
-def _labels(given, count: int) -> jax.Array:
+def _labels(given: Data, count: int) -> Array:
     y = checks.real("label_probabilities", given, count, "K")
     values = concrete(given)
     if values is not None and not (
