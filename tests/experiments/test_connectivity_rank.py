@@ -41,7 +41,7 @@ def test_the_kernel_that_is_compared_is_that_of_the_recurrent_weights():
     setup, probe = study._network(part, 2)
     x, y = study.neuro.two_alternative(20, 3, 0)
     data = dict.fromkeys(("train", "test", "probe"), (jnp.asarray(x), jnp.asarray(y)))
-    init, loss, _ = setup(data)
+    init, loss = setup(data)[:2]
     first, last = (init(jax.random.key(seed)) for seed in (0, 1))
     found = probe.measure(last, first, 0.1, data)[1]
     model = study.RNN(12, 3)
