@@ -95,7 +95,7 @@ def _of_kind(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(jnp.int32) if x.dtype == jnp.int64 else x
 
 
-def primitive(name: str) -> Any:
+def primitive_of(name: str) -> Any:
     """A primitive by its name, once it was met."""
     return _PRIMITIVES[name]
 

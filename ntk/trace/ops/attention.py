@@ -353,14 +353,14 @@ def _aligned(
     equation: Any, operands: list[Value], place: int
 ) -> tuple[Value, Value, tuple[Axis, ...]]:
     """Weights, values with the same axes where they meet, and the axes summed over."""
-    contracted, batch = equation.params["dimension_numbers"]
+    summed, batch = equation.params["dimension_numbers"]
     weights, values = operands[1 - place], operands[place]
     own = list(weights.dims)
     for mine, theirs in zip(
-        (*contracted[1 - place], *batch[1 - place]), (*contracted[place], *batch[place])
+        (*summed[1 - place], *batch[1 - place]), (*summed[place], *batch[place])
     ):
         own[mine] = values.dims[theirs]
-    gone = tuple(a for k in contracted[place] for a in values.dims[k])
+    gone = tuple(a for k in summed[place] for a in values.dims[k])
     return Value(tuple(own), weights.body), values, gone
 
 

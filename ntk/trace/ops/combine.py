@@ -377,7 +377,7 @@ def needs(op: Combine, own: Need) -> Need:
     return own
 
 
-def means(step: Step, asked: bool) -> Sequence:
+def means_read(step: Step, asked: bool) -> Sequence:
     """A sum of several processes has cross terms of their means."""
     return step.inputs if asked or step.op.count > 1 else ()
 
@@ -387,7 +387,7 @@ KIND = Kind(
     combine_law,
     needs,
     sizes=lambda op: op.sizes,
-    means=means,
+    means=means_read,
     is_linear=lambda op: True,
     joint=True,
 )

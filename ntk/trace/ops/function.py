@@ -102,7 +102,7 @@ def process_of(context: Context, body: Any) -> Ref:
     terms = algebra.as_terms(body)
     bases = [bases_of(ref) for t in terms for ref, _ in t.factors]
     linear = is_linear(terms)
-    known = all(r.process.gaussian for t in terms for r, _ in t.factors)
+    gaussian = all(r.process.gaussian for t in terms for r, _ in t.factors)
     steps = context.program.steps
     valued = [r.process.index for t in terms for r, _ in t.factors if r.process.value]
     valued += [i for t in terms for _, tree in t.factors for i in algebra.parameters(tree)]
@@ -110,7 +110,7 @@ def process_of(context: Context, body: Any) -> Ref:
         index,
         axes,
         units,
-        gaussian=linear and known,
+        gaussian=linear and gaussian,
         bases=frozenset().union(*bases) if bases else frozenset(),
         averaged=linear and any(steps[i].op.rate for i in valued),
     )

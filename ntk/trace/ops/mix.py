@@ -93,9 +93,9 @@ def mix_law(step: Step, need: Need, means: bool, operands: list, setting: Settin
     return Law(out.kernel.replace(is_gaussian=False), new)
 
 
-def means(step: Step, asked: bool) -> Sequence:
+def means_read(step: Step, asked: bool) -> Sequence:
     """Those of all layers, if its own is asked for."""
     return step.inputs if asked else ()
 
 
-KIND = Kind("side by side", mix_law, means=means, is_linear=lambda op: True)
+KIND = Kind("side by side", mix_law, means=means_read, is_linear=lambda op: True)

@@ -258,7 +258,7 @@ def position_op(
         params = params | {"slice_sizes": sizes}
     if TABLE[name].elementwise and all(len(c) == len(code) for c in codes):
         arrays = [jnp.broadcast_to(a, shape) for a in arrays]
-    return algebra.bind(algebra.primitive(name), params, arrays, dtype)
+    return algebra.bind(algebra.primitive_of(name), params, arrays, dtype)
 
 
 def to_axes(array: Array, coded: tuple, sizes: tuple[int, ...]) -> Array:
