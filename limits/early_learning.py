@@ -19,7 +19,7 @@ Source: the question is of Liu et al. (2020), arXiv:2007.00151, section 3 and th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import special
 
@@ -45,7 +45,7 @@ class FirstStep(NamedTuple):
     critical_dim: float
 
 
-def _flip(name, value):
+def _flip(name: str, value: Any) -> None:
     check_real(name, value)
     if not 0 <= value < 0.5:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 0.5")

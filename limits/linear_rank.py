@@ -33,6 +33,7 @@ from scipy import special
 
 from limits.arguments import array, count, number, takes
 from ntk import show
+from ntk.types import Array, Scalar
 
 
 @show.readable
@@ -159,24 +160,27 @@ def descend(
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(0, 0, 0, None, None))
-def _descend(w_0, a_0, target, step_size, max_steps):
+def _descend(
+    w_0: Array, a_0: Array, target: Array, step_size: float, max_steps: int
+) -> tuple[Array, Array, Array, Array]:
     b = jnp.linalg.norm(target)
     rate = step_size / (jnp.sum(w_0**2) + jnp.sum(a_0**2) + 2 * b)
 
-    def step(carry):
+    def step(carry: tuple[Array, Array, Scalar]) -> tuple[Array, Array, Scalar]:
         w, a, count = carry
         error = a @ w - target
         return w - rate * jnp.outer(a, error), a - rate * (w @ error), count + 1
 
-    def going(carry):
+    def going(carry: tuple[Array, Array, Scalar]) -> Array:
         w, a, count = carry
         return (jnp.linalg.norm(a @ w - target) > 1e-7 * b) & (count < max_steps)
 
-    w, a, _ = jax.lax.while_loop(going, step, (w_0, a_0, 0))
+    start: tuple[Array, Array, Scalar] = (w_0, a_0, 0)
+    w, a, _ = jax.lax.while_loop(going, step, start)
     hidden = [each.T @ each for each in (w, w_0)]
     full = [h + r @ r * jnp.eye(len(target)) for h, r in zip(hidden, (a, a_0))]
 
-    def alignment(one, other):
+    def alignment(one: Array, other: Array) -> Array:
         return jnp.sum(one * other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other))
 
     fitted = jnp.linalg.norm(a @ w - target) <= 1e-7 * b
@@ -184,7 +188,7 @@ def _descend(w_0, a_0, target, step_size, max_steps):
     return jax.tree.map(lambda value: jnp.where(fitted, value, jnp.nan), found)
 
 
-def _inside(name, value, low, high) -> np.ndarray:
+def _inside(name: str, value: np.ndarray, low: float, high: float) -> np.ndarray:
     """The value, between the ends; measured ranks and overlaps may lie beyond them by rounding in single precision."""
     slack = 1e-5 * high
     if not ((low - slack <= value) & (value <= high + slack)).all():

@@ -59,9 +59,9 @@ class Pruned(NamedTuple):
         margin: k, smallest y (student.x) of the kept examples, for a student of norm 1.
     """
 
-    error: np.ndarray
-    overlap: np.ndarray
-    margin: np.ndarray
+    error: np.ndarray | float
+    overlap: np.ndarray | float
+    margin: np.ndarray | float
 
 
 @show.readable
@@ -73,8 +73,8 @@ class Frontier(NamedTuple):
         error: that error.
     """
 
-    keep: np.ndarray
-    error: np.ndarray
+    keep: np.ndarray | float
+    error: np.ndarray | float
 
 
 @takes(alpha_total=array(), keep=array(), probe_angle=array())
@@ -139,7 +139,7 @@ def frontier(
 
 
 def _best(alpha: float, theta: float, lowest: float, points: int) -> tuple[float, float]:
-    def error(log_share):
+    def error(log_share: float) -> float:
         return _solve(alpha, min(math.exp(log_share), 1.0), True, theta)[0]
 
     grid = np.linspace(lowest, 0.0, points)
@@ -154,7 +154,13 @@ def _best(alpha: float, theta: float, lowest: float, points: int) -> tuple[float
     return math.exp(grid[best]), errors[best]
 
 
-def _check(alpha, share, angle, alpha_name, share_name="keep") -> None:
+def _check(
+    alpha: np.ndarray,
+    share: np.ndarray,
+    angle: np.ndarray,
+    alpha_name: str,
+    share_name: str = "keep",
+) -> None:
     for name, value, right, words in (
         (alpha_name, alpha, alpha > 0, "positive"),
         (share_name, share, (share > 0) & (share <= 1), "above 0 and at most 1"),
@@ -178,8 +184,8 @@ def _solve(alpha: float, share: float, hard: bool, theta: float) -> tuple[float,
     nodes = _nodes(alpha, share, hard, theta)
 
     def along(
-        log_chi,
-    ):  # no student in the plane of probe and teacher is turned away from the teacher
+        log_chi: float,
+    ) -> float:  # no student in the plane of probe and teacher is turned away from the teacher
         return _slopes(math.exp(log_chi), theta, nodes, alpha)[1]
 
     # From a student that knows nothing towards the teacher the margin rises, and at the end it falls.
@@ -200,7 +206,9 @@ def _turn(chi: float, psi: float, nodes: tuple, alpha: float) -> tuple[float, fl
         scale, center = chi, psi
         unit = _slopes(scale, center, nodes, alpha)[0]
 
-        def fall(x, scale=scale, center=center, unit=unit):
+        def fall(
+            x: np.ndarray, scale: float = scale, center: float = center, unit: float = unit
+        ) -> tuple[float, np.ndarray]:
             angle, turned = _place(x, scale, center)
             k, by_log_chi, by_psi = _slopes(angle, turned, nodes, alpha)
             slope = math.hypot(

@@ -38,7 +38,7 @@ def logistic_gap(regret: ArrayLike) -> np.ndarray | float:
     """
     t = np.asarray(regret, float)
     if not ((t >= 0) & (t <= 1)).all():
-        raise ValueError(f"regret is {regret}; it must be between 0 and 1")
+        raise ValueError(f"regret is {t}; it must be between 0 and 1")
     found = _gap(t)
     return found if found.shape else float(found)
 
@@ -59,7 +59,7 @@ def largest_regret(excess: ArrayLike) -> np.ndarray | float:
     """
     e = np.asarray(excess, float)
     if not (e >= 0).all():
-        raise ValueError(f"excess is {excess}; it must not be negative")
+        raise ValueError(f"excess is {e}; it must not be negative")
     t = np.minimum(np.sqrt(2 * e), 1.0)  # above the answer, as Psi(t) >= t^2 / 2
     for _ in range(60):  # Newton's steps on a convex function come from above
         slope = np.arctanh(np.minimum(t, 1 - 1e-16))

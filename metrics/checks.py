@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metrics.estimate import concrete
-from ntk.types import PyTree
+from ntk.types import Data, Numbers, PyTree
 
 
 def real(name: str, value: Any, *axes: str | int) -> jax.Array:
@@ -100,7 +100,7 @@ def check_shape(name: str, shape: tuple, axes: Sequence[str | int]) -> None:
         raise ValueError(f"{name} has shape {tuple(shape)}; it must be ({wanted}){empty}")
 
 
-def same_shape(**arrays: jax.Array) -> None:
+def same_shape(**arrays: Data) -> None:
     """Refuses arrays of different shapes: nothing here broadcasts."""
     if len({x.shape for x in arrays.values()}) > 1:
         shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
@@ -122,7 +122,7 @@ def same_trees(**trees: Any) -> None:
         same_shape(**{f"{first}/{_name(path)}": a, f"{second}/{_name(path)}": b})
 
 
-def finite(name: str, array: jax.Array) -> jax.Array:
+def finite(name: str, array: Numbers) -> Numbers:
     """Refuses what is not finite, where it can be looked at, and says where it is."""
     values = concrete(array)
     if values is not None and not np.isfinite(values).all():

@@ -111,7 +111,7 @@ def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Me
     wrong = labels != clean
     kept, learnt = predictions == clean, predictions == labels
 
-    def share(hits, among):
+    def share(hits: jax.Array, among: jax.Array) -> jax.Array:
         return (hits & among).sum(-1) / among.sum(-1)
 
     return Memorised(

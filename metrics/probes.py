@@ -13,6 +13,7 @@ from scipy import linalg, optimize, special
 
 from metrics import checks
 from ntk import show
+from ntk.types import Rows
 
 
 @show.readable
@@ -102,7 +103,7 @@ def logistic(
     members = np.eye(num_classes)[y]
     shape = x.shape[1], num_classes
 
-    def objective(flat):
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(shape)
         scores = x @ w
         lost = special.logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
@@ -142,7 +143,7 @@ def accuracy(probe: Linear, features: ArrayLike, labels: ArrayLike) -> float:
 
 
 def gaussian_error(
-    probe: Linear, means: ArrayLike, covariance: ArrayLike, shares: ArrayLike = (0.5, 0.5)
+    probe: Linear, means: ArrayLike, covariance: ArrayLike, shares: Rows = (0.5, 0.5)
 ) -> float:
     """Exact error of a linear rule on two Gaussian classes with one covariance: no test set, no noise.
 
@@ -173,14 +174,16 @@ def gaussian_error(
     return float(p @ special.ndtr(distance * [1, -1]))
 
 
-def bayes(means: ArrayLike, covariance: ArrayLike, shares: ArrayLike = (0.5, 0.5)) -> Linear:
+def bayes(means: ArrayLike, covariance: ArrayLike, shares: Rows = (0.5, 0.5)) -> Linear:
     """The best rule for two Gaussian classes with one covariance; arguments and errors as of `gaussian_error`."""
     m, s, p = _gaussians(means, covariance, shares)
     weights = m / s if s.ndim == 1 else linalg.solve(s, m.T, assume_a="pos").T
     return Linear(weights.T, np.log(p) - (m * weights).sum(1) / 2)
 
 
-def _examples(features, labels, num_classes, every: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def _examples(
+    features: ArrayLike, labels: ArrayLike, num_classes: int, every: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     x = checks.doubles("features", features)
     checks.check_shape("features", x.shape, ("N", "d"))
     checks.finite("features", x)
@@ -192,7 +195,7 @@ def _examples(features, labels, num_classes, every: bool = True) -> tuple[np.nda
     return x, y
 
 
-def _probe(probe) -> Linear:
+def _probe(probe: Linear) -> Linear:
     if not isinstance(probe, Linear):
         raise TypeError(
             f"probe is of type {type(probe).__name__}; it must be a metrics.probes.Linear"
@@ -200,7 +203,9 @@ def _probe(probe) -> Linear:
     return Linear(*(checks.doubles(name, value) for name, value in zip(probe._fields, probe)))
 
 
-def _gaussians(means, covariance, shares) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gaussians(
+    means: ArrayLike, covariance: ArrayLike, shares: Rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     m, s, p = (
         checks.doubles(name, value)
         for name, value in (("means", means), ("covariance", covariance), ("shares", shares))

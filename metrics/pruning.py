@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from metrics import checks
 from metrics.checks import real
+from ntk.types import Data, Scalar
 
 
 def full_mask(params: Any) -> Any:
@@ -107,10 +108,11 @@ def density(mask: Any) -> jax.Array:
     leaves = [real("mask", leaf) for leaf in jax.tree.leaves(mask)]
     if not leaves:
         raise ValueError("mask holds no arrays")
-    return sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    first, *others = (jnp.sum(leaf) for leaf in leaves)
+    return sum(others, first) / sum(leaf.size for leaf in leaves)
 
 
-def _pruned(weights, mask, share):
+def _pruned(weights: Data, mask: Data, share: Scalar) -> jax.Array:
     checks.within("shares", share, lambda s: (s >= 0) & (s <= 1), "between 0 and 1")
     left = jnp.ravel(mask) > 0
     order = jnp.argsort(jnp.where(left, jnp.abs(jnp.ravel(weights)), jnp.inf))

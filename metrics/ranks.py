@@ -127,7 +127,7 @@ def reliability(scores: ArrayLike, networks: int | None = None) -> Estimate:
     agreement = np.corrcoef(stats.rankdata(scores, axis=1))
     total, own = agreement.sum() - count, agreement.sum(axis=1) - 1
 
-    def stepped(r):
+    def stepped(r: np.ndarray) -> np.ndarray:
         return n * r / (1 + (n - 1) * r)
 
     without = stepped((total - 2 * own) / ((count - 1) * (count - 2)))

@@ -17,7 +17,7 @@ import numpy as np
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
 from ntk import show
-from ntk.types import Data
+from ntk.types import Data, Scalar
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam", "sam")
 
@@ -28,17 +28,35 @@ def threshold(
     rule: str = ...,
     *,
     beta: float = ...,
-    radius: None = ...,
-    gradient_norm: None = ...,
+    radius: float | None = ...,
+    gradient_norm: float | None = ...,
 ) -> float: ...
 @overload
 def threshold(
-    learning_rate: float | Data,
+    learning_rate: Data,
     rule: str = ...,
     *,
     beta: float = ...,
     radius: float | Data | None = ...,
     gradient_norm: float | Data | None = ...,
+) -> jax.Array: ...
+@overload
+def threshold(
+    learning_rate: float,
+    rule: str = ...,
+    *,
+    beta: float = ...,
+    radius: Data,
+    gradient_norm: float | Data,
+) -> jax.Array: ...
+@overload
+def threshold(
+    learning_rate: float,
+    rule: str = ...,
+    *,
+    beta: float = ...,
+    radius: float,
+    gradient_norm: Data,
 ) -> jax.Array: ...
 def threshold(
     learning_rate: float | Data,
@@ -99,8 +117,8 @@ def maximal_learning_rate(
     rule: str = "gradient_descent",
     *,
     beta: float = 0.0,
-    radius=None,
-    gradient_norm=None,
+    radius: float | Data | None = None,
+    gradient_norm: float | Data | None = None,
 ) -> Estimate:
     """The largest learning rate that is stable at this curvature: the threshold solved for eta.
 
@@ -133,22 +151,23 @@ def maximal_learning_rate(
     return Estimate(jnp.where(flat, jnp.inf, rate), error)
 
 
-def _positive(name: str, value: Any) -> Any:
+def _positive(name: str, value: float | Data) -> Scalar:
     array = checks.positive(name, value)
     return value if isinstance(value, int | float) else array
 
 
-def _radius_over_norm(rule: str, radius: Any, gradient_norm: Any) -> Any:
+def _radius_over_norm(
+    rule: str, radius: float | Data | None, gradient_norm: float | Data | None
+) -> Scalar | None:
     """rho / |g| of sam, None for the other rules."""
-    given = {"radius": radius, "gradient_norm": gradient_norm}
     if rule != "sam":
-        for name, value in given.items():
+        for name, value in (("radius", radius), ("gradient_norm", gradient_norm)):
             if value is not None:
                 raise ValueError(f"{name} is {value}; only the rule 'sam' has one: leave it out")
         return None
-    for name, value in given.items():
-        if value is None:
-            raise ValueError(f"{name} is None; the rule 'sam' needs radius= and gradient_norm=")
+    if radius is None or gradient_norm is None:
+        missing = "radius" if radius is None else "gradient_norm"
+        raise ValueError(f"{missing} is None; the rule 'sam' needs radius= and gradient_norm=")
     return _positive("radius", radius) / _positive("gradient_norm", gradient_norm)
 
 

@@ -1,5 +1,7 @@
 """What the fields of a model may be, checked when it is built and not where it first fails."""
 
+from typing import Any
+
 
 def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, ...] = ()) -> None:
     """Refuse sizes that are no integers or too small, and functions that cannot be called.
@@ -21,7 +23,7 @@ def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, 
             raise TypeError(f"{kind}: {name}={getattr(model, name)!r} must be a function.")
 
 
-def check_number(kind: str, name: str, value: object, least: int) -> None:
+def check_number(kind: str, name: str, value: Any, least: int) -> None:
     """Refuses what is no integer, or smaller than the least allowed.
 
     Raises:

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from models.fields import check_number
 from models.mlp import Initializer
@@ -53,7 +54,7 @@ def low_rank(
             f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
         )
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) < 2:
             raise ValueError(f"low_rank: a kernel of shape {shape} has no rank; it needs two axes.")
         if given is not None and math.prod(shape[:-1]) != given.shape[0]:

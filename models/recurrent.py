@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.fields import check_fields
-from models.mlp import Activation, Initializer
+from models.mlp import Activation, Initializer, Outputs
 
 
 class RNN(nn.Module):
@@ -35,21 +35,28 @@ class RNN(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     recurrent_init: Initializer = nn.initializers.lecun_normal()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         functions = ("activation", "kernel_init", "recurrent_init")
         check_fields(self, sizes={"width": 1, "outputs": 1}, functions=functions)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, features: bool = False):
+    def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, T, outputs); with `features`, also each layer's output of all steps by name."""
         if x.ndim != 3:
             raise ValueError(f"inputs of shape {x.shape} must be (N, T, d): a sequence an example.")
 
-        def dense(units, name, kernel_init=self.kernel_init, use_bias=self.use_bias):
+        def dense(
+            units: int,
+            name: str,
+            kernel_init: Initializer = self.kernel_init,
+            use_bias: bool = self.use_bias,
+        ) -> nn.Dense:
             return nn.Dense(units, use_bias=use_bias, kernel_init=kernel_init, name=name)
 
-        def step(net, h, x):
+        def step(
+            net: nn.Module, h: jax.Array, x: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             # Read step by step, not at once: the tracer then sees which inputs a state comes from.
             read = dense(self.width, "input")(x)
             z = read + dense(self.width, "recurrent", self.recurrent_init, use_bias=False)(h)

@@ -269,7 +269,7 @@ def _thresholds(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array, Ar
 @_thresholds.defjvp
 def _thresholds_jvp(
     primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array, Array, Array]]:
     """Along rho by Price's theorem, d E f(u) g(v) / drho = E f'(u) g'(v); the moments of ramps keep it at rho = 1."""
     (a, b, rho), (da, db, drho) = primals, tangents
     values = both, ramp1, ramp2, _ = _thresholds(a, b, rho)
@@ -296,11 +296,12 @@ def _beyond(a: Array, b: Array, rho: Array) -> tuple[Array, Array, Array]:
     safe = jnp.where(apart, spread, 1)
     # b - rho a, without cancellation where rho is near 1
     toward_b, toward_a = (b - a) + a * (1 - rho), (a - b) + b * (1 - rho)
-    # At rho = 1 or -1 a constant, whose derivatives are none.
-    return spread, *(
-        jnp.where(apart, _clip(toward / safe), _FAR * jnp.sign(toward))
-        for toward in (toward_b, toward_a)
-    )
+
+    def distance(toward: Array) -> Array:
+        # At rho = 1 or -1 a constant, whose derivatives are none.
+        return jnp.where(apart, _clip(toward / safe), _FAR * jnp.sign(toward))
+
+    return spread, distance(toward_b), distance(toward_a)
 
 
 def _clip(x: Array) -> Array:
