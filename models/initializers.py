@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 
 from models.fields import check_number
 from models.mlp import Initializer
-from ntk.types import Array, PRNGKey, Shape
 
 LECUN = nn.initializers.lecun_normal()
 
@@ -55,7 +54,7 @@ def low_rank(
             f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
         )
 
-    def init(key: PRNGKey, shape: Shape, dtype: DTypeLike = jnp.float32) -> Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) < 2:
             raise ValueError(f"low_rank: a kernel of shape {shape} has no rank; it needs two axes.")
         if given is not None and math.prod(shape[:-1]) != given.shape[0]:

@@ -6,7 +6,6 @@ from flax import linen as nn
 
 from models.fields import check_fields
 from models.mlp import Activation, Initializer, Outputs
-from ntk.types import Array
 
 
 class RNN(nn.Module):
@@ -55,7 +54,9 @@ class RNN(nn.Module):
         ) -> nn.Dense:
             return nn.Dense(units, use_bias=use_bias, kernel_init=kernel_init, name=name)
 
-        def step(net: nn.Module, h: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
+        def step(
+            net: nn.Module, h: jax.Array, x: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             # Read step by step, not at once: the tracer then sees which inputs a state comes from.
             read = dense(self.width, "input")(x)
             z = read + dense(self.width, "recurrent", self.recurrent_init, use_bias=False)(h)
