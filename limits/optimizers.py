@@ -2,16 +2,20 @@
 
 The factors multiply what goes into and what comes out of an ordinary optax optimizer, leaf by leaf and found
 by the leaf's path, so that the same transformation works on dicts, on NNX states and in `nnx.Optimizer`. They are
-right for two kinds of optimizer: "sgd", linear in the gradient, and "adam", any other function of an entry's own
-gradients (adam, lion, clipped entries, adam on matrices and sgd on the rest). Both act on every entry of a parameter
-alone, and on its size by weight decay at most. An optimizer of the kind "adam" is given the gradient times the factor
-that keeps its entries of order one at every width (the d of abcd-parametrizations: Yang & Littwin 2023,
-arXiv:2308.01814), so that whatever it does with them, its eps and its clipping included, is the same at every width.
+right for optimizers that act on every entry of a parameter alone, and on its size by weight decay at most:
 
-A factor f on the rate of a "sgd" optimizer is the same as training w / sqrt(f) at the plain rate (an abc symmetry: Yang
-& Hu 2021, section 3). The optimizer is given these coordinates: the gradient times sqrt(f), and its update times
-sqrt(f). A step then changes the loss by the squared norm of what it is given, at every width, so that a clipped global
-norm, or noise added to the gradient, means the same at every width too.
+- "sgd", linear in the gradient: the optimizer is given w / sqrt(f) for a factor f on the rate, in which all rates are
+  equal (an abc symmetry: Yang & Hu 2021, section 3). A step changes the loss by the squared norm of the gradient that
+  it is given, at every width, so that clipping this norm means the same at every width.
+- "adam", unchanged by the gradient's scale. It is given the gradient times the factor that keeps its entries of order
+  one at every width (the d of abcd-parametrizations: Yang & Littwin 2023, arXiv:2308.01814), so that its eps means the
+  same at every width.
+- "entrywise", any other function of an entry's own gradients (clipped entries, noise, adam on matrices and sgd on the
+  rest), treated as "adam". It has factors under the rules whose rates for "sgd" and "adam" are one rule for both, as
+  those of mup are and those of ntk are not.
+
+A clipped norm before adam sees a gradient whose norm grows with the width. Clip outside, where the norm of all
+gradients is of order one under mup: `optax.chain(optax.clip_by_global_norm(1.0), net.optimizer(optax.adam, rate))`.
 """
 
 import functools
@@ -27,13 +31,14 @@ import optax
 from ntk import family
 from ntk.types import Array, PyTree, Scalar
 
-KINDS = ("sgd", "adam")
+KINDS = ("sgd", "adam", "entrywise")
 _STEPS = 12
 # Steps that are tried where an optimizer waits for many gradients (optax.MultiSteps).
 _ACCUMULATED = 256
 _UNTRIED = "its update cannot be tried"
 _ZERO = "zero)"
-_ENTRIES = 34
+_SIDE = 128  # of a matrix: smaller ones some optimizers treat otherwise (optax.adafactor)
+_ENTRIES = 10 + _SIDE**2
 _SHARPNESS_AWARE = (
     "it is sharpness-aware (SAM): it takes its gradient away from the parameters, by one radius along the gradient of "
     "all of them, of which all layers but the last have a share that vanishes with the width; each layer needs a "
@@ -43,7 +48,7 @@ _SHARPNESS_AWARE = (
 
 
 def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) -> str:
-    """ "sgd" or "adam": whether the update of an optax factory is linear in the gradient, found by trying it.
+    """ "sgd", "adam" or "entrywise": what the update of an optax factory does to gradients, found by trying it.
 
     The optimizer takes a few steps on three small parameters, with gradients of several scales, two signs, and changed
     in one entry, and with parameters of two sizes, at rest and moving. An optimizer that is linear in small gradients
@@ -60,10 +65,10 @@ def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) ->
 
     Raises:
         TypeError: the factory is no function of a learning rate.
-        ValueError: an unknown kind; another kind than the one given; an optimizer of neither kind, with what it does.
+        ValueError: an unknown kind; another kind than the one given; an optimizer of no kind, with what it does.
     """
     if kind not in (None, *KINDS):
-        raise ValueError(f'kind is {kind!r}; allowed are "sgd" and "adam"')
+        raise ValueError(f'kind is {kind!r}; allowed are "sgd", "adam" and "entrywise"')
     if not callable(factory):
         raise TypeError(
             f"factory is {factory!r}; it must be a function of the learning rate, such as optax.adam"
@@ -75,7 +80,9 @@ def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) ->
             return kind
         raise ValueError(
             f"{name} is no optimizer of a kind that learning-rate factors are known for: {why}. Use one that acts on "
-            "each entry of a parameter alone: optax.sgd with or without momentum, adam, adamw, lion, rmsprop, ..."
+            "each entry of a parameter alone: optax.sgd with or without momentum, adam, adamw, lion, rmsprop, ...; a "
+            "clipped norm goes outside, optax.chain(optax.clip_by_global_norm(1.0), net.optimizer(optax.adam, rate)); "
+            'what cannot be tried is taken at the word of kind="adam" or "sgd"'
         )
     if kind is not None and found != kind:
         raise ValueError(
@@ -150,8 +157,8 @@ def _watched(factory: Callable, kwargs: dict[str, Any], count: int) -> tuple[str
 
     def alone(scale: float) -> bool:
         """Whether a larger gradient of one entry, the kernel's first, leaves the others' updates, on the same way."""
-        one = gradients * np.where(np.arange(_ENTRIES) == 6, 10, 1)
-        way = params - scale * np.cumsum(gradients, 0)
+        one = gradients * np.where(np.arange(_ENTRIES) == 6, 1000, 1)
+        way = params - min(scale, 1) * np.cumsum(gradients, 0)
         return _equal(*(np.delete(updates(scale * g, way), 6, axis=1) for g in (one, gradients)))
 
     def clipped() -> bool:
@@ -160,12 +167,17 @@ def _watched(factory: Callable, kwargs: dict[str, Any], count: int) -> tuple[str
         large, direction = (updates(g) - rest for g in (1e8 * gradients, 1e-4 * gradients / size))
         return linear(1e-6, 1e-4) and alone(1e-6) and _parallel(large, direction)
 
-    each = alone(1)
-    if (each and linear(0.01, 1) and linear(1, 1e8)) or clipped():
-        return "sgd", "its update is linear in the gradient"
-    if not each:
+    if clipped():
+        return "sgd", "its update is linear in the gradient, up to its norm"
+    if not (alone(1) and alone(1e8)):
         return None, "the update of one entry depends on the gradient of others"
-    return "adam", "its update is no linear function of the gradient"
+    if not rest.any() and linear(0.01, 1) and linear(1, 1e8):
+        return "sgd", "its update is linear in the gradient"
+    # Constants beside squared gradients (eps) count for nothing where gradients are large.
+    same = _equal(updates(1e8 * gradients), updates(1e9 * gradients))
+    if same and not rest.any() and not linear(0.01, 1):
+        return "adam", "its update does not change with the scale of the gradient"
+    return "entrywise", "its update is some function of each entry's gradients"
 
 
 def _sharpness_aware(state: Any) -> bool:
@@ -178,7 +190,8 @@ def _sharpness_aware(state: Any) -> bool:
 
 
 def _leaves(array: Array) -> dict[str, Array]:
-    return {"bias": array[:6], "kernel": array[6:30].reshape(4, 6), "scale": array[30:]}
+    kernel = array[6:-4].reshape(_SIDE, _SIDE)
+    return {"bias": array[:6], "kernel": kernel, "scale": array[-4:]}
 
 
 def _equal(one: np.ndarray, two: np.ndarray) -> bool:
@@ -190,6 +203,27 @@ def _parallel(one: np.ndarray, two: np.ndarray) -> bool:
     """Whether one update is a positive number times the other."""
     ratio = np.sum(one * two) / np.sum(two * two)
     return bool(ratio > 0) and _equal(one, ratio * two)
+
+
+def check_entrywise(rule: str, factors: Mapping[str, Mapping[str, Scalar]]) -> None:
+    """Refuses an optimizer of the kind "entrywise" where sgd and adam go with different rules.
+
+    Args:
+        rule: name of the rule.
+        factors: {field: {path name: factor}}, see `limits.parametrization.Factors`.
+
+    Raises:
+        ValueError: the product of adam's two factors is not sgd's for a parameter.
+    """
+    for name, sgd in factors["sgd"].items():
+        adam = factors["adam"][name] * factors["gradient"][name]
+        if isinstance(sgd, float) and isinstance(adam, float) and not np.isclose(adam, sgd):
+            raise ValueError(
+                "this optimizer is neither linear in the gradient, as sgd, nor unchanged by its scale, as adam, and "
+                f"under the rule {rule!r} the learning rate of {name} goes with the width in two ways for them: an "
+                "optimizer that is now one, now the other has no right rate. Use the rule "
+                '"mup", "mean_field" or "standard", or an optimizer of one kind'
+            )
 
 
 def multiply(tree: PyTree, factors: Mapping[str, Scalar]) -> PyTree:

@@ -59,7 +59,7 @@ class Parametrized(NamedTuple):
         state: `state(key)`, what the model keeps besides parameters ({} for most), for `apply(..., state=)`.
         optimizer: `optimizer(factory, learning_rate, *, kind=None, **kwargs)`, an optax transformation: the
             factory's, with a factor on each parameter's learning rate. `learning_rate` is a float, a traced
-            scalar or a schedule; `kwargs` go to the factory; `kind` is "sgd" or "adam" for a factory that
+            scalar or a schedule; `kwargs` go to the factory; `kind` is "sgd", "adam" or "entrywise" for a factory that
             is not known. Weight decay does not inherit the factor; Adam's eps follows the gradient.
         summary: `summary()`, one row per parameter; prints in a terminal and in a notebook.
         lr_scale: `lr_scale(kind)`, the tree of learning-rate factors of "sgd" or "adam": the D of the
@@ -147,7 +147,8 @@ def parametrize(
         roles: roles of parameters that names and shapes cannot tell, see `ntk.family.width_axes`.
         learning_rates: factors on the learning rates, as in `ntk.infinite_width`: a tree like the parameters, or
             {pattern of the path: factor}. A factor r multiplies the parameter by sqrt(r) and divides its initial
-            value, which is the same as a learning rate r times as large, for every optimizer; 0 stops its gradient.
+            value, which is the same as a learning rate r times as large, for every optimizer, but for weight decay,
+            which stays as it is; 0 stops its gradient.
         bias_std: standard deviation of a normal law given to parameters named `bias` that start at zero.
         depth_rule: "sqrt", "1/L" or "completep" for residual networks; needs the next three arguments.
         depth: number of residual branches of this family.
@@ -279,7 +280,9 @@ def _parametrized(whole: Whole, factors: Table, held: frozenset[str]) -> Paramet
     ) -> Any:
         kind = optimizers.optimizer_kind(factory, kind, **kwargs)
         inner = factory(learning_rate, **kwargs)
-        if kind == "adam":
+        if kind == "entrywise":
+            optimizers.check_entrywise(whole.rule.name, factors)
+        if kind != "sgd":
             return optimizers.scale_per_leaf(inner, factors["adam"], factors["gradient"])
         roots = {name: factor**0.5 for name, factor in factors["sgd"].items()}
         return optimizers.scale_per_leaf(inner, roots, roots)

@@ -29,19 +29,23 @@ OF_A_KIND = {
         "optimistic": optax.optimistic_gradient_descent,
         "scheduled": lambda rate: optax.sgd(optax.warmup_cosine_decay_schedule(0, rate, 5, 100)),
         "decayed": lambda rate: optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, 0.9)),
-        "noisy": optax.noisy_sgd,
         "clipped norm": lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate)),
+        "tightly": lambda rate: optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(rate)),
         "accumulated": lambda rate: optax.MultiSteps(optax.sgd(rate), 2),
     },
     "adam": {
         **{
             name: getattr(optax, name)
-            for name in ("adam", "adamw", "lion", "rmsprop", "adagrad", "yogi", "nadam", "radam")
+            for name in ("adam", "adamw", "lion", "rmsprop", "adagrad", "nadam", "adan")
         },
         "decay of matrices": lambda rate: optax.adamw(rate, mask=matrices),
-        "clipped norm": lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        "accumulated adamw": lambda rate: optax.MultiSteps(optax.adamw(rate), 32),
+    },
+    "entrywise": {
+        "radam": optax.radam,
+        "noisy": lambda rate: optax.noisy_sgd(rate, key=jax.random.key(0)),
         "clipped entries": lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate)),
-        "accumulated": lambda rate: optax.MultiSteps(optax.adamw(rate), 32),
+        "loosely": lambda rate: optax.chain(optax.clip(1e3), optax.sgd(rate)),
         "adam and sgd": lambda rate: optax.multi_transform(
             {"matrix": optax.adam(rate), "rest": optax.sgd(rate)}, kernels_and_rest
         ),
@@ -55,7 +59,7 @@ OF_A_KIND = {
 def test_the_kind_of_an_optimizer_is_found_by_trying_it(kind, name):
     factory = OF_A_KIND[kind][name]
     assert optimizer_kind(factory) == optimizer_kind(factory, kind) == kind
-    other = "adam" if kind == "sgd" else "sgd"
+    other = "adam" if kind != "adam" else "sgd"
     with pytest.raises(ValueError, match=f'is of the kind "{kind}" and not "{other}"'):
         optimizer_kind(factory, other)
 
@@ -70,6 +74,18 @@ def sam(rate):
     return optax.chain(opaque, optax.identity())
 
 
+def clipped_adam(rate, most=1.0):
+    return optax.chain(optax.clip_by_global_norm(most), optax.adam(rate))
+
+
+def loosely_clipped_adamw(rate):
+    return optax.chain(optax.clip_by_global_norm(100.0), optax.adamw(rate))
+
+
+def factored(rate):
+    return optax.adafactor(rate, multiply_by_parameter_scale=False, clipping_threshold=None)
+
+
 contrib = optax.contrib
 REFUSED = {
     "size of the parameters": (
@@ -77,7 +93,7 @@ REFUSED = {
     ),
     "gradient of others": (
         *(optax.novograd, optax.sm3, contrib.muon, contrib.prodigy, contrib.dadapt_adamw),
-        centralized,
+        *(centralized, clipped_adam, loosely_clipped_adamw, factored),
     ),
     "cannot be tried": (optax.lbfgs, optax.polyak_sgd),
     "radius of its own": (sam,),
@@ -95,6 +111,27 @@ def test_optimizers_of_no_kind_are_refused_by_name(reason):
 def mup(width):
     family = models.family("MLP", depth=2, outputs=1, activation=jnp.tanh)
     return parametrize(family, "mup", width=width, base_width=16, example=X)
+
+
+def test_the_norm_of_all_gradients_is_of_order_one_at_every_width():
+    """Where a clipped norm goes that adam follows: outside."""
+    norms = []
+    for width in (64, 256, 1024):
+        net = mup(width)
+        params = net.init(jax.random.key(0))
+        loss = lambda p, net=net: jnp.mean((net.apply(p, X) - 1) ** 2)  # noqa: E731
+        norms.append(float(optax.tree.norm(jax.grad(loss)(params))))
+    assert max(norms) < 1.5 * min(norms)
+
+
+@pytest.mark.parametrize("name", OF_A_KIND["entrywise"])
+def test_under_ntk_an_optimizer_between_the_kinds_is_refused(name):
+    """Their rates go with the width in two ways there, and such an optimizer would be wrong in one of them."""
+    family = models.family("MLP", depth=2, outputs=1)
+    net = parametrize(family, "ntk", width=64, base_width=16, example=X)
+    with pytest.raises(ValueError, match="neither linear in the gradient, as sgd, nor unchanged"):
+        net.optimizer(OF_A_KIND["entrywise"][name], 0.1)
+    assert mup(64).optimizer(OF_A_KIND["entrywise"][name], 0.1)
 
 
 def test_a_clipped_norm_means_the_same_at_every_width():
@@ -133,7 +170,7 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_coordinates_under_every_optimizer_are_those_of_mup(name):
     """Own updates of order one at every width: the largest rate is then the same, whatever the optimizer."""
-    factory = {**OF_A_KIND["adam"], **OF_A_KIND["sgd"]}[name]
+    factory = {name: f for table in OF_A_KIND.values() for name, f in table.items()}[name]
     found = coordinate_check(
         mup,
         [64, 256, 1024],
