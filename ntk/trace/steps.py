@@ -97,7 +97,7 @@ class Program:
         groups: the parameter of each layer of weights: layers with one parameter are correlated.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps: list[Step] = []
         self.notes: list[Note] = []
         self.constants: list = []
@@ -212,7 +212,7 @@ def code(dims: Dims, axes: tuple[Axis, ...]) -> tuple:
     """Dimensions of an array in terms of `axes`: "s" for the samples, -1 for axes along which it is constant."""
     out = []
     for dim in dims:
-        entry = []
+        entry: list[str | int] = []
         for axis in dim:
             if axis.kind == "sample":
                 entry.append("s")
