@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ntk.infinite.inputs import Need
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.coordinates import Linear, Process, Refusal
+from ntk.trace.laws import Law, Setting, Sides
 
 Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
 
@@ -42,6 +43,14 @@ def _text(op: Any, note: Note) -> tuple[str, str]:
     return note.text, ""
 
 
+class LawOf(Protocol):
+    """What a step computes on two batches: the law of a process, arrays of numbers, or the laws of queries and keys."""
+
+    def __call__(
+        self, step: Step, need: Need, means: bool, operands: list, setting: Setting
+    ) -> Law | Sides | tuple[Law, Law]: ...
+
+
 class Kind(NamedTuple):
     """What is done with the steps of a kind; its functions stand beside its NamedTuple, in `ntk.trace.ops`.
 
@@ -58,7 +67,7 @@ class Kind(NamedTuple):
     """
 
     title: str
-    law: Callable[..., Any]
+    law: LawOf
     needs: Callable[[Any, Need], Need] = _own_need
     sizes: Callable[[Any], tuple[int, ...]] = _nothing
     means: Callable[[Step, bool], Sequence] = _nothing
