@@ -45,8 +45,12 @@ def program_of(jaxpr: Any) -> Program:
 
 def inner(equation: Any) -> Program | None:
     """The program that an equation calls, or repeats; None for those that hold none, or several."""
-    key = INNER.get(equation.primitive.name)
-    return None if key is None else program_of(equation.params[key])
+    return body_of(equation) if equation.primitive.name in INNER else None
+
+
+def body_of(equation: Any) -> Program:
+    """The program of an equation of one of the primitives in `INNER`."""
+    return program_of(equation.params[INNER[equation.primitive.name]])
 
 
 def equations(jaxpr: jex.Jaxpr) -> Iterator[Any]:
@@ -76,7 +80,7 @@ def _written_out(equation: Any, operands: list) -> list | None:
     name = equation.primitive.name
     if name not in CALLS or name.startswith("custom"):  # a derivative rule would be lost
         return None
-    return evaluate(inner(equation), operands, _written_out)
+    return evaluate(body_of(equation), operands, _written_out)
 
 
 def evaluate(program: Program, args: Sequence, rule: Callable) -> list:
@@ -135,6 +139,11 @@ def read(env: dict, atom: Any) -> Any:
     return atom.val if isinstance(atom, jex.Literal) else env[atom]
 
 
+def type_of(atom: Any) -> jax.core.ShapedArray:
+    """Shape and type of a variable or literal."""
+    return atom.aval
+
+
 def apply(jaxpr: jex.Jaxpr, equation: Any, operands: Sequence) -> list:
     """Results of one equation of the jaxpr, evaluated alone."""
     known = {v: x for v, x in zip(equation.invars, operands) if not isinstance(v, jex.Literal)}
@@ -190,9 +199,9 @@ def _reads(equation: Any, outs: Sequence[bool]) -> Sequence[bool]:
     """Which operands of an equation the wanted ones of its outputs depend on."""
     name = equation.primitive.name
     if name in CALLS:
-        return alive(inner(equation).jaxpr, outs).inputs
+        return alive(body_of(equation).jaxpr, outs).inputs
     if name == "scan":
-        return alive(inner(equation).jaxpr, wanted_of_loop(equation, outs)).inputs
+        return alive(body_of(equation).jaxpr, wanted_of_loop(equation, outs)).inputs
     return (True,) * len(equation.invars)
 
 
@@ -201,7 +210,7 @@ def wanted_of_loop(equation: Any, outs: Sequence[bool]) -> tuple[bool, ...]:
     fixed, carry = carried(equation)
     wanted = tuple(outs)
     while True:
-        inputs = alive(inner(equation).jaxpr, wanted).inputs
+        inputs = alive(body_of(equation).jaxpr, wanted).inputs
         more = tuple(w or inputs[fixed + k] for k, w in enumerate(wanted[:carry]))
         if more == wanted[:carry]:
             return wanted
@@ -213,9 +222,9 @@ def carried(equation: Any) -> tuple[int, int]:
 
     By shapes, because the names of these numbers differ between versions of JAX: rows of what is looped over come last.
     """
-    body = inner(equation).jaxpr
-    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, body.invars))
-    carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, body.outvars))
+    body = body_of(equation).jaxpr
+    last = sum(type_of(a).ndim == type_of(b).ndim for a, b in zip(equation.invars, body.invars))
+    carry = sum(type_of(a).ndim == type_of(b).ndim for a, b in zip(equation.outvars, body.outvars))
     return last - carry, carry
 
 
@@ -230,7 +239,7 @@ def on_numpy(whole: Any, args: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _array(literal: jex.Literal) -> np.ndarray:
-    return np.asarray(literal.val, literal.aval.dtype)
+    return np.asarray(literal.val, type_of(literal).dtype)
 
 
 def _on_numpy(equation: Any, args: list) -> list[np.ndarray]:
@@ -261,7 +270,8 @@ def bind(primitive: Any, params: dict, args: Sequence[Any]) -> np.ndarray:
 def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     """One equation run by JAX, in the types that it was traced in."""
     wide = any(v.aval.dtype.itemsize == 8 for v in (*eqn.invars, *eqn.outvars))
-    with jax.ensure_compile_time_eval(), jax.enable_x64(wide or jax.config.jax_enable_x64):
+    double = jnp.result_type(float) == jnp.float64
+    with jax.ensure_compile_time_eval(), jax.enable_x64(wide or double):
         out = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
     return [np.asarray(x) for x in (out if eqn.primitive.multiple_results else [out])]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import jax
@@ -60,6 +60,12 @@ class KernelsByName(Protocol[Out_co]):
         params: PyTree,
         **kwargs: Any,
     ) -> Any: ...
+
+
+def two_of(values: Iterable[R]) -> tuple[R, R]:
+    """Both of two values, such as those of either batch, as a tuple whose length a checker knows."""
+    one, two = values
+    return one, two
 
 
 def jitted(

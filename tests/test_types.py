@@ -40,7 +40,12 @@ def apply(params: dict, x: jax.Array) -> jax.Array:
 
 x, y, params = jnp.ones((4, 3)), np.ones((4, 1)), {"w": jnp.ones((3, 2))}
 traced = ntk.infinite_width(family, x, bias_std=0.1)
-reveal_type(traced)  # KernelFn | SampledKernelFn
+reveal_type(traced)  # KernelFn
+reveal_type(traced(x, x, "ntk"))  # Array
+reveal_type(ntk.infinite_width(family, x, otherwise="refuse", base_width=8))  # KernelFn
+sampled = ntk.infinite_width(family, x, otherwise="sample", networks=8)
+reveal_type(sampled)  # KernelFn | SampledKernelFn
+reveal_type(ntk.attention_error(sampled, x))  # Array
 init_fn, apply_fn, kernel_fn = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
 reveal_type(kernel_fn)  # KernelFn
 reveal_type(kernel_fn(x))  # Kernel
@@ -73,8 +78,10 @@ reveal_type(metrics.operators.hessian(loss))  # def (Any, Any, Any) -> Any
 reveal_type(metrics.stability.threshold(0.1))  # float
 reveal_type(metrics.refined_optimum([0.1, 0.2, 0.4], [3.0, 2.0, 3.0]).edge)  # str
 reveal_type(models.family("MLP", depth=2, outputs=1)(64))  # Module
-ntk.infinite_width(3, x)  # error: arg-type
-ntk.infinite_width(family, x, basewidth=8)  # error: call-arg
+ntk.infinite_width(3, x)  # error: call-overload
+ntk.infinite_width(family, x, basewidth=8)  # error: call-overload
+ntk.infinite_width(family, x, base_width="8")  # error: call-overload
+ntk.infinite_width(family, x, otherwise="sampled")  # error: call-overload
 limits.parametrize(3, "ntk", width=64)  # error: arg-type
 limits.parametrize(family, "ntk", widht=64)  # error: call-arg
 ntk.width_axes(family, x, widths=64)  # error: arg-type

@@ -15,7 +15,9 @@ from scipy import special
 
 from ntk.activations import closed_forms, hermite, polynomials
 from ntk.activations.closed_forms import Dual
+from ntk.infinite.kernel import Array
 from ntk.trace import algebra
+from ntk.types import Elementwise
 
 _X = np.concatenate([np.linspace(-6, 6, 97) + 0.0123, [-11.0, 9.5]])
 
@@ -82,6 +84,13 @@ def known(function: Function) -> Known:
     return Known(hermite.dual(function), f"{name_of(function.tree)} (Hermite series)")
 
 
+def expectation(dual: Dual) -> Elementwise:
+    """q -> E[f(u)], which the dual of a function has; that of a map of kernels alone has none."""
+    if dual.mean is None:
+        raise ValueError("a map of kernels that is no function of activations has no mean")
+    return dual.mean
+
+
 def _same(y: np.ndarray, other: np.ndarray, tolerance: float = _TOLERANCE) -> bool:
     scale = max(np.abs(y).max(), 1e-300)
     return bool(np.abs(y - other).max() <= tolerance * scale)
@@ -98,11 +107,12 @@ def scaled(dual: Dual, c: float) -> Dual:
     if c == 1:
         return dual
 
-    def moments(q1, q2, rho):
+    def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         k, slope = dual.moments(q1, q2, rho)
         return c * c * k, c * c * slope
 
-    mean = None if dual.mean is None else lambda q: c * dual.mean(q)
+    own = dual.mean
+    mean = None if own is None else lambda q: c * own(q)
     return Dual(None, moments, lambda q: c * c * dual.norm(q), dual.homogeneous, mean, dual.error)
 
 

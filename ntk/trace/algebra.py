@@ -229,7 +229,8 @@ def _product(factors: tuple) -> Tree:
 
 def collected(terms: Any) -> Terms:
     """Terms with those that are functions of one process alone, and have one coefficient, put together."""
-    groups: dict = {}
+    groups: dict[tuple, list[Term]] = {}
+    key: tuple
     for t in terms:
         free = [ref for ref, _ in t.factors if ref.process.value is None]
         if len(free) > 1:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from ntk.types import two_of
+
 WIDTHS = (64, 256)
 
 
@@ -112,7 +114,7 @@ def split(axis: Axis, first: Size) -> tuple[Axis, Axis]:
     """
     if axis.kind == "sample" or any(n % d for n, d in zip(axis.size, first)):
         raise Mismatch(f"an axis of size {axis.size} cannot be cut into parts of {first}")
-    rest = tuple(n // d for n, d in zip(axis.size, first))
+    rest = two_of(n // d for n, d in zip(axis.size, first))
     return Axis(axis.kind, first), Axis(axis.kind, rest)
 
 
@@ -122,7 +124,8 @@ def reshape(dims: Dims, shape: Sequence[Size]) -> tuple[Dims, dict]:
     Raises:
         Mismatch: a part of an axis would be joined with a part of another.
     """
-    left, splits, out = list(flat(dims)), {}, []
+    left, out = list(flat(dims)), []
+    splits: dict[Axis, tuple[Axis, ...]] = {}
     for size in shape:
         dim, rest = [], size
         while rest != (1, 1):
@@ -135,13 +138,13 @@ def reshape(dims: Dims, shape: Sequence[Size]) -> tuple[Dims, dict]:
                 left.insert(0, second)
                 axis = first
             dim.append(axis)
-            rest = tuple(n // s for n, s in zip(rest, axis.size))
+            rest = two_of(n // s for n, s in zip(rest, axis.size))
         out.append(tuple(dim))
     return tuple(out), splits
 
 
 def _common(one: Size, two: Size) -> Size:
-    size = tuple(math.gcd(a, b) for a, b in zip(one, two))
+    size = two_of(math.gcd(a, b) for a, b in zip(one, two))
     if size == (1, 1):
         raise Mismatch(f"sizes {one} and {two} have no common part")
     return size
@@ -153,7 +156,9 @@ def unify(one: Dims, two: Dims) -> tuple[Dims, dict, dict]:
     Raises:
         Mismatch: positions of one array are units of the other, or sizes cannot be refined.
     """
-    out, first, second = [], {}, {}
+    out = []
+    first: dict[Axis, tuple[Axis, ...]] = {}
+    second: dict[Axis, tuple[Axis, ...]] = {}
     for dim1, dim2 in zip(one, two, strict=True):
         if (not dim1 or not dim2) and (dim1 or dim2):
             out.append(dim1 or dim2)

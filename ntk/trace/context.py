@@ -15,7 +15,6 @@ from ntk.trace import coordinates as co
 from ntk.trace import initial
 from ntk.trace.axes import BATCHES, WIDTHS, Axis
 from ntk.trace.coordinates import Number, NumberArray, Refusal, Table, Value, Weight
-from ntk.trace.laws import Law
 from ntk.trace.steps import Note, Program
 
 
@@ -29,7 +28,7 @@ class Parameter(NamedTuple):
         fan: number of entries that it sums over at the base width, if there is one and that number grows.
     """
 
-    laws: tuple[Law, Law]
+    laws: tuple[initial.Law, initial.Law]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     rate: float
     fan: int | None = None
@@ -122,7 +121,7 @@ class Context:
 
     def fresh_dims(self, shape: list, kind: str) -> ax.Dims:
         """Axes of a new array of the given size pairs."""
-        dims = []
+        dims: list[tuple[Axis, ...]] = []
         for size in shape:
             if size == (1, 1):
                 dims.append(())

@@ -19,7 +19,13 @@ Tree = Any
 
 
 class Refusal(ValueError):
-    """Something in a network that has no kernel here, with what to do."""
+    """Something in a network that has no kernel here, with what to do.
+
+    Attributes:
+        located: whether the message names the primitive and the line of the model.
+    """
+
+    located = False
 
 
 class Coefficient(NamedTuple):
@@ -53,7 +59,7 @@ class Process(NamedTuple):
         averaged: its tangent kernel is a mean over units, so that no nonlinearity may act on it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not the method of a tuple
     axes: tuple[Axis, ...]
     units: tuple[Axis, ...]
     gaussian: bool

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,10 @@ def of_weights(one: Array, two: Array, law: Standard, scale: float) -> Entries:
     return Entries(scale * one, scale * two, ((law, one.shape[-1]),))
 
 
+@overload
+def mapped(entries: Entries, maps: Sequence[Callable[[Array], Array]]) -> Entries: ...
+@overload
+def mapped(entries: None, maps: Sequence[Callable[[Array], Array]]) -> None: ...
 def mapped(entries: Entries | None, maps: Sequence[Callable[[Array], Array]]) -> Entries | None:
     """Entries after a map of (N, d, *S) in each batch."""
     if entries is None:
@@ -83,8 +88,7 @@ def added(parts: Sequence[Entries | None]) -> Entries | None:
     if not known or (all(p.normal for p in known) and len(known) < len(parts)):
         return None
     sides = []
-    for side in ("one", "two"):
-        arrays = [getattr(p, side) for p in known]
+    for arrays in ([p.one for p in known], [p.two for p in known]):
         shape = jnp.broadcast_shapes(*(a.shape[:-1] for a in arrays))
         sides.append(
             jnp.concatenate([jnp.broadcast_to(a, (*shape, a.shape[-1])) for a in arrays], -1)
@@ -97,7 +101,8 @@ def added(parts: Sequence[Entries | None]) -> Entries | None:
             "bias) is added to a sum over units: the law of one weight next to a Gaussian has a rule in layers that "
             "read the data only. Let its initializer be normal"
         )
-    return Entries(*sides, tuple(law for p in known for law in p.laws), rest, shared)
+    one, two = sides
+    return Entries(one, two, tuple(law for p in known for law in p.laws), rest, shared)
 
 
 def patches(

@@ -37,7 +37,7 @@ def _is_library(file: str) -> bool:
     """Whether a file is not the user's, but of JAX, Flax, Python or this package."""
     modules = (sys.modules.get(name) for name in ("jax", "jaxlib", "flax", "contextlib", "ntk"))
     files = [module.__file__ for module in modules if module is not None]
-    folders = (os.path.join(os.path.dirname(file), "") for file in files)
+    folders = (os.path.join(os.path.dirname(file), "") for file in files if file)
     return file.startswith(("<", *folders))
 
 
@@ -89,13 +89,15 @@ def trace(
             f"no infinite-width kernel: the network returns {len(outs)} arrays; its kernel is that of one: let apply "
             "return the outputs alone"
         )
-    return outs[0]
+    (out,) = outs
+    assert out is not None  # all outputs are wanted
+    return out
 
 
 def run(
     context: Context,
-    programs: list[jaxprs.Program],
-    args: list[Value | None],
+    programs: Sequence[jaxprs.Program],
+    args: Sequence[Value | None],
     wanted: Sequence[bool] | None = None,
     fixed: Sequence[Constants | None] = (),
     found: dict | None = None,
@@ -119,7 +121,7 @@ def run(
     used = {v for eqn, _ in one_alive for v in eqn.invars if not isinstance(v, jex.Literal)}
     used |= {v for v, want in zip(first.outvars, wanted) if want and not isinstance(v, jex.Literal)}
     pairs = list(zip(first.constvars, consts1, consts2))
-    env = {v: context.array(a, b) for v, a, b in pairs if v in used}
+    env: dict[jex.Var, Value | None] = {v: context.array(a, b) for v, a, b in pairs if v in used}
     env |= dict(zip(first.invars, args))
     constants = {v: Constants.of(a, b) for v, a, b in pairs}
     constants |= {v: c for v, c in zip(first.invars, fixed) if c is not None}
@@ -144,9 +146,11 @@ def run(
         context.program.line = line_of(one) or outer
         values = [read(a, b) for a, b in zip(one.invars, two.invars)]
         given = [constant(a, b) for a, b in zip(one.invars, two.invars)]
-        known = all(c is not None for c in given)
+        fixed_ones = [c for c in given if c is not None]
+        known = len(fixed_ones) == len(given)
         if known and name != "scan" and name not in jaxprs.CALLS:
-            constants |= Constants.results(one, two, given)
+            constants |= Constants.results(one, two, fixed_ones)
+        outs: Sequence[Value | None]
         try:
             if name == "scan":
                 outs = _scan(context, one, two, values, outs_wanted)
@@ -156,7 +160,8 @@ def run(
                 arrays = [constants[v].arrays() for v in one.outvars]
                 outs = [context.array(*pair) for pair in arrays]
             else:
-                outs = read_primitive(context, one, two, values)
+                # What is used reads all of its operands.
+                outs = read_primitive(context, one, two, [v for v in values if v is not None])
         except Refusal as refusal:
             raise _located(refusal, name, context.program.line) from None
         except ax.Mismatch as mismatch:
@@ -164,14 +169,15 @@ def run(
         context.program.line = outer
         env.update(zip(one.outvars, outs))
     if found is not None:
-        pairs = enumerate(zip(first.outvars, second.outvars))
-        found |= {k: c for k, (a, b) in pairs if (c := constant(a, b)) is not None}
-    outs = zip(first.outvars, second.outvars, wanted)
-    return [read(a, b) if want else None for a, b, want in outs]
+        for k, ends in enumerate(zip(first.outvars, second.outvars)):
+            if (c := constant(*ends)) is not None:
+                found[k] = c
+    atoms = zip(first.outvars, second.outvars, wanted)
+    return [read(a, b) if want else None for a, b, want in atoms]
 
 
 def _located(refusal: Refusal, name: str, line: str) -> Refusal:
-    if getattr(refusal, "located", False):
+    if refusal.located:
         return refusal
     where = f" at {line}" if line else ""
     text = str(refusal).removeprefix("no infinite-width kernel: ")
@@ -190,7 +196,7 @@ def _call(
     given: list,
     constants: dict,
 ) -> list[Value | None]:
-    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
+    programs = [jaxprs.body_of(eqn) for eqn in (one, two)]
     random = any(v is not None and co.is_random(v.body) for v in values)
     custom = one.primitive.name.startswith("custom")
     if custom and random:
@@ -207,7 +213,7 @@ def _scan(
     context: Context, one: Any, two: Any, values: list, wanted: Sequence[bool]
 ) -> list[Value | None]:
     """A loop written out, as over the stacked parameters of equal blocks."""
-    programs = [jaxprs.inner(eqn) for eqn in (one, two)]
+    programs = [jaxprs.body_of(eqn) for eqn in (one, two)]
     fixed, carries = jaxprs.carried(one)
     consts, carry, rows = values[:fixed], values[fixed : fixed + carries], values[fixed + carries :]
     count = one.params["length"]
@@ -276,7 +282,8 @@ class Constants:
     """Arrays of one variable at both widths, computed when they are asked for."""
 
     def __init__(self, compute: Callable[[], tuple]):
-        self._compute, self._kept = compute, None
+        self._compute = compute
+        self._kept: tuple | None = None
 
     @classmethod
     def of(cls, one: Any, two: Any) -> Constants:
@@ -294,9 +301,10 @@ class Constants:
                 kept.extend(_bound(eqn, [p[k] for p in pairs]) for k, eqn in enumerate((one, two)))
             return kept
 
-        return {
-            v: cls(lambda k=k: tuple(out[k] for out in both())) for k, v in enumerate(one.outvars)
-        }
+        def pick(k: int) -> tuple:
+            return tuple(out[k] for out in both())
+
+        return {v: cls(functools.partial(pick, k)) for k, v in enumerate(one.outvars)}
 
     def arrays(self) -> tuple:
         """At both widths."""

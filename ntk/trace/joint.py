@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from ntk.trace.ops.numbers import apply_map, to_axes
 from ntk.trace.ops.vector import Vector
 from ntk.trace.rules import kind
 from ntk.trace.steps import Step
+from ntk.types import Scalar, two_of
 
 
 def run(steps: Sequence[Step], values: dict, setting: Setting) -> Law:
@@ -136,7 +138,7 @@ class _Joint:
             kernel = kernel.replace(ntk=pairs(self.tangent(index, index), 0, 1))
         means = None
         if not self.gaussian(index):
-            means = tuple(self.mean(index, a).reshape(samples[a], *sizes) for a in (0, 1))
+            means = two_of(self.mean(index, a).reshape(samples[a], *sizes) for a in (0, 1))
         made = self.entries(index)
         if made is not None:
             one, two = (x.reshape(x.shape[0], *sizes, -1) for x in (made.one, made.two))
@@ -183,15 +185,16 @@ class _Joint:
             for a in (0, 1):
                 x = self._data(step.inputs[0], a)
                 sides.append(_flat_entries(x, self.sizes(step.inputs[0]), op.flat))
-            return entries.of_weights(*sides, op.law, (op.total / sides[0].shape[-1]) ** 0.5)
+            one, two = sides
+            return entries.of_weights(one, two, op.law, (op.total / one.shape[-1]) ** 0.5)
         if isinstance(op, Vector):
             count = math.prod(op.sizes)
             eye = jnp.eye(count, dtype=self.setting.dtype)
-            sides = [jnp.broadcast_to(eye, (n, count, count)) for n in self.setting.samples]
-            return entries.of_weights(*sides, op.law, op.variance**0.5)
+            one, two = (jnp.broadcast_to(eye, (n, count, count)) for n in self.setting.samples)
+            return entries.of_weights(one, two, op.law, op.variance**0.5)
         if not isinstance(op, Combine):
             return None
-        parts = []
+        parts: list[Entries | None] = []
         for piece in op.pieces:
             source = step.inputs[piece.place]
             made = self.entries(source)
@@ -204,7 +207,7 @@ class _Joint:
                 y = self._piece(step, piece, a, x)
                 y = jnp.moveaxis(y, 1, -1)
                 sides.append(y.reshape(y.shape[0], -1, y.shape[-1]))
-            parts.append(Entries(*sides, made.laws, made.rest, made.shared))
+            parts.append(dataclasses.replace(made, one=sides[0], two=sides[1]))
         return entries.added(parts)
 
     def _data(self, index: int, a: int) -> Array:
@@ -308,21 +311,23 @@ class _Joint:
 
     def _expanded(self, i: int, a: int, of: Any) -> Array:
         """A sum of linear maps of positions of what `of(source)` (N T, M) gives of each of its processes."""
-        step, total = self.steps[i], 0.0
+        step, parts = self.steps[i], []
         for piece in step.op.pieces:
             source = step.inputs[piece.place]
             x = of(source)
             x = x.reshape(self.setting.samples[a], *self.sizes(source), -1)
             y = self._piece(step, piece, a, jnp.moveaxis(x, -1, 1))
             y = jnp.moveaxis(y, 1, -1)
-            total = total + y.reshape(-1, y.shape[-1])
-        return total
+            parts.append(y.reshape(-1, y.shape[-1]))
+        return functools.reduce(jnp.add, parts)
 
     def _piece(self, step: Step, piece: Piece, a: int, x: Array) -> Array:
         """One of the maps, (N, M, *S) -> (N, M, *sizes)."""
         _, maps, where, number, given = piece
         sizes = step.op.sizes
-        arrays = [None if _is_process(self.steps, k) else self.values[k][a] for k in step.inputs]
+        arrays: list = [
+            None if _is_process(self.steps, k) else self.values[k][a] for k in step.inputs
+        ]
         for item in maps:
             x = apply_map(item, x, arrays, self.setting.dtype)
         x = spread(x, 2, False, where, len(sizes))
@@ -341,7 +346,7 @@ class _Joint:
             return [_Term(1.0, (_Factor(i, Function(algebra.Z), rows),))]
         terms, sizes = step.op
         plain = moments.plain_terms(terms)
-        chosen = range(len(terms))
+        chosen: Sequence[int] = range(len(terms))
         if place is not None:
             plain, chosen = moments.derivatives(terms, place)
         out = []
@@ -372,7 +377,7 @@ class _Joint:
 
     def _functions(self, what: str, i: int, j: int, a: int, b: int) -> Array:
         first, second = self._terms(i, a), self._terms(j, b)
-        total = 0.0
+        total: Scalar = 0.0
         for one, two in itertools.product(first, second):
             total = total + self._product(what, one, two, a, b)
         if what == "ntk":
@@ -398,7 +403,7 @@ class _Joint:
             found.append(places)
         return [(found[0][source], found[1][source]) for source in found[0] if source in found[1]]
 
-    def _product(self, what: str, one: _Term, two: _Term, a: int, b: int) -> Array:
+    def _product(self, what: str, one: _Term, two: _Term, a: int, b: int) -> Scalar:
         """Covariance or tangent kernel of two products of functions."""
         scale = jnp.reshape(one.scale, (-1, 1)) * jnp.reshape(two.scale, (1, -1))
         pairs = [
@@ -418,8 +423,8 @@ class _Joint:
             if not any(v is q for _, q in pairs):
                 parts.append((self._factor_mean(v, b)[None], None, None))
         if what == "cov":
-            return scale * functools.reduce(jnp.multiply, (k for k, *_ in parts), 1.0)
-        total = 0.0
+            return scale * functools.reduce(operator.mul, (k for k, *_ in parts), 1.0)
+        total: Scalar = 0.0
         for n, (_, slope, places) in enumerate(parts):
             if places is None:
                 continue
@@ -437,23 +442,25 @@ class _Joint:
         q2 = self.variance(v.process, b)[v.rows][None]
         rho = cov * (kernels.inverse_sqrt(q1) * kernels.inverse_sqrt(q2))
         gaussian = self.gaussian(u.process) and self.gaussian(v.process)
-        means: tuple = (None, None)
+        m1, m2 = None, None
         if not gaussian:
-            means = self.mean(u.process, a)[u.rows][:, None], self.mean(v.process, b)[v.rows][None]
+            m1, m2 = self.mean(u.process, a)[u.rows][:, None], self.mean(v.process, b)[v.rows][None]
         view = self._view(u, v, a, b, (q1[:, 0], q2[0])) if gaussian else None
-        block = moments._Block(rho, q1, q2, *means, None, gaussian, view)
+        block = moments._Block(rho, q1, q2, m1, m2, None, gaussian, view)
         return (*moments._pair(u.function, v.function, block), (u, v))
 
-    def _view(self, u: _Factor, v: _Factor, a: int, b: int, q: tuple) -> Any:
+    def _view(
+        self, u: _Factor, v: _Factor, a: int, b: int, q: tuple[Array, Array]
+    ) -> true_moments.View | None:
         """Entries at both sides, where weights that are not normal show."""
-        made = [self.entries(f.process) for f in (u, v)]
-        if any(m is None or m.normal for m in made) or made[0].laws != made[1].laws:
+        one, two = self.entries(u.process), self.entries(v.process)
+        if one is None or two is None or one.normal or two.normal or one.laws != two.laws:
             return None
         sides = []
-        for m, f, side in zip(made, (u, v), (a, b)):
+        for m, f, side in ((one, u, a), (two, v, b)):
             x = (m.one, m.two)[side]
             sides.append(x.reshape(-1, x.shape[-1])[f.rows])
-        both = Entries(*sides, made[0].laws, made[0].rest or made[1].rest, made[0].shared)
+        both = Entries(sides[0], sides[1], one.laws, one.rest or two.rest, one.shared)
         seed = dict(self.setting.plan.context).get("attention_seed", 0)
         return true_moments.View(both, q, "equal", seed)
 

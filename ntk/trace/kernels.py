@@ -98,13 +98,13 @@ def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) ->
             one, two = one.astype(jnp.int32), two.astype(jnp.int32)
         values["input", k] = Sides(one, two)
     for k, array in enumerate(traced.constants):
-        array = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
-        values["constant", k] = Sides(array, array)
+        both = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
+        values["constant", k] = Sides(both, both)
     if any(getattr(step.op, "tied", None) for step in traced.steps):
         law = joint.run(traced.steps, values, setting)
     else:
         law = run(traced.steps, traced.loops, values, needs, setting)
-    kernel = broadcast(law.kernel, setting)
+    kernel = broadcast(law.kernel, setting.samples)
     kernel = pixels.reorder(fitted(kernel, plan.need), list(traced.order))
     if kernel.ntk is not None and kernel.ntk.ndim == 0:
         kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))

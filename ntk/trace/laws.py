@@ -70,9 +70,9 @@ def fitted(kernel: Kernel, need: Need) -> Kernel:
     )
 
 
-def broadcast(kernel: Kernel, setting: Setting) -> Kernel:
+def broadcast(kernel: Kernel, samples: tuple[int, int]) -> Kernel:
     """A kernel that depends on no sample, written out for every pair."""
-    one, two = setting.samples
+    one, two = samples
     if kernel.var1.shape[0] == one and kernel.var2.shape[0] == two:
         return kernel
 

@@ -8,8 +8,9 @@ derivation step by step.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,25 @@ from ntk.trace.explanation import Explanation, explanation, sampling
 from ntk.trace.kernels import NoRule, kernel_function
 from ntk.trace.ops.function import Functions, process_of
 from ntk.trace.ops.shapes import one_axis
-from ntk.trace.parameters import read_parameters
+from ntk.trace.parameters import Assumed, Options, check_parametrization, read_parameters
 from ntk.trace.rules import kind
 from ntk.trace.sampled import SampledKernelFn, sampled
 from ntk.trace.sharing import jaxpr_of
 from ntk.trace.traced import Traced, loops, pruned
 
 
+@overload
+def infinite_width(
+    family: Callable,
+    example: Any,
+    *,
+    otherwise: Literal["refuse"] = "refuse",
+    **options: Unpack[Options],
+) -> KernelFn: ...
+@overload
+def infinite_width(
+    family: Callable, example: Any, *, otherwise: Literal["sample"], **options: Unpack[Options]
+) -> KernelFn | SampledKernelFn: ...
 @strict
 def infinite_width(
     family: Callable,
@@ -119,13 +132,19 @@ def infinite_width(
     Source: Yang (2019, 2020), Tensor Programs I and II; Yang & Littwin (2021), Tensor Programs IIb; for random scores
         Hron, Bahri, Sohl-Dickstein & Novak (2020), "Infinite attention".
     """
-    _check_parametrization(parametrization)
+    check_parametrization(parametrization)
     _check_otherwise(otherwise, networks)
     assumed = (base_width, learning_rates, bias_std, roles)
     family = families.called(family, call)
     if otherwise == "sample":
         return _ruled_or_sampled(family, example, assumed, batched, attention_samples, networks)[1]
     return kernel_function(_trace(family, example, assumed, batched, attention_samples), batched)
+
+
+def _defaults() -> dict[str, Any]:
+    """Keywords of `infinite_width` and their defaults, in order."""
+    given = inspect.signature(infinite_width).parameters.values()
+    return {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
 
 
 def _check_otherwise(otherwise: str, networks: int) -> None:
@@ -135,7 +154,7 @@ def _check_otherwise(otherwise: str, networks: int) -> None:
 
 
 def _ruled_or_sampled(
-    family: Callable, example: Any, assumed: tuple, batched: bool, samples: int, networks: int
+    family: Callable, example: Any, assumed: Assumed, batched: bool, samples: int, networks: int
 ) -> tuple[Traced | None, KernelFn | SampledKernelFn]:
     """The traced network and its kernel; (None, kernel by finite networks) where a rule is missing."""
     try:
@@ -162,10 +181,10 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     Returns:
         Explanation(steps, parameters); prints as two tables in a terminal and in a notebook.
     """
-    defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
+    defaults = _defaults()
     refuse_unknown("explain", options, defaults)
     given = defaults | options
-    _check_parametrization(given.pop("parametrization"))
+    check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
     family = families.called(family, given.pop("call"))
     otherwise, networks = given.pop("otherwise"), given.pop("networks")
@@ -194,10 +213,10 @@ def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, 
     Raises:
         ValueError: as in `infinite_width`.
     """
-    defaults = dict(infinite_width.__wrapped__.__kwdefaults__)
+    defaults = _defaults()
     refuse_unknown("nonlinearities", options, defaults)
     given = defaults | options
-    _check_parametrization(given.pop("parametrization"))
+    check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
     family = families.called(family, given.pop("call"))
     if given.pop("otherwise") != "refuse":
@@ -215,7 +234,12 @@ def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, 
 
 @strict
 def attention_error(
-    kernel_fn: KernelFn, x1: Any, x2: Any = None, get: str = "ntk", *, seeds: int = 4
+    kernel_fn: KernelFn | SampledKernelFn,
+    x1: Any,
+    x2: Any = None,
+    get: str = "ntk",
+    *,
+    seeds: int = 4,
 ) -> Array:
     """Standard error of a kernel that is a mean over draws: of attention scores, first-layer weights, whole networks.
 
@@ -248,7 +272,7 @@ def attention_error(
 def _trace(
     family: Callable,
     example: Any,
-    assumed: tuple,
+    assumed: Assumed,
     batched: bool,
     attention_samples: int,
 ) -> Traced:
@@ -287,25 +311,6 @@ def _trace(
             return _finished(context, out, inputs)
         except Refusal as refusal:
             raise NoRule(str(refusal)) from None
-
-
-def _check_parametrization(name: str) -> None:
-    if name == "ntk":
-        return
-    frozen = {
-        "mup": "under muP features move at every width, so that training does not follow a fixed kernel (and the "
-        "outputs at initialisation vanish)",
-        "mean_field": "in the mean-field parametrization the outputs at initialisation vanish and features move, so "
-        "that training does not follow a fixed kernel",
-        "standard": "in the standard parametrization the tangent kernel grows with the width; learning rates that "
-        "shrink like 1/width give the NTK parametrization",
-    }
-    if name in frozen:
-        raise ValueError(
-            f'no kernel limit: {frozen[name]}. Use parametrization="ntk", or limits.feature_learning for the limit of '
-            "training"
-        )
-    raise ValueError(f'parametrization is {name!r}; only "ntk" has a kernel limit')
 
 
 def _shapes(init: Callable) -> Any:

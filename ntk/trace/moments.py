@@ -15,9 +15,10 @@ from ntk.infinite import kernel as kernels
 from ntk.infinite.kernel import Array
 from ntk.trace import algebra, entries, true_moments
 from ntk.trace import coordinates as co
-from ntk.trace.activations import Function, known
+from ntk.trace.activations import Function, Known, expectation, known
 from ntk.trace.laws import Law, spread
 from ntk.trace.ops.numbers import to_axes
+from ntk.types import two_of
 
 
 class _Block(NamedTuple):
@@ -26,11 +27,11 @@ class _Block(NamedTuple):
     rho: Array
     q1: Array
     q2: Array
-    m1: Any
-    m2: Any
-    theta: Any
+    m1: Array | None
+    m2: Array | None
+    theta: Array | None
     gaussian: bool
-    view: Any = None
+    view: true_moments.View | None = None
 
 
 def _blocks(
@@ -41,12 +42,13 @@ def _blocks(
     if made is None or made.normal or not out.gaussian:
         return out
     made = entries.mapped(made, [lambda x: spread(x, 2, False, where, count)] * 2)
-    both = [spread(v, 1, False, where, count) for v in (law.kernel.var1, law.kernel.var2)]
-    q = tuple(both) if block == "12" else (both[int(block[1]) - 1],) * 2
+    one, two = (spread(v, 1, False, where, count) for v in (law.kernel.var1, law.kernel.var2))
+    if block != "12":
+        one, two = (one, one) if block[1] == "1" else (two, two)
     layout = {"1": "equal" if diagonal or not count else "pairs", "d": "same", "w": "within"}[
         block[0]
     ]
-    return out._replace(view=true_moments.view(made, block, q, layout, seed))
+    return out._replace(view=true_moments.view(made, block, (one, two), layout, seed))
 
 
 def _gaussian_blocks(
@@ -69,9 +71,9 @@ def _gaussian_blocks(
             within = (kernel.var1 if block == "w1" else kernel.var2).reshape(-1)
         cov = spread(within, 1, True, where, count)
         q1, q2 = kernels.views_within(var)
-        m = (None, None) if mean is None else kernels.views_within(mean)
+        m1, m2 = (None, None) if mean is None else kernels.views_within(mean)
         rho = cov * (kernels.inverse_sqrt(q1) * kernels.inverse_sqrt(q2))
-        return _Block(rho, q1, q2, *m, None, kernel.is_gaussian)
+        return _Block(rho, q1, q2, m1, m2, None, kernel.is_gaussian)
     pairs = not diagonal
     rho, theta = kernel.correlation, kernel.ntk
     if diagonal and not kernel.diagonal_spatial:
@@ -81,8 +83,9 @@ def _gaussian_blocks(
     if theta is not None and theta.ndim:
         theta = spread(theta, 2, pairs, where, count)
     q1, q2 = kernels.views(var1, var2, diagonal)
-    m = (None, None) if m1 is None else kernels.views(m1, m2, diagonal)
-    return _Block(rho, q1, q2, *m, theta, kernel.is_gaussian)
+    if m1 is not None:
+        m1, m2 = kernels.views(m1, m2, diagonal)
+    return _Block(rho, q1, q2, m1, m2, theta, kernel.is_gaussian)
 
 
 def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
@@ -98,16 +101,16 @@ def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
     return out if b.view is None else true_moments.pair((one, two), *out, rho, b.view)
 
 
-def _affine_pair(first: Any, second: Any, b: _Block) -> tuple[Any, Any]:
+def _affine_pair(first: Known, second: Known, b: _Block) -> tuple[Any, Any]:
     (c1, a1), (c2, a2) = (_line(f) for f in (first, second))
     raw = b.rho * (jnp.sqrt(b.q1) * jnp.sqrt(b.q2))
     k = a1 * a2 * raw + c1 * c2
-    if (c1 or c2) and b.m1 is not None:
+    if (c1 or c2) and b.m1 is not None and b.m2 is not None:
         k = k + a1 * c2 * b.m1 + c1 * a2 * b.m2
     return k, a1 * a2 * jnp.ones_like(raw)
 
 
-def _line(f: Any) -> tuple[float, float]:
+def _line(f: Known) -> tuple[float, float]:
     coefficients = f.polynomial
     if coefficients is None or len(coefficients) > 2:
         raise co.Refusal(
@@ -115,7 +118,7 @@ def _line(f: Any) -> tuple[float, float]:
             "nonlinearity (pooling, then an activation, without weights between them), whose law is not Gaussian: put "
             "a layer of weights between them"
         )
-    return (*coefficients, 0.0)[:2] if len(coefficients) == 1 else coefficients
+    return coefficients[0], coefficients[1] if len(coefficients) == 2 else 0.0
 
 
 def mean_of(f: Function, b: _Block, side: int) -> Any:
@@ -123,12 +126,13 @@ def mean_of(f: Function, b: _Block, side: int) -> Any:
     q, m = (b.q1, b.m1) if side == 1 else (b.q2, b.m2)
     one = known(f)
     if b.gaussian:
-        mean = one.dual.mean(q)
+        expected = expectation(one.dual)
+        mean = expected(q)
         if b.view is None or b.view.layout == "same":
             return mean if b.view is None else true_moments.mean(f, mean, b.view, side - 1)
         own = b.view.q[side - 1]
-        ends = [true_moments.mean(f, one.dual.mean(own), b.view, side - 1)] * 2
-        return true_law.viewed(*ends, b.view.layout)[side - 1]
+        end = true_moments.mean(f, expected(own), b.view, side - 1)
+        return true_law.viewed(end, end, b.view.layout)[side - 1]
     c = (*(one.polynomial or _line(one)), 0.0, 0.0)
     if any(c[3:]):
         _line(one)
@@ -289,7 +293,7 @@ def function_law(
     shape = (n1, n2, *(sizes if diagonal else [s for size in sizes for s in (size, size)]))
     var1 = _filled(moments("d1")[0], (n1, *sizes), dtype)
     var2 = _filled(moments("d2")[0], (n2, *sizes), dtype)
-    within = [None, None]
+    within: list[Array | None] = [None, None]
     if variance == 2 and count:
         double = [s for size in sizes for s in (size, size)]
         within = [
@@ -310,7 +314,7 @@ def function_law(
     kernel = kernel.replace(ntk=_filled(theta, shape, dtype) if ntk else None)
     found = None
     if means:
-        found = tuple(
+        found = two_of(
             mean_law(terms, sizes, operands, arrays[side - 1], side, seed) for side in (1, 2)
         )
     return Law(kernel, found)

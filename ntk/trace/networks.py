@@ -18,7 +18,7 @@ from ntk.family import named_leaves
 from ntk.finite import empirical
 from ntk.options import drawn_biases
 from ntk.trace import initial
-from ntk.trace.parameters import read_parameters
+from ntk.trace.parameters import Assumed, read_parameters
 
 PyTree = Any
 
@@ -42,7 +42,7 @@ class Finite(NamedTuple):
 
 
 def finite(
-    family: Callable, width: int, first: tuple, assumed: tuple, batched: bool = True
+    family: Callable, width: int, first: tuple, assumed: Assumed, batched: bool = True
 ) -> Finite:
     """The family at one width; `assumed` is (base_width, learning_rates, bias_std, roles)."""
     net = families.network(family, width, first)

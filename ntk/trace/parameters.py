@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 from ntk import family as families
 from ntk.family import named_leaves
@@ -11,16 +11,54 @@ from ntk.options import drawn_biases, rate_factors
 from ntk.trace import initial
 from ntk.trace.axes import WIDTHS
 from ntk.trace.context import Parameter
+from ntk.types import PyTree, two_of
+
+Assumed: TypeAlias = tuple[int | None, PyTree, float | None, PyTree]
+"""base_width, learning_rates, bias_std and roles, as `ntk.infinite_width` takes them."""
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `ntk.infinite_width` on which the type of its result does not depend."""
+
+    parametrization: str
+    base_width: int | None
+    learning_rates: PyTree
+    bias_std: float | None
+    roles: PyTree
+    batched: bool
+    attention_samples: int
+    call: Any
+    networks: int
+
+
+def check_parametrization(name: str) -> None:
+    """Refuses parametrizations without a kernel limit."""
+    if name == "ntk":
+        return
+    frozen = {
+        "mup": "under muP features move at every width, so that training does not follow a fixed kernel (and the "
+        "outputs at initialisation vanish)",
+        "mean_field": "in the mean-field parametrization the outputs at initialisation vanish and features move, so "
+        "that training does not follow a fixed kernel",
+        "standard": "in the standard parametrization the tangent kernel grows with the width; learning rates that "
+        "shrink like 1/width give the NTK parametrization",
+    }
+    if name in frozen:
+        raise ValueError(
+            f'no kernel limit: {frozen[name]}. Use parametrization="ntk", or limits.feature_learning for the limit of '
+            "training"
+        )
+    raise ValueError(f'parametrization is {name!r}; only "ntk" has a kernel limit')
 
 
 def read_parameters(
-    laws: list,
+    laws: Sequence[tuple[dict[str, initial.Law], dict[str, tuple[int, ...]]]],
     family: Callable,
     first: tuple,
     base_width: int | None,
-    rates: Any,
-    bias_std: Any,
-    roles: Any = None,
+    rates: PyTree,
+    bias_std: float | None,
+    roles: PyTree = None,
     widths: tuple[int, int] = WIDTHS,
 ) -> dict[str, Parameter]:
     """What is assumed of each parameter, by its path.
@@ -53,8 +91,13 @@ def read_parameters(
 
 
 def _at_base(
-    base: dict, family: Callable, first: tuple, base_width: int, roles: Any, widths: tuple[int, int]
-) -> tuple[dict, dict]:
+    base: dict[str, initial.Law],
+    family: Callable,
+    first: tuple,
+    base_width: int,
+    roles: Any,
+    widths: tuple[int, int],
+) -> tuple[dict[str, tuple[initial.Law, initial.Law]], dict[str, int]]:
     """Laws of weights drawn as at one width, and their fan-in there where it grows.
 
     They are used times m^-1/2 where their fan-in is m times what it is there.
@@ -66,7 +109,7 @@ def _at_base(
         fans, ratios = [named[name].fans(k)[0] for k in range(3)], (1.0, 1.0)
         if named[name].role in ("hidden", "output"):
             ratios, kept[name] = (fans[0] / fans[1], fans[0] / fans[2]), fans[0]
-        out[name] = tuple(
+        out[name] = two_of(
             law._replace(mean=law.mean * r**0.5, variance=law.variance * r) for r in ratios
         )
     return out, kept

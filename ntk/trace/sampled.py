@@ -24,6 +24,7 @@ from ntk import arguments
 from ntk import family as families
 from ntk.family import named_leaves
 from ntk.trace import networks
+from ntk.trace.parameters import Assumed
 
 WIDEST = 2**21
 """Parameters of the widest networks that are drawn, unless the narrowest family that is allowed has more."""
@@ -51,7 +52,7 @@ class SampledKernelFn:
 
     family: Callable
     first: tuple
-    assumed: tuple
+    assumed: Assumed
     batched: bool
     widths: tuple[int, ...]
     counts: tuple[int, ...]
@@ -139,14 +140,18 @@ class SampledKernelFn:
     def _compiled(self) -> dict[int, Callable]:
         return {}
 
+    @functools.cached_property
+    def _readout(self) -> list[tuple[str, ...]]:
+        return []
+
     def _stack(self, width: int, x: Any) -> Callable:
         if width not in self._compiled:
             narrow = self._networks[self.widths[0]]
-            if not self._compiled:
+            if not self._readout:
                 few = jax.tree.map(lambda a: a[:2], x)
                 last = networks.readout(narrow, narrow.draw(jax.random.key(0)), few)
-                self._compiled["last"] = last
-            self._compiled[width] = networks.stack(self._networks[width], self._compiled["last"])
+                self._readout.append(last)
+            self._compiled[width] = networks.stack(self._networks[width], self._readout[0])
         return self._compiled[width]
 
     def _check_apart(self, x: Any) -> None:
@@ -210,7 +215,7 @@ def _check_size(name: str, widths: tuple[int, ...], means: list, errors: list) -
 def sampled(
     family: Callable,
     first: tuple,
-    assumed: tuple,
+    assumed: Assumed,
     batched: bool,
     networks_drawn: int,
     reason: str,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ntk.infinite.inputs import Need
 from ntk.trace.axes import Axis, Dims
 from ntk.trace.coordinates import Linear, Process, Refusal
+from ntk.trace.laws import Law, Setting, Sides
 
 Source = Any  # index of an earlier step, ("constant", k) or ("input", k)
 
@@ -42,6 +43,14 @@ def _text(op: Any, note: Note) -> tuple[str, str]:
     return note.text, ""
 
 
+class LawOf(Protocol):
+    """What a step computes on two batches: the law of a process, arrays of numbers, or the laws of queries and keys."""
+
+    def __call__(
+        self, step: Step, need: Need, means: bool, operands: list, setting: Setting
+    ) -> Law | Sides | tuple[Law, Law]: ...
+
+
 class Kind(NamedTuple):
     """What is done with the steps of a kind; its functions stand beside its NamedTuple, in `ntk.trace.ops`.
 
@@ -58,7 +67,7 @@ class Kind(NamedTuple):
     """
 
     title: str
-    law: Callable[..., Any]
+    law: LawOf
     needs: Callable[[Any, Need], Need] = _own_need
     sizes: Callable[[Any], tuple[int, ...]] = _nothing
     means: Callable[[Step, bool], Sequence] = _nothing
@@ -97,7 +106,7 @@ class Program:
         groups: the parameter of each layer of weights: layers with one parameter are correlated.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps: list[Step] = []
         self.notes: list[Note] = []
         self.constants: list = []
@@ -212,7 +221,7 @@ def code(dims: Dims, axes: tuple[Axis, ...]) -> tuple:
     """Dimensions of an array in terms of `axes`: "s" for the samples, -1 for axes along which it is constant."""
     out = []
     for dim in dims:
-        entry = []
+        entry: list[str | int] = []
         for axis in dim:
             if axis.kind == "sample":
                 entry.append("s")

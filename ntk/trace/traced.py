@@ -26,7 +26,7 @@ class Loop(NamedTuple):
 
     start: int
     length: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the method of a tuple
     live: tuple[int, ...] = ()
 
     @property
@@ -102,7 +102,7 @@ def _fused(program: Program, last: int) -> tuple[list[Step], list[Note]]:
             and vectors[0].op.law == NORMAL
             and pieces[0].where == tuple(range(len(pieces[0].where)))
         )
-        if fits:
+        if fits and layer is not None:
             bias = vectors[0].op.variance, vectors[0].op.rate
             steps[index] = Step(layer.op._replace(bias=bias), layer.inputs)
             names = notes[first].parameters + notes[step.inputs[1]].parameters

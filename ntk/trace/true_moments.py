@@ -21,8 +21,9 @@ from ntk.infinite import channels, true_law, weight_laws
 from ntk.infinite import kernel as kernels
 from ntk.infinite.kernel import Array, Kernel
 from ntk.infinite.true_law import Covariance, Sides
-from ntk.trace.activations import Function
+from ntk.trace.activations import Function, expectation
 from ntk.trace.entries import Entries
+from ntk.types import two_of
 
 PAIRS = 2**10
 """Pairs of positions of two samples above which means over weights would take too long."""
@@ -82,7 +83,7 @@ def wide(made: Entries, one: Array, two: Array) -> tuple[Array, Array]:
     """Entries with the positions of variances (N, *S)."""
     size = made.one.shape[-1]
     sides = zip((made.one, made.two), (one, two))
-    return tuple(jnp.broadcast_to(x, (*q.shape, size)) for x, q in sides)
+    return two_of(jnp.broadcast_to(x, (*q.shape, size)) for x, q in sides)
 
 
 def of_function(
@@ -115,13 +116,18 @@ def of_function(
         )
     within = []
     for rho, norm in zip(found.within, found.norms):
-        a, b = (None, None) if rho is None else kernels.views_within(root(norm))
-        within.append(None if rho is None else rho * (a * b))
+        if rho is not None:
+            a, b = kernels.views_within(root(norm))
+            rho = rho * (a * b)
+        within.append(rho)
+    ntk = kernel.ntk
+    if ntk is not None and found.slope is not None:
+        ntk = ntk * found.slope
     out = kernel.replace(
         correlation=found.rho,
         var1=found.norms[0],
         var2=found.norms[1],
-        ntk=kernel.ntk * found.slope if tangent else kernel.ntk,
+        ntk=ntk,
         within1=within[0],
         within2=within[1],
         is_gaussian=False,
@@ -149,7 +155,9 @@ def _expanded(
     norms = (base.var1, base.var2)
     share = [jnp.maximum(1 + m * kernels.inverse_sqrt(n) ** 2, 0.1) for m, n in zip(more, norms)]
 
-    def changed(rho: Array, new: Array, slope: Any, u: int, v: int, layout: str, tangent: bool):
+    def changed(
+        rho: Array, new: Array, slope: Array | None, u: int, v: int, layout: str, tangent: bool
+    ) -> tuple[Array, Array | None]:
         """Correlation (and slope) of one covariance, its sides from batch u and batch v."""
         c = true_law.cumulants(Sides(sides[u], sides[v], layout), made.kurtosis, q[u], q[v])
         if closed:
@@ -161,37 +169,40 @@ def _expanded(
         else:
             fs, terms = (f, f), _terms(f)
             change = true_law.series(fs, (q[u], q[v]), rho, c, layout, terms, tangent)
-            inverse = true_law.viewed(*(kernels.inverse_sqrt(norms[k]) for k in (u, v)), layout)
-            value = change.value * (inverse[0] * inverse[1])
+            one, two = (kernels.inverse_sqrt(norms[k]) for k in (u, v))
+            one, two = true_law.viewed(one, two, layout)
+            value = change.value * (one * two)
         near = true_law.apart(rho, closed)
-        scale = true_law.viewed(*(jax.lax.rsqrt(share[k]) for k in (u, v)), layout)
-        new = new + near * ((new + value) * (scale[0] * scale[1]) - new)
+        one, two = true_law.viewed(jax.lax.rsqrt(share[u]), jax.lax.rsqrt(share[v]), layout)
+        new = new + near * ((new + value) * (one * two) - new)
         new = jnp.where(new > 1, 1, jnp.where(new < -1, -1, new))  # a derivative at 1 stays whole
-        if not tangent:
+        if slope is None or change.slope is None:
             return new, None
         if closed:
             return new, slope + near * change.slope
         ends = [true_law.at_one(_squared(slope_of(f)), q[k], kurtosis[k]) for k in (u, v)]
-        mean = sum(true_law.viewed(*ends, layout)) / 2
+        one, two = true_law.viewed(ends[0], ends[1], layout)
+        mean = (one + two) / 2
         return new, slope + near * change.slope + (1 - near) * mean
 
     rho, slope = changed(
         channels.snap(kernel.correlation), base.correlation, base.ntk, 0, 1, layout, tangent
     )
-    within: list = [None, None]
+    within: list[Array | None] = [None, None]
     for k, (before, after) in enumerate(
         ((kernel.within1, base.within1), (kernel.within2, base.within2))
     ):
-        if before is not None:
+        if before is not None and after is not None:
             a, b = kernels.views_within(kernels.inverse_sqrt(q[k]))
             c, d = kernels.views_within(kernels.inverse_sqrt(norms[k]))
             old = channels.snap(before * (a * b))
             within[k], _ = changed(old, after * (c * d), None, k, k, "within", False)
     found = None
     if means:
-        found = tuple(dual.mean(v) + true_law.at_one(f, v, k) for v, k in zip(q, kurtosis))
-    new = tuple(n * s for n, s in zip(norms, share))
-    return Moments(rho, slope, new, tuple(within), found)
+        mean = expectation(dual)
+        found = two_of(mean(v) + true_law.at_one(f, v, k) for v, k in zip(q, kurtosis))
+    new = two_of(n * s for n, s in zip(norms, share))
+    return Moments(rho, slope, new, two_of(within), found)
 
 
 def _sampled(
@@ -210,16 +221,17 @@ def _sampled(
     known = [k for k, w in enumerate((kernel.within1, kernel.within2)) if w is not None]
     asked += [Covariance((k, k), "within") for k in known]
     found, mean = true_law.sampled((f, f), sides, laws, seed, tuple(asked), means)
-    (k, slope), *norms = found[:1] + [n for n, _ in found[1:3]]
-    within: list = [None, None]
+    (k, slope), (one, _), (two, _) = found[:3]
+    norms = (one, two)
+    within: list[Array | None] = [None, None]
     for side, (cov, _) in zip(known, found[3:]):
         within[side] = true_law.normalised(cov, norms[side], norms[side], "within", dtype)
     return Moments(
-        true_law.normalised(k, *norms, layout, dtype),
+        true_law.normalised(k, one, two, layout, dtype),
         None if slope is None else slope.astype(dtype),
-        tuple(n.astype(dtype) for n in norms),
-        tuple(within),
-        tuple(m.astype(dtype) for m in mean) if means else None,
+        two_of(n.astype(dtype) for n in norms),
+        two_of(within),
+        two_of(m.astype(dtype) for m in mean) if means else None,
     )
 
 
@@ -229,19 +241,19 @@ def _chosen(large: list[Array], sampled: Moments, expanded: Moments, layout: str
     def pick(where: Any, a: Any, b: Any) -> Any:
         return None if a is None else jnp.where(where, a, b)
 
-    one, two = true_law.viewed(*large, layout)
+    one, two = true_law.viewed(large[0], large[1], layout)
     within = []
     for k in (0, 1):
         a, b = kernels.views_within(large[k])
         within.append(pick(a | b, sampled.within[k], expanded.within[k]))
     means = sampled.means
-    if means is not None:
-        means = tuple(pick(w, a, b) for w, a, b in zip(large, means, expanded.means))
+    if means is not None and expanded.means is not None:
+        means = two_of(pick(w, a, b) for w, a, b in zip(large, means, expanded.means))
     return Moments(
         pick(one | two, sampled.rho, expanded.rho),
         pick(one | two, sampled.slope, expanded.slope),
-        tuple(pick(w, a, b) for w, a, b in zip(large, sampled.norms, expanded.norms)),
-        tuple(within),
+        two_of(pick(w, a, b) for w, a, b in zip(large, sampled.norms, expanded.norms)),
+        two_of(within),
         means,
     )
 
@@ -284,10 +296,10 @@ def pair(
 
     def at_ends(f: Callable, g: Callable) -> Array:
         ends = [true_law.at_one(lambda z: f(z) * g(z), y, c) for y, c in zip(q, kurtosis)]
-        return sum(true_law.viewed(*ends, layout)) / 2
+        one, two = true_law.viewed(ends[0], ends[1], layout)
+        return (one + two) / 2
 
-    slopes = tuple(slope_of(f) for f in fs)
-    ends = at_ends(*fs), at_ends(*slopes)
+    ends = at_ends(*fs), at_ends(slope_of(fs[0]), slope_of(fs[1]))
     if layout == "same":
         new = k + ends[0], slope + ends[1]
     else:
@@ -295,19 +307,23 @@ def pair(
         terms = max(map(_terms, fs))
         change = true_law.series(fs, q, rho, c, layout, terms, True)
         near = true_law.apart(rho, False)
-        new = tuple(
-            old + near * own + (1 - near) * end for old, own, end in zip((k, slope), change, ends)
+        assert change.slope is not None  # it was asked for
+        new = (
+            k + near * change.value + (1 - near) * ends[0],
+            slope + near * change.slope + (1 - near) * ends[1],
         )
     shape = jnp.broadcast_shapes(*map(jnp.shape, new))
-    new = tuple(jnp.broadcast_to(x, shape) for x in new)
+    new = two_of(jnp.broadcast_to(x, shape) for x in new)
     if not can_sample(made, layout):
         return new
-    where = functools.reduce(jnp.logical_or, true_law.viewed(*_large(v), layout))
+    large = _large(v)
+    where = functools.reduce(jnp.logical_or, true_law.viewed(large[0], large[1], layout))
 
     def sampled() -> tuple[Array, Array]:
         asked = (Covariance((0, 1), layout, True),)
         ((one, two),), _ = true_law.sampled(fs, (made.one, made.two), made.laws, v.seed, asked)
-        return tuple(jnp.where(where, x.astype(y.dtype), y) for x, y in zip((one, two), new))
+        assert two is not None  # it was asked for
+        return two_of(jnp.where(where, x.astype(y.dtype), y) for x, y in zip((one, two), new))
 
     return jax.lax.cond(where.any(), sampled, lambda: new)
 

@@ -31,6 +31,7 @@ from ntk.trace.ops.function import is_linear, process_of
 from ntk.trace.ops.numbers import Numbers, frozen, materialised, numbers_step, scaled_number
 from ntk.trace.ops.positions import mapped
 from ntk.trace.steps import DRAWN, Note, code, shape_code
+from ntk.types import two_of
 
 
 def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
@@ -139,7 +140,7 @@ def inner(
     units = ax.units(dims)
     number, power = ax.growth(gone)
     note = Note("scores", axes=ax.sizes_text(axes))
-    where = tuple(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
+    where = two_of(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
     op = Scores(number, where, tuple(a.size[0] for a in axes))
     inputs = (left.process.index, right.process.index)
     index = _field(context, op, inputs, {(r.process.index, r.part) for r in (left, right)}, note)
@@ -269,7 +270,7 @@ def _check_heads(context: Context, equation: Any, values: list[Value]) -> None:
 
 def _draws(context: Context, value: Value) -> Value:
     """Scores as an array of numbers that depends on their draw."""
-    parts = []
+    parts: list[int] = []
     for ref, c in value.body.terms:
         if c.power < 0:
             continue
@@ -366,7 +367,9 @@ def _aligned(
 
 def _equations(context: Context, index: int, inputs: list) -> tuple:
     """The equations from scores to weights; what they read besides is put among the inputs."""
-    program, found, places = context.program, [], {}
+    program = context.program
+    found: list[tuple] = []
+    places: dict[int, int] = {}
 
     def visit(index: int) -> None:
         sources = []

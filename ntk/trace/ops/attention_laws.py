@@ -37,6 +37,7 @@ from ntk.trace.ops.score_draws import (
     roots,
 )
 from ntk.trace.steps import Kind, Note, Step
+from ntk.types import two_of
 
 
 class Scores(NamedTuple):
@@ -128,7 +129,7 @@ class Operands(NamedTuple):
 def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of values averaged over positions with random weights."""
     attend: Attend = step.op
-    kernel = broadcast(operands[0].kernel, setting)
+    kernel = broadcast(operands[0].kernel, setting.samples)
     seed = dict(setting.plan.context).get("attention_seed", 0)
     one, two = _both_orders(
         lambda data: _expectations(attend, data, seed, setting.dtype),
@@ -159,12 +160,13 @@ def _both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]
 def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Setting) -> Operands:
     coincident = setting.coincident
     scores = [
-        tuple(blocks(broadcast(law.kernel, setting)) for law in operands[p]) for p in attend.fields
+        two_of(blocks(broadcast(law.kernel, setting.samples)) for law in operands[p])
+        for p in attend.fields
     ]
     if side:
         coincident = None if coincident is None else coincident.T
-        scores = [tuple(b.swapped() for b in pair) for pair in scores]
-    arrays = tuple(
+        scores = [(queries.swapped(), keys.swapped()) for queries, keys in scores]
+    arrays: tuple[list, list] = two_of(
         [o[s] if isinstance(o, Sides) else None for o in operands] for s in (side, 1 - side)
     )
     return Operands(_values(kernel, attend, side), tuple(scores), arrays, coincident)
@@ -206,7 +208,7 @@ def _expectations(attend: Attend, data: Operands, seed: int, dtype: Any) -> dict
         }
         if values.tangent is not None:
             out["ntk"] = _between(w1, values.tangent, w2)
-        if tangents:
+        if d1 is not None and d2 is not None:
             out["ntk"] = out.get("ntk", 0.0) + _between(d1, values.cross, d2)
         return out
 
@@ -218,7 +220,7 @@ def _mean_of(part: Callable, count: int, chunk: int, size: int, seed: int) -> di
     """Mean over `count` draws of what `part` sums over a chunk of them."""
     kept = jnp.asarray(low_discrepancy(count, size, seed)) if count * size <= MOST else None
 
-    def points(start: Array) -> Array:
+    def points(start: Array | int) -> Array:
         if kept is None:
             return independent(seed, start + jnp.arange(chunk), size)
         return jax.lax.dynamic_slice_in_dim(kept, start, chunk)
@@ -242,10 +244,11 @@ def _values(kernel: Kernel, attend: Attend, side: int) -> Blocks:
     out = out.swapped() if side else out
     sizes = [math.prod(kernel.var1.shape[1 + k] for k in group) for group in attend.values]
 
-    def split(x: Array | None) -> Array | None:
-        return None if x is None else x.reshape(*x.shape[:-2], *sizes, *sizes)
+    def split(x: Array) -> Array:
+        return x.reshape(*x.shape[:-2], *sizes, *sizes)
 
-    return Blocks(*map(split, out))
+    tangent = None if out.tangent is None else split(out.tangent)
+    return Blocks(split(out.first), split(out.cross), split(out.second), tangent)
 
 
 def _moved(function: Callable, drawn: list, tangents: bool) -> tuple[Array, Array | None]:

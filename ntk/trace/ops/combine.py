@@ -18,6 +18,7 @@ from ntk.trace.coordinates import Coefficient, Linear, Ref, Refusal, bases_of, o
 from ntk.trace.laws import Law, Setting, broadcast, fitted, sides_of, spread
 from ntk.trace.ops.numbers import apply_map, to_axes
 from ntk.trace.steps import CORRELATED, FEW, Kind, Note, Program, Step, code, place_of, with_places
+from ntk.types import two_of
 
 
 class Piece(NamedTuple):
@@ -47,7 +48,7 @@ class Combine(NamedTuple):
         sizes: of its axes of positions.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the method of a tuple
     pieces: tuple[Piece, ...]
     sizes: tuple[int, ...]
 
@@ -95,10 +96,11 @@ def _shortened(program: Program, terms: tuple) -> tuple:
         if len(old) < 2 or len(old) >= len(terms) or any(ref not in left for ref, _ in old):
             continue
         factors = {_ratio(left[ref], c) for ref, c in old}
-        if len(factors) == 1 and None not in factors:
+        factor = factors.pop() if len(factors) == 1 else None
+        if factor is not None:
             gone = {ref for ref, _ in old}
             rest = tuple(t for t in terms if t[0] not in gone)
-            return _shortened(program, ((program.seals[old], Coefficient(factors.pop())), *rest))
+            return _shortened(program, ((program.seals[old], Coefficient(factor)), *rest))
     return terms
 
 
@@ -106,8 +108,9 @@ def _combined(program: Program, body: Linear) -> Ref:
     body = _expanded(program, body)
     axes, units = co.axes_of(body)
     # Different units of one layer are different processes of one law. Arrays follow the processes.
-    order = {(ref.process.index, ref.part): None for ref, _ in body.terms}
-    order = {key: place for place, key in enumerate(order)}
+    order: dict[tuple[int, tuple], int] = {}
+    for ref, _ in body.terms:
+        order.setdefault((ref.process.index, ref.part), len(order))
     pieces, inputs = [], [index for index, _ in order]
     gaussian, averaged = True, False
     for ref, c in body.terms:
@@ -203,21 +206,21 @@ def _mapped(
     if len(pieces) == 1 and not pieces[0].maps:
         return scaled(law, pieces[0], sizes, operands, need)
     if _sums_all(pieces, sizes) and law.kernel.var1.ndim > 1 and law.means is None:
-        kernel = pixels.pool_all(broadcast(law.kernel, setting), mean=False)
+        kernel = pixels.pool_all(broadcast(law.kernel, setting.samples), mean=False)
         number = abs(pieces[0].number)
         whole = tuple(range(2, law.kernel.var1.ndim + 1))
         pooled = [lambda x: pieces[0].number * jnp.sum(x, whole)] * 2
         return Law(
             channels.scale(kernel, number, number), entries=entries.mapped(law.entries, pooled)
         )
-    kernel = broadcast(law.kernel, setting)
+    kernel = broadcast(law.kernel, setting.samples)
     made = law.entries
 
     def total(side: int) -> Callable[[Array], Array]:
         arrays = sides_of(operands, side)
 
         def run(x: Array) -> Array:
-            out = 0.0
+            parts = []
             for _, maps, where, number, given in pieces:
                 y = x
                 for item in maps:
@@ -226,15 +229,15 @@ def _mapped(
                 y = jnp.broadcast_to(y, (*y.shape[:2], *sizes)) * number
                 for place, coded in given:
                     y = y * jnp.expand_dims(to_axes(arrays[place], coded, sizes), 1)
-                out = out + y
-            return out
+                parts.append(y)
+            return functools.reduce(jnp.add, parts)
 
         return run
 
     out = pixels.linear(kernel, total(0), total(1))
     new = None
     if law.means is not None:
-        new = tuple(
+        new = two_of(
             total(k)(jnp.broadcast_to(m, (setting.samples[k], *m.shape[1:]))[:, None])[:, 0]
             for k, m in enumerate(law.means)
         )
@@ -291,26 +294,26 @@ def scaled(law: Law, piece: Piece, sizes: tuple, operands: list, need: Need) -> 
             factor = factor * to_axes(operands[place][side], coded, sizes)
         factors.append(factor)
     if means is not None:
-        means = tuple(m * f for m, f in zip(means, factors))
+        means = two_of(m * f for m, f in zip(means, factors))
     made = entries.scaled(made, factors)
     shapes = [
         jnp.broadcast_shapes(f.shape, v.shape) for f, v in zip(factors, (kernel.var1, kernel.var2))
     ]
     if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
-        setting = Setting((shapes[0][0], shapes[1][0]), None, None, None, False)
-        kernel = broadcast(kernel, setting)
+        kernel = broadcast(kernel, (shapes[0][0], shapes[1][0]))
     out = channels.scale(kernel, *(jnp.abs(f) for f in factors))
-    signs = kernels.views(*(jnp.sign(f) for f in factors), kernel.diagonal_spatial)
+    one, two = (jnp.sign(f) for f in factors)
+    one, two = kernels.views(one, two, kernel.diagonal_spatial)
     ntk = out.ntk
     if ntk is not None and ntk.ndim:
-        ntk = ntk * (signs[0] * signs[1])
+        ntk = ntk * (one * two)
     within = []
     for cov, f in ((out.within1, factors[0]), (out.within2, factors[1])):
         if cov is not None:
             a, b = kernels.views_within(jnp.sign(f))
             cov = cov * (a * b)
         within.append(cov)
-    out = out.replace(correlation=out.correlation * (signs[0] * signs[1]), ntk=ntk)
+    out = out.replace(correlation=out.correlation * (one * two), ntk=ntk)
     return Law(out.replace(within1=within[0], within2=within[1]), means, made)
 
 
@@ -326,41 +329,41 @@ def sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
     ks = [law.kernel for law in laws]
     base = max(ks, key=lambda k: k.var1.shape[0] * k.var1.size)
 
-    def add(parts: list) -> Array | None:
-        parts = [p for p in parts if p is not None]
-        if not parts:
-            return None
+    def add(parts: list[Array]) -> Array:
         return functools.reduce(jnp.add, parts)
+
+    def add_known(parts: list[Array | None]) -> Array | None:
+        known = [p for p in parts if p is not None]
+        return add(known) if known else None
 
     nngp = add([k.nngp for k in ks])
     var1, var2 = add([k.var1 for k in ks]), add([k.var2 for k in ks])
-    within = [None, None]
+    within1, within2 = None, None
     if need.variance == 2 and var1.ndim > 1:
-        within = [add([k.within1 for k in ks]), add([k.within2 for k in ks])]
+        within1, within2 = add_known([k.within1 for k in ks]), add_known([k.within2 for k in ks])
     known_means = [law.means for law in laws if law.means is not None]
     means = None
     if known_means:
-        means = tuple(add([m[k] for m in known_means]) for k in (0, 1))
-    if len(known_means) > 1:  # cross terms of what has a mean
-        diagonal = base.diagonal_spatial
+        means = add([m for m, _ in known_means]), add([m for _, m in known_means])
+    if means is not None and len(known_means) > 1:  # cross terms of what has a mean
+        diagonal, whole = base.diagonal_spatial, means
 
-        def cross(views: Callable) -> Array:
-            whole = views(*means)
-            own = add([a * b for a, b in (views(*m) for m in known_means)])
-            return whole[0] * whole[1] - own
+        def cross(views: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
+            one, two = views(*whole)
+            return one * two - add([a * b for a, b in (views(*m) for m in known_means)])
 
         nngp = nngp + cross(lambda a, b: kernels.views(a, b, diagonal))
         var1 = var1 + cross(lambda a, b: (a, a))
         var2 = var2 + cross(lambda a, b: (b, b))
-        if within[0] is not None:
-            within[0] = within[0] + cross(lambda a, b: kernels.views_within(a))
-            within[1] = within[1] + cross(lambda a, b: kernels.views_within(b))
-    ntk = add([k.ntk for k in ks])
+        if within1 is not None and within2 is not None:
+            within1 = within1 + cross(lambda a, b: kernels.views_within(a))
+            within2 = within2 + cross(lambda a, b: kernels.views_within(b))
+    ntk = add_known([k.ntk for k in ks])
     out = base.replace(
         var1=var1,
         var2=var2,
-        within1=within[0],
-        within2=within[1],
+        within1=within1,
+        within2=within2,
         is_gaussian=all(k.is_gaussian for k in ks),
         is_input=False,
     )

@@ -229,7 +229,8 @@ def _windows(data: Law, op: Convolution, gone: list[int]) -> entries.Entries | N
         sides.append(jnp.expand_dims(x, tuple(1 + k for k, old in enumerate(order) if old is None)))
     count = raw.one.shape[-1] * math.prod(window)
     scale = (total / count) ** 0.5
-    made = entries.patches(*sides, law, window, strides, padding, scale, dilation)
+    one, two = sides
+    made = entries.patches(one, two, law, window, strides, padding, scale, dilation)
     one, two = (jnp.squeeze(x, tuple(1 + k for k in gone)) for x in (made.one, made.two))
     return dataclasses.replace(made, one=one, two=two)
 

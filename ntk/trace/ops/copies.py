@@ -27,6 +27,7 @@ from ntk.trace.laws import Law, Setting, fitted
 from ntk.trace.ops.combine import sealed
 from ntk.trace.ops.function import process_of
 from ntk.trace.steps import Kind, Note, Step
+from ntk.types import two_of
 
 
 class Copies(NamedTuple):
@@ -104,10 +105,10 @@ def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     cross = jnp.zeros((1,) * kernel.correlation.ndim, kernel.var1.dtype)
     inside = [jnp.zeros((1,) * (2 * kernel.var1.ndim - 1), kernel.var1.dtype)] * 2
     if law.means is not None:
-        a, b = kernels.views(*law.means, not pairs)
+        a, b = kernels.views(law.means[0], law.means[1], not pairs)
         cross = a * b
         inside = [a * b for a, b in (kernels.views_within(m) for m in law.means)]
-    within = [None, None]
+    within: list[Array | None] = [None, None]
     if need.variance == 2:
         for k, (cov, var) in enumerate(
             ((kernel.within1, kernel.var1), (kernel.within2, kernel.var2))
@@ -126,7 +127,7 @@ def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Set
         is_input=False,
         coincident=None,
     )
-    found = None if law.means is None else tuple(one(m) for m in law.means)
+    found = None if law.means is None else two_of(one(m) for m in law.means)
     return Law(out.replace(nngp=nngp, ntk=ntk), found, entries.copied(law.entries, size))
 
 

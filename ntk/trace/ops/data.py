@@ -55,11 +55,11 @@ def data_moments(
 def data_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Second moments of the inputs."""
     plan = setting.plan._replace(need=need, batch_axis=0, channel_axis=-1)
-    arrays = [rows(step.op, array, setting.dtype) for array in operands[0]]
-    coincident = setting.coincident if arrays[0].shape[0] > 1 else None
+    one, two = (rows(step.op, array, setting.dtype) for array in operands[0])
+    coincident = setting.coincident if one.shape[0] > 1 else None
     # A layer of weights takes the entries as they are.
-    raw = entries.of_weights(*arrays, NORMAL, 1.0) if setting.entries else None
-    return Law(inputs_to_kernel(*arrays, None, None, coincident, plan), entries=raw)
+    raw = entries.of_weights(one, two, NORMAL, 1.0) if setting.entries else None
+    return Law(inputs_to_kernel(one, two, None, None, coincident, plan), entries=raw)
 
 
 def rows(op: Data, array: Array, dtype: Any) -> Array:

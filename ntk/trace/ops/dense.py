@@ -262,8 +262,8 @@ def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entri
     out = entries.of_weights(raw.one, raw.two, law, scale)
     if not bias or not bias[0]:
         return out
-    ones = (jnp.ones((*x.shape[:-1], 1), x.dtype) for x in (raw.one, raw.two))
-    return entries.added([out, entries.of_weights(*ones, NORMAL, bias[0] ** 0.5)])
+    one, two = (jnp.ones((*x.shape[:-1], 1), x.dtype) for x in (raw.one, raw.two))
+    return entries.added([out, entries.of_weights(one, two, NORMAL, bias[0] ** 0.5)])
 
 
 def weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any) -> Kernel:

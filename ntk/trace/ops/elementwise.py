@@ -300,7 +300,7 @@ def _rescaled(context: Context, term: co.Term, used: set) -> co.Term:
         return term
     ref = free[0][0]
     whole = sealed_as(context.program, ref, Coefficient(1.0, 0.0, term.coefficient.arrays))
-    if whole not in used:
+    if whole is None or whole not in used:
         return term
     factors = tuple((whole if r == ref else r, tree) for r, tree in term.factors)
     return co.Term(term.coefficient._replace(arrays=()), factors)

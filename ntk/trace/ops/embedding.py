@@ -10,6 +10,7 @@ import numpy as np
 
 from ntk.infinite import kernel as kernels
 from ntk.infinite.inputs import Need
+from ntk.infinite.kernel import Array
 from ntk.infinite.weight_laws import NORMAL, Standard
 from ntk.trace import axes as ax
 from ntk.trace import entries
@@ -114,20 +115,20 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
     rows = [to_axes(a, coded, sizes) for a in operands[0]]
     rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
     diagonal = bool(sizes) and not need.pairs
-    a, b = kernels.views(*rows, diagonal)
+    a, b = kernels.views(rows[0], rows[1], diagonal)
     same = (a == b).astype(setting.dtype)
-    within = [None, None]
+    within: list[Array | None] = [None, None]
     if need.variance == 2 and sizes:
         for k, r in enumerate(rows):
             a, b = kernels.views_within(r)
             within[k] = variance * (a == b).astype(setting.dtype)
-    variances = [jnp.full(r.shape, variance, setting.dtype) for r in rows]
+    var1, var2 = (jnp.full(r.shape, variance, setting.dtype) for r in rows)
     ntk = rate * same if setting.plan.ntk else None
-    kernel = gaussian(variance * same, *variances, ntk, within, diagonal)
+    kernel = gaussian(variance * same, var1, var2, ntk, tuple(within), diagonal)
     table = None
     if setting.entries and (law != NORMAL or count <= _ROWS):
-        hot = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
-        table = entries.of_weights(*hot, law, variance**0.5)
+        one, two = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
+        table = entries.of_weights(one, two, law, variance**0.5)
     return Law(kernel, entries=table)
 
 

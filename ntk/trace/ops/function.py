@@ -9,8 +9,8 @@ from ntk.infinite import channels
 from ntk.infinite.inputs import Need
 from ntk.trace import algebra, moments, true_moments
 from ntk.trace import axes as ax
-from ntk.trace.activations import Function, described, known
-from ntk.trace.axes import positions
+from ntk.trace.activations import Function, described, expectation, known
+from ntk.trace.axes import Axis, positions
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
     UNEVEN,
@@ -30,6 +30,7 @@ from ntk.trace.laws import Law, Setting, fitted, sides_of
 from ntk.trace.ops.combine import sealed
 from ntk.trace.ops.mix import side_by_side
 from ntk.trace.steps import CORRELATED, FEW, GATES, Kind, Note, Program, Step, code, place_of
+from ntk.types import two_of
 
 
 class Factor(NamedTuple):
@@ -174,21 +175,23 @@ def _check_heads(context: Context, terms: tuple) -> None:
                 context.check_heads(Linear(((ref, term.coefficient),)), mean=True)
 
 
-def summands_of(program: Program, body: Any) -> tuple[tuple[Summand, ...], list, tuple, tuple]:
+def summands_of(
+    program: Program, body: Any
+) -> tuple[tuple[Summand, ...], list, tuple[Axis, ...], tuple[Axis, ...]]:
     """The terms of a body as a step holds them, and the step's inputs, axes and units."""
     terms = algebra.as_terms(sealed(program, body)) if isinstance(body, Linear) else body.terms
-    axes: dict = {}
-    units: tuple = ()
+    found: dict[Axis, None] = {}
+    units: tuple[Axis, ...] = ()
     inputs: list = []
     places: dict = {}  # different units of one layer are different processes of one law
     out = []
     for t in terms:
         for ref, _ in t.factors:
-            axes |= dict.fromkeys(ref.axes)
+            found |= dict.fromkeys(ref.axes)
             units = max(units, ref.units, key=len)
         for _, dims in t.coefficient.arrays:
-            axes |= dict.fromkeys(positions(dims))
-    axes = tuple(axes)
+            found |= dict.fromkeys(positions(dims))
+    axes = tuple(found)
     wide = any(a.infinite for t in terms for ref, _ in t.factors for a in ref.units)
     for t in terms:
         if t.coefficient.power:
@@ -196,7 +199,8 @@ def summands_of(program: Program, body: Any) -> tuple[tuple[Summand, ...], list,
                 f"a layer reads an activation of size width^{t.coefficient.power:g}: initial standard deviations or "
                 "multipliers do not keep it of order one"
             )
-        factors, fixed = [], []
+        factors: list[tuple[Ref, Tree]] = []
+        fixed: list[tuple[Ref, Tree]] = []
         for ref, tree in t.factors:
             (fixed if ref.process.value is not None else factors).append((ref, tree))
         _check_independent(program, [ref for ref, _ in factors])
@@ -310,7 +314,7 @@ def _single(step: Step, laws: list, need: Need, means: bool, setting: Setting) -
         f = Function(step.op.terms[0].factors[0].tree)
         seed = dict(setting.plan.context).get("attention_seed", 0)
         return Law(*true_moments.of_function(f, dual, kernel, made, means, seed))
-    mean = tuple(dual.mean(v) for v in (kernel.var1, kernel.var2)) if means else None
+    mean = two_of(map(expectation(dual), (kernel.var1, kernel.var2))) if means else None
     return Law(channels.elementwise(kernel, dual), mean)
 
 

@@ -344,7 +344,8 @@ def _mapped_copies(item: tuple, x: Array, operands: list[Array], dtype: Any) -> 
 
 def _atoms(z: Array, out: tuple, samples: int) -> Array:
     """An array in the shape of the trace as (N, *S), S in order of appearance; `out` gives sizes, "s" for samples."""
-    sizes, order = [], []
+    sizes: list[int] = []
+    order: list[int] = []
     for dim in out:
         for size in dim:
             if size == "s":

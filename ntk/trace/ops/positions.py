@@ -119,7 +119,7 @@ def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value
         if not (isinstance(extra.body, Number) and extra.body.number == 0):
             raise Refusal("activations are padded with numbers other than zero")
     shape = scaled_shape(one, two)
-    dims = []
+    dims: list[tuple[Axis, ...]] = []
     for dim, size in zip(value.dims, shape):
         if ax.extent(dim) == size and not _touches(one, len(dims)):
             dims.append(dim)
@@ -214,6 +214,7 @@ def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> V
             first, second = _aligned(total, part)
             part = Value(first.dims, algebra.added(*_alike(context, first.body, second.body)))
         total = part
+    assert total is not None  # a concatenation has operands
     return total
 
 
@@ -297,7 +298,8 @@ def _scattered(context: Context, one: Any, two: Any, values: list[Value]) -> Val
         return on_numbers(context, one, two, values)
     numbers = one.params["dimension_numbers"]
     places = set(numbers.scatter_dims_to_operand_dims)
-    gone = {*numbers.inserted_window_dims, *getattr(numbers, "operand_batching_dims", ())}
+    batched: tuple[int, ...] = getattr(numbers, "operand_batching_dims", ())
+    gone = {*numbers.inserted_window_dims, *batched}
     dims = list(context.fresh_dims(scaled_shape(one, two), "position"))
     window = [k for k in range(len(dims)) if k not in gone]
     for source, k in zip(numbers.update_window_dims, window):
@@ -305,7 +307,7 @@ def _scattered(context: Context, one: Any, two: Any, values: list[Value]) -> Val
             dims[k] = updates.dims[source]
     zero = isinstance(operand.body, Number) and operand.body.number == 0
     fixed = any(a.kind != "position" for k in places for a in dims[k])
-    if fixed or getattr(numbers, "operand_batching_dims", ()) or not is_random(updates.body):
+    if fixed or batched or not is_random(updates.body):
         raise Refusal(
             "activations are put at places along samples or units, or at places that differ between samples, or "
             "numbers are put among activations: add activations up along positions, at constant places"

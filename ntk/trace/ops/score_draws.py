@@ -184,18 +184,19 @@ def draw(field: Field, points: Array) -> Draw:
     first = jnp.einsum("nab,sbe,nfe->snaf", q_root.first, z[:, :rows, :columns], k_root.first)
     second = jnp.einsum("nmab,sbe->snmae", q_root.second, z)
     second = jnp.einsum("snmae,nmfe->snmaf", second, k_root.second)
-    moved = []
+    pairs = []
     if k.tangent is not None:
-        moved.append((q.cross, k.tangent))
+        pairs.append((q.cross, k.tangent))
     if q.tangent is not None:
-        moved.append((q.tangent, k.cross))
-    if not moved:
+        pairs.append((q.tangent, k.cross))
+    if not pairs:
         return Draw(first, second)
-    moved = sum(
+    moved = (
         jnp.einsum("snmbe,nmef->snmbf", jnp.einsum("nmab,sae->snmbe", a, signs), b)
-        for a, b in moved
+        for a, b in pairs
     )
-    return Draw(first, second, jnp.broadcast_to(signs[:, None], first.shape), moved)
+    direction = jnp.broadcast_to(signs[:, None], first.shape)
+    return Draw(first, second, direction, functools.reduce(jnp.add, moved))
 
 
 MOST = 2**23

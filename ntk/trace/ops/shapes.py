@@ -41,13 +41,11 @@ def _reshaped(
 def _broadcast(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     value, shape = values[0], scaled_shape(one, two)
     new = context.fresh_dims(shape, "free")
-    dims = list(new)
     for k, axis in enumerate(one.params["broadcast_dimensions"]):
         if value.dims[k]:
-            dims[axis] = value.dims[k]
-    dims = tuple(dims)
+            new = (*new[:axis], value.dims[k], *new[axis + 1 :])
     params = (("broadcast_dimensions", tuple(one.params["broadcast_dimensions"])),)
-    return _reshaped(context, "broadcast_in_dim", params, value.body, value.dims, dims)
+    return _reshaped(context, "broadcast_in_dim", params, value.body, value.dims, new)
 
 
 def _transpose(context: Context, one: Any, two: Any, values: list[Value]) -> Value:

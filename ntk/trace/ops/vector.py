@@ -51,8 +51,8 @@ def as_random(context: Context, value: Value) -> Value:
     weight = value.body
     if not isinstance(weight, Weight):
         return value
-    key = (weight.name, weight.part)
-    if key not in context.sources:
+    of = (weight.name, weight.part)
+    if of not in context.sources:
         context.consume(weight)
         mean, variance, power, rate = context.law(weight._replace(number=1.0, power=0.0))
         if variance and (power or mean):
@@ -61,13 +61,13 @@ def as_random(context: Context, value: Value) -> Value:
                 "parameter that acts on each unit alone must be constant at initialisation, or have mean zero and "
                 "a standard deviation that does not depend on the width"
             )
-        context.sources[key] = (variance, rate, mean)
-    variance, rate, mean = context.sources[key]
+        context.sources[of] = (variance, rate, mean)
+    variance, rate, mean = context.sources[of]
     axes = ax.positions(weight.own)
     sizes = tuple(a.size[0] for a in axes)
     factor = rate if not variance else rate * variance
     law = context.standard(weight) if variance else NORMAL
-    key = (key, sizes)
+    key = (of, sizes)
     if key not in context.sources:
         note = Note(
             "parameter", parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
