@@ -51,8 +51,8 @@ class Machine(NamedTuple):
         layers: the hidden ones and the output.
         inputs_gram: (M, M), G_0 with the jitter.
         grams: G_1 .. G_L, each (M, M).
-        weights: (M, C); the mean of an output is K_*i weights.
-        precision: (M, M); its variance is K_** - K_*i precision K_i*.
+        weights: (M, C); the mean of an output is ``K_*i weights``.
+        precision: (M, M); its variance is ``K_** - K_*i precision K_i*``.
         jitter: added to the diagonal of G_0, absolute.
         objective: what was maximised, in nats.
         log_likelihood: its first term (with inducing points the bound on it).
