@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metrics import checks
+from metrics.estimate import concrete
+from ntk.types import Data, Scalar
+
 
 def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean softmax cross-entropy in nats; outputs (..., classes), integer labels (...)."""
@@ -22,11 +26,11 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def early_learning(
-    outputs: jax.Array,
-    labels: jax.Array,
-    targets: jax.Array,
-    strength: float = 3.0,
-    momentum: float = 0.7,
+    outputs: Data,
+    labels: Data,
+    targets: Data,
+    strength: Scalar = 3.0,
+    momentum: Scalar = 0.7,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy plus strength times mean log(1 - <t, p>), and the next targets t.
 
@@ -35,25 +39,50 @@ def early_learning(
     kept, as long as a step changes less than the targets forget (1 / (1 - momentum) looks at an example): with larger
     steps wrong labels are learnt first and then kept. p is clipped to [1e-4, 1 - 1e-4], beyond which the term has no
     gradient; its value falls as far as -8.5 strength, so that the loss tells nothing of the fit.
+    Computed in single precision at least: in half precision 1 - 1e-4 is 1.
 
     Args:
         outputs: (B, classes), logits.
-        labels: (B,) integers.
-        targets: (B, classes), the t of these examples; zeros before the first step. A batch that holds an example
-            twice gives it one step of the mean.
-        strength: lambda.
-        momentum: beta.
+        labels: (B,) integers 0..classes-1.
+        targets: (B, classes), the t of these examples; zeros before the first step, at most 1 in sum. A batch
+            that holds an example twice gives it one step of the mean.
+        strength: lambda, at least 0.
+        momentum: beta, at least 0 and below 1.
 
     Returns:
-        (scalar in nats, targets of the same shape).
+        (scalar in nats, targets of the same shape and floating type).
+
+    Raises:
+        TypeError: an argument holds no numbers.
+        ValueError: shapes that do not fit; (outside of a trace) labels, targets, strength or momentum out of range.
 
     Source: Liu et al. (2020), arXiv:2007.00151, section 4.
     """
+    kind = checks.dtype_of("targets", targets)
+    outputs = checks.real("outputs", outputs, "B", "classes")
+    labels = checks.labels("labels", labels, *outputs.shape)
+    t = checks.real("targets", targets, *outputs.shape)
+    values = concrete(targets)
+    # Half precision rounds a sum of 1 by up to a hundredth.
+    if values is not None and not (
+        (values >= 0).all() and (values <= 1).all() and (values.sum(-1) <= 1.01).all()
+    ):
+        raise ValueError(
+            f"targets run from {values.min():g} to {values.max():g}, rows up to {values.sum(-1).max():g} in sum; they "
+            "must be between 0 and 1, and each row at most 1 in sum: start from zeros"
+        )
+    strength = checks.within(
+        "strength", strength, lambda x: (x >= 0) & (x < jnp.inf), "at least 0 and finite"
+    )
+    momentum = checks.within(
+        "momentum", momentum, lambda x: (x >= 0) & (x < 1), "at least 0 and below 1"
+    )
     p = jnp.clip(jax.nn.softmax(outputs), 1e-4, 1 - 1e-4)
     own = jax.lax.stop_gradient(p)
-    targets = momentum * targets + (1 - momentum) * own / own.sum(axis=-1, keepdims=True)
-    kept = jnp.log(1 - (targets * p).sum(axis=-1)).mean()
-    return cross_entropy(outputs, labels) + strength * kept, targets
+    t = momentum * t + (1 - momentum) * own / own.sum(axis=-1, keepdims=True)
+    kept = jnp.log(1 - (t * p).sum(axis=-1)).mean()
+    kind = kind if jnp.issubdtype(kind, jnp.floating) else t.dtype
+    return cross_entropy(outputs, labels) + strength * kept, t.astype(kind)
 
 
 def accuracy(outputs: jax.Array, labels: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from metrics import checks
+from metrics.estimate import norm
 from ntk import jaxprs
 
 # Streams of random numbers of one seed; a step's batch is fold_in(stream, step), so any step can be replayed.
@@ -81,18 +83,45 @@ def sam(
     """Sharpness-aware minimisation: descent by the gradient at w + radius g/|g|, two gradients of one batch a step.
 
     Args:
-        learning_rate: a number, a traced one or a schedule.
-        radius: rho, in the units of the parameters; 0 is plain descent.
-        momentum: of the outer step; none by default.
+        learning_rate: a number, at least 0, a traced one or a schedule.
+        radius: rho, at least 0, in the units of the parameters, or a schedule; 0 is plain descent.
+        momentum: of the outer step, at least 0 and below 1; none by default.
 
     Returns:
-        Its update needs ``grad_fn(params, _)``, the gradient on the batch; `training_step` gives it. A gradient of
-        zero gives nan.
+        Its update needs ``grad_fn(params, _)``, the gradient on the batch; `training_step` and `fit` give it. Where the
+        gradient is zero it looks nowhere else.
+
+    Raises:
+        TypeError: an argument is no number; of its update: there is no grad_fn.
+        ValueError: an argument is out of range.
 
     Source: Foret et al. (2021), arXiv:2010.01412, equations 2 and 3.
     """
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
-    return optax.contrib.sam(optax.sgd(learning_rate, momentum), ascent, opaque_mode=True)
+    for name, value in (("learning_rate", learning_rate), ("radius", radius)):
+        if not callable(value):
+            checks.within(name, value, lambda x: (x >= 0) & np.isfinite(x), "at least 0 and finite")
+    if momentum is not None:
+        checks.within("momentum", momentum, lambda x: (x >= 0) & (x < 1), "at least 0 and below 1")
+    ascent = optax.chain(optax.stateless(_direction), optax.sgd(radius))
+    both = optax.contrib.sam(optax.sgd(learning_rate, momentum), ascent, opaque_mode=True)
+
+    def update(updates, state, params=None, *, grad_fn=None, **_):
+        if grad_fn is None:
+            raise TypeError(
+                "sam's update needs grad_fn, a function (params, _) -> gradient on the batch: train with training_step "
+                "or fit, or call update(gradient, state, params, grad_fn=...)"
+            )
+        return both.update(updates, state, params, grad_fn=grad_fn)
+
+    return optax.GradientTransformationExtraArgs(both.init, update)
+
+
+def _direction(gradient: Any, params: Any = None) -> Any:
+    """The gradient over its norm at any scale, 0 where it is 0."""
+    wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
+    size = norm(jnp.stack([norm(g) for g in jax.tree.leaves(wide) if g.size]))
+    size = jnp.where(size == 0, 1, size)
+    return jax.tree.map(lambda g, w: (w / size).astype(g.dtype), gradient, wide)
 
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "sam": sam}
@@ -293,14 +322,17 @@ def fit(loss: Callable, params: Any, optimizer: Any, key: jax.Array, steps: int)
     Args:
         loss: a scalar.
         params: pytree of arrays.
-        optimizer: an optax.GradientTransformation.
+        optimizer: an optax.GradientTransformation; one that looks elsewhere, as `sam`, does so with the same key.
         key: PRNG key, of all steps.
         steps: updates.
     """
 
     def step(state, key):
         params, memory = state
-        updates, memory = optimizer.update(jax.grad(loss)(params, key), memory, params)
+        slope = jax.grad(loss)
+        updates, memory = optax.with_extra_args_support(optimizer).update(
+            slope(params, key), memory, params, grad_fn=lambda elsewhere, _: slope(elsewhere, key)
+        )
         return (optax.apply_updates(params, updates), memory), None
 
     state = params, optimizer.init(params)

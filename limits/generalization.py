@@ -235,16 +235,16 @@ def gibbs(
     ).reshape(sets, -1)
     ends = np.column_stack([np.full(sets, -1), bars, np.full(sets, num_examples + len(odds) - 1)])
     counts = np.diff(ends, axis=1) - 1
-    weight = np.exp(
-        special.gammaln(num_examples + 1)
-        + (special.xlogy(counts, odds) - special.gammaln(counts + 1)).sum(1)
-    )
+    log_weight = special.gammaln(num_examples + 1) + (
+        special.xlogy(counts, odds) - special.gammaln(counts + 1)
+    ).sum(1)
     empirical = counts @ losses.T / num_examples
     log_chosen = np.log(prior) - inverse_temperature * empirical
     log_chosen -= special.logsumexp(log_chosen, axis=1, keepdims=True)
     chosen = np.exp(log_chosen)
-    mean = weight @ chosen
-    log_ratio = log_chosen - np.log(mean)
+    # A hypothesis that no data set chooses has a mean that underflows, but not the logarithm of one.
+    log_mean = special.logsumexp(log_weight[:, None] + log_chosen, axis=0)
+    log_ratio, mean, weight = log_chosen - log_mean, np.exp(log_mean), np.exp(log_weight)
     return Gibbs(
         float(weight @ (chosen * (losses @ odds - empirical)).sum(1)),
         float(weight @ (chosen * log_ratio).sum(1)),

@@ -50,16 +50,21 @@ def hardness(similarities: jax.Array, temperature: Scalar) -> Hardness:
 
     Args:
         similarities: (N, N), of anchors (rows) and candidates, the positives on the diagonal; N >= 3.
-        temperature: T, in units of the similarities.
+        temperature: T, in units of the similarities, one number: vmap over several.
 
     Raises:
         TypeError: similarities or temperature are no numbers.
-        ValueError: similarities are not square or fewer than three, or the temperature is not positive.
+        ValueError: similarities are not square or fewer than three, or the temperature is not one
+            positive number.
 
     Source: Wang & Liu 2021, equations 5 and 6.
     """
     s = checks.real("similarities", similarities, "N", "N")
     temperature = checks.positive("temperature", temperature)
+    if temperature.ndim:
+        raise ValueError(
+            f"temperature has shape {temperature.shape}; it must be one number: use jax.vmap over several"
+        )
     count = len(s) - 1
     if count < 2:
         raise ValueError(f"similarities has shape {s.shape}; give an anchor two negatives at least")

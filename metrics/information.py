@@ -142,18 +142,19 @@ def noisy_information(
 def _noisy(h: Array, sigma: Array, key: PRNGKey, y: Array | None, draws: int) -> Information:
     inputs, noise = jax.random.split(key)
     start = h[jax.random.randint(inputs, (draws,), 0, len(h))]
-    step = sigma * jax.random.normal(noise, start.shape, h.dtype)
+    step = jax.random.normal(noise, start.shape, h.dtype)
 
     def one(drawn: tuple[Array, Array]) -> Array:
-        t, own = drawn
-        weights = (own - jnp.square(t[None] - h).sum(-1)) / (2 * sigma**2)
+        own, n = drawn
+        # |t - h_j|^2 - |t - h_i|^2 from z = (h_i - h_j) / sigma: the two squares are near each other and would cancel.
+        z = _apart(own, h, sigma)
+        weights = -(z * (z / 2 + n[None])).sum(-1)
         bits = [math.log(len(h)) - jax.nn.logsumexp(weights)]
         if y is not None:  # H(Y | t), exactly: nothing is drawn but t
             bits.append(jax.scipy.special.entr(jax.nn.softmax(weights) @ y).sum())
         return jnp.stack(bits) / math.log(2)
 
-    drawn = start + step, jnp.square(step).sum(-1)
-    bits = mean_estimate(jax.lax.map(one, drawn))
+    bits = mean_estimate(jax.lax.map(one, (start, step)))
     of_input = Estimate(bits.value[0], bits.error[0])
     if y is None:
         return Information(of_input, None)
@@ -186,11 +187,16 @@ def information_bounds(features: Data, sigma: Scalar) -> Bounds:
 def _bounds(h: Array, sigma: Array) -> Bounds:
     def row(x: Array) -> Array:
         # One of the terms is exp(0): no sum underflows.
-        near = jnp.exp(-jnp.square(x[None] - h).sum(-1) / (8 * sigma**2))
+        near = jnp.exp(-jnp.square(_apart(x, h, sigma)).sum(-1) / 8)
         return jnp.log(jnp.stack([near.sum(), (near**4).sum()]))
 
     means = jax.lax.map(row, h).mean(0)
     return Bounds(*(math.log(len(h)) - means) / math.log(2))
+
+
+def _apart(x: Array, h: Array, sigma: Array) -> Array:
+    """(x - h_j) / sigma, (N, d), cut where its square would overflow: exp is 0 there long since."""
+    return jnp.clip((x[None] - h) / sigma, -1e15, 1e15)
 
 
 def bottleneck_curve(
@@ -207,11 +213,12 @@ def bottleneck_curve(
         joint: (N, K), p(x, y), adding up to 1.
         betas: (m,), positive; at 1 and below all is forgotten. The curve is made from the largest on.
         max_steps: of each beta.
-        tolerance: on the change of the code's probabilities in one step.
+        tolerance: on the change of the code's probabilities in one step, positive.
 
     Raises:
         TypeError: an argument of another type, or traced.
-        ValueError: a wrong shape, no probabilities, betas that are not positive, max_steps out of range.
+        ValueError: a wrong shape, no probabilities, betas or a tolerance that are not positive, max_steps out of
+            range.
     """
     joint = checks.doubles("joint", joint)
     checks.check_shape("joint", joint.shape, ("N", "K"))
@@ -220,6 +227,7 @@ def bottleneck_curve(
     betas = checks.doubles("betas", checks.positive("betas", betas))
     checks.check_shape("betas", betas.shape, ("m",))
     checks.integer("max_steps", max_steps, 1)
+    checks.positive("tolerance", tolerance)
     joint = joint[joint.sum(1) > 0]
     y, place = np.unique(
         (joint / joint.sum(1, keepdims=True)).round(12), axis=0, return_inverse=True

@@ -82,7 +82,7 @@ def logistic(
         features: (N, d).
         labels: (N,) integers 0..K-1, each of them there.
         num_classes: K.
-        decay: of the sum over examples, positive.
+        decay: of the sum over examples, 1e-100 or more.
         max_steps: where to give up.
 
     Returns:
@@ -90,26 +90,35 @@ def logistic(
 
     Raises:
         TypeError: features are no numbers, num_classes or max_steps no integer.
-        ValueError: shapes or labels do not fit, a class without examples, a decay that is not positive, or no minimum
-            within max_steps.
+        ValueError: shapes or labels do not fit, a class without examples, a decay that is not positive or too
+            small for double precision, or no minimum within max_steps.
     """
     x, y = _examples(features, labels, num_classes)
     checks.positive("decay", decay)
+    checks.within("decay", decay, lambda value: value >= 1e-100, "at least 1e-100")
     checks.integer("max_steps", max_steps, 1)
     center = x.mean(
         axis=0
     )  # a bias of its own makes the place of the origin free: the middle is best conditioned
     x = np.hstack([x - center, np.ones((len(x), 1))])
-    members = np.eye(num_classes)[y]
     shape = x.shape[1], num_classes
+    own = np.arange(len(y)), y
+    # Tolerances are absolute below 1, but of separable classes the whole objective is of the decay's order.
+    unit = min(1.0, float(decay))
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(shape)
         scores = x @ w
-        lost = special.logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
-        gradient = x.T @ (special.softmax(scores, axis=1) - members)
+        # From what the other classes have, which is small: a difference from 1 would round.
+        others = scores - scores[own][:, None]
+        others[own] = -np.inf
+        lost = np.logaddexp(0, special.logsumexp(others, axis=1))
+        wrong = special.softmax(scores, axis=1)
+        wrong[own] = 0
+        wrong[own] = -wrong.sum(axis=1)
+        gradient = x.T @ wrong
         gradient[:-1] += decay * w[:-1]
-        return lost.sum() + decay / 2 * np.sum(w[:-1] ** 2), gradient.ravel()
+        return (lost.sum() + decay / 2 * np.sum(w[:-1] ** 2)) / unit, gradient.ravel() / unit
 
     options = {"maxiter": max_steps, "maxfun": 10 * max_steps, "gtol": 1e-6, "ftol": 1e-13}
     found = optimize.minimize(
@@ -133,7 +142,7 @@ def accuracy(probe: Linear, features: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
         TypeError: probe is no Linear.
-        ValueError: shapes or labels do not fit.
+        ValueError: shapes or labels do not fit, or a weight is not finite.
     """
     weights, bias = _probe(probe)
     x, y = _examples(features, labels, bias.size, every=False)
@@ -200,7 +209,13 @@ def _probe(probe: Linear) -> Linear:
         raise TypeError(
             f"probe is of type {type(probe).__name__}; it must be a metrics.probes.Linear"
         )
-    return Linear(*(checks.doubles(name, value) for name, value in zip(probe._fields, probe)))
+    w, b = (
+        checks.finite(name, checks.doubles(name, value))
+        for name, value in zip(probe._fields, probe)
+    )
+    checks.check_shape("weights", w.shape, ("d", "K"))
+    checks.check_shape("bias", b.shape, (w.shape[1],))
+    return Linear(w, b)
 
 
 def _gaussians(

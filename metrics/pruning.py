@@ -41,7 +41,8 @@ def masked(params: Any, mask: Any) -> Any:
         ValueError: structures or shapes differ.
     """
     checks.same_trees(params=params, mask=mask)
-    return jax.tree.map(jnp.multiply, params, mask)
+    # A product alone would keep what is not finite.
+    return jax.tree.map(lambda p, m: jnp.where(jnp.asarray(m) == 0, 0, p * m), params, mask)
 
 
 def magnitude_mask(params: Any, mask: Any, shares: Any) -> Any:
@@ -54,10 +55,11 @@ def magnitude_mask(params: Any, mask: Any, shares: Any) -> Any:
             arrays (vectors, biases as a rule, are then kept), or a pytree like params with one for each.
 
     Returns:
-        The next mask. Jit- and vmappable.
+        The next mask. Jit- and vmappable; inside of a trace a mask of floats is NaN for a parameter with weights left
+        that are.
 
     Raises:
-        ValueError: structures or shapes differ, or a share lies outside 0 to 1.
+        ValueError: structures or shapes differ, a share lies outside 0 to 1, or a weight that is left is NaN.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635, section 2 (layer-wise, iterative).
     """
@@ -115,8 +117,12 @@ def density(mask: Any) -> jax.Array:
 def _pruned(weights: Data, mask: Data, share: Scalar) -> jax.Array:
     checks.within("shares", share, lambda s: (s >= 0) & (s <= 1), "between 0 and 1")
     left = jnp.ravel(mask) > 0
+    lost = jnp.any(left & jnp.isnan(jnp.ravel(weights)))
+    if checks.flag(lost):
+        raise ValueError("params holds nan where the mask keeps it; the run has diverged")
     order = jnp.argsort(jnp.where(left, jnp.abs(jnp.ravel(weights)), jnp.inf))
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     # .3 * 10 is 2.9999... in some precisions: what is whole but for rounding is whole.
     removed = jnp.floor(share * jnp.sum(left) + 1e-3)
-    return (left & (rank >= removed)).reshape(jnp.shape(mask)).astype(jnp.asarray(mask).dtype)
+    kept = (left & (rank >= removed)).reshape(jnp.shape(mask)).astype(jnp.asarray(mask).dtype)
+    return jnp.where(lost, jnp.nan, kept) if jnp.issubdtype(kept.dtype, jnp.floating) else kept

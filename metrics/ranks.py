@@ -113,7 +113,9 @@ def reliability(scores: ArrayLike, networks: int | None = None) -> Estimate:
         networks: n, all R by default.
 
     Returns:
-        Estimate; the error is the jackknife's over networks, of these N examples.
+        Estimate; the error is the jackknife's over networks, of these N examples. nan for a mean correlation below
+        -1 / (2n - 1), where the formula gives no correlation (below -1, or past its pole): pure noise has
+        such means, the more often the larger n. The error is nan where a mean without one network is so.
 
     Raises:
         TypeError: scores are no numbers, networks no integer.
@@ -128,11 +130,12 @@ def reliability(scores: ArrayLike, networks: int | None = None) -> Estimate:
     total, own = agreement.sum() - count, agreement.sum(axis=1) - 1
 
     def stepped(r: np.ndarray) -> np.ndarray:
-        return n * r / (1 + (n - 1) * r)
+        possible = (2 * n - 1) * r >= -1  # where the quotient is at least -1
+        return np.where(possible, n * r / np.where(possible, 1 + (n - 1) * r, 1), np.nan)
 
     without = stepped((total - 2 * own) / ((count - 1) * (count - 2)))
     spread = (count - 1) * np.mean((without - without.mean()) ** 2)
-    return Estimate(stepped(total / (count * (count - 1))), np.sqrt(spread))
+    return Estimate(stepped(total / (count * (count - 1)))[()], np.sqrt(spread))
 
 
 def _scores(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:

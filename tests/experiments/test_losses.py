@@ -117,3 +117,89 @@ def test_sharpness_aware_steps_by_hand(momentum):
     sgd = train.Setup(init, loss, lambda rate: train.optax.sgd(rate, momentum))
     np.testing.assert_allclose(flat, trained(sgd, {"train": (X, Y)}, 3)[1].params["w"], atol=1e-7)
     assert np.abs(flat - state.params["w"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+def test_early_learning_of_confident_examples_in_half_precision(kind):
+    outputs, targets = 20 * jnp.eye(3, dtype=kind), jnp.eye(3, dtype=kind)
+
+    def loss(z):
+        return losses.early_learning(z, jnp.arange(3), targets)
+
+    (value, new), slope = jax.value_and_grad(loss, has_aux=True)(outputs)
+    expected = losses.early_learning(20 * jnp.eye(3), jnp.arange(3), jnp.eye(3))[0]
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert np.isfinite(np.asarray(slope, float)).all()
+    assert new.dtype == kind  # a loop's carry keeps its type
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"momentum": 2.0}, "momentum is 2.0; it must be at least 0 and below 1"),
+        ({"strength": -1.0}, "strength is -1.0; it must be at least 0 and finite"),
+        ({"labels": np.array([0, 3])}, "labels run from 0 to 3"),
+        ({"targets": np.full((2, 3), 1.5)}, "targets run from 1.5 to 1.5"),
+        ({"targets": np.ones((2, 3))}, "at most 1 in sum"),
+        ({"targets": np.zeros((2, 4))}, r"targets has shape \(2, 4\); it must be \(2, 3\)"),
+        ({"outputs": np.zeros(3)}, r"outputs has shape \(3,\)"),
+    ],
+)
+def test_early_learning_refuses(change, message):
+    given = {"outputs": np.zeros((2, 3)), "labels": np.arange(2), "targets": np.zeros((2, 3))}
+    with pytest.raises(ValueError, match=message):
+        losses.early_learning(**given | change)
+
+
+@pytest.mark.parametrize("size", [1e-23, 1.0, 1e23])
+def test_sharpness_aware_steps_at_any_scale(size):
+    gradient = {"w": size * jnp.array([3.0, 4.0])}
+    seen = []
+
+    def slope(params, _):
+        seen.append(params["w"])
+        return gradient
+
+    start, rule = {"w": jnp.ones(2)}, train.sam(0.1, 0.5)
+    step = rule.update(gradient, rule.init(start), start, grad_fn=slope)[0]
+    np.testing.assert_allclose(seen[-1], [1.3, 1.4], rtol=1e-6)
+    np.testing.assert_allclose(step["w"], -0.1 * gradient["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5])
+def test_sharpness_aware_rests_at_a_gradient_of_zero(radius):
+    start, rule = {"w": jnp.ones(2)}, train.sam(0.1, radius, 0.9)
+    zero = jax.tree.map(jnp.zeros_like, start)
+    step = rule.update(zero, rule.init(start), start, grad_fn=lambda p, _: zero)[0]
+    np.testing.assert_array_equal(step["w"], 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-0.1,), ValueError, "learning_rate is -0.1; it must be at least 0 and finite"),
+        ((0.1, -0.1), ValueError, "radius is -0.1"),
+        ((0.1, np.nan), ValueError, "radius is nan"),
+        ((0.1, 0.05, 1.5), ValueError, "momentum is 1.5; it must be at least 0 and below 1"),
+        (("a",), TypeError, "learning_rate is 'a'; it must be an array of real numbers"),
+    ],
+)
+def test_sharpness_aware_descent_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        train.sam(*arguments)
+
+
+def test_sharpness_aware_descent_asks_for_the_gradient_elsewhere():
+    start, rule = {"w": jnp.ones(2)}, train.sam(0.1)
+    with pytest.raises(TypeError, match="sam's update needs grad_fn"):
+        rule.update(start, rule.init(start), start)
+
+    def loss(params, key):  # the noise of one step is the same at both places
+        return jnp.sum(params["w"] ** 2 * jax.random.uniform(key, (2,)))
+
+    w, key = jnp.array([1.0, 2.0]), jax.random.key(0)
+    drawn = jax.random.uniform(jax.random.split(key, 1)[0], (2,))
+    g = 2 * w * drawn
+    expected = w - 0.1 * 2 * drawn * (w + 0.05 * g / jnp.linalg.norm(g))
+    found = train.fit(loss, {"w": w}, rule, key, 1)["w"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -162,3 +162,12 @@ def test_noise_contracts_and_the_coefficient_is_total_variation(diameter):
         mixed = [x * ends[0] + (1 - x) * ends[1] for x in (a, b)]
         after = integrate.trapezoid(mixed[0] * np.log(mixed[0] / mixed[1]), t)
         assert after <= coefficient * kl(np.array([a, 1 - a]), np.array([b, 1 - b]))
+
+
+def test_gibbs_where_a_hypothesis_is_never_chosen():
+    """exp(-gamma) underflows, and its logarithm does not: nothing depends on the data here."""
+    found = generalization.gibbs([[0, 0.0], [1, 1.0]], [0.5, 0.5], 2, 1000.0)
+    np.testing.assert_allclose(found, 0, atol=1e-12)
+    # Cold, but not the same on every data set: the identity holds on.
+    found = generalization.gibbs([[0, 1.0], [1, 0.4], [3, 3]], [0.5, 0.5], 3, 2000.0)
+    assert found.gap == pytest.approx((found.mutual + found.lautum) / 2000, rel=1e-9)

@@ -61,3 +61,11 @@ def test_tolerance_by_hand():
     assert float(found.value) == pytest.approx(np.mean(pairs), abs=1e-6)
     assert float(found.error) == pytest.approx(np.std(pairs), rel=1e-5)
     assert np.isnan(geometry.tolerance(vectors, jnp.arange(5)).value)
+
+
+def test_a_temperature_is_one_number():
+    s = np.eye(4)
+    with pytest.raises(ValueError, match=r"temperature has shape \(4,\); it must be one number"):
+        contrastive.hardness(s, np.array([0.1, 1, 1, 1]))
+    many = jax.vmap(contrastive.hardness, (None, 0))(s, jnp.array([0.1, 1]))
+    np.testing.assert_allclose(many.weights[1], contrastive.hardness(s, 1.0).weights, rtol=1e-6)

@@ -129,3 +129,26 @@ def test_inputs_with_the_same_labels_are_one():
     assert (few.label_bits <= few.input_bits + 1e-9).all()
     labels = information.bottleneck_curve(np.eye(4)[np.arange(40) % 4] / 40, [3.0])
     np.testing.assert_allclose([labels.input_bits[0], labels.label_bits[0]], 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [1e-8, 1e-5, 1e-2])
+def test_little_noise_cancels_nothing(sigma):
+    """Features far from the origin: each input is told from each other, log2 N bits, and no draw is above."""
+    h = np.random.default_rng(0).normal(size=(6, 3)) + 5
+    found = information.noisy_information(h, sigma, KEY, label_probabilities=np.eye(6)).input_bits
+    assert float(found.value) == pytest.approx(math.log2(6), abs=1e-5)
+    assert float(found.error) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_units_of_the_features_change_nothing(scale):
+    h = np.random.default_rng(0).normal(size=(6, 3))
+    for one in (lambda h, s: information.noisy_information(h, s, KEY).input_bits.value,
+                lambda h, s: information.information_bounds(h, s).lower):  # fmt: skip
+        assert float(one(scale * h, scale)) == pytest.approx(float(one(h, 1.0)), abs=1e-3)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan])
+def test_a_tolerance_is_positive(tolerance):
+    with pytest.raises(ValueError, match=r"tolerance is .*; it must be positive"):
+        information.bottleneck_curve(np.eye(2) / 2, [2.0], tolerance=tolerance)

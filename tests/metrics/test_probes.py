@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
 from metrics import probes
@@ -76,3 +77,26 @@ def test_a_diagonal_covariance_is_its_matrix_and_rules_without_weights_guess():
     assert probes.gaussian_error(nothing, means, variances) == 0.5
     one = nothing._replace(bias=np.array([0.0, 1.0]))
     assert probes.gaussian_error(one, means, variances, (0.3, 0.7)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("decay", [1e-4, 1e-6, 1e-8, 1e-20])
+def test_logistic_of_separable_classes_goes_to_its_minimum(decay):
+    """One example of each class on its own axis: by symmetry one number a, the gap of two scores is 15 a."""
+
+    def slope(a):
+        return decay * a - 20 / (np.exp(15 * a) + 2)
+
+    expected = optimize.brentq(slope, 0, 10)
+    found = probes.logistic(10 * np.eye(3), np.arange(3), 3, decay=decay).weights
+    np.testing.assert_allclose(np.diag(found), expected, rtol=1e-3)
+
+
+def test_a_probe_of_nan_has_no_accuracy():
+    probe = probes.Linear(np.full((2, 2), np.nan), np.zeros(2))
+    with pytest.raises(ValueError, match=r"weights\[0, 0\] is nan; it must be finite"):
+        probes.accuracy(probe, np.eye(2), [0, 0])
+
+
+def test_a_decay_below_double_precision_is_refused():
+    with pytest.raises(ValueError, match="decay is 1e-250; it must be at least 1e-100"):
+        probes.logistic(10 * np.eye(3), np.arange(3), 3, decay=1e-250)

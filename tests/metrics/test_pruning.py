@@ -97,3 +97,20 @@ def test_a_shuffled_mask_keeps_its_counts_and_nothing_else():
     draws = [pruning.shuffled_mask(mask, k) for k in jax.random.split(jax.random.key(4), 400)]
     mean = np.mean([d["a"]["kernel"] for d in draws], axis=0)
     assert np.abs(mean - 0.5).max() < 5 * (0.25 / 400) ** 0.5
+
+
+def test_what_is_gone_is_zero_whatever_stood_there():
+    params, mask = {"w": jnp.array([1.0, jnp.nan, jnp.inf, 2])}, {"w": jnp.array([1.0, 0, 0, 1])}
+    np.testing.assert_array_equal(pruning.masked(params, mask)["w"], [1, 0, 0, 2])
+    slope = jax.grad(lambda p: pruning.masked(p, mask)["w"].sum())(params)["w"]
+    np.testing.assert_array_equal(slope, mask["w"])
+    left = pruning.magnitude_mask(params, mask, {"w": 0.5})["w"]  # what is gone is not looked at
+    np.testing.assert_array_equal(left, [0, 0, 0, 1])
+
+
+def test_nan_is_no_large_weight():
+    params, mask = {"w": jnp.array([1.0, jnp.nan, 3, 2])}, {"w": jnp.ones(4)}
+    with pytest.raises(ValueError, match="params holds nan where the mask keeps it"):
+        pruning.magnitude_mask(params, mask, {"w": 0.5})
+    traced = jax.jit(lambda p: pruning.magnitude_mask(p, mask, {"w": 0.5}))(params)["w"]
+    assert np.isnan(traced).all()

@@ -86,3 +86,14 @@ def test_errors_are_spreads(kind):
             found.append(examples.reliability(scores, 2))
     values, errors = np.array(found).T
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.2)
+
+
+def test_a_reliability_that_is_no_correlation_is_nan():
+    """Of noise and many networks: below r = -1/(2n - 1) the formula is below -1, later past its pole above 1."""
+    random = np.random.default_rng(0)
+    found = np.array(
+        [examples.reliability(random.normal(size=(4, 50)), 40).value for _ in range(60)]
+    )
+    there = found[~np.isnan(found)]
+    assert 10 < there.size < 50
+    assert np.abs(there).max() <= 1
