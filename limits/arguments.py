@@ -21,6 +21,13 @@ Check: TypeAlias = Callable[[str, Any], None]
 """check(name, value) raises an error that names the argument."""
 
 
+_UNKNOWN = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+
+
 def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest."""
 
@@ -31,10 +38,14 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*args: P.args, **options: P.kwargs) -> R:
             refuse_unknown(function.__name__, options, keyword_names(function))
             given = signature.bind(*args, **options).arguments
-            for name, check in checks.items():
-                if name in given:
-                    check(name, given[name])
-            return function(*args, **options)
+            try:
+                for name, check in checks.items():
+                    if name in given:
+                        check(name, given[name])
+                return function(*args, **options)
+            except _UNKNOWN as error:
+                refuse_traced(error, **given)
+                raise
 
         return checked
 
@@ -149,6 +160,26 @@ def batch(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} has inputs of shape {inputs} and targets of shape {targets}; they must be as many"
         )
+
+
+def refuse_traced(error: Exception | None, **arguments: Any) -> None:
+    """Refuse traced arguments of what computes on the host, in words of its own instead of JAX's."""
+    for name, value in arguments.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"{name} is traced; it must be known: call this outside of jit"
+            ) from error
+
+
+def broadcast(**arrays: Any) -> None:
+    """Refuse arrays whose shapes do not broadcast."""
+    try:
+        np.broadcast_shapes(*map(np.shape, arrays.values()))
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in arrays.items())
+        raise ValueError(
+            f"the shapes of {shapes} do not broadcast; give numbers, or arrays with axes that are equal or 1"
+        ) from error
 
 
 def same_columns(**arrays: Any) -> None:

@@ -80,11 +80,11 @@ def tilt(weights: ArrayLike, means: ArrayLike) -> Tilt:
         raise ValueError(
             f"means has the shape {means.shape}; it must be those of two classes, (2, d)"
         )
-    a = means[1] - means[0]
-    lengths = np.linalg.norm(w), np.linalg.norm(a)
-    if not min(lengths) > 0:
+    unit = np.abs(means).max() or 1.0
+    a = means[1] / unit - means[0] / unit
+    if not (w.any() and a.any()):
         raise ValueError("weights or the difference of the means are zero: they have no direction")
-    u, v = w / lengths[0], a / lengths[1]
+    u, v = _unit(w), _unit(a)
     # The arc cosine would lose small angles.
     angle = 2 * math.atan2(np.linalg.norm(u - v), np.linalg.norm(u + v))
     cosine = float(u @ v)
@@ -105,14 +105,21 @@ def attacked_error(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: shapes do not fit, the weights are zero, or the radius is negative.
+        ValueError: shapes do not fit, S is no covariance, it has no variance along the weights, these are zero, or the
+            radius is negative.
     """
     w, a, s = (np.asarray(x, float) for x in (weights, half, covariance))
     same_columns(weights=w, half=a, covariance=s)
-    deviation = math.sqrt(max(float(w @ s @ w), 0.0))
-    if not deviation > 0:
-        raise ValueError(f"weights . covariance weights is {deviation}; it must be positive")
-    return float(special.ndtr((radius * np.linalg.norm(w) - w @ a) / deviation))
+    _check_covariance(a, s)
+    if not w.any():
+        raise ValueError("weights are zero: they have no direction")
+    w = _unit(w)
+    variance = float(w @ s @ w)
+    if not variance > 0:
+        raise ValueError(
+            f"the variance along the weights is {variance}; it must be positive: add a multiple of I to covariance"
+        )
+    return float(special.ndtr((radius - w @ a) / math.sqrt(variance)))
 
 
 @takes(half=array(1), covariance=array(2), ridge=number())
@@ -126,10 +133,10 @@ def discriminant(half: ArrayLike, covariance: ArrayLike, ridge: float = 0.0) -> 
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: shapes do not fit, or S + ridge I is singular.
+        ValueError: shapes do not fit, S is no covariance, or S + ridge I is singular.
     """
     a, s = np.asarray(half, float), np.asarray(covariance, float)
-    _square(a, s)
+    _check_covariance(a, s)
     try:
         return np.linalg.solve(s + ridge * np.eye(len(a)), a)
     except np.linalg.LinAlgError as error:
@@ -153,15 +160,15 @@ def fitted(half: ArrayLike, covariance: ArrayLike, num_examples: int) -> Fitted:
         ValueError: shapes do not fit, S is not positive definite, a is zero, or there are too few examples.
     """
     a, s = np.asarray(half, float), np.asarray(covariance, float)
-    _square(a, s)
+    _check_covariance(a, s, definite=True)
     d, dof = len(a), num_examples - 2
     if d < 2 or dof <= d:
         raise ValueError(
             f"num_examples is {num_examples} in {d} dimensions; there must be two dimensions, and d + 3 examples"
         )
     variances, basis = np.linalg.eigh(s)
-    if not variances[0] > 0 or not a.any():
-        raise ValueError("covariance must be positive definite and half not zero")
+    if not a.any():
+        raise ValueError("half is zero; the classes have one mean, and there is nothing to find")
     u = basis.T @ a / np.sqrt(variances)
     signal = float(u @ u)
     cosine = (1 - d / dof) / (1 + d / (num_examples * signal))
@@ -172,7 +179,26 @@ def fitted(half: ArrayLike, covariance: ArrayLike, num_examples: int) -> Fitted:
     return Fitted(angle, 1 / math.cos(angle), float(special.ndtr(-math.sqrt(signal * cosine))))
 
 
-def _square(a: np.ndarray, s: np.ndarray) -> None:
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1, whatever its scale: squares of its entries could overflow."""
+    scaled = vector / np.abs(vector).max()
+    return scaled / np.linalg.norm(scaled)
+
+
+def _check_covariance(a: np.ndarray, s: np.ndarray, *, definite: bool = False) -> None:
+    """Refuses what is no covariance, up to the rounding of one that was estimated in single precision."""
     same_columns(half=a, covariance=s)
     if s.shape != (len(a), len(a)):
         raise ValueError(f"covariance has the shape {s.shape}; it must be {(len(a), len(a))}")
+    slack = 1e-5 * np.abs(s).max()
+    if np.abs(s - s.T).max() > slack:
+        i, j = np.unravel_index(np.abs(s - s.T).argmax(), s.shape)
+        raise ValueError(
+            f"covariance[{i}, {j}] is {s[i, j]:g} and covariance[{j}, {i}] is {s[j, i]:g}; it must be symmetric"
+        )
+    lowest = np.linalg.eigvalsh(s)[0]
+    if lowest < -slack or (definite and not lowest > 0):
+        kind = "definite" if definite else "semidefinite"
+        raise ValueError(
+            f"covariance has the smallest eigenvalue {lowest:.3g}; it must be positive {kind}"
+        )

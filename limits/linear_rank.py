@@ -9,7 +9,7 @@ conserved and one hidden direction moves::
     M = W^T W + |a|^2 I                                 tangent kernel X M X^T, M_0 = s^2 P_0
     <M, M_0> = s^2 (s^2 (r - 1) + (s^2 + A) c + A r)
     |M|^2    = (r - 1) (s^2 + A)^2 + (s^2 + 2 A)^2 + (d - r) A^2
-    |W - W_0|^2 = 2 s^2 + A - 2 s sqrt(c (s^2 + A))
+    |W - W_0|^2 = (t - s)^2 + 2 s t (1 - sqrt(c)),    t^2 = s^2 + A
 
 Only F^2 / b matters to the alignments. For a random task c has the mean r / d and the law Beta(r/2, (d - r)/2).
 
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from limits.arguments import array, count, number, takes
+from limits.arguments import array, broadcast, count, number, takes
 from ntk import show
 from ntk.types import Array, Scalar
 
@@ -76,39 +76,52 @@ def laziness(
         weight_norm: F, Frobenius norm of W_0.
         target_norm: b, norm of the linear function to learn.
         overlap: c, the share of its square in the row space of W_0: 1 for a task that the weights are aligned with,
-            such as a low-rank adapter's own. None is the mean over random tasks.
+            such as a low-rank adapter's own, and for every task at rank d. None is the mean over random tasks.
 
     Returns:
         Laziness. Arguments broadcast; the first three fields of a mean over tasks are exact.
 
     Raises:
         TypeError: an argument is no array of numbers.
-        ValueError: a rank outside 1 to dim, norms that are not positive, or an overlap outside 0 to 1.
+        ValueError: a rank outside 1 to dim, norms that are not positive, an overlap outside 0 to 1 or below 1 at full
+            rank, or shapes that do not broadcast.
     """
     r, size, b = (np.asarray(value, float) for value in (rank, weight_norm, target_norm))
+    given = {} if overlap is None else {"overlap": overlap}
+    broadcast(rank=r, weight_norm=size, target_norm=b, **given)
     r = _inside("rank", r, 1, dim)
     for name, value in (("weight_norm", size), ("target_norm", b)):
         if not (value > 0).all():
             raise ValueError(f"{name} is {value}; it must be positive")
     if overlap is None:
         c = r / dim
-        # E sqrt(c) of a Beta(r/2, (d - r)/2)
-        moments = special.gammaln([(r + 1) / 2, r / 2]), special.gammaln([dim / 2, (dim + 1) / 2])
-        root = np.exp(moments[0][0] - moments[0][1] + moments[1][0] - moments[1][1])
+        # 1 - E sqrt(c) of a Beta(r/2, (d - r)/2), exactly 0 at full rank
+        moments = [special.gammaln((x + 1) / 2) - special.gammaln(x / 2) for x in (r, float(dim))]
+        lost = -np.expm1(moments[0] - moments[1])
     else:
         array()("overlap", overlap)
         c = _inside("overlap", np.asarray(overlap, float), 0, 1)
-        root = np.sqrt(c)
-    s2 = size**2 / r
-    a2 = 2 * b**2 / (s2 + np.sqrt(s2**2 + 4 * b**2))  # no difference of near numbers
+        if ((r == dim) & (c < 1 - 1e-5)).any():
+            raise ValueError(
+                f"overlap is {c} at rank {r} of {dim}; weights of full rank read all of a task: their overlap is 1"
+            )
+        c = np.where(r == dim, 1.0, c)
+        lost = (1 - c) / (1 + np.sqrt(c))
+    # In units of the larger of s and sqrt(b), so that no power of them overflows; no difference of near numbers
+    unit = np.maximum(size / np.sqrt(r), np.sqrt(b))
+    s, root = size / np.sqrt(r) / unit, np.sqrt(b) / unit
+    s2 = s**2
+    readout = np.sqrt(2) * root / np.sqrt(s2 + np.hypot(s2, 2 * root**2))  # |a| / sqrt(b)
+    a2, norm = (readout * root) ** 2, readout * np.sqrt(b)
+    t = np.hypot(s, readout * root)
     inner, hidden = s2 * (r - 1) + (s2 + a2) * c, (r - 1) * s2**2 + (s2 + a2) ** 2
     full = (r - 1) * (s2 + a2) ** 2 + (s2 + 2 * a2) ** 2 + (dim - r) * a2**2
-    moved = 2 * s2 + a2 - 2 * np.sqrt(s2 * (s2 + a2)) * root
+    moved = np.hypot(norm * (readout * root / (t + s)), np.sqrt(2 * s * t * lost) * unit)
     parts = (
         (inner + a2 * r) / np.sqrt(r * full),
         inner / np.sqrt(r * hidden),
-        np.sqrt(np.maximum(moved, 0)),
-        np.sqrt(a2),
+        moved,
+        norm,
     )
     return Laziness(*np.broadcast_arrays(*parts))
 

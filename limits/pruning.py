@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from limits.arguments import array, count, takes
+from limits.arguments import array, broadcast, count, takes
 from ntk import show
 
 CRITICAL_DENSITY = 2.0
@@ -102,11 +102,12 @@ def perceptron(
     """
     if not isinstance(keep_hard, bool | np.bool_):
         raise TypeError(f"keep_hard is {keep_hard!r}; it must be True or False")
+    broadcast(alpha_total=alpha_total, keep=keep, probe_angle=probe_angle)
     total, share, angle = np.broadcast_arrays(alpha_total, keep, probe_angle)
     _check(total, share, angle, "alpha_total")
     cases = zip(*(x.ravel().astype(float).tolist() for x in (total, share, angle)))
     found = [_solve(a * f, f, bool(keep_hard), theta) for a, f, theta in cases]
-    return Pruned(*(_shaped(column, total.shape) for column in np.array(found).T))
+    return Pruned(*(_shaped(column, total.shape) for column in np.reshape(found, (-1, 3)).T))
 
 
 @takes(alpha_kept=array(), probe_angle=array(), least=array(0), points=count(3))
@@ -131,11 +132,12 @@ def frontier(
         TypeError: an argument of another type.
         ValueError: an argument out of its range.
     """
+    broadcast(alpha_kept=alpha_kept, probe_angle=probe_angle)
     kept, angle = np.broadcast_arrays(alpha_kept, probe_angle)
     _check(kept, np.asarray(least), angle, "alpha_kept", "least")
     cases = zip(kept.ravel().astype(float).tolist(), angle.ravel().astype(float).tolist())
     found = [_best(alpha, theta, math.log(least), points) for alpha, theta in cases]
-    return Frontier(*(_shaped(column, kept.shape) for column in np.array(found).T))
+    return Frontier(*(_shaped(column, kept.shape) for column in np.reshape(found, (-1, 2)).T))
 
 
 def _best(alpha: float, theta: float, lowest: float, points: int) -> tuple[float, float]:

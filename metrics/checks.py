@@ -37,11 +37,7 @@ def real(name: str, value: Any, *axes: str | int) -> jax.Array:
         TypeError: these are no numbers.
         ValueError: complex numbers, or another shape.
     """
-    dtype = dtype_of(name, value)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise ValueError(f"{name} is complex; it must be real: give its real part, or its modulus")
-    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise TypeError(f"{name} is an array of {dtype}; it must be one of real numbers")
+    dtype = _real_dtype(name, value)
     if axes:
         check_shape(name, np.shape(value), axes)
     floating = jnp.issubdtype(dtype, jnp.floating)
@@ -59,11 +55,21 @@ def real(name: str, value: Any, *axes: str | int) -> jax.Array:
 
 def doubles(name: str, value: Any) -> np.ndarray:
     """The value as a NumPy array of real numbers in double precision, for what is computed on the host."""
-    real(name, value)
+    _real_dtype(name, value)
     values = concrete(value)
     if values is None:
         raise TypeError(f"{name} is {_shown(value)}; it must be known: call this outside of jit")
     return values.astype(np.float64)
+
+
+def _real_dtype(name: str, value: Any) -> Any:
+    """The dtype; refused unless it is of real numbers."""
+    dtype = dtype_of(name, value)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"{name} is complex; it must be real: give its real part, or its modulus")
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise TypeError(f"{name} is an array of {dtype}; it must be one of real numbers")
+    return dtype
 
 
 def dtype_of(name: str, value: Any) -> Any:

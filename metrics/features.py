@@ -332,10 +332,14 @@ def matching(one: jax.Array, other: jax.Array) -> Matching:
     """
     units = []
     for name, values in (("one", one), ("other", other)):
-        checks.finite(name, checks.real(name, values, "N", "d"))
         centred = checks.doubles(name, values)
+        checks.check_shape(name, centred.shape, ("N", "d"))
+        checks.finite(name, centred)
+        # Each unit in units of its largest activation: squares of others could overflow
+        largest = np.abs(centred).max(axis=0)
+        centred = centred / np.where(largest == 0, 1, largest)
         deviation = centred.std(axis=0)
-        constant = deviation <= 1e-12 * np.abs(centred).max(axis=0)
+        constant = deviation <= 1e-12
         centred = centred - centred.mean(axis=0)
         units.append(np.where(constant, 0, centred) / np.where(constant, 1, deviation))
     if len(units[0]) != len(units[1]) or units[0].shape[1] > units[1].shape[1]:

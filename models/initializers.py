@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -40,7 +41,8 @@ def low_rank(
 
     Raises:
         TypeError: rank is no integer, or base no function.
-        ValueError: rank is not positive; directions are no matrix or too many; a kernel has one axis, or other inputs.
+        ValueError: rank is not positive; directions are no matrix, too many, not finite or dependent; a kernel has one
+            axis, or other inputs.
 
     Source: Liu et al. 2023, arXiv:2310.08513 (truncated, of equal norm); flat and directions are for
     `limits.linear_rank`.
@@ -49,10 +51,8 @@ def low_rank(
     if not callable(base):
         raise TypeError(f"low_rank: base={base!r} must be an initializer, such as lecun_normal().")
     given = None if directions is None else jnp.asarray(directions)
-    if given is not None and (given.ndim != 2 or not 1 <= given.shape[1] <= rank):
-        raise ValueError(
-            f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
-        )
+    if given is not None:
+        _check_directions(given, rank)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) < 2:
@@ -61,7 +61,9 @@ def low_rank(
             raise ValueError(
                 f"low_rank: directions of shape {given.shape} do not fit a kernel of shape {shape}."
             )
-        full = base(key, shape, dtype).reshape(-1, shape[-1])
+        # Half precision has no singular value decomposition.
+        full = base(key, shape, dtype).astype(jnp.promote_types(dtype, jnp.float32))
+        full = full.reshape(-1, shape[-1])
         left, values, right = jnp.linalg.svd(full, full_matrices=False)
         left, values, right = left[:, :rank], values[:rank], right[:rank]
         if flat:
@@ -70,7 +72,28 @@ def low_rank(
             # Given directions first, the rest made orthogonal to them.
             joined = jnp.concatenate([given.astype(full.dtype), left], axis=1)
             left = jnp.linalg.qr(joined)[0][:, : len(values)]
-        scale = jnp.linalg.norm(full) / jnp.linalg.norm(values)
+        before, after = jnp.linalg.norm(full), jnp.linalg.norm(values)
+        scale = before / jnp.where(after == 0, 1, after)  # a base of zeros stays one
         return ((left * (scale * values)[None]) @ right).reshape(shape).astype(dtype)
 
     return init
+
+
+def _check_directions(given: jax.Array, rank: int) -> None:
+    """Refuses directions that are no matrix, too many, or (outside of a trace) not finite or dependent."""
+    if given.ndim != 2 or not 1 <= given.shape[1] <= rank:
+        raise ValueError(
+            f"low_rank: directions of shape {given.shape} must be (inputs, k) with k of 1 to rank={rank}."
+        )
+    if isinstance(given, jax.core.Tracer):
+        return
+    columns = np.asarray(given, np.float64)
+    if not np.isfinite(columns).all():
+        raise ValueError("low_rank: directions have entries that are not finite.")
+    largest = np.abs(columns).max(axis=0)
+    units = columns / np.where(largest == 0, 1, largest)
+    precision = np.finfo(np.float32).eps * max(units.shape)
+    if (found := np.linalg.matrix_rank(units, rtol=precision)) < units.shape[1]:
+        raise ValueError(
+            f"low_rank: {units.shape[1]} directions span only {found}; they must be independent."
+        )

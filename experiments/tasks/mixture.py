@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from experiments.tasks.arrays import INPUTS, NOISE, Data, Task, generator
+from limits.arguments import real, takes
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -50,6 +52,7 @@ def load(config: Any) -> Task:
     return Task(config.name, Data(z[:n], x[:n]), Data(z[n:], exact), dim, (dim,))
 
 
+@takes()
 def posterior_mean(z: np.ndarray, centres: Any, deviation: float, noise: float) -> np.ndarray:
     """E[x_0 | z], the best denoiser in squared error.
 
@@ -64,32 +67,43 @@ def posterior_mean(z: np.ndarray, centres: Any, deviation: float, noise: float) 
         (N, d).
 
     Raises:
+        TypeError: a deviation is no number, or an argument is traced.
         ValueError: shapes do not fit, or a deviation is out of range.
     """
     z, share, nearest = _posterior(z, centres, deviation, noise)
     return share * z + (1 - share) * nearest
 
 
+@takes()
 def score(z: np.ndarray, centres: Any, deviation: float, noise: float) -> np.ndarray:
     """Gradient of the log density of z = x_0 + s e; arguments as of `posterior_mean`."""
     z, _, nearest = _posterior(z, centres, deviation, noise)
-    return (nearest - z) / (deviation**2 + noise**2)
+    unit = np.hypot(deviation, noise)
+    return (nearest - z) / unit / unit
 
 
 def _posterior(z, centres, deviation, noise) -> tuple:
     """z, how much of z - c a point keeps, and the mean centre given z."""
-    centres, z = _centres(centres), np.asarray(z, np.float64)
+    centres, z = _centres(centres), _numbers("z", z, "point")
     _check(deviation, noise)
     if z.ndim != 2 or z.shape[1] != centres.shape[1]:
         raise ValueError(f"z has shape {z.shape}; it must be (N, {centres.shape[1]})")
-    variance = deviation**2 + noise**2
-    exponent = -((z[:, None] - centres) ** 2).sum(axis=-1) / (2 * variance)
-    weight = np.exp(exponent - exponent.max(axis=1, keepdims=True))
-    return z, deviation**2 / variance, weight @ centres / weight.sum(axis=1, keepdims=True)
+    unit = np.hypot(deviation, noise)
+    away = np.abs(z[:, None] - centres)
+    # Distances by their largest coordinate, and their squares by how much farther than the nearest centre one is:
+    # squares themselves could overflow.
+    largest = np.maximum(away.max(axis=-1, keepdims=True), np.finfo(float).tiny)
+    distance = np.sqrt(np.square(away / largest).sum(axis=-1)) * largest[..., 0]
+    nearest = distance.min(axis=1, keepdims=True)
+    farther = distance - nearest
+    with np.errstate(over="ignore", invalid="ignore"):
+        exponent = -(farther / unit) * ((distance + nearest) / unit) / 2
+    weight = np.exp(np.where(farther == 0, 0, exponent))
+    return z, (deviation / unit) ** 2, weight @ centres / weight.sum(axis=1, keepdims=True)
 
 
 def _centres(centres) -> np.ndarray:
-    found = np.asarray(centres, np.float64)
+    found = _numbers("centres", centres, "component")
     if found.ndim != 2 or not found.size or not np.isfinite(found).all():
         raise ValueError(
             f"centres are {centres!r}; give a row of finite numbers for each component"
@@ -97,7 +111,20 @@ def _centres(centres) -> np.ndarray:
     return found
 
 
+def _numbers(name: str, value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, jax.errors.TracerArrayConversionError):
+            raise
+        raise ValueError(
+            f"{name} are {value!r}; give a row of finite numbers for each {what}"
+        ) from error
+
+
 def _check(deviation, noise) -> None:
+    for name, value in (("deviation", deviation), ("noise", noise)):
+        real(name, value)
     if not (0 <= deviation < np.inf):
         raise ValueError(f"deviation is {deviation}; it must be 0 or larger")
     if not (0 < noise < np.inf):

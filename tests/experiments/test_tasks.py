@@ -6,6 +6,7 @@ import pickle
 import struct
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,6 +93,11 @@ def test_more_examples_contain_the_fewer():
         ("modular", {"modulus": 1}, "between 2 and 10000"),
         ("polynomial", {"coefficients": (1.0,)}, "one beyond c_0"),
         ("mixture", {"centres": (1.0, 2.0)}, "a row of finite numbers for each component"),
+        (
+            "mixture",
+            {"centres": ((1.0, 2.0), (3.0,))},
+            "a row of finite numbers for each component",
+        ),
         ("mixture", {"deviation": -0.1}, "0 or larger"),
         ("mixture", {"noise": 0.0}, "nothing to denoise"),
         ("mixture", {"num_test": 0}, "num_test is 0"),
@@ -462,6 +468,32 @@ def test_numbers_that_single_precision_does_not_hold_are_refused(value, allowed)
     with pytest.raises(ValueError, match=f"config.rate.*{allowed}"):
         checks.positive()("config.rate", value)
     checks.positive()("config.rate", 1e-29)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e150])
+def test_the_posterior_mean_of_a_mixture_does_not_depend_on_the_scale(scale):
+    z, centres = np.array([[0.2, 0.1], [2.0, -3.0]]), np.array([[-1.0, 0.0], [1.0, 0.5]])
+    expected = mixture.posterior_mean(z, centres, 0.3, 0.5)
+    found = mixture.posterior_mean(scale * z, scale * centres, scale * 0.3, scale * 0.5)
+    np.testing.assert_allclose(found / scale, expected)
+    # Without noise to speak of it is the nearest centre, or the mean of those equally near.
+    z = np.array([[2.0, 0.0], [-0.1, 0.0], [0.0, 0.0]])
+    for noise in (1e-10, 1e-200):
+        found = mixture.posterior_mean(z, [[-1.0, 0.0], [1.0, 0.0]], 0.0, noise)
+        np.testing.assert_array_equal(found, [[1, 0], [-1, 0], [0, 0]])
+
+
+def test_arguments_of_a_mixture_are_refused_in_words():
+    z, centres = np.ones((2, 1)), ((-1.0,), (1.0,))
+    for function in (mixture.posterior_mean, mixture.score):
+        with pytest.raises(TypeError, match="deviation is None; it must be a finite number"):
+            function(z, centres, None, 0.5)
+        with pytest.raises(ValueError, match=r"z are .* a row of finite numbers for each point"):
+            function([[1.0], [1.0, 2.0]], centres, 0.1, 0.5)
+        with pytest.raises(TypeError, match=r"z is traced; .* outside of jit"):
+            jax.jit(lambda z, f=function: f(z, centres, 0.1, 0.5))(z)
+        with pytest.raises(TypeError, match=r"noise is traced; .* outside of jit"):
+            jax.jit(lambda s, f=function: f(z, centres, 0.1, s))(0.5)
 
 
 def test_the_posterior_mean_of_a_mixture_is_the_integral_and_gives_the_score():

@@ -19,6 +19,33 @@ def test_tilt_by_hand():
     assert boundary_tilting.tilt([-1.0, 0.0], means).angle == pytest.approx(math.pi)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_scale_of_the_weights_does_not_matter(scale):
+    w, a = scale * np.array([1.0, 1.0]), np.array([1.0, 0.0])
+    assert boundary_tilting.tilt(w, [-a, a]).angle == pytest.approx(math.pi / 4)
+    assert boundary_tilting.tilt(w, [-scale * a, scale * a]).angle == pytest.approx(math.pi / 4)
+    found = boundary_tilting.attacked_error(w, a, np.eye(2), 0.1)
+    assert found == pytest.approx(boundary_tilting.attacked_error([1.0, 1.0], a, np.eye(2), 0.1))
+
+
+def test_what_is_no_covariance_is_refused():
+    a, indefinite, skew = [1.0, 0.0], [[1.0, 0.0], [0.0, -5.0]], [[1.0, 0.5], [0.0, 1.0]]
+    calls = (
+        lambda s: boundary_tilting.attacked_error(a, a, s),
+        lambda s: boundary_tilting.discriminant(a, s),
+        lambda s: boundary_tilting.fitted(a, s, 60),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="smallest eigenvalue -5; it must be positive"):
+            call(indefinite)
+        with pytest.raises(ValueError, match=r"\[0, 1\] is 0.5 and .* is 0; it must be symmetric"):
+            call(skew)
+    # of rank one, as an estimate may be
+    assert boundary_tilting.attacked_error(a, a, np.diag([1.0, 0.0])) == pytest.approx(0.158655254)
+    with pytest.raises(ValueError, match=r"variance along the weights is 0.0"):
+        boundary_tilting.attacked_error(a, a, np.diag([0.0, 1.0]))
+
+
 def test_strength_is_how_much_nearer_the_means_lie():
     random = np.random.default_rng(0)
     w, means = random.standard_normal(5), random.standard_normal((2, 5))

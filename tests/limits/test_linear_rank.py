@@ -75,8 +75,8 @@ def test_no_overlap_given_is_the_mean_over_random_tasks(rank):
 
 
 def test_it_depends_on_one_ratio_and_the_path_of_a_rank_one_network():
-    one = linear_rank.laziness([1, 3, 5], 5, weight_norm=2.0, target_norm=3.0, overlap=0.4)
-    other = linear_rank.laziness([1, 3, 5], 5, weight_norm=4.0, target_norm=12.0, overlap=0.4)
+    one = linear_rank.laziness([1, 3, 5], 6, weight_norm=2.0, target_norm=3.0, overlap=0.4)
+    other = linear_rank.laziness([1, 3, 5], 6, weight_norm=4.0, target_norm=12.0, overlap=0.4)
     np.testing.assert_allclose(one[:2], other[:2])
     np.testing.assert_allclose(np.multiply(one[2:], 2), other[2:])
     # Two weights, w a = b with w^2 - a^2 = s^2 kept: s = 1.5, b = 2 meet at w = 2.5^.5 ... by the quadratic
@@ -94,6 +94,23 @@ def test_limits_of_large_and_small_weights():
     rich = linear_rank.laziness(2, 5, weight_norm=1e-6, target_norm=1.0, overlap=0.3)
     assert rich.kernel_alignment == pytest.approx((0.3 + 2) / np.sqrt(2) / np.sqrt(4 + 4))
     assert rich.weight_change == pytest.approx(1, rel=1e-4)
+
+
+def test_small_changes_of_large_weights_are_resolved_at_any_scale():
+    # At full rank sqrt(s^2 + A) - s = A / 2s, A = b^2 / s^2 nearly, s = F / sqrt(d)
+    f = np.array([300.0, 1000.0, 1e60])
+    found = linear_rank.laziness(20, 20, weight_norm=f, target_norm=1.0)
+    np.testing.assert_allclose(found.weight_change, 20**1.5 / (2 * f**3), rtol=1e-6)
+    np.testing.assert_allclose(found.readout_norm, 20**0.5 / f, rtol=1e-6)
+    for overlap in (None, 0.3):
+        far = linear_rank.laziness(1, 5, weight_norm=1e200, target_norm=1.0, overlap=overlap)
+        np.testing.assert_allclose(far[:2], overlap or 0.2)  # one direction, which has to turn
+        np.testing.assert_allclose(far.readout_norm, 1e-200)
+        one = linear_rank.laziness(2, 5, weight_norm=20, target_norm=3, overlap=overlap)
+        sizes = {"weight_norm": 20e150, "target_norm": 3e300}
+        other = linear_rank.laziness(2, 5, **sizes, overlap=overlap)
+        np.testing.assert_allclose(other[:2], one[:2])
+        np.testing.assert_allclose(np.divide(other[2:], 1e150), one[2:])
 
 
 def test_higher_rank_is_lazier_on_average_and_not_for_aligned_tasks():
@@ -142,6 +159,12 @@ def test_mistakes_are_named():
         call(7, 6, weight_norm=1.0, target_norm=1.0)
     with pytest.raises(ValueError, match=r"overlap is 1.5.* between 0 and 1"):
         call(2, 6, weight_norm=1.0, target_norm=1.0, overlap=1.5)
+    with pytest.raises(ValueError, match=r"overlap is 0.5 at rank 6.0 of 6.* their overlap is 1"):
+        call(6, 6, weight_norm=1.0, target_norm=1.0, overlap=0.5)
+    with pytest.raises(ValueError, match=r"rank \(2,\), weight_norm \(3,\).* do not broadcast"):
+        call([1, 2], 6, weight_norm=np.ones(3), target_norm=1.0)
+    with pytest.raises(TypeError, match=r"weight_norm is traced; .* outside of jit"):
+        jax.jit(lambda f: call(2, 6, weight_norm=f, target_norm=1.0))(1.0)
     with pytest.raises(ValueError, match=r"weight_norm is 0.0; it must be positive"):
         call(2, 6, weight_norm=0.0, target_norm=1.0)
     with pytest.raises(TypeError, match="rank is 'low'"):

@@ -129,3 +129,12 @@ def test_shapes_follow_the_arguments():
     assert found.error[1, 0] == pruning.perceptron(10.0, 0.3).error
     assert isinstance(pruning.perceptron(10.0, 0.3).error, float)
     np.testing.assert_allclose(np.cos(np.pi * found.error), found.overlap, rtol=1e-12)
+
+
+def test_nothing_asked_is_nothing_answered_and_shapes_that_do_not_fit_are_named():
+    assert [np.shape(part) for part in pruning.perceptron(np.zeros((0, 2)), 1.0)] == [(0, 2)] * 3
+    assert [np.shape(part) for part in pruning.frontier([])] == [(0,)] * 2
+    with pytest.raises(ValueError, match=r"alpha_total \(2,\), keep \(3,\).* do not broadcast"):
+        pruning.perceptron([1.0, 2.0], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"alpha_kept \(2,\), probe_angle \(3,\) do not broadcast"):
+        pruning.frontier([1.0, 2.0], [0.1, 0.2, 0.3])

@@ -153,6 +153,15 @@ def test_matching_finds_permuted_units_and_agrees_with_every_permutation():
     assert (found.semi >= found.correlation - 1e-12).all()
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_matching_does_not_depend_on_the_scale(scale):
+    random = np.random.default_rng(2)
+    one, other = random.standard_normal((2, 30, 4))
+    found, expected = features.matching(scale * one, other), features.matching(one, other)
+    np.testing.assert_allclose(found.correlation, expected.correlation)
+    np.testing.assert_array_equal(found.partner, expected.partner)
+
+
 def test_matching_of_a_narrower_network_leaves_units_alone_and_constant_units_match_nothing():
     random = np.random.default_rng(1)
     other = random.standard_normal((50, 5))

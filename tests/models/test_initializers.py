@@ -46,6 +46,22 @@ def test_given_directions_are_read_and_lead(flat, x64):
         np.testing.assert_allclose(np.linalg.norm(u[:, :2].T @ q, axis=0), 1)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_the_rounded_kernel(dtype):
+    directions = jnp.ones((8, 1), dtype)
+    for options in ({}, {"flat": True}, {"directions": directions}):
+        cut = low_rank(2, **options)(KEY, (8, 8), dtype)
+        assert cut.dtype == dtype
+        values = np.linalg.svd(np.asarray(cut, np.float64))[1]
+        assert values[2] < 0.02 * values[0]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_kernel_of_zeros_stays_zero(flat):
+    cut = low_rank(1, nn.initializers.zeros, flat=flat)(KEY, (3, 3))
+    np.testing.assert_array_equal(cut, 0)
+
+
 def test_convolutions_are_matrices_of_their_windows():
     cut = low_rank(2, BASE)(KEY, (3, 3, 4, 8))
     assert cut.shape == (3, 3, 4, 8)
@@ -76,5 +92,12 @@ def test_mistakes_are_named():
         low_rank(1, directions=jnp.ones((4, 2)))
     with pytest.raises(ValueError, match=r"do not fit a kernel of shape \(3, 2\)"):
         low_rank(1, directions=jnp.ones((4, 1)))(KEY, (3, 2))
+    for column in ([2.0, 2.0, 0.0], [0.0, 0.0, 0.0]):
+        dependent = jnp.array([[1.0, 1.0, 0.0], column]).T
+        with pytest.raises(ValueError, match="2 directions span only 1; they must be independent"):
+            low_rank(2, directions=dependent)
+    with pytest.raises(ValueError, match="directions have entries that are not finite"):
+        low_rank(1, directions=jnp.full((4, 1), jnp.nan))
+    assert low_rank(2, directions=jnp.diag(jnp.array([1e-20, 1e20])))  # of any lengths
     with pytest.raises(ValueError, match="has no rank"):
         low_rank(1)(KEY, (3,))
