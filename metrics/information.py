@@ -1,7 +1,7 @@
 """Mutual information of features with the inputs and with the labels, for one of N inputs drawn at random.
 
 A network without noise is a function of its input: of continuous features T, I(X;T) is log N or infinite, and what one
-measures is a property of the resolution. Two resolutions are exact laws, not estimates of anything else:
+measures is a property of the resolution. Two resolutions are exact laws, not estimates of anything else::
 
     binned   T in cells: I(X;T) = H(cell), a number of the cells as much as of the network; give the edges with it
     noisy    T' = T + sigma n, a mixture of N Gaussians:
