@@ -94,6 +94,8 @@ NAMES = {
     "experiments.studies.deep_kernel_machines.fitted",
     "experiments.studies.in_context_descent.descended",
     "experiments.studies.neural_collapse_claims.frame_errors",
+    "limits.arguments.broadcast",
+    "limits.arguments.refuse_traced",
     "limits.arguments.same_columns",
     "limits.arguments.takes",
     "limits.optimizers.optimizer_kind",
