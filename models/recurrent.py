@@ -43,6 +43,7 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, features: bool = False) -> Outputs:
         """Outputs (N, T, outputs); with `features`, also each layer's output of all steps by name."""
+        x = jnp.asarray(x)
         if x.ndim != 3:
             raise ValueError(f"inputs of shape {x.shape} must be (N, T, d): a sequence an example.")
 

@@ -1,5 +1,6 @@
 """One step from wrong labels: the closed form against an exact integral, and against drawn examples."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -54,6 +55,45 @@ def test_drawn_examples_agree():
     found = early_learning.first_step(*setting)
     assert (np.abs(shares.mean(0) - found[:3]) < 3 * error + 0.005).all()
     assert 0.4 < found.mislabelled < 0.6  # where the formula is put to the test
+
+
+@pytest.mark.parametrize("signal", [0.3, 1.0, 3.0, 10.0, 20.0])
+@pytest.mark.parametrize("flip", [0.2, 0.45])
+def test_from_300_dimensions_on_it_is_within_a_hundredth(signal, flip):
+    setting = (300, 200, signal, 1.0, flip)
+    exact = [integral(*setting, own, others) for own, others in ((-1, 199), (1, 199), (0, 200))]
+    np.testing.assert_allclose(early_learning.first_step(*setting)[:3], exact, atol=0.01)
+
+
+def test_in_one_dimension_it_is_within_a_twentieth_and_not_a_hundredth():
+    setting = (1, 200, 3.0, 1.0, 0.45)
+    random = np.random.default_rng(0)
+    drawn = [draw(random, *setting) for _ in range(5000)]
+    shares = np.mean([[r[w].mean(), r[~w].mean(), new.mean()] for w, r, new in drawn], axis=0)
+    away = np.abs(shares - early_learning.first_step(*setting)[:3])
+    assert (away < 0.05).all()
+    assert (away > 0.015).all()
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e100, 1e300])
+def test_no_scale_overflows(scale):
+    found = early_learning.first_step(10, 200, 3 * scale, scale, 0.2)
+    np.testing.assert_allclose(found, early_learning.first_step(10, 200, 3.0, 1.0, 0.2))
+
+
+def test_signals_without_noise_and_noise_without_signal():
+    far = early_learning.first_step(10, 200, 1e100, 1.0, 0.2)
+    np.testing.assert_allclose(far[:3], 1, atol=1e-6)
+    assert early_learning.first_step(10, 200, 1.0, 1e-200, 0.0) == (1, 1, 1, np.inf)
+    # Two examples with right labels: had one a wrong label, its own pull and the other's would cancel.
+    assert early_learning.first_step(10, 2, 1.0, 1e-200, 0.0) == (0.5, 1, 1, 0)
+    lost = early_learning.first_step(10, 200, 1e-200, 1.0, 0.2)
+    assert lost.mislabelled < lost.test == 0.5 < lost.labelled
+
+
+def test_traced_numbers_are_refused_in_words():
+    with pytest.raises(TypeError, match=r"signal is traced; .* outside of jit"):
+        jax.jit(lambda v: early_learning.first_step(10, 200, v, 1.0, 0.2))(1.0)
 
 
 def test_the_critical_dimension_is_where_a_wrong_label_is_a_coin():

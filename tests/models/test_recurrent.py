@@ -78,6 +78,12 @@ def test_the_recurrent_matrix_has_an_initializer_of_its_own():
     assert np.linalg.matrix_rank(np.asarray(params["input"]["kernel"]), tol=1e-4) == 2
 
 
+def test_nested_lists_are_inputs():
+    model = RNN(4, 1)
+    params = model.init(jax.random.key(0), X)
+    np.testing.assert_array_equal(model.apply(params, X.tolist()), model.apply(params, X))
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="RNN: width=0 must be at least 1"):
         RNN(0, 1)
