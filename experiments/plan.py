@@ -130,7 +130,7 @@ def _trained(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, i
     done = together * chunks * compiled.steps
     words = (
         f"{done:,} of its {count * training.steps:,} steps in {seconds:.3g} s "
-        f"({1e3 * seconds / done:.3g} ms each); compiled in {compiled.compile_seconds:.3g} s, which is not counted"
+        f"({1e3 * seconds / done:.3g} ms each); compiled in {compiled.compile_seconds:.3g} s, not counted, once a shape"
     )
     arrays = contract.arrays(f"keep of a unit of {program.name!r}", kept)
     return arrays, count * training.steps, seconds * share, words
@@ -186,13 +186,17 @@ def text(
     lines.append(
         f"hours     (a) on devices of this kind, {', '.join(told)}; longest unit {_hours(longest)}"
     )
-    if any(loop.cost(work, p.label) is None for p in plan.parts):
+    alike = [p.name for p in plan.parts if p.units > 1 and loop.cost(work, p.label) is None]
+    weighted = [p.name for p in plan.parts if loop.cost(work, p.label) is not None]
+    if weighted:
         lines.append(
-            "          (a) every unit of a grid is taken to cost what the measured one does, as the study does not "
-            "say: too little where sizes grow"
+            f"          (a) units of {', '.join(weighted)} are weighted by the costs that the study states"
         )
-    else:
-        lines.append("          (a) units are weighted by the costs that the study states")
+    if alike:
+        lines.append(
+            f"          (a) every unit of {', '.join(alike)} is taken to cost what the measured one does, as the study "
+            "does not say: too little where sizes grow"
+        )
     if abs(share - 1) > 1e-6:
         lines.append(
             f"          (a) the units that were met are {known:,} of {total:,} steps; the rest at their mean cost"

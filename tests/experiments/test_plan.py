@@ -72,6 +72,7 @@ def test_units_steps_and_hours_of_a_small_study(planned):
     assert "of its 160 steps" in out
     assert "not known: the study does not say" in out
     assert re.search(r"hours .*\(a\).* on 1: .* on 8: .* on 64: ", out)
+    assert "every unit of units, runs is taken to cost what" in out
     assert "not met" not in out
     assert "units that were met" not in out  # all steps were
 
@@ -140,7 +141,8 @@ def test_memory_that_was_checked_and_flops_of_stated_costs_are_said(planned):
     assert status == 0
     assert "largest allocation checked (a) 48 MiB, config.units: a matrix" in out
     assert "flops     (a) at most 2.4e+11" in out
-    assert "weighted by the costs" in out
+    assert "units of part0 are weighted by the costs" in out
+    assert "taken to cost what" not in out
 
 
 def test_what_does_not_end_is_said_or_refused(planned, monkeypatch):
