@@ -6,12 +6,14 @@ with them before it looks at anything else.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
 import math
 import numbers
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Rule = Callable[[str, Any], None]
@@ -232,10 +234,26 @@ def memory(what: str, entries: float, size: int = 4) -> None:
         ValueError: both sizes.
     """
     needed, there = entries * size, machine_memory()
+    if (noted := _NOTED.get()) is not None:
+        noted.append((needed, what))
     if needed > there:
         raise ValueError(
             f"{what} needs {needed / 2**30:.3g} GiB, and this machine has {there / 2**30:.3g} GiB: make it smaller"
         )
+
+
+_NOTED: contextvars.ContextVar[list | None] = contextvars.ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def allocations() -> Iterator[list[tuple[float, str]]]:
+    """A list that `memory` notes (bytes, what) in, of all that it is asked within."""
+    found: list[tuple[float, str]] = []
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
 
 
 def machine_memory() -> int:

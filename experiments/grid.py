@@ -115,7 +115,9 @@ def train_grid(
         raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
     _claim(session, program.name, labels)
     units: list[dict[str, np.ndarray]] = []
-    if session.cluster is None or not points:
+    if session.plan is not None:
+        found = session.plan.units(program, data, points, labels)
+    elif session.cluster is None or not points:
         found = (unit(program, data, *both, session, compiled) for both in zip(points, labels))
     else:
         found = cluster.units(session.cluster, program, data, points, labels, session)

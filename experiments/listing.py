@@ -20,6 +20,10 @@ OPTIONS = (
     ("--workdir=FOLDER", "folder of the run; runs/STUDY-PRESET by default"),
     ("--check", "only say whether the study would accept all this; train nothing"),
     (
+        "--plan",
+        "say units, steps, memory and hours, from a measured unit of each grid; keep nothing",
+    ),
+    (
         "--devices=N",
         "devices to spread the runs of a sweep (or one run's batch) over; 1 by default",
     ),

@@ -35,6 +35,7 @@ class Session:
     devices: int = 1
     checkpoint_seconds: float = 20.0
     configuration: str = ""  # its hash, which all that is kept carries
+    plan: Any = None  # an `experiments.plan.Plan`; measures one unit of each grid in place of all
     grids: dict[str, set[str]] = dataclasses.field(default_factory=dict)  # their points, by name
     cluster: Any = None  # a client of Dask; its workers do the units of grids
     metrics: str = "metrics.jsonl"
@@ -81,7 +82,7 @@ def train_runs(
         with jax.enable_x64(double):
             return _train_unit(program, data, units[label], chunks, label, session, stop)
 
-    with concurrent.futures.ThreadPoolExecutor(_side_by_side(program)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(side_by_side(program)) as pool:
         try:
             pieces = list(pool.map(train, units))
         except BaseException:
@@ -108,7 +109,7 @@ def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-def _side_by_side(program: Program) -> int:
+def side_by_side(program: Program) -> int:
     """How many runs of one program train at a time.
 
     On a CPU the steps of one run leave cores idle between its operations, and another fills them (measured on two
@@ -240,6 +241,14 @@ def _number(value: float) -> float | None:
 
 Work = Mapping[str, tuple[int, float]]
 """Beginning of the names of units -> (their steps, seconds that one of them takes on some machine)."""
+FLOPS = 4e10
+"""A second, of the ordinary core that `seconds` is about."""
+
+
+def cost(work: Work, name: str) -> float | None:
+    """Seconds of one step of the unit of a name; None where nobody announced them."""
+    own = [key for key in work if name == key or name.startswith(f"{key}-")]
+    return work[max(own, key=len)][1] if own else None
 
 
 def seconds(flops: float, overhead: float = 1e-4) -> float:
@@ -249,7 +258,7 @@ def seconds(flops: float, overhead: float = 1e-4) -> float:
         flops: its floating-point operations.
         overhead: seconds that it takes however small it is.
     """
-    return overhead + flops / 4e10
+    return overhead + flops / FLOPS
 
 
 def flops(function: Callable, *shapes: Any) -> float:
@@ -301,7 +310,7 @@ class _Clock:
     """
 
     def __init__(self, total_steps: int, work: Work | None = None) -> None:
-        self.costs = {name: cost for name, (_, cost) in (work or {}).items()}
+        self.work = work or {}
         planned = sum(steps for steps, _ in (work or {}).values())
         self.left = sum(steps * cost for steps, cost in (work or {}).values())
         self.mean = self.left / planned if planned else 1.0  # of a step that nobody announced
@@ -311,16 +320,16 @@ class _Clock:
 
     def pace(self, steps: int, name: str, loss: float) -> str:
         """Steps a second and the time left, in words; nothing before a second report of training."""
-        own = [key for key in self.costs if name == key or name.startswith(f"{key}-")]
-        cost = steps * (self.costs[max(own, key=len)] if own else self.mean)
-        self.left = max(self.left - cost, 0.0)
+        own = cost(self.work, name)
+        spent = steps * (self.mean if own is None else own)
+        self.left = max(self.left - spent, 0.0)
         if np.isnan(loss):
             return ""
         now = time.monotonic()
         if self.start is None:
             self.start = now
             return ""
-        self.trained, self.done = self.trained + steps, self.done + cost
+        self.trained, self.done = self.trained + steps, self.done + spent
         seconds = now - self.start
         if seconds <= 0:
             return ""

@@ -33,6 +33,7 @@ from experiments import (
     files,
     listing,
     loop,
+    plan,
     programs,
     report,
     rundir,
@@ -81,6 +82,8 @@ def main(arguments: list[str]) -> int:
 
 def _start(config: Any, preset: str, options: settings.Options) -> int:
     limits = {"devices": options.devices, "checkpoint_seconds": options.checkpoint_seconds}
+    if options.plan:
+        return _plan(config, options)
     if options.check or options.tensorboard or options.wandb:  # which make folders too
         _check_folder(_folder(config, preset, options.workdir))
         check(config, **limits)
@@ -92,6 +95,18 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         path = run(config, options.workdir, preset, **limits, sinks=sinks, cluster=options.cluster)
     signals.check()
     return report.main([str(path)])
+
+
+def _plan(config: Any, options: settings.Options) -> int:
+    for name in ("cluster", "tensorboard", "wandb"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--plan measures in this process and keeps nothing; leave --{name} out"
+            )
+    with checks.allocations() as largest:
+        study = check(config, devices=options.devices)
+    print(plan.text(study, config, largest, options.devices))
+    return 0
 
 
 def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) -> Any:

@@ -39,6 +39,7 @@ class Options(NamedTuple):
     tensorboard: str | None = None
     wandb: str | None = None
     check: bool = False
+    plan: bool = False
     list: bool = False
     help: bool = False
     changes: tuple[tuple[str, str], ...] = ()

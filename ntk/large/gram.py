@@ -166,7 +166,7 @@ def product(
         x1: see `gram`.
         x2: see `gram`.
         get: name of the kernel.
-        tile: see `gram`.
+        tile: most samples along one side of a tile; as many tiles, of nearly the same size, are computed.
         devices: see `gram`.
         **kwargs: passed to kernel_fn, see `gram`.
 
@@ -179,7 +179,8 @@ def product(
         ValueError: see `gram`; v does not have n2 rows.
     """
     arguments.refuse_unread("product", product, kernel_fn, kwargs)
-    job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
+    # Nothing of a product is kept by tile, so its tiles may be smaller than what is asked for.
+    job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices, even=True)
     (n1, n2), dtype = _shape(job, axes=2)
     times = job._replace(call=job.call._replace(result="product"))
 

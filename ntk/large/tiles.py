@@ -103,8 +103,9 @@ def job(
     kwargs: dict[str, Any],
     tile: int | tuple[int, int],
     devices: Sequence[jax.Device] | None,
+    even: bool = False,
 ) -> Job:
-    """Checks inputs, sorts arguments by where they go, and puts arrays on the devices."""
+    """Checks inputs, sorts arguments by where they go, and puts arrays on the devices; see `even_tile` for even."""
     if not callable(kernel_fn):
         raise ValueError(f"kernel_fn is {type(kernel_fn).__name__}; it must be a function")
     n1 = samples(x1, "x1")
@@ -122,6 +123,8 @@ def job(
     whole = {key: v for key, v in kwargs.items() if key not in pairs}
     arrays, static = arguments.partition((args, whole))
     tile = (min(tile[0], n1), min(tile[not symmetric], n2))
+    if even:
+        tile = even_tile(tile[0], n1), even_tile(tile[1], n2)
     one, two = (
         jax.tree.map(
             functools.partial(padded, tile=t), (x, {key: v[side] for key, v in pairs.items()})
@@ -212,6 +215,12 @@ def padded(x: Any, tile: int, fill: Callable[[Any], Any] = lambda first: first) 
         return x
     concatenate = np.concatenate if isinstance(x, np.ndarray) else jnp.concatenate
     return concatenate([x, fill(x[:missing])])
+
+
+def even_tile(tile: int, n: int) -> int:
+    """The smallest tile that needs no more of them for n samples, in eights: the last one is hardly filled up."""
+    needed = -(-n // -(-n // tile))
+    return min(tile, -(-needed // 8) * 8)
 
 
 def is_traced(x: Any) -> bool:

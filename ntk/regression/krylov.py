@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Iterate x, residual r, direction p, r^T P^-1 r, steps, largest Rayleigh quotient met, and stop."""
+    """Iterate x, residual r, direction p, r^T P^-1 r, steps, largest |A p| / |p| met, and stop."""
 
     x: Array
     r: Array
@@ -243,14 +243,15 @@ def _step(state: _State, image: Array, preconditioner: Preconditioner, target: A
     z = _precondition(preconditioner, r)
     rz = jnp.sum(r * z, 0)
     beta = jnp.where(forward, rz / jnp.where(forward, state.rz, 1), 0)
-    rayleigh = curvature / jnp.sum(state.p**2, 0)
+    # A bound on the largest eigenvalue, as Rayleigh's quotient is, and never below it.
+    stretch = jnp.linalg.norm(image, axis=0) / jnp.linalg.norm(state.p, axis=0)
     return _State(
         x,
         r,
         z + beta[None] * state.p,
         rz,
         state.step + 1,
-        jnp.maximum(state.top, jnp.max(jnp.where(forward, rayleigh, 0))),
+        jnp.maximum(state.top, jnp.max(jnp.where(forward, stretch, 0))),
         jnp.any(active & ~(curvature > 0)),
     )
 

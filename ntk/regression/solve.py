@@ -56,7 +56,8 @@ class Solution(NamedTuple):
             working precision; absolute. 0 of conjugate gradients.
         condition: estimate of the condition number of the matrix that was solved: from below by
             Cholesky; the largest eigenvalue over the regularisation by conjugate gradients, which
-            is exact where the kernel's eigenvalues fall below the regularisation.
+            is exact where the kernel's eigenvalues fall below the regularisation, and from below, by a
+            few times, with rank 0.
         converged: a decomposition was found; the residual of every output is within the tolerance.
         leave_one_out: y_i - f(x_i) with f fitted to all other samples; None if not asked for.
     """

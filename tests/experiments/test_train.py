@@ -141,19 +141,19 @@ def test_divergence_is_recorded_and_the_other_runs_go_on(compiled):
 def test_runs_side_by_side_are_the_runs_one_after_the_other(monkeypatch):
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr(loop, "_side_by_side", lambda _, threads=threads: threads)
+        monkeypatch.setattr(loop, "side_by_side", lambda _, threads=threads: threads)
         found.append(train_all(program()))
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
 
 
 def test_side_by_side_on_a_cpu_only_for_programs_of_one_device():
-    assert loop._side_by_side(program()) == min(os.cpu_count(), 4)
-    assert loop._side_by_side(program()._replace(devices=2)) == 1
+    assert loop.side_by_side(program()) == min(os.cpu_count(), 4)
+    assert loop.side_by_side(program()._replace(devices=2)) == 1
 
 
 def test_an_error_in_one_run_ends_the_others(monkeypatch):
-    monkeypatch.setattr(loop, "_side_by_side", lambda _: 2)
+    monkeypatch.setattr(loop, "side_by_side", lambda _: 2)
     trained = []
 
     def full(steps, name, loss):

@@ -156,6 +156,20 @@ def test_product_and_diagonal_need_no_matrix(x, z):
         product(v[:5])
 
 
+def test_a_product_computes_hardly_more_than_its_entries(x):
+    """53 samples by tiles of at most 50 are two of 32, not two of 50."""
+    seen = set()
+
+    def counted(x1, x2, get):
+        seen.add(len(x1))
+        return rbf(x1, x2, get)
+
+    v = np.random.default_rng(2).normal(size=(53, 3))
+    found = gram.product(counted, x, tile=50)(v)
+    np.testing.assert_allclose(found, np.asarray(rbf(x, None, "ntk")) @ v, rtol=1e-5, atol=1e-6)
+    assert seen == {32}
+
+
 MILLION = """
     import sys, time
     import jax, numpy as np

@@ -70,6 +70,16 @@ def test_condition_number_is_estimated_from_below(y, condition):
     assert 0.9 < found.condition / (1 / reg + 1) < 1.1
 
 
+def test_without_a_preconditioner_the_largest_eigenvalue_is_bounded_by_what_was_multiplied(y):
+    """The first direction is y: |A y| / |y| is nearer to a lonely eigenvalue than Rayleigh's quotient."""
+    matrix, reg = with_spectrum(np.r_[1000.0, np.ones(N - 1)]), 1e-3
+    options = {"diag_reg_absolute_scale": True, "rank": 0, "tolerance": 1e-6}
+    found = solve.conjugate_gradient(matrix, y, reg, **options)
+    columns = y.reshape(N, -1)
+    stretched = np.linalg.norm(matrix @ columns, axis=0) / np.linalg.norm(columns, axis=0)
+    assert 0.999 * stretched.max() / reg < found.condition < 1001 * 1.001 / reg
+
+
 def test_duplicated_points_are_solved_with_jitter_that_is_reported():
     x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     x = np.concatenate([x, x])

@@ -1,0 +1,243 @@
+"""Kernel regression with more samples than a matrix fits for: conjugate gradients on tiles, and inducing points.
+
+    python -m benchmarks.regression_scale [--cg N ...] [--plain N ...] [--inducing N ...] [--seconds S]
+
+`cg` is `solve.conjugate_gradient` on `gram.product`, `plain` the same without its preconditioner, `inducing` is
+`solve.inducing`. The kernel is the NTK of a ReLU MLP of three hidden layers; inputs are drawn here, 784 numbers whose
+covariance falls as MNIST's does (9, 50 and 90 % of the variance in 1, 8 and 69 directions; there in 1, 11 and 87), the
+10 targets are those of a ReLU network with noise. Every line is a process of its own, so that its peak of
+resident memory is its own; the bound on it is checked, not assumed. Growth is fitted to what was measured, and nothing
+is extrapolated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+
+INPUTS, OUTPUTS, HIDDEN, LAYERS, NOISE = 784, 10, 512, 3, 0.1
+RELU = (
+    45  # operations of a ReLU layer on one entry, NNGP and NTK together, as in benchmarks.kernels
+)
+TEST = 1000
+GIBIBYTES = 2.0  # of resident memory, for each process
+ROADS = ("plain", "cg", "inducing")
+
+
+def data(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """x, y, and TEST more samples with targets free of noise; the first n are the same for every n."""
+    fixed, drawn = np.random.default_rng(0), np.random.default_rng(1)
+    spread = 1 / (np.arange(INPUTS) + 9.0)
+    turn = np.linalg.qr(fixed.standard_normal((INPUTS, INPUTS)))[0]
+    mix = (spread[:, None] * turn.T).astype(np.float32)
+    first = fixed.standard_normal((INPUTS, HIDDEN)).astype(np.float32) / INPUTS**0.5
+    last = fixed.standard_normal((HIDDEN, OUTPUTS)).astype(np.float32) / HIDDEN**0.5
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x = drawn.standard_normal((count, INPUTS), np.float32) @ mix
+        x *= INPUTS**0.5 / np.linalg.norm(x, axis=1, keepdims=True)
+        clean = np.maximum(x @ first, 0) @ last
+        return x, clean, drawn.standard_normal(clean.shape, np.float32)
+
+    x_test, clean_test, _ = draw(TEST)
+    x, y = np.empty((n, INPUTS), np.float32), np.empty((n, OUTPUTS), np.float32)
+    mean, std = clean_test.mean(0), clean_test.std(0)
+    for start in range(0, n, TEST):
+        rows = slice(start, min(start + TEST, n))
+        part, clean, noise = draw(TEST)
+        count = rows.stop - start
+        x[rows], y[rows] = part[:count], ((clean - mean) / std + NOISE * noise)[:count]
+    return x, y, x_test, (clean_test - mean) / std
+
+
+def one(road: str, n: int, options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Fits n samples by one road in this process; keeps its predictions in the folder."""
+    from ntk import gram, solve, stax
+
+    hidden = [stax.Dense(1, 2**0.5), stax.Relu()] * LAYERS
+    kernel_fn = stax.serial(*hidden, stax.Dense(1))[2]
+    x, y, x_test, clean = data(n)
+    row: dict[str, Any] = {"road": road, "samples": n}
+    begin = time.perf_counter()
+    if road == "inducing":
+        points = x[np.random.default_rng(2).permutation(n)[: options.points]]
+        fit = solve.inducing(kernel_fn, x, y, points, diag_reg=options.diag_reg)
+        row |= {"points": len(points), "unseen": fit.unseen, "jitter": fit.jitter}
+        row |= {"residual": float(np.max(fit.residual))}
+        row["fit_seconds"] = time.perf_counter() - begin
+        predicted = fit.predict(x_test)
+    else:
+        row |= _by_gradients(road, kernel_fn, x, y, options)
+        coefficients = row.pop("coefficients")
+        row["fit_seconds"] = time.perf_counter() - begin
+        predicted = gram.product(kernel_fn, x_test, x)(coefficients)
+    row["test_error"] = float(np.sqrt(np.mean((predicted - clean) ** 2)))
+    np.save(folder / f"{road}-{n}.npy", predicted)
+    # Linux counts in KiB, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    row["peak_gibibytes"] = peak / 2**30
+    row["within_memory"] = row["peak_gibibytes"] < GIBIBYTES
+    return row
+
+
+def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> dict[str, Any]:
+    """Conjugate gradients, every product with its seconds; as many steps as fit into --seconds."""
+    import jax
+
+    from benchmarks import kernels
+    from ntk import gram, solve
+    from ntk.large import tiles
+
+    product, seconds = gram.product(kernel_fn, x), []
+
+    def times(v: Any) -> np.ndarray:
+        start = time.perf_counter()
+        out = product(v)
+        seconds.append((v.shape[1], time.perf_counter() - start))
+        return out
+
+    times(y)  # compiles
+    times(y)
+    reg = options.diag_reg * float(gram.diagonal(kernel_fn, x).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # not converged: the row says so
+        found = solve.conjugate_gradient(
+            times,
+            y,
+            reg,
+            diag_reg_absolute_scale=True,
+            rank=options.rank if road == "cg" else 0,
+            tolerance=options.tolerance,
+            max_steps=max(int(options.seconds / seconds[-1][1]), 1),
+        )
+    later = [s for columns, s in seconds[1:] if columns == OUTPUTS]
+    each, n = statistics.median(later), len(x)
+    tile = tiles.even_tile(min(gram.TILE, n), n)
+    count = -(-n // tile)
+    # Whole tiles of one triangle are computed; each entry serves two products but on the diagonal.
+    entries = count * (count + 1) // 2 * tile**2
+    flops = entries * (2 * INPUTS + LAYERS * RELU) + 2 * OUTPUTS * count**2 * tile**2
+    peak = kernels.peak_flops()
+    return {
+        "coefficients": np.asarray(jax.device_get(found.coefficients)),
+        "residual": float(np.max(found.residual)),
+        "converged": bool(found.converged),
+        "iterations": int(found.iterations),
+        "tile": tile,
+        "condition": float(found.condition),
+        "products": len(seconds),
+        "seconds_per_product": each,
+        "seconds_of_preconditioner": sum(s for columns, s in seconds if columns != OUTPUTS),
+        "peak_gflops": peak / 1e9,
+        "share_of_peak": flops / each / peak,
+    }
+
+
+def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Exponents in n, by least squares on logarithms, where a road was measured at two sizes or more."""
+    found = {}
+    for road in ROADS:
+        for name in ("seconds_per_product", "iterations", "fit_seconds", "peak_gibibytes"):
+            # The iterations of a solve that was cut are those that it was allowed.
+            of = [
+                (r["samples"], r[name])
+                for r in rows
+                if r["road"] == road and name in r and (name != "iterations" or r["converged"])
+            ]
+            if name == "fit_seconds" and road != "inducing":
+                continue
+            if len({n for n, _ in of}) > 1:
+                slope = np.polyfit(*np.log(np.array(of)).T, 1)[0]
+                found[f"{road} {name}"] = {"exponent": float(slope), "at": sorted(n for n, _ in of)}
+    return found
+
+
+def _differences(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
+    """How far inducing points predict from the whole kernel machine, root mean square over that of the latter."""
+    for row in rows:
+        exact = folder / f"cg-{row['samples']}.npy"
+        if row["road"] == "inducing" and exact.exists():
+            whole = np.load(exact)
+            gap = np.load(folder / f"inducing-{row['samples']}.npy") - whole
+            row["from_whole"] = float(np.sqrt(np.mean(gap**2) / np.mean(whole**2)))
+
+
+def _save(path: pathlib.Path, body: dict[str, Any]) -> None:
+    """Rows of the same machine and settings that the file has of other sizes stay."""
+    if path.exists():
+        old = json.loads(path.read_text())
+        if all(old[key] == body[key] for key in ("machine", "settings")):
+            new = {(row["road"], row["samples"]) for row in body["rows"]}
+            kept = [row for row in old["rows"] if (row["road"], row["samples"]) not in new]
+            rows = kept + body["rows"]
+            body["rows"] = sorted(rows, key=lambda r: (ROADS.index(r["road"]), r["samples"]))
+    body["growth"] = growth(body["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    here = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for road in ROADS:
+        sizes = [1000, 2000, 4000] if road != "plain" else [1000, 2000]
+        here.add_argument(f"--{road}", type=int, nargs="*", default=sizes, metavar="N")
+    here.add_argument("--points", type=int, default=500, help="inducing points")
+    here.add_argument("--rank", type=int, default=100, help="of the preconditioner")
+    here.add_argument("--diag_reg", type=float, default=1e-2, help="in units of the mean diagonal")
+    here.add_argument("--tolerance", type=float, default=1e-3, help="of the residual")
+    here.add_argument("--seconds", type=float, default=60.0, help="of products, for each solve")
+    here.add_argument("--out", help="folder of the JSON (default: benchmarks/results)")
+    here.add_argument("--one", nargs=3, metavar=("ROAD", "N", "FOLDER"), help=argparse.SUPPRESS)
+    return here
+
+
+def main(arguments: list[str]) -> int:
+    """Runs every size of every road; 1 where a process held more memory than it may."""
+    options = parser().parse_args(arguments)
+    if options.one:
+        road, n, folder = options.one
+        print(json.dumps(one(road, int(n), options, pathlib.Path(folder))))
+        return 0
+    from benchmarks import harness
+
+    names = ("points", "rank", "diag_reg", "tolerance", "seconds")
+    settings = {name: getattr(options, name) for name in names} | {
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+        "layers": LAYERS,
+        "bound_gibibytes": GIBIBYTES,
+    }
+    folder = pathlib.Path(options.out or pathlib.Path(__file__).parent / "results")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as kept:
+        for road in ROADS:
+            for n in getattr(options, road):
+                command = [sys.executable, "-m", "benchmarks.regression_scale", *arguments]
+                command += ["--one", road, str(n), kept]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                _differences(rows, pathlib.Path(kept))
+                print(json.dumps(rows[-1]), flush=True)
+                body = {"machine": harness.machine(), "settings": settings, "rows": [*rows]}
+                _save(folder / "regression_scale.json", body)
+    return int(not all(row["within_memory"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

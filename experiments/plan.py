@@ -1,0 +1,293 @@
+"""What a study would take, before anyone runs it: units, steps, memory, flops, hours; ``--plan`` on the command line.
+
+Of every grid one unit is measured, its cheapest, or chunks of it where it is trained; nothing is kept. The study then
+goes on with that one measurement in the place of all units of the grid, so that grids whose shape depends on what came
+before are met too. All that is said of units that were not measured is arithmetic, and is marked so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import contract, loop, tasks
+
+PATIENCE = 60.0
+"""Seconds within which a unit, a first chunk, or what stands between two grids has to end."""
+ENOUGH = 1.0  # seconds of chunks that are worth a measurement
+DEVICES = (1, 8, 64)
+
+
+class Part(NamedTuple):
+    """One grid.
+
+    Attributes:
+        name: of the grid.
+        label: of the unit that was measured.
+        units: of the grid.
+        steps: that one unit reports.
+        seconds: of the whole unit, from what was measured of it.
+        total: seconds of all units, each at its own cost where the study says costs.
+        longest: seconds of the most expensive one.
+        words: what was measured.
+    """
+
+    name: str
+    label: str
+    units: int
+    steps: int
+    seconds: float
+    total: float
+    longest: float
+    words: str
+
+
+class _Late(BaseException):
+    """Nothing came to an end; no study catches it as an error of its own."""
+
+
+class Plan:
+    """Measures one unit of each grid that a study comes to; the ``plan`` of a `loop.Session`."""
+
+    def __init__(self, work: loop.Work) -> None:
+        self.work, self.parts, self.reported, self.at = work, [], 0, ""
+        self.outside, self.since = 0.0, time.monotonic()
+
+    def progress(self, steps: int, name: str, loss: float) -> None:
+        """Steps that a study reports itself, in units or between grids."""
+        self.reported += steps
+
+    def units(
+        self, program: Any, data: Any, points: Sequence[Mapping[str, Any]], labels: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """What one unit measured, for each of the points; see `experiments.grid.train_grid`."""
+        self.outside += time.monotonic() - self.since
+        self.at = program.name
+        _wait()
+        if not points:
+            return []
+        known = [loop.cost(self.work, label) for label in labels]
+        costs = [1.0 if cost is None else cost for cost in known]
+        if None in known:
+            # Nobody said: the point whose numbers are the lowest is the smallest as a rule.
+            costs = [1.0] * len(points)
+            chosen = min(range(len(points)), key=lambda i: _numbers(points[i]))
+        else:
+            chosen = min(range(len(points)), key=costs.__getitem__)
+        before = self.reported
+        measure = _trained if program.trains else _computed
+        found, steps, seconds, words = measure(program, data, points[chosen])
+        if not program.trains:
+            steps += self.reported - before
+        self.reported = before
+        ratios = [cost / costs[chosen] if costs[chosen] else 1.0 for cost in costs]
+        sums = seconds * sum(ratios), seconds * max(ratios)
+        self.parts.append(
+            Part(program.name, labels[chosen], len(points), steps, seconds, *sums, words)
+        )
+        self.at, self.since = "", time.monotonic()
+        _wait()
+        return [found] * len(points)
+
+
+def _numbers(point: Mapping[str, Any]) -> list[float]:
+    return [v for v in point.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+
+
+def _trained(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, int, float, str]:
+    """Some chunks of some of a unit's runs, with its records filled up by the last ones."""
+    training = program.unit(data, **point)
+    compiled = training.compile()
+    _wait()
+    count, chunks = len(training.seeds), 1
+    together = count if compiled.runs else min(count, loop.side_by_side(compiled))
+    runs = training.learning_rates[:together], training.seeds[:together]
+    while True:
+        start = time.monotonic()
+        records = loop.train_runs(compiled, training.data, *runs, chunks=chunks, name=program.name)
+        seconds = time.monotonic() - start
+        if seconds > ENOUGH or chunks == training.chunks:
+            break
+        chunks = min(training.chunks, math.ceil(chunks * 2 * ENOUGH / seconds))
+    rows, columns = (
+        np.arange(count) % together,
+        np.minimum(np.arange(training.chunks + 1), chunks),
+    )
+    kept = training.keep({key: value[rows][:, columns] for key, value in records.items()})
+    share = count * training.chunks / (together * chunks)
+    done = together * chunks * compiled.steps
+    words = (
+        f"{done:,} of its {count * training.steps:,} steps in {seconds:.3g} s "
+        f"({1e3 * seconds / done:.3g} ms each); compiled in {compiled.compile_seconds:.3g} s, not counted, once a shape"
+    )
+    arrays = contract.arrays(f"keep of a unit of {program.name!r}", kept)
+    return arrays, count * training.steps, seconds * share, words
+
+
+def _computed(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, int, float, str]:
+    """A whole unit, and again where that is quick: the second time nothing is compiled."""
+    spent: list[float] = []
+    while not spent or (len(spent) < 2 and spent[0] < PATIENCE / 4):
+        start = time.monotonic()
+        found = contract.arrays(f"a unit of the grid {program.name!r}", program.unit(data, **point))
+        spent.append(time.monotonic() - start)
+    told = "" if len(spent) > 1 else ", compilation included"
+    return found, program.steps, spent[-1], f"the whole unit in {spent[-1]:.3g} s{told}"
+
+
+def text(
+    study: ModuleType, config: Any, checked: Sequence[tuple[float, str]], devices: int = 1
+) -> str:
+    """The plan of a configuration that its study has accepted, in lines.
+
+    Args:
+        study: its module.
+        config: the configuration.
+        checked: (bytes, what) of the allocations that the study has checked, see `checks.allocations`.
+        devices: asked for on the command line; the hours on so many are said too.
+
+    Raises:
+        ValueError: nothing of it could be measured; says why.
+    """
+    total, work = contract.total_steps(study, config), contract.work(study, config)
+    plan = Plan(work)
+    rest = _follow(study, config, plan)
+    if not plan.parts:
+        raise ValueError(
+            f"{config.study} cannot be planned: {rest or 'it has no grid of units (experiments.grid.train_grid)'}"
+        )
+    lines = [f"plan of {config.study}, nothing is kept; (a) marks what is only arithmetic"]
+    lines += _sizes(config, plan, total, work, checked)
+    kind = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores of the host"
+    lines += [
+        f"measured  {p.label}: {p.words}" + f"; {p.units:,} such units" * (p.units > 1)
+        for p in plan.parts
+    ]
+    lines.append(f"          on {kind}; between the grids {plan.outside:.3g} s")
+    known = sum(p.units * p.steps for p in plan.parts) + plan.reported
+    # Only of what reports steps: a grid that reports none is not a share of them.
+    share = total / known if known and total else 1.0
+    seconds = sum(p.total * (share if p.steps else 1.0) for p in plan.parts)
+    longest = max(p.longest for p in plan.parts)
+    units = sum(p.units for p in plan.parts)
+    told = [f"on {n}: {_hours(max(seconds / n, longest) + plan.outside)}" for n in _counts(devices)]
+    lines.append(
+        f"hours     (a) on devices of this kind, {', '.join(told)}; longest unit {_hours(longest)}"
+    )
+    alike = [p.name for p in plan.parts if p.units > 1 and loop.cost(work, p.label) is None]
+    weighted = [p.name for p in plan.parts if loop.cost(work, p.label) is not None]
+    if weighted:
+        lines.append(
+            f"          (a) units of {', '.join(weighted)} are weighted by the costs that the study states"
+        )
+    if alike:
+        lines.append(
+            f"          (a) every unit of {', '.join(alike)} is taken to cost what the measured one does, as the study "
+            "does not say: too little where sizes grow"
+        )
+    if abs(share - 1) > 1e-6:
+        lines.append(
+            f"          (a) the units that were met are {known:,} of {total:,} steps; the rest at their mean cost"
+        )
+    if units < max(_counts(devices)):
+        lines.append(f"          (a) {units:,} units share no more than so many devices")
+    return "\n".join(lines + ([f"not met   {rest}"] if rest else []))
+
+
+def _sizes(config: Any, plan: Plan, total: int, work: loop.Work, checked: Any) -> list[str]:
+    grids = ", ".join(f"{p.name} {p.units:,}" for p in plan.parts)
+    lines = [
+        f"units     {sum(p.units for p in plan.parts):,} ({grids})",
+        f"steps     {total:,}",
+    ]
+    held = []
+    if "task" in config:
+        task = tasks.load(config.task)
+        size = sum(np.asarray(v).nbytes for v in jax.tree.leaves((task.train, task.test)))
+        held.append(f"data {_bytes(size)}")
+    if checked:
+        size, what = max(checked)
+        held.append(f"largest allocation checked (a) {_bytes(size)}, {what}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    held.append(f"this process, with the units it measured, held {_bytes(peak)}")
+    lines.append(f"memory    {'; '.join(held)}")
+    if work:
+        flops = loop.FLOPS * sum(steps * cost for steps, cost in work.values())
+        lines.append(
+            f"flops     (a) at most {flops:.2g}: the seconds that the study states, at {loop.FLOPS:.0e} a second"
+        )
+    else:
+        lines.append(
+            "flops     not known: the study does not say what its steps cost (work(config))"
+        )
+    return lines
+
+
+def _follow(study: ModuleType, config: Any, plan: Plan) -> str:
+    """Runs the study with one unit a grid; returns why it did not come to its end, or nothing."""
+    with _timely():
+        try:
+            study.run(config, loop.Session(plan=plan, progress=plan.progress))
+        except _Late:
+            where = f"a unit of {plan.at}" if plan.at else "what stands between its grids"
+            return (
+                f"{where} does not end within {PATIENCE:g} s here; what comes after it is not known"
+            )
+        except Exception as error:  # made-up measurements can stop any study
+            if not plan.parts:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return f"what comes after {plan.parts[-1].name} needs real results ({reason})"
+        finally:
+            plan.outside += 0.0 if plan.at else time.monotonic() - plan.since
+    return ""
+
+
+@contextlib.contextmanager
+def _timely() -> Iterator[None]:
+    """Lets `_wait` raise `_Late` in the main thread, which alone can be told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: Any) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        _wait()
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _wait() -> None:
+    """From now on, PATIENCE seconds."""
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+
+def _counts(devices: int) -> list[int]:
+    return sorted({*DEVICES, devices})
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} h" if seconds >= 36 else f"{seconds:.3g} s"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 2**20:.3g} MiB" if size < 2**30 else f"{size / 2**30:.3g} GiB"
