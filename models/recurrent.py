@@ -25,6 +25,10 @@ class RNN(nn.Module):
     Raises:
         ValueError: a field out of range; inputs that are not (N, T, d).
 
+    Kernels: `ntk.infinite_width` takes this module, or a function of its outputs (its last step), with the identity
+    as activation, and refuses relu, tanh and erf in it. `flax.linen.RNN(SimpleCell)` with a readout of its last
+    state, out[:, -1], has kernels with tanh.
+
     Source: for the kernels of such networks Alemohammad et al. 2021, arXiv:2006.10246.
     """
 
