@@ -22,11 +22,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
 
-import metrics
 from ntk import show
 
 
@@ -149,20 +147,6 @@ def equals(
     return Claim(
         name, source, statement, str(measured), f"is {expected}", passed, None, control, needs
     )
-
-
-def power_law(x: Any, y: Any) -> metrics.PowerLaw:
-    """Power law through values (points,) or (seeds, points); nan where one of them is lost or not positive.
-
-    Args:
-        x: the points, such as widths.
-        y: the values.
-    """
-    x, y = np.asarray(x), np.asarray(y)
-    if not (np.isfinite(y) & (y > 0)).all():
-        nothing = np.full(2, np.nan)
-        return metrics.PowerLaw(np.nan, np.nan, np.nan, nothing, nothing, nothing)
-    return metrics.fit_power_law(x, y, jax.random.key(0))
 
 
 def over_seeds(

@@ -18,7 +18,8 @@ from experiments.claims import (
     over_seeds,
     within,
 )
-from experiments.judges import as_lost, power_law
+from experiments.fits import power_law
+from experiments.judges import as_lost
 
 YANG = "Yang & Hu 2021, arXiv:2011.14522"
 JACOT = "Jacot et al. 2018, arXiv:1806.07572"

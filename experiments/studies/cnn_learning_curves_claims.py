@@ -9,7 +9,8 @@ import xarray as xr
 
 import metrics
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
-from experiments.judges import as_lost, power_law
+from experiments.fits import power_law
+from experiments.judges import as_lost
 from limits import eigenlearning
 
 CFW = "Cagnetta et al. 2023"

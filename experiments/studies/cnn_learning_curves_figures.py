@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.drawing import DASHED, INK, PALETTE, figure, style
-from experiments.judges import power_law
+from experiments.fits import power_law
 from experiments.studies.cnn_learning_curves_claims import (
     CASES,
     SMOOTHNESS,

@@ -16,8 +16,8 @@ import xarray as xr
 
 import limits
 from experiments import checks, losses, tasks
+from experiments.fits import power_law
 from experiments.grid import Axis, Program, Variable, array, train_grid
-from experiments.judges import power_law
 from experiments.loop import Session
 from experiments.studies import feature_learning_limit_networks as networks
 from experiments.studies.feature_learning_limit_claims import claims

@@ -15,8 +15,8 @@ import xarray as xr
 import limits
 import ntk
 from experiments import losses, tasks
+from experiments.fits import power_law
 from experiments.grid import Axis, Program, Variable, array, train_grid
-from experiments.judges import power_law
 from experiments.loop import Session
 from experiments.train import ONCE
 from limits import feature_learning as one_layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from experiments import fits
 from experiments.claims import Claim, at_least, at_most, over_seeds
 from experiments.judges import as_lost
 
@@ -58,5 +59,4 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def slope(logs: xr.DataArray) -> xr.DataArray:
     """Of each seed, over the logarithm of the dimension, by least squares."""
-    x = np.log(logs.dim) - np.log(logs.dim).mean()
-    return (x * logs).sum("dim", skipna=False) / (x * x).sum()
+    return fits.slope(logs, np.log(logs.dim))

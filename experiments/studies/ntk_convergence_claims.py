@@ -10,7 +10,8 @@ import xarray as xr
 
 import metrics
 from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
-from experiments.judges import as_lost, completed, power_law
+from experiments.fits import power_law
+from experiments.judges import as_lost, completed
 
 JACOT = "Jacot et al. 2018"
 ALIGNED = 0.5  # size of the target along the principal component

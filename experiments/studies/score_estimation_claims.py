@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
+from experiments import fits
 from experiments.claims import Claim, at_least, at_most, over_seeds, within
 from experiments.judges import as_lost, completed
 
@@ -31,8 +32,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def slope(values: xr.DataArray) -> xr.DataArray:
     """Of log(values) in log(examples), by least squares."""
-    x = np.log(values.examples) - np.log(values.examples).mean()
-    return (np.log(values) * x).sum("examples", skipna=False) / (x**2).sum()
+    return fits.slope(np.log(values), np.log(values.examples))
 
 
 def _flow(data: xr.Dataset, level: str) -> list[tuple]:

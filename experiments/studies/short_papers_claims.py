@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from experiments import fits
 from experiments.claims import Claim, at_least, at_most, over_seeds
 from experiments.judges import as_lost, completed
 
@@ -71,5 +72,4 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def doubling(values: xr.DataArray) -> xr.DataArray:
     """Slope in log2(width), by least squares."""
-    x = np.log2(values.width) - np.log2(values.width).mean()
-    return (values * x).sum("width", skipna=False) / (x**2).sum()
+    return fits.slope(values, np.log2(values.width))
