@@ -35,12 +35,12 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 # Each study with its claims table, figures and page; of several studies, one table of all claims at the end.
-reproduce: install
-	@for study in $(STUDIES); do \
-	  $(BIN)/python -m experiments.run --config=experiments/configs/$$study.py:$(PRESET) \
-	    --workdir=$(RUNS)/$$study-$(PRESET) || exit $$?; \
-	done
+# Several side by side: make --jobs=4 --output-sync reproduce, where memory and cores allow.
+reproduce: $(STUDIES:%=reproduce-%)
 	@$(if $(word 2,$(STUDIES)),$(BIN)/python -m experiments.report $(foreach study,$(STUDIES),$(RUNS)/$(study)-$(PRESET)))
+
+reproduce-%: install
+	@$(BIN)/python -m experiments.run --config=experiments/configs/$*.py:$(PRESET) --workdir=$(RUNS)/$*-$(PRESET)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -29,7 +29,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, contract, files, page, plotting, rundir, seals, settings, signals
+from experiments import claims, contract, files, page, plots, rundir, seals, settings, signals
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 README_HEAD = "| study | paper | configuration | claims | figure |\n" + "| - " * 5 + "|"
@@ -175,7 +175,7 @@ def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Pictur
     with files.named(folder):
         folder.mkdir(exist_ok=True)
     drawn = {}
-    with plotting.style():
+    with plots.style():
         for kind, metadata in (
             ("png", {"Title": name}),
             ("pdf", {"Title": name, "CreationDate": None}),

@@ -12,7 +12,7 @@ from flax import linen
 import limits
 import models
 import ntk
-from experiments import families, judges, plotting, tasks
+from experiments import families, judges, plots, tasks
 from experiments.studies import neural_collapse_claims
 from metrics import collapse
 from ntk import arguments, gram, predict, solve, stax
@@ -73,7 +73,7 @@ OPEN = {
         "MLP", tasks.Task("t", None, None, 1, (2,)), depth=1, **k
     ),
     "experiments.families.load": lambda **k: families.load("MLP", outputs=1, **k),
-    "experiments.result_plots.plot": lambda **k: plotting.plot(collapse.Estimate(1.0, 0.1), **k),
+    "experiments.plots.results.plot": lambda **k: plots.plot(collapse.Estimate(1.0, 0.1), **k),
     "experiments.judges.at_least": lambda **k: judges.at_least("n", "s", "t", 1.0, 0.0, **k),
     "experiments.judges.at_most": lambda **k: judges.at_most("n", "s", "t", 1.0, 2.0, **k),
     "experiments.judges.near": lambda **k: judges.near("n", "s", "t", 1.0, 1.0, 0.1, **k),

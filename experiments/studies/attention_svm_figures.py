@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.studies.attention_svm_claims import wilson
 
 

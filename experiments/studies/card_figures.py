@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing, plotting
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
+from experiments import plots
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 
 
 def coordinates(data: xr.Dataset) -> Figure:
@@ -17,7 +18,7 @@ def coordinates(data: xr.Dataset) -> Figure:
     )
     layers = {"layer": data.coordinate_layer.values.astype(str)}
     change, slope = (found[n].assign_coords(layers) for n in found)
-    return plotting.coordinate_check(change, slope, xr.zeros_like(slope))
+    return plots.coordinate_check(change, slope, xr.zeros_like(slope))
 
 
 @style()
@@ -181,7 +182,7 @@ def transfer(data: xr.Dataset) -> Figure:
             ("seed", "seed"),
         )
     }
-    return plotting.loss_curves(data.transfer_loss.rename(names))
+    return plots.loss_curves(data.transfer_loss.rename(names))
 
 
 @style()

@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.fits import power_law
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.studies.cnn_learning_curves_claims import (
     CASES,
     SMOOTHNESS,

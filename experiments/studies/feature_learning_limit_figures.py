@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from experiments import drawing
+from experiments.plots import drawing
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

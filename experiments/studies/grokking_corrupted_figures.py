@@ -9,8 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, curve, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, curve, figure, style
 
 COLORS = {"train": PALETTE[0], "corrupted": PALETTE[1], "test": PALETTE[2]}
 WORDS = {

@@ -9,8 +9,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import drawing, plotting
-from experiments.drawing import DASHED, INK, PALETTE, curve
+from experiments import plots
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, curve
 
 TRAIN, TEST, THEORY = PALETTE[0], PALETTE[1], {"color": INK, "linewidth": 1, "linestyle": DASHED}
 
@@ -27,7 +28,7 @@ def figures(data: xr.Dataset, times: xr.Dataset) -> dict[str, Any]:
         "digits": digits(data),
     }
     wait = (data.map_test_time - data.map_train_time).median("map_seed")
-    made["map"] = plotting.heat_map(
+    made["map"] = plots.heat_map(
         np.log10(wait.where(np.isfinite(wait)))
         .rename(map_alpha="alpha", map_epsilon="epsilon")
         .assign_attrs(long_name="log10 of the delay in steps"),
@@ -37,7 +38,7 @@ def figures(data: xr.Dataset, times: xr.Dataset) -> dict[str, Any]:
         "end.",
     )
     law = data.width_law
-    made["width"] = plotting.scaling_law(
+    made["width"] = plots.scaling_law(
         data.width_distance.median("seed").assign_attrs(long_name="distance from infinite width"),
         float(law.sel(law="exponent")),
         float(law.sel(law="prefactor")),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.studies.information_plane_claims import compression, last
 
 WORDS = {"shuffled": "tanh, shuffled labels"}

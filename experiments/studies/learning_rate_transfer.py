@@ -18,7 +18,7 @@ import xarray as xr
 
 import limits
 import metrics
-from experiments import checks, families, grid, losses, plotting, rates, tasks
+from experiments import checks, families, grid, losses, plots, rates, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session, flops, seconds
 from experiments.studies.learning_rate_transfer_claims import claims, optima
@@ -474,11 +474,11 @@ def figures(data: xr.Dataset) -> dict[str, Any]:
     best = optima(data)
     for optimizer in data.optimizer.values:
         chosen = data.sel(optimizer=optimizer).swap_dims(rate="learning_rate")
-        made[f"loss_{optimizer}"] = plotting.loss_curves(
+        made[f"loss_{optimizer}"] = plots.loss_curves(
             chosen.sweep_loss.assign_attrs(long_name=f"training loss ({optimizer})")
         )
         line = best.sel(optimizer=optimizer)
-        made[f"optimum_{optimizer}"] = plotting.optimum_against_width(
+        made[f"optimum_{optimizer}"] = plots.optimum_against_width(
             2**line.log2_rate,
             2 ** (line.log2_rate - 2 * line.standard_error.fillna(0)),
             2 ** (line.log2_rate + 2 * line.standard_error.fillna(0)),
@@ -486,10 +486,10 @@ def figures(data: xr.Dataset) -> dict[str, Any]:
     followed = _renamed(
         data.reset_coords()[["sharpness", "trajectory_learning_rate"]], "trajectory_"
     )
-    made["sharpness"] = plotting.sharpness_over_training(followed.sharpness, followed.learning_rate)
+    made["sharpness"] = plots.sharpness_over_training(followed.sharpness, followed.learning_rate)
     if "slope" in data:
         checked = _renamed(data[["change", "slope", "slope_predicted"]], "coordinate_")
-        made["coordinates"] = plotting.coordinate_check(
+        made["coordinates"] = plots.coordinate_check(
             checked.change, checked.slope, checked.slope_predicted
         )
     return made

@@ -5,8 +5,8 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import PALETTE, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import PALETTE, figure, style
 from experiments.studies.lottery_ticket_claims import MASKS, NETS
 
 

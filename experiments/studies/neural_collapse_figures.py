@@ -9,8 +9,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments import drawing, plotting
-from experiments.drawing import DASHED, INK, MUTED, PALETTE, figure, style
+from experiments import plots
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, MUTED, PALETTE, figure, style
 from experiments.studies.neural_collapse_claims import fitted, frame_errors, modes, part_of
 
 
@@ -217,7 +218,7 @@ def training(net: xr.Dataset, name: str, task: str) -> Figure:
     }
     for key, title in titles.items():
         measures[key].attrs["long_name"] = title
-    return plotting.collapse_over_training(
+    return plots.collapse_over_training(
         measures,
         caption=f"{name} on {task}: collapse of each layer over training; every measure is 0 at collapse. Look how it "
         "stays away in the nonlinear layers and goes on from the features through the linear ones. A share of 0 "

@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, MUTED, PALETTE, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, MUTED, PALETTE, figure, style
 from limits import eigenlearning
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 
 
 def figures(data: xr.Dataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import claims, page, plotting, report, rundir
+from experiments import claims, page, plots, report, rundir
 
 MANIFEST = {
     "study": "tiny",
@@ -39,7 +39,7 @@ def study_claims(data):
 
 
 def study_figures(data):
-    return {"loss_curves": plotting.loss_curves(data["losses"])}
+    return {"loss_curves": plots.loss_curves(data["losses"])}
 
 
 @pytest.fixture(autouse=True)

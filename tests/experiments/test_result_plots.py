@@ -17,7 +17,8 @@ import limits
 import metrics
 import models
 import ntk
-from experiments import claims, drawing, plotting
+from experiments import claims, plots
+from experiments.plots import drawing
 from limits import (
     boundary_tilting,
     cbow,
@@ -184,9 +185,9 @@ def test_a_result_says_itself_and_is_drawn_in_one_line(kind):
     assert table.endswith("</table>")
     if kind in WITHOUT:
         with pytest.raises(TypeError, match=f"{kind.__name__} holds no numbers"):
-            plotting.plot(result)
+            plots.plot(result)
         return
-    figure = plotting.plot(result)
+    figure = plots.plot(result)
     assert isinstance(figure, Figure)
     assert figure.get_label(), "no caption"
     drawn = [ax for ax in figure.axes if ax.has_data()]
@@ -196,24 +197,24 @@ def test_a_result_says_itself_and_is_drawn_in_one_line(kind):
 
 def test_several_results_are_drawn_by_name_and_claims_in_a_list():
     found = metrics.neural_collapse(jnp.asarray(X), jnp.asarray(Y), 2)
-    assert len(plotting.plot({"one": found, "two": found}).axes) > 1
+    assert len(plots.plot({"one": found, "two": found}).axes) > 1
     one = claims.at_most("a claim", "a paper", "a number", 0.2, 0.5)
     control = claims.at_most("a control", "a paper", "a number", 2.0, 0.5, control=True)
-    ax = plotting.plot([one, control], caption="ours").axes[0]
+    ax = plots.plot([one, control], caption="ours").axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a control", "a claim"]
     left, right = (line.get_xdata()[0] for line in ax.lines[:2])
     assert left < 0 < right
     exact = claims.at_most("exact", "a paper", "a number", 0.0, 0.0)
     words = claims.equals("words", "a paper", "a word", "right", "right")
-    assert len(plotting.plot([exact, words]).axes[0].lines) == 3
+    assert len(plots.plot([exact, words]).axes[0].lines) == 3
 
 
 def test_what_is_no_result_is_refused():
     for wrong in (3, np.ones(3), "text", [], {}, [1, 2]):
         with pytest.raises(TypeError, match="has no figure; plot takes results"):
-            plotting.plot(wrong)
+            plots.plot(wrong)
     with pytest.raises(TypeError, match="captoin"):
-        plotting.plot(metrics.Estimate(jnp.array(1.0), jnp.array(0.1)), captoin="x")
+        plots.plot(metrics.Estimate(jnp.array(1.0), jnp.array(0.1)), captoin="x")
 
 
 def test_a_result_inside_jit_has_a_repr():

@@ -1,9 +1,4 @@
-"""The figures of the studies: labelled arrays in, a matplotlib Figure out; nothing is shown, nothing is global.
-
-Colours can be told apart with any colour vision (Okabe & Ito 2008; the sequential scale is viridis, wider is darker).
-A figure carries its caption, what to look at, in its label: ``figure.get_label()``; `experiments.report` prints it.
-The results of `metrics` have figures of their own, in `metric_plots` and `feature_plots`; all are found here by name.
-"""
+"""One figure, one function: loss curves, optima, coordinate checks and scaling laws of runs over widths."""
 
 from __future__ import annotations
 
@@ -11,64 +6,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, curve, figure, split, style
-from experiments.feature_plots import (
-    cka_matrix,
-    class_means,
-    collapse_over_training,
-    effective_rank,
-    feature_change,
-    generalized_collapse,
-    kernel_spectrum,
-    neural_collapse,
-    participation,
-    weight_movement,
-)
-from experiments.metric_plots import (
-    batch_sharpness,
-    diagonal,
-    edge_of_stability,
-    eigenpairs,
-    estimates,
-    example_scores,
-    forgetting,
-    opposing_signals,
-    spectral_density,
-)
-from experiments.result_plots import plot
-
-__all__ = [
-    "batch_sharpness",
-    "cka_matrix",
-    "class_means",
-    "collapse_over_training",
-    "coordinate_check",
-    "diagonal",
-    "edge_of_stability",
-    "effective_rank",
-    "eigenpairs",
-    "estimates",
-    "example_scores",
-    "feature_change",
-    "figure",
-    "forgetting",
-    "generalized_collapse",
-    "heat_map",
-    "kernel_spectrum",
-    "loss_curves",
-    "neural_collapse",
-    "opposing_signals",
-    "optimum_against_width",
-    "participation",
-    "plot",
-    "scaling_law",
-    "sharpness_over_training",
-    "spectral_density",
-    "style",
-    "training_dynamics",
-    "weight_movement",
-]
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, curve, figure, split, style
 
 
 @style()

@@ -17,9 +17,10 @@ from matplotlib.ticker import MaxNLocator
 import limits
 import metrics
 import ntk
-from experiments import drawing, feature_plots, metric_plots
-from experiments.drawing import DASHED, INK, PALETTE, figure, style
 from experiments.judges import Claim, verdict
+from experiments.plots import curvature, drawing, training
+from experiments.plots import features as of_features
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 from metrics import collapse, examples, features, kernels, spectra, stability
 
 
@@ -125,7 +126,7 @@ def power_law(law: metrics.PowerLaw, *, caption: str = "") -> Figure:
     caption = caption or (
         f"Fitted law y = {law.prefactor:.3g} x^{law.exponent:.3g}"
         + (f" + {law.offset:.3g}" if law.offset else "")
-        + ": its numbers with their confidence intervals. Its curve over the points: plotting.scaling_law."
+        + ": its numbers with their confidence intervals. Its curve over the points: plots.scaling_law."
     )
     names = ("exponent", "prefactor", "offset")
     made, axes = figure(names, caption=caption, sharey=False, panel=(2.6, 1.6))
@@ -155,15 +156,13 @@ def optimum(found: metrics.Optimum, *, caption: str = "") -> Figure:
 
 def coordinate_check(check: limits.CoordinateCheck, *, caption: str = "") -> Figure:
     """Change of every layer against width after the last step, over what the regime predicts."""
-    from experiments import plotting
-
     layers, widths = list(check.layers), check.widths
     change = np.exp(np.log(check.change[:, :, -1]).mean(axis=1))
     expected = check.predicted.change
     if len(expected) != len(layers):  # several layers of one place, as in attention
         expected = [expected[0]] * (len(layers) - 1) + [expected[-1]]
     predicted = [float(exponent) for exponent in expected]
-    return plotting.coordinate_check(
+    return training.coordinate_check(
         xr.DataArray(change, dims=("width", "layer"), coords={"width": widths, "layer": layers}),
         xr.DataArray(check.change_scaling.exponent[-1], dims="layer", coords={"layer": layers}),
         xr.DataArray(predicted, dims="layer", coords={"layer": layers}),
@@ -234,14 +233,14 @@ def claims(found: Claim | Sequence[Claim], *, caption: str = "") -> Figure:
 
 
 def _estimate(found: Any, **options: Any) -> Figure:
-    """A number or several with their errors; trees of them as `metric_plots.diagonal` draws them."""
+    """A number or several with their errors; trees of them as `curvature.diagonal` draws them."""
     if isinstance(found, Mapping):
-        return metric_plots.estimates(found, "value", **options)
+        return curvature.estimates(found, "value", **options)
     if all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(found)):
-        return metric_plots.estimates({"": found}, "value", **options)
+        return curvature.estimates({"": found}, "value", **options)
     if hasattr(found[0], "shape"):
         return fields(found, **options)
-    return metric_plots.diagonal(found, **options)
+    return curvature.diagonal(found, **options)
 
 
 FIGURES: dict[type, Callable[..., Figure]] = {
@@ -249,17 +248,17 @@ FIGURES: dict[type, Callable[..., Figure]] = {
     ntk.Kernel: kernel,
     limits.CoordinateCheck: coordinate_check,
     limits.Parametrized: parametrized,
-    metrics.Collapse: feature_plots.neural_collapse,
+    metrics.Collapse: of_features.neural_collapse,
     metrics.Estimate: _estimate,
     metrics.Optimum: optimum,
     metrics.PowerLaw: power_law,
-    metrics.Sharpness: metric_plots.eigenpairs,
-    collapse.Generalized: feature_plots.generalized_collapse,
-    examples.Forgetting: metric_plots.forgetting,
-    features.Change: feature_plots.feature_change,
-    features.Rank: feature_plots.effective_rank,
-    kernels.Movement: feature_plots.weight_movement,
-    kernels.Spectrum: feature_plots.kernel_spectrum,
-    spectra.Spectrum: metric_plots.spectral_density,
-    stability.EdgeReport: metric_plots.edge_of_stability,
+    metrics.Sharpness: curvature.eigenpairs,
+    collapse.Generalized: of_features.generalized_collapse,
+    examples.Forgetting: curvature.forgetting,
+    features.Change: of_features.feature_change,
+    features.Rank: of_features.effective_rank,
+    kernels.Movement: of_features.weight_movement,
+    kernels.Spectrum: of_features.kernel_spectrum,
+    spectra.Spectrum: curvature.spectral_density,
+    stability.EdgeReport: curvature.edge_of_stability,
 }

@@ -11,8 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, figure, split, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, figure, split, style
 from metrics import spectra
 from metrics.curvature import Sharpness
 from metrics.estimate import Estimate

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import drawing, plotting
+from experiments import plots
+from experiments.plots import drawing
 from metrics import collapse, examples, features, geometry, kernels, noise, spectra, stability
 from metrics.curvature import Sharpness
 from metrics.estimate import Estimate
@@ -51,20 +52,18 @@ def every_figure():
     phase = array([[0, 0.2, 1], [0.1, 0.9, np.nan]], wd=[0, 1], fraction=[0.1, 0.5, 0.9])
     points = array([4, 2, 1], width=WIDTHS)
     return {
-        "loss": plotting.loss_curves(losses()),
-        "loss of one rule": plotting.loss_curves(losses().sel(parametrization="mup", seed=0)),
-        "optimum": plotting.optimum_against_width(optimum, optimum / 2, optimum * 2),
-        "sharpness": plotting.sharpness_over_training(sharpness, 0.5),
-        "coordinates": plotting.coordinate_check(change, slopes, slopes),
-        "spectrum": plotting.spectral_density(density, theory=density, outliers=[4.0, 5.0]),
-        "collapse": plotting.collapse_over_training(xr.Dataset({"nc1": nc, "nc2": nc, "nc3": nc})),
-        "dynamics": plotting.training_dynamics(curves, curves.isel(seed=0, drop=True)),
-        "phase": plotting.heat_map(phase, contour=0.5),
-        "two-sided phase": plotting.heat_map(phase, center=0.5),
-        "words": plotting.heat_map(
-            array(np.ones((2, 2)), rule=["a", "b"], optimizer=["sgd", "adam"])
-        ),
-        "scaling": plotting.scaling_law(
+        "loss": plots.loss_curves(losses()),
+        "loss of one rule": plots.loss_curves(losses().sel(parametrization="mup", seed=0)),
+        "optimum": plots.optimum_against_width(optimum, optimum / 2, optimum * 2),
+        "sharpness": plots.sharpness_over_training(sharpness, 0.5),
+        "coordinates": plots.coordinate_check(change, slopes, slopes),
+        "spectrum": plots.spectral_density(density, theory=density, outliers=[4.0, 5.0]),
+        "collapse": plots.collapse_over_training(xr.Dataset({"nc1": nc, "nc2": nc, "nc3": nc})),
+        "dynamics": plots.training_dynamics(curves, curves.isel(seed=0, drop=True)),
+        "phase": plots.heat_map(phase, contour=0.5),
+        "two-sided phase": plots.heat_map(phase, center=0.5),
+        "words": plots.heat_map(array(np.ones((2, 2)), rule=["a", "b"], optimizer=["sgd", "adam"])),
+        "scaling": plots.scaling_law(
             points, -1.0, 256.0, low=points / 2, high=points * 2, theory=-1.0
         ),
     }
@@ -106,32 +105,28 @@ def every_metric_figure():
     losses = jnp.asarray(1 + np.outer(np.arange(30) % 2, [3, 2, 0, 0, -1, -1]), jnp.float32)
     estimate = Estimate(jnp.array(2.0), jnp.array(0.5))
     return {
-        "estimates": plotting.estimates({"a": estimate, "b": Estimate(jnp.inf, jnp.inf)}, "trace"),
-        "diagonal": plotting.diagonal(Estimate(params, params)),
-        "eigenpairs": plotting.eigenpairs({"start": pairs, "end": pairs}),
-        "eigenpairs alone": plotting.eigenpairs(pairs),
-        "spectrum": plotting.spectral_density(spectrum, outliers=[5.0]),
-        "edge": plotting.edge_of_stability(stability.edge_of_stability(ratio, 1.0)),
-        "batch": plotting.batch_sharpness(
+        "estimates": plots.estimates({"a": estimate, "b": Estimate(jnp.inf, jnp.inf)}, "trace"),
+        "diagonal": plots.diagonal(Estimate(params, params)),
+        "eigenpairs": plots.eigenpairs({"start": pairs, "end": pairs}),
+        "eigenpairs alone": plots.eigenpairs(pairs),
+        "spectrum": plots.spectral_density(spectrum, outliers=[5.0]),
+        "edge": plots.edge_of_stability(stability.edge_of_stability(ratio, 1.0)),
+        "batch": plots.batch_sharpness(
             predicted, sizes, [estimate, estimate], published=[2.0, 2.0]
         ),
-        "layers": plotting.neural_collapse(layers),
-        "collapse": plotting.neural_collapse(one),
-        "generalized": plotting.generalized_collapse(general),
-        "gram": plotting.class_means(jnp.eye(3), geometry.frame_gram(3, "simplex")),
-        "kernel": plotting.kernel_spectrum(
-            kernels.task_model_alignment(kernel, labels.astype(float))
-        ),
-        "cka": plotting.cka_matrix(kernels.cka_by_layer(hidden, hidden), hidden, hidden),
-        "movement": plotting.weight_movement(kernels.weight_movement(moved, params)),
-        "change": plotting.feature_change(
-            features.feature_change_by_layer(hidden, two_layers(2)[0])
-        ),
-        "rank": plotting.effective_rank({n: features.effective_rank(h) for n, h in hidden.items()}),
-        "participation": plotting.participation(np.linspace(0, 1, 9), spread=0.2),
-        "scores": plotting.example_scores(np.arange(5.0), np.arange(5.0) ** 2),
-        "forgetting": plotting.forgetting(counts),
-        "opposing": plotting.opposing_signals(examples.opposing_signals(losses, 2), losses),
+        "layers": plots.neural_collapse(layers),
+        "collapse": plots.neural_collapse(one),
+        "generalized": plots.generalized_collapse(general),
+        "gram": plots.class_means(jnp.eye(3), geometry.frame_gram(3, "simplex")),
+        "kernel": plots.kernel_spectrum(kernels.task_model_alignment(kernel, labels.astype(float))),
+        "cka": plots.cka_matrix(kernels.cka_by_layer(hidden, hidden), hidden, hidden),
+        "movement": plots.weight_movement(kernels.weight_movement(moved, params)),
+        "change": plots.feature_change(features.feature_change_by_layer(hidden, two_layers(2)[0])),
+        "rank": plots.effective_rank({n: features.effective_rank(h) for n, h in hidden.items()}),
+        "participation": plots.participation(np.linspace(0, 1, 9), spread=0.2),
+        "scores": plots.example_scores(np.arange(5.0), np.arange(5.0) ** 2),
+        "forgetting": plots.forgetting(counts),
+        "opposing": plots.opposing_signals(examples.opposing_signals(losses, 2), losses),
     }
 
 
@@ -148,11 +143,11 @@ def test_every_figure_is_drawn_captioned_and_leaves_nothing_behind():
 
 
 def test_a_caption_can_be_replaced():
-    assert plotting.loss_curves(losses(), caption="Look here.").get_label() == "Look here."
+    assert plots.loss_curves(losses(), caption="Look here.").get_label() == "Look here."
 
 
 def test_loss_curves_have_a_panel_a_rule_a_line_a_width_and_a_cross_before_divergence():
-    figure = plotting.loss_curves(losses())
+    figure = plots.loss_curves(losses())
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["NTK", "muP"]
     ntk, mup = figure.axes
     for ax in (ntk, mup):
@@ -168,7 +163,7 @@ def test_loss_curves_have_a_panel_a_rule_a_line_a_width_and_a_cross_before_diver
 def test_a_run_that_blew_up_does_not_squash_the_others():
     values = losses()
     values[1, 0, 4] = 1e12
-    low, high = plotting.loss_curves(values).axes[0].get_ylim()
+    low, high = plots.loss_curves(values).axes[0].get_ylim()
     assert low < 1 < 3 < high < 100
 
 
@@ -176,11 +171,11 @@ def test_what_diverged_altogether_is_still_a_figure():
     curves = array(np.full((2, 20), np.nan), series=["a", "b"], step=STEPS)
     optimum = array([np.nan, np.nan], width=WIDTHS[:2])
     for figure in (
-        plotting.loss_curves(losses(1) * np.nan),
-        plotting.training_dynamics(curves),
-        plotting.collapse_over_training(xr.Dataset({"nc1": curves.rename(series="layer")})),
-        plotting.optimum_against_width(optimum),
-        plotting.heat_map(array(np.full((2, 2), np.nan), a=[0, 1], b=[0, 1])),
+        plots.loss_curves(losses(1) * np.nan),
+        plots.training_dynamics(curves),
+        plots.collapse_over_training(xr.Dataset({"nc1": curves.rename(series="layer")})),
+        plots.optimum_against_width(optimum),
+        plots.heat_map(array(np.full((2, 2), np.nan), a=[0, 1], b=[0, 1])),
     ):
         figure.savefig(io.BytesIO(), format="png", dpi=50)
 
@@ -188,7 +183,7 @@ def test_what_diverged_altogether_is_still_a_figure():
 def test_sharpness_is_scaled_by_the_rate_of_each_rule():
     sharpness = array(np.ones((2, 3, 20)), parametrization=RULES, width=WIDTHS, step=STEPS)
     rates = array([0.5, 4.0], parametrization=RULES)
-    axes = plotting.sharpness_over_training(sharpness, rates).axes
+    axes = plots.sharpness_over_training(sharpness, rates).axes
     heights = [float(ax.lines[0].get_ydata()[0]) for ax in axes]
     assert heights == [0.5, 4.0]
     assert [float(ax.lines[-1].get_ydata()[0]) for ax in axes] == [2.0, 2.0]
@@ -200,14 +195,14 @@ def test_coordinate_check_prints_slopes_and_marks_the_wrong_layer():
         array([0.02, 0.5], layer=["hidden", "readout"]),
         array([0, 0], layer=["hidden", "readout"]),
     )
-    (ax,) = plotting.coordinate_check(change, fitted, predicted).axes
+    (ax,) = plots.coordinate_check(change, fitted, predicted).axes
     labels = {text.get_text(): text.get_weight() for text in ax.texts}
     assert labels == {"hidden +0.02 (0)": "normal", "readout +0.50 (0)": "bold"}
 
 
 def test_optimum_intervals_are_drawn_and_a_flat_line_looks_flat():
     optimum = array([1, 1.05, 1], width=WIDTHS)
-    (ax,) = plotting.optimum_against_width(optimum, optimum / 2, optimum * 3).axes
+    (ax,) = plots.optimum_against_width(optimum, optimum / 2, optimum * 3).axes
     low, high = ax.get_ylim()
     assert high / low >= 16
     (bars,) = ax.containers
@@ -217,7 +212,7 @@ def test_optimum_intervals_are_drawn_and_a_flat_line_looks_flat():
 
 def test_cells_of_a_heat_map_lie_where_their_coordinates_say():
     phase = array([[0, 0.25, 1], [0.5, 0.75, np.nan]], wd=[0, 1], fraction=[0.1, 0.5, 0.9])
-    figure = plotting.heat_map(phase)
+    figure = plots.heat_map(phase)
     ax = figure.axes[0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("fraction", "wd")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.1", "0.5", "0.9"]
@@ -240,7 +235,7 @@ def test_the_predicted_slope_passes_through_the_middle_of_the_points():
 
 
 def test_labels_at_the_ends_never_overlap():
-    _, (ax,) = plotting.figure(caption="c")
+    _, (ax,) = plots.figure(caption="c")
     ax.set_ylim(0, 1)
     drawing.end_labels(
         ax, [(0.5, f"line {i}", "black") for i in range(6)] + [(np.nan, "diverged", "black")]
@@ -263,8 +258,8 @@ def test_wider_is_darker_and_a_rule_keeps_its_colour():
     ("limits", "expected"), [((0.011, 0.06), {0.02, 0.05}), ((0.9, 60), {1, 2, 5, 10, 20, 50})]
 )
 def test_a_short_log_axis_has_plain_numbers(limits, expected):
-    with plotting.style():
-        _, (ax,) = plotting.figure(caption="c")
+    with plots.style():
+        _, (ax,) = plots.figure(caption="c")
         ax.set(yscale="log", ylim=limits)
         drawing.log_ticks(ax.yaxis)
     low, high = limits
@@ -275,7 +270,7 @@ def test_a_short_log_axis_has_plain_numbers(limits, expected):
 
 def test_linear_time_keeps_evenly_spaced_ticks():
     nc = array(np.exp(-STEPS / 50), step=STEPS + 40)
-    (ax,) = plotting.collapse_over_training(xr.Dataset({"nc1": nc})).axes
+    (ax,) = plots.collapse_over_training(xr.Dataset({"nc1": nc})).axes
     steps = np.diff(ax.get_xticks())
     np.testing.assert_allclose(steps, steps[0])
 
@@ -310,7 +305,7 @@ def test_metric_figures_draw_the_numbers_and_errors_they_were_given():
 def test_a_spectrum_is_drawn_with_its_outliers_and_its_error():
     nodes = jnp.asarray([[-1.0, 0.0, 5.0], [-1.0, 0.1, 5.0]])
     spectrum = spectra.Spectrum(nodes, jnp.full((2, 3), 1 / 3), 3)
-    (ax,) = plotting.spectral_density(spectrum, outliers=[5.0]).axes
+    (ax,) = plots.spectral_density(spectrum, outliers=[5.0]).axes
     x, y = ax.lines[0].get_data()
     smooth = spectra.density(spectrum, jnp.asarray(x), 0.06)  # a hundredth of the range
     np.testing.assert_allclose(y, smooth.value, rtol=1e-4, atol=1e-6)
@@ -326,7 +321,7 @@ def test_a_spectrum_is_drawn_with_its_outliers_and_its_error():
 def test_the_edge_is_marked_where_it_is_crossed_and_bold_where_training_stays():
     ratio = jnp.stack([jnp.minimum(jnp.linspace(0, 2, 40), 1.02), jnp.linspace(0, 0.5, 40)])
     report = stability.edge_of_stability(ratio, 1.0)
-    (ax,) = plotting.edge_of_stability(report).axes
+    (ax,) = plots.edge_of_stability(report).axes
     dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     assert dots == [int(report.crossed[0])]
     weights = {text.get_text()[:5]: text.get_weight() for text in ax.texts}
@@ -336,7 +331,7 @@ def test_the_edge_is_marked_where_it_is_crossed_and_bold_where_training_stays():
 def test_collapse_panels_hold_every_number_of_every_layer():
     hidden, labels = two_layers()
     layers = collapse.collapse_by_layer(hidden, labels, 3, predictions=labels)
-    nc1, nc2, nc4 = plotting.neural_collapse(layers).axes
+    nc1, nc2, nc4 = plots.neural_collapse(layers).axes
     values = np.array([[float(x) for x in c.nc1] for c in layers.values()])
     expected = np.column_stack([values[:, 0], values[:, 0] - values[:, 1], values.sum(1)])
     np.testing.assert_allclose(bars(nc1.containers[0]), expected)
@@ -356,7 +351,7 @@ def test_matrices_are_drawn_as_they_are_and_cells_say_their_error():
         right.images[0].get_array(), predicted / np.linalg.norm(predicted), atol=1e-6
     )
     similarity = Estimate(np.array([[1.0, 0.25], [0.5, 0.75]]), np.full((2, 2), 0.03))
-    ax = plotting.cka_matrix(similarity, ["a", "b"], ["c", "d"]).axes[0]
+    ax = plots.cka_matrix(similarity, ["a", "b"], ["c", "d"]).axes[0]
     written = {tuple(map(int, text.get_position())): text.get_text() for text in ax.texts}
     assert written[1, 0] == "0.25\n± 0.03"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["c", "d"]

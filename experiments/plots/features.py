@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import DASHED, INK, PALETTE, curve, figure, split, style
+from experiments.plots import drawing
+from experiments.plots.drawing import DASHED, INK, PALETTE, curve, figure, split, style
 from metrics.collapse import Collapse, Generalized
 from metrics.estimate import Estimate
 from metrics.features import Change, Rank
