@@ -1,4 +1,4 @@
-"""Lines and power laws through the measurements of a study; what is lost makes the fit nan."""
+"""Means with errors, lines and power laws through the measurements of a study; what is lost makes the fit nan."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def slope(values: xr.DataArray, along: xr.DataArray) -> xr.DataArray:
     """
     x = along - along.mean()
     return (values * x).sum(along.dims, skipna=False) / (x**2).sum()
+
+
+def standard_error(values: xr.DataArray, over: str) -> xr.DataArray:
+    """Of the mean over a dimension, such as seeds; nan where one entry is lost, or there is but one."""
+    return values.std(over, ddof=1, skipna=False) / values.sizes[over] ** 0.5
 
 
 def power_law(x: Any, y: Any) -> metrics.PowerLaw:

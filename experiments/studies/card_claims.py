@@ -18,7 +18,7 @@ from experiments.claims import (
     over_seeds,
     within,
 )
-from experiments.fits import power_law
+from experiments.fits import power_law, standard_error
 from experiments.judges import as_lost
 
 YANG = "Yang & Hu 2021, arXiv:2011.14522"
@@ -173,7 +173,7 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
             )
         )
         level = found.kernel_level.isel(kernel_width=-1)
-        error = float(level.std("kernel_seed", ddof=1, skipna=False)) / level.size**0.5
+        error = float(standard_error(level, "kernel_seed"))
         made.append(
             at_most(
                 f"kernel{', control' * control}: z-score",

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import plots
+from experiments import fits, plots
 from experiments.plots import drawing
 from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 
@@ -68,7 +68,7 @@ def kernel(data: xr.Dataset) -> Figure:
         if name == "ntk":
             middle = drawing.median(line).values
             left.plot(widths, drawing.slope_line(widths, middle, -0.5), color=INK, linestyle=DASHED)
-        error = 2 * level.std("kernel_seed", ddof=1) / level.sizes["kernel_seed"] ** 0.5
+        error = 2 * fits.standard_error(level, "kernel_seed")
         right.errorbar(
             widths,
             level.mean("kernel_seed"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import xarray as xr
 
+from experiments import fits
 from experiments.claims import Claim, at_least, at_most, over_seeds, within
 from experiments.judges import as_lost
 
@@ -51,7 +51,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def _simulations(data: xr.Dataset) -> list[Claim]:
     made, ratio = [], data.simulated / data.predicted
-    error = data.simulated.std("seed", ddof=1, skipna=False) / np.sqrt(data.sizes["seed"])
+    error = fits.standard_error(data.simulated, "seed")
     far = abs(data.simulated.mean("seed", skipna=False) - data.predicted) / (2 * error + 0.01)
     what = "largest difference of simulated and predicted errors over 2 standard errors + .01"
     for of in ("own angle", "wrong angle"):

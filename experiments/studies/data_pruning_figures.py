@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from experiments import fits
 from experiments.plots import drawing
 from experiments.plots.drawing import DASHED, INK, PALETTE, figure, style
 from limits.pruning import CRITICAL_DENSITY
@@ -27,7 +27,7 @@ def perceptron(data: xr.Dataset) -> Figure:
     made, axes = figure([f"probe at {a:g}°" for a in data.angle.values], caption=caption)
     colors = drawing.sequential(data.line_share.values)
     mean = data.simulated.mean("seed")
-    bars = 2 * data.simulated.std("seed", ddof=1) / np.sqrt(data.sizes["seed"])
+    bars = 2 * fits.standard_error(data.simulated, "seed")
     for ax, angle in zip(axes, data.angle.values):
         for share, color in colors.items():
             line = data.line.sel(angle=angle, line_share=share)

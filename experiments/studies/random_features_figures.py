@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from experiments import fits
 from experiments.plots import drawing
 from experiments.plots.drawing import DASHED, INK, MUTED, PALETTE, figure, style
 from limits import eigenlearning
@@ -28,7 +29,6 @@ def more_is_better(data: xr.Dataset) -> Figure:
         sharey=False,
     )
     colors = drawing.sequential(data.rf_ridge.values)
-    trials = data.sizes["rf_seed"]
     for number, ax in enumerate(axes):
         sweep, kind = ("features", "samples")[number // 2], ("test", "train")[number % 2]
         part = data.sel(sweep=sweep)
@@ -38,7 +38,7 @@ def more_is_better(data: xr.Dataset) -> Figure:
             line = part.sel(rf_ridge=ridge)
             ax.plot(fine, curve, color=color, label=f"{ridge:g}")
             values = line[f"rf_{kind}"]
-            error = values.std("rf_seed", ddof=1) / np.sqrt(trials)
+            error = fits.standard_error(values, "rf_seed")
             ax.errorbar(x, values.mean("rf_seed"), 2 * error, fmt="o", color=color, elinewidth=1)
         if kind == "test":
             ax.plot(x, part.theory_best, color=INK, label="best")

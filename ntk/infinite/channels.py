@@ -216,7 +216,7 @@ def add(kernels_in: Sequence[Kernel]) -> Kernel:
             "FanInSum adds independent mean-zero Gaussians: end each branch with a layer of random weights "
             "(is_gaussian of the branches: " + str([k.is_gaussian for k in kernels_in]) + ")"
         )
-    return _combined(kernels_in, functools.partial(functools.reduce, operator.add), first)
+    return _combined(kernels_in, functools.partial(functools.reduce, operator.add))
 
 
 def multiply(kernels_in: Sequence[Kernel]) -> Kernel:
@@ -226,7 +226,7 @@ def multiply(kernels_in: Sequence[Kernel]) -> Kernel:
         ValueError: shapes differ.
     """
     first = _same_shapes(kernels_in, "FanInProd")
-    out = _combined(kernels_in, functools.partial(functools.reduce, operator.mul), first)
+    out = _combined(kernels_in, functools.partial(functools.reduce, operator.mul))
     ntk: Array | None = None
     tangents = [k.ntk for k in kernels_in if k.ntk is not None]
     if len(tangents) == len(kernels_in):
@@ -243,7 +243,6 @@ def concatenate_channels(kernels_in: Sequence[Kernel]) -> Kernel:
     Raises:
         ValueError: shapes differ in another axis than the channels.
     """
-    first = kernels_in[0]
     widths = [k.shape1[k.channel_axis] for k in kernels_in]
     if all(width == widths[0] for width in widths):
         widths = [1] * len(widths)  # also where the width is unknown, as -1
@@ -252,8 +251,7 @@ def concatenate_channels(kernels_in: Sequence[Kernel]) -> Kernel:
         weighted = (w * m for w, m in zip(widths, moments))
         return functools.reduce(operator.add, weighted) / sum(widths)
 
-    out = _combined(kernels_in, mean, first)
-    return out.replace(is_gaussian=False)
+    return _combined(kernels_in, mean).replace(is_gaussian=False)
 
 
 def _same_shapes(kernels_in: Sequence[Kernel], name: str) -> Kernel:
@@ -266,19 +264,9 @@ def _same_shapes(kernels_in: Sequence[Kernel], name: str) -> Kernel:
     return first
 
 
-def _combined(
-    kernels_in: Sequence[Kernel], reduce: Callable[[Sequence[Array]], Array], first: Kernel
-) -> Kernel:
+def _combined(kernels_in: Sequence[Kernel], reduce: Callable[[Sequence[Array]], Array]) -> Kernel:
     """A kernel whose unnormalised moments are `reduce` of the lists of the inputs' moments."""
-
-    def moment(name: str) -> Array | None:
-        parts = [getattr(k, name) for k in kernels_in]
-        return None if any(part is None for part in parts) else reduce(parts)
-
-    out = first.replace(
-        nngp=moment("nngp"), var1=moment("var1"), var2=moment("var2"), mask1=None, mask2=None
-    )
-    return out.replace(ntk=moment("ntk"), within1=moment("within1"), within2=moment("within2"))
+    return kernels.mapped(lambda *xs, **_: reduce(xs), *kernels_in, mask1=None, mask2=None)
 
 
 def scale(kernel: Kernel, scale1: Array | float, scale2: Array | float) -> Kernel:

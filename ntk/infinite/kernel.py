@@ -10,6 +10,7 @@ float32 loses nothing where a covariance would cancel.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -325,6 +326,41 @@ def _spread(x: Array, side: int, lead: int) -> Array:
     for size in x.shape[lead:]:
         shape += [size, 1] if side == 0 else [1, size]
     return x.reshape(shape)
+
+
+def mapped(
+    f: Callable[..., Array], kernel: Kernel, *others: Kernel, moves: bool = False, **changes: Any
+) -> Kernel:
+    """The kernel each of whose moments is f of that moment: f(x, *others' x, lead, axes).
+
+    Args:
+        f: takes an array whose positions begin at axis ``lead``, 2 for moments of the batches and 1 for those within
+            one, and stand there ``axes`` times: 2 for pairs of positions, 1 where only equal ones are kept. It never
+            sees a moment that is not known, nor the number zero that an `ntk` is before the first trainable layer.
+        kernel: the rest of the new kernel is as in this one.
+        *others: kernels of the same batches; a moment that one of them does not know is not known.
+        moves: f only moves or selects entries, and acts on correlations as it does on covariances: nothing is rounded.
+        **changes: fields of the new kernel that are no moments.
+    """
+    every = (kernel, *others)
+
+    def one(name: str, lead: int, axes: int) -> Array | None:
+        xs = [getattr(k, name) for k in every]
+        if any(x is None for x in xs):
+            return None
+        if name == "ntk":
+            if all(jnp.ndim(x) == 0 for x in xs):
+                return xs[0]
+            xs = [jnp.broadcast_to(x, k.correlation.shape) for x, k in zip(xs, every)]
+        return f(*xs, lead=lead, axes=axes)
+
+    both = 1 if kernel.diagonal_spatial else 2
+    second = "correlation" if moves else "nngp"
+    out = kernel.replace(
+        **{second: one(second, 2, both)}, var1=one("var1", 1, 1), var2=one("var2", 1, 1)
+    )
+    within = {name: one(name, 1, 2) for name in ("within1", "within2")}
+    return out.replace(**{"ntk": one("ntk", 2, both), **within, **changes})
 
 
 def views(x1: Array, x2: Array, diagonal_spatial: bool) -> tuple[Array, Array]:

@@ -149,17 +149,11 @@ def convolve(
 
 def independent_pixels(kernel: Kernel) -> Kernel:
     """Moments with the covariances between different pixels set to zero."""
-    keep = kernels.same_pixel(kernel.correlation.shape[2:])
-    within = [
-        None if w is None else jnp.where(keep[None], w, 0) for w in (kernel.within1, kernel.within2)
-    ]
-    ntk = kernel.ntk
-    return kernel.replace(
-        correlation=jnp.where(keep[None, None], kernel.correlation, 0),
-        ntk=ntk if ntk is None or ntk.ndim == 0 else jnp.where(keep[None, None], ntk, 0),
-        within1=within[0],
-        within2=within[1],
-    )
+
+    def keep(x: Array, lead: int, axes: int) -> Array:
+        return x if axes == 1 else jnp.where(kernels.same_pixel(x.shape[lead:]), x, 0)
+
+    return kernels.mapped(keep, kernel, moves=True)
 
 
 def window_mean(
@@ -263,24 +257,12 @@ def wrap(x: Array, axis: int, size: int) -> Array:
 def flatten(kernel: Kernel) -> Kernel:
     """Moments after all pixels become channels: the mean over equal pixels."""
 
-    def mean(x: Array | None, lead: int, axes: int) -> Array | None:
-        if x is None or x.ndim == 0:
-            return x
+    def mean(x: Array, lead: int, axes: int) -> Array:
         x = kernels.pixel_diagonal(x, lead) if axes == 2 else x
         return jnp.mean(x, tuple(range(lead, x.ndim)))
 
-    axes = 1 if kernel.diagonal_spatial else 2
-    out = kernel.replace(
-        nngp=mean(kernel.nngp, 2, axes),
-        var1=mean(kernel.var1, 1, 1),
-        var2=mean(kernel.var2, 1, 1),
-        mask1=None,
-        mask2=None,
-        within1=None,
-        within2=None,
-        diagonal_spatial=False,
-    )
-    return out.replace(ntk=mean(kernel.ntk, 2, axes), is_gaussian=False)
+    out = kernels.mapped(mean, kernel, mask1=None, mask2=None, within1=None, within2=None)
+    return out.replace(diagonal_spatial=False, is_gaussian=False)
 
 
 def pool_all(kernel: Kernel, mean: bool = True) -> Kernel:
@@ -332,63 +314,35 @@ def concatenate(parts: Sequence[Kernel], axis: int) -> Kernel:
     Raises:
         ValueError: an input is not a mean-zero Gaussian.
     """
-    first = parts[0]
     if not all(k.is_gaussian for k in parts):
         raise ValueError(
             "FanInConcat along pixels needs independent mean-zero Gaussians: "
             "end each branch with a layer of random weights"
         )
 
-    def join(arrays: Sequence[Array | None], lead: int, axes: int) -> Array | None:
-        known = [x for x in arrays if x is not None]
-        if len(known) < len(arrays):
-            return None
+    def join(*arrays: Array, lead: int, axes: int) -> Array:
         if axes == 1:
-            return jnp.concatenate(known, lead + axis)
+            return jnp.concatenate(arrays, lead + axis)
         one = lead + 2 * axis
-        sizes = [x.shape[one] for x in known]
+        sizes = [x.shape[one] for x in arrays]
         rows = []
-        for i, x in enumerate(known):
+        for i, x in enumerate(arrays):
             pads = [(0, 0)] * x.ndim
             pads[one + 1] = (sum(sizes[:i]), sum(sizes[i + 1 :]))
             rows.append(jnp.pad(x, pads))
         return jnp.concatenate(rows, one)
 
-    axes = 1 if first.diagonal_spatial else 2
-    out = first.replace(
-        nngp=join([k.nngp for k in parts], 2, axes),
-        var1=join([k.var1 for k in parts], 1, 1),
-        var2=join([k.var2 for k in parts], 1, 1),
-        mask1=None,
-        mask2=None,
-    )
-    tangents = [
-        None if k.ntk is None else jnp.broadcast_to(k.ntk, k.correlation.shape) for k in parts
-    ]
-    return out.replace(
-        ntk=join(tangents, 2, axes),
-        within1=join([k.within1 for k in parts], 1, 2),
-        within2=join([k.within2 for k in parts], 1, 2),
-    )
+    return kernels.mapped(join, *parts, mask1=None, mask2=None)
 
 
 def take(kernel: Kernel, batch: slice) -> Kernel:
     """Moments of some samples of both batches."""
 
-    def pick(x: Array | None, sides: int) -> Array | None:
-        if x is None or x.ndim == 0:
-            return x
-        return x[batch] if sides == 1 else x[batch][:, batch]
+    def pick(x: Array, lead: int, axes: int = 0) -> Array:
+        return x[batch] if lead == 1 else x[batch][:, batch]
 
-    return kernel.replace(
-        correlation=pick(kernel.correlation, 2),
-        ntk=pick(kernel.ntk, 2),
-        coincident=pick(kernel.coincident, 2),
-        var1=pick(kernel.var1, 1),
-        var2=pick(kernel.var2, 1),
-        within1=pick(kernel.within1, 1),
-        within2=pick(kernel.within2, 1),
-    )
+    same = None if kernel.coincident is None else pick(kernel.coincident, 2)
+    return kernels.mapped(pick, kernel, moves=True, coincident=same)
 
 
 def reorder(kernel: Kernel, order: Sequence[int]) -> Kernel:
@@ -401,20 +355,10 @@ def reorder(kernel: Kernel, order: Sequence[int]) -> Kernel:
     if list(order) == sorted(order):
         return kernel
 
-    def move(x: Array | None, lead: int, axes: int) -> Array | None:
-        if x is None or x.ndim == 0:
-            return x
+    def move(x: Array, lead: int, axes: int) -> Array:
         new = list(range(lead))
         for old in order:
             new += range(lead + axes * old, lead + axes * (old + 1))
         return jnp.transpose(x, new)
 
-    axes = 1 if kernel.diagonal_spatial else 2
-    return kernel.replace(
-        correlation=move(kernel.correlation, 2, axes),
-        ntk=move(kernel.ntk, 2, axes),
-        var1=move(kernel.var1, 1, 1),
-        var2=move(kernel.var2, 1, 1),
-        within1=move(kernel.within1, 1, 2),
-        within2=move(kernel.within2, 1, 2),
-    )
+    return kernels.mapped(move, kernel, moves=True)

@@ -262,26 +262,18 @@ def scaled(law: Law, piece: Piece, sizes: tuple, operands: list, need: Need) -> 
     kernel = fitted(law.kernel, need)
     count = len(sizes)
     if tuple(where) != tuple(range(count)):
-        pairs = not kernel.diagonal_spatial
 
-        def put(x: Array | None, lead: int, pairs: bool) -> Array | None:
-            if x is None or x.ndim == 0:
-                return x
-            x = spread(x, lead, pairs, where, count)
-            full = [s for size in sizes for s in ((size, size) if pairs else (size,))]
+        def put(x: Array, lead: int, axes: int) -> Array:
+            x = spread(x, lead, axes == 2, where, count)
+            full = [s for size in sizes for s in (size,) * axes]
             return jnp.broadcast_to(x, (*x.shape[:lead], *full))
 
-        diagonal = count > 0 and not need.pairs
-        pairs = not diagonal
         kernel = kernel.replace(
-            correlation=put(kernel.correlation, 2, pairs),
-            ntk=put(kernel.ntk, 2, pairs),
-            var1=put(kernel.var1, 1, False),
-            var2=put(kernel.var2, 1, False),
-            within1=put(_within(kernel, 1, need), 1, True),
-            within2=put(_within(kernel, 2, need), 1, True),
-            diagonal_spatial=diagonal,
+            diagonal_spatial=count > 0 and not need.pairs,
+            within1=_within(kernel, 1, need),
+            within2=_within(kernel, 2, need),
         )
+        kernel = kernels.mapped(put, kernel, moves=True)
     means, made = law.means, law.entries
     if tuple(where) != tuple(range(count)):
         made = entries.mapped(made, [lambda x: spread(x, 2, False, where, count)] * 2)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ntk.infinite import kernel as kernels
 from ntk.infinite import pixels
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel
@@ -197,22 +198,11 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     if rate == total:
         out = pixels.convolve(kernel, window, strides, padding, total**0.5, dilation=dilation)
         return Law(_resized(out, gone, jnp.squeeze), entries=made)
-    axes = 1 if kernel.diagonal_spatial else 2
 
     def box(x: Array, lead: int, axes: int) -> Array:
         return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
 
-    def mapped(x: Array | None, lead: int, axes: int) -> Array | None:
-        return x if x is None or x.ndim == 0 else box(x, lead, axes)
-
-    nngp = box(kernel.nngp, 2, axes)
-    mean = kernel.replace(
-        nngp=nngp,
-        var1=box(kernel.var1, 1, 1),
-        var2=box(kernel.var2, 1, 1),
-        within1=mapped(kernel.within1, 1, 2),
-        within2=mapped(kernel.within2, 1, 2),
-    ).replace(ntk=mapped(kernel.ntk, 2, axes))
+    mean = kernels.mapped(box, kernel)
     out = weighted(kernel, mean, total, rate, None)
     return Law(_resized(out, gone, jnp.squeeze), entries=made)
 
@@ -240,20 +230,10 @@ def _resized(kernel: Kernel, places: list[int], change: Callable) -> Kernel:
     if not places:
         return kernel
 
-    def one(x: Array | None, lead: int, axes: int) -> Array | None:
-        if x is None or x.ndim == 0:
-            return x
+    def one(x: Array, lead: int, axes: int) -> Array:
         return change(x, tuple(lead + axes * k + s for k in places for s in range(axes)))
 
-    axes = 1 if kernel.diagonal_spatial else 2
-    out = kernel.replace(
-        correlation=one(kernel.correlation, 2, axes),
-        ntk=one(kernel.ntk, 2, axes),
-        var1=one(kernel.var1, 1, 1),
-        var2=one(kernel.var2, 1, 1),
-        within1=one(kernel.within1, 1, 2),
-        within2=one(kernel.within2, 1, 2),
-    )
+    out = kernels.mapped(one, kernel, moves=True)
     if out.var1.ndim == 1:  # no positions are left
         out = out.replace(within1=None, within2=None, diagonal_spatial=False)
     return out

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ntk.infinite import channels, pixels
+from ntk.infinite import kernel as kernels
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel
 from ntk.infinite.weight_laws import NORMAL, Standard
@@ -287,10 +288,8 @@ def _flatten(kernel: Kernel, flat: tuple[int, ...]) -> Kernel:
         return pixels.flatten(kernel)
     kept = [k for k in range(count) if k not in flat]
 
-    def mean(x: Array | None, lead: int, pairs: bool) -> Array | None:
-        if x is None or x.ndim == 0:
-            return x
-        if not pairs:
+    def mean(x: Array, lead: int, axes: int) -> Array:
+        if axes == 1:
             return jnp.mean(x, tuple(lead + k for k in flat))
         step = [lead + 2 * k + s for k in kept for s in (0, 1)]
         x = jnp.transpose(
@@ -301,21 +300,14 @@ def _flatten(kernel: Kernel, flat: tuple[int, ...]) -> Kernel:
             x = jnp.mean(jnp.diagonal(x, axis1=at, axis2=at + 1), -1)
         return x
 
-    pairs = not kernel.diagonal_spatial
-    return kernel.replace(
-        nngp=mean(kernel.nngp, 2, pairs),
-        var1=mean(kernel.var1, 1, False),
-        var2=mean(kernel.var2, 1, False),
-        within1=mean(kernel.within1, 1, True),
-        within2=mean(kernel.within2, 1, True),
-    ).replace(ntk=mean(kernel.ntk, 2, pairs))
+    return kernels.mapped(mean, kernel)
 
 
 def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
     """Positions along some axes made independent of one another."""
 
-    def keep(x: Array | None, lead: int) -> Array | None:
-        if x is None or x.ndim == 0:
+    def keep(x: Array, lead: int, axes: int) -> Array:
+        if axes == 1:
             return x
         for k in apart:
             size = x.shape[lead + 2 * k]
@@ -324,12 +316,7 @@ def _apart(kernel: Kernel, apart: tuple[int, ...]) -> Kernel:
             x = jnp.where(jnp.eye(size, dtype=bool).reshape(shape), x, 0)
         return x
 
-    return kernel.replace(
-        correlation=keep(kernel.correlation, 2),
-        ntk=keep(kernel.ntk, 2),
-        within1=keep(kernel.within1, 1),
-        within2=keep(kernel.within2, 1),
-    )
+    return kernels.mapped(keep, kernel, moves=True)
 
 
 def needs(op: Dense, own: Need) -> Need:
