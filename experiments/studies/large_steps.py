@@ -20,7 +20,7 @@ from experiments.studies.large_steps_claims import claims
 from limits import perceptron
 
 TITLE = "Large steps turn logistic regression into the perceptron"
-PAPER = "From Logistic Regression to the Perceptron Algorithm, arXiv:2412.08424"
+PAPER = "Tyurin 2024, arXiv:2412.08424"
 __all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 LARGE = 1e10

@@ -27,7 +27,7 @@ from limits import boundary_tilting
 from metrics import features, geometry, kernels
 
 TITLE = "Tilted boundaries, contrastive temperatures, matched neurons"
-PAPER = "arXiv:1608.07690; arXiv:2012.09740; arXiv:1511.07543"
+PAPER = "Tanay & Griffin 2016, arXiv:1608.07690; Wang & Liu 2021, arXiv:2012.09740; Li et al. 2016, arXiv:1511.07543"
 __all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps"]
 
 BATCH, SHOWN = 128, 500  # examples of a step, and of the test set

@@ -266,7 +266,8 @@ def _same_shapes(kernels_in: Sequence[Kernel], name: str) -> Kernel:
 
 def _combined(kernels_in: Sequence[Kernel], reduce: Callable[[Sequence[Array]], Array]) -> Kernel:
     """A kernel whose unnormalised moments are `reduce` of the lists of the inputs' moments."""
-    return kernels.mapped(lambda *xs, **_: reduce(xs), *kernels_in, mask1=None, mask2=None)
+    out = kernels.mapped(lambda *xs, **_: reduce(xs), *kernels_in)
+    return out.replace(mask1=None, mask2=None)
 
 
 def scale(kernel: Kernel, scale1: Array | float, scale2: Array | float) -> Kernel:

@@ -328,9 +328,7 @@ def _spread(x: Array, side: int, lead: int) -> Array:
     return x.reshape(shape)
 
 
-def mapped(
-    f: Callable[..., Array], kernel: Kernel, *others: Kernel, moves: bool = False, **changes: Any
-) -> Kernel:
+def mapped(f: Callable[..., Array], kernel: Kernel, *others: Kernel, moves: bool = False) -> Kernel:
     """The kernel each of whose moments is f of that moment: f(x, *others' x, lead, axes).
 
     Args:
@@ -340,7 +338,6 @@ def mapped(
         kernel: the rest of the new kernel is as in this one.
         *others: kernels of the same batches; a moment that one of them does not know is not known.
         moves: f only moves or selects entries, and acts on correlations as it does on covariances: nothing is rounded.
-        **changes: fields of the new kernel that are no moments.
     """
     every = (kernel, *others)
 
@@ -360,7 +357,7 @@ def mapped(
         **{second: one(second, 2, both)}, var1=one("var1", 1, 1), var2=one("var2", 1, 1)
     )
     within = {name: one(name, 1, 2) for name in ("within1", "within2")}
-    return out.replace(**{"ntk": one("ntk", 2, both), **within, **changes})
+    return out.replace(ntk=one("ntk", 2, both), **within)
 
 
 def views(x1: Array, x2: Array, diagonal_spatial: bool) -> tuple[Array, Array]:

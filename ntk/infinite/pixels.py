@@ -261,8 +261,8 @@ def flatten(kernel: Kernel) -> Kernel:
         x = kernels.pixel_diagonal(x, lead) if axes == 2 else x
         return jnp.mean(x, tuple(range(lead, x.ndim)))
 
-    out = kernels.mapped(mean, kernel, mask1=None, mask2=None, within1=None, within2=None)
-    return out.replace(diagonal_spatial=False, is_gaussian=False)
+    out = kernels.mapped(mean, kernel.replace(within1=None, within2=None))
+    return out.replace(mask1=None, mask2=None, diagonal_spatial=False, is_gaussian=False)
 
 
 def pool_all(kernel: Kernel, mean: bool = True) -> Kernel:
@@ -332,7 +332,7 @@ def concatenate(parts: Sequence[Kernel], axis: int) -> Kernel:
             rows.append(jnp.pad(x, pads))
         return jnp.concatenate(rows, one)
 
-    return kernels.mapped(join, *parts, mask1=None, mask2=None)
+    return kernels.mapped(join, *parts).replace(mask1=None, mask2=None)
 
 
 def take(kernel: Kernel, batch: slice) -> Kernel:
@@ -342,7 +342,7 @@ def take(kernel: Kernel, batch: slice) -> Kernel:
         return x[batch] if lead == 1 else x[batch][:, batch]
 
     same = None if kernel.coincident is None else pick(kernel.coincident, 2)
-    return kernels.mapped(pick, kernel, moves=True, coincident=same)
+    return kernels.mapped(pick, kernel, moves=True).replace(coincident=same)
 
 
 def reorder(kernel: Kernel, order: Sequence[int]) -> Kernel:
