@@ -1,6 +1,6 @@
 """Kernel regression with more samples than a matrix fits for: conjugate gradients on tiles, and inducing points.
 
-    python -m benchmarks.regression_scale [--cg N ...] [--plain N ...] [--inducing N ...] [--seconds S]
+    python -m benchmarks.regression_scale [--cg N ...] [--plain N ...] [--inducing N ...] [--seconds S] [--keep FOLDER]
 
 `cg` is `solve.conjugate_gradient` on `gram.product`, `plain` the same without its preconditioner, `inducing` is
 `solve.inducing`. The kernel is the NTK of a ReLU MLP of three hidden layers; inputs are drawn here, 784 numbers whose
@@ -79,38 +79,40 @@ def one(road: str, n: int, options: argparse.Namespace, folder: pathlib.Path) ->
         predicted = fit.predict(x_test)
     else:
         row |= _by_gradients(road, kernel_fn, x, y, options)
-        coefficients = row.pop("coefficients")
-        row["fit_seconds"] = time.perf_counter() - begin
-        predicted = gram.product(kernel_fn, x_test, x)(coefficients)
+        predicted = gram.product(kernel_fn, x_test, x)(row.pop("coefficients"))
     row["test_error"] = float(np.sqrt(np.mean((predicted - clean) ** 2)))
     np.save(folder / f"{road}-{n}.npy", predicted)
-    # Linux counts in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    row["peak_gibibytes"] = peak / 2**30
+    row["peak_gibibytes"] = max(row.get("peak_gibibytes", 0.0), memory())
     row["within_memory"] = row["peak_gibibytes"] < GIBIBYTES
     return row
 
 
 def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> dict[str, Any]:
-    """Conjugate gradients, every product with its seconds; as many steps as fit into --seconds."""
+    """Conjugate gradients, every product noted; as many more steps as fit into --seconds."""
     import jax
 
     from benchmarks import kernels
     from ntk import gram, solve
     from ntk.large import tiles
 
-    product, seconds = gram.product(kernel_fn, x), []
+    n = len(x)
+    state = pathlib.Path(options.keep) / f"{road}-{n}.npz" if options.keep else None
+    notes = _Notes(state and state.with_suffix(".jsonl"), kernels.peak_flops())
+    product = gram.product(kernel_fn, x)
 
     def times(v: Any) -> np.ndarray:
         start = time.perf_counter()
         out = product(v)
-        seconds.append((v.shape[1], time.perf_counter() - start))
+        notes.add(v.shape[1], time.perf_counter() - start)
         return out
 
-    times(y)  # compiles
-    times(y)
+    if notes.each() is None:
+        times(y)  # compiles
+        times(y)
+    before = 0
+    if state is not None and state.exists():
+        with np.load(state) as there:
+            before = int(there["step"])
     reg = options.diag_reg * float(gram.diagonal(kernel_fn, x).mean())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # not converged: the row says so
@@ -121,16 +123,14 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
             diag_reg_absolute_scale=True,
             rank=options.rank if road == "cg" else 0,
             tolerance=options.tolerance,
-            max_steps=max(int(options.seconds / seconds[-1][1]), 1),
+            max_steps=before + max(int(options.seconds / notes.each()), 1),
+            path=state,
         )
-    later = [s for columns, s in seconds[1:] if columns == OUTPUTS]
-    each, n = statistics.median(later), len(x)
     tile = tiles.even_tile(min(gram.TILE, n), n)
     count = -(-n // tile)
     # Whole tiles of one triangle are computed; each entry serves two products but on the diagonal.
     entries = count * (count + 1) // 2 * tile**2
     flops = entries * (2 * INPUTS + LAYERS * RELU) + 2 * OUTPUTS * count**2 * tile**2
-    peak = kernels.peak_flops()
     return {
         "coefficients": np.asarray(jax.device_get(found.coefficients)),
         "residual": float(np.max(found.residual)),
@@ -138,12 +138,61 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
         "iterations": int(found.iterations),
         "tile": tile,
         "condition": float(found.condition),
-        "products": len(seconds),
-        "seconds_per_product": each,
-        "seconds_of_preconditioner": sum(s for columns, s in seconds if columns != OUTPUTS),
-        "peak_gflops": peak / 1e9,
-        "share_of_peak": flops / each / peak,
+        **notes.summary(flops),
     }
+
+
+class _Notes:
+    """The products of a solve, one a line, also of processes before this one where there is a file."""
+
+    def __init__(self, file: pathlib.Path | None, peak: float):
+        self.file, self.peak, self.lines, self.last = file, peak, [], time.perf_counter()
+        self.process = 0
+        if file is not None and file.exists():
+            self.lines = [json.loads(line) for line in file.read_text().splitlines()]
+            self.process = self.lines[-1]["process"] + 1
+
+    def add(self, columns: int, seconds: float) -> None:
+        """One product: its seconds, and those since the product before it."""
+        now = time.perf_counter()
+        line = {"process": self.process, "columns": columns, "seconds": seconds}
+        line |= {"since": now - self.last, "peak": self.peak, "memory": memory()}
+        self.lines.append(line)
+        self.last = now
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as handle:
+                handle.write(json.dumps(line) + "\n")
+
+    def of(self, name: str) -> list[float]:
+        """One number of every product with the targets, without the first, which compiles."""
+        return [line[name] for line in self.lines[1:] if line["columns"] == OUTPUTS]
+
+    def each(self) -> float | None:
+        """Seconds of a product; None before the second."""
+        return statistics.median(self.of("seconds")) if self.of("seconds") else None
+
+    def summary(self, flops: float) -> dict[str, Any]:
+        """The row's entries, of products of so many operations."""
+        sketches = [line["seconds"] for line in self.lines if line["columns"] != OUTPUTS]
+        shares = [flops / s / p for s, p in zip(self.of("seconds"), self.of("peak"))]
+        return {
+            "products": len(self.lines),
+            "processes": self.process + 1,
+            "seconds_per_product": self.each(),
+            "seconds_of_preconditioner": sum(sketches),
+            "peak_gflops": statistics.median(self.of("peak")) / 1e9,
+            "share_of_peak": statistics.median(shares),
+            "fit_seconds": sum(line["since"] for line in self.lines),
+            "peak_gibibytes": max(line["memory"] for line in self.lines),
+        }
+
+
+def memory() -> float:
+    """The most resident memory that this process has held, in GiB."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -202,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     here.add_argument("--diag_reg", type=float, default=1e-2, help="in units of the mean diagonal")
     here.add_argument("--tolerance", type=float, default=1e-3, help="of the residual")
     here.add_argument("--seconds", type=float, default=60.0, help="of products, for each solve")
+    here.add_argument("--keep", help="folder from which the next run goes on with solves cut short")
     here.add_argument("--out", help="folder of the JSON (default: benchmarks/results)")
     here.add_argument("--one", nargs=3, metavar=("ROAD", "N", "FOLDER"), help=argparse.SUPPRESS)
     return here
@@ -216,7 +266,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from benchmarks import harness
 
-    names = ("points", "rank", "diag_reg", "tolerance", "seconds")
+    names = ("points", "rank", "diag_reg", "tolerance")
     settings = {name: getattr(options, name) for name in names} | {
         "inputs": INPUTS,
         "outputs": OUTPUTS,
