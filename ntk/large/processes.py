@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ntk.types import PyTree
+
 
 class Share(NamedTuple):
     """This process among those that share the work: number ``rank`` of ``size``."""
@@ -54,6 +56,40 @@ def gathered(values: np.ndarray, share: Share) -> list[np.ndarray]:
     raw = np.frombuffer(values.tobytes(), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
     return [np.frombuffer(row.tobytes(), values.dtype).reshape(values.shape) for row in rows]
+
+
+def placed(values: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """Arrays that every process holds whole, on devices of all of them; global ones as they are.
+
+    Unlike ``jax.device_put`` it does not compare what the processes hold, which would be sent to all.
+    """
+
+    def put(value: Any) -> Any:
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            return value
+        if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+            data = put(jax.random.key_data(value))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        value = np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
+        return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
+
+    return jax.tree.map(put, values)
+
+
+def whole(values: PyTree) -> PyTree:
+    """Arrays on devices of all processes as every process may read them; all processes call it."""
+
+    def fetch(value: Any) -> Any:
+        if not isinstance(value, jax.Array) or value.is_fully_addressable:
+            return value
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            data = fetch(jax.random.key_data(value))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        if value.is_fully_replicated:
+            return np.asarray(value)
+        return multihost_utils.process_allgather(value, tiled=True)
+
+    return jax.tree.map(fetch, values)
 
 
 def total(values: np.ndarray, share: Share) -> np.ndarray:

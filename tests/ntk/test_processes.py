@@ -1,27 +1,15 @@
 """Several processes over loopback: the same Gram matrices, products and regressions as one, also after a kill."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from ntk import gram, stax
 
-ROOT = pathlib.Path(__file__).parents[2]
 NET = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
 X = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 
-# One process of a job: address, number of processes, its own number, folder; then what it does.
 HEAD = """
-import sys, pathlib
-import jax, numpy as np
-address, count, index, folder, *rest = sys.argv[1:]
-jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=10)
 from ntk import gram, solve, stax
-folder = pathlib.Path(folder)
 net = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
 x = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 options = {"tile": 20, "devices": jax.devices()}
@@ -47,39 +35,18 @@ try:
 except ValueError as error:
     (folder / f"error-{index}.txt").write_text(str(error))
 try:
-    gram.gram(net.kernel_fn, x, devices=jax.devices()[:1] if index == "1" else jax.local_devices())
+    gram.gram(net.kernel_fn, x, devices=jax.devices()[:1] if index == 1 else jax.local_devices())
 except ValueError as error:
     (folder / f"owners-{index}.txt").write_text(str(error))
 """
 
 # The process with the highest number dies before its second tile; the others finish theirs and wait for it.
 DIES = """
-import os, signal
 def progress(done, total):
-    if index == rest[0] and done:
+    if str(index) == rest[0] and done:
         os.kill(os.getpid(), signal.SIGKILL)
 gram.gram(net.kernel_fn, x, path=folder / "run", name="relu-v1", progress=progress, **options)
 """
-
-
-def run(count, folder, code, *rest, timeout=240):
-    """The exit status of every process of a job."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    folder.mkdir(exist_ok=True)
-    several = []
-    for i in range(count):
-        with (folder / f"stderr-{i}.txt").open("w") as errors:
-            command = [address, str(count), str(i), str(folder), *rest]
-            command = [sys.executable, "-c", HEAD + code, *command]
-            several.append(subprocess.Popen(command, cwd=ROOT, stderr=errors))
-    try:
-        return [process.wait(timeout) for process in several]
-    finally:
-        for process in several:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +63,8 @@ def one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_find_what_one_finds(count, one, tmp_path):
-    assert run(count, tmp_path, ALL + ERRORS) == [0] * count
+def test_processes_find_what_one_finds(count, one, tmp_path, job):
+    assert job(count, tmp_path, HEAD + ALL + ERRORS) == [0] * count
     for index in range(count):
         found = {name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*one, "disk")}
         for name in ("memory", "rectangle", "diagonal"):
@@ -112,14 +79,14 @@ def test_processes_find_what_one_finds(count, one, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path):
-    statuses = run(3, tmp_path, DIES, "2")
+def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path, job):
+    statuses = job(3, tmp_path, HEAD + DIES, "2")
     assert statuses[2] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
     told = (tmp_path / "stderr-1.txt").read_text()
     assert "task:2" in told.replace("/", "").replace(" ", "") or "peer" in told, told[-2000:]
     kept = sum(len(p.read_text().splitlines()) for p in (tmp_path / "run").glob("tiles*.txt"))
     assert 0 < kept < 6
-    assert run(2, tmp_path, ALL) == [0, 0]
+    assert job(2, tmp_path, HEAD + ALL) == [0, 0]
     np.testing.assert_array_equal(np.load(tmp_path / "run" / "gram.npy"), one["memory"])
     assert [p.name for p in (tmp_path / "run").glob("tiles*.txt")]
