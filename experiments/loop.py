@@ -67,6 +67,9 @@ def train_runs(
         name of a measurement -> float array (runs, chunks + 1, *its shape). ``batch_loss`` is the mean training
         loss of the chunk that ends there (nan at 0). From the chunk in which a loss was not finite on, every value
         is nan.
+
+    Raises:
+        RuntimeError: the program is one of several processes, of which another has ended.
     """
     session = session or Session()
     count = len(learning_rates)
@@ -80,7 +83,7 @@ def train_runs(
     double = jax.config.jax_enable_x64  # a thread begins without the caller's context
 
     def train(label: str) -> dict[str, np.ndarray]:
-        with jax.enable_x64(double):
+        with jax.enable_x64(double), processes.together(program.share):
             return _train_unit(program, data, units[label], chunks, label, session, stop)
 
     with concurrent.futures.ThreadPoolExecutor(side_by_side(program)) as pool:
@@ -212,7 +215,9 @@ def _taken(program: Program, state: Any, rows: Sequence) -> Any:
 def _given_back(program: Program, state: Any, rows: Sequence) -> Any:
     """A state of a checkpoint, on the program's devices."""
     if program.runs not in (None, len(rows)):
-        order = np.minimum(np.arange(program.runs), len(rows) - 1)  # as `_arguments` repeats the last
+        order = np.minimum(
+            np.arange(program.runs), len(rows) - 1
+        )  # as `_arguments` repeats the last
         state = jax.tree.map(lambda leaf: leaf[order], state)
     return program.place(state, True)
 

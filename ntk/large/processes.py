@@ -6,9 +6,11 @@ another, so that each process computes its own on its own devices; what is gathe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ntk.types import PyTree
+
+_LOST = re.compile("Gloo|NCCL|RCCL|MPI|coordination service|heartbeat|UNAVAILABLE")
+"""In messages of the libraries that carry what processes tell one another."""
+
+
+PART = 2**20
+"""Entries that processes send one another at once where they add up."""
 
 
 class Share(NamedTuple):
@@ -48,13 +57,33 @@ def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...
     return Share(here, len(owners)), local
 
 
+@contextlib.contextmanager
+def together(share: Share) -> Iterator[None]:
+    """Says that another process is gone, where the transport says that it lost a connection.
+
+    Raises:
+        RuntimeError: another process of the job has ended.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if share.size == 1 or not _LOST.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"process {share.rank} of {share.size} lost another process of the job, which has ended: its own messages "
+            "say why. Start the job again, with any number of processes; it goes on from what is kept on disk "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
 def gathered(values: np.ndarray, share: Share) -> list[np.ndarray]:
     """An array of every process, in their order: the same bits everywhere. Shapes and dtypes must agree."""
     if share.size == 1:
         return [values]
     # As bytes: without x64 a float64 would arrive as float32.
     raw = np.frombuffer(values.tobytes(), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
+    with together(share):
+        rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
     return [np.frombuffer(row.tobytes(), values.dtype).reshape(values.shape) for row in rows]
 
 
@@ -93,8 +122,13 @@ def whole(values: PyTree) -> PyTree:
 
 
 def total(values: np.ndarray, share: Share) -> np.ndarray:
-    """Sum over processes, in their order: the same bits everywhere."""
-    return functools.reduce(np.add, gathered(values, share))
+    """Sum over processes, in their order: the same bits everywhere; a part at a time, of which all are held."""
+    if share.size == 1:
+        return values
+    flat = values.reshape(-1)
+    starts = range(0, max(flat.size, 1), PART)
+    parts = [functools.reduce(np.add, gathered(flat[s : s + PART], share)) for s in starts]
+    return np.concatenate(parts).reshape(values.shape)
 
 
 def first(make: Callable[[], Any], share: Share) -> Any:
@@ -123,7 +157,8 @@ def first(make: Callable[[], Any], share: Share) -> Any:
 def wait(name: str, share: Share) -> None:
     """Until every process is here."""
     if share.size > 1:
-        multihost_utils.sync_global_devices(name)
+        with together(share):
+            multihost_utils.sync_global_devices(name)
 
 
 def _told(text: bytes, share: Share) -> bytes:

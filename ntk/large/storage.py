@@ -241,8 +241,7 @@ def _about(
     for leaf in jax.tree.leaves((job.one, job.two, job.arrays)):
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        inputs.update(f"{leaf.dtype}{leaf.shape}".encode())
-        inputs.update(_contiguous(leaf))
+        _hash(inputs, leaf, job)
     structure, rest = job.call.static
     return {
         "kernel": name,
@@ -256,6 +255,21 @@ def _about(
         "versions": {package: _version(package) for package in ("widelimit", "jax")},
         "fingerprint": _fingerprint(job),
     }
+
+
+def _hash(inputs: Any, leaf: Any, job: tiles.Job) -> None:
+    """What a leaf holds; of samples on disk as if they were in memory, filled up to whole tiles."""
+    missing = 0
+    if tiles.on_disk(leaf):
+        tile = job.tile[not any(leaf is v for v in jax.tree.leaves(job.one))]
+        missing = -leaf.shape[0] % tile
+    size = leaf.shape[0] + missing if missing else None
+    shape = leaf.shape if size is None else (size, *leaf.shape[1:])
+    inputs.update(f"{tiles.held(leaf)}{shape}".encode())
+    for part in tiles.blocks(leaf):
+        inputs.update(_contiguous(part))
+    if missing:
+        inputs.update(_contiguous(tiles.read(leaf, 0, missing)))
 
 
 def _named(value: Any) -> str:
@@ -282,7 +296,7 @@ def _fingerprint(job: tiles.Job) -> list[float]:
     """The kernel between the first two samples and the last of either side."""
     rows = [sorted({0, min(1, n - 1), n - 1}) for n in job.sizes]
     one, two = (
-        jax.tree.map(lambda v, r=r: v[np.array(r)], side)
+        jax.tree.map(lambda v, r=r: tiles.taken(v, r), side)
         for side, r in zip((job.one, job.two), rows)
     )
     sizes = len(rows[0]), len(rows[1])

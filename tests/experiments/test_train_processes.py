@@ -89,7 +89,7 @@ def test_training_whose_process_died_goes_on_with_another_number_of_them(one, tm
     assert statuses[2] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
     told = [(tmp_path / f"stderr-{i}.txt").read_text() for i in range(2)]
-    assert all("process of the job" in text for text in told), told
+    assert all("lost another process of the job" in text for text in told), told
     (checkpoint,) = (tmp_path / "run" / "checkpoints" / "runs").iterdir()
     assert int(checkpoint.name) == 2
     assert job(2, tmp_path, TRAIN + ALL, "there", devices=1) == [0, 0]
