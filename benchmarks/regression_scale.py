@@ -4,11 +4,12 @@
         [--keep FOLDER]
 
 `cg` is `solve.conjugate_gradient` on `gram.product`, `plain` the same without its preconditioner, `inducing` is
-`solve.inducing`, `disk` one product with samples in a file, of which a tile is read at a time. The kernel is the NTK of a ReLU MLP of three hidden layers; inputs are drawn here, 784 numbers whose
-covariance falls as MNIST's does (9, 50 and 90 % of the variance in 1, 8 and 69 directions; there in 1, 11 and 87), the
-10 targets are those of a ReLU network with noise. Every line is a process of its own, so that its peak of
-resident memory is its own; the bound on it is checked, not assumed. Growth is fitted to what was measured, and nothing
-is extrapolated.
+`solve.inducing`, `disk` one product with samples in a file, of which a tile is read at a time. The kernel is the NTK
+of a ReLU MLP of three hidden layers; inputs are drawn here, 784 numbers whose covariance falls as MNIST's does (9, 50
+and 90 % of the variance in 1, 8 and 69 directions; there in 1, 11 and 87), the 10 targets are those of a ReLU network
+with noise. Every line is a process of its own, so that its peak of resident memory is its own (of `disk` without the
+pages of the file, which the system may drop); the bound on it is checked, not assumed. Growth is fitted to what was
+measured, and nothing is extrapolated.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def devices_of(given: Any) -> tuple[jax.Device, ...]:
 def samples(x: PyTree, name: str) -> int:
     """Number of samples, the leading axis of every array."""
     leaves = jax.tree.leaves(x)
-    sizes = {
+    sizes: set[tuple[int, ...]] = {
         np.shape(v)[:1] if isinstance(v, np.ndarray | jax.Array) or on_disk(v) else ()
         for v in leaves
     }
