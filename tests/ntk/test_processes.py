@@ -1,13 +1,15 @@
 """Several processes over loopback: the same Gram matrices, products and regressions as one, also after a kill."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import gram, stax
+from ntk import empirical_kernel_fn, gram, stax
 
 NET = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
 X = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 
+SAME = ("memory", "rectangle", "diagonal")
 HEAD = """
 from ntk import gram, solve, stax
 net = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
@@ -15,6 +17,27 @@ x = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 options = {"tile": 20, "devices": jax.devices()}
 def keep(name, value):
     np.save(folder / f"{name}-{index}.npy", value)
+"""
+
+# The same network with parameters, three outputs.
+EMPIRICAL = """
+import jax.numpy as jnp
+from ntk import empirical_kernel_fn
+rng = np.random.default_rng(1)
+params = {"w": rng.normal(size=(6, 7)).astype("f4"), "v": rng.normal(size=(7, 3)).astype("f4")}
+kernel_fn = empirical_kernel_fn(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], (), vmap_axes=0)
+keep("empirical", gram.gram(kernel_fn, x, None, "ntk", params=params, **options))
+"""
+
+# From a folder each process reads its own rows: a matrix that no process holds whole.
+SHARDED = """
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+disk = gram.gram(net.kernel_fn, x[:48], path=folder / "even", name="relu-v1", **options)
+rows = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
+theta = jax.make_array_from_callback(disk.shape, rows, lambda part: disk[part])
+everywhere = NamedSharding(rows.mesh, PartitionSpec())
+keep("sharded", jax.jit(lambda k: k @ k[:, :2], out_shardings=everywhere)(theta))
+keep("own", np.array(sum(shard.data.size for shard in theta.addressable_shards)))
 """
 
 ALL = """
@@ -53,7 +76,13 @@ gram.gram(net.kernel_fn, x, path=folder / "run", name="relu-v1", progress=progre
 def one():
     """What a single process finds."""
     options = {"tile": 20}
+    rng = np.random.default_rng(1)
+    params = {"w": rng.normal(size=(6, 7)).astype("f4"), "v": rng.normal(size=(7, 3)).astype("f4")}
+    network = empirical_kernel_fn(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], (), vmap_axes=0)
+    even = gram.gram(NET.kernel_fn, X[:48], **options)
     return {
+        "empirical": gram.gram(network, X, None, "ntk", params=params, **options),
+        "sharded": even @ even[:, :2],
         "memory": gram.gram(NET.kernel_fn, X, **options),
         "rectangle": gram.gram(NET.kernel_fn, X, X[:31] + 1, "nngp", **options),
         "diagonal": gram.diagonal(NET.kernel_fn, X, **options),
@@ -64,13 +93,21 @@ def one():
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_find_what_one_finds(count, one, tmp_path, job):
-    assert job(count, tmp_path, HEAD + ALL + ERRORS) == [0] * count
+    assert job(count, tmp_path, HEAD + ALL + EMPIRICAL + SHARDED + ERRORS) == [0] * count
     for index in range(count):
-        found = {name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*one, "disk")}
-        for name in ("memory", "rectangle", "diagonal"):
+        found = {
+            name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*SAME, "product", "disk")
+        }
+        for name in SAME:
             np.testing.assert_array_equal(found[name], one[name], err_msg=name)
         np.testing.assert_array_equal(found["disk"], one["memory"])
         np.testing.assert_allclose(found["product"], one["product"], rtol=1e-6)
+        empirical, sharded, own = (
+            np.load(tmp_path / f"{name}-{index}.npy") for name in ("empirical", "sharded", "own")
+        )
+        np.testing.assert_array_equal(empirical, one["empirical"])
+        np.testing.assert_allclose(sharded, one["sharded"], rtol=2e-6)
+        assert own == 48**2 / count
         predicted = np.load(tmp_path / f"predicted-{index}.npy")
         np.testing.assert_array_equal(predicted, np.load(tmp_path / "predicted-0.npy"))
         assert "belongs to another job" in (tmp_path / f"error-{index}.txt").read_text()
