@@ -22,6 +22,7 @@ import re
 import socket
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from typing import IO, Any, Literal, NamedTuple
 
@@ -183,6 +184,46 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
             if other != journal:
                 other.unlink()
     return list(good)
+
+
+def keep_arrays(file: pathlib.Path, mark: str, **arrays: Any) -> None:
+    """Writes the state of a long computation, whole or not at all; the first process of a job does.
+
+    Args:
+        file: an npz file.
+        mark: what the state belongs to.
+        **arrays: what `kept_arrays` gives back.
+    """
+    if jax.process_index() == 0:
+        fresh = file.with_name(file.name + ".new")
+        with fresh.open("wb") as handle:
+            np.savez(handle, mark=mark, **arrays)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(fresh, file)
+
+
+def kept_arrays(file: pathlib.Path, mark: str) -> dict[str, np.ndarray] | None:
+    """What `keep_arrays` wrote last, or None where there is none.
+
+    Raises:
+        ValueError: the file is damaged, or of another computation.
+    """
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+            there = str(arrays.pop("mark"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); remove it, or give another path"
+        ) from error
+    if there != mark:
+        raise ValueError(
+            f"{file} belongs to another solve (other samples, targets or options); give another path"
+        )
+    return arrays
 
 
 @contextlib.contextmanager
