@@ -352,11 +352,12 @@ def _devices(
         raise ValueError(
             f"a batch of {batch_size} cannot be split over {devices} devices: make it a multiple"
         )
-    examples = jax.tree.leaves(data["train"])[0].shape[0]
-    if runs is None and batch_size is None and examples % devices:
-        raise ValueError(
-            f"a full batch of {examples} cannot be split over {devices} devices: make it a multiple"
-        )
+    if runs is None and batch_size is None and devices > 1:
+        examples = jax.tree.leaves(data["train"])[0].shape[0]
+        if examples % devices:
+            raise ValueError(
+                f"a full batch of {examples} cannot be split over {devices} devices: make it a multiple"
+            )
     return tuple(own[:devices] if devices <= len(own) else jax.devices())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-# Runs of a small network: four over a mesh of devices, or one whose batch is spread over it.
+# Runs of a small network: seven over a mesh of devices, or one whose batch is spread over it.
 TRAIN = """
 import optax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ def train_all(path=None, sinks=(), every=1e9, chunks=6):
         lambda params, carry, rate, data: (carry, {"v": params["v"], "loss": loss(params, data["train"])}),
     )
     found = {}
-    # Five runs are filled up to a whole number on each device.
+    # Seven runs are filled up to a whole number on each device.
     count = len(jax.devices())
-    for name, batch, of in (("runs", 8, -(-5 // count) * count), ("batch", 8, None), ("full", None, None)):
+    for name, batch, of in (("runs", 8, -(-7 // count) * count), ("batch", 8, None), ("full", None, None)):
         program = train.compile_program(
             setup, data, steps=3, batch_size=batch, probe=probe, runs=of, devices=count
         )
         session = loop.Session(path, sinks=sinks, checkpoint_seconds=every)
-        rates = [0.01, 0.02, 0.03, 0.04, 0.05] if of else [0.03]
+        rates = [0.01 * k for k in range(1, 8)] if of else [0.03]
         found |= {
             f"{name}-{key}": value
             for key, value in loop.train_runs(
@@ -96,4 +96,4 @@ def test_training_whose_process_died_goes_on_with_another_number_of_them(one, tm
     check(tmp_path, 2, one)
     # The rows of metrics are those of an uninterrupted run, each once.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == (5 + 1 + 1) * 6
+    assert len(lines) == len(set(lines)) == (7 + 1 + 1) * 6
