@@ -1,4 +1,4 @@
-# make reproduce [STUDY=learning_rate_transfer] · make test · make lint · make bench · make docs · make notebooks
+# make reproduce [STUDY=learning_rate_transfer] · make test · make lint · make bench · make bench-gpu · make docs · make notebooks
 # Needs Python >= 3.11, make and git. Uses uv where it is installed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +22,7 @@ MAKE_VENV = $(PYTHON) -m venv $(VENV)
 endif
 
 
-.PHONY: docs install reproduce test test-slow test-studies test-all test-newest lint format bench notebooks clean
+.PHONY: docs install reproduce test test-slow test-studies test-all test-newest lint format bench bench-gpu notebooks clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -82,6 +82,14 @@ bench:
 	$(PIP) torch==2.13.0 einops tqdm matfree pandas seaborn
 	$(PIP) --no-deps $(PEERS)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# On a machine with a GPU, in under nine minutes: benchmarks/results/accelerator_gpu.json. Without one, a look at whether
+# it runs: make bench-gpu BENCH=--size=small EXTRAS=test VENV=.venv
+bench-gpu: EXTRAS := test,cuda
+bench-gpu: VENV := .venv-gpu
+bench-gpu:
+	$(MAKE) install VENV=$(VENV) EXTRAS=$(EXTRAS)
+	$(BIN)/python -m benchmarks.accelerator $(BENCH)
 
 # Static pages in docs/_build; the notebooks are executed, and a warning is an error.
 docs: install

@@ -40,7 +40,8 @@ def connected(address: str | None) -> Iterator[Any]:
 
     Args:
         address: ``local:N``, N processes of this machine; ``slurm:KEY=VALUE,...``, jobs of Slurm with the keywords of
-            ``dask_jobqueue.SLURMCluster`` (cores, memory, queue, walltime, ...) and ``jobs``, their number;
+            ``dask_jobqueue.SLURMCluster`` (cores, memory, queue, walltime, ...), ``jobs``, their number, and ``gpus``
+            of each; every job does one unit at a time, with all its cores;
             ``tcp://HOST:PORT``, a scheduler that runs already.
 
     Raises:
@@ -251,4 +252,9 @@ def _slurm(text: str) -> dict[str, Any]:
         raise ValueError(
             f"--cluster has jobs={options['jobs']}; it must be a whole number from 1 on"
         )
+    if (gpus := options.pop("gpus", None)) is not None:
+        options["job_extra_directives"] = [f"--gpus={gpus}"]
+    # Dask takes cores for threads, of which each would be at a unit.
+    options.setdefault("job_cpu", options["cores"])
+    options["cores"] = options["processes"]
     return options

@@ -20,6 +20,7 @@ import rich.progress
 
 from experiments import checkpoint, rundir, signals
 from experiments.train import Program
+from ntk.large import processes
 
 # Runs that train side by side share the files, the sinks and the progress bar.
 _SHARED = threading.Lock()
@@ -60,12 +61,15 @@ def train_runs(
         seeds: one per run.
         chunks: calls of ``advance``; the probe runs before the first and after each.
         name: of this group of runs, unique within the session; names its files.
-        session: files, progress, sinks.
+        session: files, progress, sinks; in a job of several processes the first alone writes files and calls sinks.
 
     Returns:
         name of a measurement -> float array (runs, chunks + 1, *its shape). ``batch_loss`` is the mean training
         loss of the chunk that ends there (nan at 0). From the chunk in which a loss was not finite on, every value
         is nan.
+
+    Raises:
+        RuntimeError: the program is one of several processes, of which another has ended.
     """
     session = session or Session()
     count = len(learning_rates)
@@ -79,7 +83,7 @@ def train_runs(
     double = jax.config.jax_enable_x64  # a thread begins without the caller's context
 
     def train(label: str) -> dict[str, np.ndarray]:
-        with jax.enable_x64(double):
+        with jax.enable_x64(double), processes.together(program.share):
             return _train_unit(program, data, units[label], chunks, label, session, stop)
 
     with concurrent.futures.ThreadPoolExecutor(side_by_side(program)) as pool:
@@ -123,18 +127,22 @@ def side_by_side(program: Program) -> int:
 
 def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, np.ndarray]:
     finished = load(session, label)
+    _agreed(program, finished is not None, f"the point {label}")
     if finished:
         _progress(session, len(rows) * chunks * program.steps, label, np.nan)
         return finished
     rates, seeds = _arguments(program, rows)
+    data = program.place(data, False)
     state = program.start(rates, seeds, data)
     state, values = _measure(program, state, rates, data)
     shapes = {"batch_loss": ()} | {key: value.shape[1:] for key, value in values.items()}
     records = {key: np.full((len(rows), chunks + 1, *rest), np.nan) for key, rest in shapes.items()}
     alive = np.ones(len(rows), bool)
-    saved = _restore(session, label, (state, records, alive))
+    saved = _restore(session, label, (_taken(program, state, rows), records, alive))
+    _agreed(program, saved[0] if saved else 0, f"the checkpoints of {label}")
     if saved:
         done, (state, records, alive) = saved
+        state = _given_back(program, state, rows)
         records, alive = jax.tree.map(np.array, (records, alive))
         _progress(session, len(rows) * done * program.steps, label, np.nan)
     else:
@@ -142,8 +150,13 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
     last_save = time.monotonic()
     for chunk in range(done + 1, chunks + 1):
-        if stop.is_set() or signals.noted():
-            _save(session, label, chunk - 1, (state, records, alive))
+        ends = stop.is_set() or signals.noted()
+        due = time.monotonic() - last_save > session.checkpoint_seconds
+        ends, due = _any(program, ends, due)
+        if ends or (due and chunk > done + 1):
+            _save(session, label, chunk - 1, (_taken(program, state, rows), records, alive))
+            last_save = time.monotonic()
+        if ends:
             signals.check()
             raise concurrent.futures.CancelledError
         if not alive.any():  # nothing left to train: every record from here on is nan already
@@ -155,9 +168,6 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         alive &= np.isfinite(losses).all(axis=1)
         _record(records, chunk, alive, values, losses.mean(axis=1))
         _report(session, records, chunk, program.steps, label, rows)
-        if time.monotonic() - last_save > session.checkpoint_seconds:
-            _save(session, label, chunk, (state, records, alive))
-            last_save = time.monotonic()
     keep(session, label, records)
     return records
 
@@ -169,13 +179,51 @@ def load(session: Session, label: str) -> dict[str, np.ndarray] | None:
 
 def keep(session: Session, label: str, arrays: dict[str, np.ndarray]) -> None:
     """Keeps a finished point, in place of its checkpoints."""
-    if session.path:
+    if session.path and _writes():
         rundir.save_point(session.path, label, arrays, session.configuration)
         checkpoint.drop(session.path / "checkpoints" / label)
 
 
+def _writes() -> bool:
+    """Whether this process keeps files: of the processes of a job the first does."""
+    return jax.process_index() == 0
+
+
+def _any(program: Program, *flags: bool) -> list[bool]:
+    """Whether any process of the program says so, flag by flag."""
+    told = processes.gathered(np.array(flags), program.share)
+    return np.any(told, axis=0).tolist()
+
+
+def _agreed(program: Program, number: int, what: str) -> None:
+    """Refuses to go on where processes see different files."""
+    seen = [int(n) for n in processes.gathered(np.array(int(number)), program.share)]
+    if len(set(seen)) > 1:
+        raise ValueError(
+            f"the processes of the job see {what} differently ({seen}); give a folder that all of them see"
+        )
+
+
+def _taken(program: Program, state: Any, rows: Sequence) -> Any:
+    """A state as checkpoints hold it: of the runs alone, without what fills the devices; all processes call it."""
+    state = processes.whole(state)
+    if program.runs in (None, len(rows)):
+        return state
+    return jax.tree.map(lambda leaf: leaf[: len(rows)], state)
+
+
+def _given_back(program: Program, state: Any, rows: Sequence) -> Any:
+    """A state of a checkpoint, on the program's devices."""
+    if program.runs not in (None, len(rows)):
+        order = np.minimum(
+            np.arange(program.runs), len(rows) - 1
+        )  # as `_arguments` repeats the last
+        state = jax.tree.map(lambda leaf: leaf[order], state)
+    return program.place(state, True)
+
+
 def _save(session: Session, label: str, chunk: int, state: Any) -> None:
-    if session.path and chunk:
+    if session.path and chunk and _writes():
         with _SHARED:
             folder = session.path / "checkpoints" / label
             checkpoint.save(folder, chunk, state, session.configuration)
@@ -188,7 +236,8 @@ def _restore(session: Session, label: str, like: Any) -> tuple[int, Any] | None:
     with _SHARED:
         folder = session.path / "checkpoints" / label
         saved = checkpoint.restore(folder, like, session.configuration)
-        rundir.drop_metrics(session.path, label, saved[0] if saved else 0, session.metrics)
+        if _writes():
+            rundir.drop_metrics(session.path, label, saved[0] if saved else 0, session.metrics)
     return saved
 
 
@@ -215,7 +264,7 @@ def _report(session, records, chunk, steps, label, rows) -> None:
     losses = records["batch_loss"][:, chunk]
     best = np.min(losses, initial=np.inf, where=np.isfinite(losses))
     _progress(session, len(rows) * steps, label, float(best))
-    if not (session.path or session.sinks):
+    if not (session.path or session.sinks) or not _writes():
         return
     lines = [
         {"run": label, "chunk": chunk, "step": chunk * steps, "learning_rate": rate, "seed": seed}

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from metrics import checks
 from metrics.estimate import norm
 from ntk import jaxprs
+from ntk.large import processes
 
 # Streams of random numbers of one seed; a step's batch is fold_in(stream, step), so any step can be replayed.
 INIT, BATCHES, PROBE = range(3)
@@ -66,6 +67,8 @@ class Program(NamedTuple):
 
     ``start(learning_rate, seed, data) -> State``; ``advance(state, learning_rate, seed, data) -> (state, losses)``
     where losses has one entry per step; ``measure(state, learning_rate, data) -> (state, {name: scalar})``.
+    ``place(tree, of_runs)`` puts arrays where the program takes them: data, so that this is not done in every call, or
+    with of_runs a state. ``share`` is this process among those whose devices train.
     """
 
     start: Callable
@@ -75,6 +78,8 @@ class Program(NamedTuple):
     runs: int | None
     compile_seconds: float
     devices: int = 1
+    place: Callable = lambda tree, of_runs: tree
+    share: processes.Share = processes.Share()
 
 
 def sam(
@@ -201,13 +206,18 @@ def compile_program(
         batch_size: examples per step; None for the full batch.
         probe: what is measured between calls.
         runs: how many runs one call trains (a multiple of ``devices``); None for one run without a run axis.
-        devices: shards the runs, or without ``runs`` the batch of one run, over this many devices.
+        devices: shards the runs, or without ``runs`` the batch of one run, over this many devices. In a job of
+            several processes (``jax.distributed.initialize()``) either this process's own or all there are; with all
+            every process makes the same calls on the same data, and losses and measurements reach all.
 
     Raises:
         ValueError: fewer devices are there, or they do not divide the runs or the batch.
     """
-    _check_devices(runs, batch_size, devices)
-    mesh = jax.make_mesh((devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    chosen = _devices(runs, batch_size, data, devices)
+    mesh = jax.make_mesh(
+        (devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,), devices=chosen
+    )
+    share, _ = processes.share(chosen)
     everywhere = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("devices"))
     by_run = everywhere if runs is None else split
@@ -250,7 +260,15 @@ def compile_program(
         )
         rate, seed = jnp.zeros((runs,), jnp.float32), jnp.zeros((runs,), jnp.uint32)
 
+    def place(tree: Any, of_runs: bool) -> Any:
+        if share.size > 1:
+            return processes.placed(tree, by_run if of_runs else everywhere)
+        return jax.device_put(tree, by_run) if of_runs else tree
+
     begin = time.perf_counter()
+    data = place(data, False)
+    # What is read on the host is there in every process.
+    read = everywhere if share.size > 1 else by_run
     compiled_start = _compile(
         start, (by_run, by_run, everywhere), by_run, rate, seed, data, options=ONCE
     )
@@ -258,12 +276,12 @@ def compile_program(
     compiled_advance = _compile(
         advance,
         (by_run, by_run, by_run, everywhere),
-        by_run,
+        (by_run, read),
         *(state, rate, seed, data),
         donate_argnums=0,
     )
     compiled_measure = _compile(
-        measure, (by_run, by_run, everywhere), by_run, state, rate, data, donate_argnums=0
+        measure, (by_run, by_run, everywhere), (by_run, read), state, rate, data, donate_argnums=0
     )
     return Program(
         compiled_start,
@@ -275,6 +293,8 @@ def compile_program(
         runs,
         time.perf_counter() - begin,
         devices,
+        place,
+        share,
     )
 
 
@@ -286,7 +306,19 @@ def _compile(function, in_shardings, out_shardings, *arguments, donate_argnums=(
         donate_argnums=donate_argnums,
         compiler_options=options,
     )
-    return jitted.lower(*arguments).compile()
+    if all(sharding.is_fully_addressable for sharding in in_shardings):
+        return jitted.lower(*arguments).compile()
+    arguments = tuple(jax.tree.map(_shape, argument) for argument in arguments)
+    compiled = jitted.lower(*arguments).compile()
+
+    def placing(*arguments):
+        return compiled(*map(processes.placed, arguments, in_shardings))
+
+    return placing
+
+
+def _shape(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
 def _advance_by_steps(step, steps, state, learning_rate, seed, data):
@@ -297,12 +329,20 @@ def _advance_by_steps(step, steps, state, learning_rate, seed, data):
     return state, np.stack(jax.device_get(losses), axis=-1)
 
 
-def _check_devices(runs: int | None, batch_size: int | None, devices: int) -> None:
-    there = len(jax.devices())
+def _devices(
+    runs: int | None, batch_size: int | None, data: Any, devices: int
+) -> tuple[jax.Device, ...]:
+    """So many devices: of this process, or else all."""
+    there, own = len(jax.devices()), jax.local_devices()
     if not 1 <= devices <= there:
         raise ValueError(
             f"devices is {devices}, but there are {there}; ask for 1 to {there} "
             "(on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N virtual ones)"
+        )
+    if len(own) < devices < there:
+        raise ValueError(
+            f"devices is {devices}, but this process has {len(own)} and the job {there}; ask for all {there}, or for 1 "
+            f"to {len(own)} in each process"
         )
     if runs is not None and runs % devices:
         raise ValueError(
@@ -312,6 +352,13 @@ def _check_devices(runs: int | None, batch_size: int | None, devices: int) -> No
         raise ValueError(
             f"a batch of {batch_size} cannot be split over {devices} devices: make it a multiple"
         )
+    if runs is None and batch_size is None and devices > 1:
+        examples = jax.tree.leaves(data["train"])[0].shape[0]
+        if examples % devices:
+            raise ValueError(
+                f"a full batch of {examples} cannot be split over {devices} devices: make it a multiple"
+            )
+    return tuple(own[:devices] if devices <= len(own) else jax.devices())
 
 
 def fit(loss: Callable, params: Any, optimizer: Any, key: jax.Array, steps: int) -> Any:

@@ -3,6 +3,9 @@
 import importlib.metadata
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 import tempfile
 
 # Most of what a test computes it computes once: unoptimised it compiles a third faster, and through the older
@@ -38,3 +41,46 @@ def x64():
     """Double precision for one test, and only for it."""
     with jax.enable_x64(True):
         yield
+
+
+# One process of a job: address, number of processes, its own number, folder.
+JOB = """
+import os, pathlib, signal, sys
+import jax, numpy as np
+address, count, index, folder, *rest = sys.argv[1:]
+count, index, folder = int(count), int(index), pathlib.Path(folder)
+jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=10)
+"""
+
+
+@pytest.fixture(scope="session")
+def job():
+    """Runs code in every process of a job over loopback; their exit statuses. What they say is in stderr-N.txt."""
+
+    def run(count, folder, code, *rest, devices=8, timeout=240):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        folder.mkdir(exist_ok=True)
+        flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+        flags.append(f"--xla_force_host_platform_device_count={devices}")
+        several = []
+        for i in range(count):
+            with (folder / f"stderr-{i}.txt").open("w") as errors:
+                command = [sys.executable, "-c", JOB + code, address, str(count), str(i)]
+                several.append(
+                    subprocess.Popen(
+                        [*command, str(folder), *rest],
+                        cwd=pathlib.Path(__file__).parents[1],
+                        env=os.environ | {"XLA_FLAGS": " ".join(flags)},
+                        stderr=errors,
+                    )
+                )
+        try:
+            return [process.wait(timeout) for process in several]
+        finally:
+            for process in several:
+                process.kill()
+                process.wait()
+
+    return run

@@ -40,7 +40,8 @@ def gram(
     Args:
         kernel_fn: ``kernel_fn(x1, x2, get, **kwargs)``, an array (n1, n2, ...); x2 is None for x1.
             An entry may depend on its own two samples only.
-        x1: n1 samples along axis 0 of an array, or of each array of a list; whole on each device.
+        x1: n1 samples along axis 0 of an array, or of each array of a list; whole on each device. A ``np.memmap``, or
+            an array of zarr or HDF5, is read a tile at a time and nowhere whole.
         x2: n2 samples. With None, or the values of x1, one triangle is computed and mirrored.
         get: name of the kernel.
         tile: samples along one side of a tile. At most two tiles for each device are under way.
@@ -189,6 +190,7 @@ def product(
         if v.ndim not in (1, 2) or v.shape[0] != n2:
             raise ValueError(f"v has shape {v.shape}; it must be ({n2},) or ({n2}, k)")
         columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
+        (columns,) = tiles.put((columns,), job.devices) if not job.traced else (columns,)
         sides: dict[str, Any] = {
             "one": (job.one, columns if job.symmetric else None),
             "two": (job.two, columns),

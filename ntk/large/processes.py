@@ -6,14 +6,25 @@ another, so that each process computes its own on its own devices; what is gathe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from ntk.types import PyTree
+
+_LOST = re.compile("Gloo|NCCL|RCCL|MPI|coordination service|heartbeat|UNAVAILABLE")
+"""In messages of the libraries that carry what processes tell one another."""
+
+
+PART = 2**20
+"""Entries that processes send one another at once where they add up."""
 
 
 class Share(NamedTuple):
@@ -46,19 +57,78 @@ def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...
     return Share(here, len(owners)), local
 
 
+@contextlib.contextmanager
+def together(share: Share) -> Iterator[None]:
+    """Says that another process is gone, where the transport says that it lost a connection.
+
+    Raises:
+        RuntimeError: another process of the job has ended.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if share.size == 1 or not _LOST.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"process {share.rank} of {share.size} lost another process of the job, which has ended: its own messages "
+            "say why. Start the job again, with any number of processes; it goes on from what is kept on disk "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
 def gathered(values: np.ndarray, share: Share) -> list[np.ndarray]:
     """An array of every process, in their order: the same bits everywhere. Shapes and dtypes must agree."""
     if share.size == 1:
         return [values]
     # As bytes: without x64 a float64 would arrive as float32.
     raw = np.frombuffer(values.tobytes(), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
+    with together(share):
+        rows = np.asarray(multihost_utils.process_allgather(raw)).reshape(share.size, -1)
     return [np.frombuffer(row.tobytes(), values.dtype).reshape(values.shape) for row in rows]
 
 
+def placed(values: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """Arrays that every process holds whole, on devices of all of them; global ones as they are.
+
+    Unlike ``jax.device_put`` it does not compare what the processes hold, which would be sent to all.
+    """
+
+    def put(value: Any) -> Any:
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            return value
+        if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+            data = put(jax.random.key_data(value))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        value = np.asarray(value, jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
+        return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
+
+    return jax.tree.map(put, values)
+
+
+def whole(values: PyTree) -> PyTree:
+    """Arrays on devices of all processes as every process may read them; all processes call it."""
+
+    def fetch(value: Any) -> Any:
+        if not isinstance(value, jax.Array) or value.is_fully_addressable:
+            return value
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            data = fetch(jax.random.key_data(value))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        if value.is_fully_replicated:
+            return np.asarray(value)
+        return multihost_utils.process_allgather(value, tiled=True)
+
+    return jax.tree.map(fetch, values)
+
+
 def total(values: np.ndarray, share: Share) -> np.ndarray:
-    """Sum over processes, in their order: the same bits everywhere."""
-    return functools.reduce(np.add, gathered(values, share))
+    """Sum over processes, in their order: the same bits everywhere; a part at a time, of which all are held."""
+    if share.size == 1:
+        return values
+    flat = values.reshape(-1)
+    starts = range(0, max(flat.size, 1), PART)
+    parts = [functools.reduce(np.add, gathered(flat[s : s + PART], share)) for s in starts]
+    return np.concatenate(parts).reshape(values.shape)
 
 
 def first(make: Callable[[], Any], share: Share) -> Any:
@@ -87,7 +157,8 @@ def first(make: Callable[[], Any], share: Share) -> Any:
 def wait(name: str, share: Share) -> None:
     """Until every process is here."""
     if share.size > 1:
-        multihost_utils.sync_global_devices(name)
+        with together(share):
+            multihost_utils.sync_global_devices(name)
 
 
 def _told(text: bytes, share: Share) -> bytes:

@@ -22,6 +22,7 @@ import re
 import socket
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from typing import IO, Any, Literal, NamedTuple
 
@@ -185,6 +186,46 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
     return list(good)
 
 
+def keep_arrays(file: pathlib.Path, mark: str, **arrays: Any) -> None:
+    """Writes the state of a long computation, whole or not at all; the first process of a job does.
+
+    Args:
+        file: an npz file.
+        mark: what the state belongs to.
+        **arrays: what `kept_arrays` gives back.
+    """
+    if jax.process_index() == 0:
+        fresh = file.with_name(file.name + ".new")
+        with fresh.open("wb") as handle:
+            np.savez(handle, mark=mark, **arrays)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(fresh, file)
+
+
+def kept_arrays(file: pathlib.Path, mark: str) -> dict[str, np.ndarray] | None:
+    """What `keep_arrays` wrote last, or None where there is none.
+
+    Raises:
+        ValueError: the file is damaged, or of another computation.
+    """
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+            there = str(arrays.pop("mark"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); remove it, or give another path"
+        ) from error
+    if there != mark:
+        raise ValueError(
+            f"{file} belongs to another solve (other samples, targets or options); give another path"
+        )
+    return arrays
+
+
 @contextlib.contextmanager
 def _named_errors(file: pathlib.Path) -> Iterator[None]:
     """An error of the system, which does not say which file could not be written, with its name."""
@@ -241,8 +282,7 @@ def _about(
     for leaf in jax.tree.leaves((job.one, job.two, job.arrays)):
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        inputs.update(f"{leaf.dtype}{leaf.shape}".encode())
-        inputs.update(_contiguous(leaf))
+        _hash(inputs, leaf, job)
     structure, rest = job.call.static
     return {
         "kernel": name,
@@ -256,6 +296,21 @@ def _about(
         "versions": {package: _version(package) for package in ("widelimit", "jax")},
         "fingerprint": _fingerprint(job),
     }
+
+
+def _hash(inputs: Any, leaf: Any, job: tiles.Job) -> None:
+    """What a leaf holds; of samples on disk as if they were in memory, filled up to whole tiles."""
+    missing = 0
+    if tiles.on_disk(leaf):
+        tile = job.tile[not any(leaf is v for v in jax.tree.leaves(job.one))]
+        missing = -leaf.shape[0] % tile
+    size = leaf.shape[0] + missing if missing else None
+    shape = leaf.shape if size is None else (size, *leaf.shape[1:])
+    inputs.update(f"{tiles.held(leaf)}{shape}".encode())
+    for part in tiles.blocks(leaf):
+        inputs.update(_contiguous(part))
+    if missing:
+        inputs.update(_contiguous(tiles.read(leaf, 0, missing)))
 
 
 def _named(value: Any) -> str:
@@ -282,7 +337,7 @@ def _fingerprint(job: tiles.Job) -> list[float]:
     """The kernel between the first two samples and the last of either side."""
     rows = [sorted({0, min(1, n - 1), n - 1}) for n in job.sizes]
     one, two = (
-        jax.tree.map(lambda v, r=r: v[np.array(r)], side)
+        jax.tree.map(lambda v, r=r: tiles.taken(v, r), side)
         for side, r in zip((job.one, job.two), rows)
     )
     sizes = len(rows[0]), len(rows[1])

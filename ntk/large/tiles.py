@@ -21,6 +21,9 @@ from ntk import arguments
 from ntk.large import processes
 from ntk.types import PyTree
 
+BLOCK = 2**24
+"""Entries of samples on disk that are read at once, where all are looked at."""
+
 
 class Call(NamedTuple):
     """What a tile's program is compiled for, besides shapes.
@@ -36,12 +39,18 @@ class Call(NamedTuple):
     result: str = "kernel"
 
 
+class Cut(NamedTuple):
+    """Samples on disk of one tile, with a leading axis of devices; others are whole on each."""
+
+    samples: Any
+
+
 class Job(NamedTuple):
     """One Gram matrix.
 
     Attributes:
         call: the static part of kernel_fn's arguments.
-        one: (x1, per-sample arguments), filled up to whole tiles.
+        one: (x1, per-sample arguments), filled up to whole tiles, but for what is on disk.
         two: the same of the columns.
         arrays: further arrays among the arguments.
         sizes: n1, n2.
@@ -135,12 +144,45 @@ def job(
     share, devices = processes.share(devices_of(devices))
     devices = devices[: 1 if traced else None]
     if not traced:
-        everywhere = NamedSharding(_mesh(devices), PartitionSpec())
-        one, two, arrays = jax.device_put((one, two, arrays), everywhere)
+        one, two, arrays = put((one, two, arrays), devices)
     if symmetric:
         two = (one[0], two[1])
     call = Call(kernel_fn, static)
     return Job(call, one, two, arrays, (n1, n2), tile, symmetric, devices, share, traced)
+
+
+def put(tree: PyTree, devices: tuple[jax.Device, ...]) -> PyTree:
+    """Arrays whole on each device; what is on disk stays there."""
+    everywhere = NamedSharding(_mesh(devices), PartitionSpec())
+    return jax.tree.map(lambda v: v if on_disk(v) else jax.device_put(v, everywhere), tree)
+
+
+def on_disk(x: Any) -> bool:
+    """Whether samples are read as they are needed: a ``np.memmap``, or an array of zarr or HDF5."""
+    chunked = hasattr(x, "chunks") and isinstance(getattr(x, "dtype", None), np.dtype)
+    return isinstance(x, np.memmap) or chunked
+
+
+def blocks(x: Any) -> Iterator[Any]:
+    """All of an array, a part at a time if it is on disk, in the dtype that a device would hold."""
+    if not on_disk(x):
+        yield x
+        return
+    rows = max(BLOCK // max(int(np.prod(x.shape[1:], dtype=int)), 1), 1)
+    for start in range(0, x.shape[0], rows):
+        yield read(x, start, start + rows)
+
+
+def read(x: Any, start: int, stop: int) -> np.ndarray:
+    """Samples of an array on disk, in the dtype that a device would hold."""
+    return np.asarray(x[start:stop], jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def taken(x: Any, rows: Sequence[int]) -> Any:
+    """Single samples."""
+    if on_disk(x):
+        return np.concatenate([read(x, row, row + 1) for row in rows])
+    return x[np.array(rows)]
 
 
 def devices_of(given: Any) -> tuple[jax.Device, ...]:
@@ -161,7 +203,10 @@ def devices_of(given: Any) -> tuple[jax.Device, ...]:
 def samples(x: PyTree, name: str) -> int:
     """Number of samples, the leading axis of every array."""
     leaves = jax.tree.leaves(x)
-    sizes = {np.shape(v)[:1] if isinstance(v, np.ndarray | jax.Array) else () for v in leaves}
+    sizes: set[tuple[int, ...]] = {
+        np.shape(v)[:1] if isinstance(v, np.ndarray | jax.Array) or on_disk(v) else ()
+        for v in leaves
+    }
     if len(sizes) != 1 or () in sizes:
         found = [getattr(v, "shape", type(v).__name__) for v in leaves]
         raise ValueError(
@@ -202,16 +247,21 @@ def shape_of(job: Job, sizes: tuple[int, int], diagonal: bool = False) -> PyTree
 
     def cut(side: int, tree: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct((sizes[side], *v.shape[1:]), v.dtype), tree
+            lambda v: jax.ShapeDtypeStruct((sizes[side], *v.shape[1:]), held(v)), tree
         )
 
     return _evaluate.eval_shape(job.call, diagonal, cut(0, job.one), cut(1, job.two), job.arrays)
 
 
+def held(x: Any) -> Any:
+    """The dtype of an array on a device."""
+    return jax.dtypes.canonicalize_dtype(x.dtype) if on_disk(x) else x.dtype
+
+
 def padded(x: Any, tile: int, fill: Callable[[Any], Any] = lambda first: first) -> Any:
-    """x with its first samples, or zeros, repeated at the end to whole tiles."""
+    """x with its first samples, or zeros, repeated at the end to whole tiles; what is on disk as it is."""
     missing = -x.shape[0] % tile
-    if missing == 0:
+    if missing == 0 or on_disk(x):
         return x
     concatenate = np.concatenate if isinstance(x, np.ndarray) else jnp.concatenate
     return concatenate([x, fill(x[:missing])])
@@ -225,7 +275,7 @@ def even_tile(tile: int, n: int) -> int:
 
 def is_traced(x: Any) -> bool:
     """Whether values are unknown, inside jit, grad or vmap."""
-    if isinstance(x, np.ndarray) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, np.ndarray) or on_disk(x) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return False
     try:
         np.asarray(x.ravel()[:0])
@@ -247,16 +297,31 @@ def _same(x1: PyTree, x2: PyTree) -> bool:
         return False
     if any(map(is_traced, (*one, *two))):
         return False
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, two))
+    return all(_equal(a, b) for a, b in zip(one, two))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not (on_disk(a) or on_disk(b)):
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    start = 0
+    for part in blocks(a if on_disk(a) else b):
+        other = (b if on_disk(a) else a)[start : start + len(part)]
+        if not np.array_equal(part, np.asarray(other)):
+            return False
+        start += len(part)
+    return True
 
 
 def _check_finite(x: PyTree, name: str) -> None:
     for v in jax.tree.leaves(x):
         if is_traced(v):
             continue
-        finite = np.isfinite(v) if isinstance(v, np.ndarray) else jnp.isfinite(v)
-        if not finite.all():
-            raise ValueError(f"{name} has entries that are not finite; remove these samples first")
+        for part in blocks(v):
+            finite = np.isfinite(part) if isinstance(part, np.ndarray) else jnp.isfinite(part)
+            if not finite.all():
+                raise ValueError(
+                    f"{name} has entries that are not finite; remove these samples first"
+                )
 
 
 def _per_sample(value: Any, n1: int, n2: int) -> bool:
@@ -277,9 +342,33 @@ def _rounds(positions: list, count: int) -> Iterator[list]:
 def _start(job: Job, diagonal: bool, now: list[tuple[int, int]]) -> PyTree:
     # Devices without a tile of their own repeat the last one, so that all rounds are one program.
     where = np.array(now + now[-1:] * (len(job.devices) - len(now)), np.int32)
+    one, two = (_cut(job, side, where[:, side]) for side in (0, 1))
     if not job.traced:
         where = jax.device_put(where, NamedSharding(_mesh(job.devices), PartitionSpec("tile")))
-    return _round(job.call, job.tile, diagonal, job.devices, job.one, job.two, job.arrays, where)
+    return _round(job.call, job.tile, diagonal, job.devices, one, two, job.arrays, where)
+
+
+def _cut(job: Job, side: int, indices: np.ndarray) -> PyTree:
+    """One side's samples; of those on disk the tiles of these indices, one for each device."""
+
+    def part(v: Any) -> Any:
+        if not on_disk(v):
+            return v
+        tile, n = job.tile[side], v.shape[0]
+        found = [read(v, i * tile, min((i + 1) * tile, n)) for i in indices]
+        # Filled up with the first samples, as `padded` does.
+        found = [
+            p if len(p) == tile else np.concatenate([p, read(v, 0, tile - len(p))]) for p in found
+        ]
+        if job.traced:
+            return Cut(np.stack(found))
+        return Cut(
+            jax.device_put(
+                np.stack(found), NamedSharding(_mesh(job.devices), PartitionSpec("tile"))
+            )
+        )
+
+    return jax.tree.map(part, (job.one, job.two)[side])
 
 
 def _finish(now: list, out: PyTree, fetch: Callable) -> Iterator[tuple[int, int, PyTree]]:
@@ -303,8 +392,12 @@ def _round(
 
     def local(one: PyTree, two: PyTree, arrays: PyTree, where: jax.Array) -> PyTree:
         starts = where[0] * jnp.array(tile)
+
+        def rows(v: Any, start: jax.Array, size: int) -> jax.Array:
+            return v.samples[0] if _is_cut(v) else jax.lax.dynamic_slice_in_dim(v, start, size)
+
         a, b = (
-            jax.tree.map(lambda v, s=s, t=t: jax.lax.dynamic_slice_in_dim(v, s, t), tree)
+            jax.tree.map(lambda v, s=s, t=t: rows(v, s, t), tree, is_leaf=_is_cut)
             for tree, s, t in zip((one, two), starts, tile)
         )
         return jax.tree.map(lambda v: jnp.asarray(v)[None], _evaluate(call, diagonal, a, b, arrays))
@@ -312,13 +405,18 @@ def _round(
     if len(devices) == 1:
         return local(one, two, arrays, where)
     every, each = PartitionSpec(), PartitionSpec("tile")
+    sides = jax.tree.map(lambda v: each if _is_cut(v) else every, (one, two), is_leaf=_is_cut)
     return jax.shard_map(
         local,
         mesh=_mesh(devices),
-        in_specs=(every, every, every, each),
+        in_specs=(*sides, every, each),
         out_specs=each,
         check_vma=False,  # loops inside kernel functions start from unvarying zeros
     )(one, two, arrays, where)
+
+
+def _is_cut(v: Any) -> bool:
+    return isinstance(v, Cut)
 
 
 @functools.partial(jax.jit, static_argnames=("call", "diagonal"))

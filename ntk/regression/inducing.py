@@ -10,14 +10,21 @@ Source: Rudi, Carratino & Rosasco (2017), "FALKON", equation 8 (there lambda n i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ntk import arguments
-from ntk.large import gram, processes, tiles
+from ntk.large import gram, processes, storage, tiles
+
+KEPT = 16
+"""Blocks of each process between two times that sums are kept in a file."""
+SUMS = ("squares", "sides", "trace")
 
 
 class Inducing(NamedTuple):
@@ -50,6 +57,7 @@ def inducing(
     diag_reg_absolute_scale: bool = False,
     block: int = 4096,
     devices: Sequence[jax.Device] | None = None,
+    path: str | os.PathLike | None = None,
     **kwargs: Any,
 ) -> Inducing:
     """Kernel regression with m inducing points, for samples too many for a whole matrix or for many iterations.
@@ -64,6 +72,8 @@ def inducing(
         diag_reg_absolute_scale: whether diag_reg is absolute instead.
         block: rows that are computed at once; block x m entries are held.
         devices: see `ntk.gram.gram`; blocks are shared by processes.
+        path: file that keeps the sums over samples, from time to time: the same call goes on there after a kill, also
+            with another diag_reg or another number of processes.
         **kwargs: passed to kernel_fn.
 
     Returns:
@@ -71,7 +81,8 @@ def inducing(
 
     Raises:
         TypeError: a keyword that nobody reads.
-        ValueError: shapes do not fit, entries are not finite, diag_reg is negative, block is not positive.
+        ValueError: shapes do not fit, entries are not finite, diag_reg is negative, block is not positive; path is of
+            another fit.
     """
     arguments.refuse_unread("inducing", inducing, kernel_fn, kwargs)
     n, m = tiles.samples(x_train, "x_train"), tiles.samples(points, "points")
@@ -99,14 +110,32 @@ def inducing(
         b = linalg.solve_triangular(root, np.asarray(k, np.float64).T, lower=True).T
         return b, gram.diagonal(kernel_fn, x, **options)
 
+    def sums(starts: Iterable[int]) -> tuple[np.ndarray, ...]:
+        """Over blocks of samples: B^T B, B^T y, and the traces of K_nn and of what the points span of it."""
+        squares, sides, trace = np.zeros((m, m)), np.zeros((m, columns.shape[1])), np.zeros(2)
+        for start in starts:
+            b, diagonal = rows(start)
+            squares += b.T @ b
+            sides += b.T @ columns[start : start + block]
+            trace += [diagonal.sum(dtype=np.float64), np.square(b).sum()]
+        return squares, sides, trace
+
     starts = range(0, n, block)
-    squares, sides, trace = np.zeros((m, m)), np.zeros((m, columns.shape[1])), np.zeros(2)
-    for start in here.own(starts):
-        b, diagonal = rows(start)
-        squares += b.T @ b
-        sides += b.T @ columns[start : start + block]
-        trace += [diagonal.sum(dtype=np.float64), np.square(b).sum()]
-    squares, sides, trace = (processes.total(v, here) for v in (squares, sides, trace))
+    done, every = 0, len(starts)
+    squares, sides, trace = sums(())
+    if path is not None:
+        file, mark = pathlib.Path(path), _mark(kernel, rows(starts[-1])[0], columns, block)
+        every = KEPT * here.size
+        if there := storage.kept_arrays(file, mark):
+            done, (squares, sides, trace) = int(there["done"]), (there[name] for name in SUMS)
+    while done < len(starts):
+        part = sums(here.own(starts[done : done + every]))
+        squares, sides, trace = (
+            v + processes.total(w, here) for v, w in zip((squares, sides, trace), part)
+        )
+        done = min(done + every, len(starts))
+        if path is not None:
+            storage.keep_arrays(file, mark, done=done, **dict(zip(SUMS, (squares, sides, trace))))
     shifted = squares + diag_reg * scale * np.eye(m)
     coefficients = linalg.lstsq(shifted, sides)[0]
     norm = np.square(columns).sum(0)
@@ -135,6 +164,14 @@ def inducing(
         float(max(1 - trace[1] / trace[0], 0)),
         jitter,
     )
+
+
+def _mark(kernel: np.ndarray, last: np.ndarray, columns: np.ndarray, block: int) -> str:
+    """What sums over samples belong to: the kernel between the points, their last block, targets and block."""
+    mark = hashlib.blake2b(f"{block}".encode(), digest_size=16)
+    for part in (kernel, last, columns):
+        mark.update(f"{part.shape}".encode() + part.tobytes())
+    return mark.hexdigest()
 
 
 def _root(kernel: np.ndarray) -> tuple[np.ndarray, float]:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ntk.large import storage
 from ntk.types import Array, PRNGKey
 
 Matvec = Callable[[Array], Array]
@@ -168,7 +166,11 @@ def kept_loop(file: pathlib.Path, mark: str) -> Callable:
         file: written by the first process of a job, after each step; read by all.
         mark: what the states belong to; those of another are not gone on with.
     """
-    saved = _read_state(file, mark)
+    there = storage.kept_arrays(file, mark)
+    saved = None
+    if there is not None:
+        state = _State(*(jnp.asarray(there[name]) for name in _State._fields))
+        saved = int(there["number"]), state
     rounds = itertools.count()
 
     def loop(goes_on: Callable, body: Callable, state: Any) -> Any:
@@ -181,43 +183,10 @@ def kept_loop(file: pathlib.Path, mark: str) -> Callable:
             state = saved[1]
         while goes_on(state):
             state = body(state)
-            _write_state(file, mark, number, state)
+            storage.keep_arrays(file, mark, number=number, **jax.device_get(state)._asdict())
         return state
 
     return loop
-
-
-def _write_state(file: pathlib.Path, mark: str, number: int, state: _State) -> None:
-    if jax.process_index() == 0:
-        fresh = file.with_name(file.name + ".new")
-        with fresh.open("wb") as handle:
-            np.savez(handle, mark=mark, number=number, **jax.device_get(state)._asdict())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(fresh, file)
-
-
-def _read_state(file: pathlib.Path, mark: str) -> tuple[int, _State] | None:
-    """(number of the round, state), or None where there is none.
-
-    Raises:
-        ValueError: the file is damaged, or of another solve.
-    """
-    if not file.exists():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as found:
-            there, number = str(found["mark"]), int(found["number"])
-            state = _State(*(jnp.asarray(found[name]) for name in _State._fields))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}); remove it, or give another path"
-        ) from error
-    if there != mark:
-        raise ValueError(
-            f"{file} belongs to another solve (other targets, diag_reg, rank or key); give another path"
-        )
-    return number, state
 
 
 def _precondition(preconditioner: Preconditioner, v: Array) -> Array:

@@ -4,7 +4,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import pwd
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,10 +38,13 @@ def test_an_address_that_means_nothing_is_refused(address, message):
 
 def test_addresses_are_read():
     assert cluster.parsed("local:4") == ("local", {"workers": 4})
-    kind, options = cluster.parsed("slurm:memory=4GB,cores=2,jobs=8,queue=gpu,walltime=01:00:00")
+    address = "slurm:memory=4GB,cores=2,jobs=8,queue=gpu,gpus=1,walltime=01:00:00"
+    kind, options = cluster.parsed(address)
     assert kind == "slurm"
     assert options == {
-        "cores": 2,
+        "cores": 1,  # threads: one unit at a time
+        "job_cpu": 2,
+        "job_extra_directives": ["--gpus=1"],
         "processes": 1,
         "jobs": 8,
         "memory": "4GB",
@@ -115,6 +121,124 @@ def test_units_of_workers_that_are_killed_are_done_elsewhere(small, whole, tmp_p
     assert (tmp_path / "two" / "whole" / "data.nc").read_bytes() == whole
 
 
+# One node, this machine; a few more of its cores and no authentication, as it has no other.
+SLURM = """
+ClusterName=here
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Slurm's own daemons with one node, and what a process needs in its environment to find them."""
+    if not (shutil.which("slurmd") and shutil.which("slurmctld")) or os.getuid() != 0:
+        pytest.skip("slurmd and slurmctld are not installed, or this is not root")
+    folder, host = tmp_path_factory.mktemp("slurm"), socket.gethostname().split(".")[0]
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    user = pwd.getpwuid(os.getuid()).pw_name
+    text = SLURM.format(host=host, ports=free_ports(2), user=user, folder=folder)
+    (folder / "slurm.conf").write_text(text)
+    settings = {"SLURM_CONF": str(folder / "slurm.conf")}
+    environment, daemons = os.environ | settings, []
+
+    def ask(*words):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        for name in ("slurmctld", "slurmd"):
+            with (folder / f"{name}.txt").open("w") as printed:
+                command = [name, "-D"]
+                daemons.append(
+                    subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+                )
+        until = time.monotonic() + 30
+        while "idle" not in ask("sinfo", "-h", "-o", "%T"):
+            if time.monotonic() > until:
+                pytest.skip(
+                    f"Slurm does not run here: {(folder / 'slurmd.log').read_text()[-500:]}"
+                )
+            time.sleep(0.5)
+        yield settings
+        ask("scancel", "--state=PENDING")
+        ask("scancel", "--state=RUNNING")
+        until = time.monotonic() + 20
+        while ask("squeue", "-h") and time.monotonic() < until:
+            time.sleep(0.5)
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+            daemon.wait(20)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed"
+)
+def test_jobs_of_slurm_give_the_bytes_of_one_process(small, whole, slurm, tmp_path, monkeypatch):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    options = "--cluster=slurm:memory=2GB,cores=1,jobs=2,walltime=00:10:00"
+    assert small(tmp_path / "two", 0, options).wait() == 0, (tmp_path / "two/log.txt").read_text()
+    assert "cluster: slurm:" in (tmp_path / "two" / "log.txt").read_text()
+    assert (tmp_path / "two" / "whole" / "data.nc").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_slurm_tells_a_kernels_processes_of_one_another(slurm, tmp_path, command_line):
+    code = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize()
+from ntk import gram, stax
+x = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
+kernel_fn = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))[2]
+found = gram.gram(kernel_fn, x, tile=20, path=sys.argv[1], name="relu", devices=jax.devices())
+print(jax.process_index(), jax.process_count(), float(np.asarray(found).sum()), flush=True)
+"""
+    arguments = ["srun", "-n", "2", sys.executable, "-c", code, str(tmp_path / "kernel")]
+    done = command_line.run(arguments, **slurm, PYTHONPATH=str(command_line.root))
+    assert done.returncode == 0, done.stderr
+    rows = sorted(line.split() for line in done.stdout.splitlines() if line[:1].isdigit())
+    assert [row[:2] for row in rows] == [["0", "2"], ["1", "2"]]
+    assert rows[0][2] == rows[1][2]
+    assert len(list((tmp_path / "kernel").glob("tiles*.txt"))) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed"
@@ -123,12 +247,13 @@ def test_a_job_of_slurm_asks_for_what_the_address_says(command_line):
     code = """
 from dask_jobqueue import SLURMCluster
 from experiments import cluster
-_, options = cluster.parsed("slurm:memory=4GB,cores=2,jobs=8,queue=gpu,walltime=01:00:00")
+_, options = cluster.parsed("slurm:memory=4GB,cores=2,jobs=8,queue=gpu,gpus=1,walltime=01:00:00")
 options.pop("jobs")
 with SLURMCluster(**options) as made:
     print(made.job_script())
 """
     done = command_line.run([sys.executable, "-W", "ignore", "-c", code])
     assert done.returncode == 0, done.stderr
-    for line in ("-p gpu", "--cpus-per-task=2", "--mem=4G", "-t 01:00:00"):
+    for line in ("-p gpu", "--cpus-per-task=2", "--mem=4G", "--gpus=1", "-t 01:00:00"):
         assert f"#SBATCH {line}" in done.stdout
+    assert "--nthreads 1 " in done.stdout

@@ -295,6 +295,7 @@ def test_convolutions_are_found_and_stepped_on_a_cpu():
         ({"devices": 9}, "devices is 9, but there are 8"),
         ({"runs": 3, "devices": 2}, "3 runs cannot be split over 2 devices"),
         ({"batch_size": 7, "devices": 2}, "a batch of 7 cannot be split over 2 devices"),
+        ({"batch_size": None, "devices": 5}, "a full batch of 24 cannot be split over 5 devices"),
     ],
 )
 def test_errors(changes, message):

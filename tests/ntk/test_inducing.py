@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ntk import solve
+from ntk.regression import inducing
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 3)).astype(np.float32)
@@ -93,3 +94,38 @@ def test_points_that_coincide_need_jitter():
     want = solve.inducing(kernel_fn, X, Y, X[:4], diag_reg=1e-2)
     assert found.jitter > 0
     np.testing.assert_allclose(found.predict(TEST), want.predict(TEST), atol=1e-2)
+
+
+def test_sums_are_kept_and_go_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(inducing, "KEPT", 2)
+    file, calls, most = tmp_path / "sums", [], [6]
+
+    class Rows:
+        """Samples on disk whose reading is interrupted."""
+
+        chunks, shape, dtype = (7, 3), X.shape, X.dtype
+
+        def __getitem__(self, where):
+            calls.append(where.start)
+            if len(calls) > most[0]:
+                raise KeyboardInterrupt
+            return X[where]
+
+    options = {"points": X[::6], "diag_reg": 0.1, "block": 15, "path": file}
+    # Six readings: the last block, which tells the samples from others, and five of the six.
+    with pytest.raises(KeyboardInterrupt):
+        solve.inducing(kernel_fn, Rows(), Y, **options)
+    assert int(np.load(file)["done"]) == 4
+    most[0], before = 100, len(calls)
+    found = solve.inducing(kernel_fn, Rows(), Y, **options)
+    assert calls[before:] == [75, 60, 75]  # nothing before the fifth block is read again
+    whole = solve.inducing(kernel_fn, X, Y, **options | {"path": tmp_path / "whole"})
+    np.testing.assert_array_equal(found.coefficients, whole.coefficients)
+    plain = solve.inducing(kernel_fn, X, Y, **options | {"path": None})
+    np.testing.assert_allclose(found.coefficients, plain.coefficients, rtol=1e-5, atol=1e-7)
+    # The sums serve another regularisation, and no other targets.
+    other = solve.inducing(kernel_fn, X, Y, **options | {"diag_reg": 0.5})
+    plain = solve.inducing(kernel_fn, X, Y, **options | {"diag_reg": 0.5, "path": None})
+    np.testing.assert_allclose(other.coefficients, plain.coefficients, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="belongs to another solve"):
+        solve.inducing(kernel_fn, X, Y + 1, **options)

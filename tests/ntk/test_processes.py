@@ -1,32 +1,43 @@
 """Several processes over loopback: the same Gram matrices, products and regressions as one, also after a kill."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import gram, stax
+from ntk import empirical_kernel_fn, gram, stax
 
-ROOT = pathlib.Path(__file__).parents[2]
 NET = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
 X = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 
-# One process of a job: address, number of processes, its own number, folder; then what it does.
+SAME = ("memory", "rectangle", "diagonal")
 HEAD = """
-import sys, pathlib
-import jax, numpy as np
-address, count, index, folder, *rest = sys.argv[1:]
-jax.distributed.initialize(address, int(count), int(index), heartbeat_timeout_seconds=10)
 from ntk import gram, solve, stax
-folder = pathlib.Path(folder)
 net = stax.serial(stax.Dense(1, 1.5, 0.1), stax.Relu(), stax.Dense(1, 1.5, 0.1))
 x = np.random.default_rng(0).normal(size=(53, 6)).astype(np.float32)
 options = {"tile": 20, "devices": jax.devices()}
 def keep(name, value):
     np.save(folder / f"{name}-{index}.npy", value)
+"""
+
+# The same network with parameters, three outputs.
+EMPIRICAL = """
+import jax.numpy as jnp
+from ntk import empirical_kernel_fn
+rng = np.random.default_rng(1)
+params = {"w": rng.normal(size=(6, 7)).astype("f4"), "v": rng.normal(size=(7, 3)).astype("f4")}
+kernel_fn = empirical_kernel_fn(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], (), vmap_axes=0)
+keep("empirical", gram.gram(kernel_fn, x, None, "ntk", params=params, **options))
+"""
+
+# From a folder each process reads its own rows: a matrix that no process holds whole.
+SHARDED = """
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+disk = gram.gram(net.kernel_fn, x[:48], path=folder / "even", name="relu-v1", **options)
+rows = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
+theta = jax.make_array_from_callback(disk.shape, rows, lambda part: disk[part])
+everywhere = NamedSharding(rows.mesh, PartitionSpec())
+keep("sharded", jax.jit(lambda k: k @ k[:, :2], out_shardings=everywhere)(theta))
+keep("own", np.array(sum(shard.data.size for shard in theta.addressable_shards)))
 """
 
 ALL = """
@@ -47,46 +58,31 @@ try:
 except ValueError as error:
     (folder / f"error-{index}.txt").write_text(str(error))
 try:
-    gram.gram(net.kernel_fn, x, devices=jax.devices()[:1] if index == "1" else jax.local_devices())
+    gram.gram(net.kernel_fn, x, devices=jax.devices()[:1] if index == 1 else jax.local_devices())
 except ValueError as error:
     (folder / f"owners-{index}.txt").write_text(str(error))
 """
 
 # The process with the highest number dies before its second tile; the others finish theirs and wait for it.
 DIES = """
-import os, signal
 def progress(done, total):
-    if index == rest[0] and done:
+    if str(index) == rest[0] and done:
         os.kill(os.getpid(), signal.SIGKILL)
 gram.gram(net.kernel_fn, x, path=folder / "run", name="relu-v1", progress=progress, **options)
 """
-
-
-def run(count, folder, code, *rest, timeout=240):
-    """The exit status of every process of a job."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    folder.mkdir(exist_ok=True)
-    several = []
-    for i in range(count):
-        with (folder / f"stderr-{i}.txt").open("w") as errors:
-            command = [address, str(count), str(i), str(folder), *rest]
-            command = [sys.executable, "-c", HEAD + code, *command]
-            several.append(subprocess.Popen(command, cwd=ROOT, stderr=errors))
-    try:
-        return [process.wait(timeout) for process in several]
-    finally:
-        for process in several:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
 def one():
     """What a single process finds."""
     options = {"tile": 20}
+    rng = np.random.default_rng(1)
+    params = {"w": rng.normal(size=(6, 7)).astype("f4"), "v": rng.normal(size=(7, 3)).astype("f4")}
+    network = empirical_kernel_fn(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], (), vmap_axes=0)
+    even = gram.gram(NET.kernel_fn, X[:48], **options)
     return {
+        "empirical": gram.gram(network, X, None, "ntk", params=params, **options),
+        "sharded": even @ even[:, :2],
         "memory": gram.gram(NET.kernel_fn, X, **options),
         "rectangle": gram.gram(NET.kernel_fn, X, X[:31] + 1, "nngp", **options),
         "diagonal": gram.diagonal(NET.kernel_fn, X, **options),
@@ -96,14 +92,22 @@ def one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_find_what_one_finds(count, one, tmp_path):
-    assert run(count, tmp_path, ALL + ERRORS) == [0] * count
+def test_processes_find_what_one_finds(count, one, tmp_path, job):
+    assert job(count, tmp_path, HEAD + ALL + EMPIRICAL + SHARDED + ERRORS) == [0] * count
     for index in range(count):
-        found = {name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*one, "disk")}
-        for name in ("memory", "rectangle", "diagonal"):
+        found = {
+            name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*SAME, "product", "disk")
+        }
+        for name in SAME:
             np.testing.assert_array_equal(found[name], one[name], err_msg=name)
         np.testing.assert_array_equal(found["disk"], one["memory"])
         np.testing.assert_allclose(found["product"], one["product"], rtol=1e-6)
+        empirical, sharded, own = (
+            np.load(tmp_path / f"{name}-{index}.npy") for name in ("empirical", "sharded", "own")
+        )
+        np.testing.assert_array_equal(empirical, one["empirical"])
+        np.testing.assert_allclose(sharded, one["sharded"], rtol=2e-6)
+        assert own == 48**2 / count
         predicted = np.load(tmp_path / f"predicted-{index}.npy")
         np.testing.assert_array_equal(predicted, np.load(tmp_path / "predicted-0.npy"))
         assert "belongs to another job" in (tmp_path / f"error-{index}.txt").read_text()
@@ -112,14 +116,14 @@ def test_processes_find_what_one_finds(count, one, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path):
-    statuses = run(3, tmp_path, DIES, "2")
+def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path, job):
+    statuses = job(3, tmp_path, HEAD + DIES, "2")
     assert statuses[2] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
     told = (tmp_path / "stderr-1.txt").read_text()
     assert "task:2" in told.replace("/", "").replace(" ", "") or "peer" in told, told[-2000:]
     kept = sum(len(p.read_text().splitlines()) for p in (tmp_path / "run").glob("tiles*.txt"))
     assert 0 < kept < 6
-    assert run(2, tmp_path, ALL) == [0, 0]
+    assert job(2, tmp_path, HEAD + ALL) == [0, 0]
     np.testing.assert_array_equal(np.load(tmp_path / "run" / "gram.npy"), one["memory"])
     assert [p.name for p in (tmp_path / "run").glob("tiles*.txt")]
