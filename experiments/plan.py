@@ -225,8 +225,8 @@ def text(
         f"hours     (a) on devices of this kind, {', '.join(told)}; longest unit {_hours(longest)}"
     )
     lines.append(
-        f"          (a) with {_hours(compiled)} of compiling for {shapes:,} shapes, each taken to need what the measured "
-        "one does; what is kept of earlier runs is not compiled again"
+        f"          (a) with {_hours(compiled)} of compiling for {shapes:,} shapes, each taken to need what the first "
+        "does; what is kept of earlier runs is not compiled again"
     )
     alike = [p.name for p in plan.parts if p.units > 1 and loop.cost(work, p.label) is None]
     weighted = [p.name for p in plan.parts if loop.cost(work, p.label) is not None]

@@ -330,6 +330,18 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(
     assert not list(run_dir.glob("**/*.part"))
 
 
+def test_the_page_of_all_claims_takes_no_other_files_place(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a")
+    before = (run_dir / "data.nc").read_bytes()
+    assert report.main([str(run_dir), "--out", str(run_dir / "data.nc")]) == 2
+    assert "it must be a page" in capsys.readouterr().err
+    assert (run_dir / "data.nc").read_bytes() == before
+    page = tmp_path / "claims.html"
+    page.write_text("of other runs")
+    assert report.main([str(tmp_path / "none"), "--out", str(page)]) == 2
+    assert page.read_text() == "of other runs"
+
+
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path, capsys, monkeypatch):
     run_dir = write_run(tmp_path / "a")
 

@@ -1067,7 +1067,9 @@ def healthy(study):
 
 def judged(study, data):
     module = importlib.import_module(f"experiments.studies.{study}_claims")
-    return {claim.name: claim for claim in module.claims(data)}
+    made = module.claims(data)
+    assert len({claim.name for claim in made}) == len(made), "two claims of one name"
+    return {claim.name: claim for claim in made}
 
 
 def varied(values, where):
