@@ -328,7 +328,7 @@ FILES = {
     "within itself": ("def get_config(p=''):\n    d = {'study': 'x'}\n    d['d'] = d\n    return d", "numbers, text"),
     "names of numbers": ("def get_config(p=''): return {'study': 'x', 1: 2}", "under names of text"),
     "no task": ("def get_config(p=''): return {'study': 'ntk_convergence', 'task': {}}", "without the name of a task"),
-    "a task of nothing": ("def get_config(p=''): return {'study': 'ntk_convergence', 'task': None}", "config.task is None"),
+    "a task of nothing": ("def get_config(p=''): return {'study': 'card', 'task': None}", "config.task is None"),
     "its own words": ("def get_config(p=''): raise ValueError('there is no preset ' + p)", "no preset p"),
 }  # fmt: skip
 
@@ -454,7 +454,7 @@ RAISES = {
     "check": ("checks.values(config", "raise KeyError('a')\n    checks.values(config", "check raised KeyError: 'a'"),
     "an exit": ("checks.values(config", "raise SystemExit\n    checks.values(config", "check raised SystemExit"),
     "steps": ("return config.steps\n", "return 1 / 0\n", "total_steps raised ZeroDivisionError: division by zero"),
-    "run": ("return xr.Dataset(", "raise RuntimeError('two\\nlines')\n    return xr.Dataset(", "run raised RuntimeError: two"),
+    "run": ("return xr.Dataset(", "raise OverflowError('a\\nb')\n    return xr.Dataset(", "run raised OverflowError: a b"),
     "no words": ("return xr.Dataset(", "raise ValueError\n    return xr.Dataset(", "run raised ValueError"),
     "an attribute": ("config.steps})", "config.steps}, attrs={'a': None})", "run returned a Dataset that NetCDF 3"),
     "a large number": ("{\"steps\": config.steps}", "{'steps': 2**60}", "run returned a Dataset that NetCDF 3"),
