@@ -195,6 +195,38 @@ def _plain_config(config: Any, path: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
+def check_keys(config: Any) -> None:
+    """Refuses a key that no preset of the study has: nothing would read it. A study of one's own reads what it likes.
+
+    Free are the fields of a model, the keys that a task has, a network's group under a name of its own, and the groups
+    that the study names in ``OPEN``.
+
+    Raises:
+        ValueError: names the key, and those that are there.
+    """
+    if config.study not in studies():
+        return
+    module = load_file(ROOT / "configs" / f"{config.study}.py")
+    known = {key for preset in module.PRESETS for key in checks.flatten(module.get_config(preset))}
+    opened = getattr(find_study(config.study), "OPEN", ())
+    for key in checks.flatten(config):
+        group, _, name = key.rpartition(".")
+        top = key.partition(".")[0]
+        of_network = "model" in config[top] if hasattr(config[top], "keys") else False
+        own = of_network and not any(other.startswith(f"{top}.") for other in known)
+        if key in known or own or group in opened or ".model." in f".{key}":
+            continue
+        there = {other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group}
+        if f".{group}".endswith(".task"):
+            there = set(tasks.default_config(checks.at(config, group).name))
+        if name not in there:
+            where = f"config.{group}" if group else "the configuration"
+            raise ValueError(
+                f"config.{key} is read by nothing{nearest(name, sorted(there))}; "
+                f"{where} has: {', '.join(sorted(there)) or 'no such group'}"
+            )
+
+
 def model_files(config: Any) -> dict[str, pathlib.Path]:
     """Dotted key -> file, of every model of a configuration that is in a file."""
     found = {}

@@ -309,6 +309,10 @@ def test_a_wrong_word_is_one_line(case, capsys, tmp_path, monkeypatch):
 
 # --- configuration files and folders
 
+NTK = """def get_config(preset):
+    from experiments.configs import ntk_convergence
+    c = ntk_convergence.get_config("smoke")
+    """
 FILES = {
     "not Python": ("def get_config(:", "line 1 is not Python"),
     "binary": ("\0\0\0", "is not Python|raised"),
@@ -324,6 +328,9 @@ FILES = {
     "takes no preset": ("def get_config(): return {'study': 'x'}", "raised TypeError"),
     "raises in get_config": ("def get_config(preset=''):\n    return {}['task']", ", line 2: get_config"),
     "a function within": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
+    "a misspelt key": (f"{NTK}c.start.widhts = (16, 64)\n    return c", "config.start.widhts is read by nothing (did"),
+    "a key of its own": (f"{NTK}c.extra = 3\n    return c", "config.extra is read by nothing"),
+    "a task's misspelt key": (f"{NTK}c.task.nosie = 0.1\n    return c", "did you mean 'noise'?"),
     "lacks what the study has": ("def get_config(p=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
     "within itself": ("def get_config(p=''):\n    d = {'study': 'x'}\n    d['d'] = d\n    return d", "numbers, text"),
     "names of numbers": ("def get_config(p=''): return {'study': 'x', 1: 2}", "under names of text"),
@@ -454,7 +461,7 @@ RAISES = {
     "check": ("checks.values(config", "raise KeyError('a')\n    checks.values(config", "check raised KeyError: 'a'"),
     "an exit": ("checks.values(config", "raise SystemExit\n    checks.values(config", "check raised SystemExit"),
     "steps": ("return config.steps\n", "return 1 / 0\n", "total_steps raised ZeroDivisionError: division by zero"),
-    "run": ("return xr.Dataset(", "raise OverflowError('a\\nb')\n    return xr.Dataset(", "run raised OverflowError: a b"),
+    "run": ("return xr.Dataset(", "raise LookupError('a\\nb')\n    return xr.Dataset(", "run raised LookupError: a b"),
     "no words": ("return xr.Dataset(", "raise ValueError\n    return xr.Dataset(", "run raised ValueError"),
     "an attribute": ("config.steps})", "config.steps}, attrs={'a': None})", "run returned a Dataset that NetCDF 3"),
     "a large number": ("{\"steps\": config.steps}", "{'steps': 2**60}", "run returned a Dataset that NetCDF 3"),
