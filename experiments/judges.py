@@ -110,7 +110,7 @@ def within(
     """The claim that ``low <= measured <= high``; arguments as in `at_most`."""
     low, high = _real(name, "low", low), _real(name, "high", high)
     if not low <= high:
-        raise ValueError(f"claim {name!r}: low {low} is larger than high {high}")
+        raise ValueError(f"claim {name!r}: low {_number(low)} is larger than high {_number(high)}")
     text = f"in [{_number(low)}, {_number(high)}]"
     return _judge(name, source, statement, measured, low, high, text, **rest)
 

@@ -145,8 +145,8 @@ def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) ->
             f"checkpoint_seconds is {checkpoint_seconds}; it must be a finite number from 0 on"
         )
     task = checks.context("task", tasks.load, config.task) if "task" in config else None
-    settings.check_keys(config)
     contract.called(study, "check", config, task)
+    settings.check_keys(config)
     contract.total_steps(study, config)
     return study
 
