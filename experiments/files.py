@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +87,13 @@ def named(path: pathlib.Path) -> Iterator[None]:
             error.errno,
             f"{path} could not be written ({reason}); what was saved before is intact",
         ) from error
+
+
+def printable() -> None:
+    """Has the terminal's letters that it does not have written as escapes, rather than end what writes them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def message(error: Exception) -> str:

@@ -212,14 +212,22 @@ def over_seeds(
 def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -> xr.Dataset:
     """The data with nan for every infinity, so that no ratio or comparison makes an ordinary number of one.
 
+    An attribute or a label that is not finite leaves nothing known: all is compared with the ones, or chosen by the
+    others.
+
     Args:
         data: of a study.
-        but: whether the variable of this name means something by an infinity.
+        but: whether the variable of this name means something by an infinity, as a time that was never reached.
     """
+    settings = [*data.attrs.values(), *(label.values for label in data.coords.values())]
+    numbers = [v for v in map(np.asarray, settings) if v.dtype.kind == "f"]
+    known = all(np.isfinite(value).all() for value in numbers)
 
     def lost(values: xr.DataArray) -> xr.DataArray:
-        keep = values.dtype.kind != "f" or but(str(values.name))
-        return values if keep else values.where(np.isfinite(values))
+        if values.dtype.kind != "f":
+            return values
+        kept = values > -np.inf if but(str(values.name)) else np.isfinite(values)
+        return values.where(kept & known)
 
     return data.map(lost, keep_attrs=True)
 

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--readme", type=pathlib.Path, help="text file whose lines of these studies are renewed"
     )
     options = parser.parse_args(argv)
+    files.printable()
     try:
         with signals.interrupting():
             return _report(options)
@@ -154,7 +155,7 @@ def read_run(
     path = run_dir / "claims.json"
     try:
         recorded = claims.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); run the command of the run again"
         ) from error
@@ -183,6 +184,8 @@ def import_study(name: str) -> ModuleType:
     if str(name).endswith(".py"):
         return settings.find_study(name)
     module = f"experiments.studies.{name}"
+    if not str(name).isidentifier():
+        raise ValueError(f"no study {name!r}: it is the name of no module")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

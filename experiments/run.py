@@ -51,6 +51,7 @@ __all__ = ["check", "find_study", "main", "run"]
 def main(arguments: list[str]) -> int:
     """Parses the command line, runs the study, prints the claims; returns the exit status."""
     logging.set_verbosity(logging.FATAL)
+    files.printable()
     try:
         options = settings.parse(arguments[1:])
         if options.help:

@@ -56,6 +56,7 @@ def parse(arguments: Sequence[str]) -> Options:
     del kinds["changes"]
     while rest:
         argument = rest.pop(0)
+        _check_text(argument)
         name, given, text = argument.lstrip("-").partition("=")
         name = {"h": "help"}.get(name, name)
         if not argument.startswith("-") or not name:
@@ -75,6 +76,7 @@ def parse(arguments: Sequence[str]) -> Options:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{name} needs a value: --{name}=VALUE")
             text = rest.pop(0)
+            _check_text(text)
         if name.startswith("config."):
             if "\0" in text:
                 raise ValueError(f"--{name} is {text!r}; text has no zero bytes")
@@ -82,6 +84,14 @@ def parse(arguments: Sequence[str]) -> Options:
         else:
             fields[name] = _option(name, text, kinds[name])
     return Options(**fields, changes=tuple(changes))
+
+
+def _check_text(argument: str) -> None:
+    """Refuses bytes that are no letters: no file of a run could say them."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument!r} is no text in UTF-8; rename what it names") from None
 
 
 def _option(name: str, text: str, kind: type) -> Any:

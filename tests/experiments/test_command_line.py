@@ -290,6 +290,8 @@ LINES = {
     "a model of nobody": ((f"--config={SWEEP}", "--config.model.name=~nobody_of_that_name/x.py:M"), "the whole path"),
     "a zero in a value": ((f"--config={SWEEP}", "--config.study=a\0.py"), "text has no zero bytes"),
     "a task as a value": ((f"--config={SWEEP}", "--config.task=digits"), "config.task is a group of keys"),
+    "a folder of no letters": ((f"--config={SWEEP}", "--workdir=a\udcff"), "is no text in UTF-8"),
+    "a file of no letters": ((f"--config={SWEEP}", "--config.task.data_dir", "\udcff"), "is no text in UTF-8"),
     "no cluster": ((f"--config={SWEEP}", "--cluster=nonsense", "--check"), "--cluster is 'nonsense'"),
     "no folder for TensorBoard": ((f"--config={SWEEP}", "--tensorboard=/dev/null/x", "--check"), "tensorboard"),
     "listing with a change": (("--list", f"--config={SWEEP}", "--config.x=1"), "leave --config.x out"),
