@@ -17,7 +17,7 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from experiments import run, settings
+from experiments import files, run, settings
 from experiments.tasks import task as task_list
 
 USAGE = "usage: python -m experiments.card MODEL [--data DATA] [--preset PRESET] [--config.KEY=VALUE ...]"
@@ -68,7 +68,7 @@ def find_data(text: str) -> tuple[str, str]:
     Raises:
         ValueError: neither a task nor a file or folder of a known kind.
     """
-    path = pathlib.Path(text).expanduser()
+    path = files.expanded(text)
     if text in task_list.NAMES:
         return text, ""
     if path.is_dir():

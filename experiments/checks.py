@@ -275,7 +275,7 @@ def context(path: str, function: Callable, *arguments: Any, **options: Any) -> A
     """
     try:
         return function(*arguments, **options)
-    except Exception as error:  # networks and readers of data raise nearly anything
+    except (Exception, SystemExit) as error:  # networks and readers of data raise nearly anything
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         text = str(reason) or type(error).__name__
         raise ValueError(

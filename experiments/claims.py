@@ -193,8 +193,10 @@ def _claim(number: int, row) -> Claim:
     )
     flags = all(isinstance(fields.get(key), bool) for key in ("passed", "control"))
     measured, interval = fields.get("measured"), fields.get("interval")
-    pair = interval is None or (isinstance(interval, list) and len(interval) == 2)
-    if not texts or not flags or not isinstance(measured, int | float | str) or not pair:
+    ends = interval if isinstance(interval, list) else []
+    pair = interval is None or (len(ends) == 2 and all(map(_is_number, ends)))
+    right = isinstance(measured, int | float | str) and _is_number(fields.get("margin", "-inf"))
+    if not texts or not flags or not right or not pair:
         raise ValueError(f"entry {number} is not a claim: {textwrap.shorten(repr(row), 120)}")
     if not isinstance(measured, str) or measured in ("nan", "inf", "-inf"):
         fields["measured"] = float(measured)
@@ -205,6 +207,11 @@ def _claim(number: int, row) -> Claim:
         raise ValueError(f"entry {number}: its preconditions are no list of [name, met, found]")
     fields["preconditions"] = tuple(Precondition(*need) for need in needs)
     return Claim(**fields)
+
+
+def _is_number(value) -> bool:
+    """Whether a value of a file is a number, or the name of one that is not finite."""
+    return isinstance(value, int | float) or value in ("nan", "inf", "-inf")
 
 
 def _is_precondition(need) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -12,6 +13,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from experiments import seals
 from experiments.judges import Claim
 
 
@@ -38,9 +40,40 @@ def study(module: ModuleType, name: str) -> None:
             raise ValueError(f"{name}: {function} is {described(found)}; it must be a function")
 
 
+def called(study: ModuleType, function: str, *arguments: Any) -> Any:
+    """``study.function(*arguments)``; what a file of one's own raises is told in a line, with the number of its own.
+
+    Raises:
+        ValueError: the function raised one, or anything else in a study that is none of this package.
+    """
+    try:
+        return getattr(study, function)(*arguments)
+    except (OSError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        refusal = isinstance(error, ValueError) and str(error)
+        ours = study.__name__.startswith("experiments.studies.")
+        if refusal or ours or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        file = pathlib.Path(study.__file__ or study.__name__)
+        raise ValueError(told(error, file, function)) from error
+
+
+def told(error: BaseException, path: pathlib.Path, doing: str = "") -> str:
+    """What a Python file raised, in a line: the file, the line of its innermost frame within, ``doing``, the error."""
+    lines, frame = [], error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            lines.append(frame.tb_lineno)
+        frame = frame.tb_next
+    where = f"{path}, line {lines[-1]}:" if lines else f"{path}:"
+    reason = f"raised {type(error).__name__}: {error}".rstrip(": ")
+    return " ".join(filter(None, [where, doing, reason]))
+
+
 def total_steps(study: ModuleType, config: Any) -> int:
     """``study.total_steps(config)``, a whole number."""
-    found = study.total_steps(config)
+    found = called(study, "total_steps", config)
     if not isinstance(found, numbers.Integral) or isinstance(found, bool) or found < 0:
         _refuse(study, "total_steps", described(found), "a whole number from 0 on")
     return int(found)
@@ -48,7 +81,7 @@ def total_steps(study: ModuleType, config: Any) -> int:
 
 def work(study: ModuleType, config: Any) -> dict[str, tuple[int, float]]:
     """``study.work(config)``, what its steps cost, see `experiments.loop.progress`; empty for a study without it."""
-    found = study.work(config) if hasattr(study, "work") else {}
+    found = called(study, "work", config) if hasattr(study, "work") else {}
     expected = "a dict {beginning of a unit's name: (steps, seconds of one)}"
     if not isinstance(found, Mapping):
         _refuse(study, "work", described(found), expected)
@@ -68,6 +101,13 @@ def result(study: ModuleType, data: Any) -> xr.Dataset:
         if not isinstance(name, str) or not _can_be_kept(variable.values):
             found = f"a Dataset whose variable {name!r} is of type {variable.dtype}"
             _refuse(study, "run", found, "variables of real numbers or text")
+    try:
+        seals.pack_dataset(data, "")
+    except (TypeError, ValueError, OverflowError) as error:
+        found = f"a Dataset that NetCDF 3 does not hold ({error})"
+        _refuse(
+            study, "run", found, "whole numbers of 32 bits, and attributes that are numbers or text"
+        )
     return data
 
 
@@ -79,6 +119,14 @@ def claims(study: ModuleType, found: Any) -> Sequence[Claim]:
     for claim in found:
         if not isinstance(claim, Claim):
             _refuse(study, "claims", f"a list that holds {described(claim)}", expected)
+        words = (claim.name, claim.source, claim.statement)
+        if not all(isinstance(word, str) for word in words):
+            _refuse(
+                study, "claims", f"a claim with {words}", "a name, a source and a statement of text"
+            )
+    names = [claim.name for claim in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        _refuse(study, "claims", f"several claims of the name {twice[0]!r}", "a name for each")
     return found
 
 
@@ -98,7 +146,7 @@ def figures(study: ModuleType, found: Any) -> Mapping[str, Figure]:
 
 def tables(study: ModuleType, data: xr.Dataset) -> Mapping[str, tuple]:
     """What ``study.tables`` gives, {title: (head, rows, note)} of text; a study need not have it."""
-    found = study.tables(data) if hasattr(study, "tables") else {}
+    found = called(study, "tables", data) if hasattr(study, "tables") else {}
     expected = "a dict {title: (head, rows, note)} of text"
     if not isinstance(found, Mapping):
         _refuse(study, "tables", described(found), expected)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import models
-from experiments import settings
+from experiments import files, settings
 
 
 def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Callable:
@@ -37,7 +37,7 @@ def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Ca
         return models.family(name, **fields, **given)
     file, _, rest = name.rpartition(".py:")
     attribute, _, width = rest.partition(":")
-    path = pathlib.Path(f"{file}.py").expanduser()
+    path = files.expanded(f"{file}.py")
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}, which model {name!r} should be in")
     # What stands beside the file can be imported by it; last, so that it hides nothing.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +62,20 @@ def replace(path: pathlib.Path, content: bytes) -> None:
             raise
 
 
+def expanded(name: str | os.PathLike) -> pathlib.Path:
+    """The path of a name that a user gave, ``~`` and ``~USER`` being home folders.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{str(name)!r} begins with the home folder of a user who is not known here; write the whole path"
+        ) from None
+
+
 @contextlib.contextmanager
 def named(path: pathlib.Path) -> Iterator[None]:
     """An error of the file system says which file, and that nothing is lost."""
@@ -73,8 +89,23 @@ def named(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+def printable() -> None:
+    """Has the terminal's letters that it does not have written as escapes, rather than end what writes them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def message(error: Exception) -> str:
-    """The words of an error; one of the file system names its file."""
+    """The words of an error in a line, as printable text; one of the file system names its file."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).strip().replace("\n", " ")
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    line = " ".join(text.split()) or type(error).__name__
+    # Who writes a name of thousands of letters need not read them all.
+    return (
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    )
+
+
+_LONGEST = 1800

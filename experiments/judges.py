@@ -88,6 +88,7 @@ def at_most(name: str, source: str, statement: str, measured: float, bound: floa
             for where it is no diverged run, such as "inf: never reached", which the statement then says too;
             ``preconditions``, further ones.
     """
+    bound = _real(name, "bound", bound)
     return _judge(
         name, source, statement, measured, -math.inf, bound, f"<= {_number(bound)}", **rest
     )
@@ -97,6 +98,7 @@ def at_least(
     name: str, source: str, statement: str, measured: float, bound: float, **rest
 ) -> Claim:
     """The claim that ``measured >= bound``; arguments as in `at_most`."""
+    bound = _real(name, "bound", bound)
     return _judge(
         name, source, statement, measured, bound, math.inf, f">= {_number(bound)}", **rest
     )
@@ -106,8 +108,9 @@ def within(
     name: str, source: str, statement: str, measured: float, low: float, high: float, **rest
 ) -> Claim:
     """The claim that ``low <= measured <= high``; arguments as in `at_most`."""
+    low, high = _real(name, "low", low), _real(name, "high", high)
     if not low <= high:
-        raise ValueError(f"claim {name!r}: low {low} is larger than high {high}")
+        raise ValueError(f"claim {name!r}: low {_number(low)} is larger than high {_number(high)}")
     text = f"in [{_number(low)}, {_number(high)}]"
     return _judge(name, source, statement, measured, low, high, text, **rest)
 
@@ -116,6 +119,7 @@ def near(
     name: str, source: str, statement: str, measured: float, target: float, tolerance: float, **rest
 ) -> Claim:
     """The claim that ``|measured - target| <= tolerance``; arguments as in `at_most`."""
+    target, tolerance = _real(name, "target", target), _real(name, "tolerance", tolerance)
     if not tolerance >= 0:
         raise ValueError(f"claim {name!r}: tolerance is {tolerance}; it must be 0 or larger")
     text = f"{_number(target)} ± {_number(tolerance)}"
@@ -139,6 +143,7 @@ def equals(
 
     A number that is not finite, or no word at all, is no verdict: the claim is NOT MEASURED. The rest as in `at_most`.
     """
+    _check_words(name, source, statement, control, expected=expected)
     statement = _statement(statement, infinite)
     needs = _needs(reads, preconditions, infinite)
     if _wordless(measured):
@@ -179,7 +184,14 @@ def over_seeds(
     """
     if by not in ("worst", "median", "mean"):
         raise ValueError(f"by={by!r} is not known; take 'worst', 'median' or 'mean'")
-    found = np.asarray(values, float).ravel()
+    if not callable(judge):
+        raise TypeError(f"judge is {judge!r}; it must be at_most, at_least, within or near")
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(
+            f"values of claim {claim.get('name')!r} are of type {given.dtype}; they must be one real number a seed"
+        )
+    found = given.astype(float).ravel()
     if not found.size:
         raise ValueError("over_seeds needs the number of at least one seed")
     claim |= {"reads": (xr.DataArray(values), *_arrays(reads)), "infinite": infinite}
@@ -192,21 +204,30 @@ def over_seeds(
         return judge(measured=found.mean(), **several, **claim)
     if by == "median":
         return judge(measured=np.median(found), interval=span, **claim)
-    ends = [judge(measured=end, interval=span, **claim) for end in (found.min(), found.max())]
+    # Every one: of a control, the seed that comes nearest to a band need not be the first or the last.
+    ends = [judge(measured=end, interval=span, **claim) for end in np.unique(found)]
     return min(ends, key=lambda end: -end.margin if end.control else end.margin)
 
 
 def as_lost(data: xr.Dataset, but: Callable[[str], bool] = lambda name: False) -> xr.Dataset:
     """The data with nan for every infinity, so that no ratio or comparison makes an ordinary number of one.
 
+    An attribute or a label that is not finite leaves nothing known: all is compared with the ones, or chosen by the
+    others.
+
     Args:
         data: of a study.
-        but: whether the variable of this name means something by an infinity.
+        but: whether the variable of this name means something by an infinity, as a time that was never reached.
     """
+    settings = [*data.attrs.values(), *(label.values for label in data.coords.values())]
+    numbers = [v for v in map(np.asarray, settings) if v.dtype.kind == "f"]
+    known = all(np.isfinite(value).all() for value in numbers)
 
     def lost(values: xr.DataArray) -> xr.DataArray:
-        keep = values.dtype.kind != "f" or but(str(values.name))
-        return values if keep else values.where(np.isfinite(values))
+        if values.dtype.kind != "f":
+            return values
+        kept = values > -np.inf if but(str(values.name)) else np.isfinite(values)
+        return values.where(kept & known)
 
     return data.map(lost, keep_attrs=True)
 
@@ -219,6 +240,10 @@ def completed(data: xr.Dataset, dim: str, wanted: Sequence[Any]) -> xr.Dataset:
         dim: one of its dimensions.
         wanted: the values that the claims of the study are about.
     """
+    if dim not in data.coords:
+        raise ValueError(
+            f"the data has no labels along {dim!r}; it has {', '.join(map(str, data.coords))}"
+        )
     missing = [value for value in wanted if value not in data[dim].values]
     if not missing:
         return data
@@ -235,7 +260,7 @@ def every_run(*arrays: xr.DataArray, infinite: str = "") -> Precondition:
         infinite: what an infinity stands for, in words; it is then no diverged run.
     """
     lost = np.isnan if infinite else lambda values: ~np.isfinite(values)
-    for array in arrays:
+    for array in _arrays(arrays):
         if array.dtype.kind not in "fc" or not (missing := lost(array.values)).any():
             continue
         first = tuple(np.argwhere(missing)[0].tolist())
@@ -256,11 +281,13 @@ def absent(what: str) -> Precondition:
 
 def reason(claim: Claim) -> str:
     """Why a claim is not measured; nothing where it is."""
+    _check_claim(claim)
     return "; ".join(f"{need.name}: {need.found}" for need in claim.preconditions if not need.met)
 
 
 def verdict(claim: Claim) -> str:
     """The outcome in words, see the top of this file; capitals where something is wrong."""
+    _check_claim(claim)
     finite = isinstance(claim.measured, str) or math.isfinite(claim.measured)
     if not finite or not all(need.met for need in claim.preconditions):
         return "NOT MEASURED"
@@ -271,6 +298,8 @@ def verdict(claim: Claim) -> str:
 
 def summary(claims: Sequence[Claim]) -> str:
     """One line: how many claims hold, how many controls fail as they must, and what became of other controls."""
+    for claim in claims:
+        _check_claim(claim)
     proper, controls = ([c for c in claims if c.control == kind] for kind in (False, True))
     parts = []
     if proper:
@@ -308,12 +337,13 @@ def _judge(
     infinite="",
     preconditions=(),
 ) -> Claim:
+    _check_words(name, source, statement, control, resolve)
     statement = _statement(statement, infinite)
     bounds = [bound for bound in (low, high) if not math.isinf(bound)]
     if any(math.isnan(bound) for bound in bounds) or not bounds:
         raise ValueError(f"claim {name!r}: the criterion {text!r} has no finite bound")
-    measured = float(measured)
-    interval = None if interval is None else (float(interval[0]), float(interval[1]))
+    measured = _real(name, "measured", measured)
+    interval = None if interval is None else _pair(name, interval)
     needs = _needs(reads, preconditions, infinite)
     if interval is not None and not interval[0] <= interval[1]:
         found = f"({interval[0]:g}, {interval[1]:g}) is not two numbers in order"
@@ -330,7 +360,49 @@ def _judge(
 
 def _needs(reads, preconditions, infinite) -> tuple[Precondition, ...]:
     arrays = _arrays(reads)
+    several = isinstance(preconditions, tuple | list) and not isinstance(
+        preconditions, Precondition
+    )
+    for need in preconditions if several else [None]:
+        if not isinstance(need, Precondition) or not isinstance(need.met, bool | np.bool_):
+            raise TypeError(
+                f"preconditions are {preconditions!r}; they must be a list of Precondition(name, True or False, found)"
+            )
     return (*((every_run(*arrays, infinite=infinite),) if arrays else ()), *preconditions)
+
+
+def _check_words(name, source, statement, control, resolve=False, **texts) -> None:
+    """Refuses words that are no text, and switches that are neither True nor False."""
+    for key, value in {"name": name, "source": source, "statement": statement, **texts}.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{key} of claim {name!r} is {value!r}; it must be text")
+    for key, value in {"control": control, "resolve": resolve}.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{key} of claim {name!r} is {value!r}; it must be True or False")
+
+
+def _real(name, what, value) -> float:
+    """One real number, as Python's; anything else is refused."""
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "biuf":
+        shown = f"an array of shape {number.shape}" if number.ndim else repr(value)
+        raise TypeError(f"{what} of claim {name!r} is {shown}; it must be one real number")
+    return float(number)
+
+
+def _pair(name, interval) -> tuple[float, float]:
+    try:
+        low, high = interval
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"interval of claim {name!r} is {interval!r}; it must be two real numbers, or None"
+        ) from None
+    return _real(name, "interval[0]", low), _real(name, "interval[1]", high)
+
+
+def _check_claim(claim) -> None:
+    if not isinstance(claim, Claim):
+        raise TypeError(f"claim is {claim!r}; it must be a Claim, as of claims.at_most")
 
 
 def _arrays(reads) -> tuple[xr.DataArray, ...]:

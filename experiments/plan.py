@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import contract, loop, tasks
+from experiments import contract, loop, programs, tasks
 
 PATIENCE = 60.0
 """Seconds within which a unit, a first chunk, or what stands between two grids has to end."""
@@ -42,6 +42,8 @@ class Part(NamedTuple):
         total: seconds of all units, each at its own cost where the study says costs.
         longest: seconds of the most expensive one.
         words: what was measured.
+        compiled: seconds of tracing and compiling of all units, the same of each shape.
+        shapes: that are compiled.
     """
 
     name: str
@@ -52,6 +54,18 @@ class Part(NamedTuple):
     total: float
     longest: float
     words: str
+    compiled: float = 0.0
+    shapes: int = 0
+
+
+class _Measured(NamedTuple):
+    """What was measured of a unit: its variables, steps, seconds without compiling, words, seconds of a shape."""
+
+    found: dict[str, np.ndarray]
+    steps: int
+    seconds: float
+    words: str
+    compiled: float
 
 
 class _Late(BaseException):
@@ -83,19 +97,29 @@ class Plan:
         if None in known:
             # Nobody said: the point whose numbers are the lowest is the smallest as a rule.
             costs = [1.0] * len(points)
-            chosen = min(range(len(points)), key=lambda i: _numbers(points[i]))
+            order = sorted(range(len(points)), key=lambda i: _numbers(points[i]))
         else:
-            chosen = min(range(len(points)), key=costs.__getitem__)
+            order = sorted(range(len(points)), key=costs.__getitem__)
+        chosen = order[0]
         before = self.reported
-        measure = _trained if program.trains else _computed
-        found, steps, seconds, words = measure(program, data, points[chosen])
-        if not program.trains:
+        if program.trains:
+            found, steps, seconds, words, compiled = _trained(program, data, points[chosen])
+            shapes = len({program.unit(data, **point).shape for point in points})
+        else:
+            found, steps, seconds, words, compiled = _computed(program, data, points[chosen])
             steps += self.reported - before
+            shapes = 1
+            if len(order) > 1 and compiled > ENOUGH / 10 and seconds + compiled < PATIENCE / 4:
+                again = _compiled_again(program, data, points[order[1]])
+                shapes = len(points) if again > compiled / 4 else 1
         self.reported = before
         ratios = [cost / costs[chosen] if costs[chosen] else 1.0 for cost in costs]
         sums = seconds * sum(ratios), seconds * max(ratios)
         self.parts.append(
-            Part(program.name, labels[chosen], len(points), steps, seconds, *sums, words)
+            Part(
+                *(program.name, labels[chosen], len(points), steps, seconds, *sums, words),
+                *(compiled * shapes, shapes),
+            )
         )
         self.at, self.since = "", time.monotonic()
         _wait()
@@ -106,10 +130,12 @@ def _numbers(point: Mapping[str, Any]) -> list[float]:
     return [v for v in point.values() if isinstance(v, int | float) and not isinstance(v, bool)]
 
 
-def _trained(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, int, float, str]:
+def _trained(program: Any, data: Any, point: Mapping[str, Any]) -> _Measured:
     """Some chunks of some of a unit's runs, with its records filled up by the last ones."""
     training = program.unit(data, **point)
+    before = programs.compile_seconds()
     compiled = training.compile()
+    compile_seconds = programs.compile_seconds() - before
     _wait()
     count, chunks = len(training.seeds), 1
     together = count if compiled.runs else min(count, loop.side_by_side(compiled))
@@ -130,21 +156,29 @@ def _trained(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, i
     done = together * chunks * compiled.steps
     words = (
         f"{done:,} of its {count * training.steps:,} steps in {seconds:.3g} s "
-        f"({1e3 * seconds / done:.3g} ms each); compiled in {compiled.compile_seconds:.3g} s, not counted, once a shape"
+        f"({1e3 * seconds / done:.3g} ms each); compiled in {compile_seconds:.3g} s, once a shape"
     )
     arrays = contract.arrays(f"keep of a unit of {program.name!r}", kept)
-    return arrays, count * training.steps, seconds * share, words
+    return _Measured(arrays, count * training.steps, seconds * share, words, compile_seconds)
 
 
-def _computed(program: Any, data: Any, point: Mapping[str, Any]) -> tuple[dict, int, float, str]:
-    """A whole unit, and again where that is quick: the second time nothing is compiled."""
-    spent: list[float] = []
-    while not spent or (len(spent) < 2 and spent[0] < PATIENCE / 4):
-        start = time.monotonic()
-        found = contract.arrays(f"a unit of the grid {program.name!r}", program.unit(data, **point))
-        spent.append(time.monotonic() - start)
-    told = "" if len(spent) > 1 else ", compilation included"
-    return found, program.steps, spent[-1], f"the whole unit in {spent[-1]:.3g} s{told}"
+def _computed(program: Any, data: Any, point: Mapping[str, Any]) -> _Measured:
+    """A whole unit; what of its time is tracing and compiling is told apart."""
+    before, start = programs.compile_seconds(), time.monotonic()
+    found = contract.arrays(f"a unit of the grid {program.name!r}", program.unit(data, **point))
+    compiled = programs.compile_seconds() - before
+    seconds = max(time.monotonic() - start - compiled, 0.0)
+    words = f"the whole unit in {seconds:.3g} s, and {compiled:.3g} s of compiling"
+    return _Measured(found, program.steps, seconds, words, compiled)
+
+
+def _compiled_again(program: Any, data: Any, point: Mapping[str, Any]) -> float:
+    """Seconds of compiling of another unit: where it compiles as the first did, all units do."""
+    before = programs.compile_seconds()
+    _wait()
+    with contextlib.suppress(_Late):
+        _computed(program, data, point)
+    return programs.compile_seconds() - before
 
 
 def text(
@@ -181,10 +215,18 @@ def text(
     share = total / known if known and total else 1.0
     seconds = sum(p.total * (share if p.steps else 1.0) for p in plan.parts)
     longest = max(p.longest for p in plan.parts)
+    compiled, shapes = sum(p.compiled for p in plan.parts), sum(p.shapes for p in plan.parts)
     units = sum(p.units for p in plan.parts)
-    told = [f"on {n}: {_hours(max(seconds / n, longest) + plan.outside)}" for n in _counts(devices)]
+    told = [
+        f"on {n}: {_hours(max(seconds / n, longest) + compiled / min(n, max(shapes, 1)) + plan.outside)}"
+        for n in _counts(devices)
+    ]
     lines.append(
         f"hours     (a) on devices of this kind, {', '.join(told)}; longest unit {_hours(longest)}"
+    )
+    lines.append(
+        f"          (a) with {_hours(compiled)} of compiling for {shapes:,} shapes, each taken to need what the first "
+        "does; what is kept of earlier runs is not compiled again"
     )
     alike = [p.name for p in plan.parts if p.units > 1 and loop.cost(work, p.label) is None]
     weighted = [p.name for p in plan.parts if loop.cost(work, p.label) is not None]
@@ -240,7 +282,8 @@ def _follow(study: ModuleType, config: Any, plan: Plan) -> str:
     """Runs the study with one unit a grid; returns why it did not come to its end, or nothing."""
     with _timely():
         try:
-            study.run(config, loop.Session(plan=plan, progress=plan.progress))
+            session = loop.Session(plan=plan, progress=plan.progress)
+            contract.called(study, "run", config, session)
         except _Late:
             where = f"a unit of {plan.at}" if plan.at else "what stands between its grids"
             return (

@@ -21,6 +21,7 @@ import io
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -55,18 +56,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--readme", type=pathlib.Path, help="text file whose lines of these studies are renewed"
     )
     options = parser.parse_args(argv)
+    files.printable()
+    try:
+        with signals.interrupting():
+            return _report(options)
+    except BrokenPipeError:  # the reader of the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; the same command begins again", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _report(options: argparse.Namespace) -> int:
     reports, status = [], 0
+    if options.out is not None and options.out.suffix not in (".html", ".htm"):
+        print(
+            f"report: --out is {str(options.out)!r}; it must be a page, such as claims.html: what stood there is lost",
+            file=sys.stderr,
+        )
+        return 2
     for run_dir in options.run_dirs:
         try:
             reports.append((run_dir, report_run(run_dir)))
-        except (ValueError, OSError) as error:
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, MemoryError) as error:
             print(f"report: {files.message(error)}", file=sys.stderr)
             status = 2
     try:
-        if options.out is not None or len(reports) > 1:
+        if reports and (options.out is not None or len(reports) > 1):
             write_summary(options.out or reports[0][0].resolve().parent / "claims.html", reports)
         if options.readme is not None and status == 0:
             write_readme(options.readme, [report for _, report in reports])
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"report: {files.message(error)}", file=sys.stderr)
         status = 2
@@ -131,7 +155,7 @@ def read_run(
     path = run_dir / "claims.json"
     try:
         recorded = claims.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); run the command of the run again"
         ) from error
@@ -160,6 +184,8 @@ def import_study(name: str) -> ModuleType:
     if str(name).endswith(".py"):
         return settings.find_study(name)
     module = f"experiments.studies.{name}"
+    if not str(name).isidentifier():
+        raise ValueError(f"no study {name!r}: it is the name of no module")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -181,7 +207,10 @@ def save_figure(run_dir: pathlib.Path, name: str, figure: Figure) -> page.Pictur
             ("pdf", {"Title": name, "CreationDate": None}),
         ):
             content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
+            try:
+                figure.savefig(content, format=kind, metadata=metadata)
+            except Exception as error:  # text that is no mathematics, say
+                raise ValueError(f"figure {name!r} cannot be drawn ({error})") from error
             drawn[kind] = content.getvalue()
             files.replace(folder / f"{name}.{kind}", drawn[kind])
     return page.Picture(name, str(figure.get_label()), drawn["png"], figure.get_size_inches()[0])
@@ -217,7 +246,10 @@ def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
     Raises:
         ValueError: the file lacks the two marks between which the table stands.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
     before, begin, rest = text.partition(README_MARKS[0])
     table, end, after = rest.partition(README_MARKS[1])
     if not (begin and end):

@@ -51,12 +51,17 @@ __all__ = ["check", "find_study", "main", "run"]
 def main(arguments: list[str]) -> int:
     """Parses the command line, runs the study, prints the claims; returns the exit status."""
     logging.set_verbosity(logging.FATAL)
+    files.printable()
     try:
         options = settings.parse(arguments[1:])
         if options.help:
             print(listing.usage())
             return 0
         if options.list:
+            if options.changes:
+                raise ValueError(
+                    f"--list changes nothing; leave --config.{options.changes[0][0]} out"
+                )
             print(listing.everything(options.config))
             return 0
         if options.config is None:
@@ -86,6 +91,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         return _plan(config, options)
     if options.check or options.tensorboard or options.wandb:  # which make folders too
         _check_folder(_folder(config, preset, options.workdir))
+        _check_services(options)
         check(config, **limits)
     if options.check:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
@@ -95,6 +101,17 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         path = run(config, options.workdir, preset, **limits, sinks=sinks, cluster=options.cluster)
     signals.check()
     return report.main([str(path)])
+
+
+def _check_services(options: settings.Options) -> None:
+    """Refuses an address that is none, packages that are not there, a folder for TensorBoard that cannot be made."""
+    if options.cluster is not None:
+        clusters.parsed(options.cluster)
+    if options.tensorboard:
+        settings.optional("tensorboardX", "tracking")
+        _check_folder(files.expanded(options.tensorboard), "tensorboard")
+    if options.wandb:
+        settings.optional("wandb", "tracking")
 
 
 def _plan(config: Any, options: settings.Options) -> int:
@@ -129,7 +146,8 @@ def check(config: Any, *, devices: int = 1, checkpoint_seconds: float = 20.0) ->
             f"checkpoint_seconds is {checkpoint_seconds}; it must be a finite number from 0 on"
         )
     task = checks.context("task", tasks.load, config.task) if "task" in config else None
-    study.check(config, task)
+    contract.called(study, "check", config, task)
+    settings.check_keys(config)
     contract.total_steps(study, config)
     return study
 
@@ -187,7 +205,7 @@ def run(
                 data = _train(study, config, session)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
-        judged = contract.claims(study, study.claims(data))
+        judged = contract.claims(study, contract.called(study, "claims", data))
         rundir.write_text(path / "claims.json", claims.to_json(judged))
     return path
 
@@ -209,7 +227,7 @@ def _train(study: Any, config: Any, session: loop.Session) -> Any:
     try:
         with rundir.timed(path), loop.progress(total, title, work) as progress:
             session = dataclasses.replace(session, progress=progress)
-            data = contract.result(study, study.run(config, session))
+            data = contract.result(study, contract.called(study, "run", config, session))
     except BaseException:
         rundir.forget(path)
         raise
@@ -218,17 +236,17 @@ def _train(study: Any, config: Any, session: loop.Session) -> Any:
 
 
 def _folder(config: Any, preset: str, workdir: str | None) -> pathlib.Path:
-    return pathlib.Path(workdir or f"runs/{pathlib.Path(config.study).stem}-{preset}").expanduser()
+    return files.expanded(workdir or f"runs/{pathlib.Path(config.study).stem}-{preset}")
 
 
-def _check_folder(path: pathlib.Path) -> None:
+def _check_folder(path: pathlib.Path, option: str = "workdir") -> None:
     """Refuses a folder that cannot be made or written to; makes none."""
     there = next(part for part in (path, *path.absolute().parents) if _exists(part))
     if not there.is_dir():
-        raise ValueError(f"workdir is {str(path)!r}, but {there} is not a folder; give another")
+        raise ValueError(f"{option} is {str(path)!r}, but {there} is not a folder; give another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
-            f"workdir is {str(path)!r}, but {there} cannot be written to; give another"
+            f"{option} is {str(path)!r}, but {there} cannot be written to; give another"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments import checks, contract, tasks
+from experiments import checks, contract, files, tasks
 
 ROOT = pathlib.Path(__file__).resolve().parent
 STUDY = ("TITLE", "PAPER", "check", "claims", "figures", "run", "total_steps")
@@ -56,6 +56,7 @@ def parse(arguments: Sequence[str]) -> Options:
     del kinds["changes"]
     while rest:
         argument = rest.pop(0)
+        _check_text(argument)
         name, given, text = argument.lstrip("-").partition("=")
         name = {"h": "help"}.get(name, name)
         if not argument.startswith("-") or not name:
@@ -75,11 +76,22 @@ def parse(arguments: Sequence[str]) -> Options:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{name} needs a value: --{name}=VALUE")
             text = rest.pop(0)
+            _check_text(text)
         if name.startswith("config."):
+            if "\0" in text:
+                raise ValueError(f"--{name} is {text!r}; text has no zero bytes")
             changes.append((name.removeprefix("config."), text))
         else:
             fields[name] = _option(name, text, kinds[name])
     return Options(**fields, changes=tuple(changes))
+
+
+def _check_text(argument: str) -> None:
+    """Refuses bytes that are no letters: no file of a run could say them."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument!r} is no text in UTF-8; rename what it names") from None
 
 
 def _option(name: str, text: str, kind: type) -> Any:
@@ -87,7 +99,9 @@ def _option(name: str, text: str, kind: type) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"--{name} is {text!r}; it must be {checks.TYPES[kind]}") from None
+            raise ValueError(
+                f"--{name} is {text[:80]!r}; it must be {checks.TYPES[kind]}"
+            ) from None
     if not text or "\0" in text:
         raise ValueError(f"--{name} is {text!r}; it must not be empty")
     return text
@@ -122,7 +136,7 @@ def find_config(text: str) -> tuple[pathlib.Path, str]:
         )
     if name in studies():
         return ROOT / "configs" / f"{name}.py", preset
-    file = pathlib.Path(name).expanduser()
+    file = files.expanded(name)
     for path in (file, ROOT.parent / file):
         if path.is_file():
             return path.resolve(), preset
@@ -145,9 +159,10 @@ def load_file(path: pathlib.Path) -> types.ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno} is not Python: {error.msg}") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise ValueError(f"{path}{line} is not Python: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{path}{_line(error, path)} {_raised(error)}") from error
+        raise ValueError(contract.told(error, path)) from error
     return module
 
 
@@ -163,9 +178,9 @@ def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
     if not callable(make):
         raise ValueError(f"{path} has no function get_config(preset): it is not a configuration")
     config = _call(make, path, preset)
-    if isinstance(config, dict):
-        config = ml_collections.ConfigDict(config)
-    if not isinstance(config, ml_collections.ConfigDict):
+    if isinstance(config, dict | ml_collections.ConfigDict):
+        config = _plain_config(config, path)
+    else:
         raise ValueError(
             f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict"
         )
@@ -173,15 +188,53 @@ def load(text: str, changes: Sequence[tuple[str, str]] = ()) -> tuple[Any, str]:
         raise ValueError(f"{path}: the configuration has no key 'study' that names its study")
     change(config, changes)
     if config.study.endswith(".py"):
-        config.study = str((path.parent / pathlib.Path(config.study).expanduser()).resolve())
+        config.study = str((path.parent / files.expanded(config.study)).resolve())
     _locate_models(config, path.parent)
-    try:
-        json.dumps(config.to_dict())
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: the configuration must hold numbers, text and tuples only ({error})"
-        ) from error
     return config, preset or _default_preset(make)
+
+
+def _plain_config(config: Any, path: pathlib.Path) -> ml_collections.ConfigDict:
+    """What get_config returned, as a configuration that can be changed and kept."""
+    try:
+        config = ml_collections.ConfigDict(config)
+        json.dumps(config.to_dict())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: the configuration must hold numbers, text and tuples only, under names of text ({error})"
+        ) from error
+    return config
+
+
+def check_keys(config: Any) -> None:
+    """Refuses a key that no preset of the study has: nothing would read it. A study of one's own reads what it likes.
+
+    Free are the fields of a model, the keys that a task has, a network's group under a name of its own, and the groups
+    that the study names in ``OPEN``.
+
+    Raises:
+        ValueError: names the key, and those that are there.
+    """
+    if config.study not in studies():
+        return
+    module = load_file(ROOT / "configs" / f"{config.study}.py")
+    known = {key for preset in module.PRESETS for key in checks.flatten(module.get_config(preset))}
+    opened = getattr(find_study(config.study), "OPEN", ())
+    for key in checks.flatten(config):
+        group, _, name = key.rpartition(".")
+        top = key.partition(".")[0]
+        of_network = "model" in config[top] if hasattr(config[top], "keys") else False
+        own = of_network and not any(other.startswith(f"{top}.") for other in known)
+        if key in known or own or group in opened or ".model." in f".{key}":
+            continue
+        there = {other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group}
+        if f".{group}".endswith(".task"):
+            there = set(tasks.default_config(checks.at(config, group).name))
+        if name not in there:
+            where = f"config.{group}" if group else "the configuration"
+            raise ValueError(
+                f"config.{key} is read by nothing{nearest(name, sorted(there))}; "
+                f"{where} has: {', '.join(sorted(there)) or 'no such group'}"
+            )
 
 
 def model_files(config: Any) -> dict[str, pathlib.Path]:
@@ -189,7 +242,7 @@ def model_files(config: Any) -> dict[str, pathlib.Path]:
     found = {}
     for key, value in checks.flatten(config).items():
         if f".{key}".endswith(".model.name") and isinstance(value, str) and ".py:" in value:
-            found[key] = pathlib.Path(f"{value.rpartition('.py:')[0]}.py").expanduser()
+            found[key] = files.expanded(f"{value.rpartition('.py:')[0]}.py")
     return found
 
 
@@ -208,29 +261,13 @@ def _call(make: Any, path: pathlib.Path, preset: str) -> Any:
     except ValueError as error:
         raise ValueError(str(error) or f"{path}: get_config raised a ValueError") from error
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"{path}{_line(error, path)} get_config({preset!r}) {_raised(error)}"
-        ) from error
+        raise ValueError(contract.told(error, path, f"get_config({preset!r})")) from error
 
 
 def _default_preset(make: Any) -> str:
     parameters = [*inspect.signature(make).parameters.values()]
     known = parameters and isinstance(parameters[0].default, str)
     return parameters[0].default if known else "default"
-
-
-def _line(error: BaseException, path: pathlib.Path) -> str:
-    """', line N' of the innermost frame within the file."""
-    numbers, frame = [], error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(path):
-            numbers.append(frame.tb_lineno)
-        frame = frame.tb_next
-    return f", line {numbers[-1]}:" if numbers else ":"
-
-
-def _raised(error: BaseException) -> str:
-    return f"raised {type(error).__name__}: {error}".rstrip(": ")
 
 
 def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
@@ -245,7 +282,7 @@ def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
     for key, text in sorted(changes, key=lambda item: not f".{item[0]}".endswith(".task.name")):
         part, name = _find(config, key)
         if f".{key}".endswith(".task.name"):
-            holder, _ = _find(config, key.removesuffix(".name"))
+            holder, _ = _find(config, key.removesuffix(".name"), group=True)
             fresh = checks.context(key, tasks.default_config, text)
             usual = checks.context(key, tasks.default_config, holder.task.name)
             fresh.update({k: v for k, v in holder.task.items() if k in fresh and v != usual[k]})
@@ -259,8 +296,8 @@ def change(config: Any, changes: Sequence[tuple[str, str]]) -> None:
                 part[name] = value
 
 
-def _find(config: Any, key: str) -> tuple[Any, str]:
-    """The part of the configuration that holds a key, and the key's last name."""
+def _find(config: Any, key: str, group: bool = False) -> tuple[Any, str]:
+    """The part of the configuration that holds a key, and the key's last name; whether it may name a group."""
     *parents, name = key.split(".")
     part, path = config, "config"
     for step in [*parents, name]:
@@ -273,7 +310,7 @@ def _find(config: Any, key: str) -> tuple[Any, str]:
                 f"{path} has no key {step!r}{hint}; it has: {', '.join(map(str, part.keys()))}"
             )
         holder, part, path = part, part[step], f"{path}.{step}"
-    if isinstance(part, ml_collections.ConfigDict) and not key.endswith("task"):
+    if isinstance(part, ml_collections.ConfigDict) and not group:
         raise ValueError(
             f"{path} is a group of keys; set one of them: {', '.join(f'--{path}.{k}' for k in part)}"
         )

@@ -67,6 +67,7 @@ def _simulations(data: xr.Dataset) -> list[Claim]:
     ):
         there = (data["at"] == xr.DataArray([0.0, kept, 0.1, 1.0], dims="part")).all("part")
         one = ratio.sel(of=of, drop=True).isel(setting=there.argmax("setting").item(), drop=True)
+        one = one.where(there.any())  # else the first setting stands there
         what = f"perfect probe, .1 kept, {kept:g} a dimension: simulated error over that of theory"
         name = f"6 {'theory' if of == 'own angle' else 'gain'}, {kept:g} a dimension"
         made.append(

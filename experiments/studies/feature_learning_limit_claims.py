@@ -34,7 +34,10 @@ def measured_regimes(data: xr.Dataset) -> list[str]:
 
 def _dichotomy_claims(data: xr.Dataset) -> list[Claim]:
     hidden = data.exponent.sel(quantity=data.layer.values)
-    off = abs(hidden.values - data.predicted.values)
+    predicted = data.predicted.rename(
+        layer="quantity"
+    )  # rules and layers may come in another order
+    off = abs(hidden - predicted).values
     kinds = [str(kind) for kind in data.regime.values]
     wrong = sum(kind != found for kind, found in zip(kinds, measured_regimes(data)))
     swapped = sum(found != KERNEL for found in measured_regimes(data))

@@ -99,6 +99,7 @@ _PART = {
     "base_width": checks.WIDTH,
     "loss": checks.choice(losses.LOSSES),
 }
+OPEN = ("sweep.log2_rates", "trajectory.learning_rates")  # a rate for each optimizer, each rule
 _RULES = checks.several(checks.choice(limits.exponents.RULES))
 RULES = {
     "parametrizations": _RULES,

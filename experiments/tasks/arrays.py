@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-LARGEST = 1e15
-"""Squares of inputs are still far inside the range of float32."""
+LARGEST, SMALLEST = 1e15, 1e-15
+"""Between them, squares of inputs are far inside the range of float32."""
 SPLIT, INPUTS, TARGETS, NOISE = range(4)  # streams of `generator`: one never shifts another
 
 
@@ -105,13 +105,18 @@ def choose(key: str, data: Data, number: int, seed: int) -> Data:
 
 
 def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Subtracts the training mean and divides by the training deviation of each channel (last axis)."""
+    """Subtracts the training mean and divides by the training deviation of each channel (last axis).
+
+    Numbers that single precision does not hold, such as dates in seconds, are subtracted in double precision.
+    """
     axes = tuple(range(train.ndim - 1))
     mean = train.mean(axis=axes, dtype=np.float64)
     deviation = train.std(axis=axes, dtype=np.float64)
     deviation = np.where(deviation > 0, deviation, 1.0)  # a constant channel becomes 0, not NaN
 
     def apply(x: np.ndarray) -> np.ndarray:
+        if not np.can_cast(x.dtype, np.float32):
+            return ((x - mean) / deviation).astype(np.float32)
         x = x.astype(np.float32)
         x -= mean.astype(np.float32)
         x /= deviation.astype(np.float32)
@@ -167,10 +172,16 @@ def check_examples(what: str, data: Data) -> None:
                 f"{what}: {letter}{list(index)} is {array[index]}, the first of {int(bad.sum())} entries "
                 "that are not finite; clean the data first"
             )
-        if array.dtype.kind == "f" and np.abs(array).max(initial=0) > LARGEST:
+        most = float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
+        if most > LARGEST:
             raise ValueError(
-                f"{what}: {letter} has entries as large as {np.abs(array).max():.3g}; in single precision they must "
+                f"{what}: {letter} has entries as large as {most:.3g}; in single precision they must "
                 f"stay below {LARGEST:g}: divide them by something"
+            )
+        if 0 < most < SMALLEST:
+            raise ValueError(
+                f"{what}: the largest entry of {letter} is {most:.3g}; for single precision it must be {SMALLEST:g} or "
+                "more: multiply them by something"
             )
 
 

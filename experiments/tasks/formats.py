@@ -163,6 +163,10 @@ def _channels_last(planes: np.ndarray) -> np.ndarray:
 def _labels(values: Any) -> np.ndarray:
     """Labels (N,) of a list of whole numbers, or of an array of them."""
     if isinstance(values, np.ndarray):
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {values.dtype} {values.shape}, expected whole numbers (N,)"
+            )
         return values
     if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**31 for v in values):
         raise ValueError("labels are not a list of whole numbers")
@@ -206,7 +210,8 @@ def _member(file: zipfile.ZipFile, name: str) -> np.ndarray:
             )
         size = math.prod(shape) * dtype.itemsize
         # Deflate makes at most DEFLATE bytes of one: a larger announcement cannot be true.
-        if not 0 <= size <= min(info.file_size, info.compress_size * DEFLATE):
+        most = min(info.file_size, info.compress_size * DEFLATE)
+        if min(shape, default=0) < 0 or size > most:
             raise ValueError(
                 f"{name} announces shape {shape} of {dtype}, {size} bytes; there are fewer"
             )

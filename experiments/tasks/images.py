@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from experiments import checks
+from experiments import checks, files
 from experiments.tasks import formats
 from experiments.tasks.arrays import Data, Task, assemble, check_examples, choose, image_config
 
@@ -22,6 +22,8 @@ CIFAR_HOME = "the CIFAR page of its author, https://cave.cs.toronto.edu/kriz/cif
 PIXELS = 2**24
 """Most pixels of a picture."""
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Kinds of pixels of eight bits a channel; PIL cuts those of more off at 255."""
 
 
 class Idx(NamedTuple):
@@ -127,7 +129,7 @@ def load(config: Any) -> Task:
     Raises:
         ValueError: a file is missing, truncated, or not the published one; shapes or values are wrong.
     """
-    train, test, outputs = _read(pathlib.Path(config.data_dir).expanduser(), config)
+    train, test, outputs = _read(files.expanded(config.data_dir), config)
     for part, data in (("train", train), ("test", test)):
         check_examples(f"{config.data_dir}, {part} set", data)
     _check_labels(config, train, test, outputs)
@@ -135,6 +137,10 @@ def load(config: Any) -> Task:
         raise ValueError(
             f"{config.data_dir}: inputs have shape {train.x.shape} in train and {test.x.shape} in test; expected "
             "the same (N, H, W, C), (N, H, W) or (N, features) but for N"
+        )
+    if len(train.x) > 1 and (train.x == train.x[:1]).all():
+        raise ValueError(
+            f"{config.data_dir}, train set: all {len(train.x)} inputs are equal; nothing can be learnt from them"
         )
     train = choose("num_train", train, config.num_train, config.seed)
     test = choose("num_test", test, config.num_test, config.seed)
@@ -146,9 +152,10 @@ def _check_labels(config: Any, train: Data, test: Data, outputs: int) -> None:
     if train.y.ndim == 2:
         return
     for part, data in (("train", train), ("test", test)):
-        if data.y.min() < 0:
+        if data.y.min() < 0 or data.y.max() >= outputs:
             raise ValueError(
-                f"{config.data_dir}, {part} set: labels run from {data.y.min()}, expected from 0 on"
+                f"{config.data_dir}, {part} set: labels run from {data.y.min()} to {data.y.max()}, expected 0 to "
+                f"{outputs - 1}"
             )
     if outputs > max(1000, len(train.y)):
         raise ValueError(
@@ -225,7 +232,8 @@ def _read_npz(path: pathlib.Path, config: Any) -> tuple[Data, Data]:
                 f"{path}: {key} has shape {x.shape}; expected (N, features), (N, H, W) or (N, H, W, C)"
             )
     for key, y in zip(keys[1::2], arrays[1::2]):
-        if not (y.ndim == 1 and y.dtype.kind in "iu") and not (y.ndim == 2 and y.dtype.kind == "f"):
+        labels = y.ndim == 1 and y.dtype.kind in "iu"
+        if not labels and not (y.ndim == 2 and y.dtype.kind == "f" and y.shape[1]):
             raise ValueError(
                 f"{path}: {key} is {y.dtype} {y.shape}; expected integer labels (N,) or real targets (N, outputs)"
             )
@@ -275,6 +283,8 @@ def _read_picture(path: pathlib.Path, size: int) -> np.ndarray:
     from PIL import Image
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         # A header may announce more than a machine holds: PIL warns of it, and decodes only on demand.
         strict = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
         with strict, Image.open(path) as picture:
@@ -282,6 +292,14 @@ def _read_picture(path: pathlib.Path, size: int) -> np.ndarray:
                 raise ValueError(
                     f"it has {picture.width} x {picture.height} pixels, {PIXELS} at most"
                 )
+            if picture.mode not in MODES:
+                raise ValueError(
+                    f"its pixels are of kind {picture.mode}, with more than eight bits; save it with eight, or give "
+                    "the arrays as an .npz file, task 'npz'"
+                )
+            clear = picture.convert("RGBA").getchannel("A").getextrema()[0]
+            if clear < 255:
+                raise ValueError("some of its pixels are transparent; put it on a background")
             picture = picture.convert("RGB")
             return np.asarray(picture.resize((size, size)) if size else picture)
     except Exception as error:  # decoders raise nearly anything on a damaged file

@@ -77,6 +77,11 @@ def load(config: Any, path: str = "task") -> Task:
         ValueError: an unknown name (with the nearest), a missing key, a missing or damaged file, entries that
             are not finite, or a value outside its range.
     """
+    if not isinstance(getattr(config, "name", None), str):
+        raise ValueError(
+            f"config.{path} is {config!r}, without the name of a task; begin from "
+            f"experiments.tasks.task.default_config(NAME), NAME one of {', '.join(NAMES)}"
+        )
     missing = [key for key in default_config(config.name) if not hasattr(config, key)]
     if missing:
         raise ValueError(

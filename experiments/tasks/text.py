@@ -7,14 +7,13 @@ Python. It is the same for one Python version and differs a little between versi
 from __future__ import annotations
 
 import collections
-import pathlib
 import re
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
-from experiments import checks
+from experiments import checks, files
 from experiments.tasks.arrays import Data, Task, choose
 
 UNKNOWN = "<unk>"
@@ -80,17 +79,19 @@ def read(source: str) -> str:
     """
     if not source:
         return _python_documentation()
-    path = pathlib.Path(source).expanduser()
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    path = files.expanded(source)
+    parts = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    # Whole files only: a pipe or a device would be waited for.
+    odd = next((part for part in parts if not part.is_file()), None)
+    if not parts or odd is not None:
         raise ValueError(
-            f"no text at {str(path)!r}: set config.task.data_dir to a UTF-8 text file (for instance text8 from "
+            f"no text at {str(odd or path)!r}: set config.task.data_dir to a UTF-8 text file (for instance text8 from "
             "its author's page, http://mattmahoney.net/dc/textdata.html), to a folder of .txt files, or to '' for "
             "Python's documentation"
         )
-    checks.memory(f"the text of {path}", sum(file.stat().st_size for file in files), 16)
+    checks.memory(f"the text of {path}", sum(part.stat().st_size for part in parts), 16)
     try:
-        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        text = "\n".join(part.read_text(encoding="utf-8") for part in parts)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from error
     if not text.strip():

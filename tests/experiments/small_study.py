@@ -33,7 +33,7 @@ def get_config(preset="smoke"):
 CHUNKS = 40
 
 
-def compile():
+def compile(runs=None):
     def loss(params, batch):
         return jnp.mean((batch @ params["w"] - 1) ** 2)
 
@@ -48,6 +48,7 @@ def compile():
         steps=2,
         batch_size=2,
         probe=train.Probe(lambda *_: (), measure),
+        runs=runs,
     )
 
 
@@ -64,6 +65,16 @@ def trained(data, scale):
     )
 
 
+def together(data, of):
+    """Three runs in one program for four, one of which diverges."""
+    one = trained((*data, 1e38), of)
+    return one._replace(
+        compile=lambda: compile(4),
+        shape="four",
+        keep=lambda records: {"vectorised": records["loss"]},
+    )
+
+
 def computed(data, unit):
     time.sleep(0.02)
     return {"square": unit**2}
@@ -74,6 +85,7 @@ def study(config, session):
     units = {"unit": Axis(range(config.units), "unit")}
     loss = {"loss": Variable("loss", dims=("run", "chunk"))}
     square = {"square": Variable("square")}
+    lanes = {"vectorised": Variable("loss", dims=("lane", "chunk"))}
     return xr.merge(
         [
             train_grid(units, None, grid.Program("units", computed, square), session),
@@ -81,6 +93,12 @@ def study(config, session):
                 scales,
                 config.rates,
                 grid.Program("runs", trained, loss, trains=True),
+                session,
+            ),
+            train_grid(
+                {"of": Axis([1.0, 3.0], "scale")},
+                config.rates,
+                grid.Program("together", together, lanes, trains=True),
                 session,
             ),
         ]
@@ -91,7 +109,7 @@ def make_module():
     module = types.ModuleType("experiments.studies.small")
     module.TITLE, module.PAPER, module.run = "A small study", "nobody", study
     module.check = lambda config, task: None
-    module.total_steps = lambda config: 4 * 2 * CHUNKS + config.units
+    module.total_steps = lambda config: (4 + 6) * 2 * CHUNKS + config.units
     module.claims = lambda data: [
         claims.at_most("S1", "nobody", "losses", float(data.loss[..., -1].max()), 1.0)
     ]

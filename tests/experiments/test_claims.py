@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiments import claims
+from experiments import claims, judges
 from experiments.claims import Claim
 
 TEXTS = ("P1", "Noci et al. 2024, Fig. 1", "the optimum does not move")
@@ -133,6 +133,8 @@ def test_json_keeps_every_field_and_is_strict_json():
         ("[3]", "entry 0 is not a claim: 3"),
         (claims.to_json(EXAMPLES).replace("true", "1", 1), "entry 0 is not a claim"),
         (claims.to_json(EXAMPLES).replace("0.0625", "null"), "entry 0 is not a claim"),
+        (claims.to_json(EXAMPLES).replace("0.01,", "null,"), "entry 0 is not a claim"),
+        (claims.to_json(EXAMPLES).replace("0.4375", "null"), "entry 0 is not a claim"),
     ],
 )
 def test_json_that_holds_no_claims_is_refused(text, message):
@@ -306,6 +308,54 @@ def test_the_reason_names_the_variable_and_the_run():
     assert (
         "loss is nan at width 0, seed 1" in claims.every_run(losses.drop_vars(losses.coords)).found
     )
+
+
+def test_a_seed_between_the_others_can_meet_the_criterion_of_a_control():
+    spread = xr.DataArray([0.0, 5.0, 10.0], dims="seed")
+    control = judged(claims.within, spread, low=4.0, high=6.0, control=True)
+    assert claims.verdict(control) == "CONTROL HOLDS"
+    assert control.measured == 5
+    assert claims.verdict(judged(claims.within, spread, low=4.0, high=6.0)) == "FAILS"
+
+
+WRONG = [
+    (lambda: claims.at_most(3, "s", "t", 1, 2), "name of claim 3 is 3; it must be text"),
+    (lambda: claims.at_most(*TEXTS, "1", 2), "measured of claim .* is '1'; it must be one real"),
+    (lambda: claims.at_most(*TEXTS, 1j, 2), "measured of claim .* is 1j"),
+    (lambda: claims.at_most(*TEXTS, np.ones(1), 2), r"an array of shape \(1,\)"),
+    (lambda: claims.at_most(*TEXTS, None, 2), "is None; it must be one real number"),
+    (lambda: claims.at_least(*TEXTS, 1, "2"), "bound of claim .* is '2'"),
+    (lambda: claims.within(*TEXTS, 1, None, 2), "low of claim .* is None"),
+    (lambda: claims.near(*TEXTS, 1, 2, [1]), "tolerance of claim"),
+    (lambda: claims.at_most(*TEXTS, 1, 2, interval=3), "interval of claim .* is 3; it must be two"),
+    (lambda: claims.at_most(*TEXTS, 1, 2, interval=(1, "a")), r"interval\[1\] of claim"),
+    (lambda: claims.at_most(*TEXTS, 1, 2, control="no"), "control of claim .* is 'no'"),
+    (lambda: claims.at_most(*TEXTS, 1, 2, resolve=1), "resolve of claim .* is 1"),
+    (
+        lambda: claims.at_most(*TEXTS, 1, 2, preconditions=claims.Precondition("a", True)),
+        "they must be a list of Precondition",
+    ),
+    (lambda: claims.at_most(*TEXTS, 1, 2, preconditions=[("a", True)]), "a list of Precondition"),
+    (
+        lambda: claims.at_most(*TEXTS, 1, 2, preconditions=[claims.Precondition("a", "no")]),
+        "a list of Precondition",
+    ),
+    (lambda: claims.equals(*TEXTS, "a", 3, control=True), "expected of claim .* is 3"),
+    (lambda: judged(3, SEEDS, bound=1), "judge is 3"),
+    (lambda: judged(claims.at_most, ["a"], bound=1), "they must be one real number a seed"),
+    (lambda: judged(claims.at_most, SEEDS * 1j, bound=1), "are of type complex128"),
+    (lambda: claims.every_run(3), "it must be an array"),
+    (lambda: claims.verdict(3), "claim is 3; it must be a Claim"),
+    (lambda: claims.reason("a"), "it must be a Claim"),
+    (lambda: claims.summary([3]), "it must be a Claim"),
+    (lambda: judges.completed(SEEDS.to_dataset(), "width", [1]), "no labels along 'width'"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_a_wrong_call_names_the_value_and_what_is_allowed(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 def test_seeds_that_decide_nothing_are_refused():

@@ -285,6 +285,17 @@ LINES = {
     "more examples": ((f"--config={SWEEP}", "--config.trajectory.num_train=9999"), "between 1 and 256"),
     "without a control": ((f"--config={SWEEP}", "--config.trajectory.parametrizations=('mup',)"), "includes 'mup'"),
     "an empty preset": (("--config=learning_rate_transfer:",), "'learning_rate_transfer:', without a preset"),
+    "nobody's home": (("--config=~nobody_of_that_name/x.py",), "not known here; write the whole path"),
+    "a folder of nobody": ((f"--config={SWEEP}", "--workdir=~nobody_of_that_name/x"), "write the whole path"),
+    "a model of nobody": ((f"--config={SWEEP}", "--config.model.name=~nobody_of_that_name/x.py:M"), "the whole path"),
+    "a zero in a value": ((f"--config={SWEEP}", "--config.study=a\0.py"), "text has no zero bytes"),
+    "a task as a value": ((f"--config={SWEEP}", "--config.task=digits"), "config.task is a group of keys"),
+    "a folder of no letters": ((f"--config={SWEEP}", "--workdir=a\udcff"), "is no text in UTF-8"),
+    "a file of no letters": ((f"--config={SWEEP}", "--config.task.data_dir", "\udcff"), "is no text in UTF-8"),
+    "no cluster": ((f"--config={SWEEP}", "--cluster=nonsense", "--check"), "--cluster is 'nonsense'"),
+    "no folder for TensorBoard": ((f"--config={SWEEP}", "--tensorboard=/dev/null/x", "--check"), "tensorboard"),
+    "listing with a change": (("--list", f"--config={SWEEP}", "--config.x=1"), "leave --config.x out"),
+    "a name of thousands": ((f"--config=learning_rate_transfer:{'x' * 5000}",), "xxx ... "),
     "listing nothing": (("--list", "--config=nothing"), "there is no configuration 'nothing'"),
 }  # fmt: skip
 
@@ -300,6 +311,10 @@ def test_a_wrong_word_is_one_line(case, capsys, tmp_path, monkeypatch):
 
 # --- configuration files and folders
 
+NTK = """def get_config(preset):
+    from experiments.configs import ntk_convergence
+    c = ntk_convergence.get_config("smoke")
+    """
 FILES = {
     "not Python": ("def get_config(:", "line 1 is not Python"),
     "binary": ("\0\0\0", "is not Python|raised"),
@@ -315,7 +330,14 @@ FILES = {
     "takes no preset": ("def get_config(): return {'study': 'x'}", "raised TypeError"),
     "raises in get_config": ("def get_config(preset=''):\n    return {}['task']", ", line 2: get_config"),
     "a function within": ("def get_config(p=''): return {'study': 'x', 'f': print}", "numbers, text and tuples"),
+    "a misspelt key": (f"{NTK}c.start.widhts = (16, 64)\n    return c", "config.start.widhts is read by nothing (did"),
+    "a key of its own": (f"{NTK}c.extra = 3\n    return c", "config.extra is read by nothing"),
+    "a task's misspelt key": (f"{NTK}c.task.nosie = 0.1\n    return c", "did you mean 'noise'?"),
     "lacks what the study has": ("def get_config(p=''): return {'study': 'ntk_convergence'}", "lacks config.model"),
+    "within itself": ("def get_config(p=''):\n    d = {'study': 'x'}\n    d['d'] = d\n    return d", "numbers, text"),
+    "names of numbers": ("def get_config(p=''): return {'study': 'x', 1: 2}", "under names of text"),
+    "no task": ("def get_config(p=''): return {'study': 'ntk_convergence', 'task': {}}", "without the name of a task"),
+    "a task of nothing": ("def get_config(p=''): return {'study': 'card', 'task': None}", "config.task is None"),
     "its own words": ("def get_config(p=''): raise ValueError('there is no preset ' + p)", "no preset p"),
 }  # fmt: skip
 
@@ -435,6 +457,35 @@ def test_a_study_that_returns_the_wrong_thing_is_one_line(case, capsys, tmp_path
     before = case in ("title", "check", "steps")
     assert (tmp_path / "run").exists() != before
     assert not (tmp_path / "run" / "figures").exists()
+
+
+RAISES = {
+    "check": ("checks.values(config", "raise KeyError('a')\n    checks.values(config", "check raised KeyError: 'a'"),
+    "an exit": ("checks.values(config", "raise SystemExit\n    checks.values(config", "check raised SystemExit"),
+    "steps": ("return config.steps\n", "return 1 / 0\n", "total_steps raised ZeroDivisionError: division by zero"),
+    "run": ("return xr.Dataset(", "raise LookupError('a\\nb')\n    return xr.Dataset(", "run raised LookupError: a b"),
+    "no words": ("return xr.Dataset(", "raise ValueError\n    return xr.Dataset(", "run raised ValueError"),
+    "an attribute": ("config.steps})", "config.steps}, attrs={'a': None})", "run returned a Dataset that NetCDF 3"),
+    "a large number": ("{\"steps\": config.steps}", "{'steps': 2**60}", "run returned a Dataset that NetCDF 3"),
+    "claims": ("return [at_least", "return [data.nothing, at_least", "claims raised AttributeError"),
+    "a number as a name": ("at_least(\"steps\"", "at_least(3", "name of claim 3 is 3; it must be text"),
+    "a name twice": ("float(data.steps), 2)]", "float(data.steps), 2)] * 2", "several claims of the name 'steps'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RAISES)
+def test_a_study_that_raises_is_one_line_with_its_line(case, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    right, wrong, message = RAISES[case]
+    assert STUDY.count(right) == 1
+    (tmp_path / "mine.py").write_text(STUDY.replace(right, wrong))
+    status, _, err = outcome(capsys, "--config=mine.py", "--workdir=run")
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'mine.py'}")
+    assert message in err
+    (tmp_path / "mine.py").write_text(STUDY)
+    again = outcome(capsys, "--config=mine.py", "--workdir=run")
+    assert again[0] == (2 if case in ("claims", "a number as a name", "a name twice") else 0), again
 
 
 def test_studies_are_found_by_name_and_by_file_from_anywhere(capsys, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import tracemalloc
@@ -163,6 +164,18 @@ PICKLES = {
     "negative labels": (pickle.dumps(batch(labels=[-1] * 4), 2), "whole numbers"),
     "huge labels": (pickle.dumps(batch(labels=[10**400] * 4), 2), "whole numbers"),
     "label 10": (pickle.dumps(batch(labels=[10] * 4), 2), "labels run from"),
+    "an array of float labels": (
+        pickle.dumps(batch(labels=np.full(4, 0.5)), 2),
+        "labels are float64",
+    ),
+    "an array of columns": (
+        pickle.dumps(batch(labels=np.ones((4, 1), int)), 2),
+        r"labels are int64 \(4, 1\)",
+    ),
+    "an array beyond 32 bits": (
+        pickle.dumps(batch(labels=np.arange(4) + 2**32), 2),
+        "expected 0 to 9",
+    ),
     "nested labels": (pickle.dumps(batch(labels=[[1]] * 4), 2), "whole numbers"),
     "labels are a dictionary": (pickle.dumps(batch(labels={1: 2}), 2), "whole numbers"),
     "fewer labels": (pickle.dumps(batch(labels=[1]), 2), "inputs, but"),
@@ -247,7 +260,9 @@ def test_pickled_cifar(case, tmp_path):
 def test_the_array_that_the_cases_are_made_of_is_read(tmp_path):
     """So that a case is refused for its own fault."""
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        content = raw(b"}" + entry(b"data", array()) + LABELS_OK)
+        content = raw(
+            b"}" + entry(b"data", array(data=(bytes(range(251)) * 49)[:12288])) + LABELS_OK
+        )
         (tmp_path / name).write_bytes(content)
     config = default_config("cifar10")
     config.update({"data_dir": str(tmp_path), "verify": False})
@@ -360,11 +375,14 @@ NPZ = {
     "nan": (npz(x_train=np.where(X > 1, np.nan, X)), "not finite|is nan"),
     "inf": (npz(x_test=np.where(X > 0, np.inf, X)), "is inf"),
     "too large": (npz(x_train=X * 1e300), "single precision"),
+    "too small": (npz(x_train=X * 1e-200), "the largest entry of x is .* single precision"),
+    "no targets": (npz(y_train=X[:, :0], y_test=X[:, :0]), r"y_train is float64 \(6, 0\)"),
+    "all alike": (npz(x_train=np.ones((6, 4))), "all 6 inputs are equal"),
+    "two negative sizes": (member(claims((-6, -4)), X.tobytes()), "there are fewer"),
     "too large targets": (npz(y_train=X * 1e200, y_test=X), "single precision"),
     "claims 4 TB": (member(claims((2**20, 2**19))), "there are fewer"),
     "claims 2^200": (member(claims((2**100, 2**100))), "there are fewer"),
     "claims less": (member(claims((2, 4)), X.tobytes()), "has .* with its header"),
-    "negative shape": (member(claims((-6, -4)), X.tobytes()), r"not a whole \.npz|there are fewer"),
     "a shape of text": (member(claims("'six'"), X.tobytes()), r"not a whole \.npz"),
     "no header": (member(b""), r"not a whole \.npz"),
     "a header of code": (
@@ -401,11 +419,13 @@ def test_npz(case, tmp_path):
 # --- pictures and text
 
 
-def png(width, height, pixels=b""):
-    def part(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+def part(kind, data):
+    """A chunk of a PNG file."""
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
+
+def png(width, height, pixels=b""):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = pixels or b"\0" * (height * (3 * width + 1) if width * height < 10**6 else 0)
     return (
@@ -414,6 +434,13 @@ def png(width, height, pixels=b""):
         + part(b"IDAT", zlib.compress(rows))
         + part(b"IEND", b"")
     )
+
+
+def grey(bits, content=b"\0" * 4 * 9):
+    """A PNG file of 4 x 4 grey pixels, with as many bits, or of 8 bits and an opacity."""
+    kind = 4 if bits == 8 else 0
+    header = struct.pack(">IIBBBBB", 4, 4, bits, kind, 0, 0, 0)
+    return png(4, 4, content).replace(png(4, 4)[12:33], part(b"IHDR", header)[4:])
 
 
 PICTURES = {
@@ -430,6 +457,9 @@ PICTURES = {
         {"image_size": 10**6},
     ),
     "resized below": (png(4, 4), "config.task.image_size is -1", {"image_size": -1}),
+    "16 bits": (grey(16), "its pixels are of kind I", {}),
+    "transparent": (grey(8), "some of its pixels are transparent", {}),
+    "a pipe": (None, "it is no file", {}),
 }
 
 
@@ -437,11 +467,14 @@ PICTURES = {
 def test_pictures(case, tmp_path):
     pytest.importorskip("PIL")
     content, message, changes = PICTURES[case]
-    for part in ("train", "test"):
+    for split in ("train", "test"):
         for name in ("cat", "dog"):
-            (tmp_path / part / name).mkdir(parents=True)
-            (tmp_path / part / name / "0.png").write_bytes(png(4, 4))
-    (tmp_path / "test" / "dog" / "1.png").write_bytes(content)
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(png(4, 4))
+    if content is None:
+        os.mkfifo(tmp_path / "test" / "dog" / "1.png")
+    else:
+        (tmp_path / "test" / "dog" / "1.png").write_bytes(content)
     refused("image_folder", tmp_path, message, **changes)
 
 
@@ -452,6 +485,23 @@ def test_pictures(case, tmp_path):
 def test_texts(content, message, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)
     refused("text", tmp_path / "a.txt", message)
+
+
+def test_a_folder_of_texts_holds_files_only(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 1000)
+    os.mkfifo(tmp_path / "b.txt")
+    refused("text", tmp_path, "no text at .*b.txt")
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float64])
+def test_numbers_that_single_precision_does_not_hold_are_standardised(kind, tmp_path):
+    """Times in seconds since 1970, a second apart."""
+    x = (np.arange(6)[:, None] + 1_800_000_000).astype(kind)
+    (tmp_path / "a.npz").write_bytes(npz(x_train=x, x_test=x))
+    config = default_config("npz")
+    config.data_dir = str(tmp_path / "a.npz")
+    found = load(config).train.x[:, 0]
+    np.testing.assert_allclose(found, (np.arange(6) - 2.5) / np.sqrt(35 / 12), rtol=1e-6)
 
 
 def test_there_are_enough_cases():

@@ -125,7 +125,24 @@ def test_the_time_left_weighs_steps_by_their_cost(capsys):
     *_, cheap, dear = capsys.readouterr().err.splitlines()
     # 500 of the announced, and five steps that nobody announced at the mean of 520 / 25.
     assert cheap == "t: 20/30 steps, 1/s, 604 s left, cheap-2, loss 0.5"
-    assert dear == f"t: 21/30 steps, 0.55/s, {504 * 20 / 110:.0f} s left, cheap-not-1, loss 0.5"
+    pace = (loop.TRUSTED + 20) / (loop.TRUSTED + 110)
+    assert dear == f"t: 21/30 steps, 0.55/s, {504 * pace:.0f} s left, cheap-not-1, loss 0.5"
+
+
+def test_what_is_compiled_is_no_pace_and_comes_once_a_kind(monkeypatch):
+    """Each kind of unit compiles for thirty seconds and then takes as long as was stated."""
+    work = {f"size-{n}": (10, float(n)) for n in (1, 2, 3)}
+    now = compiled = 0.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loop.programs, "compile_seconds", lambda: compiled)
+    clock, told = loop._Clock(30, work), []
+    for n in (1, 2):
+        now, compiled = now + 30, compiled + 30
+        for _ in range(2):
+            now += 5 * n
+            words = clock.pace(5, f"size-{n}-0", 0.5)
+            told.append(float(words.removesuffix(" s left, ").rpartition(", ")[2]))
+    assert told == [115, 110, 70, 60]
 
 
 def test_what_was_loaded_and_computed_is_told_apart(tmp_path):

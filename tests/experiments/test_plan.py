@@ -135,6 +135,50 @@ def test_a_trained_unit_is_measured_by_chunks_and_its_records_are_filled_up(monk
     np.testing.assert_array_equal(found["loss"][:, asked[-1][1] :], asked[-1][1])
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_compiling_is_counted_for_one_unit_or_for_all(every, monkeypatch):
+    """For all where the second one that is measured compiles as well."""
+    spent, seen = [0.0], []
+    monkeypatch.setattr(plan.programs, "compile_seconds", lambda: spent[0])
+
+    def unit(data, size):
+        if size not in seen and (every or not seen):
+            spent[0] += 2.0
+        seen.append(size)
+        return {"y": size}
+
+    made = plan.Plan({})
+    program = grid.Program("part", unit, {"y": Variable("y")})
+    made.units(program, None, [{"size": s} for s in (4, 1, 2)], ["part-4", "part-1", "part-2"])
+    (part,) = made.parts
+    assert seen == [1, 2]
+    assert (part.shapes, part.compiled) == ((3, 6.0) if every else (1, 2.0))
+    assert part.seconds < 0.1
+
+
+def test_compiling_of_trained_units_is_counted_once_a_shape(monkeypatch):
+    spent = [0.0]
+    monkeypatch.setattr(plan.programs, "compile_seconds", lambda: spent[0])
+    monkeypatch.setattr(loop, "side_by_side", lambda program: 1)
+    monkeypatch.setattr(
+        loop, "train_runs", lambda *_, chunks, **__: {"loss": np.zeros((1, chunks + 1))}
+    )
+
+    def compile():
+        spent[0] += 3.0
+        return types.SimpleNamespace(runs=None, steps=10, compile_seconds=3.0)
+
+    def unit(data, width, rate):
+        runs = {"learning_rates": (rate,), "seeds": (0,), "chunks": 1, "steps": 10}
+        return grid.Training(compile, width, None, **runs)
+
+    made = plan.Plan({})
+    points = [{"width": w, "rate": r} for w in (8, 16) for r in (0.1, 0.2, 0.3)]
+    program = grid.Program("runs", unit, {"loss": Variable("loss")}, trains=True)
+    made.units(program, None, points, [f"runs-{i}" for i in range(6)])
+    assert (made.parts[0].shapes, made.parts[0].compiled) == (2, 6.0)
+
+
 def test_memory_that_was_checked_and_flops_of_stated_costs_are_said(planned):
     work = {"part0": (3, 2.0)}
     status, out, _ = planned(study(quick, work=lambda config: work))

@@ -3,6 +3,12 @@
 import os
 import subprocess
 import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from experiments import programs
 
 SCRIPT = """
 import sys
@@ -46,3 +52,25 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
     file = tmp_path / "file"
     file.touch()
     assert run(file)[0] == "None"
+
+
+def test_seconds_of_compiling_are_those_of_the_clock():
+    jax.jit(lambda x: x)(1.0)
+    before, start = programs.compile_seconds(), time.monotonic()
+    inner = jax.jit(lambda x: jnp.sin(x @ x.T))
+    jax.jit(lambda x: inner(x).sum() + inner(x).mean())(jnp.ones((5, 5))).block_until_ready()
+    assert 0 < programs.compile_seconds() - before <= time.monotonic() - start
+
+
+def test_what_is_traced_within_another_function_is_part_of_it(monkeypatch):
+    now = [11.0]
+    for name in ("_spans", "_lengths"):
+        monkeypatch.setattr(programs, name, {})
+    monkeypatch.setattr(programs.time, "monotonic", lambda: now[0])
+    events = (("jaxpr_trace_duration", 11, 1.0, 1.0), ("jaxpr_trace_duration", 12, 3.0, 3.0))
+    for name, at, seconds, total in (*events, ("backend_compile_duration", 20, 2.0, 5.0)):
+        now[0] = at
+        programs._listen(f"/jax/core/compile/{name}", seconds)
+        assert programs.compile_seconds() == total
+    programs._listen("/jax/checkpoint/write", 9.0)
+    assert programs.compile_seconds() == 5.0

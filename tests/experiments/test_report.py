@@ -1,6 +1,7 @@
 """The report: from files only, with a tiny study; damaged files are one message and leave the others reported."""
 
 import html.parser
+import io
 import json
 import os
 import re
@@ -328,6 +329,43 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(
     )
     assert file.read_bytes() == before
     assert not list(run_dir.glob("**/*.part"))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a.b", "", "a b"])
+def test_a_study_of_no_name_is_one_message(name, tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a")
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    (run_dir / "manifest.json").write_text(json.dumps(manifest | {"study": name}))
+    assert report.main([str(run_dir)]) == 2
+    assert "it is the name of no module" in capsys.readouterr().err
+
+
+def test_claims_in_too_many_brackets_are_one_message(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a")
+    (run_dir / "claims.json").write_text("[" * 100_000)
+    assert report.main([str(run_dir)]) == 2
+    assert "claims.json cannot be read" in capsys.readouterr().err
+
+
+def test_letters_that_a_terminal_lacks_end_nothing(tmp_path, monkeypatch):
+    run_dir = write_run(tmp_path / "é")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert report.main([str(run_dir)]) == 0
+    stream.flush()
+    assert b"\\xe9" in stream.buffer.getvalue()
+
+
+def test_the_page_of_all_claims_takes_no_other_files_place(tmp_path, capsys):
+    run_dir = write_run(tmp_path / "a")
+    before = (run_dir / "data.nc").read_bytes()
+    assert report.main([str(run_dir), "--out", str(run_dir / "data.nc")]) == 2
+    assert "it must be a page" in capsys.readouterr().err
+    assert (run_dir / "data.nc").read_bytes() == before
+    page = tmp_path / "claims.html"
+    page.write_text("of other runs")
+    assert report.main([str(tmp_path / "none"), "--out", str(page)]) == 2
+    assert page.read_text() == "of other runs"
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path, capsys, monkeypatch):

@@ -1067,7 +1067,9 @@ def healthy(study):
 
 def judged(study, data):
     module = importlib.import_module(f"experiments.studies.{study}_claims")
-    return {claim.name: claim for claim in module.claims(data)}
+    made = module.claims(data)
+    assert len({claim.name for claim in made}) == len(made), "two claims of one name"
+    return {claim.name: claim for claim in made}
 
 
 def varied(values, where):
@@ -1123,6 +1125,30 @@ def test_no_verdict_holds_through_a_seed_whose_numbers_are_infinite(study, seed)
     data = healthy(study)
     where = {name: last_seed(data[name], seed) for name in data if seed in data[name].dims}
     check(study, where, functools.partial(failed, value=np.inf))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("study", SCHEMAS)
+def test_no_verdict_holds_against_an_attribute_that_is_not_finite(study, value):
+    """Each attribute that is a number, and one that no claim reads."""
+    data = healthy(study).assign_attrs(unread=1.0)
+    numbers = [key for key, v in data.attrs.items() if isinstance(v, float)]
+    before = judged(study, data)
+    for key in numbers:
+        lost = judged(study, data.assign_attrs({key: value}))
+        assert list(lost) == list(before), "a claim has vanished"
+        good = [name for name, claim in lost.items() if claim.passed]
+        assert not good, (key, good)
+
+
+@pytest.mark.parametrize("study", SCHEMAS)
+def test_no_verdict_depends_on_the_order_of_dimensions(study):
+    data = healthy(study)
+    turned = judged(study, data.transpose(*reversed(data.dims)))
+    for name, claim in judged(study, data).items():
+        assert verdict(turned[name]) == verdict(claim), name
+        if not isinstance(claim.measured, str):
+            np.testing.assert_allclose(turned[name].measured, claim.measured, 1e-6, 1e-12, name)
 
 
 CASES = [(study, name) for study, (_, variables) in SCHEMAS.items() for name in variables]
