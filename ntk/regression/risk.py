@@ -253,7 +253,7 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
         return 0.0
 
     def excess(x: float) -> float:
-        gamma = math.exp(max(x, -700.0))
+        gamma = math.exp(min(max(x, -700.0), 709.0))
         z = float(w @ (l / (l + gamma)))
         return z + float(_gaps(n, k, delta / gamma, z, pool)[1]) - n
 
@@ -263,6 +263,8 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
         low, step = low - step, 2 * step
     step = 1.0
     while excess(high) >= 0:
+        if high > 709.0:  # the ends of the numbers
+            return math.exp(709.0)
         high, step = high + step, 2 * step
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=500))
 
