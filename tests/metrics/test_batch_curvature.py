@@ -82,28 +82,61 @@ def test_the_gauss_newton_law_is_continuous_and_keeps_the_whole_batch():
     assert np.isnan(batch_curvature.gauss_newton_batch_sharpness(jnp.nan, 0.1, 0.5))
 
 
-def test_several_sizes_are_the_means_over_their_own_batches():
-    """Second road: Hessians of the drawn examples alone, without padding."""
+@functools.cache
+def hessians():
+    """weights -> the Hessian of the weighted loss of `problem`, in double precision."""
     w, batch = problem()
-    sizes = [4, 60, 16]
-    ours = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, sizes, num_batches=3)
     flat, unravel = jax.flatten_util.ravel_pytree(w)
+    of = jax.jit(lambda v: jax.hessian(lambda f: jnp.vdot(v, losses(unravel(f), batch)))(flat))
+    return lambda weights: np.asarray(of(weights), np.float64)
 
-    @jax.jit
-    def hessian(flat, weights):
-        return jax.hessian(lambda f: jnp.vdot(weights, losses(unravel(f), batch)))(flat)
 
+@pytest.mark.parametrize(("which", "at"), [("largest", -1), ("smallest", 0)])
+def test_several_sizes_are_the_means_over_their_own_batches(which, at):
+    """Second road: Hessians of the drawn examples alone, without padding, less u^T (H_B - H) u."""
+    w, batch = problem()
+    sizes, options = [4, 60, 16], {"num_batches": 3, "which": which}
+    ours = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, sizes, **options)
+    hessian = hessians()
+    values, vectors = np.linalg.eigh(hessian(jnp.full(60, 1 / 60)))
+    value, u = values[at], vectors[:, at]
     for i, size in enumerate(sizes):
         tops = []
         for draw in jax.random.split(jax.random.fold_in(KEY, size), 3):
             chosen = jax.random.permutation(draw, 60)[:size]
-            weights = jnp.zeros(60).at[chosen].set(1 / size)
-            tops.append(np.linalg.eigvalsh(np.asarray(hessian(flat, weights), np.float64))[-1])
-        np.testing.assert_allclose(ours.value[i], np.mean(tops), rtol=1e-4)
+            own = hessian(jnp.zeros(60).at[chosen].set(1 / size))
+            tops.append(np.linalg.eigvalsh(own)[at] - (u @ own @ u - value))
+        np.testing.assert_allclose(ours.value[i], np.mean(tops), rtol=2e-4)
         if size < 60:
             np.testing.assert_allclose(ours.error[i], np.std(tops, ddof=1) / np.sqrt(3), rtol=1e-2)
-    alone = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [16], num_batches=3)
+        else:
+            np.testing.assert_allclose(ours.value[i], value, rtol=1e-5)
+    alone = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [16], **options)
     np.testing.assert_allclose(alone.value[0], ours.value[2], rtol=1e-5)
+
+
+def test_the_mean_is_that_of_the_bare_eigenvalues_and_its_error_the_smaller_one():
+    """Many batches by explicit Hessians: nothing but a mean of zero has been taken off, and errors are spreads."""
+    w, batch = problem()
+    random, hessian, size = np.random.default_rng(0), hessians(), 40
+    weights = [np.zeros(60) for _ in range(400)]
+    for row in weights:
+        row[random.choice(60, size, replace=False)] = 1 / size
+    bare = np.array([np.linalg.eigvalsh(hessian(jnp.asarray(row)))[-1] for row in weights])
+    found = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [size], num_batches=64)
+    value, error = float(found.value[0]), float(found.error[0])
+    spread = bare.std(ddof=1)
+    assert abs(value - bare.mean()) < 3 * np.hypot(error, spread / 20)
+    assert error < 0.6 * spread / 8, "the bare mean of 64 would be as good"
+    keys = jax.random.split(jax.random.key(1), 24)
+    some = [
+        batch_curvature.batch_sharpness_by_size(losses, w, batch, k, [size], num_batches=8)
+        for k in keys
+    ]
+    means, errors = (
+        np.array([float(getattr(one, f)[0]) for one in some]) for f in ("value", "error")
+    )
+    assert np.sqrt((errors**2).mean()) == pytest.approx(means.std(ddof=1), rel=0.4)
 
 
 def test_several_sizes_compile_once():
@@ -138,6 +171,7 @@ def test_rates_and_the_critical_batch_follow_from_the_law():
         Estimate(jnp.asarray(30.0), jnp.asarray(3.0)),
         jnp.asarray([4.0, -1.0]),
         jnp.asarray([0.4, 0.1]),
+        jnp.asarray(1.0),
     )
     rate = batch_curvature.batch_learning_rate(prediction)
     np.testing.assert_allclose(rate.value, [0.5, np.inf])
