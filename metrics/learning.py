@@ -23,6 +23,7 @@ from metrics import checks
 from metrics.estimate import Estimate
 from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
+from ntk import show
 from ntk.regression import risk
 from ntk.regression.risk import Risk
 from ntk.types import Data, PRNGKey, Rows
@@ -31,6 +32,7 @@ _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but
 _POINTS = 12  # bins of ranks through which a power law is drawn
 
 
+@show.readable
 class SpectrumLaws(NamedTuple):
     """Power laws of a kernel and a target; exponents are negative, -alpha and -beta."""
 

@@ -30,11 +30,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
+from ntk import show
+
 _GRID = 400  # values of gamma among which the best ridge is looked for before it is refined
 
 _Real: TypeAlias = float | np.ndarray
 
 
+@show.readable
 class Risk(NamedTuple):
     """Expected squared errors, summed over outputs; arrays of the shape S that the arguments broadcast to.
 
@@ -55,6 +58,7 @@ class Risk(NamedTuple):
     gamma: np.ndarray
 
 
+@show.readable
 class Optimum(NamedTuple):
     """The ridge at which the test risk is smallest, exactly 0 where none is best, and the risks there."""
 
@@ -237,7 +241,7 @@ def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_
     """(k - z, n - z) at delta / gamma = strength: the roots of c d = k strength, c - d = k - n."""
     if not math.isinf(pool):
         return k, strength * (1 - z / pool)
-    infinite = np.isinf(k)
+    infinite, strength = np.isinf(k), np.minimum(strength, 1e290)  # its square root is beyond every n
     k = np.where(infinite, n, k)
     apart = k - n
     small = _ratio(2 * k * strength, abs(apart) + np.hypot(apart, 2 * np.sqrt(k * strength)))

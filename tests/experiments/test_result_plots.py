@@ -21,6 +21,7 @@ from experiments import claims, drawing, plotting
 from limits import (
     boundary_tilting,
     cbow,
+    deep_kernel_machine,
     depth,
     dmft,
     early_learning,
@@ -50,6 +51,7 @@ from metrics import (
     geometry,
     information,
     kernels,
+    learning,
     noise,
     probes,
     scaling,
@@ -60,7 +62,7 @@ from metrics import (
 from ntk import model, predict, solve
 from ntk.finite import monte_carlo
 from ntk.infinite import depth_map
-from ntk.regression import posterior
+from ntk.regression import posterior, risk
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 Y = np.arange(20) % 2
@@ -135,6 +137,8 @@ OWN = {
 # Functions have no figure.
 WITHOUT = {model.Network: lambda: ntk.network(nn.Dense, 4, X[:1])}
 FILLED = [
+    risk.Risk, risk.Optimum, learning.SpectrumLaws, deep_kernel_machine.Machine,
+    deep_kernel_machine.Prediction,
     posterior.Gaussian, solve.Solution, solve.Regression, depth_map.DepthMap, predict.ODEState,
     depth.LogKernel, dmft.Dynamics, ensembles.PairMoments, feature_learning.Particles,
     feature_learning.LinearLimit, feature_learning.KernelLimit, feature_learning.Trained,

@@ -99,6 +99,8 @@ def test_an_enormous_ridge_learns_nothing():
         found = risk.kernel_regression(EIGENVALUES, POWER, 5, ridge=ridge, noise=0.1)
         assert float(found.test) == pytest.approx(POWER.sum() + 0.1)
         assert float(found.train) == pytest.approx(POWER.sum() + 0.1)
+        finite = risk.random_features(EIGENVALUES, POWER, 5, 20, ridge=ridge, noise=0.1)
+        assert float(finite.test) == pytest.approx(POWER.sum() + 0.1)
 
 
 def test_modes_that_the_kernel_lacks_are_noise():
