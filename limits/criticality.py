@@ -48,7 +48,8 @@ class Criticality(NamedTuple):
         kind: "scale invariant" (piecewise linear: critical at any K), "zero" (K falls to 0 as a power of depth),
             "half-stable" (K stays at a K* > 0, attracting on one side) or "none" of these: softplus and sigmoid, which
             are critical nowhere, and functions whose slope or curvature jumps at 0, such as ELU and SELU. With C_W one
-            over their mean square slope at 0 these are critical at K = 0 too, but K falls as 1 / depth^2.
+            over their mean square slope at 0 these are critical at K = 0 too, but K falls as 1 / depth^2; so are those
+            linear on either side of 0 up to a kink, such as HardTanh and ReLU6, where it falls as 1 / log(depth).
         C_W: variance of the weights times their fan-in.
         C_b: variance of the biases.
         variance: the critical K*; None where any variance is.

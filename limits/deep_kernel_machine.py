@@ -38,12 +38,14 @@ from scipy import optimize
 from limits import gram_layers
 from limits.arguments import array, count, instance, number, takes
 from limits.gram_layers import Kernel, Layer
+from ntk import show
 from ntk.types import Array, Rows
 
 _Given: TypeAlias = dict[str, Any]
 """What the objective is of, by name, besides the variables."""
 
 
+@show.readable
 class Machine(NamedTuple):
     """A fitted machine; M is P, or the number of inducing points. Arrays are NumPy's, in double precision.
 
@@ -76,6 +78,7 @@ class Machine(NamedTuple):
     converged: bool
 
 
+@show.readable
 class Prediction(NamedTuple):
     """Mean (T, C) and variance (T,) of the outputs at other points; add the noise for those of targets."""
 

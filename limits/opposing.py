@@ -55,10 +55,19 @@ def sharpness_path(alpha: float, signal: float, start: float, times: ArrayLike) 
         times: any shape, in units of learning rate x steps; negative ones look back.
 
     Returns:
-        float64, of the shape of times; the largest Hessian eigenvalue within 3 % where u >= R / 2 and alpha >= 20.
+        float64, of the shape of times; the largest Hessian eigenvalue within 3 % where u >= R / 2 and alpha >= 20. nan
+        where none exists: a start above R was infinite at time log(1 - R / start) / (2 R).
     """
-    growth = np.exp(-2 * signal * np.asarray(times, float))
-    return alpha * signal / (1 + (signal / start - 1) * growth)
+    times = np.asarray(times, float)
+    small, excess = np.exp(-2 * signal * np.abs(times)), signal / start - 1
+    if excess == 0:
+        return np.full(times.shape, alpha * signal)
+    # Over exp(-2 R t) before the start, where that overflows.
+    above, below = (
+        np.where(times < 0, small, 1),
+        np.where(times < 0, small + excess, 1 + excess * small),
+    )
+    return alpha * signal * above / np.where(below > 0, below, np.nan)
 
 
 @takes(

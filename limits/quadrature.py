@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.activations import closed_forms, kinks
+from ntk.activations import closed_forms, hermite, kinks
 from ntk.types import Array, Elementwise
 
 Activation = Elementwise | closed_forms.Dual
@@ -45,7 +45,7 @@ def pointwise(activation: Activation) -> Pointwise:
 
     Raises:
         TypeError: it is neither a function nor a Dual.
-        ValueError: it jumps, is constant, is not finite, or is too steep for the panels.
+        ValueError: it is not elementwise, jumps, is constant, is not finite, or is too steep for the panels.
     """
     if not (callable(activation) or isinstance(activation, closed_forms.Dual)):
         raise TypeError(f"activation is {activation!r}; it must be a function or an ntk.Dual")
@@ -57,6 +57,7 @@ def _study(activation: Activation) -> Pointwise:
     fn = activation.fn if isinstance(activation, closed_forms.Dual) else activation
     if fn is None:
         raise ValueError("the Dual has no function (fn is None): give the activation itself")
+    hermite.check_shape(fn)
 
     @jax.jit
     def compiled(z: Array) -> Array:
@@ -73,7 +74,11 @@ def _study(activation: Activation) -> Pointwise:
             found = np.asarray(compiled(jnp.asarray(padded)))
         return found[:, : flat.size].reshape(3, *np.shape(z))
 
-    found = Pointwise(derivatives, kinks.find(lambda x: derivatives(x)[0]))
+    z, mass = panels(1.0)
+    size = math.sqrt(mass @ derivatives(z)[0] ** 2)
+    # Kinks are found against functions of size one; powers of two round nothing.
+    unit = 2.0 ** math.floor(math.log2(size)) if 0 < size < math.inf else 1.0
+    found = Pointwise(derivatives, kinks.find(lambda x: derivatives(x)[0] / unit))
     if any(kink.jump for kink in found.kinks):
         at = [kink.at for kink in found.kinks if kink.jump]
         raise ValueError(
@@ -149,6 +154,7 @@ def average(found: Pointwise, variance: float) -> Average:
         outside = abs(z) > (REACH - 1) * math.sqrt(variance)
         if not np.isfinite(weight).all() or weight[outside].sum() > 1e-13 * weight.sum():
             raise ValueError(
-                f"<s^4> at variance {variance:g} is not resolved: the activation grows faster than its Gaussian decays"
+                f"<s^4> at variance {variance:g} is not resolved: the activation grows so fast that it lies beyond "
+                f"{REACH:g} deviations; take a smaller variance"
             )
     return Average(z, mass, s, slope, curvature)

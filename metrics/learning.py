@@ -23,6 +23,7 @@ from metrics import checks
 from metrics.estimate import Estimate
 from metrics.kernels import task_model_alignment
 from metrics.scaling import PowerLaw, fit_power_law
+from ntk import show
 from ntk.regression import risk
 from ntk.regression.risk import Risk
 from ntk.types import Data, PRNGKey, Rows
@@ -31,6 +32,7 @@ _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but
 _POINTS = 12  # bins of ranks through which a power law is drawn
 
 
+@show.readable
 class SpectrumLaws(NamedTuple):
     """Power laws of a kernel and a target; exponents are negative, -alpha and -beta."""
 
@@ -69,7 +71,7 @@ def learning_curve(
     Raises:
         TypeError: no numbers.
         ValueError: a kernel that is not square or not symmetric, or has negative eigenvalues; targets of another
-            number; samples that leave none to test on.
+            number; either not finite; samples that leave none to test on.
     """
     values, power, outputs = _spectrum(kernel, targets)
     samples, count = np.asarray(samples, float), len(values)
@@ -201,20 +203,27 @@ def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
 
 def _spectrum(kernel: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     """Eigenvalues of K / N, descending; mean square of the targets along each mode; outputs. Double precision."""
-    given, y = checks.doubles("kernel", kernel), checks.doubles("targets", targets)
+    given = checks.finite("kernel", checks.doubles("kernel", kernel))
+    y = checks.finite("targets", checks.doubles("targets", targets))
     with jax.enable_x64(True):
         found = task_model_alignment(jnp.asarray(given), jnp.asarray(y))
         values, share = np.asarray(found.eigenvalues), np.asarray(found.power)
-    size = (y**2).sum() / len(y)
-    return _positive(values, kernel), share * size, y.size // len(y)
+    size, values = (y**2).sum() / len(y), _positive(values, kernel)
+    if size == 0:
+        return values, np.zeros_like(values), y.size // len(y)
+    # Power in no direction of the kernel is rounding too where it is as small: at the peak it would be infinite.
+    lost = np.where(values > 0, 0, share)
+    if lost.sum() < len(y) * _relative_floor(kernel) ** 2:
+        share = share - lost
+    return values, share * size, y.size // len(y)
 
 
 def _decomposed(
     kernel: ArrayLike, targets: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Eigenvalues of K, eigenvectors, targets (n, K), and the size of rounding."""
-    given = checks.doubles("kernel", kernel)
-    y = checks.doubles("targets", targets)
+    given = checks.finite("kernel", checks.doubles("kernel", kernel))
+    y = checks.finite("targets", checks.doubles("targets", targets))
     if given.ndim != 2 or given.shape[0] != given.shape[1] or not given.size:
         raise ValueError(f"kernel has shape {given.shape}; it must be (n, n)")
     if y.ndim not in (1, 2) or len(y) != len(given):
@@ -228,9 +237,13 @@ def _decomposed(
 
 
 def _floor(values: np.ndarray, kernel: ArrayLike) -> float:
+    return _relative_floor(kernel) * float(abs(values).max())
+
+
+def _relative_floor(kernel: ArrayLike) -> float:
     dtype = getattr(kernel, "dtype", np.dtype(float))
     eps = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else np.finfo(float).eps
-    return _ROUNDING * float(eps) * float(abs(values).max())
+    return _ROUNDING * float(eps)
 
 
 def _positive(values: np.ndarray, kernel: ArrayLike) -> np.ndarray:

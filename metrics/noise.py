@@ -125,7 +125,8 @@ class BatchSharpness(NamedTuple):
     top: jax.Array  # lambda_1 of the full batch
     excess: Estimate  # S2, over probes
     value: jax.Array  # (len(batch_sizes),)
-    error: jax.Array  # (len(batch_sizes),)
+    error: jax.Array  # (len(batch_sizes),), of the excess
+    gap: jax.Array  # lambda_1 - lambda_2: the law is for excess / b well below it
 
 
 def batch_sharpness_prediction(
@@ -146,7 +147,8 @@ def batch_sharpness_prediction(
     (N - B) / (B (N - 1)), batches being drawn without replacement. S2 is estimated with random
     signs x_i: w = sum_i x_i H_i u_1 / sqrt(N) is one product, and w^T (lambda_1 - H)^-1 w on the
     complement of u_1 one Lanczos quadrature.
-    Valid while excess / b is small against lambda_1 and its gap; batches below about 16 exceed it.
+    Valid while excess / b is small against the gap lambda_1 - lambda_2, which is returned: on digits the measured
+    excess is 1.0 to 1.2 times the law's where that ratio is below .3, 1.2 to 1.4 times where it is .4 to 2.
 
     Args:
         losses: ``losses(params, batch)`` of shape (N,), see `operators.per_example`.
@@ -159,7 +161,7 @@ def batch_sharpness_prediction(
         unroll: as in `metrics.curvature.sharpness`.
 
     Returns:
-        BatchSharpness(top, excess, value, error).
+        BatchSharpness(top, excess, value, error, gap); the gap is infinite for one parameter, nan after one step.
 
     Raises:
         TypeError: losses is no function, key no PRNG key, a number no integer.
@@ -174,8 +176,10 @@ def batch_sharpness_prediction(
     mean_loss, weighted = _mean_of(losses), weighted_loss(losses)
     params = curvature.single_precision(operators.hessian(mean_loss), params, batch)
     keys = jax.random.split(key, num_probes + 1)
+    size = checks.check_params(params)
+    two = min(2, size, num_steps)
     pairs = curvature.sharpness(
-        mean_loss, params, batch, num_steps=num_steps, start=keys[0], unroll=unroll
+        mean_loss, params, batch, k=two, num_steps=num_steps, start=keys[0], unroll=unroll
     )
     top, u = pairs.value[0], jax.tree.map(lambda x: x[0], pairs.vector)
     deflated = _deflated(operators.hessian(mean_loss))
@@ -189,7 +193,9 @@ def batch_sharpness_prediction(
         rows.append(length * (length * _resolvent(space, top)))
     excess = mean_estimate(jnp.stack(rows))
     inverse = inverse_batch(batch_sizes, count)
-    return BatchSharpness(top, excess, top + excess.value * inverse, inverse * excess.error)
+    value, error = top + excess.value * inverse, inverse * excess.error
+    gap = top - (pairs.value[1] if two > 1 else -jnp.inf if size == 1 else jnp.nan)
+    return BatchSharpness(top, excess, value, error, gap)
 
 
 def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:

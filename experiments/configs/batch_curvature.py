@@ -33,7 +33,7 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     }
     # Sharpness of batches after full-batch descent, and of all examples early in it
     config.sharpness = {
-        "batch_sizes": (16, 32, 64, 128, 256, 512),
+        "batch_sizes": (16, 32, 64, 128, 256, 512, 1024),
         "learning_rate": 0.2,
         "steps": 120,
         "early": 20,
@@ -44,8 +44,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     # Largest and best learning rates: powers of two from, to, how many
     config.rates = {
         "batch_sizes": (1, 2, 4, 16, 64, 256),
-        "log2_sgd": (-5.0, 3.0, 17),
-        "log2_adam": (-8.0, 0.0, 17),
+        "log2_sgd": (-5.0, 5.0, 21),
+        "log2_adam": (-8.0, 2.0, 21),
         "steps": 400,
         "seeds": (0, 1, 2),
     }

@@ -102,6 +102,16 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
             "chunk": 100,
         }
     )
+    # Networks below a learnt readout and below fixed class vectors, full batch; no seeds leave them out.
+    config.fixed = {
+        "model": {"name": "MLP", "depth": 2},
+        "width": 128,
+        "features": 64,
+        "temperature": 0.07,  # of the cosines; the authors'
+        "learning_rate": 2e-3,  # Adam
+        "steps": 400,
+        "seeds": (0, 1, 2),
+    }
     if preset == "smoke":
         _smoke(config)
     elif preset == "paper":
@@ -124,6 +134,7 @@ def _smoke(config):
         part.model.depth, part.width, part.features, part.sizes = 1, 16, 16, (5, 10) * 5
         part.steps, part.chunk = 60, 20
     config.cnn_1.sizes = (5,) * 10
+    config.fixed.width, config.fixed.steps, config.fixed.seeds = 32, 60, (0, 1)
 
 
 def _paper(config):
@@ -137,6 +148,7 @@ def _paper(config):
     config.map.classes = tuple(range(3, 13))
     config.map.depths = (1, 2, 3, 4, 5, 6)
     config.map.seeds = tuple(range(64))
+    config.fixed.width, config.fixed.steps, config.fixed.seeds = 2048, 4000, tuple(range(5))
     config.networks = ("mlp_1", "mlp_3", "mlp_6")
     config.mlp_6 = config.mlp_3.copy_and_resolve_references()
     for name, linear in zip(config.networks, (1, 3, 6)):

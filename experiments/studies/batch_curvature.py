@@ -192,7 +192,7 @@ def _sharpness(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
             curvature.sharpness(loss, params, batch, which="smallest", num_steps=30),
         )
         return {
-            "top": law.top, "law_top": np.stack(laws), "law_error": law.error,
+            "top": law.top, "gap": law.gap, "law_top": np.stack(laws), "law_error": law.error,
             "measured": found.value, "measured_error": found.error,
             "smallest": np.array([edge.value[0], least.value[0]]),
             "early_top": first.top, "early_excess": first.excess.value,
@@ -206,6 +206,7 @@ def _sharpness(config: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     }
     variables = {
         "top": Variable("largest eigenvalue of all examples"),
+        "gap": Variable("gap between it and the second largest"),
         "law_top": Variable("largest eigenvalue of a batch, predicted", dims=("kind", "batch")),
         "law_error": Variable("its standard error, of the measured noise", dims=("batch",)),
         "measured": Variable("largest eigenvalue of a batch", dims=("batch",)),

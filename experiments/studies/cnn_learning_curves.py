@@ -3,6 +3,10 @@
 Infinitely wide CNNs without overlap between patches are kernels of `ntk.stax`. Inputs are circles, one a patch of two
 pixels: eigenfunctions are Fourier modes, which a deep CNN tells apart by the patches they depend on (Cagnetta, Favero &
 Wyart). Then the same curse by the dimension of the data alone, on curved manifolds in many dimensions.
+
+On the images the exponent times the dimension is 1.35, not 1: the digits have no one dimension. By 3, 10 and 40
+neighbours it is 8.7, 7.4 and 6.3, and n samples out of 1797 are as far apart as 1797 / n neighbours (4 to 56); the
+exponent, .18, belongs to a dimension of 5.5. With 40 neighbours the product is 1.15.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Neural collapse in deep linear layers, and where it stops (Dang et al. 2023; Garrod & Keating 2024).
+"""Neural collapse in deep linear layers, and where it stops (Dang et al. 2023; Garrod & Keating 2024; Shen et al.).
 
-Four experiments on M linear layers with weight decay: squared error on free features, balanced and imbalanced, against
+Five experiments on M linear layers with weight decay: squared error on free features, balanced and imbalanced, against
 the exact frames; class sizes on both sides of the threshold of minority collapse; cross-entropy over (K, M), where from
-two layers on frames of lower rank beat the simplex; ReLU networks on images. Controls: no weight decay, frames of equal
-lengths or the simplex for imbalanced classes, the shallow threshold for deep networks, networks without weight decay.
+two layers on frames of lower rank beat the simplex; ReLU networks on images; a simplex in the place of the learnt
+readout. Controls: no weight decay, frames of equal lengths or the simplex for imbalanced classes, the shallow threshold
+for deep networks, networks without weight decay, fixed vectors at random angles in a plane.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ import models
 from experiments import checks, families, grid, losses, rates, tasks
 from experiments.grid import Axis, Training, Variable, train_grid
 from experiments.loop import Session, flops, seconds
-from experiments.studies.neural_collapse_claims import ROWS, claims, distance
+from experiments.studies.neural_collapse_claims import CLASSIFIERS, ROWS, claims, distance
 from experiments.studies.neural_collapse_figures import figures
 from experiments.train import INIT, Probe, Program, Setup, compile_program, stream
 from metrics import frames
 from metrics.scatter import class_means
 
 TITLE = "Neural collapse in deep linear networks, from balanced to imbalanced data"
-PAPER = "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169"
+PAPER = (
+    "Dang et al. 2023, arXiv:2301.00437; Garrod & Keating 2024, arXiv:2410.23169; Shen, Sun & Wei 2023, "
+    "arXiv:2303.11637"
+)
 
 __all__ = ["PAPER", "TITLE", "check", "claims", "figures", "run", "total_steps", "work"]
 
@@ -89,6 +93,14 @@ _NETWORK = _TRAINED | {
     "seed": checks.whole(0),
 }
 RULES = {
+    "fixed.model.name": checks.instance(str),
+    "fixed.model.depth": checks.DEPTH,
+    "fixed.width": checks.WIDTH,
+    "fixed.features": checks.WIDTH,
+    "fixed.temperature": checks.positive(),
+    "fixed.learning_rate": checks.positive(),
+    "fixed.steps": checks.STEPS,
+    "fixed.seeds": checks.several(checks.whole(0), 0),
     "free.balanced": _SIZES,
     "free.imbalanced": _SIZES,
     "free.width": checks.WIDTH,
@@ -110,7 +122,7 @@ def check(config: Any, task: tasks.Task) -> None:
         ValueError: names the key, its value and what is allowed.
     """
     known = [
-        key for key, part in config.items() if "model" in (part if hasattr(part, "keys") else ())
+        key for key, part in config.items() if "linear" in (part if hasattr(part, "keys") else ())
     ]
     checks.several(checks.choice(known))("networks", config.networks)
     of_networks = {f"{name}.{k}": r for name in known for k, r in _NETWORK.items()}
@@ -121,6 +133,7 @@ def check(config: Any, task: tasks.Task) -> None:
         _check_part(name, config[name])
     _check_free(config)
     checks.classes(task)
+    checks.whole(task.outputs, 2**20)("fixed.features", config.fixed.features)
     for name in config.networks:
         _check_network(name, config[name], task)
 
@@ -214,6 +227,7 @@ def total_steps(config: Any) -> int:
         + len(tail.depths) * len(tail.seeds) * tail.steps
         + 2 * len(cells.depths) * len(cells.classes) * len(cells.seeds) * cells.steps
         + 2 * sum(config[name].steps for name in config.networks)
+        + len(CLASSIFIERS) * len(config.fixed.seeds) * config.fixed.steps
     )
 
 
@@ -271,6 +285,8 @@ def run(config: Any, session: Session | None = None) -> xr.Dataset:
         "map": _map(config.map, session),
         **{name: _network(name, config[name], task, session) for name in config.networks},
     }
+    if config.fixed.seeds:
+        parts["fixed"] = _fixed(config.fixed, task, session)
     prefixed = [
         part.rename({key: f"{name}_{key}" for key in {*part.variables, *part.dims}})
         for name, part in parts.items()
@@ -744,3 +760,76 @@ def subset(task: tasks.Task, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.nda
             )
     chosen = np.concatenate(rows)
     return task.train.x[chosen], task.train.y[chosen]
+
+
+# Fixed class vectors in the place of a readout
+
+
+def class_vectors(classifier: str, classes: int, dim: int) -> np.ndarray:
+    """Unit vectors (K, dim): a simplex, random angles in a plane, or none, of the readout that is learnt."""
+    if classifier == "equiangular":
+        rows = frames.simplex(classes)
+    elif classifier == "in a plane":
+        angles = np.random.default_rng(0).uniform(0, 2 * np.pi, classes)
+        rows = np.stack([np.cos(angles), np.sin(angles)], 1)
+    else:
+        rows = np.zeros((classes, 1))
+    return np.asarray(unit(jnp.pad(rows, ((0, 0), (0, dim - rows.shape[1])))))
+
+
+def _fixed(part: Any, task: tasks.Task, session: Session) -> xr.Dataset:
+    """One network below logits z . w_k of a learnt readout, or cos(z, w_k) / temperature of fixed vectors."""
+    fields = part.model.to_dict()
+    body = families.load(fields.pop("name"), fields, outputs=part.features)(part.width)
+    splits = {"train": task.train, "test": task.test}
+    sets = {name: (np.asarray(split.x), np.asarray(split.y)) for name, split in splits.items()}
+
+    def logits(params, data, x):
+        z = body.apply({"params": params["body"]}, x)
+        cosines = unit(z) @ data["vectors"].T / part.temperature
+        return jnp.where(data["learnt"], z @ params["readout"], cosines)
+
+    def setup(data):
+        def init(key):
+            keys = jax.random.split(key)
+            start = jax.random.normal(keys[1], (part.features, task.outputs))
+            made = {"body": body.init(keys[0], sets["train"][0][:1])["params"]}
+            return made | {"readout": start / np.sqrt(part.features)}
+
+        def loss(params, batch):
+            x, y = batch
+            return losses.LOSSES["cross_entropy"](logits(params, data, x), y)
+
+        return Setup(init, loss, optax.adam)
+
+    def measure(params, carry, rate, data):
+        found = {
+            name: losses.accuracy(logits(params, data, data[name][0]), data[name][1])
+            for name in sets
+        }
+        return carry, found
+
+    probe = Probe(lambda params, key, data: (), measure)
+
+    def trained(_, classifier):
+        vectors = class_vectors(classifier, task.outputs, part.features)
+        data = sets | {"vectors": vectors, "learnt": np.float32(classifier == "learnt")}
+
+        def compile():
+            runs = len(part.seeds)
+            options = {"steps": part.steps, "batch_size": None, "probe": probe, "runs": runs}
+            return compile_program(setup, data, **options)
+
+        arguments = [part.learning_rate] * len(part.seeds), part.seeds, 1, part.steps
+        return Training(
+            *(compile, "fixed", data, *arguments),
+            lambda found: {k: v[:, -1] for k, v in found.items()},
+        )
+
+    variables = {
+        name: Variable(f"{words} accuracy", dims=("seed",))
+        for name, words in (("train", "training"), ("test", "test"))
+    }
+    axes = {"classifier": Axis(list(CLASSIFIERS), "classifier")}
+    program = grid.Program("fixed", trained, variables, _seeds(part), trains=True)
+    return train_grid(axes, None, program, session)

@@ -12,8 +12,10 @@ from experiments.judges import as_lost
 from metrics import frames
 
 DANG, GARROD = "Dang et al. 2023", "Garrod & Keating 2024"
+SHEN = "Shen, Sun & Wei 2023 (Equiangular Basis Vectors)"
 ROWS = ("row", "column")  # of a Gram matrix
 GRAMS = ("weight_gram", "mean_gram", "product")
+CLASSIFIERS = ("learnt", "equiangular", "in a plane")
 
 
 def claims(data: xr.Dataset) -> list[Claim]:
@@ -23,6 +25,8 @@ def claims(data: xr.Dataset) -> list[Claim]:
     made += _map_claims(part_of(data, "map"))
     for name in data.attrs["networks"].split():
         made += _network_claims(name, part_of(data, name), data.attrs["task"])
+    if "fixed_test" in data:
+        made += _fixed_claims(part_of(data, "fixed"))
     return made
 
 
@@ -396,4 +400,24 @@ def _network_claims(name: str, net: xr.Dataset, task: str) -> list[Claim]:
                 preconditions=(fitted,),
             )
         )
+    return made
+
+
+def _fixed_claims(part: xr.Dataset) -> list[Claim]:
+    """Fixed class vectors against the learnt readout, seed by seed."""
+    made = []
+    for name, title in (
+        ("equiangular", "equiangular vectors as good as a readout"),
+        ("in a plane", "control, vectors at random angles in a plane"),
+    ):
+        claim = functools.partial(
+            at_least,
+            f"C5 {title}",
+            SHEN,
+            "test accuracy with fixed class vectors less that with a learnt readout, mean over seeds",
+            bound=-0.01,
+            control=name == "in a plane",
+        )
+        gain = part.test.sel(classifier=name) - part.test.sel(classifier="learnt")
+        made.append(over_seeds(claim, gain, "mean", reads=(part.test, part.train)))
     return made

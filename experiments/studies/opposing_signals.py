@@ -4,6 +4,9 @@ A two-layer linear network in which all is known (`limits.opposing`): the sharpn
 logistic law and crosses the edge of stability when predicted; there the two groups' losses begin to mirror each other.
 Then networks on images: groups that were planted are found by their losses alone (`metrics.examples`), and so are
 groups that were there all along. Controls: outliers whose signal can be learnt, rates below the edge, random groups.
+
+Taking the natural groups away brings calm for good in two seeds of eight; in the others other examples take their
+place, between 9 steps earlier and 12 later, so that the median delay (7.5 steps) falls short of ten.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def dual(
             raise ValueError(f"{name} is {value}; it must be positive")
     if order is not None and order < 1:
         raise ValueError(f"order is {order}; it must be at least 1")
-    _check_shape(fn)
+    check_shape(fn)
     kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
     if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks or ()):
         raise ValueError(
@@ -120,8 +120,17 @@ def dual(
     return Dual(fn, moments, norm, None, mean, lambda q: _error(fn, plan(), q))
 
 
-def _check_shape(fn: Elementwise) -> None:
-    out = jax.eval_shape(fn, jax.ShapeDtypeStruct((3, 2), jnp.float32))
+def check_shape(fn: Elementwise) -> None:
+    """Refuses what does not map an array to a real one of its shape."""
+    try:
+        out = jax.eval_shape(fn, jax.ShapeDtypeStruct((3, 2), jnp.float32))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the activation cannot be applied to an array of shape (3, 2) ({type(error).__name__}: {reason}): it "
+            "must be an elementwise function written in jax.numpy; of a Flax layer with parameters give "
+            "lambda z: layer.apply(variables, z)"
+        ) from error
     if getattr(out, "shape", None) != (3, 2):
         raise ValueError(
             f"an activation must return an array of the shape of its input: for shape (3, 2) it "

@@ -30,11 +30,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
+from ntk import show
+
 _GRID = 400  # values of gamma among which the best ridge is looked for before it is refined
 
 _Real: TypeAlias = float | np.ndarray
 
 
+@show.readable
 class Risk(NamedTuple):
     """Expected squared errors, summed over outputs; arrays of the shape S that the arguments broadcast to.
 
@@ -55,6 +58,7 @@ class Risk(NamedTuple):
     gamma: np.ndarray
 
 
+@show.readable
 class Optimum(NamedTuple):
     """The ridge at which the test risk is smallest, exactly 0 where none is best, and the risks there."""
 
@@ -237,7 +241,7 @@ def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_
     """(k - z, n - z) at delta / gamma = strength: the roots of c d = k strength, c - d = k - n."""
     if not math.isinf(pool):
         return k, strength * (1 - z / pool)
-    infinite = np.isinf(k)
+    infinite, strength = np.isinf(k), np.minimum(strength, 1e290)  # its square root is beyond every n
     k = np.where(infinite, n, k)
     apart = k - n
     small = _ratio(2 * k * strength, abs(apart) + np.hypot(apart, 2 * np.sqrt(k * strength)))
@@ -253,7 +257,7 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
         return 0.0
 
     def excess(x: float) -> float:
-        gamma = math.exp(max(x, -700.0))
+        gamma = math.exp(min(max(x, -700.0), 709.0))
         z = float(w @ (l / (l + gamma)))
         return z + float(_gaps(n, k, delta / gamma, z, pool)[1]) - n
 
@@ -263,6 +267,8 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
         low, step = low - step, 2 * step
     step = 1.0
     while excess(high) >= 0:
+        if high > 709.0:  # the ends of the numbers
+            return math.exp(709.0)
         high, step = high + step, 2 * step
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=500))
 

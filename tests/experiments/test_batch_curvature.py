@@ -33,6 +33,7 @@ def lawful():
             "random_bare": (random_dims, bare),
             "top": ("seed", top),
             "law_top": (("seed", "kind", "batch"), kinds),
+            "gap": ("seed", np.full(seeds, 0.4)),
             "law_error": (("seed", "batch"), 0.05 * excess * inverse + 0 * law),
             "measured": (("seed", "batch"), law),
             "measured_error": (("seed", "batch"), 0.01 * law),
@@ -98,6 +99,16 @@ def test_claims_fail_on_data_that_do_not(name, change):
     assert not judged(data.assign(change(data)))[name].passed
 
 
+def test_the_law_is_judged_where_it_is_valid():
+    """What it misses where the excess is no small part of the gap fails nothing; without others nothing is said."""
+    data = lawful()
+    bent = data.measured + 20 * data.inverse**2 * (data.batch <= 256) * 100
+    found = judged(data.assign(measured=bent))
+    assert found["B4 excess, law, measured noise"].measured == pytest.approx(1)
+    narrow = judged(data.assign(gap=0.01 * data.gap))["B4 excess, law, measured noise"]
+    assert claims.verdict(narrow) == "NOT MEASURED"
+
+
 def test_the_mean_of_the_leading_examples_of_a_batch_is_that_of_a_smaller_batch():
     def losses(params, batch):
         return (params * batch[0] - batch[1]) ** 2
@@ -148,7 +159,7 @@ def test_the_parts_make_one_dataset_that_is_judged_and_drawn(monkeypatch):
     config.synthetic.size, config.synthetic.matrices = 10, 1
     config.synthetic.spikes = (1.5, 3.0)
     rates = data[["largest_rate"]].assign(best_rate=data.largest_rate)
-    rest = ["top", "law_top", "law_error", "measured", "measured_error", "smallest"]
+    rest = ["top", "gap", "law_top", "law_error", "measured", "measured_error", "smallest"]
     sharpness = data[[*rest, "early_top", "early_excess"]]
     monkeypatch.setattr(study, "_sharpness", lambda *_: sharpness)
     monkeypatch.setattr(study, "_rates", lambda *_: rates)

@@ -23,6 +23,7 @@ def small():
     config.mlp_1.sizes, config.mlp_1.width, config.mlp_1.features = (1, 2) * 5, 128, 32
     config.mlp_1.weight_decay = config.mlp_1.feature_decay = 1e-2
     config.mlp_1.steps, config.mlp_1.chunk = 2000, 500
+    config.fixed.width, config.fixed.steps = 64, 200
     return config
 
 
@@ -56,6 +57,11 @@ def test_claims_hold_and_controls_fail(data):
         ),
         ("mlp_1_product", lambda v: v + 0.01 * v.max(), {"C4 frame"}),
         ("mlp_1_loss", lambda v: 1.001 * v, {"C4 loss"}),
+        (
+            "fixed_test",
+            lambda v: v - 0.05 * (v.fixed_classifier == "equiangular"),
+            {"C5 equiangular"},
+        ),
     ],
 )
 def test_a_wrong_measurement_fails_its_claims(data, variable, change, broken):

@@ -94,7 +94,7 @@ def every_metric_figure():
     ratio = jnp.stack([jnp.linspace(0, 1.1, 40), jnp.linspace(0, 0.5, 40)])
     sizes = [16, 64]
     predicted = noise.BatchSharpness(
-        jnp.array(2.0), Estimate(1.0, 0.1), jnp.array([2.1, 2.0]), jnp.array([0.1, 0.0])
+        jnp.array(2.0), Estimate(1.0, 0.1), jnp.array([2.1, 2.0]), jnp.array([0.1, 0.0]), 1.0
     )
     kernel = hidden["last"] @ hidden["last"].T
     params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}

@@ -22,6 +22,7 @@ from experiments.plots import drawing
 from limits import (
     boundary_tilting,
     cbow,
+    deep_kernel_machine,
     depth,
     dmft,
     early_learning,
@@ -51,6 +52,7 @@ from metrics import (
     geometry,
     information,
     kernels,
+    learning,
     noise,
     probes,
     scaling,
@@ -61,7 +63,7 @@ from metrics import (
 from ntk import model, predict, solve
 from ntk.finite import monte_carlo
 from ntk.infinite import depth_map
-from ntk.regression import posterior
+from ntk.regression import posterior, risk
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 Y = np.arange(20) % 2
@@ -136,6 +138,8 @@ OWN = {
 # Functions have no figure.
 WITHOUT = {model.Network: lambda: ntk.network(nn.Dense, 4, X[:1])}
 FILLED = [
+    risk.Risk, risk.Optimum, learning.SpectrumLaws, deep_kernel_machine.Machine,
+    deep_kernel_machine.Prediction,
     posterior.Gaussian, solve.Solution, solve.Regression, depth_map.DepthMap, predict.ODEState,
     depth.LogKernel, dmft.Dynamics, ensembles.PairMoments, feature_learning.Particles,
     feature_learning.LinearLimit, feature_learning.KernelLimit, feature_learning.Trained,

@@ -82,6 +82,8 @@ SCHEMAS = {
             "net_row": 3,
             "net_column": 3,
             "net_layer": ["hidden_0", "features"],
+            "fixed_classifier": ["learnt", "equiangular", "in a plane"],
+            "fixed_seed": [0, 1],
         },
         {
             **{
@@ -115,6 +117,7 @@ SCHEMAS = {
                 f"net_{name}": " ".join(f"net_{dim}" for dim in dims.split())
                 for name, dims in COLLAPSED.items()
             },
+            **dict.fromkeys(("fixed_train", "fixed_test"), "fixed_classifier fixed_seed"),
         },
     ),
     "grokking_corrupted": (
@@ -413,7 +416,7 @@ SCHEMAS = {
             ),
             "law_top": "kind seed batch",
             **dict.fromkeys(("law_error", "measured", "measured_error"), "seed batch"),
-            **dict.fromkeys(("top", "early_top", "early_excess"), "seed"),
+            **dict.fromkeys(("top", "gap", "early_top", "early_excess"), "seed"),
             "smallest": "seed smallest_of",
             "largest_rate": "optimizer rate_batch rate_seed",
         },
@@ -957,6 +960,7 @@ def batches(data):
     """Sharper the smaller, with 1/b beside the sizes."""
     inverse = 1 / data.batch
     data = data.assign(measured=data.top + 30 * inverse * (1 + 0.1 * data.measured))
+    data = data.assign(gap=30 + data.gap)  # some batches are large enough for the law
     return data.assign_coords(inverse=("batch", inverse.values))
 
 

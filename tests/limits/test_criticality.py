@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from scipy import special
 
 from limits import quadrature
 from limits.criticality import criticality, learning_rates, residual_nu, susceptibilities
@@ -163,6 +165,20 @@ def test_panels_integrate_moments_at_any_deviation():
         assert mass @ np.maximum(z, 0) == pytest.approx(deviation / np.sqrt(2 * np.pi), rel=1e-13)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_kinks_are_found_at_any_scale_of_the_activation(unit):
+    """A kink that is not at the end of a panel would cost six digits: g(K) of a soft threshold in closed form."""
+
+    def threshold(z):
+        return unit * jnp.sign(z) * jax.nn.relu(jnp.abs(z) - 0.3)
+
+    found, K = susceptibilities(threshold, 0.73, C_W=1 / unit**2), 0.73
+    a = 0.3 / np.sqrt(K)
+    tail, density = special.erfc(a / np.sqrt(2)), np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
+    assert found.K_next == pytest.approx(K * ((1 + a**2) * tail - 2 * a * density), rel=1e-11)
+    assert found.perpendicular == pytest.approx(tail, rel=1e-11)
+
+
 def test_mistakes_are_named():
     with pytest.raises(TypeError, match="activation is 3"):
         criticality(3)
@@ -172,7 +188,15 @@ def test_mistakes_are_named():
         criticality(jnp.ones_like)
     with pytest.raises(ValueError, match="too steep"):
         criticality(lambda z: jnp.tanh(20 * z))
-    with pytest.raises(ValueError, match="grows faster"):
+    with pytest.raises(ValueError, match=r"cannot be applied .* jax\.numpy"):
+        criticality(lambda z: np.maximum(z, 0))
+    with pytest.raises(ValueError, match=r"cannot be applied .* layer\.apply"):
+        criticality(nn.PReLU())
+    with pytest.raises(ValueError, match="of the shape of its input"):
+        criticality(lambda z: 1.0 * z.sum())
+    with pytest.raises(ValueError, match="jumps at"):
+        criticality(lambda z: 1e-6 * jnp.sign(z))
+    with pytest.raises(ValueError, match="grows so fast"):
         susceptibilities(jnp.exp, 10.0, C_W=1.0)
     with pytest.raises(ValueError, match="variance"):
         susceptibilities(jnp.tanh, 0.0, C_W=1.0)

@@ -52,6 +52,21 @@ def test_the_path_solves_its_equation():
     assert opposing.sharpness_path(ALPHA, SIGNAL, 0.01, 50.0) == pytest.approx(ALPHA * SIGNAL)
 
 
+def test_the_path_far_back_and_from_above():
+    """Long before the start it vanishes; from R nothing moves; from above R it was infinite at a finite time."""
+    path = opposing.sharpness_path(ALPHA, SIGNAL, 0.01, [-1e6, 0.0, 1e6])
+    np.testing.assert_allclose(path, [0.0, ALPHA * 0.01, ALPHA * SIGNAL])
+    at_rest = opposing.sharpness_path(ALPHA, SIGNAL, SIGNAL, [-1e6, -1.0, 1.0])
+    np.testing.assert_allclose(at_rest, ALPHA * SIGNAL)
+    born = math.log(1 - SIGNAL / 5.0) / (2 * SIGNAL)
+    above = opposing.sharpness_path(
+        ALPHA, SIGNAL, 5.0, [born - 1e-3, -1e6, born + 1e-9, -0.05, 0.0]
+    )
+    assert np.isnan(above[:2]).all()
+    assert above[2] > 1e6
+    assert above[3] > above[4] == pytest.approx(ALPHA * 5.0)
+
+
 def test_the_crossing_is_where_the_path_meets_the_edge():
     time = opposing.crossing_time(ALPHA, SIGNAL, 0.01, RATE)
     assert opposing.sharpness_path(ALPHA, SIGNAL, 0.01, time) == pytest.approx(2 / RATE)

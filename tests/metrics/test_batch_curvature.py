@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metrics import batch_curvature, noise, stability
-from metrics.estimate import Estimate
+from metrics.estimate import Estimate, mean_estimate
 
 KEY = jax.random.key(0)
 
@@ -82,28 +82,69 @@ def test_the_gauss_newton_law_is_continuous_and_keeps_the_whole_batch():
     assert np.isnan(batch_curvature.gauss_newton_batch_sharpness(jnp.nan, 0.1, 0.5))
 
 
-def test_several_sizes_are_the_means_over_their_own_batches():
-    """Second road: Hessians of the drawn examples alone, without padding."""
+@functools.cache
+def hessians():
+    """weights -> the Hessian of the weighted loss of `problem`, in double precision."""
     w, batch = problem()
-    sizes = [4, 60, 16]
-    ours = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, sizes, num_batches=3)
     flat, unravel = jax.flatten_util.ravel_pytree(w)
+    of = jax.jit(lambda v: jax.hessian(lambda f: jnp.vdot(v, losses(unravel(f), batch)))(flat))
+    return lambda weights: np.asarray(of(weights), np.float64)
 
-    @jax.jit
-    def hessian(flat, weights):
-        return jax.hessian(lambda f: jnp.vdot(weights, losses(unravel(f), batch)))(flat)
 
+@pytest.mark.parametrize(("which", "at"), [("largest", -1), ("smallest", 0)])
+def test_several_sizes_are_the_means_over_their_own_batches(which, at):
+    """Second road: Hessians of the drawn examples alone, without padding, and explicit sums over the other batches."""
+    w, batch = problem()
+    sizes, options = [4, 60, 16], {"num_batches": 3, "which": which}
+    ours = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, sizes, **options)
+    hessian = hessians()
+    values, vectors = np.linalg.eigh(hessian(jnp.full(60, 1 / 60)))
+    value, u = values[at], vectors[:, at]
     for i, size in enumerate(sizes):
-        tops = []
+        bare, along = [], []
         for draw in jax.random.split(jax.random.fold_in(KEY, size), 3):
             chosen = jax.random.permutation(draw, 60)[:size]
-            weights = jnp.zeros(60).at[chosen].set(1 / size)
-            tops.append(np.linalg.eigvalsh(np.asarray(hessian(flat, weights), np.float64))[-1])
-        np.testing.assert_allclose(ours.value[i], np.mean(tops), rtol=1e-4)
+            own = hessian(jnp.zeros(60).at[chosen].set(1 / size))
+            bare.append(np.linalg.eigvalsh(own)[at])
+            along.append(u @ own @ u - value)
+        tops = []
+        for k in range(3):
+            x, y = (np.delete(np.array(a), k) for a in (along, bare))
+            slope = (x @ (y - y.mean()) + x @ x) / (2 * x @ x) if size < 60 else 0.0
+            tops.append(bare[k] - slope * along[k])
+        np.testing.assert_allclose(ours.value[i], np.mean(tops), rtol=2e-4)
         if size < 60:
             np.testing.assert_allclose(ours.error[i], np.std(tops, ddof=1) / np.sqrt(3), rtol=1e-2)
-    alone = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [16], num_batches=3)
+        else:
+            np.testing.assert_allclose(ours.value[i], value, rtol=1e-5)
+    alone = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [16], **options)
     np.testing.assert_allclose(alone.value[0], ours.value[2], rtol=1e-5)
+
+
+def test_the_noise_of_first_order_is_taken_off_without_bias():
+    """Batches whose eigenvalue is mostly that noise, hardly, and not at all: the mean stays, errors are spreads."""
+    random = np.random.default_rng(0)
+    for slope, gain in ((1.0, 0.3), (0.5, 0.45), (0.0, 1.3)):
+        x = random.normal(size=(4000, 16))
+        y = 2 + slope * x + 0.2 * random.normal(size=x.shape) + 0.01 * x**2
+        taken = jax.vmap(batch_curvature._without)(jnp.asarray(x), jnp.asarray(y))
+        means, errors = (np.asarray(part) for part in jax.vmap(mean_estimate)(taken))
+        assert abs(means.mean() - 2.01) < 4 * means.std() / np.sqrt(4000)
+        assert np.sqrt((errors**2).mean()) == pytest.approx(means.std(), rel=0.15)
+        assert means.std() < gain * y.mean(1).std()
+
+
+def test_on_a_network_the_mean_is_that_of_the_bare_eigenvalues():
+    """Many batches by explicit Hessians."""
+    w, batch = problem()
+    random, hessian, size = np.random.default_rng(0), hessians(), 40
+    bare = []
+    for _ in range(400):
+        chosen = jnp.asarray(random.choice(60, size, replace=False))
+        bare.append(np.linalg.eigvalsh(hessian(jnp.zeros(60).at[chosen].set(1 / size)))[-1])
+    found = batch_curvature.batch_sharpness_by_size(losses, w, batch, KEY, [size], num_batches=64)
+    error = np.hypot(found.error[0], np.std(bare, ddof=1) / 20)
+    assert abs(float(found.value[0]) - np.mean(bare)) < 3 * error
 
 
 def test_several_sizes_compile_once():
@@ -138,6 +179,7 @@ def test_rates_and_the_critical_batch_follow_from_the_law():
         Estimate(jnp.asarray(30.0), jnp.asarray(3.0)),
         jnp.asarray([4.0, -1.0]),
         jnp.asarray([0.4, 0.1]),
+        jnp.asarray(1.0),
     )
     rate = batch_curvature.batch_learning_rate(prediction)
     np.testing.assert_allclose(rate.value, [0.5, np.inf])

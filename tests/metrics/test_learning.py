@@ -87,6 +87,25 @@ def test_a_kernel_of_low_rank_is_linear_regression():
     np.testing.assert_allclose(found.test, [0.5 * 20 / 15, 0.5 * 60 / 55], rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_as_many_samples_as_dimensions_learn_a_linear_target_exactly(dtype):
+    """Where nothing is lost the peak has no height: rounding along directions without eigenvalue is no noise."""
+    x = np.random.default_rng(0).normal(size=(80, 6))
+    kernel, target = (x @ x.T).astype(dtype), x @ np.arange(6.0)
+    found = learning.learning_curve(kernel, target, [3, 6, 12]).test / (target**2).mean()
+    assert found[0] > 0.1
+    assert (found[1:] < 1e-6).all()
+    noisy = learning.learning_curve(kernel, target, [6], noise=0.1)
+    assert np.isinf(noisy.test).all()
+
+
+def test_a_target_of_zeros_costs_its_noise():
+    x = np.random.default_rng(0).normal(size=(40, 8))
+    found = learning.learning_curve(x @ x.T, np.zeros(40), [5, 10], ridge=0.1, noise=[0.0, 0.5])
+    assert found.test[0] == 0
+    assert found.test[1] > 0.5
+
+
 def test_a_warning_beyond_a_quarter():
     kernel, y = problem(points=100)
     with pytest.warns(UserWarning, match="up to 30 of 100 points"):
@@ -177,6 +196,12 @@ ONES = np.ones(300)
     [
         (lambda: learning.learning_curve(EYE, ONES, 300), "pool is 300"),
         (lambda: learning.learning_curve(EYE, ONES[:9], 10), "targets has shape"),
+        (lambda: learning.learning_curve(EYE, np.nan * ONES, 10), r"targets\[0\] is nan"),
+        (
+            lambda: learning.learning_curve(np.where(EYE > 0, np.inf, 0), ONES, 10),
+            r"kernel\[0, 0\] is inf",
+        ),
+        (lambda: learning.estimated_risk(EYE, np.nan * ONES, 0.1), r"targets\[0\] is nan"),
         (
             lambda: learning.learning_curve(EYE - 2, ONES, 10),
             "beyond rounding; it must be positive",

@@ -231,6 +231,7 @@ def test_batch_sharpness_excess_and_noise_against_their_definitions():
         classifier_losses, params, batch, jax.random.key(0), SIZES, num_probes=12
     )
     np.testing.assert_allclose(ours.top, values[-1], rtol=1e-5)
+    np.testing.assert_allclose(ours.gap, values[-1] - values[-2], rtol=1e-3)
     assert abs(ours.excess.value - excess) < 3 * ours.excess.error < 0.9 * excess
     np.testing.assert_allclose(
         ours.value, ours.top + ours.excess.value * noise.inverse_batch(SIZES, len(H))

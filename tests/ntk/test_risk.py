@@ -94,6 +94,15 @@ def test_no_ridge_is_the_limit_of_small_ones():
     assert peak.test == np.inf
 
 
+def test_an_enormous_ridge_learns_nothing():
+    for ridge in (1e200, 1e300, 1e308):
+        found = risk.kernel_regression(EIGENVALUES, POWER, 5, ridge=ridge, noise=0.1)
+        assert float(found.test) == pytest.approx(POWER.sum() + 0.1)
+        assert float(found.train) == pytest.approx(POWER.sum() + 0.1)
+        finite = risk.random_features(EIGENVALUES, POWER, 5, 20, ridge=ridge, noise=0.1)
+        assert float(finite.test) == pytest.approx(POWER.sum() + 0.1)
+
+
 def test_modes_that_the_kernel_lacks_are_noise():
     cut = np.where(RANKS <= 600, EIGENVALUES, 0)
     lost = POWER[600:].sum()
