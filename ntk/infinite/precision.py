@@ -120,7 +120,9 @@ def _derived(fn: Callable[..., Any], spread: Callable[[int, Array], Any]) -> Cal
             else:
                 each = tree.flatten_up_to(moves)
             parts = zip(leaves, jax.tree.leaves(slope), each)
-            moved = tree.unflatten([m if t is None else m + s * t for m, s, t in parts])
+            moved = tree.unflatten(
+                [m if t is None else (m + s * t).astype(m.dtype) for m, s, t in parts]
+            )
         return out, moved
 
     known.defjvp(rule, symbolic_zeros=True)
