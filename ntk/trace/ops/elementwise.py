@@ -71,8 +71,8 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
             return elementwise_numbers(context, equation, values, dims)
         if jnp.issubdtype(old, jnp.floating) and not floats and is_random(values[0].body):
             raise Refusal(
-                f"an activation is converted to {jnp.dtype(new).name}, which cuts off what is behind the point: write "
-                "jnp.trunc (or jnp.round, jnp.floor), and leave it in floating point"
+                f"an activation is converted to {jnp.dtype(new).name}: leave it in floating point, and write jnp.trunc, "
+                "jnp.round or a comparison"
             )
         return Value(dims, values[0].body)
     if any(isinstance(v.body, Pieces) for v in values):
