@@ -71,7 +71,7 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
             return elementwise_numbers(context, equation, values, dims)
         if jnp.issubdtype(old, jnp.floating) and not floats and is_random(values[0].body):
             raise Refusal(
-                f"an activation is converted to {jnp.dtype(new).name}: leave it in floating point, and write jnp.trunc, "
+                f"an activation is converted to {jnp.dtype(new).name}: leave it in floating point; write jnp.trunc, "
                 "jnp.round or a comparison"
             )
         return Value(dims, values[0].body)
