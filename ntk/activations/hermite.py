@@ -452,7 +452,8 @@ def _tails(f: HostFunction, kinks: tuple[Kink, ...], q: float) -> _Tails:
     k = np.arange(len(s))
     slopes = k * (s * s + 2 * np.abs(s * r))
 
-    edge = np.linspace(-_REACH, _REACH, _FINE_NODES + 1)
+    # No node at 0, or another simple number, where the value of f may be that right at a jump.
+    edge = np.linspace(-_REACH, _REACH, _FINE_NODES + 1) + 1e-4
     z = (edge[1:] + edge[:-1]) / 2
     weight = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (edge[1] - edge[0])
     x, deviation = z * math.sqrt(q), math.sqrt(q)
