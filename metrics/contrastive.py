@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from metrics import checks
+from metrics.estimate import power_of_two
 from ntk import show
 from ntk.types import Scalar
 
@@ -72,7 +73,8 @@ def hardness(similarities: jax.Array, temperature: Scalar) -> Hardness:
     logits = jnp.where(negative, s / temperature, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=1)
     entropy = -jnp.sum(weights * jnp.where(negative, jax.nn.log_softmax(logits, axis=1), 0), axis=1)
-    spread = jnp.std(s, axis=1, where=negative)
+    unit = power_of_two(s)
+    spread = jnp.std(s / unit, axis=1, where=negative) * unit[0]
     normal = jnp.mean(normal_entropy(count, spread, temperature))
     return Hardness(weights, entropy, normal, jnp.mean(spread) / jnp.sqrt(2 * jnp.log(count)))
 
@@ -94,4 +96,4 @@ def normal_entropy(count: int, spread: jax.Array, temperature: Scalar) -> jax.Ar
     checks.integer("count", count, 2)
     spread = checks.within("spread", spread, lambda a: a >= 0, "at least 0")
     temperature = checks.positive("temperature", temperature)
-    return jnp.maximum(jnp.log(count) - spread**2 / (2 * temperature**2), 0)
+    return jnp.maximum(jnp.log(count) - (spread / temperature) ** 2 / 2, 0)

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from metrics import checks
-from metrics.estimate import Estimate, mean_estimate
+from metrics.estimate import Estimate, mean_estimate, norm
+from metrics.geometry import matmul
 from ntk import show
 from ntk.types import Array, PRNGKey, PyTree, Scalar
 
@@ -70,9 +71,8 @@ def _spectrum(apply: Callable, params: PyTree, noisy: Array) -> JacobianSpectrum
         output, jacobian = _derivative(apply, params, y)
         half, rest = (jacobian + jacobian.T) / 2, (jacobian - jacobian.T) / 2
         values, vectors = jnp.linalg.eigh(half)
-        length = jnp.linalg.norm
-        error = length(jacobian @ y.reshape(-1) - output) / length(output)
-        numbers = (jnp.trace(jacobian), length(rest) / length(half), error)
+        error = norm(matmul(jacobian, y.reshape(-1)) - output) / norm(output)
+        numbers = (jnp.trace(jacobian), norm(rest) / norm(half), error)
         return JacobianSpectrum(values[::-1], vectors[:, ::-1], *numbers)
 
     return jax.lax.map(at, noisy)

@@ -44,12 +44,9 @@ class Spectrum(NamedTuple):
 def center(kernel: Data) -> jax.Array:
     """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
     kernel = _square("kernel", kernel)
-    return (
-        kernel
-        - jnp.mean(kernel, axis=0, keepdims=True)
-        - jnp.mean(kernel, axis=1, keepdims=True)
-        + jnp.mean(kernel)
-    )
+    # One after the other: the sum of the three means would bring the size of the entries back, and its rounding.
+    kernel = kernel - jnp.mean(kernel, axis=0, keepdims=True)
+    return kernel - jnp.mean(kernel, axis=1, keepdims=True)
 
 
 def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
@@ -198,7 +195,8 @@ def representation_alignment(features: Data, initial: Data, *, centered: bool = 
 
 def cka(features: Data, other: Data) -> Estimate:
     """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
-    x, y = _features(features, other)
+    # HSIC_1 does not depend on the means of the features, and their products would cancel against them.
+    x, y = (a - jnp.mean(a, axis=0, keepdims=True) for a in _features(features, other))
     x, y = x / power_of_two(x), y / power_of_two(y)
     return cka_kernels(matmul(x, x.T), matmul(y, y.T))
 
@@ -338,7 +336,8 @@ def task_model_alignment(kernel: Data, targets: Data, *, centered: bool = False)
 
 def _hsic_jackknife(k: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
     """HSIC_1, and its N values with one example left out, from sums that are formed once."""
-    k, l = (a * (1 - jnp.eye(a.shape[0], dtype=a.dtype)) for a in (k, l))
+    # c_i + c_j added to the entries off the diagonal changes none of these: without the means nothing cancels.
+    k, l = (center(a) * (1 - jnp.eye(a.shape[0], dtype=a.dtype)) for a in (k, l))
     rows_k, rows_l, rows_kl = jnp.sum(k, 1), jnp.sum(l, 1), jnp.sum(k * l, 1)
     sums = (jnp.sum(rows_kl), jnp.sum(rows_k), jnp.sum(rows_l), jnp.vdot(rows_k, rows_l))
     cross = matmul(k, rows_l) + matmul(l, rows_k) - rows_kl

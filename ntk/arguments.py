@@ -124,7 +124,9 @@ def map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> MapAxes:
         raise ValueError(
             f"vmap_axes {vmap_axes!r} has another structure than the inputs: {error}"
         ) from error
+    places = jax.tree.leaves((x, kwargs), is_leaf=lambda v: v is None)
     axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
+    axes = [a for a, v in zip(axes, places) if v is not None]  # None is no input
     values = jax.tree.leaves((x, kwargs))
     axes = [None if is_key(v) and not v.shape else a for a, v in zip(axes, values)]
     for axis, value in zip(axes, values):
@@ -201,6 +203,8 @@ def broadcast(out_axes: Any, count: int) -> list[int | None]:
         ValueError: another number of axes than of outputs.
     """
     axes = list(out_axes) if isinstance(out_axes, tuple) else [out_axes] * count
+    if len(axes) != count:  # None stands for an output that is None
+        axes = [axis for axis in axes if axis is not None]
     if len(axes) != count:
         raise ValueError(f"vmap_axes gives {len(axes)} output axes; f returns {count} arrays")
     return axes

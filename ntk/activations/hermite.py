@@ -39,6 +39,11 @@ Pairs: TypeAlias = list[tuple[Array, Array]]
 _REACH = 12.0  # quadrature ends at 12 standard deviations
 _MAX_ORDER = 192
 _STUDY_ORDER, _STUDY_NODES = 512, 2048
+_FINE_NODES = 2**16
+_UNRESOLVED = 0.1
+"""Share of E[f^2] beyond the longest series, from which on the function is refused."""
+_CANCELS = 1e-3
+"""Relative error by rounding where the parts of a function nearly cancel, from which on a precision is refused."""
 
 
 class Plan(NamedTuple):
@@ -49,12 +54,14 @@ class Plan(NamedTuple):
         odd: highest odd order kept, -1 for none.
         nodes: quadrature nodes.
         kinks: kinks split off.
+        cancels: square of the sum of the sizes of the parts of f, smooth and of each kink, over E[f^2].
     """
 
     even: int
     odd: int
     nodes: int
     kinks: tuple[Kink, ...]
+    cancels: float = 1.0
 
 
 def dual(
@@ -84,8 +91,9 @@ def dual(
 
     Raises:
         ValueError: fn is not elementwise, not real or not finite; not square-integrable at
-            `max_variance`; order, tolerance or max_variance is not positive; a change of
-            curvature is given together with a kink elsewhere than at 0.
+            `max_variance`; steeper or narrower than any series resolves there (kinks that are found may be
+            0.01 apart); order, tolerance or max_variance is not positive; a change of curvature is given together
+            with a kink elsewhere than at 0. At a call, kinks so narrow that they cancel in single precision.
 
     Source: Daniely, Frostig & Singer 2016, lemma 11; Han et al. 2022.
     """
@@ -205,7 +213,7 @@ def cross(
     plans = [_study(fn, None, tolerance, max_variance, None) for fn in (one, two)]
     even, odd = max(p.even for p in plans), max(p.odd for p in plans)
     nodes = max(p.nodes for p in plans)
-    plan1, plan2 = (Plan(even, odd, nodes, p.kinks) for p in plans)
+    plan1, plan2 = (Plan(even, odd, nodes, p.kinks, p.cancels) for p in plans)
     return _cross(one, two, plan1, plan2, q1, q2, rho)
 
 
@@ -213,6 +221,8 @@ def _cross(
     one: Elementwise, two: Elementwise, plan1: Plan, plan2: Plan, q1: Array, q2: Array, rho: Array
 ) -> tuple[Array, Array]:
     q1, q2, rho = (jnp.asarray(x, jnp.result_type(q1, q2, rho, float)) for x in (q1, q2, rho))
+    _check_precision(one, plan1, rho.dtype)
+    _check_precision(two, plan2, rho.dtype)
     if one is two:
         (s1, s2), (r1, r2), (j1, j2) = _of_both(
             functools.partial(_coefficients, one, plan1), q1, q2
@@ -236,6 +246,15 @@ def _cross(
     return k, kdot
 
 
+def _check_precision(fn: Elementwise, plan: Plan, dtype: jnp.dtype) -> None:
+    if plan.cancels * float(jnp.finfo(dtype).eps) > _CANCELS:
+        raise ValueError(
+            f"the kinks of {getattr(fn, '__name__', fn)} are so narrow that its parts cancel to 1 / "
+            f"{plan.cancels:.1g} of their size, which {dtype} does not hold: give inputs in float64 "
+            "(jax.config.update('jax_enable_x64', True))"
+        )
+
+
 def _of_both(
     coefficients: Callable[[Array], tuple[Array, ...]], q1: Array, q2: Array
 ) -> list[tuple[Array, Array]]:
@@ -252,6 +271,7 @@ def _of_both(
 def _square(fn: Elementwise, plan: Plan, q: Array) -> Array:
     """E[f(u)^2]: the sum of the series, without powers of a correlation."""
     q = jnp.asarray(q, jnp.result_type(q, float))
+    _check_precision(fn, plan, q.dtype)
     s, r, j = _coefficients(fn, plan, q)
     order = np.arange(len(s)).reshape((-1,) + (1,) * q.ndim)
     kept = (order == 0) | (order <= np.where(order % 2, plan.odd, plan.even))
@@ -354,13 +374,21 @@ def _study(
     _check_values(f, max_variance)
     kinks = kinks_.find(f) if kinks is None else kinks
     even = odd = -1 if order is None else order
-    worst = 0.0
+    worst = beyond = cancels = 0.0
     for q in max_variance * np.array([1, 0.1, 0.01]):
+        tails = _tails(f, kinks, q)
+        beyond, cancels = max(beyond, tails.missing), max(cancels, tails.cancels)
         if order is None:
-            tails = _tails(f, kinks, q)
-            even_q, odd_q, error = _orders(*tails, tolerance)
+            even_q, odd_q, error = _orders(tails, tolerance)
             even, odd, worst = max(even, even_q), max(odd, odd_q), max(worst, error)
     even, odd = even - even % 2, odd - 1 + odd % 2
+    if beyond > _UNRESOLVED:
+        raise ValueError(
+            f"{getattr(fn, '__name__', fn)} is too steep, or too narrow, for a Hermite series: at variance "
+            f"{max_variance} a share of {beyond:.2g} of E[f^2] lies beyond order {_STUDY_ORDER}. Set a smaller "
+            "max_variance if the network's variances are smaller, give its kinks if it has some closer than 0.01, "
+            "or use a closed form"
+        )
     if worst > 10 * tolerance:
         warnings.warn(
             f"the Hermite series of {getattr(fn, '__name__', fn)} has relative error {worst:.1e} "
@@ -368,9 +396,8 @@ def _study(
             "give its kinks, or a smaller max_variance, or read Dual.error",
             stacklevel=2,
         )
-    return Plan(
-        even, odd, _enough_nodes(f, kinks, max(even, odd, 2), max_variance, tolerance), kinks
-    )
+    nodes = _enough_nodes(f, kinks, max(even, odd, 2), max_variance, tolerance)
+    return Plan(even, odd, nodes, kinks, cancels)
 
 
 def _check_values(f: HostFunction, max_variance: float) -> None:
@@ -402,10 +429,29 @@ def _smooth(
     return matrix @ (f(x) - kinks_.ramps(kinks, x))
 
 
-def _tails(
-    f: HostFunction, kinks: tuple[Kink, ...], q: float
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Per order: size of the series' terms of k and q kdot; and the whole of either kernel."""
+class _Tails(NamedTuple):
+    """What the orders of a series carry of k and of q kdot at rho = 1.
+
+    Attributes:
+        terms: size of the term of each order in k, up to 512.
+        slopes: the same in q kdot.
+        total: all of k.
+        total_slope: all of q kdot.
+        missing: share of k beyond these orders, from a quadrature that is 32 times finer.
+        missing_slope: share of q kdot.
+        cancels: as in `Plan`.
+    """
+
+    terms: np.ndarray
+    slopes: np.ndarray
+    total: float
+    total_slope: float
+    missing: float
+    missing_slope: float
+    cancels: float
+
+
+def _tails(f: HostFunction, kinks: tuple[Kink, ...], q: float) -> _Tails:
     s = _smooth(f, kinks, q, _STUDY_ORDER, _STUDY_NODES)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         split = kinks_.coefficients(kinks, jnp.sqrt(jnp.float64(q)), _STUDY_ORDER)
@@ -414,22 +460,49 @@ def _tails(
     terms = s * s + 2 * np.abs(s * (r + j))
     k = np.arange(len(s))
     slopes = k * (s * s + 2 * np.abs(s * r))
-    total, total_slope = ((s + r + j) ** 2).sum(), (k * (s + r) ** 2).sum()
+
+    # No node at 0, or another simple number, where the value of f may be that right at a jump.
+    edge = np.linspace(-_REACH, _REACH, _FINE_NODES + 1) + 1e-4
+    z = (edge[1:] + edge[:-1]) / 2
+    weight = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (edge[1] - edge[0])
+    x, deviation = z * math.sqrt(q), math.sqrt(q)
+    parts = [kinks_.ramps((kink,), x) for kink in kinks]
+    values = f(x)
+    rest = values - sum(parts, np.zeros_like(x))
+    edges = f(edge * deviation) - kinks_.ramps(kinks, edge * deviation)
+    bend = np.diff(edges) / (edge[1] - edge[0])
+    ramp = sum(
+        (
+            deviation * (x > at) * (slope + curvature * (x - at))
+            for at, _, slope, curvature in kinks
+        ),
+        np.zeros_like(x),
+    )
+    total, total_slope = weight @ values**2, weight @ (bend + ramp) ** 2
     # A derivative that vanishes almost everywhere, as of a sign, has no relative error.
-    return terms, slopes, max(total, 1e-300), max(total_slope, 1e-9 * total, 1e-300)
+    total, total_slope = max(total, 1e-300), max(total_slope, 1e-9 * total, 1e-300)
+    size = [weight @ part**2 for part in (rest, *parts)]
+    cancels = sum(map(math.sqrt, size)) ** 2 / total
+    missing = _share(size[0] - s @ s, total)
+    missing_slope = _share(weight @ bend**2 - k @ (s * s), total_slope)
+    return _Tails(terms, slopes, total, total_slope, missing, missing_slope, cancels)
 
 
-def _orders(
-    terms: np.ndarray, slopes: np.ndarray, total: float, total_slope: float, tolerance: float
-) -> tuple[int, int, float]:
+def _share(missing: float, total: float) -> float:
+    """missing / total, and 0 where that is the error of the quadratures."""
+    return missing / total if missing > 1e-6 * total else 0.0
+
+
+def _orders(tails: _Tails, tolerance: float) -> tuple[int, int, float]:
     """Orders from which on both relative tails are small, for even and odd; the error there."""
-    size = np.maximum(terms / total, 0.01 * slopes / total_slope)
+    size = np.maximum(tails.terms / tails.total, 0.01 * tails.slopes / tails.total_slope)
     kept = []
     for parity in (0, 1):
         tail = np.cumsum(size[parity::2][::-1])[::-1]
         kept.append(parity + 2 * int((tail > tolerance / 2).sum()) - 2)
     even, odd = (min(order, _MAX_ORDER - parity) for parity, order in enumerate(kept))
-    return even, odd, size[even + 2 :: 2].sum() + size[odd + 2 :: 2].sum()
+    beyond = max(tails.missing, 0.01 * tails.missing_slope)
+    return even, odd, size[even + 2 :: 2].sum() + size[odd + 2 :: 2].sum() + beyond
 
 
 def _enough_nodes(
@@ -445,12 +518,14 @@ def _enough_nodes(
 
 
 def _error(fn: Elementwise, plan: Plan, q: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Relative errors of k and kdot at rho = 1, from the orders left out, up to 512."""
+    """Relative errors of k and kdot at rho = 1, from the orders left out."""
     f, out = _in_double(fn), []
     for value in np.ravel(np.asarray(q, np.float64)):
-        terms, slopes, total, total_slope = _tails(f, plan.kinks, max(value, 1e-12))
-        left = np.ones(len(terms))
+        tails = _tails(f, plan.kinks, max(value, 1e-12))
+        left = np.ones(len(tails.terms))
         left[0 : plan.even + 1 : 2] = left[1 : plan.odd + 1 : 2] = 0
-        out.append(((left * terms).sum() / total, (left * slopes).sum() / total_slope))
+        k = (left * tails.terms).sum() / tails.total + tails.missing
+        kdot = (left * tails.slopes).sum() / tails.total_slope + tails.missing_slope
+        out.append((k, kdot))
     k, kdot = np.array(out).T
     return k.reshape(np.shape(q)), kdot.reshape(np.shape(q))

@@ -47,33 +47,60 @@ def find(f: HostFunction) -> tuple[Kink, ...]:
 
     Returns:
         Kinks from left to right. Found are jumps above 1e-5 and changes of slope above 1e-3, at
-        least 0.1 apart; changes of curvature above 1e-3 only at 0, and if all others are at 0.
+        least 0.01 apart; changes of curvature above 1e-3 only at 0, and if all others are at 0.
     """
-    x = np.arange(-_REACH - 2 * _SPACING, _REACH + 3 * _SPACING, _SPACING)
-    values = f(x)
-    rough = np.abs(np.diff(values, 4))
-    flagged = np.flatnonzero(rough > 1e-6 * (1 + np.abs(values[2:-2]))) + 2
-    groups = np.split(flagged, np.flatnonzero(np.diff(flagged) > 3) + 1)
-    # A long stretch of large differences is a steep but smooth piece of f, not a kink.
-    groups = [g for g in groups if 0 < g.size <= 8]
-    if not groups:
-        return ()
-    low = np.array([x[g[0] - 1] for g in groups])
-    high = np.array([x[g[-1] + 1] for g in groups])
-    for _ in range(7):  # zoom in eightfold on the largest second difference
+    coarse = np.arange(-_REACH - 2 * _SPACING, _REACH + 3 * _SPACING, _SPACING)
+    found, bends = [], False
+    for places in _runs(_rough(f, coarse)):
+        # A change of curvature is seen on this grid only; a long run there is a steep but smooth piece.
+        bends |= places.size <= 8 and bool((np.abs(coarse[places]) < 3 * _SPACING).any())
+        # On a finer grid kinks that are close come apart, and steep but smooth pieces are flagged no longer.
+        x = np.arange(coarse[places[0] - 2], coarse[places[-1] + 2], _SPACING / 10)
+        runs = [run for run in _runs(_rough(f, x)) if run.size <= 8]
+        found += [(x[run[0] - 1], x[run[-1] + 1]) for run in runs]
+    low, high = np.array(found).reshape(-1, 2).T
+    for _ in range(6 if found else 0):  # zoom in eightfold on the largest second difference
         points = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 17)
         at = np.argmax(np.abs(np.diff(f(points), 2, axis=1)), axis=1)
         low, high = (np.take_along_axis(points, (at + i)[:, None], 1)[:, 0] for i in (0, 2))
-    kinks = [kink for kink in _measure(f, (low + high) / 2) if kink.jump or kink.slope]
-    if all(kink.at == 0 for kink in kinks) and (np.abs(x[flagged]) < 3 * _SPACING).any():
+    kinks = (
+        [kink for kink in _measure(f, (low + high) / 2) if kink.jump or kink.slope] if found else []
+    )
+    if bends and all(kink.at == 0 for kink in kinks):
         kinks = [kink for kink in _measure(f, np.zeros(1)) if any(kink[1:])]
     return tuple(kinks)
+
+
+def _rough(f: HostFunction, x: np.ndarray) -> np.ndarray:
+    """Indices in an even grid where fourth differences of f are no rounding."""
+    values = f(x)
+    rough = np.abs(np.diff(values, 4)) > 1e-6 * (1 + np.abs(values[2:-2]))
+    return np.flatnonzero(rough) + 2
+
+
+def _runs(flagged: np.ndarray) -> list[np.ndarray]:
+    """Flagged indices, those next to one another together."""
+    parts = np.split(flagged, np.flatnonzero(np.diff(flagged) > 3) + 1)
+    return [part for part in parts if part.size]
 
 
 def _measure(f: HostFunction, at: np.ndarray) -> list[Kink]:
     """Kinks at given places, from one-sided quadratic extrapolation."""
     at = np.where(np.abs(at - np.round(at, 6)) < 2e-7, np.round(at, 6), at) + 0.0
-    step = 1e-4
+    left, changes = _changes(f, at, 1e-4)
+    size = np.array([[1e-5], [1e-3], [1e-3]]) * (1 + np.abs(left))
+    # What is steep but smooth on this scale changes by other amounts on a smaller one.
+    _, nearer = _changes(f, at, 5e-5)
+    steep = np.abs(nearer - changes) > 0.2 * np.abs(changes) + size
+    changes = np.where((np.abs(changes) > size) & ~steep.any(0)[None], changes, 0)
+    changes[2] = np.where(at == 0, changes[2], 0)
+    digits = (9, 6, 5)
+    rounded = [np.round(change, digit).tolist() for change, digit in zip(changes, digits)]
+    return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
+
+
+def _changes(f: HostFunction, at: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Value, slope and curvature to the left of each place, and by how much they change there."""
     sides = []
     for sign in (1, -1):
         f1, f2, f3 = f(at + sign * step * np.array([[1], [2], [3]]))
@@ -82,12 +109,7 @@ def _measure(f: HostFunction, at: np.ndarray) -> list[Kink]:
         slope = sign * (-2.5 * f1 + 4 * f2 - 1.5 * f3) / step
         sides.append(np.stack([value, slope, np.array([3, -8, 7, -2]) @ wide / (10 * step) ** 2]))
     right, left = sides
-    size = np.array([[1e-5], [1e-3], [1e-3]]) * (1 + np.abs(left))
-    changes = np.where(np.abs(right - left) > size, right - left, 0)
-    changes[2] = np.where(at == 0, changes[2], 0)
-    digits = (9, 6, 5)
-    rounded = [np.round(change, digit).tolist() for change, digit in zip(changes, digits)]
-    return [Kink(*kink) for kink in zip(at.tolist(), *rounded)]
+    return left, right - left
 
 
 def ramps(kinks: Sequence[Kink], x: Numbers) -> Numbers:

@@ -65,6 +65,70 @@ def doubled(network: Callable[..., Any]) -> Callable[..., Any]:
     return wide
 
 
+def entrywise(fn: Callable[..., Any], spread: Callable[[int, Array], Any]) -> Callable[..., Any]:
+    """A function in double precision whose derivatives of every order are so too, and their products in single.
+
+    What is in double precision is not transposed, which JAX would do in single.
+
+    Args:
+        fn: function of arrays, a pytree of them. Each entry of a result depends on one entry of each array, so that
+            the derivative along ones is the partial one.
+        spread: (k, tangent of array k) -> pytree like the result of arrays that broadcast against it, None where it
+            does not depend on array k.
+
+    Returns:
+        The function; it returns None where fn closes over an array whose values a transformation has not told.
+    """
+
+    def call(*arrays: Array) -> Any:
+        opened, hidden = _opened(doubled(fn), list(arrays))
+        if any(jnp.ndim(x) for x in hidden):
+            return None
+        count = len(arrays)
+
+        def whole(k: int, tangent: Array) -> Any:
+            return spread(k, tangent) if k < count else tangent
+
+        return _derived(opened, whole)(*arrays, *hidden)
+
+    return call
+
+
+def _derived(fn: Callable[..., Any], spread: Callable[[int, Array], Any]) -> Callable[..., Any]:
+    """fn, with its partial derivatives by the same rule."""
+    known = jax.custom_jvp(_guarded(fn))
+
+    def along(k: int) -> Callable[..., Any]:
+        def partial(*args: Array) -> Any:
+            def of_one(x: Array) -> Any:
+                return fn(*args[:k], x, *args[k + 1 :])
+
+            return jax.jvp(of_one, (args[k],), (jnp.ones_like(args[k]),))[1]
+
+        return _derived(partial, spread)
+
+    def rule(primals: tuple, tangents: tuple) -> tuple:
+        out = known(*primals)
+        moved = jax.tree.map(jnp.zeros_like, out)
+        for k, tangent in enumerate(tangents):
+            if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
+                continue
+            slope, moves = along(k)(*primals), spread(k, tangent)
+            leaves, tree = jax.tree.flatten(moved)
+            if isinstance(moves, jax.Array):
+                each = [moves] * len(leaves)
+            else:
+                each = tree.flatten_up_to(moves)
+            parts = zip(leaves, jax.tree.leaves(slope), each)
+            moved = tree.unflatten(
+                [m if t is None else (m + s * t).astype(m.dtype) for m, s, t in parts]
+            )
+        return out, moved
+
+    known.defjvp(rule, symbolic_zeros=True)
+    return known
+
+
 def near(correlation: Array, same: Array | None) -> Array:
     """Whether a correlation (N1, N2) of different samples exceeds `NEAR`; opposite samples count, too."""
     size = abs(correlation)

@@ -73,7 +73,7 @@ def gp_inference(
     kernels = _kernels(k_train_train)
     first = jax.tree.leaves(kernels)[0]
     layout = spectra.Layout.of(first, y_train, trace_axes)
-    y = layout.flatten(jnp.asarray(y_train, first.dtype))
+    y = layout.flatten(spectra.floating(y_train).astype(first.dtype))
     factors = {
         name: spectra.decompositions(kernel, diag_reg, diag_reg_absolute_scale)[0]
         for name, kernel in kernels._asdict().items()
@@ -177,7 +177,7 @@ def gradient_descent_mse_ensemble(
         if missing:
             new = _ask(kernel_fn, x_train, None, missing, kernel_fn_train_train_kwargs)
             for n, kernel in new.items():
-                kernel = kernel if dtype is None else kernel.astype(dtype)
+                kernel = spectra.floating(kernel) if dtype is None else kernel.astype(dtype)
                 found[n] = (kernel, *spectra.decompositions(kernel, *reg))
                 if spectra.is_concrete(kernel):
                     kept[n] = found[n]
@@ -195,11 +195,11 @@ def gradient_descent_mse_ensemble(
         needed = tuple(n for n in ("nngp", "ntk") if n in names or (compute_cov and n == "nngp"))
         with spectra.double(dtype):
             found = train(needed)
-            out = jnp.result_type(y_train) if dtype is not None else None
+            out = spectra.floating(y_train).dtype if dtype is not None else None
             kernels = _Kernels(**{n: v[0] for n, v in found.items()})
             first = jax.tree.leaves(kernels)[0]
             layout = spectra.Layout.of(first, y_train, axes)
-            y = layout.flatten(jnp.asarray(y_train, first.dtype))
+            y = layout.flatten(spectra.floating(y_train).astype(first.dtype))
             k_td, k_tt = None, True if compute_cov else None
             if x_test is not None:
                 test_kwargs, both = _merge(kernel_fn_train_train_kwargs, kwargs)
@@ -282,8 +282,10 @@ class _Kernels(NamedTuple):
 def _kernels(kernel: Any) -> _Kernels:
     """The kernels that an array (any of the two) or an object with attributes holds."""
     if spectra.is_array(kernel):
+        kernel = spectra.floating(kernel)
         return _Kernels(kernel, kernel)
     kernels = _Kernels(*(getattr(kernel, name, None) for name in _Kernels._fields))
+    kernels = jax.tree.map(spectra.floating, kernels)
     if kernels == (None, None):
         raise ValueError(f"k_train_train is {type(kernel).__name__}: neither array, nngp nor ntk")
     return kernels

@@ -88,8 +88,9 @@ def gradient_descent_mse(
         )
         return spectra.in_precision(make, dtype, k_train_train, y_train)
     layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
+    k_train_train = spectra.floating(k_train_train)
     factor, spectrum = spectra.decompositions(k_train_train, diag_reg, diag_reg_absolute_scale)
-    y = layout.flatten(jnp.asarray(y_train, k_train_train.dtype))
+    y = layout.flatten(spectra.floating(y_train).astype(k_train_train.dtype))
 
     @arguments.strict
     def predict_fn(
@@ -185,7 +186,7 @@ def gradient_descent(
         )
         return spectra.in_precision(make, dtype, k_train_train, y_train)
     layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
-    k_dd = spectra.as_matrix(k_train_train)
+    k_dd = spectra.as_matrix(spectra.floating(k_train_train))
     eps = float(jnp.finfo(k_dd.dtype).eps)
     rtol, atol = max(rtol, 4 * eps), max(atol, 4 * eps)
     pace = learning_rate if momentum is None else learning_rate**0.5
@@ -282,7 +283,8 @@ def max_learning_rate(
 
     Source: Lee et al. 2019, section 2.2; Goh 2017, "Why momentum really works".
     """
-    matrix = spectra.as_matrix(spectra.array("ntk_train_train", ntk_train_train))
+    ntk_train_train = spectra.floating(spectra.array("ntk_train_train", ntk_train_train))
+    matrix = spectra.as_matrix(ntk_train_train)
     size = len(matrix) if y_train_size is None else y_train_size
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(matrix)[-1] + eps)
 

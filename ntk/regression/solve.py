@@ -399,14 +399,8 @@ def _lacks_double(dtype: DTypeLike | None, kernel: Any, y: Any) -> bool:
 
 def _floating(x: Any, dtype: DTypeLike | None) -> Array:
     """An array of dtype, or of its own if that is at least float32."""
-    x = jnp.asarray(x)
-    if jnp.iscomplexobj(x):
-        raise ValueError(f"an array is complex ({x.dtype}); kernels and targets must be real")
-    if dtype is not None:
-        return x.astype(dtype)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x.astype(float)
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+    x = spectra.floating(x)
+    return x if dtype is None else x.astype(dtype)
 
 
 def _is(x: Any, value: bool | None) -> bool:

@@ -52,7 +52,7 @@ class Layout(NamedTuple):
                 f"k_train_train has shape {tuple(kernel.shape)}; targets of shape {layout.shape} "
                 f"with trace_axes={layout.trace_axes} need {expected}{remedy}"
             )
-        matrix = as_matrix(kernel)
+        matrix = as_matrix(floating(kernel))
         apart, size = jnp.abs(matrix - matrix.T).max(), jnp.abs(matrix).max()
         # Kernels of sampled networks or of few digits are symmetric up to their rounding.
         if is_concrete(apart) and apart > 1e-3 * size:
@@ -115,6 +115,20 @@ def array(name: str, kernel: Any) -> jax.Array:
         f"{name} is a {type(kernel).__name__}, and must be an array; "
         + (remedy or "compute it as kernel_fn(x1, x2, 'ntk')")
     )
+
+
+def floating(x: Any) -> jax.Array:
+    """An array of real numbers in a type to compute in: integers in the default one, half precision in single.
+
+    Raises:
+        ValueError: the numbers are complex.
+    """
+    x = jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        raise ValueError(f"an array is complex ({x.dtype}); kernels and targets must be real")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(float)
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
 def times(t: Any, dtype: DTypeLike | None) -> jax.Array:
@@ -358,7 +372,7 @@ def cast(tree: PyTree, dtype: DTypeLike | None) -> Any:
 
 def in_precision(make: Callable, dtype: DTypeLike | None, kernel: Any, y: Data) -> Callable:
     """A predictor that casts what goes in to dtype, and what comes out to that of the kernel."""
-    out = jax.tree.leaves(kernel)[0].dtype
+    out = floating(jax.tree.leaves(kernel)[0]).dtype
     with double(dtype):
         inner = make(cast(kernel, dtype), cast(jnp.asarray(y), dtype))
 

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 import metrics
-from metrics import examples, features, geometry, kernels, noise, operators, spectra, stability
+from metrics import (
+    contrastive,
+    denoising,
+    examples,
+    features,
+    geometry,
+    kernels,
+    noise,
+    operators,
+    spectra,
+    stability,
+)
 
 KEY = jax.random.key(0)
 SCALES = (1e-25, 1e25)
@@ -250,3 +261,37 @@ def test_padded_rows_may_hold_anything():
     h = gaussian(6, 11, 3)
     one, other = (metrics.neural_collapse(h.at[-1].set(v), labels, 2) for v in (0.0, jnp.nan))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_cka_does_not_depend_on_the_means_of_the_features():
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((30, 6))
+    y = x[:, :4] + rng.standard_normal((30, 4))
+    with jax.enable_x64(True):
+        exact = kernels.cka(jnp.asarray(x), jnp.asarray(y))
+    moved = [jnp.asarray(a + 300, jnp.float32) for a in (x, y)]
+    grams = [a @ a.T for a in (moved[0] - 290, moved[1] - 290)]
+    for found, rtol in ((kernels.cka(*moved), 1e-4), (kernels.cka_kernels(*grams), 2e-3)):
+        np.testing.assert_allclose(found.value, exact.value, rtol=rtol)
+        np.testing.assert_allclose(found.error, exact.error, rtol=10 * rtol)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_results_without_a_unit_do_not_depend_on_it(scale):
+    """Similarities and their temperature in any unit; a denoiser of examples in any unit."""
+    similarities = gaussian(8, 6, 6)
+    one, other = (
+        contrastive.hardness(s * similarities, s * 0.7)._replace(freezing=0) for s in (1, scale)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), one, other)
+
+    def denoise(params, y):
+        return jax.nn.relu(y @ params["in"]) @ params["in"].T + 0.1 * params["unit"]
+
+    spectra_of = [
+        denoising.jacobian_spectrum(denoise, {**PARAMS, "unit": jnp.float32(s)}, s * X)
+        for s in (1, scale)
+    ]
+    homogeneity = [np.asarray(found.homogeneity) for found in spectra_of]
+    assert (homogeneity[0] > 1e-3).all()
+    np.testing.assert_allclose(*homogeneity, rtol=1e-3)

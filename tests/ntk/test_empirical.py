@@ -359,6 +359,23 @@ def test_outputs_and_inputs_as_trees_kwargs_and_axes(x64):
     close(halves["y"], expected)
 
 
+def test_none_among_inputs_and_outputs_has_no_axis(x64):
+    x = {"first": (None, jax.random.normal(jax.random.key(0), (3, 4))), "second": jnp.arange(4.0)}
+    params = jax.random.normal(jax.random.key(1), (3, 2))
+
+    def f(params, x):
+        return {
+            "out": (jnp.tanh(x["first"][1].T @ params), None),
+            "other": x["second"] * params[0, 0],
+        }
+
+    axes = ({"first": (None, 1), "second": 0}, {"out": (0, None), "other": 0}, {})
+    mapped = empirical_ntk_fn(f, trace_axes=(), vmap_axes=axes)(x, None, params)
+    whole = empirical_ntk_fn(f, trace_axes=())(x, None, params)
+    assert jax.tree.structure(mapped) == jax.tree.structure(whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mapped, whole)
+
+
 def test_inside_jit_grad_and_vmap_without_constants(x64):
     params, x = mlp_params(3, 5, 2), noise(1, 4, 3)
     plain = empirical_ntk(mlp, params, x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import hermite
+from ntk import hermite, stax
 from ntk.activations import closed_forms, kinks, polynomials
 
 Q1 = np.array([0.05, 0.7, 1.0, 3.9])[:, None]
@@ -23,6 +23,10 @@ def grid(dtype):
 def shrink(x):
     """Jumps by 1/2 at -1/2 and 1/2."""
     return jnp.where(jnp.abs(x) > 0.5, x, 0)
+
+
+def hat(at, half_width):
+    return lambda x: jax.nn.relu(1 - jnp.abs(x - at) / half_width)
 
 
 CLOSED = {
@@ -83,6 +87,8 @@ def quadrature(f, q1, q2, rho, at, reach=8.5):
         (jax.nn.selu, (0.0,)),
         (lambda x: jnp.where(x > 0, 1 + x + x**2, jnp.exp(x) / 2), (0.0,)),
         (lambda x: jax.nn.relu(x - 0.3) + jnp.tanh(x), (0.3,)),
+        (hat(0.1, 0.03), (0.07, 0.1, 0.13)),
+        (lambda x: jnp.where(abs(x - 0.4) < 0.02, 1.0, 0.0), (0.38, 0.42)),
     ],
 )
 def test_kinks_and_jumps_anywhere_against_quadrature(fn, at, x64):
@@ -158,7 +164,15 @@ def test_kinks_are_found():
     assert found(np.sign) == [(0, 2, 0)]
     (third,) = found(lambda x: np.exp(-x * x) + np.maximum(x - 1 / 3, 0))
     np.testing.assert_allclose(third, (1 / 3, 0, 1), atol=1e-6)
-    for smooth in (np.tanh, np.exp, lambda x: np.tanh(10 * x), lambda x: np.sin(3 * x)):
+    assert found(lambda x: np.maximum(1 - np.abs(x - 0.2) / 0.01, 0)) == [
+        (0.19, 0, 100),
+        (0.2, 0, -200),
+        (0.21, 0, 100),
+    ]
+    assert found(lambda x: 1.0 * (np.abs(x - 0.11) < 0.03)) == [(0.08, 1, 0), (0.14, -1, 0)]
+    for scale in (1, 10, 100, 1000):
+        assert found(lambda x, c=scale: np.tanh(c * x)) == []
+    for smooth in (np.exp, lambda x: np.sin(3 * x), lambda x: np.sin(30 * x)):
         assert found(smooth) == []
 
 
@@ -254,6 +268,44 @@ def test_under_jit_with_a_traced_parameter_of_the_activation(x64):
         jax.jit(lambda s: hermite.dual(lambda x: jnp.tanh(s * x)).norm(jnp.float64(1.0)))(1.2)
     study = jax.jit(lambda q: hermite.dual(jnp.tanh, max_variance=3.0).norm(q))
     np.testing.assert_allclose(study(1.0), hermite.dual(jnp.tanh).norm(jnp.float64(1.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("fn", [hat(0.2, 0.003), lambda x: jnp.sin(40 * x)])
+def test_what_no_series_resolves_is_refused(fn):
+    with pytest.raises(ValueError, match="too steep, or too narrow, for a Hermite series"):
+        hermite.dual(fn).norm(jnp.float32(1.0))
+
+
+def test_the_stated_error_counts_what_lies_beyond_the_longest_series(x64):
+    """tanh(100 x) is a jump for the NNGP; most of its tangent kernel, E f'^2, lies beyond any order."""
+    steep = hermite.dual(lambda x: jnp.tanh(100 * x))
+    with pytest.warns(UserWarning, match="relative error"):
+        k, kdot = steep.moments(*map(jnp.float64, (1.0, 1.0, 1.0)))
+    x = np.linspace(-1, 1, 400_001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
+    exact_slope = ((100 / np.cosh(np.minimum(100 * abs(x), 300)) ** 2) ** 2 * density).sum()
+    exact = 1 - ((1 - np.tanh(100 * x) ** 2) * density).sum()
+    stated = steep.error(1.0)
+    assert 1 - kdot / exact_slope == pytest.approx(float(stated[1]), abs=0.02)
+    assert stated[1] > 0.3
+    assert abs(k / exact - 1) <= 1.1 * stated[0] + 1e-6
+
+
+def test_narrow_kinks_cancel_in_single_precision():
+    """They are refused where a kernel is not evaluated in double precision."""
+    narrow = hermite.dual(hat(0.1, 0.03))
+    with pytest.raises(ValueError, match="so narrow that its parts cancel"):
+        narrow.norm(jnp.float32(1.0))
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    net = stax.serial(stax.Dense(1), stax.Elementwise(hat(0.1, 0.03)), stax.Dense(1))
+    kernel = net.kernel_fn(x, None, "nngp")
+    for i in range(3):
+        deviation = float(jnp.sqrt((x[i] ** 2).mean()))
+        z, w = panels(
+            np.sort(np.r_[np.linspace(-8, 8, 33), np.array([0.07, 0.1, 0.13]) / deviation])
+        )
+        exact = w @ (np.asarray(hat(0.1, 0.03)(deviation * z)) ** 2 * np.exp(-(z**2) / 2))
+        assert kernel[i, i] == pytest.approx(exact / math.sqrt(2 * math.pi), rel=1e-5)
 
 
 def test_double_precision_is_not_switched_on():

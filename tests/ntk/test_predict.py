@@ -336,3 +336,40 @@ def test_momentum_out_of_range_is_refused(momentum):
 
     with pytest.raises(ValueError, match="momentum"):
         predict.gradient_descent(loss, jnp.eye(2), jnp.ones((2, 1)), momentum=momentum)
+
+
+def predictions(kernel, cross, y):
+    """Everything that a kernel, and one between test and training points, predicts."""
+    flow = predict.gradient_descent(lambda f, y: ((f - y) ** 2).sum(), kernel, y)
+    regularised = predict.gradient_descent_mse(kernel, y, diag_reg=0.1)
+    double = predict.gradient_descent_mse(kernel, y, diag_reg=0.1, dtype=jnp.float64)
+    return [
+        predict.gp_inference(kernel, y, diag_reg=0.1)("nngp", cross),
+        regularised(3.0, None, 0.0, cross),
+        double(None, None, 0.0, cross),
+        flow(0.02, None, 0.0, cross),
+        predict.max_learning_rate(kernel),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float16", "bfloat16"])
+def test_integers_and_half_precision_are_computed_in_single(dtype):
+    """Targets and diag_reg are not cut off to the type of such a kernel."""
+    a = np.array([[2, 1, 0], [0, 3, 1], [1, 1, 2], [3, 0, 1]])
+    kernel, cross = a @ a.T + 2 * np.eye(4, dtype=int), np.array([[1, 2, 3, 4], [2, 0, 1, 1]])
+    y = np.array([[0.5], [-0.7], [0.2], [1.3]])
+    single, other = (
+        predictions(jnp.asarray(kernel, t), jnp.asarray(cross, t), y) for t in (jnp.float32, dtype)
+    )
+    exact = cross @ np.linalg.solve(kernel + 0.1 * np.trace(kernel) / 4 * np.eye(4), y)
+    np.testing.assert_allclose(single[0], exact, rtol=1e-4)
+    for one, two in zip(single, other):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+
+
+def test_complex_kernels_and_targets_are_refused():
+    kernel, y = jnp.eye(2), jnp.ones((2, 1))
+    for pair in ((1j * kernel, y), (kernel, 1j * y)):
+        for make in (predict.gp_inference, predict.gradient_descent_mse):
+            with pytest.raises(ValueError, match="is complex"):
+                make(*pair)

@@ -39,6 +39,8 @@ SERIES = {
     "clipped far out": lambda x: jnp.clip(x, -20, 20),
     "a tail that is bent": lambda x: jnp.where(x > 18, 18.0, jax.nn.relu(x)),
     "tanh": jnp.tanh,
+    "a narrow hat on a ramp": lambda x: jax.nn.relu(x) + jax.nn.relu(1 - jnp.abs(x - 0.07) / 0.03),
+    "a narrow box": lambda x: jnp.where(jnp.abs(x - 0.07) < 0.03, 1.0, 0.0),
 }
 
 
@@ -67,6 +69,13 @@ def test_a_closed_form_is_recognised_by_its_values(name):
 @pytest.mark.parametrize("name", SERIES)
 def test_what_differs_from_a_closed_form_far_out_is_not_taken_for_it(name):
     assert description(SERIES[name]).endswith("(Hermite series)")
+
+
+def test_activations_cut_off_to_integers_are_refused():
+    example = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    with pytest.raises(ValueError, match=r"converted to int32: .*write jnp.trunc"):
+        ntk.infinite_width(family(lambda x: (3 * x).astype(jnp.int32).astype(x.dtype)), example)
+    assert ntk.infinite_width(family(lambda x: jnp.trunc(3 * x)), example).pair is not None
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
         floats = jnp.issubdtype(new, jnp.floating) and jnp.issubdtype(old, jnp.floating)
         if isinstance(values[0].body, NumberArray) and not floats:
             return elementwise_numbers(context, equation, values, dims)
+        if jnp.issubdtype(old, jnp.floating) and not floats and is_random(values[0].body):
+            raise Refusal(
+                f"an activation is converted to {jnp.dtype(new).name}: leave it in floating point; write jnp.trunc, "
+                "jnp.round or a comparison"
+            )
         return Value(dims, values[0].body)
     if any(isinstance(v.body, Pieces) for v in values):
         return _in_pieces(context, equation, values, dims)
