@@ -137,8 +137,5 @@ TASKS = {
 if __name__ == "__main__":
     harness.main(
         "empirical",
-        {
-            name: lambda runs, task=task: measure(task, runs)
-            for name, task in TASKS.items()
-        },
+        {name: lambda runs, task=task: measure(task, runs) for name, task in TASKS.items()},
     )

@@ -41,7 +41,7 @@ def _task(name: str) -> Callable[[], Any]:
 
 
 def work() -> None:
-    """Reads names of tasks and prints the seconds of one evaluation of each."""
+    """Reads names of tasks and prints the seconds of one evaluation of each, wall and CPU."""
     import jax
 
     steps: dict[str, Callable[[], Any]] = {}
@@ -52,9 +52,9 @@ def work() -> None:
             steps[name] = _task(name)
             for _ in range(2):
                 jax.block_until_ready(steps[name]())
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(steps[name]())
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - start_cpu, flush=True)
 
 
 class Checkout:
@@ -74,11 +74,12 @@ class Checkout:
             text=True,
         )
 
-    def seconds(self, task: str) -> float:
-        """Of one evaluation."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+    def seconds(self, task: str) -> list[float]:
+        """Of one evaluation: wall, CPU."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         print(task, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        return [float(word) for word in self.process.stdout.readline().split()]
 
 
 def main(arguments: list[str]) -> None:
@@ -94,14 +95,15 @@ def main(arguments: list[str]) -> None:
     print(harness.machine())
     ours, other = Checkout(HERE), Checkout(options.folder.resolve())
     for name in options.only:
-        pairs = [(ours.seconds(name), other.seconds(name)) for _ in range(options.runs)]
-        ratio = [b / a for a, b in pairs]
-        best = [min(column) for column in zip(*pairs)]
-        print(
-            f"{name}: ours {1e3 * best[0]:.4g} ms, other {1e3 * best[1]:.4g} ms, other / ours "
-            f"{statistics.median(ratio):.3f} [{min(ratio):.3f}, {max(ratio):.3f}]; of the best {best[1] / best[0]:.3f}",
-            flush=True,
-        )
+        runs = [(ours.seconds(name), other.seconds(name)) for _ in range(options.runs)]
+        words = []
+        for k, kind in enumerate(("wall", "CPU")):
+            ratio = [b[k] / a[k] for a, b in runs]
+            best = [min(run[side][k] for run in runs) for side in (0, 1)]
+            spread = f"{statistics.median(ratio):.3f} [{min(ratio):.3f}, {max(ratio):.3f}]"
+            times = f"{kind} {1e3 * best[0]:.4g} ms, other {1e3 * best[1]:.4g} ms"
+            words.append(f"{times}, other / ours {spread}, of the best {best[1] / best[0]:.3f}")
+        print(f"{name}: {'; '.join(words)}", flush=True)
 
 
 if __name__ == "__main__":
