@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -114,7 +113,10 @@ def _cpu_seconds() -> float:
 
 def machine() -> dict[str, Any]:
     """What ran: processor, cores, device, and the versions of what is installed."""
-    names = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "torch", "neural-tangents")
+    names = (
+        *("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
+        *("torch", "neural-tangents", "matfree", "laplax", "kfac-jax"),
+    )
     versions = {}
     for name in names:
         try:
