@@ -16,7 +16,7 @@ FILES = sorted(ratios.RESULTS.glob("*.json"))
 def entries(path):
     """Of every machine; the file of regressions has one."""
     body = json.loads(path.read_text())
-    return body["machines"] if "machines" in body else [body]
+    return body.get("machines", [body])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
