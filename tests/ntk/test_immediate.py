@@ -172,9 +172,9 @@ NETWORKS = {
         {},
     ),
     "batch last": (
-        stax.serial(stax.Dense(1, batch_axis=1, channel_axis=0), stax.Relu(batch_axis=1))[2],
+        stax.serial(stax.Dense(1, batch_axis=1, channel_axis=0), stax.Relu())[2],
         (4,),
-        {"batch_axis": 1, "channel_axis": 0},
+        {},
     ),
     "two heads": (
         stax.serial(stax.Dense(1), stax.FanOut(2), stax.parallel(stax.Relu(), stax.Erf()))[2],
