@@ -286,7 +286,9 @@ class KernelFn:
         both = plan._replace(names=("nngp", "ntk"), ntk=True)
         if set(plan.names) in ({"ntk"}, {"nngp", "ntk"}):
             plan = both
-        tile = _small_tile(sizes, entries, plan, data)
+        # Means over draws of weights or scores cost per pair of samples, not per equation.
+        apart = _of_pairs(plan, data) and "attention_seed" not in self.reads
+        tile = _small_tile(sizes, entries) if apart else sizes
         program = self._program(plan, data, batch, tile, both)
         if tile != sizes and immediate.READING < program.cost < math.inf:
             tile = sizes
@@ -495,12 +497,17 @@ def _is_small(sizes: tuple[int, int], entries: int) -> bool:
     return math.prod(sizes) * entries <= (SMALL if entries == 1 else SMALL_IMAGES)
 
 
-def _small_tile(sizes: tuple[int, int], entries: int, plan: Plan, data: tuple) -> tuple[int, int]:
+def _of_pairs(plan: Plan, data: tuple) -> bool:
+    """Whether the result is matrices, each entry of which depends on its two samples alone."""
+    matrices = {*plan.names} in ({"nngp"}, {"nngp", "ntk"})
+    return matrices and not plan.need.whole and data[4] is None
+
+
+def _small_tile(sizes: tuple[int, int], entries: int) -> tuple[int, int]:
     """Samples of a tile by which matrices of any size are evaluated, so that they are traced once; else all."""
-    apart = {*plan.names} in ({"nngp"}, {"nngp", "ntk"}) and not plan.need.whole and data[4] is None
     least, most = SMALL_SIDES
     side = min(max(math.isqrt(SMALL_TILE // entries), least), most)
-    return (side, side) if apart and side**2 * entries <= 4 * SMALL_TILE else sizes
+    return (side, side) if side**2 * entries <= 4 * SMALL_TILE else sizes
 
 
 def _places(plan: Plan, sizes: tuple[int, int], tile: tuple[int, int]) -> list[tuple[int, int]]:
