@@ -75,7 +75,7 @@ format: install
 	$(BIN)/ruff format .
 
 # Peers go in an environment of their own; without --no-deps they pull a CUDA build of several GB.
-PEERS = mup pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv linear_operator jaxtyping wadler-lindig
+PEERS = laplax loguru kfac-jax distrax tensorflow-probability dm-tree immutabledict mup pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv linear_operator jaxtyping wadler-lindig
 bench: VENV := .venv-bench
 bench:
 	$(MAKE) install VENV=$(VENV)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+RESULTS = pathlib.Path(__file__).parent / "results"
+
 
 class Timing(NamedTuple):
     """Seconds of one contender: first call, then every counted run (wall and CPU)."""
@@ -111,7 +113,10 @@ def _cpu_seconds() -> float:
 
 def machine() -> dict[str, Any]:
     """What ran: processor, cores, device, and the versions of what is installed."""
-    names = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "torch", "neural-tangents")
+    names = (
+        *("jax", "jaxlib", "flax", "optax", "numpy", "scipy"),
+        *("torch", "neural-tangents", "matfree", "laplax", "kfac-jax"),
+    )
     versions = {}
     for name in names:
         try:
@@ -163,25 +168,32 @@ def describe(row: Comparison) -> str:
 def save(
     name: str, rows: list[Comparison], folder: str | os.PathLike | None = None
 ) -> pathlib.Path:
-    """Writes ``<folder>/<name>.json``: the machine, the versions, and every timing.
+    """Writes ``<folder>/<name>.json``: every machine with its versions and timings.
 
-    Rows of other tasks that the file has from the same machine and versions stay.
+    What the file has from other machines stays, and so do rows of other tasks from this one with these versions.
     """
-    folder = pathlib.Path(folder) if folder else pathlib.Path(__file__).parent / "results"
+    folder = pathlib.Path(folder) if folder else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     new = [
         row._asdict() | {"timings": {k: t._asdict() for k, t in row.timings.items()}}
         for row in rows
     ]
-    body = {"machine": machine(), "rows": new}
-    if path.exists():
-        old = json.loads(path.read_text())
-        if old["machine"] == body["machine"]:
+    here = machine()
+    others = []
+    for entry in json.loads(path.read_text())["machines"] if path.exists() else []:
+        if entry["machine"] == here:
             tasks = {row["task"] for row in new}
-            body["rows"] = [row for row in old["rows"] if row["task"] not in tasks] + new
+            new = [row for row in entry["rows"] if row["task"] not in tasks] + new
+        elif _hardware(entry["machine"]) != _hardware(here):
+            others.append(entry)
+    body = {"machines": [*others, {"machine": here, "rows": new}]}
     path.write_text(json.dumps(body, indent=1, default=float) + "\n")
     return path
+
+
+def _hardware(found: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(found.get(key) for key in ("processor", "vector_bits", "cores", "cores_used"))
 
 
 def main(name: str, tasks: dict[str, Callable[..., Comparison]]) -> None:

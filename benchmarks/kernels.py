@@ -164,8 +164,13 @@ def measure(name: str, task: Task, runs: int) -> harness.Comparison:
     pairs = len(x) * (len(x) + 1) // 2 * pixels
     flops = pairs * (task.layers * task.flops + 2 * task.shape[-1])
     seconds = min(row.timings["ntk"].wall)
-    notes["fraction_of_peak_flops"] = flops / seconds / peak_flops()
-    notes["fraction_of_peak_bytes"] = 4 * (len(x) ** 2 + x.size) / seconds / peak_bytes()
+    rates = peak_flops(), peak_bytes()
+    moved = 4 * (len(x) ** 2 + x.size)
+    notes["fraction_of_peak_flops"] = flops / seconds / rates[0]
+    notes["fraction_of_peak_bytes"] = moved / seconds / rates[1]
+    # What no kernel of this input can do without: the products of the samples, and writing the result.
+    least = pairs * 2 * task.shape[-1] / rates[0] + moved / rates[1]
+    notes["fraction_of_limit"] = least / seconds
     notes["cores_busy_ntk"] = min(row.timings["ntk"].cpu) / seconds
     return row._replace(notes=notes)
 

@@ -1,9 +1,9 @@
-"""Curvature against PyHessian, curvlinops, matfree, and sharpness tracking against plain training.
+"""Curvature against PyHessian, curvlinops, matfree, laplax, kfac-jax, and sharpness tracking against plain training.
 
     python -m benchmarks.metrics_curvature [--only TASK ...] [--runs N]
 
 The peers are optional (`pip install torch==2.13.0`, then with --no-deps `pyhessian`,
-`curvlinops-for-pytorch` and what they import; `matfree`); a row whose peer is missing is skipped.
+`curvlinops-for-pytorch`, `laplax`, `kfac-jax` and what they import; `matfree`); a row whose peer is missing is skipped.
 Same weights, same data (all 1797 digits), same threads: both sides use the cores this process may
 run on. Time it on one core, ``taskset -c 0``: torch's worker threads spin on after their work, and with
 several cores they take them, and count as CPU time, while the other side runs. All Lanczos runs have one
@@ -69,6 +69,7 @@ def _cross_entropy(logits, labels):
 
 
 LOSSES = {"mlp": mlp_loss, "cnn": cnn_loss}
+MODELS = {"mlp": mlp, "cnn": cnn}
 SHAPES = {
     "mlp": {"dense_0": (64, 256), "dense_1": (256, 256), "dense_2": (256, 10)},
     "cnn": {
@@ -321,6 +322,68 @@ def density(name, *, runs, num_probes=2):
     return harness.compare(task, contenders, ours="widelimit", baseline="curvlinops", runs=runs)
 
 
+def laplax_gauss_newton(name):
+    """(params, batch, vector) -> product; theirs is of the summed loss, with the data as an argument as ours has it."""
+    from laplax.curv.ggn import create_ggn_mv_without_data
+
+    def one(input, params):
+        return MODELS[name](params, input[None])[0]
+
+    def product(params, batch, vector):
+        x, y = batch
+        mv = create_ggn_mv_without_data(one, params, "cross_entropy", 1 / len(x))
+        return mv(vector, {"input": x, "target": y})
+
+    return product
+
+
+def kfac_gauss_newton(name):
+    """The same of `kfac_jax.ImplicitExactCurvature`."""
+    import kfac_jax
+
+    def loss(params, batch):
+        outputs = MODELS[name](params, batch[0])
+        kfac_jax.register_softmax_cross_entropy_loss(outputs, batch[1])
+        return _cross_entropy(outputs, batch[1])
+
+    curvature_of = kfac_jax.ImplicitExactCurvature(loss)
+    return lambda params, batch, vector: curvature_of.multiply_ggn((params, batch), vector)
+
+
+GAUSS_NEWTON = {"laplax": laplax_gauss_newton, "kfac_jax": kfac_gauss_newton}
+
+
+def gauss_newton(name, peer, *, runs):
+    """One product with the Gauss-Newton matrix of all digits, both sides compiled."""
+    params, batch = trained(name)
+    vector, model = start_of(name), MODELS[name]
+
+    def product_of(apply):
+        return operators.gauss_newton(
+            lambda params, batch: apply(params, batch[0]),
+            lambda outputs, batch: _cross_entropy(outputs, batch[1]),
+        )
+
+    ours = product_of(model)
+    if name == "cnn":
+        ours = chunks.chunked(product_of(chunks.matrix_convolutions(model)), 32)
+    contenders = {"widelimit": jax.jit(ours), peer: jax.jit(GAUSS_NEWTON[peer](name))}
+    one, two = (ravel_pytree(fn(params, batch, vector))[0] for fn in contenders.values())
+    notes = {"relative difference": float(jnp.linalg.norm(one - two) / jnp.linalg.norm(one))}
+    n = len(one)
+    return harness.compare(
+        f"{name} n={n} Gauss-Newton product, {peer}",
+        {
+            who: functools.partial(functools.partial, fn, params, batch, vector)
+            for who, fn in contenders.items()
+        },
+        ours="widelimit",
+        baseline=peer,
+        runs=runs,
+        notes=notes,
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("probes", "num_steps", "every"))
 def descend(params, batch, learning_rate, *, probes, num_steps, every=10):
     """Gradient descent with a warm-started probe every tenth step; num_steps=0 probes nothing."""
@@ -378,9 +441,14 @@ def tasks():
         if not (name == "cnn" and peer == "matfree")  # no stepped driver: a loop over convolutions
     }
     rows |= {f"{name}_density": ("curvlinops", functools.partial(density, name)) for name in LOSSES}
+    rows |= {
+        f"{name}_gauss_newton_{peer}": (peer, functools.partial(gauss_newton, name, peer))
+        for name in MODELS
+        for peer in GAUSS_NEWTON
+    }
     found = {}
     for row, (peer, run) in rows.items():
-        needs = ("torch", peer) if peer != "matfree" else (peer,)
+        needs = ("torch", peer) if peer in ("pyhessian", "curvlinops") else (peer,)
         missing = [package for package in needs if importlib.util.find_spec(package) is None]
         if missing:
             print(f"{row}: skipped, {' and '.join(missing)} not installed", flush=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntk import arguments
 from ntk.infinite import immediate, precision
@@ -44,6 +46,9 @@ TILE_ELSEWHERE = 2**24
 
 SMALL, SMALL_IMAGES = 2**15, 2**18
 """Entries up to which a kernel is evaluated in double precision whatever the samples, or images, are."""
+
+SMALL_TILE, SMALL_SIDES = 2**14, (4, 64)
+"""Entries of a tile of such a kernel, which numpy evaluates little slower than one entry; least and most samples."""
 
 _BETWEEN = ("correlation", "nngp", "ntk", "coincident")
 _FIRST = ("var1", "cov1", "within1", "mask1")
@@ -282,33 +287,57 @@ class KernelFn:
         first, second = (jax.tree.leaves(x)[0] for x in data[:2])
         batch = plan.batch_axis % first.ndim
         sizes = first.shape[batch], second.shape[batch]
-        small = _is_small(sizes, _entries(first, batch, plan, self.area))
+        entries = _entries(first, batch, plan, self.area)
+        small = _is_small(sizes, entries)
         # JAX adds its options by name, which no checker sees.
         if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined, unused-ignore]
             return None
-        leaves, tree = jax.tree.flatten(data)
-        double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
-        rest = tree, *((x.shape, x.dtype) for x in leaves), double
         # One program of both kernels serves who asks for one of them, too.
         both = plan._replace(names=("nngp", "ntk"), ntk=True)
-        if plan.names == ("ntk",) or ((both, rest) in self._small and plan.names == ("nngp",)):
+        if set(plan.names) in ({"ntk"}, {"nngp", "ntk"}):
             plan = both
-        key = plan, rest
-        if key not in self._small:
-            self._small[key] = [self._program(plan, data), 0.0]
-        program, spent = self._small[key]
-        if program.cost + spent > program.limit:
+        # Means over draws of weights or scores cost per pair of samples, not per equation.
+        apart = _of_pairs(plan, data) and "attention_seed" not in self.reads
+        tile = _small_tile(sizes, entries) if apart else sizes
+        program = self._program(plan, data, batch, tile, both)
+        if tile != sizes and immediate.READING < program.cost < math.inf:
+            tile = sizes
+            program = self._program(plan, data, batch, tile, both)
+        places = _places(plan, sizes, tile)
+        cost = len(places) * program.cost
+        spent = self._spent.get((id(program), sizes), 0.0)
+        if cost + spent > program.limit:
             return None
-        self._small[key][1] += program.cost
-        return program(*leaves)
+        self._spent[id(program), sizes] = spent + cost
+        arguments_at = functools.partial(_at, plan, data, batch, tile)
+        if tile == sizes:
+            return program(*jax.tree.leaves(arguments_at(0, 0)))
+        parts = {at: program.arrays(*jax.tree.leaves(arguments_at(*at))) for at in places}
+        return jax.device_put(_put_together(plan, sizes, parts))
 
-    def _program(self, plan: Plan, data: tuple) -> immediate.Program:
-        evaluate = functools.partial(_evaluate, self, plan, slopes=False)
-        return immediate.program(evaluate, *data)
+    def _program(
+        self, plan: Plan, data: tuple, batch: int, tile: tuple[int, int], both: Plan
+    ) -> immediate.Program:
+        """For so many samples of such data; that of both kernels, where there is one."""
+        shapes, tree = jax.tree.flatten(_at(plan, data, batch, tile, 0, 0))
+        # JAX adds its options by name, which no checker sees.
+        double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
+        rest = tree, *((x.shape, x.dtype) for x in shapes), double
+        if plan.names == ("nngp",) and (both, rest) in self._small:
+            plan = both
+        if (plan, rest) not in self._small:
+            evaluate = functools.partial(_evaluate, self, plan, slopes=False)
+            self._small[plan, rest] = immediate.program(evaluate, *jax.tree.unflatten(tree, shapes))
+        return self._small[plan, rest]
 
     @functools.cached_property
-    def _small(self) -> dict[Hashable, list]:
-        """Programs of small kernels by plan and shapes, and what was spent on each."""
+    def _small(self) -> dict[Hashable, immediate.Program]:
+        """Programs of small kernels by plan and shapes."""
+        return {}
+
+    @functools.cached_property
+    def _spent(self) -> dict[Hashable, float]:
+        """What was spent on each, by the numbers of samples that were asked for."""
         return {}
 
     @functools.cached_property
@@ -389,10 +418,14 @@ def _evaluate(
     mask1: Any,
     mask2: Any,
     pattern: Any,
+    same: Array | None = None,
     *,
     slopes: bool = True,
 ) -> Any:
-    """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples."""
+    """The network on tiles; without ``slopes`` its values alone, which cannot be differentiated at close samples.
+
+    ``same`` tells which samples coincide, where these are not those of the same places.
+    """
 
     def inputs(
         x1: Any, x2: Any, mask1: Any, mask2: Any, coincident: Array | None, plan: Plan
@@ -498,7 +531,9 @@ def _evaluate(
         other = by_distances if vectors and alone and asked and small else differentiated
         values = precision.split(values, other)
     if tile is None:
-        return values(*data, jnp.eye(sizes[0], dtype=bool) if plan.coincident else None)
+        if plan.coincident and same is None:
+            same = jnp.eye(sizes[0], dtype=bool)
+        return values(*data, same)
     return _tiled(values, plan, batch, sizes, tile, data)
 
 
@@ -513,6 +548,71 @@ def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | Non
 
 def _is_small(sizes: tuple[int, int], entries: int) -> bool:
     return math.prod(sizes) * entries <= (SMALL if entries == 1 else SMALL_IMAGES)
+
+
+def _of_pairs(plan: Plan, data: tuple) -> bool:
+    """Whether the result is matrices, each entry of which depends on its two samples alone."""
+    matrices = {*plan.names} in ({"nngp"}, {"nngp", "ntk"})
+    return matrices and not plan.need.whole and data[4] is None
+
+
+def _small_tile(sizes: tuple[int, int], entries: int) -> tuple[int, int]:
+    """Samples of a tile by which matrices of any size are evaluated, so that they are traced once; else all."""
+    least, most = SMALL_SIDES
+    side = min(max(math.isqrt(SMALL_TILE // entries), least), most)
+    return (side, side) if side**2 * entries <= 4 * SMALL_TILE else sizes
+
+
+def _places(plan: Plan, sizes: tuple[int, int], tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """First samples of the tiles; of one triangle where both batches are the same."""
+    starts = itertools.product(*(range(0, size, side) for size, side in zip(sizes, tile)))
+    return [(i, j) for i, j in starts if not plan.coincident or j >= i]
+
+
+def _at(
+    plan: Plan, data: tuple, batch: int, tile: tuple[int, int], i: int, j: int
+) -> tuple[Any, ...]:
+    """Arguments of `_evaluate` for the tile at samples i, j; after the last samples come some of zeros."""
+
+    def cut(tree: Any, start: int, size: int) -> Any:
+        return jax.tree.map(lambda x: _cut(np.asarray(x), start, size, batch), tree)
+
+    x1, x2, mask1, mask2, pattern = data
+    (x1, mask1), (x2, mask2) = cut((x1, mask1), i, tile[0]), cut((x2, mask2), j, tile[1])
+    same = None
+    if plan.coincident:
+        same = (i + np.arange(tile[0]))[:, None] == (j + np.arange(tile[1]))[None]
+    return x1, x2, mask1, mask2, pattern, same
+
+
+def _cut(x: np.ndarray, start: int, size: int, axis: int) -> np.ndarray:
+    part = x[(slice(None),) * axis + (slice(start, start + size),)]
+    missing = size - part.shape[axis]
+    widths = [(0, missing if k == axis else 0) for k in range(x.ndim)]
+    return np.pad(part, widths) if missing else part
+
+
+def _put_together(plan: Plan, sizes: tuple[int, int], parts: dict[tuple[int, int], Any]) -> Any:
+    """The matrices of all samples from those of tiles, as `_tiled` does in a program."""
+    trees = {
+        at: jax.tree.flatten(part, is_leaf=functools.partial(_is, _Result))
+        for at, part in parts.items()
+    }
+    (frames, structure) = trees[0, 0]
+    outs = [
+        {name: np.zeros((*sizes, *a.shape[2:]), a.dtype) for name, a in frame.arrays.items()}
+        for frame in frames
+    ]
+    for (i, j), (results, _) in trees.items():
+        for out, result in zip(outs, results):
+            for name, new in result.arrays.items():
+                new = new[: sizes[0] - i, : sizes[1] - j]
+                rows, columns = (slice(k, k + n) for k, n in zip((i, j), new.shape))
+                out[name][rows, columns] = new
+                if plan.coincident and i != j:
+                    out[name][columns, rows] = _mirror(new, result.kernel)
+    filled = [_Result(frame.kernel, out) for frame, out in zip(frames, outs)]
+    return jax.tree.unflatten(structure, filled)
 
 
 def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, int] | None:
@@ -634,4 +734,4 @@ def _mirror(x: Array, kernel: Kernel) -> Array:
     order = [1, 0]
     for axis in range(2, x.ndim):
         order.append(axis if kernel.diagonal_spatial else axis ^ 1)
-    return jnp.transpose(x, order)
+    return x.transpose(order)

@@ -19,6 +19,9 @@ from ntk import jaxprs
 COMPILING = 2**21
 """What it takes to compile one equation, in entries that numpy computes meanwhile: some 1 ms."""
 
+READING = 2**24
+"""What it takes to trace a small network, in entries: some .1 s."""
+
 _EQUATION = 2**10
 """What one equation costs, in entries, however small its result is."""
 
@@ -39,10 +42,14 @@ class Program(NamedTuple):
     limit: float
 
     def __call__(self, *leaves: Any) -> Any:
+        # jnp.asarray would compile a copy for every shape.
+        return jax.device_put(self.arrays(*leaves))
+
+    def arrays(self, *leaves: Any) -> Any:
+        """The result as numpy's arrays."""
         with np.errstate(all="ignore"):
             out = jaxprs.on_numpy(self.jaxpr, [np.asarray(x) for x in leaves])
-        # jnp.asarray would compile a copy for every shape.
-        return jax.tree.unflatten(self.tree, jax.device_put(out))
+        return jax.tree.unflatten(self.tree, out)
 
 
 def program(fn: Callable[..., Any], *args: Any) -> Program:

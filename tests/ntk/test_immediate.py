@@ -1,5 +1,7 @@
 """Small kernels at once: numpy's walk through a program is the program."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,12 +144,98 @@ def test_at_once_and_compiled_are_the_same_numbers(activation, dtype):
             np.testing.assert_allclose(at_once, expected, rtol=0, atol=tolerance)
 
 
+def readings(fn):
+    """How many functions are traced while fn runs."""
+    found = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: found.append(name) if "jaxpr_trace" in name else None
+    )
+    fn()
+    return len(found)
+
+
+NETWORKS = {
+    "dense": (net(), (4,), {}),
+    "convolution": (
+        stax.serial(stax.Conv(1, (3, 3), padding="SAME"), stax.Relu(), stax.Flatten())[2],
+        (4, 4, 2),
+        {},
+    ),
+    "masked": (
+        stax.serial(stax.Conv(1, (3,)), stax.Erf(), stax.GlobalAvgPool(), stax.Dense(1))[2],
+        (6, 2),
+        {"mask_constant": 0.0},
+    ),
+    "pixels": (
+        stax.serial(stax.Conv(1, (3, 2), padding="SAME"), stax.Relu(), stax.Conv(1, (2, 2)))[2],
+        (4, 3, 2),
+        {},
+    ),
+    "batch last": (
+        stax.serial(stax.Dense(1, batch_axis=1, channel_axis=0), stax.Relu())[2],
+        (4,),
+        {},
+    ),
+    "two heads": (
+        stax.serial(stax.Dense(1), stax.FanOut(2), stax.parallel(stax.Relu(), stax.Erf()))[2],
+        (4,),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("sides", [(4, 64), (2, 2)])  # one tile, or several
+@pytest.mark.parametrize("sizes", [(3, None), (5, 2)])
+def test_batches_of_other_sizes_are_evaluated_by_one_program(name, sizes, sides, monkeypatch):
+    monkeypatch.setattr(evaluate, "SMALL_SIDES", sides)
+    kernel_fn, shape, options = NETWORKS[name]
+    kernel_fn = dataclasses.replace(kernel_fn)  # without its programs
+    draw = np.random.default_rng(1).normal
+    one, two = (None if n is None else draw(size=(n, *shape)).astype("f") for n in sizes)
+    if name == "batch last":
+        one, two = (None if x is None else x.T for x in (one, two))
+    if name == "masked":
+        one[:, -1] = 0
+    # A whole kernel is read for the sizes of its own batches.
+    expected = kernel_fn(one, two, None, **options)
+    for get in ("ntk", ("ntk", "nngp"), "nngp"):
+        found = kernel_fn(one, two, get, **options)
+        for k, head in enumerate(found if name == "two heads" else [found]):
+            whole = expected[k] if name == "two heads" else expected
+            for kind in [get] if isinstance(get, str) else get:
+                part = head if isinstance(get, str) else getattr(head, kind)
+                np.testing.assert_allclose(part, getattr(whole, kind), rtol=1e-6, atol=1e-7)
+    assert len(kernel_fn._small) == 2
+
+
+def test_another_size_of_a_known_network_is_not_read_anew():
+    kernel_fn = net(stax.Gelu)
+    x = np.random.default_rng(0).normal(size=(33, 4))
+    whole = kernel_fn(x, None, "ntk")
+    found = []
+    known = readings(lambda: found.extend(kernel_fn(x[:n], None, "ntk") for n in (1, 7, 20)))
+    assert known == 0
+    assert len(kernel_fn._small) == 1
+    for n, part in zip((1, 7, 20), found):
+        np.testing.assert_array_equal(part, whole[:n, :n])
+    assert readings(lambda: kernel_fn(x[:, :3], None, "ntk")) > 0  # the count counts
+
+
+def test_costly_programs_are_read_for_the_size_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(immediate, "READING", 2**15)
+    kernel_fn, x = net(), jnp.asarray(X)
+    kernel_fn(x, None, "ntk")
+    shared, own = kernel_fn._small.values()
+    assert own.cost < shared.cost / 4
+
+
 def test_what_is_asked_for_often_is_compiled():
     kernel_fn, x = net(), jnp.asarray(X)
     first = kernel_fn(x, None, "ntk")
-    ((program, spent),) = kernel_fn._small.values()
+    (program,), ((key, spent),) = kernel_fn._small.values(), kernel_fn._spent.items()
     assert 0 < spent == program.cost < program.limit < np.inf
-    kernel_fn._small[next(iter(kernel_fn._small))][1] = program.limit
+    kernel_fn._spent[key] = program.limit
     found = []
     assert compilations(lambda: found.append(kernel_fn(x, None, "ntk"))) > 0
     np.testing.assert_allclose(found[0], first, rtol=1e-6)
