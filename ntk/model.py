@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import show
+from ntk import jaxprs, show
 from ntk.arguments import is_key
 from ntk.types import Axes, Family, PRNGKey, PyTree
 
@@ -140,9 +140,16 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
     def init(key: PRNGKey) -> PyTree:
         return module.init(key, *examples, **at_start).get("params", {})
 
-    def state(key: PRNGKey) -> dict:
+    def kept(key: PRNGKey) -> dict:
         variables = module.init(key, *examples, **at_start)
         return {name: value for name, value in variables.items() if name != "params"}
+
+    def state(key: PRNGKey) -> dict:
+        # Only what it depends on is run: statistics that start at 0 and 1 need no forward pass.
+        program, shapes = jax.make_jaxpr(kept, return_shape=True)(key)
+        leaves = jaxprs.evaluate(jaxprs.living(program), [key], lambda *_: None)
+        tree = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return jax.tree.map(lambda s, x: x if is_key(s) else jnp.asarray(x, s.dtype), shapes, tree)
 
     def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         try:

@@ -66,15 +66,23 @@ class _Unknown(Exception):
     """A value that no grid of bits shows."""
 
 
-def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tuple[int, ...]]]:
+def laws(init: Callable) -> tuple[dict[str, Law], dict[str, tuple[int, ...]]]:
     """Law and shape of each parameter by its path.
 
     Args:
-        init: `init(key) -> params`.
-        key: PRNG key; only for initializers that do not act on entries alone (orthogonal ones), which are run.
+        init: `init(key) -> params`; run only where an initializer does not act on entries alone (orthogonal ones).
     """
-    key = jax.random.key(0) if key is None else key
-    closed, shapes = jaxpr_of(init, key, return_shape=True)
+    closed, shapes = jaxpr_of(init, jax.random.key(0), return_shape=True)
+    return laws_of(closed, shapes), {n: tuple(s.shape) for n, s in named_leaves(shapes).items()}
+
+
+def laws_of(closed: jex.ClosedJaxpr, shapes: Any) -> dict[str, Law]:
+    """Law of each parameter by its path.
+
+    Args:
+        closed: the program of `init`.
+        shapes: what it returns, as a tree.
+    """
     named = named_leaves(shapes)
     found, unknown = {}, []
     values = _values(closed, (True,) * len(named))
@@ -85,8 +93,9 @@ def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tup
         except _Unknown:
             unknown.append(name)
     if unknown:
-        found |= _drawn(init, unknown)
-    return {name: found[name] for name in named}, {n: tuple(s.shape) for n, s in named.items()}
+        wanted = [name in unknown for name in named]
+        found |= dict(zip(unknown, _drawn(closed, wanted)))
+    return {name: found[name] for name in named}
 
 
 def _values(closed: jex.ClosedJaxpr, wanted: Sequence[bool], count: int = _GRID) -> list:
@@ -235,16 +244,16 @@ def _other(closed: jex.ClosedJaxpr, place: int) -> Law:
     return Law(mean, variance, "other", tuple(scaled.tolist()))
 
 
-def _drawn(init: Callable, names: list[str]) -> dict[str, Law]:
-    """Laws of parameters that no grid shows, from two draws."""
+def _drawn(closed: jex.ClosedJaxpr, wanted: Sequence[bool]) -> list[Law]:
+    """Laws of the wanted parameters, which no grid shows, from two draws.
 
-    @jax.jit
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = named_leaves(init(key))
-        return {name: drawn[name] for name in names}
-
-    draws = [draw(jax.random.key(seed)) for seed in (0, 1)]
-    return {name: _compared(*(np.asarray(d[name], np.float64) for d in draws)) for name in names}
+    Op by op, so that parameters of one shape are compiled once.
+    """
+    program = jaxprs.living(closed, wanted)
+    keys = [jax.random.key(seed) for seed in (0, 1)]
+    draws = [jaxprs.evaluate(program, [key], lambda *_: None) for key in keys]
+    pairs = [pair for pair, want in zip(zip(*draws), wanted) if want]
+    return [_compared(*(np.asarray(draw, np.float64) for draw in pair)) for pair in pairs]
 
 
 def _compared(one: np.ndarray, two: np.ndarray) -> Law:
