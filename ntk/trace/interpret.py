@@ -199,6 +199,10 @@ def run(
     return [read(a, b) if want else None for a, b, want in atoms]
 
 
+# Of refusals that finite networks do not get past, or that name them already.
+_ADVISED = ("otherwise=", "width^", "random numbers", "samples", "learning_rates=", "grow with the")
+
+
 def _located(refusal: Refusal, name: str, program: Program) -> Refusal:
     """The refusal with the primitive, the module and the line that it is of."""
     if refusal.located:
@@ -206,6 +210,8 @@ def _located(refusal: Refusal, name: str, program: Program) -> Refusal:
     where = f" of {program.module}" if program.module else ""
     where += f" at {program.line}" if program.line else ""
     text = str(refusal).removeprefix("no infinite-width kernel: ")
+    if not any(word in text for word in _ADVISED):
+        text += '. Or take means over finite networks: otherwise="sample"'
     out = Refusal(f"no infinite-width kernel: {text} ({name}{where})")
     out.located = True
     return out
