@@ -126,6 +126,15 @@ def _kept(net: Any) -> dict:
     return net.state(jax.random.key(0)) if hasattr(net, "state") else {}
 
 
+def _with_kept(net: Any) -> Any:
+    """The network with what it keeps written into it, so that no call computes that again."""
+    if not (hasattr(net, "state") and hasattr(net, "_replace")):
+        return net
+    kept = _kept(net)
+    apply = functools.partial(net.apply, state=kept) if kept else net.apply
+    return net._replace(apply=apply, state=lambda key: {})
+
+
 def _outputs(net: Any, params: PyTree, inputs: Any, **options: Any) -> Any:
     """What a network returns on a batch, or on a tuple of several inputs."""
     given, kept = inputs if isinstance(inputs, tuple) else (inputs,), _kept(net)
@@ -307,6 +316,7 @@ def _train(
 ) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
     inputs, targets = (jax.tree.map(_as_array, part) for part in batch)
+    net = _with_kept(net)
 
     def outputs(params: PyTree, inputs: Any) -> list[jax.Array]:
         return list(features(net, params, inputs).values())

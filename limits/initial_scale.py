@@ -100,9 +100,9 @@ def _own_law(name: str, axes: ParamAxes, widths: Sequence[int], low: _Rms, high:
     """The law nearest to the measurement, if within its error; powers of one fan come before joint ones."""
     if low.value == high.value == 0:
         return "constant"
-    tolerance = _EXACT
-    if low.error is not None and high.error is not None:
-        tolerance = min(0.3, 0.02 + 4 * math.hypot(low.error, high.error))
+    tolerance = min(0.3, 0.02 + 4 * math.hypot(low.error or 0.0, high.error or 0.0))
+    if low.error is None and high.error is None:
+        tolerance = _EXACT
     if low.value > 0 and high.value > 0:
         laws, growth = _laws(axes, widths, 1, 2), high.value / low.value
         errors = {law: abs(math.log(growth / ratio)) for law, ratio in laws.items()}

@@ -69,9 +69,8 @@ class Context:
         self.hows: dict[tuple, tuple] = {}  # by the parameter: what layers of weights sum over
         self.ties: dict[tuple, list[int]] = {}  # by the parameter: its layers of weights
         self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
-        self.origins: dict[
-            int, tuple[Any, str, str]
-        ] = {}  # by id: a body, line and module that made it
+        # by id: a body, and the line and module that made it
+        self.origins: dict[int, tuple[Any, str, str]] = {}
 
     def made(self, values: Sequence[Value | None]) -> None:
         """Notes where in the model values were made: their steps are written where they are first read."""

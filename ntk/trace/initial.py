@@ -250,10 +250,12 @@ def _drawn(closed: jex.ClosedJaxpr, wanted: Sequence[bool]) -> list[Law]:
     Op by op, so that parameters of one shape are compiled once.
     """
     program = jaxprs.living(closed, wanted)
+    outs = [v for v, want in zip(program.jaxpr.outvars, wanted) if want]
     keys = [jax.random.key(seed) for seed in (0, 1)]
-    draws = [jaxprs.evaluate(program, [key], lambda *_: None) for key in keys]
-    pairs = [pair for pair, want in zip(zip(*draws), wanted) if want]
-    return [_compared(*(np.asarray(draw, np.float64) for draw in pair)) for pair in pairs]
+    draws = [jaxprs.values(program, [key], lambda *_: None) for key in keys]
+    return [
+        _compared(*(np.asarray(jaxprs.read(draw, v), np.float64) for draw in draws)) for v in outs
+    ]
 
 
 def _compared(one: np.ndarray, two: np.ndarray) -> Law:

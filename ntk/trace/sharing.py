@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ def jaxpr_of(fn: Callable, *args: Any, **options: Any) -> Any:
 
 
 def _equal_modules_once() -> contextlib.AbstractContextManager:
+    if "flax" not in sys.modules:  # and so no model of it
+        return contextlib.nullcontext()
     from flax import linen
 
     seen: dict[Hashable, _Seen | None] = {}

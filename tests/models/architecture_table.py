@@ -84,7 +84,7 @@ def words(name, right, wrong):
 def rows():
     """{architecture: {column: text}} as the page has them."""
     found = {}
-    for line in PAGE.read_text().splitlines():
+    for line in PAGE.read_text().splitlines() if PAGE.exists() else ():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if line.startswith("| ") and len(cells) == len(COLUMNS) and cells[0] != COLUMNS[0]:
             found[cells[0]] = dict(zip(COLUMNS, cells))
@@ -97,16 +97,14 @@ def row(name):
 
 
 def main(names):
-    """Writes the page; rows of other names than those given stay as they are."""
-    kept = rows() if PAGE.exists() and names else {}
-    lines = [f"| {' | '.join(COLUMNS)} |", "| " + " | ".join(["---"] * len(COLUMNS)) + " |"]
-    for name in architectures.ARCHITECTURES:
-        if name in kept and name not in names:
-            lines.append(f"| {' | '.join(kept[name].values())} |")
-        else:
-            lines.append(row(name))
-            print(lines[-1], flush=True)
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n")
+    """Writes the page, row by row; rows of other names than those given stay as they are."""
+    lines = {name: f"| {' | '.join(kept.values())} |" for name, kept in rows().items()}
+    head = [f"| {' | '.join(COLUMNS)} |", "| " + " | ".join(["---"] * len(COLUMNS)) + " |"]
+    for name in names or architectures.ARCHITECTURES:
+        lines[name] = row(name)
+        print(lines[name], flush=True)
+        body = [lines[n] for n in architectures.ARCHITECTURES if n in lines]
+        PAGE.write_text(HEAD + "\n".join(head + body) + "\n")
 
 
 if __name__ == "__main__":
