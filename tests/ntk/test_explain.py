@@ -1,5 +1,6 @@
 """A derivation as a reader sees it: modules, what each step reads, what is approximated; and refusals with their place."""
 
+import pathlib
 import re
 
 import jax
@@ -37,7 +38,7 @@ class Net(nn.Module):
 
 def line_with(text):
     """Number of the only line of this file that has the text in its code."""
-    lines = open(__file__).read().splitlines()
+    lines = pathlib.Path(__file__).read_text().splitlines()
     (found,) = [k for k, line in enumerate(lines, 1) if text in line and "line_with" not in line]
     return found
 
