@@ -46,17 +46,13 @@ def _outputs(made: Initialised) -> Callable[..., PyTree]:
     return outputs
 
 
-def _state(made: Initialised) -> PyTree:
-    return jax.eval_shape(made.model.state, jax.random.key(0))
-
-
 def _check_outputs_grow(
     made: Sequence[Initialised], example: Any, named: Mapping[str, ParamAxes]
 ) -> None:
     shapes = []
     for one in made:
         inputs = families.example_inputs(example)
-        out = jax.eval_shape(_outputs(one), one.shapes, _state(one), *inputs)
+        out = jax.eval_shape(_outputs(one), one.shapes, one.state, *inputs)
         shapes.append(jax.tree.map(jnp.shape, out))
     if shapes[0] == shapes[1]:
         raise ValueError(
@@ -68,14 +64,14 @@ def _check_outputs_grow(
 
 def _check_scales(made: Initialised, example: Any, readouts: Sequence[str], rule: Rule) -> None:
     """Refuse a readout that the model normalises: the outputs, linear in its scale otherwise, do not depend on it."""
-    outputs, state = _outputs(made), _state(made)
+    outputs = _outputs(made)
     inputs = families.example_inputs(example)
     names, tree = list(families.named_leaves(made.shapes)), jax.tree.structure(made.shapes)
 
     def flat(leaves: list, state: PyTree, *inputs: Any) -> list[Array]:
         return jax.tree.leaves(outputs(tree.unflatten(leaves), state, *inputs))
 
-    program = sharing.jaxpr_of(flat, jax.tree.leaves(made.shapes), state, *inputs).jaxpr
+    program = sharing.jaxpr_of(flat, jax.tree.leaves(made.shapes), made.state, *inputs).jaxpr
     for name in readouts:
         place = names.index(name)
         marks = [k == place for k in range(len(program.invars))]

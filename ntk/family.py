@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import conventions, model
+from ntk import conventions, jaxprs, model
 from ntk.arguments import is_key
 from ntk.model import Network as Network
 from ntk.model import called as called
@@ -91,22 +91,26 @@ class Initialised(NamedTuple):
 
     Attributes:
         model: the functions.
-        program: the program of `init`, a closed jaxpr, in which equal modules share parameters.
+        program: the program of `init`, in which equal modules share parameters.
         shapes: what it returns, a tree of jax.ShapeDtypeStruct.
+        state: shapes of what the model keeps besides parameters.
     """
 
     model: model.Model
-    program: Any
+    program: jaxprs.Program
     shapes: PyTree
+    state: PyTree
 
 
 def initialised(
     family: Family, width: int, example: Any, call: Mapping[str, Any] | None = None
 ) -> Initialised:
     """The family at one width as `Initialised`; arguments as of `network`."""
-    made = _model(family, width, example, call)
-    key = jax.random.key(0)
-    return Initialised(made, *sharing.jaxpr_of(made.network.init, key, return_shape=True))
+    made, key = _model(family, width, example, call), jax.random.key(0)
+    whole, (shapes, state) = sharing.jaxpr_of(made.variables, key, return_shape=True)
+    jaxpr, consts = jaxprs.program_of(whole)
+    outvars = jaxpr.outvars[: len(jax.tree.leaves(shapes))]
+    return Initialised(made, jaxprs.Program(jaxpr.replace(outvars=outvars), consts), shapes, state)
 
 
 def _model(

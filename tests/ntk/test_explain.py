@@ -1,4 +1,4 @@
-"""A derivation as a reader sees it: modules, what each step reads, what is approximated; and refusals with their place."""
+"""A derivation as a reader sees it: modules, what each step reads, what is approximated; refusals with their place."""
 
 import pathlib
 import re
