@@ -24,7 +24,7 @@ from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
 from ntk.types import PRNGKey, PyTree, Shape
 
-Features: TypeAlias = Callable[[Any, PyTree, jax.Array], dict[str, jax.Array]]
+Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 
 
 class CoordinateCheck(NamedTuple):
@@ -74,10 +74,10 @@ class CoordinateCheck(NamedTuple):
         return show.table(self.verdict, rows)
 
 
-def layer_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
+def layer_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Array]:
     """Layer outputs by name, for a model that returns them when called with `features=True`."""
     try:
-        return net.apply(params, inputs, features=True)[1]
+        return _outputs(net, params, inputs, features=True)[1]
     except TypeError as error:
         if "features" not in str(error):
             raise
@@ -87,9 +87,27 @@ def layer_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.
         ) from error
 
 
-def captured_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, jax.Array]:
-    """Outputs of all submodules by path, for any linen module (modules that return one array)."""
-    _, state = net.apply(params, inputs, capture_intermediates=True, mutable=["intermediates"])
+def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Array]:
+    """Outputs of all submodules by path, for any linen module (modules that return one array).
+
+    Args:
+        net: of `parametrize` or `ntk.network`.
+        params: its parameters.
+        inputs: a batch, or a tuple of several inputs.
+
+    Raises:
+        ValueError: the model is not of linen, which alone records what its modules return.
+    """
+    mutable = ["intermediates", *_kept(net)]
+    try:
+        _, state = _outputs(net, params, inputs, capture_intermediates=True, mutable=mutable)
+    except TypeError as error:
+        if "capture_intermediates" not in str(error):
+            raise
+        raise ValueError(
+            "the model does not record what its modules return, as linen modules do: give a function "
+            "features(net, params, inputs) that returns its layers' outputs by name"
+        ) from error
     found = {}
 
     def collect(path: tuple[str, ...], tree: dict) -> None:
@@ -101,6 +119,26 @@ def captured_outputs(net: Any, params: PyTree, inputs: jax.Array) -> dict[str, j
 
     collect((), state["intermediates"])
     return found
+
+
+def _kept(net: Any) -> dict:
+    """What a model keeps besides parameters, as it starts; {} for most."""
+    return net.state(jax.random.key(0)) if hasattr(net, "state") else {}
+
+
+def _with_kept(net: Any) -> Any:
+    """The network with what it keeps written into it, so that no call computes that again."""
+    if not (hasattr(net, "state") and hasattr(net, "_replace")):
+        return net
+    kept = _kept(net)
+    apply = functools.partial(net.apply, state=kept) if kept else net.apply
+    return net._replace(apply=apply, state=lambda key: {})
+
+
+def _outputs(net: Any, params: PyTree, inputs: Any, **options: Any) -> Any:
+    """What a network returns on a batch, or on a tuple of several inputs."""
+    given, kept = inputs if isinstance(inputs, tuple) else (inputs,), _kept(net)
+    return net.apply(params, *given, **({"state": kept} if kept else {}), **options)
 
 
 @strict
@@ -134,7 +172,8 @@ def coordinate_check(
             well below the widths keeps the initial outputs, which shrink with the width, small
             beside the targets; otherwise they bend the first steps.
         widths: at least three; a factor of eight between the extremes makes the fit sharp.
-        batch: (inputs, targets), the same at every step.
+        batch: (inputs, targets), the same at every step; inputs are an array, or a tuple of several. What a model
+            keeps besides parameters (batch statistics) stays as it starts.
         loss: `loss(outputs, targets)`, a scalar.
         key: PRNG key of the initialisations.
         learning_rate: at the base width; large enough to change the activations visibly in a few steps.
@@ -276,9 +315,10 @@ def _train(
     features: Features,
 ) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
-    inputs, targets = (jnp.asarray(part) for part in batch)
+    inputs, targets = (jax.tree.map(_as_array, part) for part in batch)
+    net = _with_kept(net)
 
-    def outputs(params: PyTree, inputs: jax.Array) -> list[jax.Array]:
+    def outputs(params: PyTree, inputs: Any) -> list[jax.Array]:
         return list(features(net, params, inputs).values())
 
     # It runs once: half optimised it compiles twice as fast.
@@ -293,12 +333,12 @@ def _train(
         start: PyTree,
         params: PyTree,
         state: PyTree,
-        inputs: jax.Array,
-        targets: jax.Array,
+        inputs: Any,
+        targets: Any,
         rate: float,
     ) -> tuple:
         def one(start: PyTree, params: PyTree, state: PyTree) -> tuple:
-            gradient = jax.grad(lambda p: loss(net.apply(p, inputs), targets))(params)
+            gradient = jax.grad(lambda p: loss(_outputs(net, p, inputs), targets))(params)
             updates, state = net.optimizer(optimizer, rate).update(gradient, state, params)
             params = optax.apply_updates(params, updates)
             before, after = outputs(start, inputs), outputs(params, inputs)
@@ -308,7 +348,7 @@ def _train(
         return jax.vmap(one)(start, params, state)
 
     @jax.jit
-    def own_change(start: PyTree, params: PyTree, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
+    def own_change(start: PyTree, params: PyTree, inputs: Any, mask: np.ndarray) -> jax.Array:
         def one(start: PyTree, params: PyTree) -> jax.Array:
             leaves, tree = jax.tree.flatten(start)
             mixed = [jnp.where(m, x, y) for m, x, y in zip(mask, jax.tree.leaves(params), leaves)]
@@ -342,12 +382,16 @@ def _train(
     return names, shapes, sizes, changes, owns
 
 
+def _as_array(x: Any) -> Any:
+    return x if is_key(x) else jnp.asarray(x)
+
+
 def _sizes(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(x))) for x in arrays])
 
 
 def _layers(
-    net: Any, params: PyTree, inputs: jax.Array, features: Features
+    net: Any, params: PyTree, inputs: Any, features: Features
 ) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray]:
     """Layer names, shapes of their outputs, and (layers, leaves): whether a parameter is the layer's own.
 
@@ -355,7 +399,7 @@ def _layers(
     """
     found = {}
 
-    def record(params: PyTree, inputs: jax.Array) -> None:
+    def record(params: PyTree, inputs: Any) -> None:
         # Inside an abstract evaluation, because the order of a dict does not survive a transformation.
         found.update({name: x.shape for name, x in features(net, params, inputs).items()})
 

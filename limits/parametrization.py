@@ -120,7 +120,7 @@ def parametrize(
 
     With a base width n_0 the exponents are statements about the network at width m n_0 relative to n_0, where it is
     the model itself. They hold whatever initializer the model uses: how its standard deviation scales by itself is
-    measured between two small widths, and corrected. "standard" therefore changes nothing in a model of fan-in
+    read off its program at two widths, and corrected. "standard" therefore changes nothing in a model of fan-in
     initializers (LeCun, He), and adds the missing m^(-1/2) to a constant standard deviation.
 
     Without one, which only "ntk" allows, the network is the textbook's: each weight is a parameter of unit variance
@@ -173,11 +173,12 @@ def parametrize(
     """
     rule, family = named_rule(rule), families.called(family, call)
     widths = _compared(rule, width, base_width)
-    axes = families.width_axes(family, example, widths=widths, roles=roles)
+    made = {n: families.initialised(family, n, example) for n in dict.fromkeys(widths)}
+    axes = families.axes_of(made, widths, roles)
     named = named_leaves(axes, is_leaf=_is_axes)
-    check_readout(family, example, widths, named, rule)
+    check_readout([made[n] for n in widths], example, named, rule)
     rates = rate_factors(learning_rates, named)
-    net = families.network(family, width, example)
+    net = made[width].model.network
     laws = {}
     if base_width is None or bias_std is not None:
         laws = _initial_laws(net, whole=base_width is None)
@@ -185,7 +186,7 @@ def parametrize(
     if base_width is None:
         factors = {n: _unit(n, named[n], laws[n], bias_std if n in biases else 0) for n in named}
     else:
-        own = own_scales(family, example, widths, named)
+        own = own_scales(made, widths, named)
         factors = {name: _factors(rule, leaf, own[name]) for name, leaf in named.items()}
     depths = _depth_factors(depth_rule, depth, base_depth, branch, branch_last, named)
     factors = {n: _times(_times(factors[n], depths[n]), _learning(rates[n])) for n in named}

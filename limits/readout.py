@@ -11,19 +11,20 @@ from jax.extend import core as jex
 from limits.exponents import Rule
 from ntk import family as families
 from ntk import jaxprs
-from ntk.family import ParamAxes
-from ntk.types import Array, Family, PyTree
+from ntk.family import Initialised, ParamAxes
+from ntk.trace import sharing
+from ntk.types import Array, PyTree
 
 
 def check_readout(
-    family: Family, example: Any, widths: Sequence[int], named: Mapping[str, ParamAxes], rule: Rule
+    made: Sequence[Initialised], example: Any, named: Mapping[str, ParamAxes], rule: Rule
 ) -> None:
     """Refuse outputs of fixed size that no "output" parameter computes, and readouts whose scale does nothing.
 
     Args:
-        family: the family.
+        made: the family at the widths whose shapes are compared; the second is the one at which it is run, if it has
+            to be.
         example: its inputs; without any (plain pairs, NNX) nothing can be checked.
-        widths: of the shapes compared; the second is the one at which the model is run, if it has to be.
         named: {path name: ParamAxes}.
         rule: the Rule.
     """
@@ -31,30 +32,27 @@ def check_readout(
         return
     readouts = [name for name, axes in named.items() if axes.role == "output"]
     if not readouts and not any(axes.role == "tied" for axes in named.values()):
-        _check_outputs_grow(family, example, widths, named)
-    if rule.output.a + rule.output.b != 1 / 2:
-        for name in readouts:
-            _check_scale(family, example, widths[1], name, rule)
+        _check_outputs_grow(made[1:3], example, named)
+    if rule.output.a + rule.output.b != 1 / 2 and readouts:
+        _check_scales(made[1], example, readouts, rule)
 
 
-def _outputs(family: Family, example: Any, width: int) -> tuple[Callable[..., PyTree], PyTree]:
-    """(params, inputs) -> outputs, and the shapes of the parameters."""
-    net = families.network(family, width, example)
+def _outputs(made: Initialised) -> Callable[..., PyTree]:
+    """(params, state, inputs) -> outputs."""
 
-    def outputs(params: PyTree, *inputs: Any) -> PyTree:
-        state = families.initial_state(family, width, example, jax.random.key(0))
-        return net.apply(params, *inputs, **({"state": state} if state else {}))
+    def outputs(params: PyTree, state: PyTree, *inputs: Any) -> PyTree:
+        return made.model.network.apply(params, *inputs, **({"state": state} if state else {}))
 
-    return outputs, jax.eval_shape(net.init, jax.random.key(0))
+    return outputs
 
 
 def _check_outputs_grow(
-    family: Family, example: Any, widths: Sequence[int], named: Mapping[str, ParamAxes]
+    made: Sequence[Initialised], example: Any, named: Mapping[str, ParamAxes]
 ) -> None:
     shapes = []
-    for width in widths[1:3]:
-        outputs, params = _outputs(family, example, width)
-        out = jax.eval_shape(outputs, params, *families.example_inputs(example))
+    for one in made:
+        inputs = families.example_inputs(example)
+        out = jax.eval_shape(_outputs(one), one.shapes, one.state, *inputs)
         shapes.append(jax.tree.map(jnp.shape, out))
     if shapes[0] == shapes[1]:
         raise ValueError(
@@ -64,42 +62,48 @@ def _check_outputs_grow(
         )
 
 
-def _check_scale(family: Family, example: Any, width: int, name: str, rule: Rule) -> None:
+def _check_scales(made: Initialised, example: Any, readouts: Sequence[str], rule: Rule) -> None:
     """Refuse a readout that the model normalises: the outputs, linear in its scale otherwise, do not depend on it."""
-    outputs, params = _outputs(family, example, width)
+    outputs = _outputs(made)
     inputs = families.example_inputs(example)
-    names, tree = list(families.named_leaves(params)), jax.tree.structure(params)
+    names, tree = list(families.named_leaves(made.shapes)), jax.tree.structure(made.shapes)
 
-    def flat(*leaves: Any) -> list[Array]:
-        return jax.tree.leaves(outputs(tree.unflatten(leaves[: len(names)]), *leaves[len(names) :]))
+    def flat(leaves: list, state: PyTree, *inputs: Any) -> list[Array]:
+        return jax.tree.leaves(outputs(tree.unflatten(leaves), state, *inputs))
 
-    place = names.index(name)
-    jaxpr = jax.make_jaxpr(flat)(*jax.tree.leaves(params), *inputs).jaxpr
-    if not _is_transformed(jaxpr, [k == place for k in range(len(jaxpr.invars))])[0]:
-        return
+    program = sharing.jaxpr_of(flat, jax.tree.leaves(made.shapes), made.state, *inputs).jaxpr
+    for name in readouts:
+        place = names.index(name)
+        marks = [k == place for k in range(len(program.invars))]
+        if _is_transformed(program, marks)[0] and _is_scale_free(made, name, flat, inputs):
+            raise ValueError(
+                f"the outputs do not depend on the scale of {name} (weight normalisation): the factors by which "
+                f"{rule.name!r} makes readouts smaller as the width grows would do nothing. Leave the readout without "
+                "normalisation, or let the model multiply its outputs by base_width / width and name the kernel's "
+                f'role: roles={{{name!r}: "scalar"}}'
+            )
+
+
+def _is_scale_free(made: Initialised, name: str, flat: Callable, inputs: Sequence) -> bool:
+    """Whether outputs of a random network do not depend on the scale of a parameter."""
     draw = functools.partial(jax.random.normal, jax.random.key(1))
-    params = families.network(family, width, example).init(jax.random.key(0))
+    params = made.model.network.init(jax.random.key(0))
     leaves = [
-        draw(x.shape, x.dtype) if k == place else x for k, x in enumerate(jax.tree.leaves(params))
+        draw(x.shape, x.dtype) if n == name else x for n, x in families.named_leaves(params).items()
     ]
+    place = list(families.named_leaves(params)).index(name)
     drawn = [draw(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
 
     @jax.jit
-    def sizes(leaves: list, inputs: list) -> list[Array | int]:
+    def sizes(leaves: list, state: PyTree, inputs: list) -> list[Array | int]:
         def at(kernel: Array) -> list[Array]:
-            return flat(*leaves[:place], kernel, *leaves[place + 1 :], *inputs)
+            return flat([*leaves[:place], kernel, *leaves[place + 1 :]], state, *inputs)
 
         values, slopes = jax.jvp(at, (leaves[place],), (leaves[place],))
         return [sum(jnp.sum(x**2) for x in xs) for xs in (values, slopes)]
 
-    value, slope = map(float, sizes(leaves, drawn))
-    if slope <= 1e-6 * value:
-        raise ValueError(
-            f"the outputs do not depend on the scale of {name} (weight normalisation): the factors by which "
-            f"{rule.name!r} makes readouts smaller as the width grows would do nothing. Leave the readout without "
-            "normalisation, or let the model multiply its outputs by base_width / width and name the kernel's role: "
-            f'roles={{{name!r}: "scalar"}}'
-        )
+    value, slope = map(float, sizes(leaves, made.model.state(jax.random.key(0)), drawn))
+    return slope <= 1e-6 * value
 
 
 _POWERS = frozenset(["integer_pow", "square", "pow", "sqrt", "rsqrt", "abs", "reduce_max", "sign"])

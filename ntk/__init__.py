@@ -38,7 +38,7 @@ from ntk.reference import from_neural_tangents
 from ntk.regression import predict, solve
 
 if TYPE_CHECKING:  # at run time they are found when they are asked for, see below
-    from ntk.trace import attention_error, explain, infinite_width, nonlinearities
+    from ntk.trace.limit import attention_error, explain, infinite_width, nonlinearities
 
 __all__ = [
     "Dual",
@@ -83,7 +83,7 @@ _TRACED = ("nonlinearities", "attention_error", "explain", "infinite_width")
 
 def __getattr__(name: str) -> Any:
     if name in _TRACED:
-        return getattr(importlib.import_module("ntk.trace"), name)
+        return getattr(importlib.import_module("ntk.trace.limit"), name)
     raise AttributeError(f"module 'ntk' has no attribute {name!r}")
 
 

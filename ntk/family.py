@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import conventions, model
+from ntk import conventions, jaxprs, model
 from ntk.arguments import is_key
 from ntk.model import Network as Network
 from ntk.model import called as called
 from ntk.model import example_inputs as example_inputs
 from ntk.model import named_leaves as named_leaves
 from ntk.model import path_name as path_name
+from ntk.trace import sharing
 from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
@@ -83,6 +84,33 @@ def initial_state(
     arrays that are not of floating numbers.
     """
     return _model(family, width, example, call).state(key)
+
+
+class Initialised(NamedTuple):
+    """A family at one width, its initialisation traced and not run.
+
+    Attributes:
+        model: the functions.
+        program: the program of `init`, in which equal modules share parameters.
+        shapes: what it returns, a tree of jax.ShapeDtypeStruct.
+        state: shapes of what the model keeps besides parameters.
+    """
+
+    model: model.Model
+    program: jaxprs.Program
+    shapes: PyTree
+    state: PyTree
+
+
+def initialised(
+    family: Family, width: int, example: Any, call: Mapping[str, Any] | None = None
+) -> Initialised:
+    """The family at one width as `Initialised`; arguments as of `network`."""
+    made, key = _model(family, width, example, call), jax.random.key(0)
+    whole, (shapes, state) = sharing.jaxpr_of(made.variables, key, return_shape=True)
+    jaxpr, consts = jaxprs.program_of(whole)
+    outvars = jaxpr.outvars[: len(jax.tree.leaves(shapes))]
+    return Initialised(made, jaxprs.Program(jaxpr.replace(outvars=outvars), consts), shapes, state)
 
 
 def _model(
@@ -164,21 +192,26 @@ def width_axes(
     Raises:
         ValueError: the trees differ between widths, nothing grows, or a parameter is ambiguous.
     """
-    if not isinstance(roles, Mapping | None):
-        raise TypeError(f"roles is {roles!r}; it must be {{pattern of the path: role}}")
-    roles = dict(roles or {})
     if len(set(widths)) < 2:
         raise ValueError(
             f"widths are {widths}; axes show by comparing at least two different widths"
         )
-    key = jax.random.key(0)
-    models = [_model(family, width, example, call) for width in widths]
-    trees = [jax.eval_shape(one.network.init, key) for one in models]
-    shapes = _compare([named_leaves(tree) for tree in trees], widths)
+    made = {width: initialised(family, width, example, call) for width in dict.fromkeys(widths)}
+    return axes_of(made, widths, roles)
+
+
+def axes_of(
+    made: Mapping[int, Initialised], widths: Sequence[int], roles: Mapping[str, Any] | None
+) -> PyTree:
+    """`width_axes` of a family that is initialised at these widths."""
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(f"roles is {roles!r}; it must be {{pattern of the path: role}}")
+    roles = dict(roles or {})
+    shapes = _compare([named_leaves(made[width].shapes) for width in widths], widths)
     _check_patterns(roles, shapes)
-    stacked = conventions.stacked(shapes)
-    axes = [_param_axes(name, shapes, stacked, roles, models[0].fans) for name in shapes]
-    return jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
+    stacked, first = conventions.stacked(shapes), made[widths[0]]
+    axes = [_param_axes(name, shapes, stacked, roles, first.model.fans) for name in shapes]
+    return jax.tree.unflatten(jax.tree.structure(first.shapes), axes)
 
 
 def _compare(leaves: list[dict[str, Any]], widths: Sequence[int]) -> conventions.Shapes:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import show
+from ntk import jaxprs, show
 from ntk.arguments import is_key
 from ntk.types import Axes, Family, PRNGKey, PyTree
 
@@ -41,12 +41,14 @@ class Model(NamedTuple):
     Attributes:
         network: its functions.
         state: `state(key)`, whatever it keeps besides parameters, as a tree; {} for most.
+        variables: `variables(key)`, (parameters, state) in one pass, to be traced.
         fans: {path name: (fan_in, fan_out) axes} of parameters whose layer is known to write them otherwise than
             Flax; None if it writes them as Flax does.
     """
 
     network: Network
     state: Callable[[PRNGKey], dict]
+    variables: Callable[[PRNGKey], tuple[PyTree, PyTree]]
     fans: dict | None = None
 
 
@@ -96,7 +98,9 @@ def read(model: Any, width: int, example: Any) -> Model:
     model, call = model if isinstance(model, Called) else (model, {})
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         init, apply = model
-        return Model(Network(init, _with_keywords(apply, call)), lambda key: {})
+        return Model(
+            Network(init, _with_keywords(apply, call)), lambda key: {}, lambda key: (init(key), {})
+        )
     named = _keywords(model)
     if "key" in named and "rngs" not in named:
         return _from_equinox(model, call)
@@ -137,12 +141,19 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
     examples = example_inputs(example)
     at_start = {k: v for k, v in call.items() if k not in ("rngs", "mutable")}
 
+    def variables(key: PRNGKey) -> tuple[PyTree, dict]:
+        found = module.init(key, *examples, **at_start)
+        return found.get("params", {}), {k: v for k, v in found.items() if k != "params"}
+
     def init(key: PRNGKey) -> PyTree:
-        return module.init(key, *examples, **at_start).get("params", {})
+        return variables(key)[0]
 
     def state(key: PRNGKey) -> dict:
-        variables = module.init(key, *examples, **at_start)
-        return {name: value for name, value in variables.items() if name != "params"}
+        # Only what it depends on is run: statistics that start at 0 and 1 need no forward pass.
+        program, shapes = jax.make_jaxpr(lambda k: variables(k)[1], return_shape=True)(key)
+        leaves = jaxprs.evaluate(jaxprs.living(program), [key], lambda *_: None)
+        tree = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return jax.tree.map(lambda s, x: x if is_key(s) else jnp.asarray(x, s.dtype), shapes, tree)
 
     def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         try:
@@ -153,7 +164,7 @@ def _from_linen(module: Any, example: Any, call: dict) -> Model:
                 f'and mutable=["batch_stats"] where it is updated ({str(error).splitlines()[0]})'
             ) from error
 
-    return Model(Network(init, apply), state)
+    return Model(Network(init, apply), state, variables)
 
 
 def _from_nnx(factory: Callable, call: dict) -> Model:
@@ -173,8 +184,12 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
     def init(key: PRNGKey) -> PyTree:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
+    def variables(key: PRNGKey) -> tuple[PyTree, dict]:
+        _, params, rest = nnx.split(build(key), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
     def state(key: PRNGKey) -> dict:
-        return nnx.to_pure_dict(nnx.split(build(key), nnx.Param, ...)[-1])
+        return variables(key)[1]
 
     def apply(
         params: PyTree,
@@ -194,7 +209,7 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
             return outputs
         return outputs, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[-1])
 
-    return Model(Network(init, apply), state)
+    return Model(Network(init, apply), state, variables)
 
 
 def _is_equinox(model: Any) -> bool:
@@ -231,6 +246,9 @@ def _from_equinox(factory: Callable, call: dict) -> Model:
     def state(key: PRNGKey) -> PyTree:
         return arrays(build(key)) if kept else {}
 
+    def variables(key: PRNGKey) -> tuple[PyTree, PyTree]:
+        return init(key), state(key)
+
     def apply(params: PyTree, *inputs: Any, state: PyTree | None = None, **kwargs: Any) -> Any:
         if kept and not state:
             raise ValueError(
@@ -240,7 +258,7 @@ def _from_equinox(factory: Callable, call: dict) -> Model:
         axes = tuple(0 if jnp.ndim(x) else None for x in inputs)
         return jax.vmap(lambda *x: model(*x, **{**call, **kwargs}), axes)(*inputs)
 
-    return Model(Network(init, apply), state, _equinox_fans(whole))
+    return Model(Network(init, apply), state, variables, _equinox_fans(whole))
 
 
 _LEADING_OUTPUTS = {"weight": 2, "weight_ih": 2, "weight_hh": 2, "bias": 1, "bias_n": 1}

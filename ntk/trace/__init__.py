@@ -3,8 +3,3 @@
 A family is traced at two widths (`interpret`), each of its primitives becomes a step on Gaussian processes
 (`rules` and the modules of `ops` that it lists), and the steps are evaluated on data (`kernels`).
 """
-
-from ntk.trace.explanation import Explanation
-from ntk.trace.limit import attention_error, explain, infinite_width, nonlinearities
-
-__all__ = ["Explanation", "attention_error", "explain", "infinite_width", "nonlinearities"]

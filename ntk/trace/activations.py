@@ -82,7 +82,8 @@ def known(function: Function) -> Known:
         found = find(f, y, function.tree)
         if found is not None:
             return found
-    return Known(hermite.dual(function), f"{name_of(function.tree)} (Hermite series)")
+    name = _public_name(y) or name_of(function.tree)
+    return Known(hermite.dual(function), f"{name} (Hermite series)")
 
 
 def expectation(dual: Dual) -> Elementwise:
@@ -222,6 +223,31 @@ def _wave(f: Callable, y: np.ndarray) -> Known | None:
     if not _same(y, a * np.sin(b * _X + c)):
         return None
     return Known(closed_forms.sine(a, b, c), f"{a:.4g} sin({b:.4g} x + {c:.4g})")
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, 0)
+
+
+_PUBLIC: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu(x), by tanh": lambda x: (
+        x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "silu(x)": lambda x: x * _sigmoid(x),
+    "sigmoid(x)": _sigmoid,
+    "softplus(x)": _softplus,
+    "elu(x)": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "mish(x)": lambda x: x * np.tanh(_softplus(x)),
+}
+
+
+def _public_name(y: np.ndarray) -> str | None:
+    """What `jax.nn` calls a function of these values."""
+    return next((name for name, f in _PUBLIC.items() if _same(y, f(_X), _SINGLE)), None)
 
 
 def name_of(tree: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,25 @@ class Context:
         self.hows: dict[tuple, tuple] = {}  # by the parameter: what layers of weights sum over
         self.ties: dict[tuple, list[int]] = {}  # by the parameter: its layers of weights
         self.copied: dict[int, tuple] = {}  # by the process whose units a process tells apart
+        # by id: a body, and the line and module that made it
+        self.origins: dict[int, tuple[Any, str, str]] = {}
+
+    def made(self, values: Sequence[Value | None]) -> None:
+        """Notes where in the model values were made: their steps are written where they are first read."""
+        for value in values:
+            if value is not None:
+                origin = (value.body, self.program.line, self.program.module)
+                self.origins.setdefault(id(value.body), origin)
+
+    @contextlib.contextmanager
+    def origin(self, body: Any) -> Iterator[None]:
+        """Steps that are written inside belong to where the body was made."""
+        program, (line, module) = self.program, (self.program.line, self.program.module)
+        _, program.line, program.module = self.origins.get(id(body), (body, line, module))
+        try:
+            yield
+        finally:
+            program.line, program.module = line, module
 
     # --- numbers ------------------------------------------------------------------------------------
 

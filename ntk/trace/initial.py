@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from ntk import jaxprs
 from ntk.family import named_leaves
@@ -66,30 +65,41 @@ class _Unknown(Exception):
     """A value that no grid of bits shows."""
 
 
-def laws(init: Callable, key: Any = None) -> tuple[dict[str, Law], dict[str, tuple[int, ...]]]:
+def laws(init: Callable) -> tuple[dict[str, Law], dict[str, tuple[int, ...]]]:
     """Law and shape of each parameter by its path.
 
     Args:
-        init: `init(key) -> params`.
-        key: PRNG key; only for initializers that do not act on entries alone (orthogonal ones), which are run.
+        init: `init(key) -> params`; run only where an initializer does not act on entries alone (orthogonal ones).
     """
-    key = jax.random.key(0) if key is None else key
-    closed, shapes = jaxpr_of(init, key, return_shape=True)
+    closed, shapes = jaxpr_of(init, jax.random.key(0), return_shape=True)
+    return laws_of(jaxprs.program_of(closed), shapes), {
+        n: tuple(s.shape) for n, s in named_leaves(shapes).items()
+    }
+
+
+def laws_of(program: jaxprs.Program, shapes: Any) -> dict[str, Law]:
+    """Law of each parameter by its path.
+
+    Args:
+        program: of `init`.
+        shapes: what it returns, as a tree.
+    """
     named = named_leaves(shapes)
     found, unknown = {}, []
-    values = _values(closed, (True,) * len(named))
+    values = _values(program, (True,) * len(named))
     for place, (name, value) in enumerate(zip(named, values)):
         try:
             value = _entry(value)
-            found[name] = _law(value) or _other(closed, place)
+            found[name] = _law(value) or _other(program, place)
         except _Unknown:
             unknown.append(name)
     if unknown:
-        found |= _drawn(init, unknown)
-    return {name: found[name] for name in named}, {n: tuple(s.shape) for n, s in named.items()}
+        wanted = [name in unknown for name in named]
+        found |= dict(zip(unknown, _drawn(program, wanted)))
+    return {name: found[name] for name in named}
 
 
-def _values(closed: jex.ClosedJaxpr, wanted: Sequence[bool], count: int = _GRID) -> list:
+def _values(program: jaxprs.Program, wanted: Sequence[bool], count: int = _GRID) -> list:
     """Wanted outputs of a program of keys: a scalar for a constant array, a draw, or what they are unknown by."""
 
     def rule(equation: Any, args: list) -> list:
@@ -100,8 +110,8 @@ def _values(closed: jex.ClosedJaxpr, wanted: Sequence[bool], count: int = _GRID)
         except _Unknown as unknown:
             return [unknown] * len(equation.outvars)
 
-    env = jaxprs.values(jaxprs.living(closed, wanted), [_Key()], rule)
-    return [jaxprs.read(env, v) if want else None for v, want in zip(closed.jaxpr.outvars, wanted)]
+    env = jaxprs.values(jaxprs.living(program, wanted), [_Key()], rule)
+    return [jaxprs.read(env, v) if want else None for v, want in zip(program.jaxpr.outvars, wanted)]
 
 
 def _results(eqn: Any, args: list, count: int) -> list:
@@ -177,7 +187,8 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
     """Entries of the known laws on the grid, and their exact variances (mean zero)."""
 
     def values(draw: Callable) -> np.ndarray:
-        (out,) = _values(jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0)), (True,))
+        program = jaxprs.program_of(jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0)))
+        (out,) = _values(program, (True,))
         return np.asarray(out.grid, np.float64)
 
     density = math.exp(-2) / math.sqrt(2 * math.pi)
@@ -221,10 +232,10 @@ def _fitted(value: np.ndarray) -> Law | None:
     return None
 
 
-def _other(closed: jex.ClosedJaxpr, place: int) -> Law:
+def _other(program: jaxprs.Program, place: int) -> Law:
     """A law without a name, from its values on a finer grid; mean and variance to about 1e-4."""
-    wanted = [k == place for k in range(len(closed.jaxpr.outvars))]
-    value = _values(closed, wanted, _FINE)[place]
+    wanted = [k == place for k in range(len(program.jaxpr.outvars))]
+    value = _values(program, wanted, _FINE)[place]
     grid = np.sort(np.asarray(value.grid, np.float64))
     mean, variance = float(grid.mean()), float(grid.var())
     coarse = float(np.var(grid[_FINE // 64 :: _FINE // 32]))
@@ -235,16 +246,18 @@ def _other(closed: jex.ClosedJaxpr, place: int) -> Law:
     return Law(mean, variance, "other", tuple(scaled.tolist()))
 
 
-def _drawn(init: Callable, names: list[str]) -> dict[str, Law]:
-    """Laws of parameters that no grid shows, from two draws."""
+def _drawn(whole: jaxprs.Program, wanted: Sequence[bool]) -> list[Law]:
+    """Laws of the wanted parameters, which no grid shows, from two draws.
 
-    @jax.jit
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = named_leaves(init(key))
-        return {name: drawn[name] for name in names}
-
-    draws = [draw(jax.random.key(seed)) for seed in (0, 1)]
-    return {name: _compared(*(np.asarray(d[name], np.float64) for d in draws)) for name in names}
+    Op by op, so that parameters of one shape are compiled once.
+    """
+    program = jaxprs.living(whole, wanted)
+    outs = [v for v, want in zip(program.jaxpr.outvars, wanted) if want]
+    keys = [jax.random.key(seed) for seed in (0, 1)]
+    draws = [jaxprs.values(program, [key], lambda *_: None) for key in keys]
+    return [
+        _compared(*(np.asarray(jaxprs.read(draw, v), np.float64) for draw in draws)) for v in outs
+    ]
 
 
 def _compared(one: np.ndarray, two: np.ndarray) -> Law:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from ntk.trace.context import Context
 from ntk.trace.coordinates import NumberArray, Refusal, Table, Value, Weight
 from ntk.trace.ops.shapes import row, stacked
 from ntk.trace.rules import read as read_primitive
+from ntk.trace.steps import Program
 
 
 @functools.cache
@@ -50,6 +52,24 @@ def line_of(equation: Any) -> str:
         if name and not _is_library(name):
             return f"{name}:{getattr(frame, 'line_num', '?')}"
     return ""
+
+
+_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")
+_MODULE = re.compile(r"[\w.-]+")
+
+
+def module_of(equation: Any, outer: str = "") -> str:
+    """Path of the module that an equation came from, as the scopes of Flax (`jax.named_scope`) tell.
+
+    Args:
+        equation: of a program, which knows the scopes inside of it.
+        outer: path of the module that holds the program.
+    """
+    stack = str(getattr(getattr(equation, "source_info", None), "name_stack", ""))
+    while _TRANSFORMED.search(stack):  # vmap(Dense_0)
+        stack = _TRANSFORMED.sub(r"\1", stack)
+    parts = [part for part in stack.split("/") if _MODULE.fullmatch(part)]
+    return "/".join(filter(None, [outer, *parts]))
 
 
 def trace(
@@ -118,6 +138,7 @@ def run(
     one_alive, two_alive = (jaxprs.alive(p.jaxpr, wanted).equations for p in programs)
     if len(one_alive) != len(two_alive):
         raise Refusal("the program of the model differs between widths: it must not depend on it")
+    inside = context.program.module  # scopes of an inner program begin anew
     used = {v for eqn, _ in one_alive for v in eqn.invars if not isinstance(v, jex.Literal)}
     used |= {v for v, want in zip(first.outvars, wanted) if want and not isinstance(v, jex.Literal)}
     pairs = list(zip(first.constvars, consts1, consts2))
@@ -142,8 +163,9 @@ def run(
             raise Refusal(
                 f"the program of the model differs between widths ({name}, {two.primitive.name})"
             )
-        outer = context.program.line
-        context.program.line = line_of(one) or outer
+        outer = context.program.line, context.program.module
+        context.program.line = line_of(one) or outer[0]
+        context.program.module = module_of(one, inside)
         values = [read(a, b) for a, b in zip(one.invars, two.invars)]
         given = [constant(a, b) for a, b in zip(one.invars, two.invars)]
         fixed_ones = [c for c in given if c is not None]
@@ -163,10 +185,11 @@ def run(
                 # What is used reads all of its operands.
                 outs = read_primitive(context, one, two, [v for v in values if v is not None])
         except Refusal as refusal:
-            raise _located(refusal, name, context.program.line) from None
+            raise _located(refusal, name, context.program) from None
         except ax.Mismatch as mismatch:
-            raise _located(Refusal(str(mismatch)), name, context.program.line) from None
-        context.program.line = outer
+            raise _located(Refusal(str(mismatch)), name, context.program) from None
+        context.made(outs)
+        context.program.line, context.program.module = outer
         env.update(zip(one.outvars, outs))
     if found is not None:
         for k, ends in enumerate(zip(first.outvars, second.outvars)):
@@ -176,11 +199,19 @@ def run(
     return [read(a, b) if want else None for a, b, want in atoms]
 
 
-def _located(refusal: Refusal, name: str, line: str) -> Refusal:
+# Of refusals that finite networks do not get past, or that name them already.
+_ADVISED = ("otherwise=", "width^", "random numbers", "samples", "learning_rates=", "grow with the")
+
+
+def _located(refusal: Refusal, name: str, program: Program) -> Refusal:
+    """The refusal with the primitive, the module and the line that it is of."""
     if refusal.located:
         return refusal
-    where = f" at {line}" if line else ""
+    where = f" of {program.module}" if program.module else ""
+    where += f" at {program.line}" if program.line else ""
     text = str(refusal).removeprefix("no infinite-width kernel: ")
+    if not any(word in text for word in _ADVISED):
+        text += '. Or take means over finite networks: otherwise="sample"'
     out = Refusal(f"no infinite-width kernel: {text} ({name}{where})")
     out.located = True
     return out

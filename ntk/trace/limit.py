@@ -293,17 +293,20 @@ def _trace(
     )
     double = jnp.result_type(float) == jnp.float64
     with jax.enable_x64(True):
-        nets = [families.network(family, width, first) for width in WIDTHS]
-        laws = [initial.laws(net.init) for net in nets]
-        parameters = read_parameters(laws, family, first, *assumed)
+        made = [families.initialised(family, width, first) for width in WIDTHS]
+        laws = [initial.laws_of(one.program, one.shapes) for one in made]
+        trees = [_shapes(one.shapes) for one in made]
+        sizes = [
+            {n: tuple(s.shape) for n, s in families.named_leaves(tree).items()} for tree in trees
+        ]
+        parameters = read_parameters(list(zip(laws, sizes)), family, first, *assumed)
         shapes = [
             tuple(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in inputs)
             for batch in BATCHES
         ]
-        trees = [_shapes(net.init) for net in nets]
         context = Context(parameters, attention_samples, double)
         programs = [
-            _program(nets[k], family, width, first, trees[k], shapes[k], batched)
+            _program(made[k].model.network, family, width, first, trees[k], shapes[k], batched)
             for k, width in enumerate(WIDTHS)
         ]
         try:
@@ -313,8 +316,7 @@ def _trace(
             raise NoRule(str(refusal)) from None
 
 
-def _shapes(init: Callable) -> Any:
-    tree = jax.eval_shape(init, jax.random.key(0))
+def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), tree)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -35,8 +36,8 @@ def jaxpr_of(fn: Callable, *args: Any, **options: Any) -> Any:
 
     Modules are equal if their class and all their fields are, and if they are called on equal shapes. The first is
     traced as it stands. The others are calls of one jitted function of their own parameters; where they are
-    initialised, they get the parameters of the first, which have the same laws. Exempt are modules that hold others,
-    that keep more than parameters, and that ask for their name or surroundings.
+    initialised, they get the parameters of the first, which have the same laws, and what else it keeps. Exempt are
+    modules that hold others, that change what they keep, and that ask for their name or surroundings.
     """
     # An error may come of modules that hand out results by the way: tried again as it stands, or shown by it.
     with contextlib.suppress(Exception), _equal_modules_once():
@@ -45,6 +46,8 @@ def jaxpr_of(fn: Callable, *args: Any, **options: Any) -> Any:
 
 
 def _equal_modules_once() -> contextlib.AbstractContextManager:
+    if "flax" not in sys.modules:  # and so no model of it
+        return contextlib.nullcontext()
     from flax import linen
 
     seen: dict[Hashable, _Seen | None] = {}
@@ -71,7 +74,7 @@ def _equal_modules_once() -> contextlib.AbstractContextManager:
         out = next_fn(*args, **kwargs)
         special = asked.pop()
         asked[-1] |= special
-        if key is not None and not special and set(module.variables) <= {"params"}:
+        if key is not None and not special:
             function = _function(module, args, kwargs)
             if seen.get(key, ()) is not None:  # None is for what failed
                 seen[key] = _Seen(module.variables, out, function, module.scope.trace_level)
@@ -111,8 +114,9 @@ def _again(module: Any, seen: _Seen, arrays: list) -> Any:
     """The result of a module that is equal to an earlier one."""
     if not module.is_initializing():
         return seen.function(module.variables, *arrays)
-    for name, value in seen.variables.get("params", {}).items():
-        module.put_variable("params", name, value)
+    for collection, variables in seen.variables.items():
+        for name, value in variables.items():
+            module.put_variable(collection, name, value)
     return jax.tree.map(lambda x: x, seen.out)
 
 

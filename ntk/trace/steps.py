@@ -78,12 +78,13 @@ class Kind(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a reader is told of a step: layer, axes, parameters, activation."""
+    """What a reader is told of a step: layer, axes, parameters, activation, module and line of the model."""
 
     text: str = ""
     axes: str = ""
     parameters: tuple[str, ...] = ()
     line: str = ""
+    module: str = ""
 
 
 _NOTHING = Note()
@@ -101,6 +102,7 @@ class Program:
         definitions: the sum that a process was sealed from, by its index.
         drawn: arrays of numbers that depend on random scores of attention, with the steps of these scores.
         line: line of the model that is being read.
+        module: path of the module that is being read, as far as the model says.
         joint: whether some layer has the weights of another, so that covariances of all processes are computed.
         cut: whether some layer's units were split into parts.
         groups: the parameter of each layer of weights: layers with one parameter are correlated.
@@ -114,6 +116,7 @@ class Program:
         self.definitions: dict[int, Linear] = {}
         self.drawn: dict[int, frozenset[int]] = {}
         self.line = ""
+        self.module = ""
         self.joint = False
         self.cut = False
         self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
@@ -128,7 +131,7 @@ class Program:
         if self._drawn_of(inputs) and not averages:
             raise Refusal(DRAWN)
         self.steps.append(Step(op, tuple(inputs)))
-        self.notes.append(note._replace(line=self.line))
+        self.notes.append(note._replace(line=self.line, module=self.module))
         return len(self.steps) - 1
 
     def numbers(self, op: NamedTuple, inputs: Sequence) -> int:

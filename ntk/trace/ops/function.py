@@ -80,6 +80,11 @@ class Functions(NamedTuple):
 
 def process_of(context: Context, body: Any) -> Ref:
     """The body as one process: the moments of a function, or of a sum."""
+    with context.origin(body):
+        return _process_of(context, body)
+
+
+def _process_of(context: Context, body: Any) -> Ref:
     if isinstance(body, Pieces):
         return side_by_side(context, body, [process_of(context, part) for part, _ in body.parts])
     if any(ref.process.index in context.fluctuations for ref in refs_of(body)):
@@ -325,7 +330,8 @@ def needs(op: Functions, own: Need) -> Need:
 
 def words(op: Any, note: Note) -> tuple[str, str]:
     """For a reader."""
-    return " + ".join(described(term) for term in op.terms), "E[f(u) f(v)]"
+    terms = [text for text in map(described, op.terms) if text != "0"]
+    return " + ".join(terms) or "0", "E[f(u) f(v)]"
 
 
 def _is_straight(term: Summand) -> bool:

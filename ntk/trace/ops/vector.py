@@ -70,7 +70,7 @@ def as_random(context: Context, value: Value) -> Value:
     key = (of, sizes)
     if key not in context.sources:
         note = Note(
-            "parameter", parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
+            weight.name, parameters=(weight.name,), axes=" x ".join(map(str, sizes)) or "unit"
         )
         context.sources[key] = context.program.add(Vector(variance, factor, sizes, law), (), note)
         known = {"variance": variance, "mean": mean, "rate": factor, "fixed": law != NORMAL}

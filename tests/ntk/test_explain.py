@@ -1,0 +1,149 @@
+"""A derivation as a reader sees it: modules, what each step reads, what is approximated; refusals with their place."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import ntk
+
+X = jax.ShapeDtypeStruct((1, 5), jnp.float32)
+SEQUENCE = jax.ShapeDtypeStruct((1, 4, 3), jnp.float32)
+NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Block(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.width, kernel_init=NORMAL, name="inside")(x)
+        h = nn.silu(h)
+        return x + nn.Dense(self.width, kernel_init=NORMAL, name="outside")(h)
+
+
+class Net(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, kernel_init=NORMAL, name="first")(x)
+        x = Block(self.width)(x)
+        return nn.Dense(1, kernel_init=NORMAL, name="last")(x)
+
+
+def line_with(text):
+    """Number of the only line of this file that has the text in its code."""
+    lines = pathlib.Path(__file__).read_text().splitlines()
+    (found,) = [k for k, line in enumerate(lines, 1) if text in line and "line_with" not in line]
+    return found
+
+
+def test_steps_are_named_by_modules_and_lines_and_say_what_they_read():
+    found = ntk.explain(Net, X)
+    rows = [(row.step, row.module, row.operation, row.reads) for row in found.steps]
+    assert rows == [
+        ("0", "first", "data", "data"),
+        ("1", "first", "weights", "0"),
+        ("2", "Block_0/inside", "weights", "1"),
+        ("3", "Block_0", "function", "2"),
+        ("4", "Block_0/outside", "weights", "3"),
+        ("5", "Block_0", "sum", "1, 4"),
+        ("6", "last", "weights", "5"),
+    ]
+    assert found.steps[3].what == "silu(x) (Hermite series)"
+    assert re.search(rf":{line_with('h = nn.silu(h)')}$", found.steps[3].line)
+    assert found.approximations == ()
+    assert "Nothing is approximated" in str(found)
+    assert "Nothing is approximated" in found._repr_html_()
+
+
+def test_modules_of_nnx_are_those_of_their_parameters():
+    class Model(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.first = nnx.Linear(5, width, kernel_init=NORMAL, rngs=rngs)
+            self.last = nnx.Linear(width, 1, kernel_init=NORMAL, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.relu(self.first(x)))
+
+    rows = ntk.explain(lambda width: lambda rngs: Model(width, rngs=rngs), X).steps
+    assert [row.module for row in rows if row.operation == "weights"] == ["first", "last"]
+
+
+def test_a_block_that_repeats_is_shown_once_and_read_as_itself():
+    class Deep(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(self.width, kernel_init=NORMAL)(x)
+            for _ in range(5):
+                x = Block(self.width)(x)
+            return nn.Dense(1, kernel_init=NORMAL)(x)
+
+    rows = ntk.explain(Deep, X).steps
+    repeated = [row for row in rows if row.step.endswith("(x 5)")]
+    assert {row.module.split("/")[0] for row in repeated} == {"Block_0"}
+    steps = {row.step.split()[0] for row in rows}
+    assert all(set(row.reads.split(", ")) <= steps | {"data"} for row in rows)
+
+
+def test_approximations_are_named_with_their_steps():
+    class Attention(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(self.width, name="first")(x))
+            x = nn.MultiHeadDotProductAttention(2, use_bias=False, name="attend")(x, x)
+            return nn.Dense(1, name="last")(x.mean(1))
+
+    found = ntk.explain(Attention, SEQUENCE)
+    law, draws = found.approximations
+    (step,) = [row.step for row in found.steps if "relu" in row.what]
+    assert law.startswith(f"step {step}: functions of sums over few weights that are not normal")
+    (step,) = [row.step for row in found.steps if row.operation == "attention"]
+    assert draws.startswith(f"step {step}: averages over random scores of attention, by 1024 draws")
+    sampled = ntk.explain(Attention, SEQUENCE, attention_samples=64).approximations[1]
+    assert "64 draws (error of the order of 0.1 of" in sampled
+
+
+def test_what_is_sampled_is_approximated():
+    class Gated(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(jnp.sort(nn.Dense(self.width)(x), -1))
+
+    with pytest.raises(ValueError, match=r"not known.*otherwise=\"sample\"") as refusal:
+        ntk.infinite_width(Gated, X)
+    assert re.search(
+        rf"\(sort of Gated at \S+:{line_with('jnp.sort(nn.Dense')}\)", str(refusal.value)
+    )
+    (what,) = ntk.explain(Gated, X, otherwise="sample", networks=2).approximations
+    assert "means over finite networks" in what
+
+
+def test_a_refusal_names_the_module_inside_of_which_it_is():
+    class Pooling(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x.max(1)
+
+    class Pooled(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(Pooling(name="pool")(nn.Dense(self.width)(x)))
+
+    with pytest.raises(
+        ValueError, match=r"\(reduce_max of Pooled/pool at \S+test_explain.py:\d+\)"
+    ):
+        ntk.infinite_width(Pooled, SEQUENCE)
