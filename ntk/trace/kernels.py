@@ -22,6 +22,7 @@ from ntk.trace.laws import Law, Setting, Sides, broadcast, fitted
 from ntk.trace.ops.attention_laws import Attend
 from ntk.trace.ops.dense import Dense
 from ntk.trace.ops.function import Functions, single
+from ntk.trace.ops.several import Several
 from ntk.trace.rules import kind
 from ntk.trace.steps import Step
 from ntk.trace.traced import Loop, Traced
@@ -72,7 +73,7 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
             entries.append(size**2 if index in needs and needs[index].pairs else size)
         return max(entries)
 
-    scored = any(isinstance(step.op, Attend) for step in traced.steps)
+    scored = any(isinstance(step.op, Attend | Several) for step in traced.steps)
     reads = frozenset({"attention_seed"} if scored or _has_entries(traced.steps) else ())
     return KernelFn(
         refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area, reads

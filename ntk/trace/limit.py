@@ -96,7 +96,11 @@ def infinite_width(
     differ from draw to draw, by the order of 1/sqrt(heads)). They are means over `attention_samples` draws, the same
     for every pair of samples; `ntk.attention_error` gives their standard error, and
     `kernel_fn(x1, x2, get, attention_seed=1)` other draws. The error makes a Gram matrix positive semidefinite up to
-    its size only.
+    its size only. Heads of fixed size whose number grows have the same mean, over draws of their queries and keys.
+
+    A function of several activations at once, or of one at several positions (max pooling, maxout, a nonlinearity of a
+    product, an instance norm, a gate that multiplies what it depends on) has the mean over four times as many draws of
+    them, with errors told in the same way. Time and memory grow with the third power of the number of positions.
 
     Args:
         family: a function of the width that returns a linen module, an NNX factory, or (init, apply); see
@@ -112,8 +116,9 @@ def infinite_width(
         roles: roles of parameters that names and shapes cannot tell, see `ntk.width_axes`; they count where fans are
             compared with those at `base_width`.
         batched: whether `apply` takes a batch; False if it takes one example, which `example` is then.
-        attention_samples: draws of random scores for each pair of samples, a power of two; the error falls as
-            1/sqrt(attention_samples), and faster for a few positions.
+        attention_samples: draws of random scores for each pair of samples, a power of two, and a fourth of those of
+            functions of several activations; the error falls as 1/sqrt(attention_samples), and faster for a few
+            positions.
         call: static keywords of every call of the model: `dict(train=False)`.
         otherwise: what to do with a model that has no rule here: "refuse" it, or "sample": take means over random
             finite networks at three widths, carried on to infinite width by a line in 1/width. Where the limit of one
@@ -241,7 +246,7 @@ def attention_error(
     *,
     seeds: int = 4,
 ) -> Array:
-    """Standard error of a kernel that is a mean over draws: of attention scores, first-layer weights, whole networks.
+    """Standard error of a kernel by draws: of attention scores, of activations, of first-layer weights, of networks.
 
     Args:
         kernel_fn: of `infinite_width`.
@@ -252,7 +257,7 @@ def attention_error(
 
     Returns:
         The standard deviation of one estimate, an array like that of `kernel_fn(x1, x2, get)`; zero for a network
-        without random scores whose first layers are normal, or taken by their fourth cumulant. For a kernel by
+        without draws whose first layers are normal, or taken by their fourth cumulant. For a kernel by
         finite networks (`otherwise="sample"`) the standard error of the extrapolated mean, from its own networks.
 
     Raises:

@@ -27,6 +27,7 @@ from ntk.trace.ops import (
     numbers,
     positions,
     reductions,
+    several,
     shapes,
     table,
     vector,
@@ -60,6 +61,7 @@ KINDS: dict[type, Kind] = {
     mix.Mix: mix.KIND,
     numbers.Numbers: numbers.KIND,
     reductions.Mean: reductions.KIND,
+    several.Several: several.KIND,
     table.TableMeans: table.KIND,
     vector.Vector: vector.KIND,
 }
@@ -96,11 +98,6 @@ def read(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
         raise Refusal(
             "random numbers are drawn while the network runs (dropout, or noise): switch them off, as by "
             "deterministic=True"
-        )
-    if name.startswith(("reduce_window", "select_and")) and name != "reduce_window_sum":
-        raise Refusal(
-            "max pooling of activations: its law is that of a whole window at once, for which there is no rule. Use "
-            'nn.avg_pool, or take means over finite networks: otherwise="sample"'
         )
     if name == "fft":
         raise Refusal(

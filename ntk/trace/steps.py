@@ -106,6 +106,7 @@ class Program:
         joint: whether some layer has the weights of another, so that covariances of all processes are computed.
         cut: whether some layer's units were split into parts.
         groups: the parameter of each layer of weights: layers with one parameter are correlated.
+        parts: of sums and functions, the part of its units that each of their inputs is about, by its place.
     """
 
     def __init__(self) -> None:
@@ -120,6 +121,7 @@ class Program:
         self.joint = False
         self.cut = False
         self.groups: dict[int, tuple] = {}  # by the step of a layer of weights: its parameter
+        self.parts: dict[int, dict[int, tuple]] = {}
         self.seals: dict = {}
         self._constants: dict = {}
         self._numbers: dict = {}
@@ -180,7 +182,8 @@ DRAWN = (
 
 CORRELATED = (
     "functions of the same Gaussian at different positions, or of a sum and of its part, meet in one unit; their joint "
-    "law is not followed. Insert a layer of weights (a Dense or Conv) on one of the branches"
+    "law is not followed. Insert a layer of weights (a Dense or Conv) on one of the branches, or take means over "
+    'finite networks: otherwise="sample"'
 )
 
 

@@ -1,7 +1,8 @@
 """Public architectures as families, by name: what users bring, written small.
 
 `ARCHITECTURES[name].family` is a function of the width (a multiple of 16) that returns a linen module, and
-`inputs(name, count, seed)` is a batch for it. The models are in `architectures_vectors`, `_images` and `_sequences`.
+`inputs(name, count, seed)` is a batch for it. The models are in `architectures_vectors`, `_tables`, `_images`,
+`_vision`, `_sequences` and `_tokens`.
 """
 
 import importlib.util
@@ -36,7 +37,7 @@ def _room(name: str) -> Any:
     return sys.modules[full]
 
 
-_ROOMS = [_room(name) for name in ("vectors", "images", "sequences")]
+_ROOMS = [_room(name) for name in ("vectors", "tables", "images", "vision", "sequences", "tokens")]
 _LINEN = _ROOMS[0].linen
 
 ARCHITECTURES = {

@@ -149,8 +149,8 @@ def test_a_deep_transformer_runs_its_blocks_as_a_loop():
 # What is refused
 
 
-def heads_grow(module, x, n):
-    q, k, v = (nn.DenseGeneral((n // 16, 16))(nn.Dense(n)(x)) for _ in range(3))
+def nothing_grows(module, x, n):
+    q, k, v = (nn.DenseGeneral((2, 16))(nn.Dense(n)(x)) for _ in range(3))
     h = jnp.einsum("nhqk,nkhd->nqhd", nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) / 4), v)
     return project(h, n)
 
@@ -186,7 +186,7 @@ def biased(module, x, n):
 
 
 REFUSED = {
-    "heads that grow": (heads_grow, "let the size of a head grow"),
+    "nothing that grows": (nothing_grows, "let the number of units or of heads grow"),
     "activation": (activated, "law of its own"),
     "norm of each head": (normed, "law of its own"),
     "weights of each head": (own_weights, "law of its own"),

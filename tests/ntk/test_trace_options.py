@@ -192,7 +192,7 @@ def bottleneck(module, x, n):
 
 
 def max_pool(module, x, n):
-    return nn.Dense(1)(nn.Dense(n)(x).max(axis=1))
+    return nn.Dense(n)(x).max(axis=-1)
 
 
 def stopped(module, x, n):
@@ -224,7 +224,7 @@ REFUSED = {
         VECTORS,
         "sums over 3 entries, none of them along an axis that grows",
     ),
-    "max pooling": (max_pool, SEQUENCES, "Use average pooling"),
+    "max pooling over units": (max_pool, SEQUENCES, "reduce_max over units"),
     "stopped gradient": (stopped, VECTORS, "gradient of an activation is stopped"),
     "shared parameter": (shared_slope, VECTORS, "PReLU_0/negative_slope is shared by all units"),
     "output that grows": (wide, VECTORS, "the outputs grow with the width"),

@@ -57,12 +57,12 @@ def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Val
         *(second.dims[k] for k in free_right),
     )
     if all(random):
-        if not any(a.infinite for a in gone if a.kind == "unit"):
+        summed = [a for a in gone if a.kind == "unit"]
+        if not summed or not any(a.infinite for a in (*summed, *ax.units(dims))):
             raise Refusal(
-                "a product of two activations, summed over positions or over a fixed number of units: write it as an "
-                "elementwise product, or let the axis grow with the width (of attention, keep the number of heads and "
-                "let the size of a head grow: the kernel is that of many heads then), or take means over finite "
-                'networks: otherwise="sample"'
+                "a product of two activations, summed over positions, or over a fixed number of units while nothing "
+                "else grows: write it as an elementwise product, or let the number of units or of heads grow with the "
+                'width, or take means over finite networks: otherwise="sample"'
             )
         return inner(context, first, second, dims, gone)
     spread = {
@@ -121,7 +121,8 @@ def inner(
 
     Where it is, as for queries and keys with weights of their own, what is left is Gaussian and of the order of the
     square root of the number of units: it vanishes under a factor 1/d, and stays random under 1/sqrt(d). It is one
-    draw per head then, and the mean over heads has a limit (`attend`).
+    draw per head then, and the mean over heads has a limit (`attend`). Over a fixed number of units it stays random
+    too, as a sum of products of Gaussians; here the number of heads grows.
 
     Source: Yang (2019), Tensor Programs I, appendix A; Hron et al. (2020), section 3.
     """
@@ -141,7 +142,8 @@ def inner(
     number, power = ax.growth(gone)
     note = Note("scores", axes=ax.sizes_text(axes))
     where = two_of(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
-    op = Scores(number, where, tuple(a.size[0] for a in axes))
+    few = 0 if any(a.infinite for a in gone) else round(number)
+    op = Scores(number, where, tuple(a.size[0] for a in axes), few)
     inputs = (left.process.index, right.process.index)
     index = _field(context, op, inputs, {(r.process.index, r.part) for r in (left, right)}, note)
     process = context.program.process(index, axes, units, gaussian=True)
@@ -277,9 +279,12 @@ def _draws(context: Context, value: Value) -> Value:
         if c.arrays or any(item[0] != "reshape" for item in ref.maps):
             raise Refusal(DRAWN)
         index = ref.process.index
-        count, where, sizes = context.program.steps[index].op
+        count, where, sizes, few = context.program.steps[index].op
         shape = tuple(a.size[0] for a in ref.axes)
-        draws = Draws(count**0.5 * c.number, where, sizes, shape, code(value.dims, ref.axes))
+        scale = (
+            1.0 if few else count**0.5
+        )  # a draw has variance one for each unit, or is the sum over them
+        draws = Draws(scale * c.number, where, sizes, shape, code(value.dims, ref.axes))
         codes = shape_code(value.dims)
         part = numbers_step(context, Numbers("draws", draws, (), codes), [index])
         context.program.drawn[part] = frozenset([index])

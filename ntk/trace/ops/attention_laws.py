@@ -47,11 +47,13 @@ class Scores(NamedTuple):
         number: of units, to leading order in the width.
         where: places of the axes of queries, and of those of keys, among those of the scores.
         sizes: of the latter.
+        few: number of units, if it does not grow: the size of a head, of which there are more and more. Else 0.
     """
 
     number: float
     where: tuple[tuple[int, ...], tuple[int, ...]]
     sizes: tuple[int, ...]
+    few: int = 0
 
 
 class Draws(NamedTuple):
@@ -101,13 +103,14 @@ class QueriesKeys(NamedTuple):
 
     queries: Law
     keys: Law
+    few: int
 
 
 def scores_pair(
     step: Step, need: Need, means: bool, operands: list, setting: Setting
 ) -> QueriesKeys:
     """What is known of scores: the laws of queries and keys."""
-    return QueriesKeys(*operands)
+    return QueriesKeys(*operands, step.op.few)
 
 
 class Operands(NamedTuple):
@@ -131,8 +134,9 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     attend: Attend = step.op
     kernel = broadcast(operands[0].kernel, setting.samples)
     seed = dict(setting.plan.context).get("attention_seed", 0)
-    one, two = _both_orders(
-        lambda data: _expectations(attend, data, seed, setting.dtype),
+    few = [operands[p].few for p in attend.fields]
+    one, two = both_orders(
+        lambda data: _expectations(attend, data, few, seed, setting.dtype),
         [_data(attend, kernel, operands, side, setting) for side in (0, 1)],
     )
     nngp = (one["nngp"] + _exchanged(two["nngp"])) / 2
@@ -141,14 +145,14 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
         ntk = (ntk + _exchanged(two["ntk"])) / 2
     elif setting.plan.ntk:
         ntk = jnp.zeros((), nngp.dtype)
-    out = _kernel(kernel, attend.out, nngp, ntk, one["within"], two["within"])
+    out = kernel_of(kernel, attend.out, nngp, ntk, one["within"], two["within"])
     new = operands[0].means if means else None
     if new is not None:
         new = tuple(_mean(attend, total["weights"], m) for total, m in zip((one, two), new))
     return Law(fitted(out, need), new)
 
 
-def _both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]:
+def both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]:
     """Draws at the samples of the first batch first, and at those of the second, compiled once if they are as many."""
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), data) for data in datas]
     if shapes[0] != shapes[1]:
@@ -160,7 +164,7 @@ def _both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]
 def _data(attend: Attend, kernel: Kernel, operands: list, side: int, setting: Setting) -> Operands:
     coincident = setting.coincident
     scores = [
-        two_of(blocks(broadcast(law.kernel, setting.samples)) for law in operands[p])
+        two_of(blocks(broadcast(law.kernel, setting.samples)) for law in operands[p][:2])
         for p in attend.fields
     ]
     if side:
@@ -177,11 +181,16 @@ def _exchanged(x: Array) -> Array:
     return jnp.transpose(x, (1, 0, 5, 6, 7, 2, 3, 4))
 
 
-def _expectations(attend: Attend, data: Operands, seed: int, dtype: Any) -> dict[str, Array]:
+def _expectations(
+    attend: Attend, data: Operands, few: list[int], seed: int, dtype: Any
+) -> dict[str, Array]:
     """Means over draws: of W K W'^T between the batches and within the first, of the tangent kernel, and of W."""
     values = data.values
     samples = values.cross.shape[:2]
-    fields = [Field(q, k, *(roots(b, data.coincident) for b in (q, k))) for q, k in data.scores]
+    fields = [
+        Field(q, k, *(roots(b, data.coincident) for b in (q, k)), size)
+        for (q, k), size in zip(data.scores, few)
+    ]
     sizes = [field.sizes for field in fields]
     count = attend.draws // 2  # in both orders
     entries = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
@@ -196,7 +205,7 @@ def _expectations(attend: Attend, data: Operands, seed: int, dtype: Any) -> dict
     second = jax.vmap(jax.vmap(weights(1)))
 
     def part(points: Array) -> dict[str, Array]:
-        ends = itertools.accumulate(5 * a * b for a, b in sizes[:-1])
+        ends = itertools.accumulate(field.normals for field in fields[:-1])
         parts = jnp.split(points, list(ends), 1)
         draws = [draw(field, z) for field, z in zip(fields, parts)]
         w1, d1 = _moved(first, [(d.first, d.direction1) for d in draws], tangents)
@@ -212,11 +221,11 @@ def _expectations(attend: Attend, data: Operands, seed: int, dtype: Any) -> dict
             out["ntk"] = out.get("ntk", 0.0) + _between(d1, values.cross, d2)
         return out
 
-    size = sum(5 * a * b for a, b in sizes)
-    return _mean_of(part, count, chunk, size, seed)
+    size = sum(field.normals for field in fields)
+    return mean_of_draws(part, count, chunk, size, seed)
 
 
-def _mean_of(part: Callable, count: int, chunk: int, size: int, seed: int) -> dict[str, Array]:
+def mean_of_draws(part: Callable, count: int, chunk: int, size: int, seed: int) -> dict[str, Array]:
     """Mean over `count` draws of what `part` sums over a chunk of them."""
     kept = jnp.asarray(low_discrepancy(count, size, seed)) if count * size <= MOST else None
 
@@ -304,7 +313,7 @@ def _inside(w: Array, cov: Array) -> Array:
     return jnp.einsum("snrac,snrcetbf->nraetbf", w, half)
 
 
-def _kernel(
+def kernel_of(
     kernel: Kernel,
     sizes: tuple[int, ...],
     nngp: Array,

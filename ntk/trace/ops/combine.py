@@ -134,6 +134,7 @@ def _combined(program: Program, body: Linear) -> Ref:
         pieces.append(Piece(place, maps, where, c.number, arrays))
     sizes = tuple(a.size[0] for a in axes)
     index = program.add(Combine(len(order), tuple(pieces), sizes), inputs, Note("sum"))
+    program.parts[index] = {place: part for (_, part), place in order.items()}
     bases = frozenset().union(*(bases_of(ref) for ref, _ in body.terms))
     process = program.process(index, axes, units, gaussian=gaussian, bases=bases, averaged=averaged)
     program.definitions[index] = body

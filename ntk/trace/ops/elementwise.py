@@ -24,11 +24,19 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
+from ntk.trace.ops import several
 from ntk.trace.ops.combine import sealed, sealed_as
 from ntk.trace.ops.copies import separated
 from ntk.trace.ops.function import is_linear, process_of
 from ntk.trace.ops.mix import piece_axis, take_units
-from ntk.trace.ops.numbers import Numbers, elementwise_numbers, frozen, numbers_step, reciprocal
+from ntk.trace.ops.numbers import (
+    Numbers,
+    elementwise_numbers,
+    frozen,
+    like,
+    numbers_step,
+    reciprocal,
+)
 from ntk.trace.ops.vector import as_vectors
 from ntk.trace.steps import shape_code
 
@@ -222,12 +230,29 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     if out is None:
         out = algebra.applied_beside_zero(equation.primitive, params, whole, context.custom > 0)
     if out is None:
-        raise Refusal(
-            "a nonlinearity of several activations at once, or of an activation plus numbers that differ between "
-            "samples: its expectation does not factorise. Insert a layer of weights before it, or write it as sums and "
-            'products of functions of one activation each, or take means over finite networks: otherwise="sample"'
-        )
+        return _by_draws(context, equation, whole, dims)
     return out
+
+
+def _by_draws(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
+    """A nonlinearity of several activations at once, or of activations and numbers."""
+    values: list[Value] = []
+    refs: list = []
+    for body, operand in zip(bodies, equation.invars):
+        if is_random(body):
+            refs.append(process_of(context, body))
+            values.append(Value(dims, body))
+            continue
+        if body.power:
+            raise Refusal(f"numbers of size width^{body.power:g} meet activations")
+        refs.append(None)
+        if isinstance(body, Number):
+            constant = context.program.constant(like(body.number, operand.aval, len(dims)))
+            values.append(Value((), NumberArray(constant)))
+        else:
+            values.append(Value(dims, body))
+    name, params = equation.primitive.name, frozen(equation.params)
+    return several.primitive(context, name, params, values, refs, dims).body
 
 
 def _is_zero(body: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 from ntk.activations.closed_forms import Dual
@@ -9,7 +10,7 @@ from ntk.infinite import channels
 from ntk.infinite.inputs import Need
 from ntk.trace import algebra, moments, true_moments
 from ntk.trace import axes as ax
-from ntk.trace.activations import Function, described, expectation, known
+from ntk.trace.activations import Function, described, expectation, known, name_of
 from ntk.trace.axes import Axis, positions
 from ntk.trace.context import Context
 from ntk.trace.coordinates import (
@@ -29,6 +30,7 @@ from ntk.trace.coordinates import (
 from ntk.trace.laws import Law, Setting, fitted, sides_of
 from ntk.trace.ops.combine import sealed
 from ntk.trace.ops.mix import side_by_side
+from ntk.trace.ops.several import by_draws
 from ntk.trace.steps import CORRELATED, FEW, GATES, Kind, Note, Program, Step, code, place_of
 from ntk.types import two_of
 
@@ -95,16 +97,18 @@ def _process_of(context: Context, body: Any) -> Ref:
         if c == Coefficient() and not ref.maps and ref.process.value is None:
             return ref
     body = _one_function(body)
-    summands, inputs, axes, units = summands_of(context.program, body)
+    if is_joint(context.program, algebra.as_terms(body)):
+        return _by_draws(context, body)
+    summands, inputs, axes, units, parts = summands_of(context.program, body)
     key = ("function", summands, tuple(inputs), axes, units)
     if key in context.sources:
         return context.sources[key]
-    _check_tangents(algebra.as_terms(body))
     _check_heads(context, algebra.as_terms(body))
     _check_laws(context, algebra.as_terms(body))
     sizes = tuple(a.size[0] for a in axes)
     note = Note(axes=ax.sizes_text(axes))
     index = context.program.add(Functions(summands, sizes), inputs, note)
+    context.program.parts[index] = parts
     terms = algebra.as_terms(body)
     bases = [bases_of(ref) for t in terms for ref, _ in t.factors]
     linear = is_linear(terms)
@@ -146,15 +150,61 @@ def is_linear(terms: tuple) -> bool:
     return True
 
 
-def _check_tangents(terms: tuple) -> None:
-    for term in terms:
-        for ref, tree in term.factors:
-            if ref.process.averaged and not algebra.is_linear(tree):
-                raise Refusal(
-                    "a nonlinearity acts on a sum of activations one of which was multiplied by a trained parameter "
-                    "(the gain of a norm, a layer scale): its tangent kernel differs between units. Insert a layer of "
-                    "weights, leave out the gain (use_scale=False), or freeze it: learning_rates={'*/scale': 0}"
-                )
+def is_joint(program: Program, terms: tuple) -> bool:
+    """Whether the law of a body is that of several activations at once, or of one that is not Gaussian.
+
+    Of a nonlinearity of what is not Gaussian, or whose tangent kernel differs between units; of products of what is
+    not independent; of functions of one process and of another that it is made of.
+    """
+    if program.joint:
+        return False
+    free = [[(r, tree) for r, tree in t.factors if r.process.value is None] for t in terms]
+    for ref, tree in (factor for factors in free for factor in factors):
+        if ref.maps:
+            return True
+        if (not ref.process.gaussian or ref.process.averaged) and not _is_affine(tree):
+            return True
+    refs = {ref for factors in free for ref, _ in factors}
+    return any(
+        one is not two and one != two and overlap(bases_of(one), bases_of(two))
+        for one, two in itertools.combinations(refs, 2)
+    )
+
+
+def _is_affine(tree: Tree) -> bool:
+    if algebra.is_linear(tree):
+        return True
+    try:
+        polynomial = known(Function(tree)).polynomial
+    except ValueError:  # not finite everywhere, as the root of a variance
+        return False
+    return polynomial is not None and len(polynomial) <= 2
+
+
+def _by_draws(context: Context, body: Any) -> Ref:
+    """A sum of products of functions whose processes depend on one another, as a process."""
+    whole: dict[Ref, Ref] = {}
+    for term in algebra.as_terms(body):
+        for ref, _ in term.factors:
+            if ref.maps:
+                whole[ref] = sealed(context.program, Linear(((ref, Coefficient()),))).terms[0][0]
+    body = Terms(
+        tuple(
+            t._replace(factors=tuple((whole.get(r, r), tree) for r, tree in t.factors))
+            for t in algebra.as_terms(body)
+        )
+    )
+    summands, inputs, axes, _, parts = summands_of(context.program, body, independent=False)
+    op = Functions(summands, tuple(a.size[0] for a in axes))
+    names = dict.fromkeys(name_of(f.tree) for s in summands for f in s.factors)
+    text = f"{', '.join(names)} of activations that depend on one another"
+    return by_draws(
+        context,
+        lambda writer: writer.operation(op, writer.sources(tuple(inputs), parts)),
+        refs_of(body),
+        axes,
+        text,
+    )
 
 
 def _check_laws(context: Context, terms: tuple) -> None:
@@ -181,9 +231,18 @@ def _check_heads(context: Context, terms: tuple) -> None:
 
 
 def summands_of(
-    program: Program, body: Any
-) -> tuple[tuple[Summand, ...], list, tuple[Axis, ...], tuple[Axis, ...]]:
-    """The terms of a body as a step holds them, and the step's inputs, axes and units."""
+    program: Program, body: Any, independent: bool = True
+) -> tuple[tuple[Summand, ...], list, tuple[Axis, ...], tuple[Axis, ...], dict[int, tuple]]:
+    """The terms of a body as a step holds them, and the step's inputs, axes, units and parts of units.
+
+    Args:
+        program: of the trace.
+        body: of activations.
+        independent: whether processes that depend on one another are refused.
+
+    Returns:
+        (terms, inputs, axes of positions, axes of units, {place of a process: part of its units}).
+    """
     terms = algebra.as_terms(sealed(program, body)) if isinstance(body, Linear) else body.terms
     found: dict[Axis, None] = {}
     units: tuple[Axis, ...] = ()
@@ -208,7 +267,8 @@ def summands_of(
         fixed: list[tuple[Ref, Tree]] = []
         for ref, tree in t.factors:
             (fixed if ref.process.value is not None else factors).append((ref, tree))
-        _check_independent(program, [ref for ref, _ in factors])
+        if independent:
+            _check_independent(program, [ref for ref, _ in factors])
         product = None
         for ref, tree in fixed:
             if ref.axes and ref.process.value:
@@ -236,9 +296,9 @@ def summands_of(
         alone = None if product is None else _local(product, inputs)
         out.append(Summand(t.coefficient.number, arrays, tuple(coded), alone))
     refs = {ref for t in terms for ref, _ in t.factors if ref.process.value is None}
-    if not program.joint:
+    if independent and not program.joint:
         _check_independent(program, list(refs))
-    return tuple(out), inputs, axes, units
+    return tuple(out), inputs, axes, units, {place: part for (_, part), place in places.items()}
 
 
 def _check_independent(program: Program, refs: list[Ref]) -> None:

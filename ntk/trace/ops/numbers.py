@@ -86,14 +86,14 @@ def elementwise_numbers(context: Context, equation: Any, values: list[Value], di
     power, bodies = _power(name, equation, bodies)
     codes = shape_code(dims)
     if all(isinstance(b, Number) for b in bodies):
-        args = [_like(b.number, v.aval) for b, v in zip(bodies, equation.invars)]
+        args = [like(b.number, v.aval) for b, v in zip(bodies, equation.invars)]
         out = jaxprs.bind(equation.primitive, equation.params, args)
         return Value(dims, Number(float(out), power))
     inputs, shapes = [], []
     ndim = len(codes)
     for body, operand in zip(bodies, equation.invars):
         if isinstance(body, Number):
-            inputs.append(context.program.constant(_like(body.number, operand.aval, ndim)))
+            inputs.append(context.program.constant(like(body.number, operand.aval, ndim)))
             shapes.append(((False, 1),) * ndim)
         else:
             inputs.append(body.index)
@@ -103,7 +103,7 @@ def elementwise_numbers(context: Context, equation: Any, values: list[Value], di
     return Value(dims, NumberArray(numbers_step(context, op, inputs), power))
 
 
-def _like(number: float, aval: Any, ndim: int = 0) -> np.ndarray:
+def like(number: float, aval: Any, ndim: int = 0) -> np.ndarray:
     """A number as an array of the kind of a variable: an integer, a truth value, or a float."""
     kind = float if jnp.issubdtype(aval.dtype, jnp.floating) else aval.dtype
     return np.full((1,) * ndim, number, kind)
@@ -152,7 +152,7 @@ def on_numbers(context: Context, one: Any, two: Any, values: list[Value]) -> Val
     inputs = []
     for v, operand in zip(values, one.invars):
         if isinstance(v.body, Number):
-            inputs.append(context.program.constant(_like(v.body.number, operand.aval)))
+            inputs.append(context.program.constant(like(v.body.number, operand.aval)))
         else:
             inputs.append(v.body.index)
     if any(v.body.power for v in values):

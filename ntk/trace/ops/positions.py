@@ -23,6 +23,7 @@ from ntk.trace.coordinates import (
     Weight,
     is_random,
 )
+from ntk.trace.ops import several
 from ntk.trace.ops.combine import sealed
 from ntk.trace.ops.elementwise import as_sum, elementwise
 from ntk.trace.ops.function import process_of
@@ -135,6 +136,24 @@ def _windows(context: Context, one: Any, two: Any, values: list[Value]) -> Value
         zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
         return mapped(context, one.primitive.name, frozen(params), [value, zero], 0, tuple(dims))
     return mapped(context, one.primitive.name, frozen(params), [value], 0, tuple(dims))
+
+
+def _largest(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
+    """Max pooling: the largest of each window."""
+    value = values[0]
+    if not is_random(value.body):
+        return on_numbers(context, one, two, values)
+    dims: list[tuple[Axis, ...]] = []
+    for k, (dim, size) in enumerate(zip(value.dims, scaled_shape(one, two))):
+        if ax.extent(dim) == size and not _touches(one, k):
+            dims.append(dim)
+        elif any(a.kind != "position" for a in dim):
+            raise Refusal("max pooling over units or samples: let windows be along positions")
+        else:
+            dims.append(context.fresh_dims([size], "position")[0])
+    ref = process_of(context, value.body)
+    params = frozen(one.params)
+    return several.primitive(context, one.primitive.name, params, [value], [ref], tuple(dims))
 
 
 def _touches(equation: Any, k: int) -> bool:
@@ -325,5 +344,7 @@ READS = {
     "rev": _windows,
     "cumsum": _windows,
     "reduce_window_sum": _windows,
+    "reduce_window_max": _largest,
+    "reduce_window_min": _largest,
     "scatter-add": _scattered,
 }

@@ -29,10 +29,11 @@ from ntk.trace.coordinates import (
     overlap,
 )
 from ntk.trace.laws import Law, Setting, Sides, sides_of
+from ntk.trace.ops import several
 from ntk.trace.ops.copies import separated
 from ntk.trace.ops.dense import Dense
 from ntk.trace.ops.elementwise import elementwise
-from ntk.trace.ops.function import Summand, process_of, summands_of
+from ntk.trace.ops.function import Summand, is_joint, process_of, summands_of
 from ntk.trace.ops.numbers import Numbers, from_axes, frozen, numbers_step, scaled_number
 from ntk.trace.ops.positions import mapped
 from ntk.trace.ops.vector import as_vectors
@@ -132,7 +133,9 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         raise Refusal("activations of different powers of the width are averaged together")
     own = powers.pop()
     body = algebra.scaled(body, Coefficient(1.0, -own))
-    summands, inputs, axes, _ = summands_of(context.program, body)
+    if is_joint(context.program, algebra.as_terms(body)):
+        body = Linear(((process_of(context, body), Coefficient()),))
+    summands, inputs, axes, *_ = summands_of(context.program, body)
     order = code(dims, axes)
     sizes = tuple(a.size[0] for a in axes)
     present = tuple(any(a.kind == "sample" for a in dim) for dim in dims)
@@ -207,11 +210,12 @@ def _reduce_other(context: Context, one: Any, two: Any, values: list[Value]) -> 
             "experts, neighbours or outputs): they stay random at infinite width, and so does the kernel of one "
             'network. otherwise="sample" gives its mean over networks; a softmax of the outputs belongs to the loss'
         )
-    raise Refusal(
-        f"{name} over {reduced} activations (max pooling, maxout): its law is that of all of them at once, for which "
-        "there is no rule. Use average pooling, or a sum, or take means over finite networks: "
-        'otherwise="sample"'
-    )
+    value = values[0]
+    for axis in [a for a in gone if a.kind == "unit"]:
+        value = separated(context, value, axis)
+    kept = tuple(dim for k, dim in enumerate(value.dims) if k not in over)
+    refs = [process_of(context, value.body)]
+    return several.primitive(context, name, frozen(one.params), [value], refs, kept)
 
 
 # --- evaluated -----------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 A score is a sum over many units of a query times a key, so that the scores of one head are Gaussian with covariance
 E[G(x)[a, e] G(x')[c, f]] = K_q(x, x')[a, c] K_k(x, x')[e, f]. With L_q and L_k roots of the covariances of queries and
 keys over the positions of both samples, G = L_q Z L_k^T with Z standard normal has just that covariance; no matrix
-over pairs of positions is formed.
+over pairs of positions is formed. A score that sums over a fixed number of units, the size of a head, is no Gaussian:
+its queries and keys are drawn themselves.
 """
 
 from __future__ import annotations
@@ -157,26 +158,35 @@ class Draw(NamedTuple):
 
 
 class Field(NamedTuple):
-    """Moments and roots of the queries and keys of one field of scores."""
+    """Moments and roots of the queries and keys of one field of scores; `few` units if their number is fixed."""
 
     q: Blocks
     k: Blocks
     q_root: Roots
     k_root: Roots
+    few: int = 0
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Positions of queries and of keys."""
         return self.q.first.shape[-1], self.k.first.shape[-1]
 
+    @property
+    def normals(self) -> int:
+        """Standard normals of one draw."""
+        rows, columns = self.sizes
+        return 3 * self.few * (rows + columns) if self.few else 5 * rows * columns
+
 
 def draw(field: Field, points: Array) -> Draw:
-    """Scores from M points of independent standard normals, (M, 5 T_q T_k).
+    """Scores from M points of independent standard normals, (M, field.normals).
 
     Directions need the right covariance between the samples only, so that signs at the first one serve; their
     products are Hutchinson's estimate of a trace.
     """
-    q, k, q_root, k_root = field
+    if field.few:
+        return _of_few(field, points)
+    q, k, q_root, k_root, _ = field
     rows, columns = field.sizes
     points = points.astype(q.first.dtype)
     z = points[:, : 4 * rows * columns].reshape(-1, 2 * rows, 2 * columns)
@@ -197,6 +207,41 @@ def draw(field: Field, points: Array) -> Draw:
     )
     direction = jnp.broadcast_to(signs[:, None], first.shape)
     return Draw(first, second, direction, functools.reduce(jnp.add, moved))
+
+
+def _of_few(field: Field, points: Array) -> Draw:
+    """Scores that sum over a fixed number of units: queries times keys, G = Q K^T, dG = dQ K^T + Q dK^T."""
+    moved, ends = [], []
+    start = 0
+    points = points.astype(field.q.first.dtype)
+    for b, root in ((field.q, field.q_root), (field.k, field.k_root)):
+        size = b.first.shape[-1]
+        z = points[:, start : start + 2 * size * field.few].reshape(-1, 2 * size, field.few)
+        start += 2 * size * field.few
+        signs = jnp.sign(points[:, start : start + size * field.few]).reshape(-1, size, field.few)
+        start += size * field.few
+        first = jnp.einsum("nab,sbd->snad", root.first, z[:, :size])
+        second = jnp.einsum("nmab,sbd->snmad", root.second, z)
+        ends.append((first, second))
+        if b.tangent is None:
+            moved.append(None)
+            continue
+        direction = jnp.broadcast_to(signs[:, None], first.shape)
+        moved.append((direction, jnp.einsum("nmab,sad->snmbd", b.tangent, signs)))
+
+    def scores(queries: Array, keys: Array) -> Array:
+        return jnp.einsum("...ad,...ed->...ae", queries, keys)
+
+    (q1, q2), (k1, k2) = ends
+    out = [scores(q1, k1), scores(q2, k2)]
+    if all(m is None for m in moved):
+        return Draw(*out)
+    directions: list[Array] = [jnp.zeros_like(g) for g in out]
+    if moved[0] is not None:
+        directions = [d + scores(dq, k) for d, dq, k in zip(directions, moved[0], (k1, k2))]
+    if moved[1] is not None:
+        directions = [d + scores(q, dk) for d, q, dk in zip(directions, (q1, q2), moved[1])]
+    return Draw(*out, *directions)
 
 
 MOST = 2**23
