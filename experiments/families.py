@@ -29,11 +29,12 @@ def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Ca
 
     Raises:
         TypeError: an architecture of `models` lacks one of the fields.
-        ValueError: no such file or name; a class without that field, or with arguments that nobody gives; a module at
-            one width.
+        ValueError: no such file or name, or a name that says no file, or nothing in it; a class without that field,
+            or with arguments that nobody gives; a module at one width.
     """
     fields = dict(fields or {})
     if not is_file(name):
+        _check_architecture(name)
         return models.family(name, **fields, **given)
     file, _, rest = name.rpartition(".py:")
     attribute, _, width = rest.partition(":")
@@ -80,6 +81,20 @@ def for_task(
 def is_file(name: str) -> bool:
     """Whether the name of a model is one in a file."""
     return ".py:" in name
+
+
+def _check_architecture(name: str) -> None:
+    """Refuses what was meant as a model of a file, and does not say which."""
+    if name.endswith(".py"):
+        raise ValueError(
+            f"model {name!r} is a file; say which of its families or classes: {name}:NAME"
+        )
+    module, colon, rest = name.partition(":")
+    if colon or "/" in name:
+        raise ValueError(
+            f"model {name!r} names no file; write {module}.py:{rest or 'NAME'}, the path of the file with its .py and "
+            "the name of a family or class in it, or an architecture of models"
+        )
 
 
 def keywords(text: str) -> dict[str, Any]:

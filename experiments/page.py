@@ -144,6 +144,31 @@ def summary_page(reports: Sequence[tuple[str, Report]]) -> str:
     return _document("All claims", parts)
 
 
+def comparison_page(
+    title: str,
+    addresses: Mapping[str, str],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]], str]],
+    pictures: Sequence[Picture],
+) -> str:
+    """Several runs of one study on one page.
+
+    Args:
+        title: of the page.
+        addresses: run -> address of its own page.
+        tables: title -> (head, rows, note).
+        pictures: the runs' curves over one another.
+    """
+    links = ", ".join(f'<a href="{escape(to)}">{escape(run)}</a>' for run, to in addresses.items())
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{links}</p>",
+        *(_table(name, *table) for name, table in tables.items()),
+        "<h2>Curves</h2>" if pictures else "",
+        *(_figure(picture) for picture in pictures),
+    ]
+    return _document(title, parts)
+
+
 def folders(reports: Sequence[tuple[str, Report]]) -> list[str]:
     """The folder of each run and, of several runs of one study, the keys in which they differ.
 
@@ -156,7 +181,7 @@ def folders(reports: Sequence[tuple[str, Report]]) -> list[str]:
         same = [r.config for _, r in reports if r.manifest["study"] == report.manifest["study"]]
         keys = [key for key in here if any(_value(config, key) != here[key] for config in same)]
         name = address.rpartition("/")[0] or "."
-        values = ", ".join(f"{key} = {_plain(here[key])}" for key in keys)
+        values = ", ".join(f"{key} = {plain(here[key])}" for key in keys)
         found.append(f"{name}: {values}" if values else name)
     return found
 
@@ -178,8 +203,13 @@ def readme_row(report: Report) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def study_page(report: Report) -> str:
-    """A study's page of the documentation, in MyST Markdown: its text, every claim as measured, first figure."""
+def study_page(report: Report, about: str) -> str:
+    """A study's page of the documentation, in Markdown: its text, every claim as measured, first figure.
+
+    Args:
+        report: of a run of the study.
+        about: the text of its module, in paragraphs.
+    """
     name = study_name(report)
     command = (
         f"python -m experiments --config={report.manifest['study']}:{report.manifest['variant']}"
@@ -189,11 +219,8 @@ def study_page(report: Report) -> str:
         f"{_cell(report.paper)}",
         f"```\n{command}\n```",
         _verdicts(report),
+        *([escape(about, quote=False)] if about else []),
     ]
-    if name == report.manifest["study"]:  # one of ours, whose module the documentation can read
-        lines.append(
-            f"```{{eval-rst}}\n.. automodule:: experiments.studies.{name}\n   :no-members:\n```"
-        )
     if report.pictures:
         lines.append(f"![{name}](../../figures/{name}.png)")
     table = ["| claim | measured | criterion | verdict |", "| - | - | - | - |"]
@@ -326,13 +353,14 @@ def _differences(differences: Sequence[str]) -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     rows = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(_plain(value))}</dd></div>"
+        f"<div><dt>{escape(key)}</dt><dd>{escape(plain(value))}</dd></div>"
         for key, value in facts.items()
     )
     return f"<dl class=facts>{rows}</dl>"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a configuration in words."""
     if isinstance(value, str):
         return value or "(empty)"
     return json.dumps(value, ensure_ascii=False)

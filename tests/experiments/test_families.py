@@ -144,6 +144,20 @@ def test_a_missing_file_is_named():
         families.load("nowhere.py:family")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my_module:family", "write my_module.py:family"),
+        ("folder/my_module", "write folder/my_module.py:NAME"),
+        ("my_module.py", "my_module.py:NAME"),
+    ],
+)
+def test_a_name_that_says_no_file_or_nothing_in_it_says_what_is_missing(name, words):
+    with pytest.raises(ValueError, match=name) as caught:
+        families.load(name, depth=1)
+    assert words in str(caught.value)
+
+
 def test_keywords_of_a_call():
     assert families.keywords("") == {}
     assert families.keywords("train=False, scale=(1, 2)") == {"train": False, "scale": (1, 2)}

@@ -152,6 +152,7 @@ def test_a_claim_that_is_not_measured_says_why(tmp_path, study):
     assert "NOT MEASURED" in text
     assert "Not measured: fitted: training accuracy < 1" in text
     about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert "\n\nWhat it does, for x &lt; 1.\n\nHow.\n\n" in about
     assert "NOT MEASURED (fitted: training accuracy &lt; 1)" in about
 
 
@@ -367,7 +368,7 @@ def test_nested_keys_are_shown_as_on_the_command_line():
 
 
 def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
-    study.figures = study_figures
+    study.figures, study.__doc__ = study_figures, "What it does, for x < 1.\n\nHow."
     run = write_run(tmp_path / "run")
     readme = tmp_path / "README.md"
     other = "| [Other](docs/studies/other.md) | paper | `other:cpu` | 1 of 1 claims hold |  |"
@@ -383,6 +384,7 @@ def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
     assert text.index(other) < text.index("(docs/studies/tiny.md)")  # another study's line stays
     assert text.count("tiny:smoke") == 1
     about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert "\n\nWhat it does, for x &lt; 1.\n\nHow.\n\n" in about
     assert about.count("| P1 &lt;gap&gt; | 0.5 | &lt;= 1 | holds |") == 1
     picture = (tmp_path / "figures" / "tiny.png").read_bytes()
     assert picture == (run / "figures" / "loss_curves.png").read_bytes()
