@@ -12,7 +12,6 @@ QUICK = {"00_tour"}
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_no_outputs(path):
     cells = nbformat.read(path, as_version=4).cells
