@@ -13,6 +13,7 @@ import pytest
 import limits
 import metrics
 import ntk
+from experiments import tasks
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -32,6 +33,21 @@ def test_what_a_page_shows_runs(page, capsys):
             exec(compile(block, page.name, "exec"), names)
     if page.stem == "mup":
         assert "scale as predicted" in capsys.readouterr().out
+
+
+def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
+    """All but its last block, which is about a training of the reader's own; its data are made fewer."""
+    monkeypatch.chdir(tmp_path)
+    few = tasks.load(tasks.default_config("digits"))
+    few = few._replace(train=type(few.train)(*(leaf[:64] for leaf in few.train)))
+    monkeypatch.setattr(tasks, "load", lambda config: few)
+    *shown, last = blocks(ROOT / "README.md")
+    assert "along_training" in last
+    names = {"__name__": "readme"}
+    for block in shown:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["found"].passed
+    assert names["theta"].shape == (64, 64)
 
 
 NAME = re.compile(r"(?<![\w./])((?:ntk|limits|metrics|models|experiments)(?:\.[A-Za-z_]\w*)+)")
