@@ -13,6 +13,10 @@ import models
 from experiments import settings
 
 
+NEEDED = {"Transformer": {"heads": 4}, "ViT": {"heads": 4, "patch": 4}}
+"""What an architecture of `models` must be given, where a configuration says nothing of it."""
+
+
 def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Callable:
     """The family of a name: a function of the width, as `ntk.family` takes it.
 
@@ -69,12 +73,14 @@ def for_task(
         fields: as in `load`.
         **given: as in `load`.
     """
-    sizes = {"outputs": task.outputs}
+    sizes, fields = {"outputs": task.outputs}, dict(fields or {})
     tokens = {"vocabulary": task.outputs, "context": task.input_shape[0]}
     if is_file(name):
         given = sizes | tokens | given
     else:
         given |= tokens if name == "Transformer" else sizes
+        given = NEEDED.get(name, {}) | given
+    given = {field: value for field, value in given.items() if field not in fields}
     return load(name, fields, **given)
 
 

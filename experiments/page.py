@@ -111,9 +111,12 @@ def run_page(report: Report) -> str:
         _claims(report.claims),
         *(_table(title, *table) for title, table in report.tables.items()),
         "<h2>Figures</h2>" if report.pictures else "",
-        *(_figure(picture) for picture in report.pictures),
+        *(_figure(picture, f"figures/{picture.name}.pdf") for picture in report.pictures),
         "<h2>Repeat it</h2>",
         f"<pre>{escape(command(manifest))}</pre>",
+        '<p>Beside this page: the measurements, <a href="data.nc">data.nc</a> '
+        '(<code>xarray.load_dataset</code>), <a href="claims.json">claims.json</a>, '
+        '<a href="config.json">config.json</a>.</p>',
         "<h2>Configuration</h2>",
         _facts(flatten(report.config)),
         "<h2>Versions, device, time</h2>",
@@ -325,14 +328,16 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note:
     return f"<h2>{escape(title)}</h2><table class=plain>{table}</table>{below}"
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture, pdf: str = "") -> str:
+    """A figure with its caption, and a link to the file of it that a paper takes."""
     data = base64.b64encode(picture.png).decode()
     words = picture.name.replace("_", " ").capitalize()
     wide = " wide" if picture.inches > 7 else ""
+    link = f' <a href="{escape(pdf)}">PDF</a>' if pdf else ""
     return (
         f'<figure><div class="scroll{wide}"><img alt="{escape(words)}: {escape(picture.caption)}" '
         f'width="{picture.inches * 96:.0f}" src="data:image/png;base64,{data}"></div>'
-        f"<figcaption><strong>{escape(words)}.</strong> {escape(picture.caption)}</figcaption></figure>"
+        f"<figcaption><strong>{escape(words)}.</strong> {escape(picture.caption)}{link}</figcaption></figure>"
     )
 
 

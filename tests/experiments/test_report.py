@@ -111,7 +111,9 @@ def test_one_run_gives_a_table_figures_and_a_page_of_its_own(tmp_path, capsys, s
     assert not (tmp_path / "claims.html").exists()
     reader, text = read_page(run_dir / "report.html")
     assert "script" not in reader.tags
-    assert all(address.startswith("data:") for address in reader.addresses)
+    linked = [address for address in reader.addresses if not address.startswith("data:")]
+    assert linked == ["figures/loss_curves.pdf", "data.nc", "claims.json", "config.json"]
+    assert all((run_dir / address).is_file() for address in linked)
     for words in (
         *("A tiny study & its claims", "P1 <gap>", "≤ 1", "fails, as it must", "smoke preset"),
         *(
