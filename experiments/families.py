@@ -12,7 +12,6 @@ from typing import Any
 import models
 from experiments import settings
 
-
 NEEDED = {"Transformer": {"heads": 4}, "ViT": {"heads": 4, "patch": 4}}
 """What an architecture of `models` must be given, where a configuration says nothing of it."""
 
