@@ -45,11 +45,29 @@ for notebook in (ROOT / "notebooks").glob("*.ipynb"):
     shutil.copy2(notebook, TUTORIALS / notebook.name)
 
 
+def gallery():
+    """A page of the first figure of every study, each with a link to what explains it."""
+    lines = ["# Gallery", "The first figure of every study, as its last published run drew it."]
+    for page in sorted((ROOT / "docs" / "studies").glob("*.md")):
+        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        if (ROOT / "figures" / f"{page.stem}.png").exists():
+            lines.append(f"## [{title}](studies/{page.stem}.md)")
+            lines.append(f"![{title}](../figures/{page.stem}.png)")
+    return "\n\n".join(lines) + "\n"
+
+
+(ROOT / "docs" / "gallery.md").write_text(gallery(), encoding="utf-8")
+
+
 def escaped(lines):
-    """Docstrings with their bars and stars as text, such as |y - f(x)| and **kwargs, but for code."""
-    out, literal = [], None
+    """Docstrings with their bars and stars as text, such as |y - f(x)| and **kwargs, but for code and examples."""
+    out, literal, example = [], None, False
     for line in lines:
         indent = len(line) - len(line.lstrip())
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if example:
+            out.append(line)
+            continue
         if literal is not None and line.strip() and indent <= literal:
             literal = None
         if literal is None:

@@ -4,7 +4,7 @@
 
     python -m experiments.card my_module.py:family --data digits
     python -m experiments.card my_module.py:MyNet:hidden --data images.npz --preset smoke
-    python -m experiments.card MLP --data text --config.parts="('axes', 'kernel')"
+    python -m experiments.card Transformer --data text --config.parts="('axes', 'kernel')"
 
 MODEL is an architecture of `models`, a function of the width in a file, or a linen, NNX or Equinox class in a file,
 with the name of its width field. DATA is a task by name (`python -m experiments --list`), an .npz archive, a folder of

@@ -12,6 +12,9 @@ from typing import Any
 import models
 from experiments import files, settings
 
+NEEDED = {"Transformer": {"heads": 4}, "ViT": {"heads": 4, "patch": 4}}
+"""What an architecture of `models` must be given, where a configuration says nothing of it."""
+
 
 def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Callable:
     """The family of a name: a function of the width, as `ntk.family` takes it.
@@ -29,11 +32,12 @@ def load(name: str, fields: Mapping[str, Any] | None = None, **given: Any) -> Ca
 
     Raises:
         TypeError: an architecture of `models` lacks one of the fields.
-        ValueError: no such file or name; a class without that field, or with arguments that nobody gives; a module at
-            one width.
+        ValueError: no such file or name, or a name that says no file, or nothing in it; a class without that field,
+            or with arguments that nobody gives; a module at one width.
     """
     fields = dict(fields or {})
     if not is_file(name):
+        _check_architecture(name)
         return models.family(name, **fields, **given)
     file, _, rest = name.rpartition(".py:")
     attribute, _, width = rest.partition(":")
@@ -68,18 +72,34 @@ def for_task(
         fields: as in `load`.
         **given: as in `load`.
     """
-    sizes = {"outputs": task.outputs}
+    sizes, fields = {"outputs": task.outputs}, dict(fields or {})
     tokens = {"vocabulary": task.outputs, "context": task.input_shape[0]}
     if is_file(name):
         given = sizes | tokens | given
     else:
         given |= tokens if name == "Transformer" else sizes
+        given = NEEDED.get(name, {}) | given
+    given = {field: value for field, value in given.items() if field not in fields}
     return load(name, fields, **given)
 
 
 def is_file(name: str) -> bool:
     """Whether the name of a model is one in a file."""
     return ".py:" in name
+
+
+def _check_architecture(name: str) -> None:
+    """Refuses what was meant as a model of a file, and does not say which."""
+    if name.endswith(".py"):
+        raise ValueError(
+            f"model {name!r} is a file; say which of its families or classes: {name}:NAME"
+        )
+    module, colon, rest = name.partition(":")
+    if colon or "/" in name:
+        raise ValueError(
+            f"model {name!r} names no file; write {module}.py:{rest or 'NAME'}, the path of the file with its .py and "
+            "the name of a family or class in it, or an architecture of models"
+        )
 
 
 def keywords(text: str) -> dict[str, Any]:

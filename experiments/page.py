@@ -111,9 +111,12 @@ def run_page(report: Report) -> str:
         _claims(report.claims),
         *(_table(title, *table) for title, table in report.tables.items()),
         "<h2>Figures</h2>" if report.pictures else "",
-        *(_figure(picture) for picture in report.pictures),
+        *(_figure(picture, f"figures/{picture.name}.pdf") for picture in report.pictures),
         "<h2>Repeat it</h2>",
         f"<pre>{escape(command(manifest))}</pre>",
+        '<p>Beside this page: the measurements, <a href="data.nc">data.nc</a> '
+        '(<code>xarray.load_dataset</code>), <a href="claims.json">claims.json</a>, '
+        '<a href="config.json">config.json</a>.</p>',
         "<h2>Configuration</h2>",
         _facts(flatten(report.config)),
         "<h2>Versions, device, time</h2>",
@@ -144,6 +147,31 @@ def summary_page(reports: Sequence[tuple[str, Report]]) -> str:
     return _document("All claims", parts)
 
 
+def comparison_page(
+    title: str,
+    addresses: Mapping[str, str],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]], str]],
+    pictures: Sequence[Picture],
+) -> str:
+    """Several runs of one study on one page.
+
+    Args:
+        title: of the page.
+        addresses: run -> address of its own page.
+        tables: title -> (head, rows, note).
+        pictures: the runs' curves over one another.
+    """
+    links = ", ".join(f'<a href="{escape(to)}">{escape(run)}</a>' for run, to in addresses.items())
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{links}</p>",
+        *(_table(name, *table) for name, table in tables.items()),
+        "<h2>Curves</h2>" if pictures else "",
+        *(_figure(picture) for picture in pictures),
+    ]
+    return _document(title, parts)
+
+
 def folders(reports: Sequence[tuple[str, Report]]) -> list[str]:
     """The folder of each run and, of several runs of one study, the keys in which they differ.
 
@@ -156,7 +184,7 @@ def folders(reports: Sequence[tuple[str, Report]]) -> list[str]:
         same = [r.config for _, r in reports if r.manifest["study"] == report.manifest["study"]]
         keys = [key for key in here if any(_value(config, key) != here[key] for config in same)]
         name = address.rpartition("/")[0] or "."
-        values = ", ".join(f"{key} = {_plain(here[key])}" for key in keys)
+        values = ", ".join(f"{key} = {plain(here[key])}" for key in keys)
         found.append(f"{name}: {values}" if values else name)
     return found
 
@@ -178,8 +206,13 @@ def readme_row(report: Report) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def study_page(report: Report) -> str:
-    """A study's page of the documentation, in MyST Markdown: its text, every claim as measured, first figure."""
+def study_page(report: Report, about: str) -> str:
+    """A study's page of the documentation, in Markdown: its text, every claim as measured, first figure.
+
+    Args:
+        report: of a run of the study.
+        about: the text of its module, in paragraphs.
+    """
     name = study_name(report)
     command = (
         f"python -m experiments --config={report.manifest['study']}:{report.manifest['variant']}"
@@ -189,11 +222,8 @@ def study_page(report: Report) -> str:
         f"{_cell(report.paper)}",
         f"```\n{command}\n```",
         _verdicts(report),
+        *([escape(about, quote=False)] if about else []),
     ]
-    if name == report.manifest["study"]:  # one of ours, whose module the documentation can read
-        lines.append(
-            f"```{{eval-rst}}\n.. automodule:: experiments.studies.{name}\n   :no-members:\n```"
-        )
     if report.pictures:
         lines.append(f"![{name}](../../figures/{name}.png)")
     table = ["| claim | measured | criterion | verdict |", "| - | - | - | - |"]
@@ -298,14 +328,16 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note:
     return f"<h2>{escape(title)}</h2><table class=plain>{table}</table>{below}"
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture, pdf: str = "") -> str:
+    """A figure with its caption, and a link to the file of it that a paper takes."""
     data = base64.b64encode(picture.png).decode()
     words = picture.name.replace("_", " ").capitalize()
     wide = " wide" if picture.inches > 7 else ""
+    link = f' <a href="{escape(pdf)}">PDF</a>' if pdf else ""
     return (
         f'<figure><div class="scroll{wide}"><img alt="{escape(words)}: {escape(picture.caption)}" '
         f'width="{picture.inches * 96:.0f}" src="data:image/png;base64,{data}"></div>'
-        f"<figcaption><strong>{escape(words)}.</strong> {escape(picture.caption)}</figcaption></figure>"
+        f"<figcaption><strong>{escape(words)}.</strong> {escape(picture.caption)}{link}</figcaption></figure>"
     )
 
 
@@ -326,13 +358,14 @@ def _differences(differences: Sequence[str]) -> str:
 
 def _facts(facts: dict[str, Any]) -> str:
     rows = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(_plain(value))}</dd></div>"
+        f"<div><dt>{escape(key)}</dt><dd>{escape(plain(value))}</dd></div>"
         for key, value in facts.items()
     )
     return f"<dl class=facts>{rows}</dl>"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a configuration in words."""
     if isinstance(value, str):
         return value or "(empty)"
     return json.dumps(value, ensure_ascii=False)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import io
 import os
 import pathlib
@@ -264,7 +265,8 @@ def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
         rows[name] = page.readme_row(report)
         if report.pictures:
             files.replace(pictures / f"{name}.png", report.pictures[0].png)
-        rundir.write_text(pages / f"{name}.md", page.study_page(report))
+        about = inspect.getdoc(import_study(report.manifest["study"])) or ""
+        rundir.write_text(pages / f"{name}.md", page.study_page(report, about))
     lines = [README_HEAD, *(rows[name] for name in sorted(rows))]
     rundir.write_text(path, f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
 

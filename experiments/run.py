@@ -33,6 +33,7 @@ from experiments import (
     files,
     listing,
     loop,
+    page,
     plan,
     programs,
     report,
@@ -97,7 +98,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
         return 0
     programs.keep()
-    with _sinks(options) as sinks:
+    with _sinks(options, config, _folder(config, preset, options.workdir)) as sinks:
         path = run(config, options.workdir, preset, **limits, sinks=sinks, cluster=options.cluster)
     signals.check()
     return report.main([str(path)])
@@ -269,7 +270,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _sinks(options: settings.Options):
+def _sinks(options: settings.Options, config: Any, folder: pathlib.Path):
+    """Where each line of metrics.jsonl goes too; a run of Weights & Biases has the folder's name and every key."""
     sinks: list[Callable[[dict[str, Any]], None]] = []
     with contextlib.ExitStack() as stack:
         if options.tensorboard:
@@ -282,7 +284,10 @@ def _sinks(options: settings.Options):
         if options.wandb:
             wandb = settings.optional("wandb", "tracking")
             try:
-                stack.enter_context(wandb.init(project=options.wandb))
+                keys = page.flatten(config.to_dict())
+                stack.enter_context(
+                    wandb.init(project=options.wandb, name=folder.name, config=keys)
+                )
             except Exception as error:  # no login, no network, no such project
                 raise ValueError(f"Weights & Biases: {_first_line(error)}") from error
             sinks.append(wandb.log)

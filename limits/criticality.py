@@ -111,6 +111,14 @@ def criticality(activation: Activation) -> Criticality:
         Criticality. Looked for in this order: slopes of both signs of z, the fixed point at 0, then a root of
         chi_par = chi_perp with 1e-2 <= K <= 1e4 and C_b >= 0 (the smallest).
 
+    Example:
+        >>> import jax
+        >>> import limits
+        >>> limits.criticality(jax.nn.relu).C_W  # He's initialisation
+        2.0
+        >>> round(limits.criticality(jax.nn.gelu).C_W, 3)
+        1.983
+
     Raises:
         TypeError: no function.
         ValueError: the activation jumps or is constant.

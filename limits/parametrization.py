@@ -162,6 +162,18 @@ def parametrize(
     Returns:
         Parametrized(init, apply, optimizer, summary, ...).
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import limits
+        >>> from flax import linen as nn
+        >>> family = lambda n: nn.Sequential([nn.Dense(n), nn.relu, nn.Dense(n), nn.relu, nn.Dense(3)])
+        >>> net = limits.parametrize(family, "mup", width=256, base_width=64, example=jnp.ones((1, 4)))
+        >>> adam, multiplier = net.lr_scale("adam"), net.multiplier
+        >>> [float(adam[f"layers_{k}"]["kernel"]) for k in (0, 2, 4)]
+        [1.0, 0.25, 1.0]
+        >>> [float(multiplier[f"layers_{k}"]["kernel"]) for k in (0, 2, 4)]
+        [1.0, 1.0, 0.25]
+
     Raises:
         TypeError: an unknown option, with the nearest one; a value of another type.
         ValueError: an unknown rule; a family that is ambiguous, does not grow or reads out with no parameter

@@ -94,6 +94,15 @@ def sharpness(
         precision are taken to single precision first; where the loss itself computes in half precision the
         residual is at least what its rounding costs, about 4 eps times the largest eigenvalue.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import metrics
+        >>> loss = lambda p, batch: (batch * p**2).sum() / 2
+        >>> curvatures = jnp.array([1.0, 5.0, 3.0])
+        >>> top = metrics.sharpness(loss, jnp.ones(3), curvatures, k=2, num_steps=3)
+        >>> [round(float(value), 4) for value in top.value]
+        [5.0, 3.0]
+
     Raises:
         TypeError: loss is no function, k or num_steps no integer.
         ValueError: k or num_steps is out of range, a parameter is not floating point, the loss is

@@ -155,6 +155,15 @@ def fit_power_law(
     Returns:
         PowerLaw; its offset is 0 where none was fitted.
 
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> import metrics
+        >>> widths = np.array([64, 128, 256, 512])
+        >>> law = metrics.fit_power_law(widths, 3 * widths**-0.5, jax.random.key(0))
+        >>> round(float(law.exponent), 4), round(float(law.prefactor), 4)
+        (-0.5, 3.0)
+
     Raises:
         TypeError: x or y are no numbers, key no PRNG key, num_samples no integer, offset no bool.
         ValueError: too few points, shapes that do not match, or values that are not positive and

@@ -67,6 +67,17 @@ def trace(
         Estimate(value, error). Hutchinson's variance is 2 (|A|_F^2 - |diag A|^2) per probe. The error includes
         the rounding of a product in half precision.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import metrics
+        >>> loss = lambda p, batch: (batch * p**2).sum() / 2  # a diagonal Hessian: signs see it exactly
+        >>> curvatures = jnp.array([1.0, 5.0, 3.0])
+        >>> hessian = metrics.operators.hessian(loss)
+        >>> found = metrics.trace(hessian, jnp.ones(3), curvatures, jax.random.key(0))
+        >>> round(float(found.value), 4), round(float(found.error), 4)
+        (9.0, 0.0)
+
     Raises:
         TypeError: product is no function, key no PRNG key, num_probes no integer.
         ValueError: fewer than 2 probes (6 for Hutch++), or more than Hutch++ can use (3 n); the result

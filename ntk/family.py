@@ -189,6 +189,15 @@ def width_axes(
         A tree like the parameters with ParamAxes as leaves (itself a tuple: map over it with
         `is_leaf=lambda x: isinstance(x, ParamAxes)`).
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> import ntk
+        >>> family = lambda n: nn.Sequential([nn.Dense(n), nn.relu, nn.Dense(n), nn.relu, nn.Dense(3)])
+        >>> axes = ntk.width_axes(family, jnp.ones((1, 4)))
+        >>> [axes[f"layers_{k}"]["kernel"].role for k in (0, 2, 4)]
+        ['input', 'hidden', 'output']
+
     Raises:
         ValueError: the trees differ between widths, nothing grows, or a parameter is ambiguous.
     """

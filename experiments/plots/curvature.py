@@ -162,32 +162,40 @@ def _widened(spectrum):
 
 
 @style()
-def edge_of_stability(report: EdgeReport, *, caption: str = "") -> Figure:
+def edge_of_stability(
+    report: EdgeReport, *, steps: Sequence[int] | None = None, caption: str = ""
+) -> Figure:
     """Sharpness over its threshold along training, where it first crosses, and its late mean.
 
     Args:
         report: of `metrics.edge_of_stability`, of one run or several.
+        steps: training steps of the probes; without them they are counted.
         caption: replaces the default one.
     """
     caption = caption or (
-        "Sharpness over the optimizer's threshold (dashed), probe by probe. Dots: the first crossing. "
-        "Right: the late mean with its standard error, bold where training sits at the edge."
+        "Sharpness over the optimizer's threshold (dashed), probe by probe. Dots: the first crossing; triangles: "
+        "probes above the panel. Right: the late mean with its standard error, bold where training sits at the edge."
     )
     made, (ax,) = figure(caption=caption)
     ratios = np.atleast_2d(np.asarray(report.ratio, float))
     ratios = ratios.reshape(-1, ratios.shape[-1])
+    probes = np.arange(ratios.shape[-1]) if steps is None else np.asarray(steps)
+    top = 1.1 * max(1.0, min(np.nanmax(ratios, initial=1), 3))
     rest = (np.ravel(a) for a in (report.crossed, report.mean, report.error, report.at_edge))
     ax.axhline(1, color=INK, linewidth=1, linestyle=DASHED)
     labels = []
     for number, (ratio, crossed, mean, error, at_edge) in enumerate(zip(ratios, *rest)):
         color = PALETTE[number % len(PALETTE)]
-        ax.plot(ratio, color=color)
-        if crossed >= 0:
-            ax.plot(crossed, ratio[crossed], "o", color=color, markeredgecolor="white", zorder=5)
+        ax.plot(probes, ratio, color=color)
+        above = probes[ratio > top]
+        ax.plot(above, np.full(len(above), top), "^", color=color, clip_on=False)
+        if crossed >= 0 and ratio[crossed] <= top:
+            first = probes[crossed], ratio[crossed]
+            ax.plot(*first, "o", color=color, markeredgecolor="white", zorder=5)
         labels.append((float(mean), f"{mean:.3f} ± {error:.3f}", color, bool(at_edge)))
-    ax.set_ylim(0, 1.1 * max(1.0, min(np.nanmax(ratios, initial=1), 3)))
+    ax.set_ylim(0, top)
     drawing.end_labels(ax, labels)
-    ax.set(xlabel="probe", ylabel="sharpness / threshold")
+    ax.set(xlabel="probe" if steps is None else "step", ylabel="sharpness / threshold")
     return made
 
 

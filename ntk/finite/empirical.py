@@ -79,6 +79,14 @@ def empirical_ntk(
         The kernel: every output axis appears twice, side by side; traced axes not at all, diagonal
         axes once. So outputs (n1, k) and (n2, k) give (n1, n2, k, k). A pytree if apply returns one.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import ntk
+        >>> x = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+        >>> theta = ntk.empirical_ntk(lambda w, x: x @ w, jnp.zeros((2, 1)), x, trace_axes=(-1,))
+        >>> theta.tolist()  # of a linear model x x^T
+        [[5.0, 3.0], [3.0, 9.0]]
+
     Raises:
         TypeError: apply is no function, an axis no integer, an input no array of numbers.
         ValueError: complex or missing inputs or parameters, an empty batch, axes out of range or

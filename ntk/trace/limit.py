@@ -129,6 +129,18 @@ def infinite_width(
         `kernel_fn(x1, x2=None, get=None)`, see `ntk.infinite.evaluate.KernelFn`; for a model that is sampled
         `ntk.trace.sampled.SampledKernelFn`, whose errors `ntk.attention_error` gives.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> import ntk
+        >>> normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        >>> dense = lambda n: nn.Dense(n, use_bias=False, kernel_init=normal)
+        >>> family = lambda n: nn.Sequential([dense(n), nn.relu, dense(1)])
+        >>> x = jnp.ones((1, 4))  # first preactivations have variance 1
+        >>> kernels = ntk.infinite_width(family, x)(x, None, ("nngp", "ntk"))
+        >>> round(float(kernels.nngp[0, 0]), 4), round(float(kernels.ntk[0, 0]), 4)  # E[relu^2], twice that
+        (0.5, 1.0)
+
     Raises:
         TypeError: an unknown option, with the nearest one; an option of another type.
         ValueError: the model contains an operation without a limit here; the message names the primitive, the line

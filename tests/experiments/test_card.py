@@ -150,6 +150,8 @@ def test_a_command_without_a_model_is_refused(capsys):
     assert "give a model first; usage: python -m experiments.card" in capsys.readouterr().err
     assert command.main(["card", "/nowhere.py:family"]) == 2
     assert "there is no file '/nowhere.py'" in capsys.readouterr().err
+    assert command.main(["card", "my_module:family"]) == 2
+    assert "write my_module.py:family" in capsys.readouterr().err
 
 
 def test_inputs_are_as_the_model_takes_them(file):

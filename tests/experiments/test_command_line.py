@@ -542,3 +542,24 @@ def test_comments_of_keys_are_those_of_their_lines(tmp_path):
         "d.e": "beside e",
         "d.f": "above f",
     }
+
+
+def test_a_run_of_weights_and_biases_has_a_name_and_every_key(monkeypatch):
+    import contextlib
+    import types
+
+    given = {}
+
+    def init(**options):
+        given.update(options)
+        return contextlib.nullcontext()
+
+    wandb = types.SimpleNamespace(init=init, log=print)
+    monkeypatch.setattr(settings, "optional", lambda name, extra: wandb)
+    config, _ = settings.load("hopfield_retrieval:smoke", [("single.dim", "16")])
+    options = settings.parse(["run", "--config=hopfield_retrieval:smoke", "--wandb=mine"][1:])
+    with run._sinks(options, config, pathlib.Path("runs/one")) as sinks:
+        assert sinks == (print,)
+    assert (given["project"], given["name"]) == ("mine", "one")
+    assert given["config"]["single.dim"] == 16
+    assert given["config"]["study"] == "hopfield_retrieval"

@@ -10,7 +10,7 @@ import pytest
 
 import limits
 import ntk
-from experiments import families, settings
+from experiments import families, settings, tasks
 
 FILE = """
 import flax.linen as nn
@@ -142,6 +142,35 @@ def test_a_field_that_a_model_lacks_is_refused(file):
 def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match=r"no file 'nowhere\.py'"):
         families.load("nowhere.py:family")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my_module:family", "write my_module.py:family"),
+        ("folder/my_module", "write folder/my_module.py:NAME"),
+        ("my_module.py", "my_module.py:NAME"),
+    ],
+)
+def test_a_name_that_says_no_file_or_nothing_in_it_says_what_is_missing(name, words):
+    with pytest.raises(ValueError, match=name) as caught:
+        families.load(name, depth=1)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Transformer", "ViT"])
+def test_architectures_that_need_more_than_sizes_are_made_for_a_task(name):
+    config = tasks.default_config("text" if name == "Transformer" else "digits")
+    if name == "Transformer":
+        config.length = 16
+    else:
+        config.flatten = False
+    task = tasks.load(config)
+    for fields, heads in ({}, 4), ({"heads": 2}, 2):
+        model = families.for_task(name, task, fields, depth=1)(16)
+        assert model.heads == heads
+        shape = jax.eval_shape(model.init, jax.random.key(0), task.train.x[:1])
+        assert jax.tree.leaves(shape)
 
 
 def test_keywords_of_a_call():

@@ -328,6 +328,19 @@ def test_the_edge_is_marked_where_it_is_crossed_and_bold_where_training_stays():
     assert weights == {"1.020": "bold", "0.404": "normal"}
 
 
+def test_probes_above_the_panel_are_marked_at_their_training_steps():
+    ratio = np.where(np.arange(40) == 0, 50.0, 0.9)
+    report = stability.edge_of_stability(ratio, 1.0)
+    (ax,) = plotting.edge_of_stability(report, steps=10 * np.arange(40)).axes
+    (marked,) = (line for line in ax.lines if line.get_marker() == "^")
+    assert marked.get_xdata().tolist() == [0]
+    assert marked.get_ydata().tolist() == [ax.get_ylim()[1]]
+    assert ax.get_xlabel() == "step"
+    assert not [
+        line for line in ax.lines if line.get_marker() == "o"
+    ]  # the crossing is one of them
+
+
 def test_collapse_panels_hold_every_number_of_every_layer():
     hidden, labels = two_layers()
     layers = collapse.collapse_by_layer(hidden, labels, 3, predictions=labels)

@@ -112,7 +112,9 @@ def test_one_run_gives_a_table_figures_and_a_page_of_its_own(tmp_path, capsys, s
     assert not (tmp_path / "claims.html").exists()
     reader, text = read_page(run_dir / "report.html")
     assert "script" not in reader.tags
-    assert all(address.startswith("data:") for address in reader.addresses)
+    linked = [address for address in reader.addresses if not address.startswith("data:")]
+    assert linked == ["figures/loss_curves.pdf", "data.nc", "claims.json", "config.json"]
+    assert all((run_dir / address).is_file() for address in linked)
     for words in (
         *("A tiny study & its claims", "P1 <gap>", "≤ 1", "fails, as it must", "smoke preset"),
         *(
@@ -153,6 +155,7 @@ def test_a_claim_that_is_not_measured_says_why(tmp_path, study):
     assert "NOT MEASURED" in text
     assert "Not measured: fitted: training accuracy < 1" in text
     about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert "\n\nWhat it does, for x &lt; 1.\n\nHow.\n\n" in about
     assert "NOT MEASURED (fitted: training accuracy &lt; 1)" in about
 
 
@@ -405,7 +408,7 @@ def test_nested_keys_are_shown_as_on_the_command_line():
 
 
 def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
-    study.figures = study_figures
+    study.figures, study.__doc__ = study_figures, "What it does, for x < 1.\n\nHow."
     run = write_run(tmp_path / "run")
     readme = tmp_path / "README.md"
     other = "| [Other](docs/studies/other.md) | paper | `other:cpu` | 1 of 1 claims hold |  |"
@@ -421,6 +424,7 @@ def test_readme_table_is_renewed_between_its_marks(tmp_path, study):
     assert text.index(other) < text.index("(docs/studies/tiny.md)")  # another study's line stays
     assert text.count("tiny:smoke") == 1
     about = (tmp_path / "docs" / "studies" / "tiny.md").read_text()
+    assert "\n\nWhat it does, for x &lt; 1.\n\nHow.\n\n" in about
     assert about.count("| P1 &lt;gap&gt; | 0.5 | &lt;= 1 | holds |") == 1
     picture = (tmp_path / "figures" / "tiny.png").read_bytes()
     assert picture == (run / "figures" / "loss_curves.png").read_bytes()
