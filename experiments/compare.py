@@ -24,7 +24,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, drawing, files, page, report, rundir
+from experiments import claims, files, page, report, rundir
+from experiments.plots import drawing
 
 MOST_PANELS = 12
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))

@@ -241,7 +241,10 @@ def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_
     """(k - z, n - z) at delta / gamma = strength: the roots of c d = k strength, c - d = k - n."""
     if not math.isinf(pool):
         return k, strength * (1 - z / pool)
-    infinite, strength = np.isinf(k), np.minimum(strength, 1e290)  # its square root is beyond every n
+    infinite, strength = (
+        np.isinf(k),
+        np.minimum(strength, 1e290),
+    )  # its square root is beyond every n
     k = np.where(infinite, n, k)
     apart = k - n
     small = _ratio(2 * k * strength, abs(apart) + np.hypot(apart, 2 * np.sqrt(k * strength)))

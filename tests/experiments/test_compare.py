@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import claims, compare, drawing, rundir
+from experiments import claims, compare, rundir
+from experiments.plots import drawing
 
 MANIFEST = {
     "study": "tiny",

@@ -331,7 +331,7 @@ def test_the_edge_is_marked_where_it_is_crossed_and_bold_where_training_stays():
 def test_probes_above_the_panel_are_marked_at_their_training_steps():
     ratio = np.where(np.arange(40) == 0, 50.0, 0.9)
     report = stability.edge_of_stability(ratio, 1.0)
-    (ax,) = plotting.edge_of_stability(report, steps=10 * np.arange(40)).axes
+    (ax,) = plots.edge_of_stability(report, steps=10 * np.arange(40)).axes
     (marked,) = (line for line in ax.lines if line.get_marker() == "^")
     assert marked.get_xdata().tolist() == [0]
     assert marked.get_ydata().tolist() == [ax.get_ylim()[1]]
