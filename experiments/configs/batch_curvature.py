@@ -37,8 +37,8 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
         "learning_rate": 0.2,
         "steps": 120,
         "early": 20,
-        "probes": 32,
-        "batches": 24,
+        "probes": 128,
+        "batches": 64,
         "seeds": (0, 1, 2, 3),
     }
     # Largest and best learning rates: powers of two from, to, how many
