@@ -95,38 +95,51 @@ def entrywise(fn: Callable[..., Any], spread: Callable[[int, Array], Any]) -> Ca
 
 
 def _derived(fn: Callable[..., Any], spread: Callable[[int, Array], Any]) -> Callable[..., Any]:
-    """fn, with its partial derivatives by the same rule."""
+    """fn, with its partial derivatives by the same rule: as one function, along a first axis of its results."""
     known = jax.custom_jvp(_guarded(fn))
 
-    def along(k: int) -> Callable[..., Any]:
-        def partial(*args: Array) -> Any:
-            def of_one(x: Array) -> Any:
-                return fn(*args[:k], x, *args[k + 1 :])
-
-            return jax.jvp(of_one, (args[k],), (jnp.ones_like(args[k]),))[1]
-
-        return _derived(partial, spread)
-
     def rule(primals: tuple, tangents: tuple) -> tuple:
+        zero = jax.custom_derivatives.SymbolicZero
+        moving = [k for k, tangent in enumerate(tangents) if not isinstance(tangent, zero)]
+
+        def partial(*args: Array) -> Any:
+            def of_moving(*xs: Array) -> Any:
+                given = dict(zip(moving, xs))
+                return fn(*(given.get(k, x) for k, x in enumerate(args)))
+
+            def along(*directions: Array) -> Any:
+                return jax.jvp(of_moving, tuple(args[k] for k in moving), directions)[1]
+
+            rows = range(len(moving))
+            units = [
+                jnp.stack([jnp.full_like(args[k], row == place) for row in rows])
+                for place, k in enumerate(moving)
+            ]
+            return jax.vmap(along)(*units)
+
         out = known(*primals)
-        moved = jax.tree.map(jnp.zeros_like, out)
-        for k, tangent in enumerate(tangents):
-            if isinstance(tangent, jax.custom_derivatives.SymbolicZero):
-                continue
-            slope, moves = along(k)(*primals), spread(k, tangent)
-            leaves, tree = jax.tree.flatten(moved)
-            if isinstance(moves, jax.Array):
-                each = [moves] * len(leaves)
-            else:
-                each = tree.flatten_up_to(moves)
-            parts = zip(leaves, jax.tree.leaves(slope), each)
-            moved = tree.unflatten(
-                [m if t is None else (m + s * t).astype(m.dtype) for m, s, t in parts]
-            )
-        return out, moved
+        leaves, tree = jax.tree.flatten(out)
+        if not moving:
+            return out, jax.tree.map(jnp.zeros_like, out)
+        slopes = jax.tree.leaves(_derived(partial, spread)(*primals))
+        moved = [jnp.zeros_like(x) for x in leaves]
+        for row, k in enumerate(moving):
+            move = spread(k, tangents[k])
+            each = [move] * len(leaves) if isinstance(move, jax.Array) else tree.flatten_up_to(move)
+            moved = [
+                m if t is None else m + _product(slope[row], t)
+                for m, slope, t in zip(moved, slopes, each)
+            ]
+        return out, tree.unflatten(moved)
 
     known.defjvp(rule, symbolic_zeros=True)
     return known
+
+
+def _product(slope: Array, tangent: Array) -> Array:
+    """slope times tangent, over the first axes of the slope, in its type."""
+    first = tuple(range(slope.ndim - tangent.ndim)) if tangent.ndim else ()
+    return (slope * jnp.expand_dims(tangent, first)).astype(slope.dtype)
 
 
 def near(correlation: Array, same: Array | None) -> Array:
