@@ -27,8 +27,6 @@ from ntk.infinite.inputs import (
     check_pair,
     checked,
     coincident_batches,
-    distances,
-    distances_to_kernel,
     inputs_to_kernel,
     product_of_units,
 )
@@ -53,8 +51,6 @@ SMALL_TILE, SMALL_SIDES = 2**14, (4, 64)
 _BETWEEN = ("correlation", "nngp", "ntk", "coincident")
 _FIRST = ("var1", "cov1", "within1", "mask1")
 _SECOND = ("var2", "cov2", "within2", "mask2")
-_OF_PAIRS = {"correlation", "nngp", "ntk", "var1", "cov1", "var2", "cov2"}
-"""Results of a network of vectors that are functions of two lengths and a distance."""
 _STATIC = (
     "x1_is_x2",
     "is_gaussian",
@@ -192,11 +188,9 @@ class KernelFn:
             so that it has no derivative where they coincide, and its NNGP no third; neither has a second one at a
             vanishing preactivation; a jump makes the same of the NNGP. The angle is then taken as constant: the
             first derivative is the mean of those from both sides, higher ones are finite and mean nothing.
-            Derivatives of small batches of float32 vectors are evaluated in double precision, too, as functions of
-            distances and lengths: relative errors are 2^-24 over the relative distance. Those of images, traced
-            networks and large batches are computed in float32, where an NTK with kinks loses them at close samples:
-            of three ReLU layers a gradient is off by .001 at a relative distance of .01, and by more than its size
-            at .001. Give float64 inputs there.
+            Derivatives of float32 inputs are computed in float32, where an NTK with kinks loses them at close samples:
+            of three ReLU layers a gradient is off by .001 at a relative distance of .01, and by more than its size at
+            .001. Give float64 inputs there.
 
         Raises:
             TypeError: an option that the network does not read.
@@ -453,46 +447,6 @@ def _evaluate(
             return _result(fn.pair(x1, x2, coincident, plan), plan.names)
         return layers(inputs(x1, x2, mask1, mask2, coincident, plan), pattern)
 
-    def differentiated(*data: Any) -> Any:
-        return network(*data, plan=plan._replace(differentiated=True))
-
-    def by_distances(
-        x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
-    ) -> Any:
-        """A network of vectors as a function of their distances and lengths: its derivatives in double precision."""
-        frames: list[Any] = []
-
-        def arrays(
-            apart: Array, var1: Array, var2: Array, same: Array | None = None
-        ) -> list[dict[str, Array]]:
-            kernel = distances_to_kernel(apart, var1, var2, same, plan, (x1.shape, x2.shape))
-            frames[:] = [layers(kernel, None)]
-            found = jax.tree.leaves(frames[0], is_leaf=is_result)
-            return [{n: a for n, a in r.arrays.items() if a is not None} for r in found]
-
-        def spread(k: int, tangent: Array) -> list[dict[str, Array | None]]:
-            over = dict.fromkeys(_BETWEEN, (tangent, tangent[:, None], tangent[None])[k])
-            over |= dict.fromkeys(_FIRST, (None, tangent, None)[k])
-            over |= dict.fromkeys(_SECOND, (None, None, tangent)[k])
-            found = jax.tree.leaves(frames[0], is_leaf=is_result)
-            return [{n: over[n] for n, a in r.arrays.items() if a is not None} for r in found]
-
-        same = () if coincident is None else (coincident,)
-        values = precision.entrywise(arrays, spread)(*distances(x1, x2, plan), *same)
-        rows = {a.shape[:2] for r in values or () for n, a in r.items() if n in _BETWEEN}
-        if values is None or rows - {sizes}:  # a layer picks samples
-            return differentiated(x1, x2, mask1, mask2, pattern, coincident)
-        found, tree = jax.tree.flatten(frames[0], is_leaf=is_result)
-        one = None if coincident is None else jnp.ones((), bool)
-        results = [
-            _Result(
-                dataclasses.replace(r.kernel, coincident=one),
-                {name: new.get(name) for name in r.arrays},
-            )
-            for r, new in zip(found, values)
-        ]
-        return jax.tree.unflatten(tree, results)
-
     def unless_near(
         x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
     ) -> Any:
@@ -512,7 +466,6 @@ def _evaluate(
         close = precision.near(product, coincident)
         return jax.lax.cond(close, precision.doubled(network), single, *data)
 
-    is_result = functools.partial(_is, _Result)
     first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
@@ -520,15 +473,13 @@ def _evaluate(
     tile = _tile_sizes(sizes, entries, plan)
     data = (x1, x2, mask1, mask2, pattern)
     values: Callable[..., Any] = network
-    single = all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2)))
-    small = single and _is_small(sizes, entries)
-    if single:
-        values = precision.doubled(network) if small else unless_near
+    if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
+        if _is_small(sizes, entries):
+            values = precision.doubled(network)
+        else:
+            values = unless_near
     if slopes:
-        vectors = fn.pair is None and isinstance(x1, jax.Array) and x1.ndim == 2
-        alone = not plan.need.whole and all(v is None for v in (mask1, mask2, pattern))
-        asked = bool(plan.names) and set(plan.names) <= _OF_PAIRS
-        other = by_distances if vectors and alone and asked and small else differentiated
+        other = functools.partial(network, plan=plan._replace(differentiated=True))
         values = precision.split(values, other)
     if tile is None:
         if plan.coincident and same is None:

@@ -201,42 +201,6 @@ def inputs_to_kernel(
     return kernel.replace(within1=within[0], within2=within[1])
 
 
-def distances(x1: Array, x2: Array, plan: Plan) -> tuple[Array, Array, Array]:
-    """Of two batches of vectors |x1 - x2|^2, (N1, N2), |x1|^2 and |x2|^2, divided by the channels."""
-    batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
-    one, two = (jnp.moveaxis(x, (batch, channel), (0, 1)) for x in (x1, x2))
-    apart = jnp.sum((one[:, None] - two[None]) ** 2, -1)
-    size = one.shape[1]
-    return apart / size, jnp.sum(one * one, 1) / size, jnp.sum(two * two, 1) / size
-
-
-def distances_to_kernel(
-    apart: Array,
-    var1: Array,
-    var2: Array,
-    coincident: Array | None,
-    plan: Plan,
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> Kernel:
-    """`inputs_to_kernel` of vectors from their `distances`, for derivatives: close vectors are so to all digits."""
-    product = (var1[:, None] + var2[None] - apart) / 2
-    var1, var2 = _positive([var1, var2])
-    one, two = kernels.inverse_sqrt(var1), kernels.inverse_sqrt(var2)
-    return Kernel(
-        correlation=channels.snap(product * (one[:, None] * two[None])),
-        var1=var1,
-        var2=var2,
-        ntk=jnp.zeros((), product.dtype) if plan.ntk else None,
-        coincident=coincident,
-        shape1=shapes[0],
-        shape2=shapes[1],
-        is_input=True,
-        symmetric=plan.symmetric,
-        batch_axis=plan.batch_axis % len(shapes[0]),
-        channel_axis=plan.channel_axis % len(shapes[0]),
-    )
-
-
 def product_of_units(x1: Array, x2: Array, plan: Plan) -> Array:
     """Inner products of the samples divided by their norms, as a matrix product leaves them: beyond 1 by rounding."""
     pixels = x1.ndim - 2
