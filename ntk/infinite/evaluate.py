@@ -338,7 +338,7 @@ class KernelFn:
         if plan.names == ("nngp",) and (both, rest) in self._small:
             plan = both
         if (plan, rest) not in self._small:
-            evaluate = functools.partial(_evaluate, self, plan, slopes=False)
+            evaluate: Callable[..., Any] = functools.partial(_evaluate, self, plan, slopes=False)
             if expanded:
                 evaluate = true_law.without_means(evaluate)
             self._small[plan, rest] = immediate.program(evaluate, *jax.tree.unflatten(tree, shapes))
@@ -575,7 +575,7 @@ def _put_together(plan: Plan, sizes: tuple[int, int], parts: dict[tuple[int, int
         for at, part in parts.items()
     }
     (frames, structure) = trees[0, 0]
-    outs = [
+    outs: list[dict[str, Any]] = [
         {name: np.zeros((*sizes, *a.shape[2:]), a.dtype) for name, a in frame.arrays.items()}
         for frame in frames
     ]
