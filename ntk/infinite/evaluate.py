@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk import arguments
-from ntk.infinite import immediate, precision
+from ntk.infinite import immediate, precision, true_law
 from ntk.infinite.inputs import Need as Need
 from ntk.infinite.inputs import (
     Plan,
@@ -291,12 +291,22 @@ class KernelFn:
         if set(plan.names) in ({"ntk"}, {"nngp", "ntk"}):
             plan = both
         # Means over draws of weights or scores cost per pair of samples, not per equation.
-        apart = _of_pairs(plan, data) and "attention_seed" not in self.reads
-        tile = _small_tile(sizes, entries) if apart else sizes
-        program = self._program(plan, data, batch, tile, both)
+        apart, draws = _of_pairs(plan, data), "attention_seed" in self.reads
+        expanded = draws and not self._drawn
+        tile = _small_tile(sizes, entries) if apart and not draws else sizes
+        try:
+            program = self._program(plan, data, batch, tile, both, expanded)
+        except jax.errors.UnexpectedTracerError:
+            if not expanded:
+                raise
+            self._drawn.append(True)  # a layer of a loop asks whether means are needed
+            return self._at_once(plan, data)
+        if expanded and program.cost == math.inf:
+            self._drawn.append(True)
+            return self._at_once(plan, data)
         if tile != sizes and immediate.READING < program.cost < math.inf:
             tile = sizes
-            program = self._program(plan, data, batch, tile, both)
+            program = self._program(plan, data, batch, tile, both, expanded)
         places = _places(plan, sizes, tile)
         cost = len(places) * program.cost
         spent = self._spent.get((id(program), sizes), 0.0)
@@ -304,25 +314,44 @@ class KernelFn:
             return None
         self._spent[id(program), sizes] = spent + cost
         arguments_at = functools.partial(_at, plan, data, batch, tile)
+        if expanded:
+            out, needed = program.arrays(*jax.tree.leaves(arguments_at(0, 0)))
+            if not needed:
+                return jax.device_put(out)
+            self._drawn.append(True)
+            return self._at_once(plan, data)
         if tile == sizes:
             return program(*jax.tree.leaves(arguments_at(0, 0)))
         parts = {at: program.arrays(*jax.tree.leaves(arguments_at(*at))) for at in places}
         return jax.device_put(_put_together(plan, sizes, parts))
 
     def _program(
-        self, plan: Plan, data: tuple, batch: int, tile: tuple[int, int], both: Plan
+        self,
+        plan: Plan,
+        data: tuple,
+        batch: int,
+        tile: tuple[int, int],
+        both: Plan,
+        expanded: bool,
     ) -> immediate.Program:
-        """For so many samples of such data; that of both kernels, where there is one."""
+        """For so many samples of such data; that of both kernels, where there is one. See `true_law.without_means`."""
         shapes, tree = jax.tree.flatten(_at(plan, data, batch, tile, 0, 0))
         # JAX adds its options by name, which no checker sees.
         double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
-        rest = tree, *((x.shape, x.dtype) for x in shapes), double
+        rest = tree, *((x.shape, x.dtype) for x in shapes), double, expanded
         if plan.names == ("nngp",) and (both, rest) in self._small:
             plan = both
         if (plan, rest) not in self._small:
-            evaluate = functools.partial(_evaluate, self, plan, slopes=False)
+            evaluate: Callable[..., Any] = functools.partial(_evaluate, self, plan, slopes=False)
+            if expanded:
+                evaluate = true_law.without_means(evaluate)
             self._small[plan, rest] = immediate.program(evaluate, *jax.tree.unflatten(tree, shapes))
         return self._small[plan, rest]
+
+    @functools.cached_property
+    def _drawn(self) -> list[bool]:
+        """Not empty once means over weights were needed."""
+        return []
 
     @functools.cached_property
     def _small(self) -> dict[Hashable, immediate.Program]:
@@ -550,7 +579,7 @@ def _put_together(plan: Plan, sizes: tuple[int, int], parts: dict[tuple[int, int
         for at, part in parts.items()
     }
     (frames, structure) = trees[0, 0]
-    outs = [
+    outs: list[dict[str, Any]] = [
         {name: np.zeros((*sizes, *a.shape[2:]), a.dtype) for name, a in frame.arrays.items()}
         for frame in frames
     ]

@@ -15,10 +15,11 @@ Source: McCullagh (1987), Tensor Methods in Statistics, chapter 5, for the expan
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from ntk.infinite import kernel as kernels
 from ntk.infinite import weight_laws
 from ntk.infinite.kernel import Array
 from ntk.infinite.weight_laws import Standard
+from ntk.types import R
 
 MOST = 0.2
 """Excess kurtosis of z, in absolute value, above which the mean is taken over weights."""
@@ -309,6 +311,38 @@ class Covariance(NamedTuple):
     sides: tuple[int, int]
     layout: str
     tangent: bool = False
+
+
+_postponed: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar(
+    "postponed", default=None
+)
+
+
+def without_means(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """(fn's result by cumulants alone, whether means over weights were needed somewhere), for a small kernel.
+
+    Tracing the means takes longer than all else, and most data have too many entries to need them.
+    """
+
+    def call(*args: Any) -> tuple[Any, Array]:
+        needed: list[Array] = []
+        token = _postponed.set(needed)
+        try:
+            out = fn(*args)
+        finally:
+            _postponed.reset(token)
+        return out, functools.reduce(jnp.logical_or, needed, jnp.zeros((), bool))
+
+    return call
+
+
+def where_needed(needed: Array, means: Callable[[], R], expanded: R) -> R:
+    """Means over weights if any entry needs them, else moments by cumulants, as always within `without_means`."""
+    postponed = _postponed.get()
+    if postponed is None:
+        return jax.lax.cond(needed, means, lambda: expanded)
+    postponed.append(needed)
+    return expanded
 
 
 def sampled(

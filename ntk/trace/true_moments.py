@@ -109,10 +109,11 @@ def of_function(
             for q, side in ((kernel.var1, "one"), (kernel.var2, "two"))
         ]
         run = functools.partial(_sampled, f, kernel, made.laws, layout, tangent, means, seed)
-        found = jax.lax.cond(
+        expanded = found
+        found = true_law.where_needed(
             large[0].any() | large[1].any(),
-            lambda: _chosen(large, run((one, two)), found, layout),
-            lambda: found,
+            lambda: _chosen(large, run((one, two)), expanded, layout),
+            expanded,
         )
     within = []
     for rho, norm in zip(found.within, found.norms):
@@ -325,7 +326,7 @@ def pair(
         assert two is not None  # it was asked for
         return two_of(jnp.where(where, x.astype(y.dtype), y) for x, y in zip((one, two), new))
 
-    return jax.lax.cond(where.any(), sampled, lambda: new)
+    return true_law.where_needed(where.any(), sampled, new)
 
 
 def mean(f: Callable, known: Array, v: View, side: int) -> Array:
@@ -341,7 +342,7 @@ def mean(f: Callable, known: Array, v: View, side: int) -> Array:
         _, (found, _) = true_law.sampled((f, f), (x, x), made.laws, v.seed, (), True)
         return jnp.where(where, found.astype(new.dtype), new)
 
-    return jax.lax.cond(where.any(), sampled, lambda: new)
+    return true_law.where_needed(where.any(), sampled, new)
 
 
 def _large(v: View) -> list[Array]:

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 import models
 import ntk
 from ntk import stax
-from ntk.infinite import evaluate, immediate
+from ntk.infinite import evaluate, immediate, true_law
 
+UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 X = np.random.default_rng(0).normal(size=(3, 4))
 POSITIVE = np.abs(X) + 0.1
 
@@ -275,3 +277,34 @@ def test_a_traced_network_at_once():
     compiled = jax.jit(lambda x: kernel_fn(x, None, "ntk"))(x)
     np.testing.assert_allclose(kernel_fn(x, None, "ntk"), compiled, rtol=1e-6)
     assert kernel_fn._small
+
+
+def test_means_over_weights_are_traced_only_where_they_are_needed(monkeypatch):
+    """Sixty entries of uniform weights are close to Gaussian, two are not."""
+    traced = []
+    sampled = true_law.sampled
+    monkeypatch.setattr(true_law, "sampled", lambda *args: traced.append(True) or sampled(*args))
+
+    def family(width):
+        return models.MLP(width=width, depth=1, outputs=1, kernel_init=UNIFORM)
+
+    for size, needed in ((60, False), (2, True)):
+        x = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], (5, size)))
+        compiled = jax.jit(lambda x: ntk.infinite_width(family, x[:1])(x, None, "ntk"))(x)
+        traced.clear()
+        kernel_fn = ntk.infinite_width(family, x[:1])
+        np.testing.assert_allclose(kernel_fn(x, None, "ntk"), compiled, rtol=1e-6)
+        assert bool(traced) == needed
+        assert bool(kernel_fn._drawn) == needed
+
+
+def test_means_over_weights_in_repeated_layers(monkeypatch):
+    """Whether they are needed is not known outside of the loop: the network is read whole."""
+
+    def family(width):
+        return models.MLP(width=width, depth=6, outputs=1, kernel_init=UNIFORM)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 60)))
+    kernel_fn = ntk.infinite_width(family, x[:1])
+    compiled = jax.jit(lambda x: kernel_fn(x, None, "ntk"))(x)
+    np.testing.assert_allclose(kernel_fn(x, None, "ntk"), compiled, rtol=1e-6)
