@@ -49,23 +49,34 @@ class Exponents(NamedTuple):
         return "right" if max(above) < -3 else "undecided"
 
 
-def measured(family, x, roles=(None,)):
-    """Exponents under each of several {pattern: role}; one program a width serves them all."""
-    found = [[] for _ in roles]
+def measured(family, x, roles=None):
+    """(Exponents with these roles, Exponents with one wrong role); one program a width serves both."""
+    found = [], []
     for width in WIDTHS:
-        nets = [
-            parametrize(family, "ntk", width=width, base_width=BASE, example=x, roles=r)
-            for r in roles
-        ]
-        run = _program(nets[0], x)
-        for place, net in enumerate(nets):
-            scales = {
-                name: math.prod(axes.shapes[0][k] for k in axes.fan_in) ** -0.5
-                for name, axes in named_leaves(net.axes, is_leaf=_is_axes).items()
-            }
-            moved = run(net.factors, scales, jax.random.split(jax.random.key(0), SEEDS))
+        net = parametrize(family, "ntk", width=width, base_width=BASE, example=x, roles=roles)
+        run = _program(net, x)
+        axes = named_leaves(net.axes, is_leaf=_is_axes)
+        fans = {name: math.prod(a.shapes[0][k] for k in a.fan_in) for name, a in axes.items()}
+        scales = {name: fan**-0.5 for name, fan in fans.items()}
+        for place, factors in enumerate((net.factors, _one_wrong(net.factors, axes))):
+            moved = run(factors, scales, jax.random.split(jax.random.key(0), SEEDS))
             found[place].append({name: np.asarray(v, float) for name, v in moved.items()})
-    return [_exponents(*pair) for pair in found]
+    return tuple(_exponents(*pair) for pair in found)
+
+
+def _one_wrong(factors, axes):
+    """The factors of a model whose last readout is taken for a first layer, which has no multiplier.
+
+    A model without a readout has an embedding that reads out; it is taken for a readout alone, of multiplier m^-1/2.
+    """
+    readouts = [n for n, a in axes.items() if a.role == "output" and len(a.shapes[0]) > 1]
+    multiplier = dict(factors["multiplier"])
+    if readouts:
+        multiplier[readouts[-1]] = 1.0
+    else:
+        name, tied = next((n, a) for n, a in axes.items() if a.role == "tied")
+        multiplier[name] = (tied.fans()[1] / tied.fans(0)[1]) ** -0.5
+    return factors | {"multiplier": multiplier}
 
 
 def _is_axes(leaf):
@@ -115,17 +126,3 @@ def _exponents(narrow, wide):
         spread = [v.std(ddof=1) / v.mean() / math.sqrt(len(v)) for v in (low, high)]
         error[name] = math.hypot(*spread) / growth
     return Exponents(value, error)
-
-
-def one_wrong(family, x, roles=None):
-    """A pattern and a role that a parameter does not have: the last readout as if it were a first layer.
-
-    A model without a readout has an embedding that reads out; it is taken for a readout alone.
-    """
-    net = parametrize(family, "ntk", width=WIDTHS[0], base_width=BASE, example=x, roles=roles)
-    axes = named_leaves(net.axes, is_leaf=_is_axes)
-    readouts = [n for n, a in axes.items() if a.role == "output" and len(a.shapes[0]) > 1]
-    if readouts:
-        return {**(roles or {}), readouts[-1]: "input"}
-    tied = next(n for n, a in axes.items() if a.role == "tied")
-    return {tied: "output"}

@@ -1,5 +1,6 @@
 """A derivation as a reader sees it: modules, what each step reads, what is approximated; refusals with their place."""
 
+import functools
 import pathlib
 import re
 
@@ -14,6 +15,7 @@ import ntk
 X = jax.ShapeDtypeStruct((1, 5), jnp.float32)
 SEQUENCE = jax.ShapeDtypeStruct((1, 4, 3), jnp.float32)
 NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+Dense = functools.partial(nn.Dense, kernel_init=NORMAL, use_bias=False)
 
 
 class Block(nn.Module):
@@ -21,9 +23,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.Dense(self.width, kernel_init=NORMAL, name="inside")(x)
+        h = Dense(self.width, name="inside")(x)
         h = nn.silu(h)
-        return x + nn.Dense(self.width, kernel_init=NORMAL, name="outside")(h)
+        return x + Dense(self.width, name="outside")(h)
 
 
 class Net(nn.Module):
@@ -31,9 +33,9 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.width, kernel_init=NORMAL, name="first")(x)
+        x = Dense(self.width, name="first")(x)
         x = Block(self.width)(x)
-        return nn.Dense(1, kernel_init=NORMAL, name="last")(x)
+        return Dense(1, name="last")(x)
 
 
 def line_with(text):
@@ -81,10 +83,10 @@ def test_a_block_that_repeats_is_shown_once_and_read_as_itself():
 
         @nn.compact
         def __call__(self, x):
-            x = nn.Dense(self.width, kernel_init=NORMAL)(x)
+            x = Dense(self.width)(x)
             for _ in range(5):
                 x = Block(self.width)(x)
-            return nn.Dense(1, kernel_init=NORMAL)(x)
+            return Dense(1)(x)
 
     rows = ntk.explain(Deep, X).steps
     repeated = [row for row in rows if row.step.endswith("(x 5)")]
