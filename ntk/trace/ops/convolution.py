@@ -159,8 +159,8 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         bases = bases_of(ref) | {(index, ())}
         context.unlike[index] = (
             f"{weight.name} is a depthwise convolution, whose outputs are no Gaussians: each is a product of few "
-            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt. Or take means "
-            'over finite networks: otherwise="sample"'
+            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt. Or take "
+            'means over finite networks: otherwise="sample"'
         )
     process = context.program.process(index, after, fresh, gaussian=not depthwise, bases=bases)
     return Value(
