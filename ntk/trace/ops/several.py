@@ -288,7 +288,7 @@ def primitive(
     axes = ax.positions(dims)
     sizes = tuple(a.size[0] for a in axes)
     codes = tuple(shape_code(v.dims) if v.dims else ((False, 1),) * len(dims) for v in values)
-    operands = []
+    operands: list = []
     for value, ref in zip(values, refs):
         if ref is None:
             operands.append(None)
