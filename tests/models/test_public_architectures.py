@@ -69,6 +69,7 @@ REFUSED = {
     "REDQ": STAYS,
     "SAC actor": "outputs side by side",
     "PINN residual": "size width",
+    "PixelCNN": "",
     "top-2 experts": "not known here",
     "N-BEATS": APART,
     "RealNVP": APART,

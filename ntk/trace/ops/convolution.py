@@ -76,6 +76,11 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             "has no rule here): use Conv"
         )
     weight, params = kernel.body, one.params
+    if weight.arrays:
+        raise Refusal(
+            f"{weight.name} is multiplied with numbers that differ between its entries (a mask): windows are averaged "
+            'whole here. Shift the input instead of masking, or take means over finite networks: otherwise="sample"'
+        )
     numbers = params["dimension_numbers"]
     batch, feature, *spatial = numbers.lhs_spec
     out_feature, _in_feature, *window_dims = numbers.rhs_spec
