@@ -327,6 +327,8 @@ _MIXING = dict.fromkeys(
         "cumprod",
         "cumsum",
         "gather",
+        "reduce_window_max",
+        "reduce_window_min",
         "reduce_window_sum",
         "sort",
         "triangular_solve",

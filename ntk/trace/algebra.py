@@ -162,6 +162,16 @@ def parameters(tree: Tree) -> dict[int, float]:
 # --- sums of products of them --------------------------------------------------------------------
 
 
+def order_one(body: Any) -> tuple[Any, float]:
+    """A body without the power of the width that it carries, as of queries divided by sqrt(d), and that power."""
+    if isinstance(body, Linear):
+        powers = {c.power for _, c in body.terms}
+    else:
+        powers = {t.coefficient.power for t in body.terms} if isinstance(body, Terms) else {0.0}
+    power = powers.pop() if len(powers) == 1 else 0.0
+    return (scaled(body, Coefficient(1.0, -power)) if power else body), power
+
+
 def scaled(body: Any, c: Coefficient) -> Any:
     """The body times a coefficient; a number where that is zero."""
     if not c.number and isinstance(body, Number | Linear | Terms):

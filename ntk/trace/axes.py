@@ -176,7 +176,11 @@ def unify(one: Dims, two: Dims) -> tuple[Dims, dict, dict]:
                     right.insert(0, rest)
             if a is not b:
                 if a.kind != b.kind and "free" not in (a.kind, b.kind):
-                    raise Mismatch(f"{a.kind}s meet {b.kind}s along an axis of size {a.size}")
+                    raise Mismatch(
+                        f"what is told apart (inputs, positions, a constant for each head) meets units along an axis "
+                        f"of size {a.size[0]} (outputs, heads): a fixed number of units is of one law, and has no rule "
+                        'but for a sum over it. Take means over finite networks: otherwise="sample"'
+                    )
                 keep = b if a.kind == "free" else a
                 if keep is not a:
                     _merge(first, a, (keep,))

@@ -17,6 +17,7 @@ from ntk.trace.ops.convolution import Convolution
 from ntk.trace.ops.dense import Dense
 from ntk.trace.ops.function import Functions
 from ntk.trace.ops.numbers import Numbers
+from ntk.trace.ops.several import Several
 from ntk.trace.ops.table import TableMeans
 from ntk.trace.rules import kind
 from ntk.trace.steps import Note, Step
@@ -212,6 +213,11 @@ def _approximation(traced: Traced, step: Step, steep: bool) -> str | None:
         return (
             f"averages over random scores of attention, by {step.op.draws} draws (error of the order of "
             f"{step.op.draws**-0.5:.1g} of what depends on them; ntk.attention_error measures it)"
+        )
+    if isinstance(step.op, Several):
+        return (
+            f"{step.op.draws} draws of several activations at once (error of the order of {step.op.draws**-0.5:.1g}; "
+            "ntk.attention_error measures it)"
         )
     if isinstance(step.op, TableMeans):
         return "means over units of a fixed table, carried on from two widths (their error stands in its line)"

@@ -100,7 +100,8 @@ def infinite_width(
 
     A function of several activations at once, or of one at several positions (max pooling, maxout, a nonlinearity of a
     product, an instance norm, a gate that multiplies what it depends on) has the mean over four times as many draws of
-    them, with errors told in the same way. Time and memory grow with the third power of the number of positions.
+    them, with errors told in the same way. Time grows with the third power of the number of positions, of which there
+    may be 256.
 
     Args:
         family: a function of the width that returns a linen module, an NNX factory, or (init, apply); see

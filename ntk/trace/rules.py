@@ -107,7 +107,9 @@ def read(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
     if name in ("while", "cond"):
         raise Refusal(f"a {name} on activations: write it with jnp.where, or as a Python loop")
     if len(one.outvars) != 1:
-        raise Refusal("this operation is not known")
+        raise Refusal(
+            'this operation is not known here: take means over finite networks, otherwise="sample"'
+        )
     shape = one.outvars[0].aval.shape
     alike = all(_fits(v.aval.shape, shape) for v in one.invars)
     if alike and TABLE[name].elementwise:

@@ -176,7 +176,8 @@ DRAWN = (
     "attention weights that depend on random scores (scaled by 1/sqrt(d)) do something else than average values over "
     "positions, head by head, or are added to what is trained (biases of scores): only E[W V] has a rule here. Freeze "
     "biases that start at zero (learning_rates={name: 0}), average values alone, or scale scores by 1/d "
-    "(attention_scale='1/d' in `models`), under which they vanish"
+    "(attention_scale='1/d' in `models`), under which they vanish, or take means over finite networks: "
+    'otherwise="sample"'
 )
 
 

@@ -195,6 +195,15 @@ def max_pool(module, x, n):
     return nn.Dense(n)(x).max(axis=-1)
 
 
+def masked_convolution(module, x, n):
+    kernel = module.param("kernel", NORMAL, (3, n, n))
+    mask = jnp.array([1.0, 1.0, 0.0])[:, None, None]
+    h = nn.relu(nn.Dense(n)(x))
+    numbers = ("NWC", "WIO", "NWC")
+    h = jax.lax.conv_general_dilated(h, kernel * mask, (1,), "SAME", dimension_numbers=numbers)
+    return nn.Dense(1)(h.mean(1))
+
+
 def stopped(module, x, n):
     return nn.Dense(1)(nn.relu(jax.lax.stop_gradient(nn.Dense(n)(x))))
 
@@ -225,6 +234,7 @@ REFUSED = {
         "sums over 3 entries, none of them along an axis that grows",
     ),
     "max pooling over units": (max_pool, SEQUENCES, "reduce_max over units"),
+    "masked convolution": (masked_convolution, SEQUENCES, r"kernel is multiplied .* \(a mask\)"),
     "stopped gradient": (stopped, VECTORS, "gradient of an activation is stopped"),
     "shared parameter": (shared_slope, VECTORS, "PReLU_0/negative_slope is shared by all units"),
     "output that grows": (wide, VECTORS, "the outputs grow with the width"),

@@ -34,11 +34,11 @@ def inputs(*shape, count=3):
 
 
 def agree(kernel_fn, x, exact):
-    """Within five times the stated error, which is below one percent."""
+    """Within five times the stated error, which is below two percent."""
     for get, expected in zip(GET, exact, strict=True):
         error = ntk.attention_error(kernel_fn, x, get=get, seeds=8)
         found = kernel_fn(x, None, get)
-        assert 0 < float(error.max()) < 0.01 * float(jnp.abs(expected).max())
+        assert 0 < float(error.max()) < 0.02 * float(jnp.abs(expected).max())
         assert float(jnp.abs(found - expected).max()) < 5 * float(error.max())
 
 
@@ -199,3 +199,9 @@ def test_heads_of_fixed_size_tend_to_heads_that_grow(x64):
         found = ntk.infinite_width(linen(heads(size)), x, attention_samples=4096)(x, None, "ntk")
         gaps.append(float(jnp.abs(found - limit).max()))
     assert gaps[0] > 1.5 * gaps[1] > 1.5 * gaps[2] > 0
+
+
+def test_too_many_positions_are_refused():
+    x = jax.ShapeDtypeStruct((1, 257, 5), jnp.float32)
+    with pytest.raises(ValueError, match=r"at 257 positions .* otherwise=.sample."):
+        ntk.infinite_width(linen(pooled), x)

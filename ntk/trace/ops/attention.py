@@ -128,7 +128,7 @@ def inner(
     """
     if any(a.kind == "position" for a in gone):
         raise Refusal("a product of two activations summed over units and positions at once")
-    (one, power1), (two, power2) = _order_one(first.body), _order_one(second.body)
+    (one, power1), (two, power2) = map(algebra.order_one, (first.body, second.body))
     one, two = _as_sum(context, one), _as_sum(context, two)
     if not (_centred(one) and _centred(two)) or _shared(one, two):
         raise Refusal(
@@ -165,13 +165,6 @@ def _field(context: Context, op: Scores, inputs: tuple, pair: set, note: Note) -
     if known != [op, inputs]:
         raise Refusal("scores of the same queries and keys are computed twice, in different orders")
     return index
-
-
-def _order_one(body: Any) -> tuple[Any, float]:
-    """A body without the power of the width that it carries, as of queries divided by sqrt(d), and that power."""
-    powers = {c.power for _, c in body.terms} if isinstance(body, Linear) else {0.0}
-    power = powers.pop() if len(powers) == 1 else 0.0
-    return (algebra.scaled(body, Coefficient(1.0, -power)) if power else body), power
 
 
 def _as_sum(context: Context, body: Any) -> Any:

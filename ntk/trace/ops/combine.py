@@ -117,7 +117,8 @@ def _combined(program: Program, body: Linear) -> Ref:
         if c.power:
             raise Refusal(
                 f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
-                "multipliers do not keep it of order one. base_width= keeps those of one width"
+                "multipliers do not keep it of order one, or it is a readout's weights (a derivative by the inputs). "
+                'base_width= keeps those of one width; otherwise="sample" takes means over finite networks'
             )
         if any(a.infinite for a in units) and not any(a.infinite for a in ref.units):
             raise Refusal(FEW)

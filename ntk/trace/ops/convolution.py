@@ -22,6 +22,7 @@ from ntk.trace.coordinates import (
     Coefficient,
     Linear,
     Number,
+    Pieces,
     Ref,
     Refusal,
     Value,
@@ -75,15 +76,27 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
             "has no rule here): use Conv"
         )
     weight, params = kernel.body, one.params
+    if weight.arrays:
+        raise Refusal(
+            f"{weight.name} is multiplied with numbers that differ between its entries (a mask): windows are averaged "
+            'whole here. Shift the input instead of masking, or take means over finite networks: otherwise="sample"'
+        )
     numbers = params["dimension_numbers"]
     batch, feature, *spatial = numbers.lhs_spec
     out_feature, _in_feature, *window_dims = numbers.rhs_spec
     out_batch, out_channel, *out_spatial = numbers.out_spec
     depthwise = _is_depthwise(two, value, feature, kernel, out_feature, _in_feature)
-    if not depthwise and (params["feature_group_count"] != 1 or params["batch_group_count"] != 1):
+    groups = params["feature_group_count"]
+    few = groups != two.params["feature_group_count"] or not (groups == 1 or is_random(value.body))
+    if not depthwise and (few or params["batch_group_count"] != 1):
         raise Refusal(
             f"{weight.name} is a grouped convolution: each unit sums over few entries, and the limit is not Gaussian. "
-            "Use feature_group_count=1"
+            "Keep the number of groups while their size grows, or take means over finite networks: "
+            'otherwise="sample"'
+        )
+    if groups != 1 and not depthwise and isinstance(value.body, Pieces):
+        raise Refusal(
+            f"{weight.name} has groups, and sums over layers side by side: each has a law of its own"
         )
     if isinstance(value.body, Number):
         value = materialised(context, value, set(ax.flat(value.dims)))
@@ -115,6 +128,7 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     context.consume(weight)
     window = tuple(kernel.dims[k][0].size[0] if kernel.dims[k] else 1 for k in window_dims)
     count, grows = (1.0, 0.0) if depthwise else ax.growth(channels)
+    count /= 1 if depthwise else groups  # groups whose size grows are alike
     for size in window:
         count *= size
     total, rate, left_over = of_a_sum(context, weight, count, grows)
@@ -150,7 +164,8 @@ def convolution(context: Context, one: Any, two: Any, values: list[Value]) -> Va
         bases = bases_of(ref) | {(index, ())}
         context.unlike[index] = (
             f"{weight.name} is a depthwise convolution, whose outputs are no Gaussians: each is a product of few "
-            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt"
+            "weights and a unit. Only a norm and a layer of weights have a rule after it, as in ConvNeXt. Or take "
+            'means over finite networks: otherwise="sample"'
         )
     process = context.program.process(index, after, fresh, gaussian=not depthwise, bases=bases)
     return Value(

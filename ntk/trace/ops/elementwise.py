@@ -90,7 +90,7 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
         for k in weights:
             _check_shared(context, values[k], name)
-        values = [as_vectors(context, v) for v in values]
+        values = unified([as_vectors(context, v) for v in values])
         dims = next((v.dims for v in values if v.dims and is_random(v.body)), dims)
         bodies = [v.body for v in values]
         weights = []
@@ -305,7 +305,10 @@ def _product(context: Context, one: Any, two: Any) -> Any:
         arrays = two.terms[0][1]
         one = algebra.scaled(one, arrays)
         two = Linear(((two.terms[0][0], Coefficient()),))
-    return algebra.multiplied(*_alike(context, one, two))
+    (one, power1), (two, power2) = map(algebra.order_one, (one, two))
+    out = algebra.multiplied(*_alike(context, one, two))
+    power = power1 + power2
+    return algebra.scaled(out, Coefficient(1.0, power)) if power else out
 
 
 def _alike(context: Context, one: Any, two: Any) -> list:

@@ -150,11 +150,12 @@ def is_linear(terms: tuple) -> bool:
     return True
 
 
-def is_joint(program: Program, terms: tuple) -> bool:
+def is_joint(program: Program, terms: tuple, mean: bool = False) -> bool:
     """Whether the law of a body is that of several activations at once, or of one that is not Gaussian.
 
     Of a nonlinearity of what is not Gaussian, or whose tangent kernel differs between units; of products of what is
-    not independent; of functions of one process and of another that it is made of.
+    not independent; of functions of one process and of another that it is made of. With `mean` its mean alone is asked
+    for, which squares have by second moments.
     """
     if program.joint:
         return False
@@ -162,7 +163,8 @@ def is_joint(program: Program, terms: tuple) -> bool:
     for ref, tree in (factor for factors in free for factor in factors):
         if ref.maps:
             return True
-        if (not ref.process.gaussian or ref.process.averaged) and not _is_affine(tree):
+        own = not ref.process.gaussian or (ref.process.averaged and not mean)
+        if own and not _is_polynomial(tree, 2 if mean else 1):
             return True
     refs = {ref for factors in free for ref, _ in factors}
     return any(
@@ -171,14 +173,14 @@ def is_joint(program: Program, terms: tuple) -> bool:
     )
 
 
-def _is_affine(tree: Tree) -> bool:
+def _is_polynomial(tree: Tree, degree: int) -> bool:
     if algebra.is_linear(tree):
         return True
     try:
         polynomial = known(Function(tree)).polynomial
     except ValueError:  # not finite everywhere, as the root of a variance
         return False
-    return polynomial is not None and len(polynomial) <= 2
+    return polynomial is not None and len(polynomial) <= degree + 1
 
 
 def _by_draws(context: Context, body: Any) -> Ref:

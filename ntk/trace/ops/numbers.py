@@ -152,7 +152,7 @@ def on_numbers(context: Context, one: Any, two: Any, values: list[Value]) -> Val
     inputs = []
     for v, operand in zip(values, one.invars):
         if isinstance(v.body, Number):
-            inputs.append(context.program.constant(like(v.body.number, operand.aval)))
+            inputs.append(context.program.constant(like(v.body.number, operand.aval, len(v.dims))))
         else:
             inputs.append(v.body.index)
     if any(v.body.power for v in values):

@@ -221,7 +221,10 @@ def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> V
         renames = {a: (Axis("position", a.size),) for a in value.dims[axis] if a.kind == "free"}
         value = co.renamed(value, renames)
         if any(a.kind != "position" for a in value.dims[axis]):
-            raise Refusal("a concatenation along an axis of units that does not grow")
+            raise Refusal(
+                "a concatenation along an axis of units that does not grow (outputs side by side): let the model "
+                'return one of them, or take means over finite networks: otherwise="sample"'
+            )
         zero = Value((), NumberArray(context.program.constant(np.zeros(()))))
         algebra.register(_pad_primitive())
         dims = tuple(new if k == axis else dim for k, dim in enumerate(value.dims))

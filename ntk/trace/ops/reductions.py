@@ -66,7 +66,8 @@ def _reduce_sum(context: Context, one: Any, two: Any, values: list[Value]) -> Va
     over = one.params["axes"]
     if isinstance(value.body, Weight):
         left = [a for k, dim in enumerate(value.dims) for a in dim if k not in over and a.infinite]
-        if len(left) != 1 or any(a.infinite for k in over for a in value.dims[k]):
+        summed = [a for k in over for a in value.dims[k] if a.infinite]
+        if len(left) + len(summed) != 1:  # more are those of a matrix
             raise Refusal(
                 f"the entries of {value.body.name} are summed (weights that are standardised or normalised before they "
                 "are used): its law changes, and its gradient with it. Use an initializer of the wanted scale, or take "
@@ -133,7 +134,7 @@ def _mean(context: Context, body: Any, dims: Dims, gone: list[Axis]) -> Any:
         raise Refusal("activations of different powers of the width are averaged together")
     own = powers.pop()
     body = algebra.scaled(body, Coefficient(1.0, -own))
-    if is_joint(context.program, algebra.as_terms(body)):
+    if is_joint(context.program, algebra.as_terms(body), mean=True):
         body = Linear(((process_of(context, body), Coefficient()),))
     summands, inputs, axes, *_ = summands_of(context.program, body)
     order = code(dims, axes)

@@ -211,7 +211,8 @@ def draw(field: Field, points: Array) -> Draw:
 
 def _of_few(field: Field, points: Array) -> Draw:
     """Scores that sum over a fixed number of units: queries times keys, G = Q K^T, dG = dQ K^T + Q dK^T."""
-    moved, ends = [], []
+    moved: list[tuple[Array, Array] | None] = []
+    ends: list[tuple[Array, Array]] = []
     start = 0
     points = points.astype(field.q.first.dtype)
     for b, root in ((field.q, field.q_root), (field.k, field.k_root)):

@@ -47,6 +47,8 @@ from ntk.types import two_of
 
 DRAWS = 4
 """Draws for each of those of attention scores: a function of few numbers takes less time."""
+MOST_POSITIONS = 256
+"""Positions of all processes of a function, above which draws at pairs of samples take too long."""
 
 
 class Operation(NamedTuple):
@@ -236,6 +238,14 @@ def by_draws(context: Context, write: Callable, refs: list[Ref], axes: tuple, te
         opened |= more
     sizes = tuple(a.size[0] for a in axes)
     program = context.program
+    known = (program.processes[index].axes for index, _ in writer.roots)
+    positions = sum(math.prod(a.size[0] for a in own) for own in known)
+    if positions > MOST_POSITIONS:
+        raise Refusal(
+            f"{text}: their joint law, at {positions} positions in all, would be drawn at every pair of samples, which "
+            f"is done up to {MOST_POSITIONS} positions. Use smaller inputs, average pooling in place of max pooling, "
+            'or take means over finite networks: otherwise="sample"'
+        )
     gains = tuple(
         place
         for index, place in writer.others.items()
@@ -278,7 +288,7 @@ def primitive(
     axes = ax.positions(dims)
     sizes = tuple(a.size[0] for a in axes)
     codes = tuple(shape_code(v.dims) if v.dims else ((False, 1),) * len(dims) for v in values)
-    operands = []
+    operands: list = []
     for value, ref in zip(values, refs):
         if ref is None:
             operands.append(None)
