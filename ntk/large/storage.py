@@ -186,13 +186,13 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
     return list(good)
 
 
-def keep_arrays(file: pathlib.Path, mark: str, **arrays: Any) -> None:
+def keep_arrays(file: pathlib.Path, mark: str, arrays: dict[str, Any]) -> None:
     """Writes the state of a long computation, whole or not at all; the first process of a job does.
 
     Args:
         file: an npz file.
         mark: what the state belongs to.
-        **arrays: what `kept_arrays` gives back.
+        arrays: what `kept_arrays` gives back.
     """
     if jax.process_index() == 0:
         fresh = file.with_name(file.name + ".new")

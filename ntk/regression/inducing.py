@@ -135,7 +135,8 @@ def inducing(
         )
         done = min(done + every, len(starts))
         if path is not None:
-            storage.keep_arrays(file, mark, done=done, **dict(zip(SUMS, (squares, sides, trace))))
+            kept = dict(zip(SUMS, (squares, sides, trace)))
+            storage.keep_arrays(file, mark, {"done": done, **kept})
     shifted = squares + diag_reg * scale * np.eye(m)
     coefficients = linalg.lstsq(shifted, sides)[0]
     norm = np.square(columns).sum(0)

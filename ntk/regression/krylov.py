@@ -183,7 +183,8 @@ def kept_loop(file: pathlib.Path, mark: str) -> Callable:
             state = saved[1]
         while goes_on(state):
             state = body(state)
-            storage.keep_arrays(file, mark, number=number, **jax.device_get(state)._asdict())
+            kept = {"number": number, **jax.device_get(state)._asdict()}
+            storage.keep_arrays(file, mark, kept)
         return state
 
     return loop
