@@ -1146,7 +1146,8 @@ def test_no_verdict_holds_against_an_attribute_that_is_not_finite(study, value):
         try:
             lost = judged(study, data.assign_attrs({key: value}))
         except ValueError as error:  # it would be the bound itself
-            assert "has no finite bound" in str(error)
+            if "has no finite bound" not in str(error):
+                raise
             continue
         assert list(lost) == list(before), "a claim has vanished"
         good = {name for name, claim in lost.items() if claim.passed} - FORMULAS
