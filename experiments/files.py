@@ -108,4 +108,4 @@ def message(error: Exception) -> str:
     )
 
 
-_LONGEST = 1800
+_LONGEST = 900

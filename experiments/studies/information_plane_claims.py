@@ -154,7 +154,7 @@ def _bound_claims(data: xr.Dataset) -> list[Claim]:
         ("14 Gibbs gap is (I + L) / gamma", data.gibbs, at_most, 1e-9, "largest error of the gap"),
         ("15 funnel", data["last"], at_least, 0.999, "share of linear networks, last layer least"),
     ):
-        dim = values.dims[-1]
+        (dim,) = set(values.dims) - {"bound_seed"}
         for k, of in enumerate(values[dim].values):
             made.append(
                 over_seeds(

@@ -67,12 +67,12 @@ def slow(data, size):
 def test_units_steps_and_hours_of_a_small_study(planned):
     status, out, err = planned(small_study.make_module(), "--devices=1")
     assert (status, err) == (0, "")
-    assert "units     8 (units 6, runs 2)" in out
-    assert "steps     326\n" in out
+    assert "units     10 (units 6, runs 2, together 2)" in out
+    assert "steps     806\n" in out
     assert "of its 160 steps" in out
     assert "not known: the study does not say" in out
     assert re.search(r"hours .*\(a\).* on 1: .* on 8: .* on 64: ", out)
-    assert "every unit of units, runs is taken to cost what" in out
+    assert "every unit of units, runs, together is taken to cost what" in out
     assert "not met" not in out
     assert "units that were met" not in out  # all steps were
 
