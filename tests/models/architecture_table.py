@@ -22,7 +22,7 @@ of each. The page is made by `python tests/models/architecture_table.py`, and th
 
 **roles**: `limits.parametrize` with the roles that `ntk.width_axes` reads (or with `roles=`, where it says so), under
 the NTK parametrization at widths 32 and 128: of all parameters, the exponent of the width furthest from 0 in what a
-step on it alone does to the outputs, with its standard error over 16 initialisations. Right is within 1/2, the border
+step on it alone does to the outputs, with its standard error over 64 initialisations. Right is within 1/2, the border
 to the next power, by three standard errors; otherwise it is undecided. Parameters that start at zero are drawn.
 
 **one wrong role**: the same with the last readout taken for a first layer, which must be found out.

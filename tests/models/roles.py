@@ -20,7 +20,7 @@ from limits.parametrization import parametrize
 from ntk.family import ParamAxes, named_leaves
 from ntk.trace import initial
 
-BASE, WIDTHS, SEEDS = 16, (32, 128), 16
+BASE, WIDTHS, SEEDS = 16, (32, 128), 64
 OUTPUTS = "outputs"
 
 
@@ -104,7 +104,9 @@ def _program(net, x):
                 named[name] = draw * scales[name] * factors["init"][name]
             params = jax.tree.unflatten(jax.tree.structure(params), list(named.values()))
             outputs, pull = jax.vjp(lambda p: one.apply(p, *inputs, **kept), params)
-            direction = jax.random.normal(jax.random.fold_in(key, len(zero)), outputs.shape)
+            direction = jax.random.rademacher(
+                jax.random.fold_in(key, len(zero)), outputs.shape, outputs.dtype
+            )
             slopes = named_leaves(pull(direction)[0])
             sizes = {n: factors["sgd"][n] * jnp.sum(g**2) for n, g in slopes.items()}
             return sizes | {OUTPUTS: jnp.mean(outputs**2)}
