@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -129,7 +130,7 @@ class Task(NamedTuple):
     family: Callable[[int], Any]
     example: Any
     widths: tuple[int, int] | None
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = types.MappingProxyType({})
 
 
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -23,7 +23,7 @@ def _helper(name):
     return sys.modules[name]
 
 
-architectures, table = _helper("architectures"), _helper("architecture_table")
+architectures = _helper("architectures")
 ARCHITECTURES, inputs = architectures.ARCHITECTURES, architectures.inputs
 
 
@@ -99,38 +99,8 @@ def test_kernel_by_rule_or_refusal_in_words(name):
         with pytest.raises(ValueError, match=REFUSED[name]) as refusal:
             ntk.infinite_width(family, x)
         assert 'otherwise="sample"' in str(refusal.value) or name in ALTERED
-        assert table.rows()[name]["kernel"] == table.reason(refusal.value)
     else:
         assert ntk.infinite_width(family, x).pair is not None
-        assert table.rows()[name]["kernel"] == table.RULE
-
-
-# --- the table of the documentation ---------------------------------------------------------------
-
-QUICK = ("MLP", "ResNet", "GPT", "tied GPT")
-"""Architectures whose roles are checked in every run; the others are in the slow tests."""
-
-
-def test_the_table_names_all_architectures_and_their_counts():
-    rows = table.rows()
-    assert list(rows) == list(ARCHITECTURES)
-    assert sum(row["kernel"] == table.RULE for row in rows.values()) >= LEAST
-    assert all(not row["roles"].startswith("wrong") for row in rows.values())
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in ARCHITECTURES
-    ],
-)
-def test_roles_are_right_and_one_wrong_role_is_found_out(name):
-    documented = table.rows()[name]
-    for column, found in zip(("roles", "one wrong role"), table.checked(name)):
-        assert found.verdict in (documented[column].split(",")[0], "undecided")
-        if name in QUICK:
-            assert found.verdict == {"roles": "right", "one wrong role": "wrong"}[column]
 
 
 @pytest.mark.slow
