@@ -69,7 +69,7 @@ REFUSED = {
     "REDQ": STAYS,
     "SAC actor": "outputs side by side",
     "PINN residual": "size width",
-    "PixelCNN": "",
+    "PixelCNN": r"\(a mask\)",
     "top-2 experts": "not known here",
     "N-BEATS": APART,
     "RealNVP": APART,

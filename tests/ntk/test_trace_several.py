@@ -126,7 +126,7 @@ def test_max_pooling_of_two_positions(forward, x64):
 
 def with_gain(module, x, n):
     gain = module.param("gain", nn.initializers.ones, (n,))
-    return nn.relu(dense(n, x) + gain * dense(n, x))
+    return nn.relu(dense(n, x) + gain[None] * dense(n, x))
 
 
 def test_gains_that_are_trained_within_a_nonlinearity(x64):
@@ -153,7 +153,7 @@ def test_an_entry_depends_on_its_two_samples_alone(x64):
 
 
 def test_explain_says_that_draws_were_made():
-    text = str(ntk.explain(linen(pooled), inputs(2, 5)))
+    text = str(ntk.explain(linen(pooled), jax.ShapeDtypeStruct((1, 2, 5), jnp.float32)))
     assert "mean over 4096 draws" in text
 
 

@@ -58,7 +58,8 @@ def contracted(context: Context, one: Any, two: Any, values: list[Value]) -> Val
     )
     if all(random):
         summed = [a for a in gone if a.kind == "unit"]
-        if not summed or not any(a.infinite for a in (*summed, *ax.units(dims))):
+        own = summed or (left and not gone)  # a size of one has no axis
+        if not own or not any(a.infinite for a in (*summed, *ax.units(dims))):
             raise Refusal(
                 "a product of two activations, summed over positions, or over a fixed number of units while nothing "
                 "else grows: write it as an elementwise product, or let the number of units or of heads grow with the "
