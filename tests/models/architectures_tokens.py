@@ -25,7 +25,7 @@ def alibi(module, n, tokens):
     q, k, v = heads(nn.RMSNorm()(x), n)
     lag = jnp.arange(length)[None] - jnp.arange(length)[:, None]
     slopes = 2.0 ** -(4 * jnp.arange(1, 3))
-    bias = jnp.where(lag > 0, -1e9, slopes[:, None, None] * lag)[None]
+    bias = jnp.where(lag[None] > 0, -1e9, slopes[:, None, None] * lag[None])[None]
     x = x + merge(nn.dot_product_attention(q, k, v, bias=bias), n)
     return nn.Dense(VOCABULARY, use_bias=False)(nn.RMSNorm()(x))
 

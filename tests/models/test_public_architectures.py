@@ -79,7 +79,8 @@ REFUSED = {
     "gMLP": "Dense_2/kernel sums over 4 positions",
     "decaying averages": "summed over positions",
     "Hyena": "summed over positions",
-    "FNet": "a Fourier transform",
+    "FNet": "converted to complex64",
+    "DDPM": "concatenated are split again",
 }
 ALTERED = ("Fourier features", "Wide ResNet")
 """For which a change of the model is named instead of means over finite networks."""

@@ -263,7 +263,8 @@ def summands_of(
         if t.coefficient.power:
             raise Refusal(
                 f"a layer reads an activation of size width^{t.coefficient.power:g}: initial standard deviations or "
-                "multipliers do not keep it of order one"
+                "multipliers do not keep it of order one, or it is a readout's weights (a derivative by the inputs). "
+                'Take means over finite networks: otherwise="sample"'
             )
         factors: list[tuple[Ref, Tree]] = []
         fixed: list[tuple[Ref, Tree]] = []
