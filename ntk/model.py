@@ -185,7 +185,8 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
     def variables(key: PRNGKey) -> tuple[PyTree, dict]:
-        _, params, rest = nnx.split(build(key), nnx.Param, ...)
+        parts: Any = nnx.split(build(key), nnx.Param, ...)
+        _, params, rest = parts
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def state(key: PRNGKey) -> dict:

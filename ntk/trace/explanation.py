@@ -157,7 +157,8 @@ def explanation(traced: Traced) -> Explanation:
 
 def _shown(loops: Sequence[Loop], count: int) -> dict[int, int]:
     """The steps that are shown, with how often each is repeated: the first of equal blocks."""
-    starts, shown, index = {loop.start: loop for loop in loops}, {}, 0
+    starts, index = {loop.start: loop for loop in loops}, 0
+    shown: dict[int, int] = {}
     while index < count:
         loop = starts.get(index)
         length, times = (loop.length, loop.count) if loop else (1, 1)

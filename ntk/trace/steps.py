@@ -48,7 +48,7 @@ class LawOf(Protocol):
 
     def __call__(
         self, step: Step, need: Need, means: bool, operands: list, setting: Setting
-    ) -> Law | Sides | tuple[Law, Law]: ...
+    ) -> Law | Sides | tuple[Law, Law, int]: ...
 
 
 class Kind(NamedTuple):

@@ -110,7 +110,8 @@ def scores_pair(
     step: Step, need: Need, means: bool, operands: list, setting: Setting
 ) -> QueriesKeys:
     """What is known of scores: the laws of queries and keys."""
-    return QueriesKeys(*operands, step.op.few)
+    queries, keys = operands
+    return QueriesKeys(queries, keys, step.op.few)
 
 
 class Operands(NamedTuple):
@@ -152,7 +153,7 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
     return Law(fitted(out, need), new)
 
 
-def both_orders(run: Callable, datas: list[Operands]) -> list[dict[str, Array]]:
+def both_orders(run: Callable, datas: list[Any]) -> list[dict[str, Array]]:
     """Draws at the samples of the first batch first, and at those of the second, compiled once if they are as many."""
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), data) for data in datas]
     if shapes[0] != shapes[1]:
@@ -188,7 +189,7 @@ def _expectations(
     values = data.values
     samples = values.cross.shape[:2]
     fields = [
-        Field(q, k, *(roots(b, data.coincident) for b in (q, k)), size)
+        Field(q, k, roots(q, data.coincident), roots(k, data.coincident), size)
         for (q, k), size in zip(data.scores, few)
     ]
     sizes = [field.sizes for field in fields]
