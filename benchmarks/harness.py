@@ -109,7 +109,7 @@ def compare(
 def _settle(most: float = 1.0) -> None:
     """Waits until this process rests: what one contender leaves behind would be counted as the next one's.
 
-    XLA hands out a result before it has freed its memory (40 ms for .4 GB), and worker threads spin on.
+    Worker threads spin on, and memory may be freed after a result is there; see benchmarks/README.md.
     """
     end = time.perf_counter() + most
     while time.perf_counter() < end:

@@ -108,8 +108,7 @@ def _angle_and_integral(w: Array) -> tuple[Array, Array]:
     """arccos(1 - w) and its integral (see `_ARCCOS`), over 2 pi, for 0 <= w <= 1."""
     # A gap of coincident samples that is the square of a rounding error has no slope, as one of zero has none.
     least = 16 * float(jnp.finfo(w.dtype).eps) ** 2
-    # Subtracted, which takes one operation less than a selection, it changes the angle by less than eps.
-    scaled = root(w - least) / (2 * math.pi)
+    scaled = root(jnp.where(w > least, w, 0)) / (2 * math.pi)
     angle = scaled * polynomial(_ARCCOS[_size(w)], w)
     return angle, (scaled * w) * polynomial(_ARCCOS_INTEGRAL[_size(w)], w)
 
