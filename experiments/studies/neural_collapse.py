@@ -263,7 +263,11 @@ def work(config: Any) -> dict[str, tuple[int, float]]:
         data = problem(y, part.sizes, part.linear, (1.0, 1.0), x=x)
         function = gradient(backbone(part, task.outputs, x[:1]), part.loss, data)
         found[name] = 2 * part.steps, seconds(flops(*function))
-    return found
+    part = config.fixed
+    shapes = jax.eval_shape(_body(part).init, jax.random.key(0), task.train.x[:1])
+    weights = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    each = len(part.seeds) * part.steps, seconds(6.0 * weights * len(task.train.x))
+    return found | {grid.label("fixed", (name,)): each for name in CLASSIFIERS if part.seeds}
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
@@ -777,10 +781,15 @@ def class_vectors(classifier: str, classes: int, dim: int) -> np.ndarray:
     return np.asarray(unit(jnp.pad(rows, ((0, 0), (0, dim - rows.shape[1])))))
 
 
+def _body(part: Any) -> Any:
+    """The network whose outputs are the features below a classifier."""
+    fields = part.model.to_dict()
+    return families.load(fields.pop("name"), fields, outputs=part.features)(part.width)
+
+
 def _fixed(part: Any, task: tasks.Task, session: Session) -> xr.Dataset:
     """One network below logits z . w_k of a learnt readout, or cos(z, w_k) / temperature of fixed vectors."""
-    fields = part.model.to_dict()
-    body = families.load(fields.pop("name"), fields, outputs=part.features)(part.width)
+    body = _body(part)
     splits = {"train": task.train, "test": task.test}
     sets = {name: (np.asarray(split.x), np.asarray(split.y)) for name, split in splits.items()}
 

@@ -91,7 +91,7 @@ def test_curves_have_one_line_a_run_against_the_last_numbers():
     assert list(figures) == ["loss"]
     assert left_out == {"risk": "no dimension with numbers"}
     axes = figures["loss"].axes
-    assert [ax.get_title() for ax in axes] == [
+    assert [ax.get_title(loc="left") for ax in axes] == [
         f"rule {drawing.NAMES[rule]}, width {n}" for rule in ("ntk", "mup") for n in (64, 128)
     ]
     one, two = axes[1].lines
@@ -104,7 +104,7 @@ def test_curves_have_one_line_a_run_against_the_last_numbers():
 
 def test_a_place_that_one_run_lacks_has_the_line_of_the_other():
     figures, _ = compare.curves({"one": result(1.0), "two": result(2.0, widths=(64, 256))})
-    lines = {ax.get_title(): len(ax.lines) for ax in figures["loss"].axes}
+    lines = {ax.get_title(loc="left"): len(ax.lines) for ax in figures["loss"].axes}
     assert lines["rule NTK, width 64"] == 2
     assert lines["rule NTK, width 128"] == lines["rule NTK, width 256"] == 1
 
