@@ -71,12 +71,13 @@ def pinn_residual(module, n, x):
 
 def spline_basis(x):
     """Quadratic B-splines on seven intervals."""
-    grid = jnp.linspace(-2.0, 2.0, 8)
+    grid = jnp.linspace(-2.0, 2.0, 8)[None, None]
     x = x[..., None]
-    b = ((x >= grid[:-1]) & (x < grid[1:])).astype(x.dtype)
+    b = ((x >= grid[..., :-1]) & (x < grid[..., 1:])).astype(x.dtype)
     for k in (1, 2):
-        rise = (x - grid[: -k - 1]) / (grid[k:-1] - grid[: -k - 1])
-        fall = (grid[k + 1 :] - x) / (grid[k + 1 :] - grid[1:-k])
+        below, above = grid[..., : -k - 1], grid[..., k + 1 :]
+        rise = (x - below) / (grid[..., k:-1] - below)
+        fall = (above - x) / (above - grid[..., 1:-k])
         b = rise * b[..., :-1] + fall * b[..., 1:]
     return b
 
