@@ -170,9 +170,9 @@ def parametrize(
         >>> net = limits.parametrize(family, "mup", width=256, base_width=64, example=jnp.ones((1, 4)))
         >>> adam, multiplier = net.lr_scale("adam"), net.multiplier
         >>> [float(adam[f"layers_{k}"]["kernel"]) for k in (0, 2, 4)]
-        [1.0, 0.25, 1.0]
+        [0.5, 0.25, 0.5]
         >>> [float(multiplier[f"layers_{k}"]["kernel"]) for k in (0, 2, 4)]
-        [1.0, 1.0, 0.25]
+        [2.0, 1.0, 0.5]
 
     Raises:
         TypeError: an unknown option, with the nearest one; a value of another type.
