@@ -2,6 +2,12 @@
 
 Three parts: the random-matrix laws on random matrices; the sharpness of mini-batches of a trained network against
 them and against the law with the measured noise; the largest learning rate that trains, for SGD and Adam.
+
+Adam's exponent over all batch sizes is .63 in two sets of seeds, .59 to .64 in each of six: steeper than a square root.
+SGD's rates follow 2 / lambda(B) early in training only within factors of 2.2 and 3.0: batches of 16 train at 3.4 times
+that, batches of 256 at 5 to 10 times. That SGD saturates from 64 to 256 holds in three seeds (exponent 0) and does not
+in three others (.5). The law with the measured noise is of second order: the excess is 1.03 times it where it is .02
+of the gap below lambda_1, and 1.3 times where it is a fifth.
 """
 
 from __future__ import annotations
