@@ -212,8 +212,8 @@ def test_layers_are_captured_and_checked(name):
         with pytest.raises(ValueError, match="as linen modules do: give a function features"):
             features(net, net.init(KEY), model.inputs)
         features = limits.layer_outputs
-    else:
-        assert tuple(features(net, net.init(KEY), model.inputs)) == model.captured
+    names = tuple(features(net, net.init(KEY), model.inputs))
+    assert sorted(names) == sorted(model.captured or ("first", "last"))
     check = limits.coordinate_check(
         lambda n: parametrized(model, n),
         (8, 16, 32),
@@ -225,6 +225,6 @@ def test_layers_are_captured_and_checked(name):
         seeds=2,
         features=features,
     )
-    assert check.layers == (model.captured or ("first", "last"))
+    assert check.layers == names  # in the order in which they are called
     assert np.isfinite(check.size).all()
     assert (check.change > 0).all()
