@@ -55,12 +55,9 @@ def dual_map(activation: Activation) -> DualMap:
     Raises:
         ValueError: as `limits.depth.taxonomy`.
     """
-    try:
-        return _study(activation)
-    except TypeError as error:
-        if callable(activation) or isinstance(activation, closed_forms.Dual):
-            raise
-        raise ValueError(f"{activation!r} is neither a function nor a Dual") from error
+    if not (callable(activation) or isinstance(activation, closed_forms.Dual)):
+        raise ValueError(f"{activation!r} is neither a function nor a Dual")
+    return _study(activation)
 
 
 @functools.lru_cache(maxsize=64)

@@ -137,7 +137,10 @@ MODELS = {
     "batch norm": Model(linen(normed), X, TRAIN, captured=("Dense_0", "BatchNorm_0", "Dense_1")),
     "NNX": Model(lambda width: lambda rngs: NnxModel(width, rngs=rngs), X, TRAIN),
     "Equinox": Model(
-        lambda width: lambda key: EquinoxModel(width, key=key), (X, TIMES, LABELS), {"gain": 2.0}
+        lambda width: lambda key: EquinoxModel(width, key=key),
+        (X, TIMES, LABELS),
+        {"gain": 2.0},
+        kernel="numbers of sizes",  # w[x] of one example counts the units of the table
     ),
 }
 

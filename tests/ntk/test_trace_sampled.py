@@ -188,7 +188,7 @@ def test_explain_says_that_it_was_sampled():
     text = str(ntk.explain(linen(maxout), inputs(), otherwise="sample", networks=8))
     for part in (
         "no rule",
-        "reduce_max",
+        "sort",
         "32 of width 256, 16 of width 512, 8 of width 1024",
         "K + a/n",
     ):
