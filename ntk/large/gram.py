@@ -41,7 +41,7 @@ def gram(
         kernel_fn: ``kernel_fn(x1, x2, get, **kwargs)``, an array (n1, n2, ...); x2 is None for x1.
             An entry may depend on its own two samples only.
         x1: n1 samples along axis 0 of an array, or of each array of a list; whole on each device. A ``np.memmap``, or
-            an array of zarr or HDF5, is read a tile at a time and nowhere whole.
+            an array that has ``chunks``, is read a tile at a time and nowhere whole.
         x2: n2 samples. With None, or the values of x1, one triangle is computed and mirrored.
         get: name of the kernel.
         tile: samples along one side of a tile. At most two tiles for each device are under way.

@@ -158,7 +158,7 @@ def put(tree: PyTree, devices: tuple[jax.Device, ...]) -> PyTree:
 
 
 def on_disk(x: Any) -> bool:
-    """Whether samples are read as they are needed: a ``np.memmap``, or an array of zarr or HDF5."""
+    """Whether samples are read as they are needed: a ``np.memmap``, or an array that has ``chunks``."""
     chunked = hasattr(x, "chunks") and isinstance(getattr(x, "dtype", None), np.dtype)
     return isinstance(x, np.memmap) or chunked
 
