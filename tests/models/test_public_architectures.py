@@ -68,7 +68,7 @@ REFUSED = {
     "Mamba": STAYS,
     "REDQ": STAYS,
     "SAC actor": "outputs side by side",
-    "PINN residual": "size width",
+    "PINN residual": "operation on activations is not known|size width",
     "PixelCNN": r"\(a mask\)",
     "top-2 experts": "not known here",
     "N-BEATS": APART,
