@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from limits import judgement
+from limits.captured import weighted_outputs
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
 from ntk import show
@@ -83,12 +84,13 @@ def layer_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Array]
             raise
         raise ValueError(
             "the model does not return its layers' outputs when called with features=True: give a"
-            " function features(net, params, inputs), for a linen module captured_outputs."
+            " function features(net, params, inputs), or limits.captured_outputs."
         ) from error
 
 
 def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Array]:
-    """Outputs of all submodules by path, for any linen module (modules that return one array).
+    """Outputs of the layers by path: of all submodules that return one array for a linen module, of all layers with
+    weights for any other model (NNX, Equinox, plain functions).
 
     Args:
         net: of `parametrize` or `ntk.network`.
@@ -96,7 +98,7 @@ def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Arr
         inputs: a batch, or a tuple of several inputs.
 
     Raises:
-        ValueError: the model is not of linen, which alone records what its modules return.
+        ValueError: the model is not of linen, and no product of inputs and parameters is found in it.
     """
     mutable = ["intermediates", *_kept(net)]
     try:
@@ -104,10 +106,9 @@ def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Arr
     except TypeError as error:
         if "capture_intermediates" not in str(error):
             raise
-        raise ValueError(
-            "the model does not record what its modules return, as linen modules do: give a function "
-            "features(net, params, inputs) that returns its layers' outputs by name"
-        ) from error
+        given, kept = inputs if isinstance(inputs, tuple) else (inputs,), _kept(net)
+        apply = functools.partial(net.apply, state=kept) if kept else net.apply
+        return weighted_outputs(apply, params, given)
     found = {}
 
     def collect(path: tuple[str, ...], tree: dict) -> None:

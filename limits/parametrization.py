@@ -187,6 +187,9 @@ def parametrize(
     widths = _compared(rule, width, base_width)
     made = {n: families.initialised(family, n, example) for n in dict.fromkeys(widths)}
     axes = families.axes_of(made, widths, roles)
+    # A tree of Equinox modules holds their sizes: those of this width, so that it fits the parameters.
+    structure = jax.tree.structure(made[width].shapes)
+    axes = jax.tree.unflatten(structure, jax.tree.leaves(axes, is_leaf=_is_axes))
     named = named_leaves(axes, is_leaf=_is_axes)
     check_readout([made[n] for n in widths], example, named, rule)
     rates = rate_factors(learning_rates, named)

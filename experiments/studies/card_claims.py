@@ -107,17 +107,18 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
 def _signals(data: xr.Dataset) -> list[Claim]:
     made = []
     depth = data.sizes["signal_depth"] - 1
-    for weights in ("own", "growing"):
+    for weights in ("own", "mistuned"):
         for name, words in (
             ("variance", "factor of the mean square of a layer's outputs"),
             ("growth", "factor of a small difference of two inputs, squared"),
         ):
             values = data[f"signal_{name}"].sel(weights=weights)
             factor = (values[:, -1] / values[:, 0]) ** (1 / depth)
-            control = weights == "growing"
+            control = weights == "mistuned"
             statement = f"{words} from layer to layer at initialisation, {depth + 1} layers"
             if control:
-                statement += ", each layer's weights 1.5 times the one before"
+                times = float(data.signal_factor)
+                statement += f", each layer's weights {times:.2g} times the one before"
             judge = functools.partial(
                 within,
                 f"signals{', control' * control}: {name}",
@@ -157,6 +158,11 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
     for name in ("ntk", "nngp"):
         control = name == "nngp"
         found = data.sel(kernel_of=name)
+        exists = Precondition(
+            "a kernel",
+            not control or bool((data.limit_nngp != 0).any()),
+            "outputs are zero at initialisation, and so is the NNGP",
+        )
         fitted = law(found.kernel_distance, "kernel_seed", "kernel_width")
         words = "the NNGP, which is not its limit" if control else "the NTK of infinite width"
         made.append(
@@ -170,6 +176,7 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
                 interval=tuple(fitted.exponent_interval),
                 control=control,
                 reads=found.kernel_distance,
+                preconditions=(exists,),
             )
         )
         level = found.kernel_level.isel(kernel_width=-1)
@@ -184,6 +191,7 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
                 3.0,
                 control=control,
                 reads=found.kernel_level,
+                preconditions=(exists,),
             )
         )
     return made

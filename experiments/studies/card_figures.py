@@ -37,7 +37,7 @@ def signals(data: xr.Dataset) -> Figure:
         if name != "correlation":
             values = values / values.isel(signal_depth=0)
             ax.set_yscale("log")
-        for weights, color in zip(("own", "growing"), PALETTE):
+        for weights, color in zip(("own", "mistuned"), PALETTE):
             line = values.sel(weights=weights).rename(signal_seed="seed")
             line = line.assign_coords(signal_depth=places)
             drawing.curve(ax, line, "signal_depth", color, label=weights)

@@ -202,11 +202,11 @@ def as_matrix(kernel: Any) -> Any:
     return kernel.transpose(order).reshape(rows, -1)
 
 
-def wide_layers(model: Model, widths: tuple) -> list[str]:
+def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
     """Names of the layers whose outputs grow with the width, from the input on.
 
     Raises:
-        ValueError: there are none, or one only: there is no depth.
+        ValueError: there are fewer than ``least``.
     """
     shapes = []
     for width in (widths[0], widths[-1]):
@@ -219,9 +219,10 @@ def wide_layers(model: Model, widths: tuple) -> list[str]:
         jax.eval_shape(record, params)
         shapes.append(found)
     names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
-    if len(names) < 2:
+    if len(names) < least:
+        needs = "signals through depth need two" if least > 1 else "one is needed"
         raise ValueError(
-            f"{len(names)} layers grow with the width ({', '.join(names) or 'none'}); signals through depth need two"
+            f"{len(names)} layers grow with the width ({', '.join(names) or 'none'}); {needs}"
         )
     return names
 

@@ -101,10 +101,11 @@ PARTS = {
             signal_growth="mean square change for a small change of the input",
             signal_correlation="mean cosine of two inputs",
         )
-        | variables("signal_depth", signal_layer="layer"),
+        | variables("signal_depth", signal_layer="layer")
+        | variables("", signal_factor="each layer's weights over the ones before, control"),
         lambda config: {
             "signal_seed": _seeds(config),
-            "weights": Axis(["own", "growing"], "weights"),
+            "weights": Axis(["own", "mistuned"], "weights"),
         },
         ("signal_layer",),
     ),

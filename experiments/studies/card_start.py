@@ -38,7 +38,7 @@ def axes(config: Any, model: Model) -> dict[str, Any]:
 
         @functools.partial(jax.jit, compiler_options=ONCE)
         def difference(key, net=net, plain=plain):
-            pair = net.apply(net.init(key), x), plain.apply(plain.init(key), x)
+            pair = net.apply(_moved(net.init(key)), x), plain.apply(_moved(plain.init(key)), x)
             off = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), *pair)
             return jnp.stack(jax.tree.leaves(off)).max()
 
@@ -52,6 +52,14 @@ def axes(config: Any, model: Model) -> dict[str, Any]:
         **{k: [getattr(row, k) for row in rows] for k in ("init_std", "multiplier")},
         **{k: [getattr(row, k) for row in rows] for k in ("lr_sgd", "lr_adam")},
     }
+
+
+def _moved(params: Any) -> Any:
+    """Parameters after a step in a fixed random direction, which a readout that starts at zero leaves there."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    steps = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    return jax.tree.unflatten(structure, [p + s.astype(p.dtype) for p, s in zip(leaves, steps)])
 
 
 def signals(config: Any, model: Model) -> dict[str, Any]:
@@ -82,13 +90,15 @@ def signals(config: Any, model: Model) -> dict[str, Any]:
         cosine = jnp.stack([_cosine(h) for h in rows.values()])
         return jnp.stack([variance, growth, cosine])
 
-    found = np.array(
-        [
-            [measure(jax.random.key(seed), factor) for seed in config.seeds]
-            for factor in (1.0, 1.5)  # the control: each layer's weights 1.5 times the one before
-        ]
-    )
+    def of_seeds(factor):
+        return np.array([measure(jax.random.key(seed), factor) for seed in config.seeds])
+
+    own = of_seeds(1.0)
+    # The control leads away from criticality: where signals fade, weights fade too.
+    factor = 1.5 if own[:, 0, -1].mean() >= own[:, 0, 0].mean() else 1 / 1.5
+    found = np.stack([own, of_seeds(factor)])
     return {
+        "signal_factor": factor,
         "signal_variance": found[:, :, 0],
         "signal_growth": found[:, :, 1],
         "signal_correlation": found[:, :, 2],
@@ -171,8 +181,8 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
     kernel_fn, at_width, options = limit(config, model)
     exact = kernel_fn(x, None, ("nngp", "ntk"))
     theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
-    off = np.zeros((2, part.seeds, len(config.widths)))
-    level = np.zeros_like(off)
+    off = np.full((2, part.seeds, len(config.widths)), np.nan)
+    level = off.copy()
     for column, width in enumerate(config.widths):
         net = at_width(width)
 
@@ -184,8 +194,9 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
         for seed in range(part.seeds):
             found = np.asarray(finite(jax.random.key(seed)), float)
             for row, k in enumerate((theta, nngp)):
-                off[row, seed, column] = np.linalg.norm(found - k) / np.linalg.norm(k)
-                level[row, seed, column] = np.trace(found) / np.trace(k)
+                if k.any():  # the NNGP is zero where the readout starts at zero
+                    off[row, seed, column] = np.linalg.norm(found - k) / np.linalg.norm(k)
+                    level[row, seed, column] = np.trace(found) / np.trace(k)
     explained = ntk.explain(model.family, x[:1], **options)
     steps = explained.steps
     return {

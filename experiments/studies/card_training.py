@@ -215,7 +215,7 @@ def collapse(config: Any, model: Model) -> dict[str, Any]:
     part, rng, count = config.collapse, np.random.default_rng(0), len(config.seeds)
     order, per = rng.permutation(len(model.y)), max(part.examples // model.outputs, 2)
     chosen = np.concatenate([order[model.y[order] == k][:per] for k in range(model.outputs)])
-    last = wide_layers(model, config.widths)[-1]
+    last = wide_layers(model, config.widths, least=1)[-1]
     net = parametrized(model, "standard", config.widths[0], config.base_width)
 
     def measure(net, params, carry, data):

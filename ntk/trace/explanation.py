@@ -282,6 +282,10 @@ def _law_text(facts: dict) -> str:
     if not facts["variance"]:
         return f"constant {facts['mean']:g}"
     law = facts["law"]
+    if facts.get("power"):
+        return (
+            f"{law}, of variance times width^{facts['power']:g}: nothing beside terms of order one"
+        )
     if law in ("normal", "constant"):
         return "normal"
     if facts.get("fixed"):

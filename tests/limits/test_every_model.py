@@ -28,14 +28,14 @@ class Model(NamedTuple):
 
     Attributes:
         kernel: a piece of the refusal where there is no kernel; None where there is one.
-        captured: names of its layers, where it is of linen; None for others, which have `features`.
+        captured: names of its layers: of linen all modules, of others those with weights.
     """
 
     family: Any
     inputs: Any
     call: Any = None
     kernel: str | None = None
-    captured: tuple | None = None
+    captured: tuple = ("first", "last")
 
 
 def linen(forward):
@@ -141,6 +141,7 @@ MODELS = {
         (X, TIMES, LABELS),
         {"gain": 2.0},
         kernel="numbers of sizes",  # w[x] of one example counts the units of the table
+        captured=("first", "time", "label", "last"),
     ),
 }
 
@@ -211,12 +212,10 @@ def test_layers_are_captured_and_checked(name):
     model = MODELS[name]
     net = parametrized(model)
     features = limits.captured_outputs
-    if model.captured is None:
-        with pytest.raises(ValueError, match="as linen modules do: give a function features"):
-            features(net, net.init(KEY), model.inputs)
-        features = limits.layer_outputs
-    names = tuple(features(net, net.init(KEY), model.inputs))
-    assert sorted(names) == sorted(model.captured or ("first", "last"))
+    found = features(net, net.init(KEY), model.inputs)
+    assert sorted(found) == sorted(model.captured)
+    assert all(len(values) == 4 for values in found.values())  # examples first
+    names = tuple(found)
     check = limits.coordinate_check(
         lambda n: parametrized(model, n),
         (8, 16, 32),
@@ -231,3 +230,49 @@ def test_layers_are_captured_and_checked(name):
     assert check.layers == names  # in the order in which they are called
     assert np.isfinite(check.size).all()
     assert (check.change > 0).all()
+
+
+def plain(width):
+    """A pair of functions: a matrix with a bias, one used under a scalar, and a loop of two layers."""
+
+    def init(key):
+        one, two, three = jax.random.split(key, 3)
+        return {
+            "in": {"w": jax.random.normal(one, (5, width)), "b": jnp.zeros(width)},
+            "loop": jax.random.normal(two, (2, width, width)) / width**0.5,
+            "out": jax.random.normal(three, (width, 1)) / width**0.5,
+            "gain": jnp.ones(()),
+        }
+
+    def apply(params, x):
+        h = x @ params["in"]["w"] + params["in"]["b"][None]
+        h = jax.lax.scan(lambda h, w: (jnp.tanh(h) @ w, None), h, params["loop"])[0]
+        return params["gain"] * (jnp.tanh(h) @ params["out"])
+
+    return init, apply
+
+
+def test_outputs_of_layers_are_those_that_their_modules_return():
+    """With the bias, before the gain; what linen records itself, and a program that is walked."""
+    net = ntk.network(plain, 7)
+    params = net.init(KEY)
+    found = limits.captured_outputs(net, params, X)
+    assert list(found) == ["in", "out"]  # those in a loop have none
+    np.testing.assert_allclose(
+        found["in"], X @ params["in"]["w"] + params["in"]["b"][None], rtol=1e-6
+    )
+    np.testing.assert_allclose(found["out"], net.apply(params, X), rtol=1e-6)
+
+    model = MODELS["NNX"]
+    net = parametrized(model)
+    params = net.init(KEY)
+    _, own = applied(net)(params, X, features=True)
+    found = jax.jit(lambda params: limits.captured_outputs(net, params, X))(params)
+    for name, values in own.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
+
+    nothing = ntk.network(
+        lambda n: (lambda key: {"w": jnp.ones(n)}, lambda p, x: x * p["w"][None]), 5
+    )
+    with pytest.raises(ValueError, match="no product of the inputs with a parameter"):
+        limits.captured_outputs(nothing, {"w": jnp.ones(5)}, X)

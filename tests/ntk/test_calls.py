@@ -204,3 +204,48 @@ def test_matrices_of_an_equinox_model_that_are_nobodys_are_ambiguous():
 
     with pytest.raises(ValueError, match=r"weight .* is ambiguous: matrices may be \(in, out\) or"):
         ntk.width_axes(lambda width: lambda key: Own(width, key=key))
+
+
+def test_biases_that_shrink_with_the_width_add_nothing():
+    """As eqx.nn.Linear draws them; a sum of such vectors alone, as a class token may be, is still refused."""
+
+    class Perceptron(eqx.Module):
+        layers: list
+
+        def __init__(self, width, *, key, bias=True):
+            sizes = ((7, width), (width, width), (width, 2))
+            keys = jax.random.split(key, 3)
+            use = (True, bias, bias)  # that of the first layer stays
+            self.layers = [
+                eqx.nn.Linear(*s, use_bias=b, key=k) for s, k, b in zip(sizes, keys, use)
+            ]
+
+        def __call__(self, x):
+            one, two, three = self.layers
+            return three(jax.nn.relu(two(jax.nn.relu(one(x)))))
+
+    def kernels(bias):
+        def family(width):
+            return lambda key: Perceptron(width, key=key, bias=bias)
+
+        return family, ntk.infinite_width(family, X)(X, None, ("nngp", "ntk"))
+
+    (family, with_biases), (_, without) = kernels(True), kernels(False)
+    np.testing.assert_allclose(with_biases.nngp, without.nngp, rtol=1e-6)
+    np.testing.assert_allclose(with_biases.ntk, without.ntk, rtol=1e-6)
+    assert "width^-1: nothing beside terms" in repr(ntk.explain(family, X))
+
+    class Token(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            shrinking = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
+            token = self.param("token", shrinking, (1, self.width))
+            h = jnp.stack(
+                [nn.Dense(self.width)(x), jnp.broadcast_to(token, (len(x), self.width))], 1
+            )
+            return nn.Dense(1)(nn.relu(nn.RMSNorm(epsilon=0.0)(h)).mean(1))
+
+    with pytest.raises(ValueError, match="an activation of size width"):
+        ntk.infinite_width(Token, X)

@@ -37,7 +37,7 @@ from ntk.trace.ops.numbers import (
     numbers_step,
     reciprocal,
 )
-from ntk.trace.ops.vector import as_vectors
+from ntk.trace.ops.vector import Vector, as_vectors
 from ntk.trace.steps import shape_code
 
 
@@ -141,6 +141,22 @@ def _keeps_order(name: str, bodies: list) -> bool:
     return name in ("add", "sub", "add_any") and all(small)
 
 
+def _without_vanishing(context: Context, body: Any) -> Any:
+    """A sum without the parameters that are smaller than its other terms by a power of the width.
+
+    So are biases of U(-n^-1/2, n^-1/2). What they add to the tangent kernel is the square of the same power.
+    """
+    if not isinstance(body, Linear):
+        return body
+    largest = max((c.power for _, c in body.terms), default=0.0)
+    small = [
+        (ref, c)
+        for ref, c in body.terms
+        if c.power < largest and isinstance(context.program.steps[ref.process.index].op, Vector)
+    ]
+    return Linear(tuple(t for t in body.terms if t not in small)) if small else body
+
+
 def _check_shared(context: Context, value: Value, name: str) -> None:
     """Refuses a parameter that all units share: its part of the tangent kernel does not average over them."""
     weight = value.body
@@ -207,7 +223,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             first, second = _one_process(context, first, second)
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
-        return algebra.added(first, second)
+        return _without_vanishing(context, algebra.added(first, second))
     if name == "select_n" and isinstance(bodies[0], Number | NumberArray):
         return _masked(context, equation, bodies, dims)
     for body in bodies:

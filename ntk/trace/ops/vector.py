@@ -55,14 +55,15 @@ def as_random(context: Context, value: Value) -> Value:
     if of not in context.sources:
         context.consume(weight)
         mean, variance, power, rate = context.law(weight._replace(number=1.0, power=0.0))
-        if variance and (power or mean):
+        if variance and (power > 0 or mean):
             raise Refusal(
                 f"{weight.name} has initial mean {mean:.3g} and variance {variance:.3g} width^{power:g}; a "
                 "parameter that acts on each unit alone must be constant at initialisation, or have mean zero and "
-                "a standard deviation that does not depend on the width"
+                "a standard deviation that does not grow with the width"
             )
-        context.sources[of] = (variance, rate, mean)
-    variance, rate, mean = context.sources[of]
+        context.sources[of] = (variance, rate, mean, power / 2 if variance else 0.0)
+    # Biases of U(-n^-1/2, n^-1/2), as eqx.nn.Linear has them, are a law of fixed variance times a power of the width.
+    variance, rate, mean, power = context.sources[of]
     axes = ax.positions(weight.own)
     sizes = tuple(a.size[0] for a in axes)
     factor = rate if not variance else rate * variance
@@ -74,6 +75,7 @@ def as_random(context: Context, value: Value) -> Value:
         )
         context.sources[key] = context.program.add(Vector(variance, factor, sizes, law), (), note)
         known = {"variance": variance, "mean": mean, "rate": factor, "fixed": law != NORMAL}
+        known |= {"power": 2 * power} if power else {}
         context.record(weight.name, role="vector", **known)
     index = context.sources[key]
     units = ax.units(value.dims)
@@ -83,7 +85,7 @@ def as_random(context: Context, value: Value) -> Value:
     ref = co.Ref(process, (), axes, units, weight.part)
     return Value(
         value.dims,
-        co.Linear(((ref, co.Coefficient(weight.number, weight.power, weight.arrays)),)),
+        co.Linear(((ref, co.Coefficient(weight.number, weight.power + power, weight.arrays)),)),
     )
 
 
