@@ -1,6 +1,8 @@
 """Papers' results as studies: run, claims that pass or fail, figures."""
 
+import importlib.metadata
 import importlib.util
+import os
 import pathlib
 
 __version__ = "0.1.0"
@@ -19,4 +21,19 @@ def _check_layout() -> None:
             )
 
 
+def _run_in_order() -> None:
+    """Before 0.12, JAX on a CPU may wait for ever in a program of several loops whose parts run beside one another.
+
+    A recurrent network's two passes are such a program. A flag of XLA, read when a backend starts, runs them in order.
+    """
+    version = importlib.metadata.version("jax").split(".")[:2]
+    flag, flags = (
+        "--xla_cpu_enable_concurrency_optimized_scheduler",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+    if tuple(map(int, version)) < (0, 12) and flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
+
+
 _check_layout()
+_run_in_order()

@@ -27,6 +27,10 @@ from ntk.types import PRNGKey, PyTree, Shape
 
 Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 
+# Programs of several loops (two passes of a recurrent network) may wait for ever on CPUs under JAX 0.10 if parts of them
+# run beside one another; JAX 0.12 does not.
+IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 
 class CoordinateCheck(NamedTuple):
     """What a coordinate check measured, and what it says.
@@ -329,7 +333,7 @@ def _train(
         return net.init(key)
 
     # The data and the rate are arguments, mapped over by none of the seeds.
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=IN_ORDER)
     def advance(
         start: PyTree,
         params: PyTree,
@@ -348,7 +352,7 @@ def _train(
 
         return jax.vmap(one)(start, params, state)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=IN_ORDER)
     def own_change(start: PyTree, params: PyTree, inputs: Any, mask: np.ndarray) -> jax.Array:
         def one(start: PyTree, params: PyTree) -> jax.Array:
             leaves, tree = jax.tree.flatten(start)
