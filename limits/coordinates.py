@@ -27,8 +27,8 @@ from ntk.types import PRNGKey, PyTree, Shape
 
 Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 
-# Programs of several loops (two passes of a recurrent network) may wait for ever on CPUs under JAX 0.10 if parts of them
-# run beside one another; JAX 0.12 does not.
+# Before JAX 0.12, programs of several loops (two passes of a recurrent network) may wait for ever on CPUs if parts of
+# them run beside one another.
 IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
