@@ -83,11 +83,19 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
                 "jnp.round or a comparison"
             )
         return Value(dims, values[0].body)
+    if name == "select_n" and isinstance(values[0].body, Number):
+        # A choice that is made already, whatever the cases that it does not take.
+        return Value(dims, values[1 + int(values[0].body.number)].body)
     if any(isinstance(v.body, Pieces) for v in values):
         return _in_pieces(context, equation, values, dims)
     bodies = [v.body for v in values]
     weights = [k for k, b in enumerate(bodies) if isinstance(b, Weight)]
     if weights and not (name in ("mul", "div", "neg") and _plain(bodies, name)):
+        faint = _faint(context, name, bodies)
+        if faint is not None:
+            body = bodies[1 - faint]
+            minus = name == "sub" and faint == 0
+            return Value(dims, algebra.scaled(body, Coefficient(-1.0)) if minus else body)
         for k in weights:
             _check_shared(context, values[k], name)
         values = unified([as_vectors(context, v) for v in values])
@@ -100,6 +108,29 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
     if any(is_random(b) for b in bodies) or weights:
         return Value(dims, _random(context, equation, bodies, dims))
     return elementwise_numbers(context, equation, values, dims)
+
+
+def _faint(context: Context, name: str, bodies: list) -> int | None:
+    """Which of two is a bias whose standard deviation falls with the width, added to an activation of order one.
+
+    It adds nothing to either kernel in the limit: its own is its variance, which tends to zero.
+    """
+    if name not in ("add", "sub", "add_any") or not any(map(_of_order_one, bodies)):
+        return None
+    for k, weight in enumerate(bodies):
+        if isinstance(weight, Weight):
+            mean, variance, power, _ = context.law(weight)
+            if variance and power < 0 and not mean:
+                context.consume(weight)
+                context.record(weight.name, variance=0.0, mean=0.0, rate=0.0, role="vector")
+                return k
+    return None
+
+
+def _of_order_one(body: Any) -> bool:
+    if isinstance(body, Linear):
+        return any(not c.power for _, c in body.terms)
+    return isinstance(body, Terms) and any(not t.coefficient.power for t in body.terms)
 
 
 def _told_apart(context: Context, values: list[Value]) -> list[Value]:
@@ -208,7 +239,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return algebra.added(first, second)
-    if name == "select_n" and isinstance(bodies[0], Number | NumberArray):
+    if name == "select_n" and isinstance(bodies[0], NumberArray):
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
@@ -375,8 +406,6 @@ def _absorbed(context: Context, body: Any) -> Any:
 
 def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     """select_n by numbers: each case times a mask."""
-    if isinstance(bodies[0], Number):
-        return bodies[1 + int(bodies[0].number)]
     total: Any = Number(0.0)
     codes = shape_code(dims)
     for k, case in enumerate(bodies[1:]):
