@@ -186,8 +186,8 @@ def kernels(
 def stack(net: Finite, last: tuple[str, ...]) -> Callable:
     """`(keys, x1, x2) -> (NNGPs, NTKs)` of a network for each key, one after the other by one compiled program.
 
-    The loop is Python's: compiled without optimisation XLA has slow convolutions alone for the body of a loop of its own
-    (a U-Net takes sixteen times as long).
+    The loop is Python's: compiled without optimisation XLA has slow convolutions alone for the body of a loop of its
+    own (a U-Net takes sixteen times as long).
     """
 
     @jax.jit
