@@ -17,7 +17,7 @@ from ntk.trace.ops.convolution import Convolution
 from ntk.trace.ops.dense import Dense
 from ntk.trace.ops.function import Functions
 from ntk.trace.ops.numbers import Numbers
-from ntk.trace.ops.several import Several
+from ntk.trace.ops.several_laws import Several
 from ntk.trace.ops.table import TableMeans
 from ntk.trace.rules import kind
 from ntk.trace.steps import Note, Step

@@ -22,7 +22,7 @@ from ntk.trace.laws import Law, Setting, Sides, broadcast, fitted
 from ntk.trace.ops.attention_laws import Attend
 from ntk.trace.ops.dense import Dense
 from ntk.trace.ops.function import Functions, single
-from ntk.trace.ops.several import Several
+from ntk.trace.ops.several_laws import Several
 from ntk.trace.rules import kind
 from ntk.trace.steps import Step
 from ntk.trace.traced import Loop, Traced

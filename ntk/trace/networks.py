@@ -105,7 +105,9 @@ def _fans_of_zeros(
     ]
     if not zeros:
         return {}
-    axes = families.width_axes(family, first, widths=(width, 2 * width), roles=roles)
+    # Fans of others are not asked for, and may be ambiguous.
+    given = {**(roles or {}), **{name: "scalar" for name in laws if name not in zeros}}
+    axes = families.width_axes(family, first, widths=(width, 2 * width), roles=given)
     named = named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, families.ParamAxes))
     grow = [name for name in zeros if named[name].role in ("hidden", "output")]
     return {name: named[name].fans(0)[0] for name in grow}
@@ -182,10 +184,18 @@ def kernels(
 
 
 def stack(net: Finite, last: tuple[str, ...]) -> Callable:
-    """`(keys, x1, x2) -> (NNGPs, NTKs)` of a network for each key, compiled."""
+    """`(keys, x1, x2) -> (NNGPs, NTKs)` of a network for each key, one after the other by one compiled program.
+
+    The loop is Python's: compiled without optimisation XLA has slow convolutions alone for the body of a loop of its
+    own (a U-Net takes sixteen times as long).
+    """
 
     @jax.jit
+    def one(key: jax.Array, x1: PyTree, x2: PyTree | None) -> tuple:
+        return kernels(net, last, key, x1, x2)
+
     def run(keys: jax.Array, x1: PyTree, x2: PyTree | None) -> tuple:
-        return jax.lax.map(lambda key: kernels(net, last, key, x1, x2), keys)
+        found = [jax.device_get(one(key, x1, x2)) for key in keys]
+        return tuple(np.stack(each) for each in zip(*found))
 
     return run

@@ -27,7 +27,7 @@ from ntk.trace.ops import (
     numbers,
     positions,
     reductions,
-    several,
+    several_laws,
     shapes,
     table,
     vector,
@@ -61,7 +61,7 @@ KINDS: dict[type, Kind] = {
     mix.Mix: mix.KIND,
     numbers.Numbers: numbers.KIND,
     reductions.Mean: reductions.KIND,
-    several.Several: several.KIND,
+    several_laws.Several: several_laws.KIND,
     table.TableMeans: table.KIND,
     vector.Vector: vector.KIND,
 }

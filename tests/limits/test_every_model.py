@@ -140,7 +140,6 @@ MODELS = {
         lambda width: lambda key: EquinoxModel(width, key=key),
         (X, TIMES, LABELS),
         {"gain": 2.0},
-        kernel="numbers of sizes",  # w[x] of one example counts the units of the table
         captured=("first", "time", "label", "last"),
     ),
 }

@@ -1,5 +1,7 @@
 """Models as they are: static keywords, several inputs, one number an example, keys, and Equinox."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -190,6 +192,51 @@ def test_the_limit_of_an_equinox_module_is_that_of_its_flax_twin():
     two = ntk.infinite_width(flax, X)
     for get in ("nngp", "ntk"):
         np.testing.assert_allclose(one(X, None, get), two(X, None, get), rtol=1e-5)
+
+
+class Looked(eqx.Module):
+    """An embedding looked up, of `eqx.nn` or as an array, and a readout with its bias."""
+
+    table: eqx.nn.Embedding
+    last: eqx.nn.Linear
+    how: Callable = eqx.field(static=True)
+
+    def __init__(self, width, how, *, key):
+        one, two = jax.random.split(key)
+        self.table, self.how = eqx.nn.Embedding(5, width, key=one), how
+        self.last = eqx.nn.Linear(width, 2, key=two)
+
+    def __call__(self, i):
+        return self.last(jax.nn.relu(self.how(self.table, i)))
+
+
+LOOK_UPS = {
+    "the layer": (lambda table, i: table(i), ()),
+    "its weight": (lambda table, i: table.weight[i], ()),
+    "take": (lambda table, i: jnp.take(table.weight, i, 0), ()),
+    "an index of lax": (
+        lambda table, i: jax.lax.dynamic_index_in_dim(table.weight, i, 0, False),
+        (),
+    ),
+    "vmap": (lambda table, i: jax.vmap(table)(i).mean(0), (3,)),
+    "rows": (lambda table, i: table.weight[i].mean(0), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_rows_of_a_table_of_an_equinox_module(name):
+    """Of a uniform readout with a variance of 1 / (3 n); its bias, of that variance too, is nothing in the limit."""
+    how, shape = LOOK_UPS[name]
+    i = np.random.default_rng(0).integers(0, 5, (4, *shape)).astype("int32")
+    kernel_fn = ntk.infinite_width(lambda width: lambda key: Looked(width, how, key=key), i)
+    mixed = jax.nn.one_hot(i, 5).reshape(4, -1, 5).mean(1)
+    k = np.asarray(mixed @ mixed.T)
+    norms = np.sqrt(np.outer(k.diagonal(), k.diagonal()))
+    angle = np.arccos(np.clip(k / norms, -1, 1))
+    nngp = norms * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi) / 3
+    moved = k * (np.pi - angle) / (2 * np.pi) / 3
+    np.testing.assert_allclose(kernel_fn(i, None, "nngp"), nngp, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(kernel_fn(i, None, "ntk"), nngp + moved, rtol=1e-4, atol=1e-6)
 
 
 def test_matrices_of_an_equinox_model_that_are_nobodys_are_ambiguous():

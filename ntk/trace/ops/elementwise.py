@@ -83,6 +83,9 @@ def elementwise(context: Context, equation: Any, values: list[Value]) -> Value:
                 "jnp.round or a comparison"
             )
         return Value(dims, values[0].body)
+    if name == "select_n" and isinstance(values[0].body, Number):
+        # A choice that is made already, whatever the cases that it does not take.
+        return Value(dims, values[1 + int(values[0].body.number)].body)
     if any(isinstance(v.body, Pieces) for v in values):
         return _in_pieces(context, equation, values, dims)
     bodies = [v.body for v in values]
@@ -224,7 +227,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
         if not (isinstance(first, Linear) and isinstance(second, Linear)):
             first, second = _alike(context, first, second)
         return _without_vanishing(context, algebra.added(first, second))
-    if name == "select_n" and isinstance(bodies[0], Number | NumberArray):
+    if name == "select_n" and isinstance(bodies[0], NumberArray):
         return _masked(context, equation, bodies, dims)
     for body in bodies:
         context.check_scores(body)
@@ -391,8 +394,6 @@ def _absorbed(context: Context, body: Any) -> Any:
 
 def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     """select_n by numbers: each case times a mask."""
-    if isinstance(bodies[0], Number):
-        return bodies[1 + int(bodies[0].number)]
     total: Any = Number(0.0)
     codes = shape_code(dims)
     for k, case in enumerate(bodies[1:]):

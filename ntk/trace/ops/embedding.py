@@ -28,9 +28,9 @@ from ntk.trace.coordinates import (
     is_random,
 )
 from ntk.trace.laws import Law, Setting, gaussian
-from ntk.trace.ops.numbers import on_numbers, to_axes
+from ntk.trace.ops.numbers import Numbers, frozen, numbers_step, on_numbers, to_axes
 from ntk.trace.ops.positions import picked
-from ntk.trace.steps import Kind, Note, Step, code
+from ntk.trace.steps import Kind, Note, Step, code, shape_code
 
 
 class Embedding(NamedTuple):
@@ -69,23 +69,24 @@ def gather(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
 def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Value) -> Value:
     numbers = one.params["dimension_numbers"]
     weight = table.body
-    axis = numbers.start_index_map
-    sizes = one.params["slice_sizes"]
-    units = [k for k in range(len(table.dims)) if k not in axis]
-    whole = all(sizes[k] == ax.extent(table.dims[k])[0] for k in units)
-    plain = len(axis) == 1 and sizes[axis[0]] == 1 and whole
-    if not plain or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
+    row = _row_axis(one, two, table)
+    if row is None or weight.arrays or getattr(numbers, "operand_batching_dims", ()):
         raise Refusal(f"{weight.name} is indexed in another way than row by row")
+    units = [k for k in range(len(table.dims)) if k != row]
     if isinstance(indices.body, Number):
-        row = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
-        indices = Value(indices.dims, NumberArray(context.program.constant(row)))
+        constant = np.full((1,) * len(indices.dims), int(indices.body.number), np.int32)
+        indices = Value(indices.dims, NumberArray(context.program.constant(constant)))
+    indices = _column(context, indices, numbers.start_index_map.index(row))
     rows = list(indices.dims[:-1])
     fresh = {a: (Axis("unit", a.size),) for k in units for a in table.dims[k]}
-    columns = [ax.substitute((table.dims[k],), fresh)[0] for k in units]
-    offsets = set(numbers.offset_dims)
-    dims, rows_left, columns_left = [], list(rows), list(columns)
+    columns = {k: ax.substitute((table.dims[k],), fresh)[0] for k in units}
+    kept = [k for k in range(len(table.dims)) if k not in numbers.collapsed_slice_dims]
+    dims, rows_left = [], list(rows)
     for k in range(len(one.outvars[0].aval.shape)):
-        dims.append(columns_left.pop(0) if k in offsets else rows_left.pop(0))
+        if k in numbers.offset_dims:
+            dims.append(columns.get(kept.pop(0), ()))
+        else:
+            dims.append(rows_left.pop(0))
     context.consume(weight)
     mean, variance, power, rate = context.law(weight)
     if mean or not variance:
@@ -99,14 +100,44 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
     axes = ax.positions(tuple(rows))
     coded = code(tuple(indices.dims), axes)
     shape = tuple(a.size[0] for a in axes)
-    count = ax.extent(table.dims[axis[0]])[0]
+    count = ax.extent(table.dims[row])[0]
     law = context.standard(weight)
     op = Embedding(variance, variance * rate, coded, shape, law, count)
     index = context.add_layer(weight.name, op, indices.body.index, axes, variance, role="table")
-    new = tuple(a for dim in columns for a in dim)
+    new = tuple(a for dim in columns.values() for a in dim)
     process = context.program.process(index, axes, new, gaussian=True)
     ref = Ref(process, (), axes, new)
     return Value(tuple(dims), Linear(((ref, Coefficient()),)))
+
+
+def _row_axis(one: Any, two: Any, table: Value) -> int | None:
+    """The axis of a table along which rows are looked up; None for another look-up.
+
+    Along other axes slices are whole. Where such an axis has a start too, as in a look-up by a scalar under vmap, that
+    start is clipped to 0.
+    """
+    numbers = one.params["dimension_numbers"]
+    sizes = list(zip(one.params["slice_sizes"], two.params["slice_sizes"]))
+    cut = [k for k, dim in enumerate(table.dims) if sizes[k] != ax.extent(dim)]
+    axes = numbers.start_index_map
+    (row,) = cut or axes[:1] if len(cut or axes[:1]) == 1 else (None,)
+    clipped = one.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP
+    if row not in axes or sizes[row] != (1, 1) or not (clipped or len(axes) == 1):
+        return None
+    return row
+
+
+def _column(context: Context, indices: Value, place: int) -> Value:
+    """One number of each vector of indices, which are along the last dimension."""
+    count = ax.extent(indices.dims[-1])[0]
+    if count == 1:
+        return indices
+    codes, dims = shape_code(indices.dims), (*indices.dims[:-1], ())
+    start, stop = [0] * len(codes), [size for _, size in codes]
+    start[-1], stop[-1] = place, place + 1
+    params = {"start_indices": tuple(start), "limit_indices": tuple(stop), "strides": None}
+    op = Numbers("slice", frozen(params), (codes,), shape_code(dims))
+    return Value(dims, NumberArray(numbers_step(context, op, [indices.body.index])))
 
 
 def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:

@@ -54,15 +54,19 @@ def materialised(context: Context, value: Value, axes: set) -> Value:
     """An array of numbers with some of its constant axes written out as positions."""
     if not axes:
         return value
-    renames = {a: (Axis("position", a.size),) for a in axes}
-    dims = ax.substitute(value.dims, renames)
-
+    dims = _as_positions(value, axes).dims
     if isinstance(value.body, Number):
         array = np.full(tuple(s for _, s in shape_code(dims)), value.body.number)
         return Value(dims, NumberArray(context.program.constant(array), value.body.power))
     op = Numbers("broadcast", (), (shape_code(value.dims),), shape_code(dims))
     index = numbers_step(context, op, [value.body.index])
     return Value(dims, value.body._replace(index=index))
+
+
+def _as_positions(value: Value, axes: set) -> Value:
+    return Value(
+        ax.substitute(value.dims, {a: (Axis("position", a.size),) for a in axes}), value.body
+    )
 
 
 def frozen(params: dict) -> tuple:
@@ -136,22 +140,19 @@ def _power(name: str, equation: Any, bodies: list) -> tuple[float, list]:
 def on_numbers(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
     """Any other primitive on numbers, along axes that do not grow."""
 
+    free = [{a for a in ax.flat(v.dims) if a.kind == "free"} for v in values]
     values = [
-        materialised(context, v, {a for a in ax.flat(v.dims) if a.kind == "free"}) for v in values
+        _as_positions(v, axes) if isinstance(v.body, Number) else materialised(context, v, axes)
+        for v, axes in zip(values, free)
     ]
     dims = context.fresh_dims(scaled_shape(one, two), "position")
     if any(a.infinite for v in values for a in ax.flat(v.dims)) or any(
         a.infinite for a in ax.flat(dims)
     ):
         raise Refusal("an array of numbers that differ along an axis that grows with the width")
-    if any(isinstance(v.body, Number) for v in values):
-        values = [
-            materialised(context, v, set(ax.flat(v.dims))) if isinstance(v.body, Number) else v
-            for v in values
-        ]
     inputs = []
     for v, operand in zip(values, one.invars):
-        if isinstance(v.body, Number):
+        if isinstance(v.body, Number):  # spread over all of its axes where it is computed
             inputs.append(context.program.constant(like(v.body.number, operand.aval, len(v.dims))))
         else:
             inputs.append(v.body.index)
