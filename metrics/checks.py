@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,9 @@ import numpy as np
 
 from metrics.estimate import concrete
 from ntk.types import Data, Numbers, PyTree
+
+LARGEST = 2**31 - 1
+"""Integer: what is larger overflows in JAX's default integers."""
 
 
 def real(name: str, value: Any, *axes: str | int) -> jax.Array:
@@ -74,6 +77,8 @@ def _real_dtype(name: str, value: Any) -> Any:
 
 def dtype_of(name: str, value: Any) -> Any:
     """The dtype of an array, or of what would be one."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; give its filled() or its compressed() values")
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value.dtype
     plain = (bool, int, float, complex, list, tuple)
@@ -161,9 +166,9 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
         ValueError: out of range.
     """
     try:
+        number = operator.index(value)
         if isinstance(value, bool | np.bool_) or np.ndim(value):
             raise TypeError
-        number = operator.index(value)
     except TypeError as error:
         raise TypeError(
             f"{name} is {_shown(value)}; it must be an integer, known before anything is compiled"
@@ -171,6 +176,8 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     if (low is not None and number < low) or (high is not None and number > high):
         wanted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} is {number}; it must be {wanted}")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} is {number}; it must be at most {LARGEST}: it counts in 32 bits")
     return number
 
 
@@ -316,9 +323,34 @@ def check_params(params: PyTree) -> int:
     return n
 
 
+@contextlib.contextmanager
+def explained(name: str, *arguments: PyTree) -> Iterator[None]:
+    """Says of an error inside of a user's function what it was called with.
+
+    Raises:
+        ValueError: the function of that name failed.
+    """
+    try:
+        yield
+    except Exception as error:  # a function that is not ours can raise anything
+        shapes = [jax.tree.map(_kind, argument) for argument in arguments]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name} cannot be evaluated on {', '.join(map(_shown, shapes))}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _kind(leaf: Any) -> Any:
+    """What a message says of a leaf: the type and shape of an array."""
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return leaf
+
+
 def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a loss that is not one real number."""
-    out = jax.eval_shape(loss, params, batch)
+    with explained("loss", params, batch):
+        out = jax.eval_shape(loss, params, batch)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out)
         raise ValueError(
@@ -329,7 +361,8 @@ def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
 
 def check_losses(losses: Callable, params: PyTree, batch: PyTree) -> int:
     """Number N of examples of a function that returns a loss for each."""
-    out = jax.eval_shape(losses, params, batch)
+    with explained("losses", params, batch):
+        out = jax.eval_shape(losses, params, batch)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1 or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(
@@ -356,7 +389,7 @@ def check_scale(scale: Any, params: PyTree) -> None:
             f"numbers or of arrays that broadcast to the parameters: {error}"
         ) from error
     for path, factor in jax.tree_util.tree_leaves_with_path(scale):
-        if flag(jnp.all(jnp.asarray(factor) >= 0)) is False:
+        if flag(jnp.all(real("scale", factor) >= 0)) is False:
             raise ValueError(
                 f"scale {_name(path)} is {factor}; learning-rate factors must be at least 0"
             )

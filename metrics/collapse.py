@@ -392,6 +392,11 @@ def _check(
         raise ValueError(
             f"features are {jnp.result_type(features)}{list(h.shape)}; they must be floating (N, ...)"
         )
+    if num_classes > h.shape[0]:
+        raise ValueError(
+            f"num_classes is {num_classes}, more than the {h.shape[0]} examples: some class has no samples; "
+            "use more data, or join batches with merge_means"
+        )
     checks.labels("labels", labels, h.shape[0], num_classes, padding=True)
     check_readout(num_classes, int(np.prod(h.shape[1:])), h.shape[0], weights, bias, predictions)
     y = concrete(labels)

@@ -147,7 +147,8 @@ def _derivative(apply: Callable, params: PyTree, y: Array) -> tuple[Array, Array
 def _checked(apply: Callable, params: PyTree, noisy: Array) -> Array:
     checks.function("apply", apply, "params", "noisy")
     noisy = checks.real("noisy", noisy, "N", "d", "...")
-    shape = getattr(jax.eval_shape(apply, params, noisy), "shape", None)
+    with checks.explained("apply", params, noisy):
+        shape = getattr(jax.eval_shape(apply, params, noisy), "shape", None)
     if shape != noisy.shape:
         raise ValueError(
             f"apply returns shape {shape} for noisy examples of shape {noisy.shape}; a denoiser keeps the shape"

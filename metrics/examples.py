@@ -199,7 +199,8 @@ def grand(
         raise ValueError(f"{inputs.shape[0]} inputs and {targets.shape[0]} targets; give one each")
     if checks.integer("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be positive")
-    shape = getattr(jax.eval_shape(loss, params, inputs[0], targets[0]), "shape", None)
+    with checks.explained("loss", params, inputs[0], targets[0]):
+        shape = getattr(jax.eval_shape(loss, params, inputs[0], targets[0]), "shape", None)
     if shape != ():
         raise ValueError(f"loss of one example has shape {shape}; it must be a scalar")
 
