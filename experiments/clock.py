@@ -118,7 +118,7 @@ class Clock:
         self.stated, self.profile = _Stated(total_steps, work or {}), dict(profile or {})
         self.mark = _reading()
         self.name, self.units, self.ended = "", 0, 0
-        self.steps, self.reported = 0, 0  # of the unit that is at work
+        self.steps, self.reported, self.inside = 0, 0, False  # of the unit that is at work
         self.here, self.there = np.zeros(2), np.zeros(2)  # (training, compiling) of what was done
         self.taken: dict[str, list[np.ndarray]] = {"": [np.zeros(2)]}
         self.whole = True
@@ -137,7 +137,7 @@ class Clock:
 
     def begins(self, steps: int) -> None:
         """A unit begins, which will report so many steps; 0 where that is not known."""
-        self.steps, self.reported = steps, 0
+        self.steps, self.reported, self.inside = steps, 0, True
 
     def ends(self, loaded: bool) -> None:
         """A unit has ended; where it was loaded from files, nothing was measured."""
@@ -145,14 +145,18 @@ class Clock:
         self.whole &= not loaded
         self.taken[self.name].append(self.taken[self.name][-1] + now)
         before = self._there(self.ended, self.ended)
-        self.ended, self.reported = self.ended + 1, 0
+        self.ended, self.reported, self.inside = self.ended + 1, 0, False
         if not loaded:
             self.here = self.here + now
             self.there = self.there + self._there(self.ended, self.ended) - before
 
+    def resumed(self) -> None:
+        """The unit that is at work goes on from a checkpoint: what it took before is not known here."""
+        self.whole = False
+
     def pace(self, steps: int, name: str, loss: float) -> str:
         """Steps a second and the time left, in words, after steps of the unit of a name."""
-        self.reported += steps
+        self.reported += steps * self.inside
         rate, left = self.stated.pace(steps, name, loss)
         if self.name in self.profile and not np.isnan(loss):
             left = self._left()
@@ -229,6 +233,8 @@ class _Stated:
 
     def pace(self, steps: int, name: str, loss: float) -> tuple[float, float | None]:
         """Steps a second, 0 at a first report of training, and the seconds left, None where they are not known."""
+        if not steps:  # of a unit that is not counted in steps
+            return 0.0, None
         own = kind(self.work, name)
         spent = steps * (self.mean if own is None else self.work[own][1])
         self.left = max(self.left - spent, 0.0)

@@ -75,7 +75,7 @@ class Program(NamedTuple):
         variables: what a unit measures; other entries of its result are kept in points/ but not returned.
         coordinates: of dimensions that the variables have beyond the grid's.
         trains: whether the unit is a `Training`.
-        steps: of a unit that is none, for the progress bar; 0 leaves it out.
+        steps: of a unit that is none, for the progress bar; 0 counts none.
     """
 
     name: str
@@ -211,9 +211,8 @@ def unit(program, data, point, name, session, compiled) -> dict[str, np.ndarray]
         _check_shapes(program, name, found)
         loop.keep(session, name, found)
         shown = _shown(found)
-    if program.steps:
-        session.progress(program.steps, name, shown)
     clock.ends(loaded)
+    session.progress(program.steps, name, shown)
     return found
 
 

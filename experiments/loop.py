@@ -147,6 +147,8 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         state = _given_back(program, state, rows)
         records, alive = jax.tree.map(np.array, (records, alive))
         _progress(session, len(rows) * done * program.steps, label, np.nan)
+        if session.clock is not None:
+            session.clock.resumed()
     else:
         done = 0
         _record(records, 0, alive, values, np.full(len(rows), np.nan))

@@ -299,7 +299,7 @@ def _shown(value: Any) -> str:
     """A value in a message: itself where it is short."""
     if isinstance(value, jax.core.Tracer):
         return f"traced ({value.aval})"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 

@@ -122,6 +122,9 @@ def test_only_what_was_measured_whole_is_kept(now):
     assert clock.result() is None
     clock.grid("h", 1, alone=False)
     assert clock.result() is None
+    clock, _ = follow(now)
+    clock.resumed()
+    assert clock.result() is None
 
 
 def test_costs_are_those_of_the_preset_or_of_another(monkeypatch):

@@ -57,6 +57,10 @@ def apply(params, x):
     return x @ params["w"]
 
 
+def losses_of(outputs, x):
+    return jnp.mean(outputs**2)
+
+
 def one(value):
     return value
 
@@ -184,6 +188,15 @@ CALLS = [
     (call(noise.batch_sharpness, losses, W, X, KEY, 2, num_batches=1), "num_batches is 1"),
     (call(noise.hessian_noise, losses, W, X, KEY, num_probes=1), "num_probes is 1"),
     (call(noise.inverse_batch, [0], 6), "it must be between 1 and count = 6"),
+    (call(noise.inverse_batch, KEY, 6), "it must be integers"),
+    (call(noise.batch_sharpness, losses, W, X, KEY, KEY), "batch_size is .* an integer"),
+    (call(noise.batch_sharpness, losses, W, X, KEY, [[1], [2, 3]]), "batch_size is .* an integer"),
+    (
+        call(noise.batch_sharpness_prediction, losses, W, X, KEY, [2], num_steps=EYE),
+        "num_steps is of type .* it must be an integer",
+    ),
+    (call(metrics.sharpness, loss, W, X, scale=np.ma.array([1.0], mask=[True])), "masked array"),
+    (call(spectra.gauss_newton_spectrum, apply, losses_of, W, X[:0]), "batch holds an empty array"),
     (call(noise.inverse_batch, [2.5], 6), "it must be integers"),
     (call(noise.inverse_batch, [1], 1), "count is 1; it must be at least 2"),
     (call(noise.iid_batch_sharpness, 1.0, -1.0, 0.1), "noise is -1.0; it must be at least 0"),
