@@ -137,14 +137,22 @@ def instance(*types: type, remedy: str = "") -> Check:
     return check
 
 
+def boolean(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {shown(value)}; it must be True or False")
+
+
 def real_dtype(name: str, value: Any) -> None:
     """The type of floating numbers."""
     try:
         right = jnp.issubdtype(value, jnp.floating)
-    except TypeError:
+    except (TypeError, ValueError):
         right = False
     if not right:
-        raise TypeError(f"{name} is {value!r}; it must be a floating type, such as jnp.float32")
+        raise TypeError(
+            f"{name} is {shown(value)}; it must be a floating type, such as jnp.float32"
+        )
 
 
 def pair(name: str, value: Any) -> None:

@@ -181,6 +181,16 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     return number
 
 
+def floating_type(name: str, value: Any) -> None:
+    """Refuses what is no type of floating numbers."""
+    try:
+        right = jnp.issubdtype(value, jnp.floating)
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise TypeError(f"{name} is {_shown(value)}; it must be a floating type, as jnp.float32")
+
+
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Refuses a word that is none of those allowed."""
     if not isinstance(value, str) or value not in allowed:
@@ -192,6 +202,17 @@ def switch(name: str, value: Any) -> None:
     """Refuses what is none of True, False and None."""
     if not (value is None or isinstance(value, bool | np.bool_)):
         raise TypeError(f"{name} is {_shown(value)}; it must be True, False or None")
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False, and nothing that would be taken for one of them.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {_shown(value)}; it must be True or False")
+    return bool(value)
 
 
 def key(value: Any, name: str = "key") -> jax.Array:

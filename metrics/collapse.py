@@ -388,10 +388,9 @@ def _check(
     if checks.integer("num_classes", num_classes) < 2:
         raise ValueError(f"num_classes is {num_classes}; collapse needs at least 2")
     h = checks.real("features", features)
-    if h.ndim < 2 or not h.size or not jnp.issubdtype(jnp.result_type(features), jnp.floating):
-        raise ValueError(
-            f"features are {jnp.result_type(features)}{list(h.shape)}; they must be floating (N, ...)"
-        )
+    kind = checks.dtype_of("features", features)
+    if h.ndim < 2 or not h.size or not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"features are {kind}{list(h.shape)}; they must be floating (N, ...)")
     if num_classes > h.shape[0]:
         raise ValueError(
             f"num_classes is {num_classes}, more than the {h.shape[0]} examples: some class has no samples; "

@@ -79,7 +79,7 @@ def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
     matrix = checks.real("matrix", matrix, "N", "d", "...")
     rows = matrix.reshape(matrix.shape[0], -1)
     rows = rows / power_of_two(rows)
-    if centered:
+    if checks.boolean("centered", centered):
         rows = rows - jnp.mean(rows, axis=0, keepdims=True)
     s = jnp.linalg.svd(rows, compute_uv=False)
     share = _ratio(s, jnp.sum(s))
@@ -213,7 +213,7 @@ def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = Fals
     share = checks.within("share", share, lambda s: (s >= 0) & (s <= 1), "in [0, 1]")
     if share.ndim:
         raise ValueError(f"share has shape {share.shape}; it must be one number")
-    rank = jnp.argsort(jnp.argsort(-scores if highest else scores))
+    rank = jnp.argsort(jnp.argsort(-scores if checks.boolean("highest", highest) else scores))
     return rank >= jnp.round(share * scores.size)
 
 
@@ -246,7 +246,7 @@ def pruned_outputs(
     scores = checks.finite("scores", checks.real("scores", scores, size))
     if checks.integer("groups", groups) < 1 or size % groups:
         raise ValueError(f"groups is {groups}; it must be a divisor of the {size} neurons")
-    order = jnp.argsort(-scores if highest else scores)[::-1]
+    order = jnp.argsort(-scores if checks.boolean("highest", highest) else scores)[::-1]
     parts = jnp.einsum(
         "xgk,gkq->gxq",
         hidden[:, order].reshape(count, groups, -1),

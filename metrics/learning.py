@@ -82,7 +82,7 @@ def learning_curve(
             stacklevel=2,
         )
     noise = outputs * np.asarray(noise, float)
-    pool = count if held_out else math.inf
+    pool = count if checks.boolean("held_out", held_out) else math.inf
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 

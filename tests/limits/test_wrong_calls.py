@@ -375,6 +375,8 @@ WRONG = [
     (lambda: mean_field.predict(START, X[:, :2], alpha=1.0, epsilon=0.1), "equally long"),
     (lambda: mean_field.tangent_kernel(START, X, X[:, :2], epsilon=0.1), "equally long"),
     (lambda: descend(steps=[2, 1]), "they must increase, from 0 or more"),
+    (lambda: descend(centered="no"), "centered is 'no'; it must be True or False"),
+    (lambda: perceptron.descend(POINTS, 1.0, normalised=1), "normalised is 1; it must be True or"),
     (lambda: descend(alpha=NAN), "alpha is nan; it must be a finite number"),
     (lambda: descend(train=X), "train is .*; it must be a pair"),
     (
