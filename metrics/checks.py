@@ -158,6 +158,23 @@ def positive(name: str, value: Any) -> jax.Array:
     return within(name, value, lambda x: (x > 0) & np.isfinite(x), "positive and finite")
 
 
+def scalar(name: str, array: jax.Array) -> jax.Array:
+    """The array, which must be one number."""
+    if array.ndim:
+        raise ValueError(f"{name} has shape {array.shape}; it must be one number")
+    return array
+
+
+def broadcasts(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    """Refuses an array that does not broadcast to a shape."""
+    try:
+        fits = np.broadcast_shapes(array.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {array.shape}, which does not broadcast to {shape}")
+
+
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """An integer, between low and high if given, both included.
 
@@ -287,6 +304,28 @@ def check_integers(name: str, array: Any, rows: int) -> None:
             f"{name} are {dtype}{list(shape)}; they must be integers "
             f"of shape ({rows},), one per row of features"
         )
+
+
+def integers(name: str, value: Any) -> jax.Array:
+    """An array of integers that fit into 32 bits.
+
+    Raises:
+        TypeError: these are no integers.
+        ValueError: one is too large.
+    """
+    dtype = dtype_of(name, value)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} are {dtype}; they must be integers")
+    values = concrete(value)
+    if (
+        values is not None
+        and values.size
+        and max(abs(int(values.min())), int(values.max())) > LARGEST
+    ):
+        raise ValueError(
+            f"{name} run from {values.min()} to {values.max()}; they must fit into 32 bits"
+        )
+    return jnp.asarray(value)
 
 
 def layers(**dicts: Any) -> None:

@@ -107,6 +107,7 @@ def sure(
     Source: Stein 1981, theorem 1; random signs: Hutchinson 1990.
     """
     noisy, noise = _checked(apply, params, noisy), checks.positive("noise", noise)
+    checks.scalar("noise", noise)
     probes = checks.integer("num_probes", num_probes, 1)
     if key is None:
         traces = _traces(apply, params, noisy)
