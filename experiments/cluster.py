@@ -103,7 +103,13 @@ def units(
         session.progress(*event[1])
 
     worker = dataclasses.replace(
-        session, progress=_ignore, sinks=(), grids={}, cluster=None, path=session.path.resolve()
+        session,
+        progress=_ignore,
+        sinks=(),
+        grids={},
+        cluster=None,
+        clock=None,
+        path=session.path.resolve(),
     )
     # Not scattered: what all workers held is lost with them, what a task gives is made again.
     everyone = client.submit(_given, data, pure=False)

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import cluster, contract, loop, signals, train
+from experiments.clock import Clock
 
 
 class Axis(NamedTuple):
@@ -74,7 +75,7 @@ class Program(NamedTuple):
         variables: what a unit measures; other entries of its result are kept in points/ but not returned.
         coordinates: of dimensions that the variables have beyond the grid's.
         trains: whether the unit is a `Training`.
-        steps: of a unit that is none, for the progress bar; 0 leaves it out.
+        steps: of a unit that is none, for the progress bar; 0 counts none.
     """
 
     name: str
@@ -115,6 +116,8 @@ def train_grid(
         raise ValueError(f"an axis of {program.name} has a value twice: {', '.join(twice)}")
     _claim(session, program.name, labels)
     units: list[dict[str, np.ndarray]] = []
+    if session.clock is not None:
+        session.clock.grid(program.name, len(points), alone=session.cluster is None)
     if session.plan is not None:
         found = session.plan.units(program, data, points, labels)
     elif session.cluster is None or not points:
@@ -186,28 +189,35 @@ def unit(program, data, point, name, session, compiled) -> dict[str, np.ndarray]
     """What one unit measured: from its files, or now. ``compiled`` keeps programs by their shape."""
     signals.check()
     which = f"unit {name!r} of the grid {program.name!r}"
+    clock = session.clock or Clock(0)
     if program.trains:
         training = program.unit(data, **point)
         if not isinstance(training, Training):
             raise ValueError(
                 f"{which} returned {contract.described(training)}; expected a grid.Training (trains=True)"
             )
-        kept = training.keep(_trained(training, name, session, compiled))
-        return contract.arrays(f"keep of {which}", kept)
+        clock.begins(len(training.seeds) * training.steps)
+        found = loop.load_runs(session, name, len(training.seeds))
+        loaded = bool(found)
+        records = _trained(training, name, session, compiled, found)
+        kept = contract.arrays(f"keep of {which}", training.keep(records))
+        clock.ends(loaded)
+        return kept
+    clock.begins(program.steps)
     found, shown = loop.load(session, name), float("nan")
+    loaded = found is not None
     if found is None:
         found = contract.arrays(which, program.unit(data, **point))
         _check_shapes(program, name, found)
         loop.keep(session, name, found)
         shown = _shown(found)
-    if program.steps:
-        session.progress(program.steps, name, shown)
+    clock.ends(loaded)
+    session.progress(program.steps, name, shown)
     return found
 
 
-def _trained(training, name, session, compiled) -> dict[str, np.ndarray]:
+def _trained(training, name, session, compiled, found) -> dict[str, np.ndarray]:
     runs = training.learning_rates, training.seeds
-    found = loop.load_runs(session, name, len(training.seeds))
     if found:
         session.progress(len(training.seeds) * training.steps, name, np.nan)
         return found

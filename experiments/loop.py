@@ -10,7 +10,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import checkpoint, programs, rundir, signals
+from experiments import checkpoint, rundir, signals
+from experiments.clock import Clock
 from experiments.train import Program
 from ntk.large import processes
 
@@ -40,6 +41,7 @@ class Session:
     grids: dict[str, set[str]] = dataclasses.field(default_factory=dict)  # their points, by name
     cluster: Any = None  # a client of Dask; its workers do the units of grids
     metrics: str = "metrics.jsonl"
+    clock: Clock | None = None  # is told what begins and ends
 
 
 def train_runs(
@@ -145,6 +147,8 @@ def _train_unit(program, data, rows, chunks, label, session, stop) -> dict[str, 
         state = _given_back(program, state, rows)
         records, alive = jax.tree.map(np.array, (records, alive))
         _progress(session, len(rows) * done * program.steps, label, np.nan)
+        if session.clock is not None:
+            session.clock.resumed()
     else:
         done = 0
         _record(records, 0, alive, values, np.full(len(rows), np.nan))
@@ -288,22 +292,8 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-Work = Mapping[str, tuple[int, float]]
-"""Beginning of the names of units -> (their steps, seconds that one of them takes on some machine)."""
 FLOPS = 4e10
 """A second, of the ordinary core that `seconds` is about."""
-
-
-def kind(work: Work, name: str) -> str | None:
-    """The beginning of a unit's name under which its steps were announced; None where nobody did."""
-    own = [key for key in work if name == key or name.startswith(f"{key}-")]
-    return max(own, key=len) if own else None
-
-
-def cost(work: Work, name: str) -> float | None:
-    """Seconds of one step of the unit of a name; None where nobody announced them."""
-    own = kind(work, name)
-    return None if own is None else work[own][1]
 
 
 def seconds(flops: float, overhead: float = 1e-4) -> float:
@@ -328,18 +318,19 @@ def flops(function: Callable, *shapes: Any) -> float:
 
 @contextlib.contextmanager
 def progress(
-    total_steps: int, title: str, work: Work | None = None
+    total_steps: int, title: str, clock: Clock | None = None
 ) -> Iterator[Callable[[int, str, float], None]]:
     """A progress bar with step rate, loss and time left; plain lines when not a terminal.
 
     Args:
         total_steps: of the run.
         title: shown before the first step.
-        work: what its steps cost, by the names of the units; without it all cost alike.
+        clock: knows what is left; by default one to which all steps are alike.
     """
+    clock = clock or Clock(total_steps)
     console = rich.console.Console(file=sys.stderr)
     if not console.is_terminal:
-        yield _plain_progress(total_steps, title, work)
+        yield _plain_progress(total_steps, title, clock)
         return
     columns = (
         rich.progress.TextColumn("[bold]{task.description}"),
@@ -349,7 +340,6 @@ def progress(
     )
     with rich.progress.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total_steps, pace="", loss="-")
-        clock = _Clock(total_steps, work)
 
         def report(steps: int, name: str, loss: float) -> None:
             pace = clock.pace(steps, name, loss)
@@ -358,66 +348,9 @@ def progress(
         yield report
 
 
-class _Clock:
-    """Steps a second since the first report: what came before it was compiled, and what was loaded was not trained.
-
-    The time left is the work left, each step at its own cost, at the pace of the work done so far. Where the study
-    states costs, they count as `TRUSTED` seconds of measurement, and what is compiled is told apart: as much again is
-    expected for each kind of unit that has not been met.
-    """
-
-    def __init__(self, total_steps: int, work: Work | None = None) -> None:
-        self.work = work or {}
-        planned = sum(steps for steps, _ in self.work.values())
-        self.left = sum(steps * cost for steps, cost in self.work.values())
-        self.mean = self.left / planned if planned else 1.0  # of a step that nobody announced
-        self.left += (total_steps - planned) * self.mean
-        self.start: float | None = None
-        self.trained, self.done = 0, 0.0
-        self.kinds, self.met = set(self.work), 0
-        # compiled before the first unit, and before the first report
-        self.before = self.first = programs.compile_seconds()
-
-    def pace(self, steps: int, name: str, loss: float) -> str:
-        """Steps a second and the time left, in words; at a first report of training only what was stated."""
-        own = kind(self.work, name)
-        spent = steps * (self.mean if own is None else self.work[own][1])
-        self.left = max(self.left - spent, 0.0)
-        new = own in self.kinds
-        self.kinds.discard(own)
-        if np.isnan(loss):
-            return ""
-        self.met += new
-        now = time.monotonic()
-        if self.start is None:
-            self.start, self.first = now, programs.compile_seconds()
-            return f"{self._left(0.0):.0f} s left, " if self.work else ""
-        self.trained, self.done = self.trained + steps, self.done + spent
-        seconds = now - self.start
-        if seconds <= 0:
-            return ""
-        rate = self.trained / seconds
-        text = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-        return f"{text}/s, {self._left(seconds):.0f} s left, "
-
-    def _left(self, seconds: float) -> float:
-        if not self.work:
-            return self.left * seconds / self.done
-        compiled = programs.compile_seconds()
-        training = max(seconds - (compiled - self.first), 0.0)
-        pace = (TRUSTED + training) / (TRUSTED + self.done)
-        return self.left * pace + len(self.kinds) * (compiled - self.before) / max(self.met, 1)
-
-
-TRUSTED = 3.0
-"""Seconds of training after which the costs that a study states count as much as what was measured."""
-
-
-def _plain_progress(
-    total_steps: int, title: str, work: Work | None = None, every: float = 10.0
-) -> Callable:
+def _plain_progress(total_steps: int, title: str, clock: Clock, every: float = 10.0) -> Callable:
     last = time.monotonic() - every / 2  # the first line after half the time
-    done, clock = 0, _Clock(total_steps, work)
+    done = 0
 
     def report(steps: int, name: str, loss: float) -> None:
         nonlocal done, last

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import contract, loop, programs, tasks
+from experiments import clock, contract, loop, programs, tasks
 
 PATIENCE = 60.0
 """Seconds within which a unit, a first chunk, or what stands between two grids has to end."""
@@ -75,7 +75,8 @@ class _Late(BaseException):
 class Plan:
     """Measures one unit of each grid that a study comes to; the ``plan`` of a `loop.Session`."""
 
-    def __init__(self, work: loop.Work) -> None:
+    def __init__(self, work: clock.Work, profile: clock.Profile | None = None) -> None:
+        self.profile = profile or {}
         self.work, self.parts, self.reported, self.at = work, [], 0, ""
         self.outside, self.since = 0.0, time.monotonic()
 
@@ -92,10 +93,12 @@ class Plan:
         _wait()
         if not points:
             return []
-        known = [loop.cost(self.work, label) for label in labels]
+        known = [clock.cost(self.work, label) for label in labels]
+        if None in known and program.name in self.profile:
+            known = list(self.profile[program.name].each(len(points)))
         costs = [1.0 if cost is None else cost for cost in known]
         if None in known:
-            # Nobody said: the point whose numbers are the lowest is the smallest as a rule.
+            # Nobody knows: the point whose numbers are the lowest is the smallest as a rule.
             costs = [1.0] * len(points)
             order = sorted(range(len(points)), key=lambda i: _numbers(points[i]))
         else:
@@ -182,7 +185,11 @@ def _compiled_again(program: Any, data: Any, point: Mapping[str, Any]) -> float:
 
 
 def text(
-    study: ModuleType, config: Any, checked: Sequence[tuple[float, str]], devices: int = 1
+    study: ModuleType,
+    config: Any,
+    checked: Sequence[tuple[float, str]],
+    devices: int = 1,
+    preset: str = "",
 ) -> str:
     """The plan of a configuration that its study has accepted, in lines.
 
@@ -191,12 +198,14 @@ def text(
         config: the configuration.
         checked: (bytes, what) of the allocations that the study has checked, see `checks.allocations`.
         devices: asked for on the command line; the hours on so many are said too.
+        preset: from which the configuration began.
 
     Raises:
         ValueError: nothing of it could be measured; says why.
     """
     total, work = contract.total_steps(study, config), contract.work(study, config)
-    plan = Plan(work)
+    profile, _ = clock.measured(config.study, preset, total)
+    plan = Plan(work, profile)
     rest = _follow(study, config, plan)
     if not plan.parts:
         raise ValueError(
@@ -228,11 +237,17 @@ def text(
         f"          (a) with {_hours(compiled)} of compiling for {shapes:,} shapes, each taken to need what the first "
         "does; what is kept of earlier runs is not compiled again"
     )
-    alike = [p.name for p in plan.parts if p.units > 1 and loop.cost(work, p.label) is None]
-    weighted = [p.name for p in plan.parts if loop.cost(work, p.label) is not None]
+    several = [p for p in plan.parts if p.units > 1 and clock.cost(work, p.label) is None]
+    alike = [p.name for p in several if p.name not in profile]
+    before = [p.name for p in several if p.name in profile]
+    weighted = [p.name for p in plan.parts if clock.cost(work, p.label) is not None]
     if weighted:
         lines.append(
             f"          (a) units of {', '.join(weighted)} are weighted by the costs that the study states"
+        )
+    if before:
+        lines.append(
+            f"          (a) units of {', '.join(before)} are weighted by what they took where a preset was measured"
         )
     if alike:
         lines.append(
@@ -248,7 +263,7 @@ def text(
     return "\n".join(lines + ([f"not met   {rest}"] if rest else []))
 
 
-def _sizes(config: Any, plan: Plan, total: int, work: loop.Work, checked: Any) -> list[str]:
+def _sizes(config: Any, plan: Plan, total: int, work: clock.Work, checked: Any) -> list[str]:
     grids = ", ".join(f"{p.name} {p.units:,}" for p in plan.parts)
     lines = [
         f"units     {sum(p.units for p in plan.parts):,} ({grids})",

@@ -8,6 +8,7 @@ For each run directory: the claims, computed anew from data.nc and compared with
 terminal; figures/<name>.png and .pdf; report.html, one self-contained page. For several, also one page of all claims
 (claims.html beside the first run directory, or the file that --out names). With --readme, also the lines of these
 studies in the table between the marks of that file and, beside it, their pages in docs/studies and figures in figures/.
+With --costs, also what the grids of these runs took, in the file by which later runs say what is left of them.
 
 Exit status: 0 when every run could be reported, whether or not its claims hold; 2 when one could not (the others are
 reported all the same); with --check, 1 when a claim fails or claims.json disagrees with data.nc.
@@ -31,7 +32,18 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import claims, contract, files, page, plots, rundir, seals, settings, signals
+from experiments import (
+    claims,
+    clock,
+    contract,
+    files,
+    page,
+    plots,
+    rundir,
+    seals,
+    settings,
+    signals,
+)
 
 README_MARKS = "<!-- studies -->", "<!-- end of studies -->"
 README_HEAD = "| study | paper | configuration | claims | figure |\n" + "| - " * 5 + "|"
@@ -55,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--readme", type=pathlib.Path, help="text file whose lines of these studies are renewed"
+    )
+    parser.add_argument(
+        "--costs", type=pathlib.Path, help="file of seconds, such as experiments/costs.json"
     )
     options = parser.parse_args(argv)
     files.printable()
@@ -90,6 +105,8 @@ def _report(options: argparse.Namespace) -> int:
             write_summary(options.out or reports[0][0].resolve().parent / "claims.html", reports)
         if options.readme is not None and status == 0:
             write_readme(options.readme, [report for _, report in reports])
+        if options.costs is not None and status == 0:
+            write_costs(options.costs, reports)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
@@ -269,6 +286,25 @@ def write_readme(path: pathlib.Path, reports: Sequence[page.Report]) -> None:
         rundir.write_text(pages / f"{name}.md", page.study_page(report, about))
     lines = [README_HEAD, *(rows[name] for name in sorted(rows))]
     rundir.write_text(path, f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
+
+
+def write_costs(path: pathlib.Path, reports: Sequence[tuple[pathlib.Path, page.Report]]) -> None:
+    """Renews what the grids of presets took, see `experiments.clock`, in a file of seconds.
+
+    Raises:
+        ValueError: a run was not measured from its beginning to its end in one process, or the file is damaged.
+    """
+    known = files.read_object(path) if path.exists() else {}
+    for run_dir, report in reports:
+        manifest = report.manifest
+        if not manifest.get("grids"):
+            raise ValueError(
+                f"{run_dir} does not say what its grids took: it was interrupted, or run on a cluster; run it again in "
+                "an empty folder"
+            )
+        name = page.study_name(report)
+        known.setdefault(name, {})[manifest["variant"]] = manifest["grids"]
+    rundir.write_text(path, clock.to_json(known))
 
 
 def _of_study(run_dir: pathlib.Path, study: ModuleType, what: str, data: xr.Dataset):

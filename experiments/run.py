@@ -43,6 +43,7 @@ from experiments import (
     signals,
     tasks,
 )
+from experiments import clock as clocks
 from experiments import cluster as clusters
 from experiments.settings import find_study
 
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
 def _start(config: Any, preset: str, options: settings.Options) -> int:
     limits = {"devices": options.devices, "checkpoint_seconds": options.checkpoint_seconds}
     if options.plan:
-        return _plan(config, options)
+        return _plan(config, preset, options)
     if options.check or options.tensorboard or options.wandb:  # which make folders too
         _check_folder(_folder(config, preset, options.workdir))
         _check_services(options)
@@ -115,7 +116,7 @@ def _check_services(options: settings.Options) -> None:
         settings.optional("wandb", "tracking")
 
 
-def _plan(config: Any, options: settings.Options) -> int:
+def _plan(config: Any, preset: str, options: settings.Options) -> int:
     for name in ("cluster", "tensorboard", "wandb"):
         if getattr(options, name) is not None:
             raise ValueError(
@@ -123,7 +124,7 @@ def _plan(config: Any, options: settings.Options) -> int:
             )
     with checks.allocations() as largest:
         study = check(config, devices=options.devices)
-    print(plan.text(study, config, largest, options.devices))
+    print(plan.text(study, config, largest, options.devices, preset))
     return 0
 
 
@@ -226,13 +227,15 @@ def _train(study: Any, config: Any, session: loop.Session) -> Any:
     path, title = session.path, pathlib.Path(config.study).stem
     total, work = contract.total_steps(study, config), contract.work(study, config)
     try:
-        with rundir.timed(path), loop.progress(total, title, work) as progress:
-            session = dataclasses.replace(session, progress=progress)
+        profile, same = clocks.measured(config.study, rundir.read_manifest(path)["variant"], total)
+        clock = clocks.Clock(total, work, profile if same or not work else None)
+        with rundir.timed(path), loop.progress(total, title, clock) as progress:
+            session = dataclasses.replace(session, progress=progress, clock=clock)
             data = contract.result(study, contract.called(study, "run", config, session))
     except BaseException:
         rundir.forget(path)
         raise
-    rundir.finish_run(path, data, session.configuration)
+    rundir.finish_run(path, data, session.configuration, clock.result())
     return data
 
 

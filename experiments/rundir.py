@@ -20,7 +20,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -182,11 +182,17 @@ def _state(path: pathlib.Path) -> dict[pathlib.Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def finish_run(path: pathlib.Path, data: xr.Dataset, configuration: str) -> None:
-    """Writes data.nc, and into the manifest when that was and from which points."""
+def finish_run(
+    path: pathlib.Path,
+    data: xr.Dataset,
+    configuration: str,
+    grids: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes data.nc, and into the manifest when that was, from which points, and what the grids took where known."""
     write_dataset(path / "data.nc", data, configuration)
     points = sorted(file.stem for file in path.glob("points/*.npz"))
     manifest = read_manifest(path) | {"finished": manifests.now(), "points": points}
+    manifest |= {"grids": dict(grids)} if grids is not None else {}
     write_json(path / "manifest.json", manifest)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk.arguments import is_key, keyword_names, refuse_unknown
+from ntk.arguments import is_integer, is_key, keyword_names, refuse_unknown, shown
 from ntk.options import check_count, check_real
 from ntk.types import P, R
 
@@ -59,8 +59,8 @@ def count(least: int = 1) -> Callable:
 
 def integer(name: str, value: Any) -> None:
     """An integer; its range is the function's own matter."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}; it must be an integer")
+    if not is_integer(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be an integer")
 
 
 def number(positive: bool = False) -> Check:
@@ -69,7 +69,8 @@ def number(positive: bool = False) -> Check:
     def check(name: str, value: Any) -> None:
         if isinstance(value, jax.core.Tracer):
             return
-        if isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0:
+        scalar = isinstance(value, jax.Array | np.ndarray | np.generic) and np.ndim(value) == 0
+        if scalar and not is_key(value):
             value = np.asarray(value).item()
         check_real(name, value, positive=positive)
 
@@ -81,7 +82,7 @@ def real(name: str, value: Any) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     if isinstance(value, bool) or np.ndim(value) or np.asarray(value).dtype.kind not in "iuf":
-        raise TypeError(f"{name} is {_short(value)}; it must be a finite number")
+        raise TypeError(f"{name} is {shown(value)}; it must be a finite number")
     if not np.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a finite number")
 
@@ -94,6 +95,8 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
 
     def check(name: str, given: Any) -> None:
         value, traced = given, isinstance(given, jax.core.Tracer)
+        if isinstance(given, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array; give its filled() or compressed() values")
         try:
             value = value if traced else np.asarray(value)
             kinds = (jnp.integer,) if integers else (jnp.integer, jnp.floating, jnp.bool_)
@@ -102,7 +105,7 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
         except (TypeError, ValueError):
             right = False
         if not right:
-            raise TypeError(f"{name} is {_short(given)}; it must be an {what}")
+            raise TypeError(f"{name} is {shown(given)}; it must be an {what}")
         if (ndim is not None and value.ndim != ndim) or (columns not in (None, *value.shape[-1:])):
             raise ValueError(f"{name} has the shape {value.shape}; it must be an {what}")
         if not traced and not np.isfinite(value.astype(float)).all():
@@ -114,13 +117,13 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
 def key(name: str, value: Any) -> None:
     """A typed PRNG key."""
     if not is_key(value):
-        raise TypeError(f"{name} is {_short(value)}; it must be a key: jax.random.key(0)")
+        raise TypeError(f"{name} is {shown(value)}; it must be a key: jax.random.key(0)")
 
 
 def function(name: str, value: Any) -> None:
     """Something to call."""
     if not callable(value):
-        raise TypeError(f"{name} is {_short(value)}; it must be a function")
+        raise TypeError(f"{name} is {shown(value)}; it must be a function")
 
 
 def instance(*types: type, remedy: str = "") -> Check:
@@ -129,25 +132,33 @@ def instance(*types: type, remedy: str = "") -> Check:
     def check(name: str, value: Any) -> None:
         if not isinstance(value, types):
             allowed = " or ".join(t.__name__ for t in types)
-            raise TypeError(f"{name} is {_short(value)}; it must be {allowed}{remedy}")
+            raise TypeError(f"{name} is {shown(value)}; it must be {allowed}{remedy}")
 
     return check
+
+
+def boolean(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {shown(value)}; it must be True or False")
 
 
 def real_dtype(name: str, value: Any) -> None:
     """The type of floating numbers."""
     try:
         right = jnp.issubdtype(value, jnp.floating)
-    except TypeError:
+    except (TypeError, ValueError):
         right = False
     if not right:
-        raise TypeError(f"{name} is {value!r}; it must be a floating type, such as jnp.float32")
+        raise TypeError(
+            f"{name} is {shown(value)}; it must be a floating type, such as jnp.float32"
+        )
 
 
 def pair(name: str, value: Any) -> None:
     """Two arrays, inputs and targets."""
     if not (isinstance(value, tuple | list) and len(value) == 2):
-        raise TypeError(f"{name} is {_short(value)}; it must be a pair (inputs, targets)")
+        raise TypeError(f"{name} is {shown(value)}; it must be a pair (inputs, targets)")
     for part, each in zip(("inputs", "targets"), value):
         array()(f"{part} of {name}", each)
 
@@ -188,8 +199,3 @@ def same_columns(**arrays: Any) -> None:
     if len(set(lengths.values())) > 1:
         shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in arrays.items())
         raise ValueError(f"the last axes must be equally long, not those of {shapes}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not hasattr(value, "shape") else f"an array of {value.dtype}"
-    return text if len(text) < 80 else type(value).__name__

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from limits.arguments import count, number, takes
+from limits.arguments import array, count, number, takes
 
 
 @takes(nu=number(positive=True), outputs=count())
@@ -38,7 +38,7 @@ def optimal_aspect_ratio(nu: float, outputs: int) -> float:
     return 4 / ((20 + 3 * outputs) * nu)
 
 
-@takes(m1=count(), m2=count())
+@takes(v=array(), m1=count(), m2=count())
 def mutual_information(v: ArrayLike, m1: int, m2: int, *, order: int | str = 3) -> np.ndarray:
     """Information in nats between two groups of outputs at initialisation.
 
@@ -61,9 +61,9 @@ def mutual_information(v: ArrayLike, m1: int, m2: int, *, order: int | str = 3) 
         raise ValueError(
             f"v is {v}; it must be a variance over a squared mean: finite, 0 or larger"
         )
-    if order == "lognormal":
+    if isinstance(order, str) and order == "lognormal":
         return np.reshape([_lognormal(float(x), m1, m2) for x in np.log1p(v.ravel())], v.shape)
-    if order not in (2, 3):
+    if not isinstance(order, int) or order not in (2, 3):
         raise ValueError(f"order is {order!r}; it must be 2, 3 or 'lognormal'")
     return m1 * m2 / 8 * (v**2 - (order == 3) * (20 + 3 * (m1 + m2)) / 6 * v**3)
 

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
+from ntk.options import check_entries
 from ntk.types import Data, PRNGKey, jitted
 
 
@@ -67,6 +68,7 @@ def limit(words: int, dtype: DTypeLike = jnp.float32) -> Embeddings:
     """The infinitely wide model at its start: v the identity, u zero, both (words, words)."""
     if words < 2:
         raise ValueError(f"words={words} must be at least 2: there is nothing to tell apart.")
+    check_entries("words", words, words**2)
     return Embeddings(jnp.eye(words, dtype=dtype), jnp.zeros((words, words), dtype))
 
 

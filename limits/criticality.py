@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from limits.arguments import count, instance, number, takes
+from limits.arguments import boolean, count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 from ntk.activations import closed_forms
@@ -233,7 +233,7 @@ def learning_rates(critical: Criticality, depth: int) -> tuple[np.ndarray, np.nd
     return layers**-p * float(depth) ** (p - 1), (depth / layers) ** (p - 1)
 
 
-@takes(gamma=number(), skew=instance(bool))
+@takes(gamma=number(), skew=boolean)
 def residual_nu(activation: Activation, gamma: float, *, skew: bool = True) -> float:
     """Slope of V / K^2 in depth of a residual network z' = gamma z + W s(z), C_W = (1 - gamma^2) times the critical.
 

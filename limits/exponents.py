@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ntk.arguments import is_integer, shown
+
 
 class Exponents(NamedTuple):
     """Exponents of one role, as powers of the inverse growth of the fan that grows.
@@ -142,8 +144,8 @@ def branch_multiplier(depth_rule: str, depth: int, base_depth: int) -> float:
         completep: Dey et al. (2025).
     """
     for name, value in {"depth": depth, "base_depth": base_depth}.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} is {value!r}; it must be a positive integer")
+        if not is_integer(value):
+            raise TypeError(f"{name} is {shown(value)}; it must be a positive integer")
     if min(depth, base_depth) < 1:
         raise ValueError(f"depth is {depth} and base_depth {base_depth}; both must be at least 1")
     return (depth / base_depth) ** -depth_alpha(depth_rule)

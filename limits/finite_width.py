@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limits import quadrature
-from limits.arguments import array, count, instance, number, takes
+from limits.arguments import array, boolean, count, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 
@@ -56,7 +56,7 @@ _SCALES = {"C_W": number(positive=True), "C_b": number()}
     lambda_b=number(),
     lambda_W=number(),
     gamma=number(),
-    skew=instance(bool),
+    skew=boolean,
     **_SCALES,
 )
 def vertices(

@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 
 from limits.arguments import (
     array,
+    boolean,
     count,
     instance,
     number,
@@ -145,6 +146,7 @@ def tangent_kernel(
     alpha=real,
     epsilon=real,
     learning_rate=number(),
+    centered=boolean,
 )
 def gradient_descent(
     start: Moments,

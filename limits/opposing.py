@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from limits.arguments import array, count, integer, key, number, takes
+from limits.arguments import array, boolean, count, integer, key, number, takes
 from ntk import show
 from ntk.types import PRNGKey
 
@@ -100,6 +100,7 @@ def crossing_time(alpha: float, signal: float, start: float, learning_rate: floa
     signal=number(positive=True),
     share=number(positive=True),
     magnitude=number(),
+    consistent=boolean,
 )
 def outliers(
     key: PRNGKey,

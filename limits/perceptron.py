@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from limits.arguments import array, count, number, takes
+from limits.arguments import array, boolean, count, number, takes
 from ntk import show
 
 CORRELATION = float(special.lambertw(math.exp(-1)).real)
@@ -68,7 +68,7 @@ class Margin(NamedTuple):
     gap: float
 
 
-@takes(signed=array(2), max_steps=count())
+@takes(signed=array(2), normalised=boolean, max_steps=count())
 def descend(
     signed: ArrayLike,
     step_size: float,
@@ -144,6 +144,7 @@ def margin(signed: ArrayLike) -> Margin:
     num_examples=count(),
     radius=number(positive=True),
     margin=number(positive=True),
+    normalised=boolean,
 )
 def step_bound(
     num_examples: int,

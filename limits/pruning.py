@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from limits.arguments import array, broadcast, count, takes
+from limits.arguments import array, boolean, broadcast, count, takes
 from ntk import show
 
 CRITICAL_DENSITY = 2.0
@@ -77,7 +77,7 @@ class Frontier(NamedTuple):
     error: np.ndarray | float
 
 
-@takes(alpha_total=array(), keep=array(), probe_angle=array())
+@takes(alpha_total=array(), keep=array(), keep_hard=boolean, probe_angle=array())
 def perceptron(
     alpha_total: ArrayLike,
     keep: ArrayLike,
@@ -100,8 +100,6 @@ def perceptron(
         TypeError: an argument of another type.
         ValueError: an argument out of its range, or the equations are not solved to eight digits.
     """
-    if not isinstance(keep_hard, bool | np.bool_):
-        raise TypeError(f"keep_hard is {keep_hard!r}; it must be True or False")
     broadcast(alpha_total=alpha_total, keep=keep, probe_angle=probe_angle)
     total, share, angle = np.broadcast_arrays(alpha_total, keep, probe_angle)
     _check(total, share, angle, "alpha_total")

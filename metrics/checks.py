@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,9 @@ import numpy as np
 
 from metrics.estimate import concrete
 from ntk.types import Data, Numbers, PyTree
+
+LARGEST = 2**31 - 1
+"""Integer: what is larger overflows in JAX's default integers."""
 
 
 def real(name: str, value: Any, *axes: str | int) -> jax.Array:
@@ -74,6 +77,8 @@ def _real_dtype(name: str, value: Any) -> Any:
 
 def dtype_of(name: str, value: Any) -> Any:
     """The dtype of an array, or of what would be one."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; give its filled() or its compressed() values")
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value.dtype
     plain = (bool, int, float, complex, list, tuple)
@@ -153,6 +158,23 @@ def positive(name: str, value: Any) -> jax.Array:
     return within(name, value, lambda x: (x > 0) & np.isfinite(x), "positive and finite")
 
 
+def scalar(name: str, array: jax.Array) -> jax.Array:
+    """The array, which must be one number."""
+    if array.ndim:
+        raise ValueError(f"{name} has shape {array.shape}; it must be one number")
+    return array
+
+
+def broadcasts(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    """Refuses an array that does not broadcast to a shape."""
+    try:
+        fits = np.broadcast_shapes(array.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {array.shape}, which does not broadcast to {shape}")
+
+
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """An integer, between low and high if given, both included.
 
@@ -161,9 +183,9 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
         ValueError: out of range.
     """
     try:
+        number = operator.index(value)
         if isinstance(value, bool | np.bool_) or np.ndim(value):
             raise TypeError
-        number = operator.index(value)
     except TypeError as error:
         raise TypeError(
             f"{name} is {_shown(value)}; it must be an integer, known before anything is compiled"
@@ -171,7 +193,19 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     if (low is not None and number < low) or (high is not None and number > high):
         wanted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} is {number}; it must be {wanted}")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} is {number}; it must be at most {LARGEST}: it counts in 32 bits")
     return number
+
+
+def floating_type(name: str, value: Any) -> None:
+    """Refuses what is no type of floating numbers."""
+    try:
+        right = jnp.issubdtype(value, jnp.floating)
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise TypeError(f"{name} is {_shown(value)}; it must be a floating type, as jnp.float32")
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -185,6 +219,17 @@ def switch(name: str, value: Any) -> None:
     """Refuses what is none of True, False and None."""
     if not (value is None or isinstance(value, bool | np.bool_)):
         raise TypeError(f"{name} is {_shown(value)}; it must be True, False or None")
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False, and nothing that would be taken for one of them.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {_shown(value)}; it must be True or False")
+    return bool(value)
 
 
 def key(value: Any, name: str = "key") -> jax.Array:
@@ -261,6 +306,28 @@ def check_integers(name: str, array: Any, rows: int) -> None:
         )
 
 
+def integers(name: str, value: Any) -> jax.Array:
+    """An array of integers that fit into 32 bits.
+
+    Raises:
+        TypeError: these are no integers.
+        ValueError: one is too large.
+    """
+    dtype = dtype_of(name, value)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} are {dtype}; they must be integers")
+    values = concrete(value)
+    if (
+        values is not None
+        and values.size
+        and max(abs(int(values.min())), int(values.max())) > LARGEST
+    ):
+        raise ValueError(
+            f"{name} run from {values.min()} to {values.max()}; they must fit into 32 bits"
+        )
+    return jnp.asarray(value)
+
+
 def layers(**dicts: Any) -> None:
     """Refuses what is no dict of layers."""
     for name, value in dicts.items():
@@ -292,7 +359,7 @@ def _shown(value: Any) -> str:
     """A value in a message: itself where it is short."""
     if isinstance(value, jax.core.Tracer):
         return f"traced ({value.aval})"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
@@ -316,9 +383,34 @@ def check_params(params: PyTree) -> int:
     return n
 
 
+@contextlib.contextmanager
+def explained(name: str, *arguments: PyTree) -> Iterator[None]:
+    """Says of an error inside of a user's function what it was called with.
+
+    Raises:
+        ValueError: the function of that name failed.
+    """
+    try:
+        yield
+    except Exception as error:  # a function that is not ours can raise anything
+        shapes = [jax.tree.map(_kind, argument) for argument in arguments]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name} cannot be evaluated on {', '.join(map(_shown, shapes))}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _kind(leaf: Any) -> Any:
+    """What a message says of a leaf: the type and shape of an array."""
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return leaf
+
+
 def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
     """Refuses a loss that is not one real number."""
-    out = jax.eval_shape(loss, params, batch)
+    with explained("loss", params, batch):
+        out = jax.eval_shape(loss, params, batch)
     if not (hasattr(out, "shape") and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out)
         raise ValueError(
@@ -329,7 +421,8 @@ def check_loss(loss: Callable, params: PyTree, batch: PyTree) -> None:
 
 def check_losses(losses: Callable, params: PyTree, batch: PyTree) -> int:
     """Number N of examples of a function that returns a loss for each."""
-    out = jax.eval_shape(losses, params, batch)
+    with explained("losses", params, batch):
+        out = jax.eval_shape(losses, params, batch)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1 or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(
@@ -356,7 +449,7 @@ def check_scale(scale: Any, params: PyTree) -> None:
             f"numbers or of arrays that broadcast to the parameters: {error}"
         ) from error
     for path, factor in jax.tree_util.tree_leaves_with_path(scale):
-        if flag(jnp.all(jnp.asarray(factor) >= 0)) is False:
+        if flag(jnp.all(real("scale", factor) >= 0)) is False:
             raise ValueError(
                 f"scale {_name(path)} is {factor}; learning-rate factors must be at least 0"
             )

@@ -388,9 +388,13 @@ def _check(
     if checks.integer("num_classes", num_classes) < 2:
         raise ValueError(f"num_classes is {num_classes}; collapse needs at least 2")
     h = checks.real("features", features)
-    if h.ndim < 2 or not h.size or not jnp.issubdtype(jnp.result_type(features), jnp.floating):
+    kind = checks.dtype_of("features", features)
+    if h.ndim < 2 or not h.size or not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"features are {kind}{list(h.shape)}; they must be floating (N, ...)")
+    if num_classes > h.shape[0]:
         raise ValueError(
-            f"features are {jnp.result_type(features)}{list(h.shape)}; they must be floating (N, ...)"
+            f"num_classes is {num_classes}, more than the {h.shape[0]} examples: some class has no samples; "
+            "use more data, or join batches with merge_means"
         )
     checks.labels("labels", labels, h.shape[0], num_classes, padding=True)
     check_readout(num_classes, int(np.prod(h.shape[1:])), h.shape[0], weights, bias, predictions)

@@ -184,6 +184,8 @@ def _pairs(
             f"k is {k}; it must be between 1 and num_steps={num_steps}, since m Lanczos steps "
             f"know m eigenvalues: ask for fewer, or raise num_steps (at most {n}, the parameters)"
         )
+    if not operators.is_streamed(product):
+        programs.check(product, params, batch)
     params = single_precision(product, params, batch)
     key, vector = _split_start(start, params)
     space = krylov(product, params, batch, key, vector, num_steps=num_steps, unroll=unroll)

@@ -107,6 +107,7 @@ def sure(
     Source: Stein 1981, theorem 1; random signs: Hutchinson 1990.
     """
     noisy, noise = _checked(apply, params, noisy), checks.positive("noise", noise)
+    checks.scalar("noise", noise)
     probes = checks.integer("num_probes", num_probes, 1)
     if key is None:
         traces = _traces(apply, params, noisy)
@@ -147,7 +148,8 @@ def _derivative(apply: Callable, params: PyTree, y: Array) -> tuple[Array, Array
 def _checked(apply: Callable, params: PyTree, noisy: Array) -> Array:
     checks.function("apply", apply, "params", "noisy")
     noisy = checks.real("noisy", noisy, "N", "d", "...")
-    shape = getattr(jax.eval_shape(apply, params, noisy), "shape", None)
+    with checks.explained("apply", params, noisy):
+        shape = getattr(jax.eval_shape(apply, params, noisy), "shape", None)
     if shape != noisy.shape:
         raise ValueError(
             f"apply returns shape {shape} for noisy examples of shape {noisy.shape}; a denoiser keeps the shape"

@@ -96,10 +96,7 @@ def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Me
     Source: Liu et al. 2020 (arXiv 2007.00151), figure 1.
     """
     given = {"predictions": predictions, "labels": labels, "clean": clean}
-    for name, array in given.items():
-        if not jnp.issubdtype(checks.dtype_of(name, array), jnp.integer):
-            raise TypeError(f"{name} are {checks.dtype_of(name, array)}; they must be integers")
-    predictions, labels, clean = map(jnp.asarray, given.values())
+    predictions, labels, clean = (checks.integers(*item) for item in given.items())
     checks.check_shape("labels", labels.shape, ("N",))
     checks.same_shape(labels=labels, clean=clean)
     if predictions.shape[-1:] != labels.shape:
@@ -199,7 +196,8 @@ def grand(
         raise ValueError(f"{inputs.shape[0]} inputs and {targets.shape[0]} targets; give one each")
     if checks.integer("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be positive")
-    shape = getattr(jax.eval_shape(loss, params, inputs[0], targets[0]), "shape", None)
+    with checks.explained("loss", params, inputs[0], targets[0]):
+        shape = getattr(jax.eval_shape(loss, params, inputs[0], targets[0]), "shape", None)
     if shape != ():
         raise ValueError(f"loss of one example has shape {shape}; it must be a scalar")
 
@@ -247,11 +245,9 @@ def update_forgetting(state: Forgetting, ids: Data, correct: Data) -> Forgetting
     Source: Toneva et al. 2019, algorithm 1.
     """
     _check_state(state)
-    for name, array, kind in (("ids", ids, jnp.integer), ("correct", correct, jnp.bool_)):
-        if not jnp.issubdtype(checks.dtype_of(name, array), kind):
-            words = {"ids": "integers", "correct": "booleans"}[name]
-            raise TypeError(f"{name} are {checks.dtype_of(name, array)}; they must be {words}")
-    ids, correct = jnp.asarray(ids), jnp.asarray(correct)
+    if not jnp.issubdtype(kind := checks.dtype_of("correct", correct), jnp.bool_):
+        raise TypeError(f"correct are {kind}; they must be booleans")
+    ids, correct = checks.integers("ids", ids), jnp.asarray(correct)
     checks.check_shape("ids", ids.shape, ("B",))
     checks.same_shape(ids=ids, correct=correct)
     values = concrete(ids)

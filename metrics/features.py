@@ -79,7 +79,7 @@ def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
     matrix = checks.real("matrix", matrix, "N", "d", "...")
     rows = matrix.reshape(matrix.shape[0], -1)
     rows = rows / power_of_two(rows)
-    if centered:
+    if checks.boolean("centered", centered):
         rows = rows - jnp.mean(rows, axis=0, keepdims=True)
     s = jnp.linalg.svd(rows, compute_uv=False)
     share = _ratio(s, jnp.sum(s))
@@ -109,9 +109,9 @@ def inverse_participation_ratio(vectors: Data, *, axis: int = -1, power: int = 2
 
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
     """
-    if not jnp.iscomplexobj(vectors):
+    if not jnp.issubdtype(checks.dtype_of("vectors", vectors), jnp.complexfloating):
         vectors = checks.real("vectors", vectors)
-    axis = _axis(axis, vectors.ndim)
+    axis = _axis(axis, vectors.shape)
     checks.integer("power", power, 1)
     square = jnp.abs(vectors / power_of_two(vectors, axis)) ** 2
     return jnp.sum(_ratio(square, jnp.sum(square, axis=axis, keepdims=True)) ** power, axis=axis)
@@ -139,14 +139,14 @@ def fourier_ipr(weights: Data, *, axis: int = -1, power: int = 2) -> jax.Array:
     Source: Doshi et al. 2023 (arXiv 2310.13061), section 3.
     """
     weights = checks.real("weights", weights)
-    axis = _axis(axis, weights.ndim)
+    axis = _axis(axis, weights.shape)
     return inverse_participation_ratio(jnp.fft.rfft(weights, axis=axis), axis=axis, power=power)
 
 
-def _axis(axis: int, ndim: int) -> int:
-    if ndim == 0:
-        raise ValueError("a single number has no coordinates; give an array with an axis of them")
-    return checks.integer("axis", axis, -ndim, ndim - 1) % ndim
+def _axis(axis: int, shape: tuple[int, ...]) -> int:
+    if not shape or 0 in shape:
+        raise ValueError(f"an array of shape {shape} has no coordinates; give some along an axis")
+    return checks.integer("axis", axis, -len(shape), len(shape) - 1) % len(shape)
 
 
 @show.readable
@@ -213,7 +213,7 @@ def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = Fals
     share = checks.within("share", share, lambda s: (s >= 0) & (s <= 1), "in [0, 1]")
     if share.ndim:
         raise ValueError(f"share has shape {share.shape}; it must be one number")
-    rank = jnp.argsort(jnp.argsort(-scores if highest else scores))
+    rank = jnp.argsort(jnp.argsort(-scores if checks.boolean("highest", highest) else scores))
     return rank >= jnp.round(share * scores.size)
 
 
@@ -246,7 +246,7 @@ def pruned_outputs(
     scores = checks.finite("scores", checks.real("scores", scores, size))
     if checks.integer("groups", groups) < 1 or size % groups:
         raise ValueError(f"groups is {groups}; it must be a divisor of the {size} neurons")
-    order = jnp.argsort(-scores if highest else scores)[::-1]
+    order = jnp.argsort(-scores if checks.boolean("highest", highest) else scores)[::-1]
     parts = jnp.einsum(
         "xgk,gkq->gxq",
         hidden[:, order].reshape(count, groups, -1),

@@ -156,6 +156,7 @@ def mse_optimum(
     """
     n, decays = _check_problem(class_sizes, weight_decays, feature_decay)
     depth, total, classes = len(decays), n.sum(), n.size
+    bias = checks.boolean("bias", bias)
     if dim is not None and checks.integer("dim", dim) < 1:
         raise ValueError(f"dim is {dim}; it must be positive")
     kappa = (total * feature_decay * np.prod(decays)) ** (1 / depth)

@@ -161,6 +161,7 @@ def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> jax.Ar
     """Gram matrix of the frame up to scale: I - 11^T/K ('simplex') or I ('orthogonal')."""
     checks.integer("count", count, 1)
     checks.choice("frame", frame, FRAMES)
+    checks.floating_type("dtype", dtype)
     identity = jnp.eye(count, dtype=dtype)
     return identity - 1 / count if frame == "simplex" else identity
 
@@ -315,8 +316,8 @@ def project_simplex(rows: Data, allowed: Data) -> jax.Array:
     Source: Held, Wolfe & Crowder 1974.
     """
     rows = checks.real("rows", rows, "K", "n")
-    if not jnp.issubdtype(jnp.result_type(allowed), jnp.bool_):
-        raise TypeError(f"allowed are {jnp.result_type(allowed)}; they must be booleans")
+    if not jnp.issubdtype(kind := checks.dtype_of("allowed", allowed), jnp.bool_):
+        raise TypeError(f"allowed are {kind}; they must be booleans")
     checks.same_shape(rows=rows, allowed=jnp.asarray(allowed))
     masked = jnp.where(allowed, rows, -jnp.inf)
     ordered = -jnp.sort(-masked, axis=1)

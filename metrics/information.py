@@ -133,7 +133,7 @@ def noisy_information(
     """
     h = _rows(features)
     checks.integer("draws", draws, 2)
-    sigma, key = checks.positive("sigma", sigma), checks.key(key)
+    sigma, key = checks.scalar("sigma", checks.positive("sigma", sigma)), checks.key(key)
     y = None if label_probabilities is None else _labels(label_probabilities, len(h))
     return _noisy(h, sigma, key, y, draws)
 
@@ -180,7 +180,7 @@ def information_bounds(features: Data, sigma: Scalar) -> Bounds:
 
     Source: Kolchinsky & Tracey 2017, the Bhattacharyya and the Kullback-Leibler distance.
     """
-    return _bounds(_rows(features), checks.positive("sigma", sigma))
+    return _bounds(_rows(features), checks.scalar("sigma", checks.positive("sigma", sigma)))
 
 
 @jax.jit

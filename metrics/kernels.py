@@ -72,7 +72,7 @@ def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     one, other = checks.real("one", one), checks.real("other", other)
     if one.shape != other.shape:
         raise ValueError(f"kernels have shapes {one.shape} and {other.shape}; they must be equal")
-    if centered:
+    if checks.boolean("centered", centered):
         one, other = center(one), center(other)
     one, other = one / power_of_two(one), other / power_of_two(other)
     return jnp.sum(one * other) / (norm(one) * norm(other))
@@ -95,7 +95,7 @@ def target_alignment(kernel: Data, targets: Data, *, centered: bool = True) -> j
     kernel = _square("kernel", kernel)
     y = _columns(kernel, targets)
     kernel, y = kernel / power_of_two(kernel), y / power_of_two(y)
-    if centered:
+    if checks.boolean("centered", centered):
         kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
     inner = jnp.sum(y * matmul(kernel, y))
     return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(matmul(y.T, y)))
@@ -185,7 +185,7 @@ def representation_alignment(features: Data, initial: Data, *, centered: bool = 
     """
     x, y = _features(features, initial)
     x, y = x / power_of_two(x), y / power_of_two(y)
-    if centered:
+    if checks.boolean("centered", centered):
         x, y = (a - jnp.mean(a, axis=0, keepdims=True) for a in (x, y))
     if x.shape[0] < max(x.shape[1], y.shape[1]):
         return alignment(matmul(x, x.T), matmul(y, y.T))
@@ -324,7 +324,7 @@ def task_model_alignment(kernel: Data, targets: Data, *, centered: bool = False)
     kernel = _square("kernel", kernel)
     y = _columns(kernel, targets)
     y = y / power_of_two(y)
-    if centered:
+    if checks.boolean("centered", centered):
         kernel, y = center(kernel), y - jnp.mean(y, axis=0, keepdims=True)
     _check_symmetric(kernel)
     unit = power_of_two(kernel)

@@ -74,15 +74,15 @@ def learning_curve(
             number; either not finite; samples that leave none to test on.
     """
     values, power, outputs = _spectrum(kernel, targets)
-    samples, count = np.asarray(samples, float), len(values)
+    samples, count = checks.doubles("samples", samples), len(values)
     if (samples > count / 4).any() and (samples < count).all():
         warnings.warn(
             f"samples go up to {samples.max():g} of {count} points; beyond a quarter of them predictions may "
             "be too low by more than 10 %: give the kernel of more points",
             stacklevel=2,
         )
-    noise = outputs * np.asarray(noise, float)
-    pool = count if held_out else math.inf
+    ridge, noise = checks.doubles("ridge", ridge), outputs * checks.doubles("noise", noise)
+    pool = count if checks.boolean("held_out", held_out) else math.inf
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 
@@ -144,7 +144,13 @@ def fit_spectrum(
         ValueError: as `learning_curve`; ranks that are not two increasing ones; eigenvalues that are zero there.
     """
     values, power, _ = _spectrum(kernel, targets)
-    first, last = (10, len(values) // 10) if ranks is None else ranks
+    if ranks is not None and not (isinstance(ranks, tuple | list) and len(ranks) == 2):
+        raise TypeError(f"ranks is {ranks}; it must be two integers, the first and the last")
+    first, last = (
+        (10, len(values) // 10)
+        if ranks is None
+        else (checks.integer("ranks", rank) for rank in ranks)
+    )
     if not 1 <= first < last <= len(values) or last < 2 * first:
         raise ValueError(
             f"ranks go from {first} to {last} of {len(values)}; they must increase, the last at least twice the first"
@@ -183,7 +189,7 @@ def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
     Source: Levina & Bickel 2004, averaged as in MacKay & Ghahramani 2005; error bounds of networks in these terms:
     Konz & Mazurowski 2024, arXiv:2401.08865.
     """
-    x = checks.doubles("inputs", inputs)
+    x = checks.finite("inputs", checks.doubles("inputs", inputs))
     k = checks.integer("neighbors", neighbors, 2)
     if x.ndim < 2 or len(x) <= k:
         raise ValueError(

@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
@@ -177,7 +176,7 @@ def batch_sharpness_prediction(
     params = curvature.single_precision(operators.hessian(mean_loss), params, batch)
     keys = jax.random.split(key, num_probes + 1)
     size = checks.check_params(params)
-    two = min(2, size, num_steps)
+    two = min(2, size, checks.integer("num_steps", num_steps))
     pairs = curvature.sharpness(
         mean_loss, params, batch, k=two, num_steps=num_steps, start=keys[0], unroll=unroll
     )
@@ -213,7 +212,7 @@ def inverse_batch(batch_sizes: Sequence[int], count: int) -> jax.Array:
         ValueError: a size is not between 1 and count.
     """
     checks.integer("count", count, 2)
-    if not np.issubdtype(np.asarray(batch_sizes).dtype, np.integer):
+    if not jnp.issubdtype(checks.dtype_of("batch_sizes", batch_sizes), jnp.integer):
         raise TypeError(f"batch_sizes is {batch_sizes}; it must be integers")
     sizes = checks.within(
         "batch_sizes",
@@ -411,7 +410,8 @@ def example_count(
     checks.function("losses", losses, "params", "batch")
     checks.check_params(params)
     count = checks.check_losses(losses, params, batch)
-    if np.ndim(batch_sizes) != 1:
+    several = isinstance(batch_sizes, Sequence) and not isinstance(batch_sizes, str | bytes)
+    if not several and getattr(batch_sizes, "ndim", 0) != 1:
         raise TypeError(f"batch_sizes is {batch_sizes}; it must be a list of integers")
     for size in batch_sizes:
         if checks.integer("batch_size", size) < 1 or size > count:

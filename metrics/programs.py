@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metrics import checks
 from ntk.jaxprs import contains, equations
 from ntk.types import P, PyTree, R
 
@@ -37,7 +38,15 @@ def remembered(make: Callable[P, R]) -> Callable[P, R]:
 
 
 def steps_better(product: Callable, params: PyTree, batch: PyTree) -> bool:
-    """Whether a compiled loop around the product is slow: it convolves, and on a CPU."""
+    """Whether a compiled loop around the product is slow: it convolves, and on a CPU.
+
+    Raises:
+        TypeError: the product is no function (params, batch, vector).
+        ValueError: params holds no floating-point numbers.
+    """
+    checks.function("product", product, "params", "batch", "vector")
+    checks.check_params(params)
+    check(product, params, batch)
     return jax.default_backend() == "cpu" and _contains(
         product, params, batch, {"conv_general_dilated"}
     )
@@ -76,6 +85,21 @@ def _contains(
 ) -> bool:
     # The walk, since printing the equations takes as long as a Hessian product of a small network.
     return contains(_traced(product, params, batch), primitives)
+
+
+def check(product: Callable, params: PyTree, batch: PyTree) -> None:
+    """Refuses a product that cannot be evaluated, or does not return numbers like the parameters."""
+    with checks.explained("product", params, batch):
+        out = jax.jit(product).trace(params, batch, params).out_info
+    shapes = [
+        [(leaf.shape, jnp.issubdtype(leaf.dtype, jnp.floating)) for leaf in jax.tree.leaves(tree)]
+        for tree in (out, jax.eval_shape(lambda p: p, params))
+    ]
+    if shapes[0] != shapes[1]:
+        found = [tuple(leaf.shape) for leaf in jax.tree.leaves(out)]
+        raise ValueError(
+            f"product returns arrays of shapes {found}; they must be like the parameters, {[s for s, _ in shapes[1]]}"
+        )
 
 
 def _traced(product: Callable, params: PyTree, batch: PyTree) -> Any:

@@ -49,8 +49,13 @@ def keep(
     if np.isnan(values).any():
         raise ValueError(f"scores[{np.isnan(values).argmax()}] is nan; score every example first")
     checks.choice("order", order, ("hard", "easy", "random"))
-    checks.within("share", share, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1")
-    checks.within("skip", skip, lambda x: (x >= 0) & (x < 1), "at least 0 and below 1")
+    checks.scalar(
+        "share",
+        checks.within("share", share, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
+    )
+    checks.scalar(
+        "skip", checks.within("skip", skip, lambda x: (x >= 0) & (x < 1), "at least 0 and below 1")
+    )
     count, left = round(share * values.size), round(skip * values.size)
     if not 1 <= count <= values.size - left:
         raise ValueError(

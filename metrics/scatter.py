@@ -25,6 +25,7 @@ from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
 from ntk import show
+from ntk.options import check_entries
 from ntk.types import Data
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
@@ -75,7 +76,7 @@ def class_means(features: Data, labels: Data, num_classes: int) -> ClassMeans:
 
     Args:
         features: (N, ...), flattened to (N, d).
-        labels: (N,) integers; anything outside 0..K-1 is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
         num_classes: K.
 
     Returns:
@@ -83,11 +84,12 @@ def class_means(features: Data, labels: Data, num_classes: int) -> ClassMeans:
 
     Raises:
         TypeError: features are no numbers, num_classes no integer.
-        ValueError: wrong shapes, labels that are no integers.
+        ValueError: wrong shapes, labels that are no integers -1..K-1, means that no machine holds.
     """
     checks.integer("num_classes", num_classes, 1)
     h = feature_rows(features)
-    checks.check_integers("labels", labels, h.shape[0])
+    check_entries("num_classes", num_classes, num_classes * h.shape[1])
+    checks.labels("labels", labels, h.shape[0], num_classes, padding=True)
     return _class_means(h, jnp.asarray(labels), num_classes)
 
 
@@ -181,23 +183,24 @@ def within_class(
     Args:
         centers: of the whole data set.
         features: (N, ...).
-        labels: (N,) integers; anything outside 0..K-1 is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
         weights: (K, d), or None.
         bias: (K,), or None.
-        predictions: (N,), or None; not with weights.
+        predictions: (N,) integers as labels, or None; not with weights.
 
     Returns:
         WithinClass; add two with `jax.tree.map(jnp.add, a, b)`, or over devices with psum.
 
     Raises:
         TypeError: centers is no Centers, features are no numbers.
-        ValueError: wrong shapes, labels or predictions that are no integers, weights and predictions both.
+        ValueError: wrong shapes, labels or predictions that are no integers -1..K-1, weights or bias that are not
+            finite, weights and predictions both.
     """
     _check_kind(Centers, centers=centers)
     h = feature_rows(features)
     num_classes, dim = centers.mean.shape
     checks.check_shape("features", h.shape, ("N", dim))
-    checks.check_integers("labels", labels, h.shape[0])
+    checks.labels("labels", labels, h.shape[0], num_classes, padding=True)
     check_readout(num_classes, dim, h.shape[0], weights, bias, predictions)
     return _within_class(centers, h, labels, weights, bias, predictions)
 
@@ -352,16 +355,16 @@ def check_readout(
     if predictions is not None:
         if weights is not None:
             raise ValueError("give weights or predictions, not both: NC4 has one network")
-        checks.check_integers("predictions", predictions, rows)
+        checks.labels("predictions", predictions, rows, num_classes, padding=True)
     if weights is not None:
-        shape = checks.real("weights", weights).shape
+        shape = checks.finite("weights", checks.real("weights", weights)).shape
         if shape != (num_classes, dim):
             hint = "; transpose it" if shape == (dim, num_classes) else ""
             raise ValueError(
                 f"weights has shape {shape}; it must be (num_classes, d) = ({num_classes}, {dim}){hint}"
             )
     if bias is not None:
-        shape = checks.real("bias", bias).shape
+        shape = checks.finite("bias", checks.real("bias", bias)).shape
         if weights is None or shape != (num_classes,):
             raise ValueError(f"bias must be ({num_classes},) and come with weights")
 

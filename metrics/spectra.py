@@ -290,6 +290,8 @@ def gauss_newton_spectrum(
     checks.function("apply", apply, "params", "batch")
     checks.function("criterion", criterion, "outputs", "batch")
     checks.check_params(params)
+    if not all(map(jnp.size, jax.tree.leaves(batch))):
+        raise ValueError("batch holds an empty array; it must hold at least 1 example")
     checks.check_loss(lambda p, b: criterion(apply(p, b), b), params, batch)
     params = curvature.single_precision(operators.gauss_newton(apply, criterion), params, batch)
     values, curved = _dual_gram(apply, criterion, params, batch)
@@ -457,4 +459,6 @@ def _checked(
         raise ValueError(
             f"num_probes is {num_probes}; it must be at least {least}, or there is no standard error"
         )
+    if not operators.is_streamed(product):
+        programs.check(product, params, batch)
     return curvature.single_precision(product, params, batch), n

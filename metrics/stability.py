@@ -206,15 +206,10 @@ def edge_of_stability(
     """
     sharpness = checks.real("sharpness", sharpness)
     threshold = checks.positive("threshold", threshold)
-    checks.positive("tolerance", tolerance)
-    if (
-        sharpness.ndim == 0
-        or jnp.broadcast_shapes(sharpness.shape, threshold.shape) != sharpness.shape
-    ):
-        raise ValueError(
-            f"sharpness has shape {sharpness.shape} and threshold {threshold.shape}; they must be (..., T), time "
-            "last, and a number or what broadcasts to it"
-        )
+    tolerance = checks.scalar("tolerance", checks.positive("tolerance", tolerance))
+    if sharpness.ndim == 0:
+        raise ValueError("sharpness is one number; it must be (..., T), time last")
+    checks.broadcasts("threshold", threshold, sharpness.shape)
     probes = sharpness.shape[-1]
     checks.real("tail", tail)
     fraction = concrete(tail)

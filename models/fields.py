@@ -1,6 +1,9 @@
 """What the fields of a model may be, checked when it is built and not where it first fails."""
 
+import operator
 from typing import Any
+
+import numpy as np
 
 
 def check_fields(model: object, *, sizes: dict[str, int], functions: tuple[str, ...] = ()) -> None:
@@ -30,7 +33,13 @@ def check_number(kind: str, name: str, value: Any, least: int) -> None:
         TypeError: it is no integer.
         ValueError: it is too small.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{kind}: {name}={value!r} must be an integer, at least {least}.")
+    try:
+        operator.index(value)
+        if isinstance(value, bool) or np.ndim(value):  # arrays are indices too, if of one integer
+            raise TypeError
+    except TypeError as error:
+        raise TypeError(
+            f"{kind}: {name}={value!r} must be an integer, at least {least}."
+        ) from error
     if value < least:
         raise ValueError(f"{kind}: {name}={value!r} must be at least {least}.")

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -168,6 +169,29 @@ def is_key(value: Any) -> bool:
     """Whether the value is a PRNG key, or an array of them."""
     dtype = getattr(value, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether the value is one integer: arrays have the method of integers too, whatever they hold.
+
+    Raises:
+        TracerIntegerConversionError: it is traced.
+    """
+    try:
+        operator.index(value)
+        return not (isinstance(value, bool | np.bool_) or np.ndim(value))
+    except jax.errors.TracerIntegerConversionError:
+        raise
+    except TypeError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value in a message, in a line: itself where it is short, an array of several numbers by its kind."""
+    if is_array(value) and (np.ndim(value) or is_key(value)):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) < 80 else f"of type {type(value).__name__}"
 
 
 def partition(tree: PyTree) -> tuple[list, tuple]:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk import conventions, jaxprs, model
-from ntk.arguments import is_key
+from ntk.arguments import is_integer, is_key
 from ntk.model import Network as Network
 from ntk.model import called as called
 from ntk.model import example_inputs as example_inputs
@@ -123,8 +123,7 @@ def _model(
 
 def check_width(name: str, width: Any) -> int:
     """The width as an int; ValueError unless it is a positive integer."""
-    integer = hasattr(width, "__index__") and not isinstance(width, bool)
-    if not integer or operator.index(width) < 1:
+    if not is_integer(width) or operator.index(width) < 1:
         raise ValueError(f"{name} is {width!r}; it must be a positive integer")
     return operator.index(width)
 

@@ -12,7 +12,11 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+from ntk.arguments import is_integer, shown
 from ntk.family import match, named_leaves
+
+MOST_ENTRIES = 2**40
+"""Entries of an array, 4 TB in single precision."""
 
 
 def check_real(name: str, value: Any, *, positive: bool = False) -> float:
@@ -24,9 +28,9 @@ def check_real(name: str, value: Any, *, positive: bool = False) -> float:
     """
     allowed = "positive" if positive else "not negative"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; it must be a finite number that is {allowed}")
+        raise TypeError(f"{name} is {shown(value)}; it must be a finite number that is {allowed}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number that is {allowed}")
+        raise ValueError(f"{name} is {shown(value)}; it must be a finite number that is {allowed}")
     return float(value)
 
 
@@ -37,11 +41,24 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
         TypeError: it is no integer.
         ValueError: it is smaller.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}; it must be an integer, at least {least}")
+    if not is_integer(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be an integer, at least {least}")
     if operator.index(value) < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer, at least {least}")
+        raise ValueError(f"{name} is {shown(value)}; it must be an integer, at least {least}")
     return operator.index(value)
+
+
+def check_entries(name: str, value: Any, entries: int) -> None:
+    """Refuses a size whose arrays no machine holds: far beyond, XLA does not raise but ends the process.
+
+    Raises:
+        ValueError: more than `MOST_ENTRIES`.
+    """
+    if entries > MOST_ENTRIES:
+        raise ValueError(
+            f"{name} is {value!r}, for which an array has {float(entries):.3g} entries; no machine holds more than "
+            f"{MOST_ENTRIES:.3g}: make it smaller"
+        )
 
 
 def rate_factors(rates: Any, names: Iterable[str]) -> dict[str, float]:

@@ -121,7 +121,7 @@ def job(
     symmetric = x2 is None or _same(x1, x2)
     n2 = n1 if symmetric else samples(x2, "x2")
     tile = tile if isinstance(tile, tuple | list) else (tile, tile)
-    if len(tile) != 2 or any(isinstance(t, bool) or not hasattr(t, "__index__") for t in tile):
+    if len(tile) != 2 or not all(map(arguments.is_integer, tile)):
         raise TypeError(f"tile is {tile!r}; it must be an integer, the samples along a side")
     if min(tile) < 1:
         raise ValueError(f"tile is {min(tile)}; it must be at least 1 sample")

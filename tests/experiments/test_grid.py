@@ -95,56 +95,6 @@ def test_progress_counts_every_unit(tmp_path):
         assert sum(steps) == 6 * 3
 
 
-def test_what_was_loaded_gives_no_estimate(tmp_path, capsys):
-    """A rate is that of the units computed in this session, once the first has been compiled."""
-    clock = iter([0.0, 20.0, 30.0, 40.0, 50.0, 60.0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.time, "monotonic", lambda: next(clock))
-        report = loop._plain_progress(10**6, "t")
-        report(2, "loaded", float("nan"))
-        report(20, "compiled", 0.5)
-        report(10, "trained", 0.5)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "t: 2/1000000 steps, loaded, loss nan",
-        "t: 22/1000000 steps, compiled, loss 0.5",
-        "t: 32/1000000 steps, 0.5/s, 1999936 s left, trained, loss 0.5",
-    ]
-
-
-def test_the_time_left_weighs_steps_by_their_cost(capsys):
-    """Ten cheap steps took ten seconds; the dear ones that are left take a hundred times as long, each."""
-    clock = iter([0.0, 10.0, 10.0, 20.0, 20.0, 30.0, 30.0])
-    work = {"cheap": (20, 1.0), "cheap-not": (5, 100.0)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.time, "monotonic", lambda: next(clock))
-        report = loop._plain_progress(30, "t", work)
-        report(10, "cheap-1", 0.5)
-        report(10, "cheap-2", 0.5)
-        report(1, "cheap-not-1", 0.5)
-    *_, cheap, dear = capsys.readouterr().err.splitlines()
-    # 500 of the announced, and five steps that nobody announced at the mean of 520 / 25.
-    assert cheap == "t: 20/30 steps, 1/s, 604 s left, cheap-2, loss 0.5"
-    pace = (loop.TRUSTED + 20) / (loop.TRUSTED + 110)
-    assert dear == f"t: 21/30 steps, 0.55/s, {504 * pace:.0f} s left, cheap-not-1, loss 0.5"
-
-
-def test_what_is_compiled_is_no_pace_and_comes_once_a_kind(monkeypatch):
-    """Each kind of unit compiles for thirty seconds and then takes as long as was stated."""
-    work = {f"size-{n}": (10, float(n)) for n in (1, 2, 3)}
-    now = compiled = 0.0
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    monkeypatch.setattr(loop.programs, "compile_seconds", lambda: compiled)
-    clock, told = loop._Clock(30, work), []
-    for n in (1, 2):
-        now, compiled = now + 30, compiled + 30
-        for _ in range(2):
-            now += 5 * n
-            words = clock.pace(5, f"size-{n}-0", 0.5)
-            told.append(float(words.removesuffix(" s left, ").rpartition(", ")[2]))
-    assert told == [115, 110, 70, 60]
-
-
 def test_what_was_loaded_and_computed_is_told_apart(tmp_path):
     axes = {"x": Axis([1, 2], "x")}
     program = Program("p", lambda data, x: {"y": float(x)}, {"y": Variable("y")})

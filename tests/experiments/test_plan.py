@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import checks, grid, loop, plan, run, settings
+from experiments import checks, clock, grid, loop, plan, run, settings
 from experiments.grid import Axis, Variable, train_grid
 
 small_study = settings.load_file(pathlib.Path(__file__).with_name("small_study.py"))
@@ -99,6 +99,13 @@ def test_the_cheapest_unit_is_measured_and_the_others_weighted_by_their_costs():
         np.testing.assert_allclose(
             (part.total, part.longest), part.seconds * np.array([total, longest])
         )
+    made = plan.Plan({}, {"part": clock.Curve(3, [4.0, 5.0, 7.0], [0.0, 0.0, 0.0])})
+    made.units(program, None, points, labels)
+    (part,) = made.parts
+    assert part.label == "part-1"
+    np.testing.assert_allclose(
+        (part.total, part.longest), part.seconds * np.array([7, 4]), rtol=1e-6
+    )
     dear = plan.Plan(
         {"part-1": (1, 3.0), "part": (2, 1.0)}
     )  # the study knows better than the numbers

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import claims, page, plots, report, rundir
+from experiments import claims, clock, page, plots, report, rundir
 
 MANIFEST = {
     "study": "tiny",
@@ -435,3 +435,20 @@ def test_readme_without_marks_is_left_alone(tmp_path, capsys):
     assert report.main([str(write_run(tmp_path / "run")), "--readme", str(readme)]) == 2
     assert "lacks the lines" in capsys.readouterr().err
     assert readme.read_text() == "no table"
+
+
+def test_what_grids_took_is_kept_for_later_runs(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "costs.json"
+    file.write_text('{"other": {"cpu": {"steps": 1, "grids": {}}}}')
+    took = {"steps": 3, "grids": {"g": [2, [1.0, 2.0], [0.5, 0.5]]}}
+    run = write_run(tmp_path / "run")
+    assert report.main([str(run), "--costs", str(file)]) == 2
+    assert "does not say what its grids took" in capsys.readouterr().err
+    (run / "manifest.json").write_text(json.dumps(MANIFEST | {"grids": took}))
+    assert report.main([str(run), "--costs", str(file)]) == 0
+    assert list(json.loads(file.read_text())) == ["other", "tiny"]
+    monkeypatch.setattr(clock, "FILE", file)
+    clock._table.cache_clear()
+    found = clock.measured("tiny", "smoke", 3)
+    clock._table.cache_clear()
+    assert found == ({"g": clock.Curve(2, [1.0, 2.0], [0.5, 0.5])}, True)

@@ -198,6 +198,15 @@ WRONG = [
     (lambda: finite_width.covariance_of(np.ones((2, 3)), 2), "gram has the shape"),
     (lambda: aspect_ratio.optimal_aspect_ratio(-1.0, 2), "nu is -1.0"),
     (lambda: aspect_ratio.mutual_information(0.1, 0, 1), "m1 is 0"),
+    # arrays have the method of integers too
+    (lambda: aspect_ratio.mutual_information(0.1, jnp.float32(2), 1), "m1 is .* an integer"),
+    (lambda: aspect_ratio.mutual_information(0.1, jnp.ones(2, int), 1), "m1 is an array of int"),
+    (lambda: aspect_ratio.mutual_information("a", 2, 1), "v is 'a'; it must be an array"),
+    (lambda: aspect_ratio.mutual_information(0.1, 2, 1, order=X), "order is"),
+    (lambda: aspect_ratio.optimal_aspect_ratio(KEY, 2), "nu is an array of key<fry>"),
+    (lambda: models.MLP(jnp.ones(2), 1, 2), r"MLP: width=.* must be an integer"),
+    (lambda: parametrize(width=jnp.float32(16)), "width is .*; it must be a positive integer"),
+    (lambda: limits.branch_multiplier("sqrt", jnp.ones(2), 1), "depth is an array of float32"),
     (
         lambda: ensembles.sample_metrics(0, jnp.tanh, 8, 2, np.eye(1), C_W=1.0, networks=2),
         "key is 0",
@@ -295,6 +304,8 @@ WRONG = [
     # word vectors
     (lambda: cbow.limit(2.5), "words is 2.5; it must be an integer"),
     (lambda: cbow.limit(1), "words=1 must be at least 2"),
+    (lambda: cbow.limit(2**31), "words is 2147483648, for which an array has 4.61e.18 entries"),
+    (lambda: cbow.limit(jnp.float32(3)), "words is .*; it must be an integer"),
     (lambda: cbow.limit(3, dtype="words"), "dtype is 'words'; it must be a floating type"),
     (lambda: cbow.train(X, WINDOWS, NOISE, KEY), "embeddings is .*; it must be Embeddings"),
     (lambda: cbow.train(WORDS, WINDOWS, NOISE, 0), "key is 0; it must be a key"),
@@ -364,6 +375,8 @@ WRONG = [
     (lambda: mean_field.predict(START, X[:, :2], alpha=1.0, epsilon=0.1), "equally long"),
     (lambda: mean_field.tangent_kernel(START, X, X[:, :2], epsilon=0.1), "equally long"),
     (lambda: descend(steps=[2, 1]), "they must increase, from 0 or more"),
+    (lambda: descend(centered="no"), "centered is 'no'; it must be True or False"),
+    (lambda: perceptron.descend(POINTS, 1.0, normalised=1), "normalised is 1; it must be True or"),
     (lambda: descend(alpha=NAN), "alpha is nan; it must be a finite number"),
     (lambda: descend(train=X), "train is .*; it must be a pair"),
     (

@@ -25,6 +25,7 @@ from metrics import (
     noise,
     operators,
     probes,
+    programs,
     pruning,
     scatter,
     spectra,
@@ -54,6 +55,10 @@ def losses(params, x):
 
 def apply(params, x):
     return x @ params["w"]
+
+
+def losses_of(outputs, x):
+    return jnp.mean(outputs**2)
 
 
 def one(value):
@@ -90,6 +95,17 @@ CALLS = [
     (call(metrics.sharpness, loss, W, X, num_steps=3, scale="a"), "scale does not fit params"),
     (call(metrics.sharpness, loss, W, X, num_steps=3, which="top"), "which is 'top'"),
     (call(metrics.sharpness, loss, W, X, num_steps=3, unroll=2), "unroll is 2"),
+    (call(metrics.sharpness, loss, W, None), "loss cannot be evaluated on {'w': .*}, None"),
+    (call(metrics.sharpness, loss, {"v": EYE}, X), "loss cannot be evaluated on .*KeyError: 'w'"),
+    (call(metrics.sharpness, loss, W, 10**20, num_steps=3), "loss cannot be evaluated on"),
+    (call(metrics.eigenpairs, HESSIAN, W, None, num_steps=3), "product cannot be evaluated on"),
+    (
+        call(metrics.trace, lambda p, x, v: v["w"].T, W, X, KEY),
+        r"product returns arrays of shapes \[\(2, 3\)\]; they must be like the parameters",
+    ),
+    (call(noise.gradient_noise_scale, losses, {"w": EYE}, X), "losses cannot be evaluated on"),
+    (call(examples.grand, lambda p, x, y: p["v"], W, X, Y), "loss cannot be evaluated on"),
+    (call(denoising.sure, apply, {"w": EYE}, X, 1.0), "apply cannot be evaluated on"),
     (call(metrics.eigenpairs, loss, W, X), "product cannot be called as product"),
     (call(metrics.eigenpairs, HESSIAN, W, X, k="1"), "k is '1'; it must be an integer"),
     # spectra
@@ -155,7 +171,22 @@ CALLS = [
     (call(stability.threshold, 0.1, radius=0.1), "radius is 0.1; only the rule 'sam' has one"),
     (call(stability.maximal_learning_rate, jnp.ones(1)), "the result of metrics.sharpness"),
     (call(metrics.edge_of_stability, 1.0, 2.0), "time last"),
-    (call(metrics.edge_of_stability, jnp.ones(40), jnp.ones((2, 40))), "broadcasts to it"),
+    (call(metrics.edge_of_stability, jnp.ones(40), jnp.ones((2, 40))), "does not broadcast to"),
+    (call(metrics.edge_of_stability, jnp.ones(40), []), r"threshold has shape \(0,\)"),
+    (
+        call(metrics.edge_of_stability, jnp.ones(40), 1.0, tolerance=X[0]),
+        r"tolerance has shape \(3,\); it must be one number",
+    ),
+    (call(denoising.sure, apply, {"w": EYE[:3, :3]}, X, X[0]), "noise has shape .* one number"),
+    (call(information.information_bounds, X, []), "sigma has shape .* one number"),
+    (call(examples.keep, [1.0, 2.0], []), "share has shape .* one number"),
+    (call(examples.memorised, Y, Y, Y + 2**40), "clean run from .* must fit into 32 bits"),
+    (call(examples.update_forgetting, STATE, [2**40], [True]), "ids run from .* 32 bits"),
+    (call(features.fourier_ipr, []), r"an array of shape \(0,\) has no coordinates"),
+    (call(features.inverse_participation_ratio, b"a"), "vectors is b'a'; it must be an array"),
+    (call(metrics.fit_spectrum, EYE, EYE[0], KEY, ranks=X), "it must be two integers"),
+    (call(metrics.learning_curve, EYE, EYE[0], KEY), "samples is an array of key<fry>"),
+    (call(metrics.intrinsic_dimension, np.full((30, 2), np.nan)), r"inputs\[0, 0\] is nan"),
     (call(metrics.edge_of_stability, jnp.ones(40), 0.0), "threshold is 0.0"),
     (call(metrics.edge_of_stability, jnp.ones(40), 1.0, tail=2), "tail is 2 of 40"),
     (call(metrics.edge_of_stability, jnp.ones(40), 1.0, tail="a"), "tail is 'a'"),
@@ -172,6 +203,15 @@ CALLS = [
     (call(noise.batch_sharpness, losses, W, X, KEY, 2, num_batches=1), "num_batches is 1"),
     (call(noise.hessian_noise, losses, W, X, KEY, num_probes=1), "num_probes is 1"),
     (call(noise.inverse_batch, [0], 6), "it must be between 1 and count = 6"),
+    (call(noise.inverse_batch, KEY, 6), "it must be integers"),
+    (call(noise.batch_sharpness, losses, W, X, KEY, KEY), "batch_size is .* an integer"),
+    (call(noise.batch_sharpness, losses, W, X, KEY, [[1], [2, 3]]), "batch_size is .* an integer"),
+    (
+        call(noise.batch_sharpness_prediction, losses, W, X, KEY, [2], num_steps=EYE),
+        "num_steps is of type .* it must be an integer",
+    ),
+    (call(metrics.sharpness, loss, W, X, scale=np.ma.array([1.0], mask=[True])), "masked array"),
+    (call(spectra.gauss_newton_spectrum, apply, losses_of, W, X[:0]), "batch holds an empty array"),
     (call(noise.inverse_batch, [2.5], 6), "it must be integers"),
     (call(noise.inverse_batch, [1], 1), "count is 1; it must be at least 2"),
     (call(noise.iid_batch_sharpness, 1.0, -1.0, 0.1), "noise is -1.0; it must be at least 0"),
@@ -205,6 +245,19 @@ CALLS = [
     (call(metrics.ood_orthogonality, EYE[0], H), r"means has shape \(6,\)"),
     (call(metrics.ood_orthogonality, EYE, H), r"outside has shape \(6, 3\); it must be \(N, 6\)"),
     (call(scatter.class_means, H, Y[:5], 3), "labels are int64"),
+    (call(scatter.class_means, H, Y, 10**20), "num_classes is 10+; it must be at most"),
+    (call(scatter.class_means, H, Y - 2, 3), "labels run from -2 to 0; they must be 0..2, or -1"),
+    (call(scatter.within_class, CENTERS, H, Y + 1), "labels run from 1 to 3"),
+    (call(scatter.within_class, CENTERS, H, Y, predictions=Y + 1), "predictions run from 1 to 3"),
+    (
+        call(scatter.within_class, CENTERS, H, Y, weights=EYE[:3, :3] * np.nan),
+        r"weights\[0, 0\] is nan; it must be finite",
+    ),
+    (call(metrics.neural_collapse, H, Y, 10**20), "num_classes is 10+"),
+    (call(metrics.neural_collapse, H, Y, 7), "more than the 6 examples: some class has no"),
+    (call(programs.steps_better, 3, W, X), "product is 3; it must be a function"),
+    (call(programs.steps_better, loss, W, X), "product cannot be called as product"),
+    (call(programs.steps_better, HESSIAN, {}, X), "params holds no numbers"),
     (call(scatter.merge_means, MEANS, H), "it must be ClassMeans"),
     (call(scatter.class_centers, MEANS, center="mean"), "center is 'mean'"),
     (call(scatter.within_class, CENTERS, jnp.ones((6, 2)), Y), "features has shape"),
@@ -231,6 +284,16 @@ CALLS = [
     (call(kernels.center, H), r"kernel has shape \(6, 3\); it must be \(N, N\)"),
     (call(kernels.alignment, EYE, EYE[:1]), "they must be equal"),
     (call(kernels.alignment, "K", EYE), "one is 'K'; it must be an array"),
+    (call(kernels.alignment, EYE, EYE, centered="no"), "centered is 'no'; it must be True or Fal"),
+    (call(features.effective_rank, EYE, centered=EYE), "centered is of type .* True or False"),
+    (call(features.pruning_mask, EYE[0], 0.5, highest=1), "highest is 1; it must be True or False"),
+    (call(frames.mse_optimum, [3, 3], [0.1], 0.1, bias=None), "bias is None; it must be True or"),
+    (
+        call(geometry.frame_gram, 3, "simplex", "words"),
+        "dtype is .words.; it must be a floating type",
+    ),
+    (call(geometry.project_simplex, EYE, "a"), "allowed is 'a'; it must be an array"),
+    (call(metrics.neural_collapse, [], Y, 3), r"features are float\w+\[0\]; they must be floating"),
     (call(kernels.target_alignment, EYE, Y[:5]), r"targets has shape \(5,\)"),
     (call(kernels.velocity, EYE, EYE, 0), "elapsed is 0; it must be positive"),
     (call(kernels.relative_change, EYE, EYE[:1]), "nothing is broadcast"),
