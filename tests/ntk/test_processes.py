@@ -45,6 +45,8 @@ keep("memory", gram.gram(net.kernel_fn, x, **options))
 keep("rectangle", gram.gram(net.kernel_fn, x, x[:31] + 1, "nngp", **options))
 keep("diagonal", gram.diagonal(net.kernel_fn, x, **options))
 keep("product", gram.product(net.kernel_fn, x, **options)(x[:, :2]))
+kept = {"path": folder / "kept", "name": "relu-v1"}
+keep("kept", gram.product(net.kernel_fn, x, **kept, **options)(x[:, :2]))
 keep("disk", gram.gram(net.kernel_fn, x, path=folder / "run", name="relu-v1", **options))
 import functools
 cg = functools.partial(solve.conjugate_gradient, tolerance=1e-6)
@@ -98,12 +100,14 @@ def test_processes_find_what_one_finds(count, one, tmp_path, job):
     assert job(count, tmp_path, code, devices=4) == [0] * count
     for index in range(count):
         found = {
-            name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*SAME, "product", "disk")
+            name: np.load(tmp_path / f"{name}-{index}.npy")
+            for name in (*SAME, "product", "kept", "disk")
         }
         for name in SAME:
             np.testing.assert_array_equal(found[name], one[name], err_msg=name)
         np.testing.assert_array_equal(found["disk"], one["memory"])
         np.testing.assert_allclose(found["product"], one["product"], rtol=1e-6)
+        np.testing.assert_allclose(found["kept"], one["product"], rtol=1e-6)
         empirical, sharded, own = (
             np.load(tmp_path / f"{name}-{index}.npy") for name in ("empirical", "sharded", "own")
         )
