@@ -342,7 +342,7 @@ def parser() -> argparse.ArgumentParser:
         here.add_argument(f"--{road}", type=int, nargs="*", default=sizes, metavar="N")
     here.add_argument("--points", type=int, default=500, help="inducing points")
     here.add_argument("--rank", type=int, default=100, help="of the preconditioner")
-    here.add_argument("--kept_rank", type=int, default=400, help="the same where tiles are kept")
+    here.add_argument("--kept_rank", type=int, default=300, help="the same where tiles are kept")
     here.add_argument("--diag_reg", type=float, default=1e-2, help="in units of the mean diagonal")
     here.add_argument("--tolerance", type=float, default=1e-3, help="of the residual")
     here.add_argument("--seconds", type=float, default=60.0, help="of products, for each solve")

@@ -228,12 +228,13 @@ def product(
         v = np.asarray(v)
         if v.ndim not in (1, 2) or v.shape[0] != n2:
             raise ValueError(f"v has shape {v.shape}; it must be ({n2},) or ({n2}, k)")
-        columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
+        columns = v.reshape(n2, -1).astype(dtype, copy=False)
+        columns = tiles.padded(columns, job.tile[1], np.zeros_like)
         out = np.zeros((n1, columns.shape[1]))
         for i, j, (rows, mirrored) in times(columns):
             out[job.span(0, i)] += rows[: job.kept(0, i)]
             if mirrored is not None:
-                out[job.span(1, j)] += mirrored[: job.kept(1, j)]
+                out[job.span(1, j)] += mirrored[:, : job.kept(1, j)].T
         return processes.total(out, job.share).astype(dtype).reshape(n1, *v.shape[1:])
 
     return matvec

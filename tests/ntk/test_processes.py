@@ -65,7 +65,7 @@ except ValueError as error:
     (folder / f"owners-{index}.txt").write_text(str(error))
 """
 
-# The process with the highest number dies before its second tile; the others finish theirs and wait for it.
+# One process, which has two tiles or more to do, dies before its second; the others finish theirs and wait for it.
 DIES = """
 def progress(done, total):
     if str(index) == rest[0] and done:
@@ -122,14 +122,19 @@ def test_processes_find_what_one_finds(count, one, tmp_path, job):
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path, job):
-    statuses = job(3, tmp_path, HEAD + DIES, "2")
-    assert statuses[2] == -9
+@pytest.mark.parametrize(("count", "dead", "others"), [(3, 2, 2), (4, 1, 3)])
+def test_a_job_whose_process_died_goes_on_with_another_number_of_them(
+    count, dead, others, one, tmp_path, job
+):
+    statuses = job(count, tmp_path, HEAD + DIES, str(dead))
+    assert statuses[dead] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
-    told = (tmp_path / "stderr-1.txt").read_text()
-    assert "task:2" in told.replace("/", "").replace(" ", "") or "peer" in told, told[-2000:]
+    left = next(index for index in range(1, count) if index != dead)
+    told = (tmp_path / f"stderr-{left}.txt").read_text()
+    named = f"task:{dead}" in told.replace("/", "").replace(" ", "")
+    assert named or "peer" in told, told[-2000:]
     kept = sum(len(p.read_text().splitlines()) for p in (tmp_path / "run").glob("tiles*.txt"))
     assert 0 < kept < 6
-    assert job(2, tmp_path, HEAD + ALL) == [0, 0]
+    assert job(others, tmp_path, HEAD + ALL) == [0] * others
     np.testing.assert_array_equal(np.load(tmp_path / "run" / "gram.npy"), one["memory"])
     assert [p.name for p in (tmp_path / "run").glob("tiles*.txt")]
