@@ -96,7 +96,12 @@ def test_training_whose_process_died_goes_on_with_another_number_of_them(
     assert statuses[-1] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
     told = [(tmp_path / f"stderr-{i}.txt").read_text() for i in range(count - 1)]
-    assert all("lost another process of the job" in text for text in told), told
+    # Who exchanges with the dead process says so; who does not, with four, is ended by JAX's runtime, which names it.
+    lost = ["lost another process of the job" in text for text in told]
+    assert sum(lost) >= 2, told
+    assert all(here or f"Task {count - 1} heartbeat" in text for here, text in zip(lost, told)), (
+        told
+    )
     (checkpoint,) = (tmp_path / "run" / "checkpoints" / "runs").iterdir()
     assert int(checkpoint.name) == 2
     assert job(others, tmp_path, TRAIN + GOES_ON, devices=1) == [0] * others
