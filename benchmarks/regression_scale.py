@@ -288,7 +288,6 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
         names = (
             "product_seconds",
             "seconds_per_product",
-            "evaluate_seconds",
             "iterations",
             "fit_seconds",
             "peak_gibibytes",
@@ -300,7 +299,7 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 for r in rows
                 if r["road"] == road and name in r and (name != "iterations" or r["converged"])
             ]
-            if name == "fit_seconds" and road not in ("inducing", "kept"):
+            if name == "fit_seconds" and road != "inducing":
                 continue
             if len({n for n, _ in of}) > 1:
                 slope = np.polyfit(*np.log(np.array(of)).T, 1)[0]
@@ -311,9 +310,10 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _differences(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     """How far inducing points predict from the whole kernel machine, root mean square over that of the latter."""
     for row in rows:
-        exact = folder / f"cg-{row['samples']}.npy"
-        if row["road"] == "inducing" and exact.exists():
-            whole = np.load(exact)
+        exact = [folder / f"{road}-{row['samples']}.npy" for road in ("cg", "kept")]
+        exact = [file for file in exact if file.exists()]
+        if row["road"] == "inducing" and exact:
+            whole = np.load(exact[0])
             gap = np.load(folder / f"inducing-{row['samples']}.npy") - whole
             row["from_whole"] = float(np.sqrt(np.mean(gap**2) / np.mean(whole**2)))
 

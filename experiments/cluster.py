@@ -30,6 +30,9 @@ HERE = "127.0.0.1"
 DEATHS = 1000
 """Workers that may die at one unit before it counts as the unit's fault."""
 
+STARTS = 3
+"""Times that workers of this machine are started before a death among them is a fault."""
+
 # Programs that a worker has compiled, by grid and configuration.
 _COMPILED: dict[tuple[str, str], dict[Hashable, Any]] = {}
 
@@ -234,7 +237,17 @@ def _local_cluster(distributed: Any, workers: int) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": HERE, "dashboard_address": f"{HERE}:0"},
     }
-    return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+    # A worker that dies later is started anew by Dask; one that dies while the first ones start takes all with it.
+    for attempt in range(1, STARTS + 1):
+        try:
+            return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+        except RuntimeError as error:
+            if attempt == STARTS:
+                raise OSError(
+                    f"of the {workers} workers of --cluster=local:{workers} one died while it started, {STARTS} times "
+                    f"({error}); memory for as many, or the log of the system, may say why"
+                ) from error
+    raise AssertionError("not reached")
 
 
 def _slurm(text: str) -> dict[str, Any]:
