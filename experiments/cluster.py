@@ -220,7 +220,7 @@ def _local(text: str) -> dict[str, Any]:
     return {"workers": int(text)}
 
 
-def _local_cluster(distributed: Any, workers: int) -> Any:
+def _local_cluster(distributed: Any, workers: int, starts: int = STARTS) -> Any:
     """Processes of one thread; each sees one GPU where there are some."""
     nannies = {
         i: {
@@ -237,17 +237,16 @@ def _local_cluster(distributed: Any, workers: int) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": HERE, "dashboard_address": f"{HERE}:0"},
     }
-    # A worker that dies later is started anew by Dask; one that dies while the first ones start takes all with it.
-    for attempt in range(1, STARTS + 1):
-        try:
-            return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
-        except RuntimeError as error:
-            if attempt == STARTS:
-                raise OSError(
-                    f"of the {workers} workers of --cluster=local:{workers} one died while it started, {STARTS} times "
-                    f"({error}); memory for as many, or the log of the system, may say why"
-                ) from error
-    raise AssertionError("not reached")
+    try:
+        return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+    except RuntimeError as error:
+        # A worker that dies later is started anew by Dask; one of the first that dies while it starts ends them all.
+        if starts > 1:
+            return _local_cluster(distributed, workers, starts - 1)
+        raise OSError(
+            f"of the workers of --cluster=local:{workers} one died while it started, {STARTS} times ({error}); fewer "
+            "of them may fit into memory, and the system's log may say who ended it"
+        ) from error
 
 
 def _slurm(text: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_workers_that_die_while_they_start_are_started_again(deaths):
 
     dask = types.SimpleNamespace(SpecCluster=start, Nanny=None, Scheduler=None)
     if deaths == cluster.STARTS:
-        with pytest.raises(OSError, match=r"--cluster=local:4 one died while it started, 3 times"):
+        with pytest.raises(OSError, match=r"local:4 one died while it started, 3 times"):
             cluster._local_cluster(dask, 4)
     else:
         assert cluster._local_cluster(dask, 4) == "a cluster"
