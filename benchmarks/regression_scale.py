@@ -1,9 +1,10 @@
 """Kernel regression with more samples than a matrix fits for: conjugate gradients on tiles, and inducing points.
 
-    python -m benchmarks.regression_scale [--cg N ...] [--plain N ...] [--inducing N ...] [--disk N ...] [--seconds S]
-        [--keep FOLDER]
+    python -m benchmarks.regression_scale [--cg N ...] [--plain N ...] [--kept N ...] [--inducing N ...]
+        [--disk N ...] [--seconds S] [--keep FOLDER] [--tiles FOLDER]
 
-`cg` is `solve.conjugate_gradient` on `gram.product`, `plain` the same without its preconditioner, `inducing` is
+`cg` is `solve.conjugate_gradient` on `gram.product`, `plain` the same without its preconditioner, `kept` the same with
+tiles that are computed once and read from disk (2 n^2 bytes), with a preconditioner of higher rank. `inducing` is
 `solve.inducing`, `disk` one product with samples in a file, of which a tile is read at a time. The kernel is the NTK
 of a ReLU MLP of three hidden layers; inputs are drawn here, 784 numbers whose covariance falls as MNIST's does (9, 50
 and 90 % of the variance in 1, 8 and 69 directions; there in 1, 11 and 87), the 10 targets are those of a ReLU network
@@ -35,7 +36,7 @@ RELU = (
 )
 TEST = 1000
 GIBIBYTES = 2.0  # of resident memory, for each process
-ROADS = ("plain", "cg", "inducing", "disk")
+ROADS = ("plain", "cg", "kept", "inducing", "disk")
 
 
 def data(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -87,7 +88,7 @@ def one(road: str, n: int, options: argparse.Namespace, folder: pathlib.Path) ->
         row["fit_seconds"] = time.perf_counter() - begin
         predicted = fit.predict(x_test)
     else:
-        row |= _by_gradients(road, kernel_fn, x, y, options)
+        row |= _by_gradients(road, kernel_fn, x, y, options, folder)
         predicted = gram.product(kernel_fn, x_test, x)(row.pop("coefficients"))
     row["test_error"] = float(np.sqrt(np.mean((predicted - clean) ** 2)))
     np.save(folder / f"{road}-{n}.npy", predicted)
@@ -96,7 +97,9 @@ def one(road: str, n: int, options: argparse.Namespace, folder: pathlib.Path) ->
     return row
 
 
-def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> dict[str, Any]:
+def _by_gradients(
+    road: str, kernel_fn: Any, x: Any, y: Any, options: Any, folder: pathlib.Path
+) -> dict[str, Any]:
     """Conjugate gradients, every product noted; as many more steps as fit into --seconds."""
     import jax
 
@@ -107,7 +110,13 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
     n = len(x)
     state = pathlib.Path(options.keep) / f"{road}-{n}.npz" if options.keep else None
     notes = _Notes(state and state.with_suffix(".jsonl"), kernels.peak_flops())
-    product = gram.product(kernel_fn, x)
+    rank = {"plain": 0, "cg": options.rank, "kept": options.kept_rank}[road]
+    more: dict[str, Any] = {}
+    if road == "kept":
+        product, more = _kept(kernel_fn, x, pathlib.Path(options.tiles or folder) / f"tiles-{n}")
+        more["rank"] = rank
+    else:
+        product = gram.product(kernel_fn, x)
 
     def times(v: Any) -> np.ndarray:
         start = time.perf_counter()
@@ -130,7 +139,7 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
             y,
             reg,
             diag_reg_absolute_scale=True,
-            rank=options.rank if road == "cg" else 0,
+            rank=rank,
             tolerance=options.tolerance,
             max_steps=before + max(int(options.seconds / notes.each()), 1),
             path=state,
@@ -139,7 +148,8 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
     count = -(-n // tile)
     # Whole tiles of one triangle are computed; each entry serves two products but on the diagonal.
     entries = count * (count + 1) // 2 * tile**2
-    flops = entries * (2 * INPUTS + LAYERS * RELU) + 2 * OUTPUTS * count**2 * tile**2
+    evaluated = 0 if road == "kept" else entries * (2 * INPUTS + LAYERS * RELU)
+    flops = evaluated + 2 * OUTPUTS * count**2 * tile**2
     return {
         "coefficients": np.asarray(jax.device_get(found.coefficients)),
         "residual": float(np.max(found.residual)),
@@ -148,6 +158,30 @@ def _by_gradients(road: str, kernel_fn: Any, x: Any, y: Any, options: Any) -> di
         "tile": tile,
         "condition": float(found.condition),
         **notes.summary(flops),
+        **more,
+    }
+
+
+def _kept(kernel_fn: Any, x: np.ndarray, path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """The product of tiles on disk, and what it took to have them there, compilation included."""
+    from ntk import gram
+
+    calls: list[tuple[int, int]] = []
+    start = time.perf_counter()
+    product = gram.product(
+        kernel_fn,
+        x,
+        path=path,
+        name=f"relu-{LAYERS}",
+        progress=lambda *now: calls.append(now),
+    )
+    seconds = time.perf_counter() - start
+    # Of tiles that an earlier process left there only the rest is computed.
+    return product, {
+        "evaluate_seconds": seconds,
+        "tiles": calls[-1][1],
+        "tiles_found": calls[0][0],
+        "disk_gibibytes": (path / "gram.npy").stat().st_size / 2**30,
     }
 
 
@@ -276,9 +310,10 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _differences(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     """How far inducing points predict from the whole kernel machine, root mean square over that of the latter."""
     for row in rows:
-        exact = folder / f"cg-{row['samples']}.npy"
-        if row["road"] == "inducing" and exact.exists():
-            whole = np.load(exact)
+        exact = [folder / f"{road}-{row['samples']}.npy" for road in ("cg", "kept")]
+        exact = [file for file in exact if file.exists()]
+        if row["road"] == "inducing" and exact:
+            whole = np.load(exact[0])
             gap = np.load(folder / f"inducing-{row['samples']}.npy") - whole
             row["from_whole"] = float(np.sqrt(np.mean(gap**2) / np.mean(whole**2)))
 
@@ -307,10 +342,12 @@ def parser() -> argparse.ArgumentParser:
         here.add_argument(f"--{road}", type=int, nargs="*", default=sizes, metavar="N")
     here.add_argument("--points", type=int, default=500, help="inducing points")
     here.add_argument("--rank", type=int, default=100, help="of the preconditioner")
+    here.add_argument("--kept_rank", type=int, default=300, help="the same where tiles are kept")
     here.add_argument("--diag_reg", type=float, default=1e-2, help="in units of the mean diagonal")
     here.add_argument("--tolerance", type=float, default=1e-3, help="of the residual")
     here.add_argument("--seconds", type=float, default=60.0, help="of products, for each solve")
     here.add_argument("--keep", help="folder from which the next run goes on with solves cut short")
+    here.add_argument("--tiles", help="folder of kept tiles, which stay (default: a temporary one)")
     here.add_argument("--out", help="folder of the JSON (default: benchmarks/results)")
     here.add_argument("--one", nargs=3, metavar=("ROAD", "N", "FOLDER"), help=argparse.SUPPRESS)
     return here

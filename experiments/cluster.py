@@ -30,6 +30,9 @@ HERE = "127.0.0.1"
 DEATHS = 1000
 """Workers that may die at one unit before it counts as the unit's fault."""
 
+STARTS = 3
+"""Times that workers of this machine are started before a death among them is a fault."""
+
 # Programs that a worker has compiled, by grid and configuration.
 _COMPILED: dict[tuple[str, str], dict[Hashable, Any]] = {}
 
@@ -223,7 +226,7 @@ def _local(text: str) -> dict[str, Any]:
     return {"workers": int(text)}
 
 
-def _local_cluster(distributed: Any, workers: int) -> Any:
+def _local_cluster(distributed: Any, workers: int, starts: int = STARTS) -> Any:
     """Processes of one thread; each sees one GPU where there are some."""
     nannies = {
         i: {
@@ -240,7 +243,16 @@ def _local_cluster(distributed: Any, workers: int) -> Any:
         "cls": distributed.Scheduler,
         "options": {"host": HERE, "dashboard_address": f"{HERE}:0"},
     }
-    return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+    try:
+        return distributed.SpecCluster(workers=nannies, scheduler=scheduler)
+    except RuntimeError as error:
+        # A worker that dies later is started anew by Dask; one of the first that dies while it starts ends them all.
+        if starts > 1:
+            return _local_cluster(distributed, workers, starts - 1)
+        raise OSError(
+            f"of the workers of --cluster=local:{workers} one died while it started, {STARTS} times ({error}); fewer "
+            "of them may fit into memory, and the system's log may say who ended it"
+        ) from error
 
 
 def _slurm(text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ neural-tangents, or an empirical one. Files are the business of `ntk.large.stora
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -74,37 +75,46 @@ def gram(
         UserWarning: tiles in path do not match their checksum; they are computed again.
     """
     arguments.refuse_unread("gram", gram, kernel_fn, kwargs)
-    _check_path(path)
-    if path is not None and not (name and isinstance(name, str)):
-        raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
+    _check_path(path, name)
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices)
     if job.traced:
         raise ValueError("gram fills an array of the host: call it outside jit, grad and vmap")
     shape, dtype = _shape(job)
     if path is None:
-        return _fill(job, np.empty(shape, dtype), None, progress)
-    with contextlib.closing(storage.open_folder(path, job, name, get, shape, dtype)) as folder:
-        _fill(job, folder.matrix, folder, progress)
+        out = np.empty(shape, dtype)
+        _fill(job, _mirrored(job, out.__setitem__), None, progress)
+        return out
+
+    def places(i: int, j: int) -> list[storage.Place]:
+        rows, columns = job.span(0, i), job.span(1, j)
+        mirrored = [(columns, rows)] if job.symmetric and i != j else []
+        return [(rows, columns), *mirrored]
+
+    opened = storage.open_folder(path, job, name, get, shape, dtype, places)
+    with contextlib.closing(opened) as folder:
+        _fill(job, _mirrored(job, folder.put), folder, progress)
         processes.wait("gram", job.share)
     return np.load(folder.path / "gram.npy", mmap_mode="r")
 
 
-def _check_path(path: Any) -> None:
+def _check_path(path: Any, name: Any) -> None:
     if path is None:
         return
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path is {path!r}; it must be a string or a pathlib.Path, of a folder")
     if not os.fspath(path) or "\0" in os.fspath(path):
         raise ValueError(f"path is {path!r}; the name of a folder is not empty, without null bytes")
+    if not (name and isinstance(name, str)):
+        raise ValueError("path needs name, the kernel's name and version, such as 'relu-5-v1'")
 
 
 def _fill(
     job: tiles.Job,
-    out: np.ndarray,
+    store: Callable[[int, int, np.ndarray], None],
     folder: storage.Folder | None,
     progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """Computes all tiles, or those that the folder lacks, into ``out``.
+) -> None:
+    """Computes all tiles, or those that the folder lacks, and stores them.
 
     Of several processes with a folder each writes its own tiles there; without one every tile is told to all.
     """
@@ -114,19 +124,28 @@ def _fill(
     done = total - len(todo)
     if progress is not None:
         progress(done, total)
-    order = None
     own = tiles.stream(job, job.share.own(todo), jax.device_get)
     for i, j, entries in own if folder else _told(own, todo, job):
-        entries = entries[: job.kept(0, i), : job.kept(1, j)]
-        if job.symmetric and order is None:
-            order = mirror(entries if i == j else _corner(job))
-        _store(folder.put if folder else out.__setitem__, entries, i, j, job, order)
+        store(i, j, entries)
         if folder is not None:
-            storage.record(folder, job, i, j)
+            storage.record(folder, i, j)
         done += 1
         if progress is not None:
             progress(done, total)
-    return out
+
+
+def _mirrored(job: tiles.Job, put: Callable[[Any, Any], None]) -> Callable[..., None]:
+    """Stores a tile where it belongs in the matrix, and its mirror image."""
+    order: tuple[int, ...] | None = None
+
+    def store(i: int, j: int, entries: np.ndarray) -> None:
+        nonlocal order
+        entries = entries[: job.kept(0, i), : job.kept(1, j)]
+        if job.symmetric and order is None:
+            order = mirror(entries if i == j else _corner(job))
+        _store(put, entries, i, j, job, order)
+
+    return store
 
 
 def _corner(job: tiles.Job) -> np.ndarray:
@@ -158,9 +177,12 @@ def product(
     *,
     tile: int = TILE,
     devices: Sequence[jax.Device] | None = None,
+    path: str | os.PathLike | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The map v -> K v of a Gram matrix that is stored nowhere: each call computes every tile anew.
+    """The map v -> K v of a Gram matrix that is nowhere whole: of tiles computed in each call, or kept on disk.
 
     Args:
         kernel_fn: see `gram`; its kernel is (n1, n2).
@@ -169,42 +191,120 @@ def product(
         get: name of the kernel.
         tile: most samples along one side of a tile; as many tiles, of nearly the same size, are computed.
         devices: see `gram`.
+        path: folder that keeps tiles: they are computed here, once, and every call reads them. Of a symmetric
+            matrix one triangle is stored, and each tile serves both of its places. The same call computes what is
+            missing, also after a kill, as in `gram`, whose folders hold something else.
+        name: name and version of the kernel, which path needs to tell its folder from others'.
+        progress: with path, see `gram`.
         **kwargs: passed to kernel_fn, see `gram`.
 
     Returns:
         A function of v, (n2,) or (n2, k), giving (n1,) or (n1, k) in the kernel's dtype, as an
         array of the host. Tiles are multiplied at the highest precision of that dtype; sums over
-        tiles are in float64.
+        tiles are in float64. With path it holds two tiles for each device, and no samples.
 
     Raises:
-        ValueError: see `gram`; v does not have n2 rows.
+        ValueError: see `gram`; v does not have n2 rows; progress without path.
+        OSError: see `gram`; the folder's file was removed or cut.
+
+    Warns:
+        UserWarning: see `gram`.
     """
     arguments.refuse_unread("product", product, kernel_fn, kwargs)
-    # Nothing of a product is kept by tile, so its tiles may be smaller than what is asked for.
+    _check_path(path, name)
+    if progress is not None and path is None:
+        raise ValueError(
+            "progress tells of tiles that are kept in path, and path is None; leave it out"
+        )
+    # A tile may be smaller than what is asked for: as many of them, of nearly the same size.
     job = tiles.job(kernel_fn, x1, x2, (get,), kwargs, tile, devices, even=True)
     (n1, n2), dtype = _shape(job, axes=2)
-    times = job._replace(call=job.call._replace(result="product"))
+    times = _computed(job)
+    if path is not None:
+        times = _kept(job, dtype, path, name, get, progress)
+        job = job._replace(one=None, two=None, arrays=[])
 
     def matvec(v: np.ndarray) -> np.ndarray:
         v = np.asarray(v)
         if v.ndim not in (1, 2) or v.shape[0] != n2:
             raise ValueError(f"v has shape {v.shape}; it must be ({n2},) or ({n2}, k)")
-        columns = tiles.padded(v.reshape(n2, -1).astype(dtype), job.tile[1], np.zeros_like)
-        (columns,) = tiles.put((columns,), job.devices) if not job.traced else (columns,)
-        sides: dict[str, Any] = {
-            "one": (job.one, columns if job.symmetric else None),
-            "two": (job.two, columns),
-        }
+        columns = v.reshape(n2, -1).astype(dtype, copy=False)
+        columns = tiles.padded(columns, job.tile[1], np.zeros_like)
         out = np.zeros((n1, columns.shape[1]))
-        own = job.share.own(job.positions())
-        results = tiles.stream(times._replace(**sides), own, jax.device_get)
-        for i, j, (rows, mirrored) in results:
+        for i, j, (rows, mirrored) in times(columns):
             out[job.span(0, i)] += rows[: job.kept(0, i)]
             if mirrored is not None:
-                out[job.span(1, j)] += mirrored[: job.kept(1, j)]
+                out[job.span(1, j)] += mirrored[:, : job.kept(1, j)].T
         return processes.total(out, job.share).astype(dtype).reshape(n1, *v.shape[1:])
 
     return matvec
+
+
+def _computed(job: tiles.Job) -> Callable[[Any], Iterator[tuple[int, int, Any]]]:
+    """Products of tiles that are computed as they are needed."""
+
+    def times(columns: Any) -> Iterator[tuple[int, int, Any]]:
+        if not job.traced:
+            (columns,) = tiles.put((columns,), job.devices)
+        sides: dict[str, Any] = {
+            "call": job.call._replace(result="product"),
+            "one": (job.one, columns if job.symmetric else None),
+            "two": (job.two, columns),
+        }
+        own = job.share.own(job.positions())
+        return tiles.stream(job._replace(**sides), own, jax.device_get)
+
+    return times
+
+
+def _kept(
+    job: tiles.Job,
+    dtype: np.dtype,
+    path: str | os.PathLike,
+    name: str | None,
+    get: str,
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[Any], Iterator[tuple[int, int, Any]]]:
+    """Products of tiles that a folder keeps, one below another, each whole; those it lacks are computed here."""
+    if job.traced:
+        raise ValueError("path keeps tiles on disk: call product outside jit, grad and vmap")
+    (height, width), positions = job.tile, job.positions()
+    numbers = {ij: number for number, ij in enumerate(positions)}
+
+    def place(i: int, j: int) -> storage.Place:
+        start = numbers[i, j] * height
+        return slice(start, start + height), slice(0, width)
+
+    shape = (len(positions) * height, width)
+    opened = storage.open_folder(path, job, name, get, shape, dtype, lambda i, j: [place(i, j)])
+    with contextlib.closing(opened) as folder:
+        _fill(job, lambda i, j, entries: folder.put(place(i, j), entries), folder, progress)
+        processes.wait("product", job.share)
+    own, symmetric, devices = job.share.own(positions), job.symmetric, job.devices
+
+    def times(columns: np.ndarray) -> Iterator[tuple[int, int, Any]]:
+        def read(number: int) -> tuple[int, int, Any]:
+            i, j = own[number]
+            entries = buffers[number % len(buffers)]
+            storage.fill(file, folder.matrix, place(i, j), entries)
+            of_rows = columns[i * height : (i + 1) * height] if symmetric else None
+            of_columns = columns[j * width : (j + 1) * width]
+            parts = (entries, of_rows, of_columns)
+            parts = jax.device_put(parts, devices[number % len(devices)])
+            return i, j, tiles.products(*parts, symmetric and i == j)
+
+        # A tile is read while those before it are multiplied, and its buffer is free once they are fetched.
+        buffers = [np.empty((height, width), dtype) for _ in range(2 * len(devices))]
+        with open(folder.path / "gram.npy", "rb", buffering=0) as file:
+            under_way: collections.deque[tuple[int, int, Any]] = collections.deque()
+            for number in range(len(own)):
+                if len(under_way) == len(buffers):
+                    yield jax.device_get(under_way.popleft())
+                under_way.append(read(number))
+            while under_way:
+                yield jax.device_get(under_way.popleft())
+
+    return times
 
 
 def diagonal(

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ import socket
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Literal, NamedTuple
 
 import jax
@@ -36,6 +37,11 @@ try:
 except ImportError:  # not on Windows: there nobody is told
     fcntl = None  # type: ignore[assignment]  # a module that is not there
 
+Place = tuple[slice, slice]
+"""Rows and columns of a file's array."""
+
+Places = Callable[[int, int], list[Place]]
+
 _FILES = r"manifest\.json|manifest\.new|gram\.npy|tiles(-\d+)?\.txt|tiles\.new|lock"
 _FINGERPRINT = 1e-3
 """Relative to the largest entry: far above rounding on another device, far below another kernel."""
@@ -46,35 +52,41 @@ class Folder(NamedTuple):
 
     Attributes:
         path: where it is.
-        matrix: ``gram.npy``, as it is read.
-        file: ``gram.npy``, as it is written.
+        matrix: ``gram.npy``, as a map.
+        file: ``gram.npy``, as it is written, and read back.
+        places: the rows and columns of a tile in the file, and those of its mirror image if it has one there.
         journal: of the tiles that this process finishes.
         held: what is open, the lock of the first process of a job among it; until `close`, or until it dies.
     """
 
     path: pathlib.Path
     matrix: np.memmap
-    file: IO[bytes]
+    file: io.FileIO
+    places: Places
     journal: pathlib.Path
     held: contextlib.ExitStack
 
-    def put(self, where: tuple[slice, slice], entries: np.ndarray) -> None:
+    def put(self, where: Place, entries: np.ndarray) -> None:
         """Writes the entries of some rows and columns.
 
-        Row by row and not through the memory map: on a network's disk two machines that write to one page of a map
-        undo each other's entries.
+        Not through the memory map: on a network's disk two machines that write to one page of a map undo each
+        other's entries.
         """
-        rows, columns = where
-        _, width, *rest = self.matrix.shape
-        entry = int(np.prod(rest, dtype=int)) * self.matrix.itemsize
         with _named_errors(self.path / "gram.npy"):
-            for row, values in zip(range(rows.start, rows.stop), entries):
-                at = self.matrix.offset + (row * width + columns.start) * entry
+            for at, values in zip(*_runs(self.matrix, where, entries)):
                 data = memoryview(_contiguous(values, self.matrix.dtype)).cast("B")
                 while data:
                     self.file.seek(at)
                     written = self.file.write(data)
                     data, at = data[written:], at + written
+
+    def get(self, where: Place) -> np.ndarray:
+        """Reads the entries of some rows and columns; pages of the map would count as memory of this process."""
+        rows, columns = where
+        sizes = (rows.stop - rows.start, columns.stop - columns.start)
+        found = np.empty((*sizes, *self.matrix.shape[2:]), self.matrix.dtype)
+        fill(self.file, self.matrix, where, found)
+        return found
 
     def close(self) -> None:
         """Lets other jobs work on the folder."""
@@ -88,6 +100,7 @@ def open_folder(
     get: str,
     shape: tuple,
     dtype: np.dtype,
+    places: Places,
 ) -> Folder:
     """The folder of a job; made if it is not there, with space for the whole matrix.
 
@@ -96,8 +109,9 @@ def open_folder(
         job: what is computed.
         name: name and version of the kernel.
         get: name of the kernel asked for.
-        shape: of the matrix.
-        dtype: of the matrix.
+        shape: of the file's array.
+        dtype: of the file's array.
+        places: see `Folder`.
 
     Raises:
         ValueError: the folder belongs to another job, is in use, or its files are damaged.
@@ -110,7 +124,7 @@ def open_folder(
         matrix = _matrix(path, shape, dtype)
         file = held.enter_context((path / "gram.npy").open("r+b", buffering=0))
         journal = path / (f"tiles-{index}.txt" if index else "tiles.txt")
-        return Folder(path, matrix, file, journal, held.pop_all())
+        return Folder(path, matrix, file, places, journal, held.pop_all())
 
 
 def _prepare(
@@ -141,12 +155,36 @@ def _prepare(
     _allocate(path / "gram.npy")  # which takes its blocks here
 
 
-def record(folder: Folder, job: tiles.Job, i: int, j: int) -> None:
+def fill(file: io.FileIO, array: np.memmap, where: Place, out: np.ndarray) -> None:
+    """Reads some rows and columns of a file's array into an array in memory."""
+    for at, values in zip(*_runs(array, where, out)):
+        data = memoryview(values).cast("B")
+        while data:
+            file.seek(at)
+            read = file.readinto(data)
+            if not read:
+                raise OSError(f"{file.name} ends after {at} bytes: it was cut after it was opened")
+            data, at = data[read:], at + read
+
+
+def _runs(array: np.memmap, where: Place, entries: np.ndarray) -> tuple[Iterable[int], Any]:
+    """Where the bytes of some rows and columns stand in the file, and the entries: at once where whole rows are."""
+    rows, columns = where
+    _, width, *rest = array.shape
+    entry = int(np.prod(rest, dtype=int)) * array.itemsize
+    starts = [
+        array.offset + (r * width + columns.start) * entry for r in range(rows.start, rows.stop)
+    ]
+    whole = columns == slice(0, width)
+    return (starts[:1], [entries]) if whole else (starts, entries)
+
+
+def record(folder: Folder, i: int, j: int) -> None:
     """Notes a tile as finished, once it is on disk."""
     with _named_errors(folder.path / "gram.npy"):
         os.fsync(folder.file.fileno())
     with _named_errors(folder.journal), open(folder.journal, "a") as file:
-        file.write(f"{i} {j} {_digest(folder.matrix, job, i, j)}\n")
+        file.write(f"{i} {j} {_digest(folder, i, j)}\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -164,9 +202,7 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
     positions = set(job.positions())
     noted = [_note(line) for line in lines]
     good = {
-        ij: digest
-        for ij, digest in noted
-        if ij in positions and _digest(folder.matrix, job, *ij) == digest
+        ij: digest for ij, digest in noted if ij in positions and _digest(folder, *ij) == digest
     }
     # A damaged line costs its own tile, unless the tile was noted again later.
     broken = [line for line, (ij, _) in zip(lines, noted) if ij not in good]
@@ -445,10 +481,9 @@ def _matrix(
     return matrix
 
 
-def _digest(matrix: np.ndarray, job: tiles.Job, i: int, j: int) -> str:
+def _digest(folder: Folder, i: int, j: int) -> str:
     """Checksum of a tile, and of its mirror image."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(_contiguous(matrix[job.span(0, i), job.span(1, j)]))
-    if job.symmetric and i != j:
-        digest.update(_contiguous(matrix[job.span(1, j), job.span(0, i)]))
+    for where in folder.places(i, j):
+        digest.update(_contiguous(folder.get(where)))
     return digest.hexdigest()

@@ -432,11 +432,12 @@ def _evaluate(call: Call, diagonal: bool, one: PyTree, two: PyTree, arrays: list
     if call.result == "diagonal":
         return jnp.diagonal(out)
     if call.result == "product":
-        return _products(out, rows, columns, diagonal)
+        return products(out, rows, columns, diagonal)
     return out
 
 
-def _products(kernel: jax.Array, rows: Any, columns: Any, diagonal: bool) -> tuple:
-    """K v, and K^T v where the mirrored tile is not computed."""
+@functools.partial(jax.jit, static_argnames=("diagonal",))
+def products(kernel: jax.Array, rows: Any, columns: Any, diagonal: bool) -> tuple:
+    """K v, and v^T K where the mirrored tile is not computed: for K^T v XLA on a CPU would transpose the tile."""
     times = functools.partial(jnp.matmul, precision="highest")
-    return times(kernel, columns), None if rows is None or diagonal else times(kernel.T, rows)
+    return times(kernel, columns), None if rows is None or diagonal else times(rows.T, kernel)

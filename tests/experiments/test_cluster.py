@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -52,6 +53,27 @@ def test_addresses_are_read():
         "walltime": "01:00:00",
     }
     assert cluster.parsed("tcp://10.0.0.1:8786") == ("tcp", {})
+
+
+@pytest.mark.parametrize("deaths", [0, 2, 3])
+def test_workers_that_die_while_they_start_are_started_again(deaths):
+    """Dask gives up a cluster for one of them, as in nanny.py's start_unsafe: 'Nanny failed to start.'"""
+    started = []
+
+    def start(**workers_and_scheduler):
+        started.append(workers_and_scheduler)
+        if len(started) <= deaths:
+            raise RuntimeError("Nanny failed to start.")
+        return "a cluster"
+
+    dask = types.SimpleNamespace(SpecCluster=start, Nanny=None, Scheduler=None)
+    if deaths == cluster.STARTS:
+        with pytest.raises(OSError, match=r"local:4 one died while it started, 3 times"):
+            cluster._local_cluster(dask, 4)
+    else:
+        assert cluster._local_cluster(dask, 4) == "a cluster"
+        assert len(started) == deaths + 1
+        assert len(started[-1]["workers"]) == 4
 
 
 @pytest.fixture

@@ -88,16 +88,24 @@ def test_processes_train_as_one_does(count, one, tmp_path, job):
 
 
 @pytest.mark.slow
-def test_training_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path, job):
-    statuses = job(3, tmp_path, TRAIN + DIES, devices=1)
-    assert statuses[2] == -9
+@pytest.mark.parametrize(("count", "others"), [(3, 2), (4, 3)])
+def test_training_whose_process_died_goes_on_with_another_number_of_them(
+    count, others, one, tmp_path, job
+):
+    statuses = job(count, tmp_path, TRAIN + DIES, devices=1)
+    assert statuses[-1] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
-    told = [(tmp_path / f"stderr-{i}.txt").read_text() for i in range(2)]
-    assert all("lost another process of the job" in text for text in told), told
+    told = [(tmp_path / f"stderr-{i}.txt").read_text() for i in range(count - 1)]
+    # Who exchanges with the dead process says so; who does not, with four, is ended by JAX's runtime, which names it.
+    lost = ["lost another process of the job" in text for text in told]
+    assert sum(lost) >= 2, told
+    assert all(here or f"Task {count - 1} heartbeat" in text for here, text in zip(lost, told)), (
+        told
+    )
     (checkpoint,) = (tmp_path / "run" / "checkpoints" / "runs").iterdir()
     assert int(checkpoint.name) == 2
-    assert job(2, tmp_path, TRAIN + GOES_ON, devices=1) == [0, 0]
-    check(tmp_path, 2, {name: value for name, value in one.items() if name.startswith("runs")})
+    assert job(others, tmp_path, TRAIN + GOES_ON, devices=1) == [0] * others
+    check(tmp_path, others, {name: value for name, value in one.items() if name.startswith("runs")})
     # The rows of metrics are those of an uninterrupted run, each once.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 7 * 6

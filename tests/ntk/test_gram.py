@@ -156,6 +156,59 @@ def test_product_and_diagonal_need_no_matrix(x, z):
         product(v[:5])
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_a_product_of_kept_tiles_goes_on_and_computes_each_once(x, z, second, tmp_path):
+    """The same numbers as without a folder, from tiles of a call that was cut; then no kernel is evaluated."""
+    sides, height = ((z, x), 16) if second else ((x,), 20)
+    options = {"tile": 20, "path": tmp_path / "run", "name": "rbf"}
+    calls = []
+
+    def cut(done, total):
+        calls.append((done, total))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gram.product(rbf, *sides, **options, progress=cut)
+    gram.product(rbf, *sides, **options, progress=cut)
+    assert calls[4:] == [(3, 6), (4, 6), (5, 6), (6, 6)]
+    counted = Counted(rbf)
+    kept = gram.product(counted, *sides, **options)
+    here = gram.product(rbf, *sides, tile=20)
+    v = np.random.default_rng(2).normal(size=(53, 3))
+    for vectors in (v, v[:, 0]):
+        np.testing.assert_allclose(kept(vectors), here(vectors), rtol=1e-6, atol=1e-6)
+    assert len(counted.shapes) == 2  # its shape and dtype, and its fingerprint
+    # One triangle, or all; whole tiles of 4 bytes an entry, after NumPy's header.
+    assert (tmp_path / "run" / "gram.npy").stat().st_size == 128 + 4 * 6 * height * 20
+
+
+def test_kept_tiles_that_changed_are_computed_again_and_other_folders_refused(x, finished):
+    path, _ = finished
+    with pytest.raises(ValueError, match=r"belongs to another job \(shape is \[53, 53\] there"):
+        gram.product(rbf, x, tile=20, path=path, name="rbf")
+    options = {"tile": 20, "path": path.with_name("kept"), "name": "rbf"}
+    gram.product(rbf, x, **options)
+    stored = np.load(options["path"] / "gram.npy", mmap_mode="r+")
+    stored[30] += 1e-6
+    stored.flush()
+    with pytest.warns(UserWarning, match="1 of 6 tiles .* do not match their checksum"):
+        kept = gram.product(rbf, x, **options)
+    np.testing.assert_allclose(kept(x), gram.product(rbf, x, tile=20)(x), rtol=1e-6, atol=1e-6)
+    with (options["path"] / "gram.npy").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(OSError, match="ends after 5000 bytes"):
+        kept(x)
+    for change, message in (
+        ({"name": None}, "path needs name"),
+        ({"path": None, "progress": print}, "path is None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gram.product(rbf, x, **(options | change))
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.jit(lambda x: gram.product(rbf, x, **options))(x)
+
+
 def test_a_product_computes_hardly_more_than_its_entries(x):
     """53 samples by tiles of at most 50 are two of 32, not two of 50."""
     seen = set()

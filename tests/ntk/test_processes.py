@@ -45,6 +45,8 @@ keep("memory", gram.gram(net.kernel_fn, x, **options))
 keep("rectangle", gram.gram(net.kernel_fn, x, x[:31] + 1, "nngp", **options))
 keep("diagonal", gram.diagonal(net.kernel_fn, x, **options))
 keep("product", gram.product(net.kernel_fn, x, **options)(x[:, :2]))
+kept = {"path": folder / "kept", "name": "relu-v1"}
+keep("kept", gram.product(net.kernel_fn, x, **kept, **options)(x[:, :2]))
 keep("disk", gram.gram(net.kernel_fn, x, path=folder / "run", name="relu-v1", **options))
 import functools
 cg = functools.partial(solve.conjugate_gradient, tolerance=1e-6)
@@ -63,7 +65,7 @@ except ValueError as error:
     (folder / f"owners-{index}.txt").write_text(str(error))
 """
 
-# The process with the highest number dies before its second tile; the others finish theirs and wait for it.
+# One process, which has two tiles or more to do, dies before its second; the others finish theirs and wait for it.
 DIES = """
 def progress(done, total):
     if str(index) == rest[0] and done:
@@ -98,12 +100,14 @@ def test_processes_find_what_one_finds(count, one, tmp_path, job):
     assert job(count, tmp_path, code, devices=4) == [0] * count
     for index in range(count):
         found = {
-            name: np.load(tmp_path / f"{name}-{index}.npy") for name in (*SAME, "product", "disk")
+            name: np.load(tmp_path / f"{name}-{index}.npy")
+            for name in (*SAME, "product", "kept", "disk")
         }
         for name in SAME:
             np.testing.assert_array_equal(found[name], one[name], err_msg=name)
         np.testing.assert_array_equal(found["disk"], one["memory"])
         np.testing.assert_allclose(found["product"], one["product"], rtol=1e-6)
+        np.testing.assert_allclose(found["kept"], one["product"], rtol=1e-6)
         empirical, sharded, own = (
             np.load(tmp_path / f"{name}-{index}.npy") for name in ("empirical", "sharded", "own")
         )
@@ -118,14 +122,19 @@ def test_processes_find_what_one_finds(count, one, tmp_path, job):
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_died_goes_on_with_another_number_of_them(one, tmp_path, job):
-    statuses = job(3, tmp_path, HEAD + DIES, "2")
-    assert statuses[2] == -9
+@pytest.mark.parametrize(("count", "dead", "others"), [(3, 2, 2), (4, 1, 3)])
+def test_a_job_whose_process_died_goes_on_with_another_number_of_them(
+    count, dead, others, one, tmp_path, job
+):
+    statuses = job(count, tmp_path, HEAD + DIES, str(dead))
+    assert statuses[dead] == -9
     assert all(status != 0 for status in statuses)  # nobody reports success
-    told = (tmp_path / "stderr-1.txt").read_text()
-    assert "task:2" in told.replace("/", "").replace(" ", "") or "peer" in told, told[-2000:]
+    left = next(index for index in range(1, count) if index != dead)
+    told = (tmp_path / f"stderr-{left}.txt").read_text()
+    named = f"task:{dead}" in told.replace("/", "").replace(" ", "")
+    assert named or "peer" in told, told[-2000:]
     kept = sum(len(p.read_text().splitlines()) for p in (tmp_path / "run").glob("tiles*.txt"))
     assert 0 < kept < 6
-    assert job(2, tmp_path, HEAD + ALL) == [0, 0]
+    assert job(others, tmp_path, HEAD + ALL) == [0] * others
     np.testing.assert_array_equal(np.load(tmp_path / "run" / "gram.npy"), one["memory"])
     assert [p.name for p in (tmp_path / "run").glob("tiles*.txt")]
