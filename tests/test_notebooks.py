@@ -7,8 +7,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-# The others take as long again each; `make test-studies` runs them.
-QUICK = {"00_tour"}
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
@@ -18,13 +16,9 @@ def test_notebook_has_no_outputs(path):
     assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
-        for path in NOTEBOOKS
-    ],
-)
+# `make docs` runs all of them too, and stops at an error.
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -36,7 +36,7 @@ def finished(tmp_path_factory, command_line):
 
 
 # The lightest; `make test-studies` runs the others.
-QUICK = {"wide_deep_optimality"}
+QUICK = {"attention_svm"}
 NAMES = {"long_name", "units"}
 
 
