@@ -264,9 +264,10 @@ def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:
     ends = np.array([np.log(max(y, 1e-300)) if log else y for y, *_ in labels])
     place = (np.nan_to_num(ends, nan=low, posinf=high, neginf=low) - low) / (high - low)
     order = np.argsort(place)
-    apart = 13 / (
-        ax.figure.get_size_inches()[1] * 72 * 0.75
-    )  # a line of text in fractions of the panel
+    spec = ax.get_subplotspec()
+    rows = spec.get_gridspec().nrows if spec else 1
+    # A line of text in fractions of the panel.
+    apart = 13 * rows / (ax.figure.get_size_inches()[1] * 72 * 0.75)
     spread = np.clip(place[order], 0, 1)
     for i in range(1, len(spread)):
         spread[i] = max(spread[i], spread[i - 1] + apart)
