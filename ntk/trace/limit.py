@@ -348,13 +348,27 @@ def _program(
             return net.apply(params, *inputs, **kept)
         return jax.vmap(lambda *x: net.apply(params, *x, **kept))(*inputs)
 
+    def traced(inputs: tuple) -> Any:
+        try:
+            return jaxpr_of(apply, params, *inputs)
+        except ValueError as error:
+            if "initial_state" not in str(error):
+                raise
+        state = families.initial_state(family, width, first, jax.random.key(0))
+        return jaxpr_of(functools.partial(apply, state=state), params, *inputs)
+
     try:
-        return jaxpr_of(apply, params, *shapes)
-    except ValueError as error:
-        if "initial_state" not in str(error):
+        return traced(shapes)
+    except TypeError as error:
+        # Parameters are traced in double precision, and convolutions outside of Flax ask for inputs alike.
+        if "same dtypes" not in str(error):
             raise
-    state = families.initial_state(family, width, first, jax.random.key(0))
-    return jaxpr_of(functools.partial(apply, state=state), params, *shapes)
+    return traced(tuple(_in_double(x) for x in shapes))
+
+
+def _in_double(x: Any) -> Any:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64 if floating else x.dtype)
 
 
 def _finished(context: Context, out: Any, inputs: tuple) -> Traced:

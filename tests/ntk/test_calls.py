@@ -296,3 +296,37 @@ def test_biases_that_shrink_with_the_width_add_nothing():
 
     with pytest.raises(ValueError, match="an activation of size width"):
         ntk.infinite_width(Token, X)
+
+
+def test_convolutions_of_equinox_are_those_of_flax():
+    """They take inputs in the precision of their weights alone, and have channels first."""
+
+    class Own(eqx.Module):
+        conv: eqx.nn.Conv2d
+        last: eqx.nn.Linear
+
+        def __init__(self, width, *, key):
+            one, two = jax.random.split(key)
+            self.conv = eqx.nn.Conv2d(2, width, 3, padding=1, use_bias=False, key=one)
+            self.last = eqx.nn.Linear(width, 1, use_bias=False, key=two)
+
+        def __call__(self, x):
+            return self.last(jax.nn.relu(self.conv(x)).mean((1, 2)))
+
+    uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+    class Flax(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Conv(self.width, (3, 3), use_bias=False, kernel_init=uniform)(x)
+            h = nn.relu(h).mean((1, 2))
+            return nn.Dense(1, use_bias=False, kernel_init=uniform)(h)
+
+    x = jax.random.normal(jax.random.key(0), (3, 2, 4, 4))
+    y = jnp.moveaxis(x, 1, -1)
+    one = ntk.infinite_width(lambda width: lambda key: Own(width, key=key), x)
+    two = ntk.infinite_width(Flax, y)
+    for get in ("nngp", "ntk"):
+        np.testing.assert_allclose(one(x, None, get), two(y, None, get), rtol=1e-5)
