@@ -45,7 +45,7 @@ def weighted_outputs(apply: Any, params: PyTree, inputs: tuple) -> dict[str, jax
 
     Returns:
         {path of the module, or of the parameter where a module has several products: output, examples first}. Of a
-        layer that is called several times, the last; layers inside of loops (scan) have none.
+        layer that is called several times, as by a loop (scan), the last.
 
     Raises:
         ValueError: no product with a parameter is found.
@@ -57,20 +57,46 @@ def weighted_outputs(apply: Any, params: PyTree, inputs: tuple) -> dict[str, jax
         given = jax.tree.unflatten(inside, args[len(leaves) :])
         return jax.tree.leaves(apply(jax.tree.unflatten(structure, args[: len(leaves)]), *given))
 
-    program = jaxprs.flatten(run, *leaves, *flat)
+    program = _flat(run, *leaves, *flat)
     layers, places = _layers(program, names)
     if not places:
         raise ValueError(
-            "no product of the inputs with a parameter is found outside of loops, so that the model has no layers to "
-            'record: give a function "features(net, params, inputs)" that returns its layers\' outputs by name'
+            "no product of the inputs with a parameter is found, so that the model has no layers to record: give a "
+            'function "features(net, params, inputs)" that returns its layers\' outputs by name'
         )
     values = jaxprs.values(program, [*leaves, *flat], lambda equation, operands: None)
     longer = [_longer(x) for x in flat]
-    other = _shapes(jaxprs.flatten(run, *leaves, *longer), names)
+    other = _shapes(_flat(run, *leaves, *longer), names)
     found = [
         _examples_first(values[place], shape) for place, shape in zip(places, other, strict=True)
     ]
     return dict(zip(_titles(layers), found))
+
+
+def _flat(run: Any, *args: Any) -> jaxprs.Program:
+    """The program of a function with the calls in it written out, and the last round of each loop."""
+    program = jaxprs.flatten(run, *args)
+    return jaxprs.flatten(lambda *xs: jaxprs.evaluate(program, xs, _last_round), *args)
+
+
+def _last_round(equation: Any, operands: list) -> list | None:
+    """Results of a loop of which the last round is written out; of other equations, and of empty loops, None."""
+    params = equation.params
+    if equation.primitive.name != "scan" or not params["length"]:
+        return None
+    body, (fixed, count) = jaxprs.body_of(equation), jaxprs.carried(equation)
+    consts, carry, xs = operands[:fixed], operands[fixed : fixed + count], operands[fixed + count :]
+    last, rest = (0, slice(1, None)) if params["reverse"] else (-1, slice(-1))
+
+    def step(carry: list, x: list) -> tuple[list, list]:
+        out = jaxprs.evaluate(body, [*consts, *carry, *x], lambda equation, operands: None)
+        return out[:count], out[count:]
+
+    carry, ys = jax.lax.scan(step, carry, [x[rest] for x in xs], reverse=params["reverse"])
+    out = jaxprs.evaluate(body, [*consts, *carry, *(x[last] for x in xs)], _last_round)
+    ends = [y[None] for y in out[count:]]
+    pairs = zip(ends, ys) if params["reverse"] else zip(ys, ends)
+    return [*out[:count], *(jnp.concatenate(pair) for pair in pairs)]
 
 
 def _layers(program: jaxprs.Program, names: Sequence[str]) -> tuple[list[str], list]:

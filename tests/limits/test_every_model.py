@@ -251,12 +251,20 @@ def plain(width):
     return init, apply
 
 
+def _before_the_readout(params):
+    h = X @ params["in"]["w"] + params["in"]["b"][None]
+    for w in params["loop"]:
+        h = jnp.tanh(h) @ w
+    return h
+
+
 def test_outputs_of_layers_are_those_that_their_modules_return():
     """With the bias, before the gain; what linen records itself, and a program that is walked."""
     net = ntk.network(plain, 7)
     params = net.init(KEY)
     found = limits.captured_outputs(net, params, X)
-    assert list(found) == ["in", "out"]  # those in a loop have none
+    assert list(found) == ["in", "loop", "out"]  # of the loop the last round
+    np.testing.assert_allclose(found["loop"], _before_the_readout(params), rtol=1e-5)
     np.testing.assert_allclose(
         found["in"], X @ params["in"]["w"] + params["in"]["b"][None], rtol=1e-6
     )
