@@ -3,8 +3,8 @@
 A part is one unit: a card that was killed goes on with the next. A part that does not apply says why, in the library's
 own words, and has no claims.
 
-Of the perceptron of `models` the two claims on signals fail, as they must: with Flax's own initialisation (W_std 1) each
-layer of ReLU halves its signal; the critical W_std is sqrt 2, as the table of criticality says.
+Of the perceptron of `models` the two claims on signals fail, as they must: with Flax's own initialisation (W_std 1)
+each layer of ReLU halves its signal; the critical W_std is sqrt 2, as the table of criticality says.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def prediction(data: xr.Dataset) -> Figure:
         level = part.nngp_error.isel(learning_nu=0).median("seed")
         axes[0].axhline(float(level), color=color, linestyle=DASHED, linewidth=1)
     for ax in axes:
-        ax.set(xscale="log", xlabel="nu")
+        ax.set(xscale="log", xlabel="ν")
     axes[0].set(yscale="log", ylabel="error / variance")
     drawing.log_ticks(axes[0].yaxis)
     axes[1].set_ylim(0, 1.04)
@@ -87,7 +87,7 @@ def limits(data: xr.Dataset) -> Figure:
     for ax, x, y, slope in ((axes[0], nu, last, -1.0), (axes[1], copies, spread, -0.5)):
         ax.plot(x, drawing.slope_line(x, y, slope), color=INK, linestyle=DASHED, linewidth=1)
         ax.set_yscale("log")
-    axes[0].set(xscale="log", xlabel="nu", ylabel="relative distance")
+    axes[0].set(xscale="log", xlabel="ν", ylabel="relative distance")
     axes[1].set(xlabel="width and copies N", ylabel="relative distance, deviation")
     drawing.width_ticks(axes[1], copies)
     for ax in axes:

@@ -48,7 +48,7 @@ def _dichotomy_figure(data: xr.Dataset):
                 width, drawing.slope_line(width, line, -r), linestyle=drawing.DASHED, color=color
             )
             if ax is axes[1]:
-                labels.append((line[-1], f"{rule} (r = {r:.2g})", color))
+                labels.append((line[-1], f"{drawing.NAMES.get(rule, rule)} (r = {r:.2g})", color))
         ax.set(yscale="log", xlabel="width")
         drawing.width_ticks(ax, width)
         drawing.log_ticks(ax.yaxis)
