@@ -1,13 +1,16 @@
 """What a coordinate check says: powers of the width fitted, and compared with those of a regime.
 
-The fit is log y = s log n + const, seed by seed. Near the base width n_0 y is n^s (1 + c (n_0/n)^1/2): initial outputs
-of that size stand beside the targets, and with both of order one at n_0 the number c is of order one; |c| = 2 bends the
-fitted exponent by `_bend`. Other parametrizations lie half a power away. Therefore a layer is
+The fit is log y = s log n + const, seed by seed. Near the base width n_0 y is n^s (1 + c (n_0/n)^p). In training
+p = 1/2: initial outputs of that size stand beside the targets, and with both of order one at n_0 the number c is of
+order one. At initialisation nothing stands beside anything: the weights are independent and of mean zero, so that
+moments of the layers are series in 1/n, and p = 1. |c| = 2 bends the fitted exponent by `_bend`. Other parametrizations
+lie half a power away. Therefore a layer is
 
 - right, if its deviation is within the tolerance, and the interval and |c| = 1 together exclude half a power;
 - wrong, if its deviation is larger than the interval and |c| = 2 together, or stays in a fit with that correction. So
   many layers and steps are compared that this interval covers all of them at once (Bonferroni): a right network is
-  called wrong in at most 1 - confidence of the cases;
+  called wrong in at most 1 - confidence of the cases. Where a size at initialisation deviates by more than the
+  tolerance and is undecided, nothing after it is called wrong: it can follow from that size;
 - undecided otherwise, and whatever was fitted where the largest width is less than twice the smallest: seeds that
   happen to agree are no evidence there.
 """
@@ -75,6 +78,7 @@ class _Stage(NamedTuple):
     expected: tuple
     inherited: bool  # a deviation is handed on to later layers
     may_vanish: bool
+    order: float  # corrections are of order n^-order
 
 
 class _Finding(NamedTuple):
@@ -83,6 +87,7 @@ class _Finding(NamedTuple):
     certain: bool
     text: str
     widths: tuple[int, ...] = ()  # those that would decide it
+    deviates: bool = False  # by more than the tolerance
 
 
 _RIGHT = _Finding(True, "")
@@ -93,7 +98,7 @@ def fit(
     values: np.ndarray,
     confidence: float,
     *,
-    corrected: bool = False,
+    corrected: float | None = None,
     pooled: bool = False,
 ) -> Scaling:
     """Scaling of positive values (widths, seeds, ...).
@@ -102,14 +107,15 @@ def fit(
         widths: (widths,).
         values: what scales.
         confidence: coverage of the intervals (Student's t).
-        corrected: whether a correction of relative order n^-1/2 is fitted too.
-        pooled: whether the intervals come from the spread of the seeds at each width, taken as one number, in place of
-            that of the seeds' slopes: more degrees of freedom, and no luck of few slopes that agree.
+        corrected: the order p of a correction n^-p that is fitted too; None for none.
+        pooled: whether the intervals come from the spread of the seeds at each width, in place of that of the seeds'
+            slopes: more degrees of freedom, and no luck of few slopes that agree. Small widths spread more, so that
+            these spreads are not taken as one: the degrees of freedom are those of Satterthwaite 1946.
     """
     x = np.log(widths)
     columns = [x, np.ones(len(x))]
-    if corrected:
-        columns.append((widths / widths.min()) ** -0.5)
+    if corrected is not None:
+        columns.append((widths / widths.min()) ** -corrected)
     row = np.linalg.pinv(np.stack(columns, 1))[0]
     seeds = values.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -117,10 +123,11 @@ def fit(
         slopes = np.einsum("w,w...->...", row, logs)
         slopes = np.where(np.isfinite(slopes), slopes, np.nan)
         if pooled:
-            spread, freedom = (
-                np.sqrt((row @ row) * logs.var(1, ddof=1).mean(0)),
-                len(x) * (seeds - 1),
-            )
+            shares = np.einsum("w,w...->w...", row**2, logs.var(1, ddof=1))
+            total = shares.sum(0)
+            # Where all seeds agree to the last bit nothing is spread over any degrees of freedom.
+            freedom = (seeds - 1) * total**2 / np.where(total > 0, (shares**2).sum(0), 1)
+            spread, freedom = np.sqrt(total), np.maximum(freedom, seeds - 1)
         else:
             spread, freedom = slopes.std(0, ddof=1), seeds - 1
     half = stats.t.ppf((1 + confidence) / 2, freedom) * spread / np.sqrt(seeds)
@@ -134,18 +141,20 @@ def judge(
     """(wrong, passed, verdict), from the first stage at which a layer deviates."""
     stages, names = list(_stages(measured, predicted)), measured.names
     findings = [[_finding(s, l, measured, tolerance) for l in range(len(names))] for s in stages]
-    doubts = []
+    doubts: list[str] = []
     widths: tuple[int, ...] = ()
     for stage, found in zip(stages, findings):
-        wrong = {}
+        wrong: dict[str, str] = {}
         for l, (name, finding) in enumerate(zip(names, found)):
             if not finding.text or _recovers(stages, findings, stage, l):
                 continue
             if finding.certain:
                 wrong[name] = f"{name} is wrong {stage.when}: {stage.what} {finding.text}"
-            else:
-                doubts.append(f"{name} is undecided {stage.when}: {stage.what} {finding.text}")
-                widths = max(widths, finding.widths, key=lambda w: w[-1:])
+                continue
+            doubts.append(f"{name} is undecided {stage.when}: {stage.what} {finding.text}")
+            widths = max(widths, finding.widths, key=lambda w: w[-1:])
+            if stage is stages[0] and finding.deviates and not wrong:
+                return (), False, f"{doubts[-1]}. {_advice(measured.widths, widths)}"
         if wrong:
             named = tuple(wrong)[:1] if stage.inherited else tuple(wrong)
             text = "; ".join(wrong[name] for name in named)
@@ -176,14 +185,14 @@ def _stages(measured: Measured, predicted: Regime) -> Iterator[_Stage]:
         return tuple(exponents[place] for place in places)
 
     start = size[:, :, 0], size_fit.exponent[0], size_fit.interval[0]
-    yield _Stage("at initialisation", "its size", *start, each(predicted.initial), True, True)
+    yield _Stage("at initialisation", "its size", *start, each(predicted.initial), True, True, 1)
     for t in range(steps):
         values = own[:, :, t], own_fit.exponent[t], own_fit.interval[t]
         expected = each([-r for r in (predicted.layers if t else predicted.first)])
         what = "the change by its own update"
-        yield _Stage(f"at step {t + 1}", what, *values, expected, False, t + 1 < steps)
+        yield _Stage(f"at step {t + 1}", what, *values, expected, False, t + 1 < steps, 1 / 2)
     end = change[:, :, -1], change_fit.exponent[-1], change_fit.interval[-1]
-    yield _Stage(f"at step {steps}", "its change", *end, each(predicted.change), True, False)
+    yield _Stage(f"at step {steps}", "its change", *end, each(predicted.change), True, False, 1 / 2)
 
 
 def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Finding:
@@ -198,7 +207,7 @@ def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Fi
     exponent, (low, high) = stage.exponent[l], stage.interval[l]
     deviation, half = abs(exponent - expected), (high - low) / 2
     text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected:g}"
-    bend = _bend(widths, measured.base)
+    bend = _bend(widths, measured.base, stage.order)
     if widths.max() < 2 * widths.min():
         return _Finding(False, text, _deciding(widths, bend, half, tolerance))
     if deviation <= tolerance:
@@ -207,16 +216,16 @@ def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Fi
         return _Finding(False, text, _deciding(widths, bend, half, tolerance))
     low, high = fit(widths, values, measured.of_all, pooled=True).interval
     large = deviation > bend + max(tolerance, (high - low) / 2)
-    bent = fit(widths, values, measured.of_all, corrected=True, pooled=True).interval
+    bent = fit(widths, values, measured.of_all, corrected=stage.order, pooled=True).interval
     stays = max(bent[0] - expected, expected - bent[1]) > tolerance
     certain = large or (stays and not low <= expected <= high)
-    return _Finding(certain, text, _deciding(widths, max(deviation, bend), half, tolerance))
+    return _Finding(certain, text, _deciding(widths, max(deviation, bend), half, tolerance), True)
 
 
-def _bend(widths: np.ndarray, base: int) -> float:
-    """By how much a correction 2 (base/n)^1/2 changes the slope of log y against log n."""
+def _bend(widths: np.ndarray, base: int, order: float) -> float:
+    """By how much a correction 2 (base/n)^order changes the slope of log y against log n."""
     x = np.log(widths) - np.log(widths).mean()
-    return abs(float(x @ (2 * (base / widths) ** 0.5) / (x @ x)))
+    return abs(float(x @ (2 * (base / widths) ** order) / (x @ x)))
 
 
 def _deciding(
