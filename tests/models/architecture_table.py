@@ -65,13 +65,13 @@ def by_rule(kernel_fn: Any, x: Any) -> dict[str, Estimate]:
     return out
 
 
-def of_networks(name: str, networks: int = NETWORKS, times: int = 1) -> SampledKernelFn:
-    """Kernels by finite networks, of widths that are so many times the usual ones."""
+def of_networks(name: str, networks: int = NETWORKS, part: int = 1) -> SampledKernelFn:
+    """Kernels by finite networks, of widths that are such a part of the usual ones."""
     x = inputs(name, COUNT)
     first = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in jax.tree.leaves(x))
     family, _, roles = ARCHITECTURES[name]
     found = sampled(family, first, (None, None, None, roles), True, networks, "")
-    return dataclasses.replace(found, widths=tuple(times * n for n in found.widths))
+    return dataclasses.replace(found, widths=tuple(n // part for n in found.widths))
 
 
 def deviation(one: Estimate, two: Estimate) -> float:
@@ -118,17 +118,17 @@ def kernel(name: str) -> dict[str, Any]:
 
 
 def _sampled(name: str) -> dict[str, Any]:
-    """Kernels by finite networks against those of others that are twice as wide."""
+    """Kernels by networks of half the usual widths against those by others, of the usual ones."""
     x = inputs(name, COUNT)
     try:
         found = of_networks(name).estimate(x)
-        wider = of_networks(name, times=2).estimate(x, seed=1)
+        narrow = of_networks(name, part=2).estimate(x, seed=1)
     except ValueError as refusal:
         return {"sampled": str(refusal)}
     return {
         "error": max(relative(found[kind]) for kind in KERNELS),
-        "networks": max(relative(wider[kind]) for kind in KERNELS),
-        "z": {kind: deviation(found[kind], wider[kind]) for kind in KERNELS},
+        "networks": max(relative(narrow[kind]) for kind in KERNELS),
+        "z": {kind: deviation(narrow[kind], found[kind]) for kind in KERNELS},
     }
 
 
@@ -278,8 +278,8 @@ over draws, and {refused} are refused.
   that `otherwise="sample"` states instead.
 - *NNGP*, *NTK*: deviation of the kernel from means over finite networks of three widths, carried on to infinite width
   by a line in 1/width, in standard errors of both: the largest of all entries, told as the deviation of one number
-  that is as unlikely. Above 3 would be wrong. A kernel by `otherwise="sample"` is compared with that of other
-  networks, twice as wide.
+  that is as unlikely. Above 3 would be wrong. A kernel by `otherwise="sample"` is compared with one by other networks,
+  of half the widths.
 - *networks*: the standard error of these means, relative to the largest entry.
 - *coordinates*: `limits.coordinate_check` of `parametrize(family, "mup")` at widths 16, 64 and 256, trained by Adam.
 - *a wrong role*: the layers that the same check names when the role of one matrix is declared wrongly.

@@ -121,7 +121,10 @@ def _faint(context: Context, name: str, bodies: list) -> int | None:
         if isinstance(weight, Weight):
             mean, variance, power, _ = context.law(weight)
             if variance and power < 0 and not mean:
-                context.consume(weight)
+                of = ("faint", weight.name, weight.part)
+                if of not in context.sources:  # a layer may be called again
+                    context.consume(weight)
+                    context.sources[of] = ()
                 context.record(weight.name, variance=0.0, mean=0.0, rate=0.0, role="vector")
                 return k
     return None
