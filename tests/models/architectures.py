@@ -20,10 +20,12 @@ class Architecture(NamedTuple):
     Attributes:
         family: a linen module at each width.
         shapes: of each input, as (kind, shape of one example) or ("integer", shape, number of values).
+        roles: of parameters that names and shapes cannot tell; None for most.
     """
 
     family: Callable
     shapes: tuple
+    roles: dict | None = None
 
 
 def _room(name: str) -> Any:
@@ -40,8 +42,15 @@ def _room(name: str) -> Any:
 _ROOMS = [_room(name) for name in ("vectors", "tables", "images", "vision", "sequences", "tokens")]
 _LINEN = _ROOMS[0].linen
 
+# Of nn.DenseGeneral, whose kernels do not tell to which fan the axis of the heads belongs.
+_HEADS = {
+    "DenseGeneral_[012]/kernel": ((0,), (1, 2)),
+    "DenseGeneral_3/kernel": ((0, 1), (2,)),
+}
+ROLES = dict.fromkeys(("LLaMA", "ALiBi", "T5", "modded nanoGPT"), _HEADS)
+
 ARCHITECTURES = {
-    name: Architecture(_LINEN(forward), shapes)
+    name: Architecture(_LINEN(forward), shapes, ROLES.get(name))
     for room in _ROOMS
     for name, (forward, *shapes) in room.TABLE.items()
 }

@@ -24,7 +24,7 @@ class NormedCritic(nn.Module):
 def critics(n, x, action, count=3):
     ensemble = nn.vmap(
         NormedCritic,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=None,
         out_axes=0,

@@ -83,7 +83,10 @@ class Block(nn.Module):
 def scanned(module, n, tokens):
     """Blocks by nn.scan of nn.remat, as large models are written."""
     blocks = nn.scan(
-        nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+        nn.remat(Block),
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        length=2,
     )
     x, _ = blocks(n)(embed(n, tokens), None)
     return nn.Dense(VOCABULARY)(nn.LayerNorm()(x))

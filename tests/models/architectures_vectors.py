@@ -121,6 +121,13 @@ def hypernetwork(module, n, x):
     return nn.Dense(1)(nn.relu(x @ written / math.sqrt(x.shape[-1])))
 
 
+def weight_norm(module, n, x):
+    """Directions and lengths of the weights apart (Salimans & Kingma 2016)."""
+    for _ in range(2):
+        x = nn.relu(nn.WeightNorm(nn.Dense(n))(x))
+    return nn.Dense(1)(x)
+
+
 def autoencoder(module, n, x):
     """A code half as wide as the hidden layers."""
     code = nn.Dense(n // 2)(nn.relu(nn.Dense(n)(x)))
@@ -167,7 +174,7 @@ def twin_critics(module, n, x, action):
     """Two critics by nn.vmap (as in SAC and TD3)."""
     ensemble = nn.vmap(
         Critic,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=None,
         out_axes=-1,
@@ -248,6 +255,7 @@ TABLE = {
     "maxout": (maxout, VECTOR),
     "mixture of experts": (mixture_of_experts, VECTOR),
     "hypernetwork": (hypernetwork, VECTOR),
+    "weight normalisation": (weight_norm, VECTOR),
     "autoencoder": (autoencoder, VECTOR),
     "VAE encoder": (vae_encoder, VECTOR),
     "actor-critic": (actor_critic, VECTOR),

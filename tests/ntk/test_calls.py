@@ -239,6 +239,28 @@ def test_rows_of_a_table_of_an_equinox_module(name):
     np.testing.assert_allclose(kernel_fn(i, None, "ntk"), nngp + moved, rtol=1e-4, atol=1e-6)
 
 
+def test_biases_that_fall_with_the_width_are_nothing_in_the_limit():
+    """Of layers that are called again, too; the kernels are those without biases."""
+
+    class Twice(eqx.Module):
+        layers: list
+
+        def __init__(self, width, use_bias, *, key):
+            sizes = ((7, width, False), (width, width, use_bias), (width, 2, use_bias))
+            self.layers = [eqx.nn.Linear(a, b, use_bias=c, key=key) for a, b, c in sizes]
+
+        def __call__(self, x):
+            first, again, last = self.layers
+            h = jax.nn.relu(again(jax.nn.relu(first(x))))
+            return last(jax.nn.relu(again(h)))
+
+    def family(use_bias):
+        return lambda width: lambda key: Twice(width, use_bias, key=key)
+
+    one, two = (ntk.infinite_width(family(b), X[:2])(X[:2], None, "ntk") for b in (True, False))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_matrices_of_an_equinox_model_that_are_nobodys_are_ambiguous():
     class Own(eqx.Module):
         weight: jax.Array

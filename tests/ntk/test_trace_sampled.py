@@ -151,6 +151,17 @@ def test_the_readout_is_found_by_its_linearity():
         assert set(networks.readout(net, net.draw(jax.random.key(0)), x)) == expected
 
 
+def two_heads(module, x, n):
+    h = nn.DenseGeneral((2, n // 2), use_bias=False)(dense(n)(x)).reshape(x.shape[0], n)
+    return nn.Dense(1, kernel_init=nn.initializers.zeros, use_bias=False)(h)
+
+
+def test_fans_of_matrices_of_zeros_alone_are_asked_for():
+    """The kernel (n, 2, n / 2) of the heads is ambiguous, but its law is known without."""
+    net = networks.finite(linen(two_heads), 64, (inputs(),), NOTHING)
+    assert net.rates["Dense_1/kernel"] == 1 / 64
+
+
 def test_refusal_stays_the_default():
     with pytest.raises(ValueError, match="sort"):
         ntk.infinite_width(linen(maxout), inputs())

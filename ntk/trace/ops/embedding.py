@@ -120,14 +120,11 @@ def _row_axis(one: Any, two: Any, table: Value) -> int | None:
     sizes = list(zip(one.params["slice_sizes"], two.params["slice_sizes"]))
     cut = [k for k, dim in enumerate(table.dims) if sizes[k] != ax.extent(dim)]
     axes = numbers.start_index_map
-    rows = cut or list(axes[:1])
-    if len(rows) != 1:
-        return None
-    (row,) = rows
+    chosen = cut or list(axes[:1])
     clipped = one.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP
-    if row not in axes or sizes[row] != (1, 1) or not (clipped or len(axes) == 1):
+    if len(chosen) != 1 or chosen[0] not in axes or not (clipped or len(axes) == 1):
         return None
-    return row
+    return chosen[0] if sizes[chosen[0]] == (1, 1) else None
 
 
 def _column(context: Context, indices: Value, place: int) -> Value:

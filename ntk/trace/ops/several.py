@@ -32,8 +32,8 @@ from ntk.trace.steps import CORRELATED, FEW, GATES, Note, code, shape_code
 DRAWS = 4
 """Draws for each of those of attention scores: a function of few numbers takes less time.
 
-With 4096 an entry has a standard error of 0.1 % for a maximum, 1 to 2 % for a function that grows like a square: a
-fourth at most of that of independent draws, and half of it where the function jumps.
+With 4096 an entry has a standard error of 0.1 % for a maximum, 1 to 2 % for a function that grows like a square: at
+most a fourth of that of independent draws, or half of it where the function jumps.
 """
 MOST_POSITIONS = 256
 """Positions of all processes of a function, above which draws at pairs of samples take too long."""
