@@ -209,6 +209,7 @@ def descend(
         raise ValueError(f"start has the shapes {shapes}; K and Q must both be ({d}, m)")
     if len(factors) == 2 and not any(part.any() for part in factors):
         raise ValueError("start is K = Q = 0, where the gradient is zero; draw one of them")
+    step_size, decay = float(step_size), float(decay)  # not arrays of single precision
     every, scores = steps if every is None else every, x @ v
     count()("every", every)
     matrices, losses = [], []

@@ -14,6 +14,9 @@ Source: Yang & Hu 2021, arXiv:2011.14522, the limit of Word2Vec; Mikolov et al. 
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +27,7 @@ from jax.typing import DTypeLike
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
 from ntk.options import check_entries
-from ntk.types import Data, PRNGKey, jitted
+from ntk.types import Data, P, PRNGKey, R, jitted
 
 
 @show.readable
@@ -221,7 +224,30 @@ def cosines(vectors: jax.Array) -> jax.Array:
     return unit @ unit.T
 
 
+def _of_words(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuses numbers of no words, which a compiled function would take for the last one's."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        near, pairs = inspect.signature(function).bind(*args, **options).args
+        words = np.shape(near)[0]
+        if np.shape(near) != (words, words) or words < 3:
+            raise ValueError(
+                f"near has the shape {np.shape(near)}; it must be (words, words), of three words or more"
+            )
+        if not isinstance(pairs, jax.core.Tracer):
+            low, high = np.min(pairs, initial=0), np.max(pairs, initial=0)
+            if low < 0 or high >= words:
+                raise ValueError(
+                    f"pairs has numbers from {low} to {high}; they must be from 0 to {words - 1}"
+                )
+        return function(*args, **options)
+
+    return checked
+
+
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
+@_of_words
 @jitted()
 def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
@@ -243,6 +269,7 @@ def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
 
 
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
+@_of_words
 @jitted()
 def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.

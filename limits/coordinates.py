@@ -20,7 +20,7 @@ from limits.captured import weighted_outputs
 from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
 from ntk import show
-from ntk.arguments import is_key, strict
+from ntk.arguments import is_key, shown, strict
 from ntk.family import check_width, named_leaves
 from ntk.options import check_count, check_real
 from ntk.types import PRNGKey, PyTree, Shape
@@ -142,6 +142,15 @@ def _with_kept(net: Any) -> Any:
 
 def _outputs(net: Any, params: PyTree, inputs: Any, **options: Any) -> Any:
     """What a network returns on a batch, or on a tuple of several inputs."""
+    if not hasattr(net, "apply"):
+        raise TypeError(
+            f"net is {shown(net)}; it must be a network, of limits.parametrize or ntk.network"
+        )
+    for name, tree in (("params", params), ("inputs", inputs)):
+        leaves = jax.tree.leaves(tree)
+        wrong = [leaf for leaf in leaves if not hasattr(leaf, "shape")] if leaves else [tree]
+        if wrong:
+            raise TypeError(f"{name} holds {shown(wrong[0])}; it must be a pytree of arrays")
     given, kept = inputs if isinstance(inputs, tuple) else (inputs,), _kept(net)
     return net.apply(params, *given, **({"state": kept} if kept else {}), **options)
 

@@ -103,4 +103,5 @@ def check(product: Callable, params: PyTree, batch: PyTree) -> None:
 
 
 def _traced(product: Callable, params: PyTree, batch: PyTree) -> Any:
-    return jax.jit(product).trace(params, batch, params).jaxpr
+    with checks.explained("product", params, batch):
+        return jax.jit(product).trace(params, batch, params).jaxpr

@@ -83,12 +83,15 @@ def shuffled_mask(mask: Any, key: jax.Array) -> Any:
         key: PRNG key.
 
     Raises:
-        TypeError: key is none.
+        TypeError: key is none, or a leaf of mask no array.
         ValueError: mask holds no arrays.
     """
     leaves, structure = jax.tree.flatten(mask)
     if not leaves:
         raise ValueError("mask holds no arrays")
+    for leaf in leaves:
+        if not hasattr(leaf, "shape"):
+            raise TypeError(f"mask holds {leaf!r}; it must be a pytree of arrays of 0 and 1")
     keys = jax.random.split(checks.key(key), len(leaves))
     mixed = [
         jax.random.permutation(k, jnp.ravel(leaf)).reshape(jnp.shape(leaf))
@@ -115,7 +118,9 @@ def density(mask: Any) -> jax.Array:
 
 
 def _pruned(weights: Data, mask: Data, share: Scalar) -> jax.Array:
-    checks.within("shares", share, lambda s: (s >= 0) & (s <= 1), "between 0 and 1")
+    share = checks.scalar(
+        "shares", checks.within("shares", share, lambda s: (s >= 0) & (s <= 1), "between 0 and 1")
+    )
     left = jnp.ravel(mask) > 0
     lost = jnp.any(left & jnp.isnan(jnp.ravel(weights)))
     if checks.flag(lost):

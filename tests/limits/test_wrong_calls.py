@@ -323,6 +323,12 @@ WRONG = [
     (lambda: cbow.cosines(jnp.ones(3)), r"vectors has the shape \(3,\)"),
     (lambda: cbow.neighbour_rank(X, jnp.ones((2, 2))), "pairs is .*array of integers"),
     (lambda: cbow.analogies(X, jnp.zeros((2, 3), int)), r"the last of 2"),
+    (lambda: cbow.neighbour_rank(X, jnp.zeros((2, 2), int)), r"near has the shape \(4, 3\)"),
+    (lambda: cbow.neighbour_rank(EYE, [[0, 4]]), "pairs has numbers from 0 to 4; they must be"),
+    (lambda: cbow.analogies(EYE, [[0, 1], [-1, 2]]), "pairs has numbers from -1 to 2"),
+    (lambda: limits.layer_outputs(None, {"w": X}, X), "net is None; it must be a network"),
+    (lambda: limits.layer_outputs(parametrize(), None, X), "params holds None; it must be a pyt"),
+    (lambda: limits.captured_outputs(parametrize(), {"w": X}, "x"), "inputs holds 'x'"),
     # depth
     (lambda: depth.taxonomy(3), "3 is neither a function nor a Dual"),
     (lambda: depth.optimal_activation(1.5), "dimension is 1.5; it must be a positive integer"),

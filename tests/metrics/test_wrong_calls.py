@@ -133,6 +133,8 @@ CALLS = [
     (call(pruning.magnitude_mask, W, W, 1.5), "shares is 1.5; it must be between 0 and 1"),
     (call(pruning.magnitude_mask, W, W, {"v": 0.5}), "shares has the structure"),
     (call(pruning.shuffled_mask, W, 3), "key is 3; it must be a PRNG key"),
+    (call(pruning.magnitude_mask, W, W, X), "shares has shape .* one number"),
+    (call(pruning.shuffled_mask, 2**40, KEY), "mask holds 1099511627776; it must be a pytree"),
     (call(pruning.density, {}), "mask holds no arrays"),
     # operators
     (call(operators.hessian, [loss]), "it must be a function loss"),
