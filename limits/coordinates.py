@@ -21,7 +21,7 @@ from limits.judgement import Scaling
 from limits.regimes import Regime, abc, classify
 from ntk import show
 from ntk.arguments import is_key, shown, strict
-from ntk.family import check_width, named_leaves
+from ntk.family import check_width, named_leaves, path_name
 from ntk.options import check_count, check_real
 from ntk.types import PRNGKey, PyTree, Shape
 
@@ -38,7 +38,8 @@ class CoordinateCheck(NamedTuple):
     Attributes:
         layers: names of the layers, from the input to the readout.
         widths: (widths,).
-        size: (widths, seeds, steps + 1, layers), RMS of each layer's output; step 0 is initialisation.
+        size: (widths, seeds, steps + 1, layers), RMS of each layer's output; step 0 is initialisation, but for biases
+            that are drawn at random.
         change: (widths, seeds, steps, layers), RMS of its change since initialisation.
         own: likewise, of the change that the layer's own update makes alone, all other layers kept at
             initialisation; nan for a layer whose name is not a path in the parameters.
@@ -349,6 +350,9 @@ def _train(
     every = np.ones(masks.shape[1], bool)
     nothing = [jnp.zeros((keys.size, *layer.shape), layer.dtype) for layer in layers]
     before, initial, _ = outputs(start, start, nothing, inputs, every)
+    plain = _without_biases(start)
+    if plain is not None:
+        _, initial, _ = outputs(plain, plain, nothing, inputs, every)
     size, change, own = [initial], [], []
     for _ in range(steps):
         params, state = advance(params, state, inputs, targets, learning_rate)
@@ -373,6 +377,23 @@ class _Network(NamedTuple):
 
     apply: Callable[..., Any]
     optimizer: Callable[..., Any]
+
+
+def _without_biases(params: PyTree) -> PyTree | None:
+    """The parameters with zeros for biases; None where these are zero.
+
+    Biases drawn at random, as by Equinox, would hide how a readout's outputs shrink with the width.
+    """
+    biases = {n: v for n, v in named_leaves(params).items() if _is_bias(n) and bool(v.any())}
+    if not biases:
+        return None
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if path_name(path) in biases else leaf, params
+    )
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("bias")
 
 
 def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:

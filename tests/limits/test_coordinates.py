@@ -435,3 +435,28 @@ def test_an_enclosing_module_is_as_its_outputs_are():
     assert not any("body" in name for name in result.wrong if "initialisation" in result.verdict)
     assert np.isnan(result.own[..., 2]).all()
     assert np.isfinite(result.own[..., :2]).all()
+
+
+def test_biases_that_are_drawn_do_not_hide_how_a_readout_shrinks():
+    """As PyTorch and Equinox draw them: with them the outputs at initialisation are of order one at every width."""
+    drawn = nn.initializers.uniform(2.0)
+
+    class Biased(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, bias_init=drawn)(nn.tanh(nn.Dense(self.width)(x)))
+
+    found = coordinate_check(
+        lambda n: parametrize(Biased, "mup", width=n, base_width=8, example=X[:1]),
+        [32, 128, 512],
+        (X, jnp.arange(len(X)) % 3),
+        lambda out, y: optax.softmax_cross_entropy_with_integer_labels(out, y).mean(),
+        KEY,
+        learning_rate=0.1,
+        seeds=8,
+        features=captured_outputs,
+    )
+    assert found.size_scaling.exponent[0, 1] == pytest.approx(-0.5, abs=0.2)
+    assert "Dense_1" not in found.wrong
