@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from experiments import seals
-from experiments.judges import Claim
+from experiments.judges import Claim, Precondition, every_run
 
 
 def described(value: Any) -> str:
@@ -111,8 +111,12 @@ def result(study: ModuleType, data: Any) -> xr.Dataset:
     return data
 
 
-def claims(study: ModuleType, found: Any) -> Sequence[Claim]:
-    """What ``study.claims`` gave back: a list of claims."""
+def claims(study: ModuleType, found: Any, data: xr.Dataset) -> Sequence[Claim]:
+    """What ``study.claims`` gave back of the data: a list of claims.
+
+    One of a study of one's own that does not say what it reads is not measured where anything is nan, which reductions
+    of xarray pass over.
+    """
     expected = "a list of claims, as of experiments.claims.at_most"
     if not isinstance(found, list | tuple) or isinstance(found, Claim):
         _refuse(study, "claims", described(found), expected)
@@ -127,7 +131,20 @@ def claims(study: ModuleType, found: Any) -> Sequence[Claim]:
     names = [claim.name for claim in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         _refuse(study, "claims", f"several claims of the name {twice[0]!r}", "a name for each")
-    return found
+    if study.__name__.startswith("experiments.studies."):
+        return found
+    lost = every_run(*data.data_vars.values(), infinite="anything")
+    return [claim if lost.met or _reads(claim) else _unread(claim, lost.found) for claim in found]
+
+
+def _reads(claim: Claim) -> bool:
+    return any(need.name == "every run" for need in claim.preconditions)
+
+
+def _unread(claim: Claim, found: str) -> Claim:
+    why = f"{found}, and the claim does not say what it reads: give reads="
+    needs = (*claim.preconditions, Precondition("every run", False, why))
+    return claim._replace(passed=False, preconditions=needs)
 
 
 def figures(study: ModuleType, found: Any) -> Mapping[str, Figure]:

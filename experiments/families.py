@@ -178,8 +178,10 @@ def _chosen(where: str, parameters: Mapping, fields: dict, given: dict, taken: s
         if p.default is p.empty and p.kind in plain and name not in {*values, *taken, "rngs", "key"}
     ]
     if missing:
+        drawn = next((name for name in ("rngs", "key") if name in parameters), "")
+        inner, given_key = (f"lambda {drawn}: ", f", {drawn}={drawn}") if drawn else ("", "")
         raise ValueError(
             f"{where} needs {', '.join(missing)}, which the study does not know; give a function of the width that "
-            f"does: family = lambda width: {where.partition(':')[2]}(..., {missing[0]}=...)"
+            f"does: family = lambda width: {inner}{where.partition(':')[2]}(..., {missing[0]}=...{given_key})"
         )
     return values

@@ -24,13 +24,19 @@ def new(study: str, variant: str, configuration: str) -> dict[str, Any]:
         "study": study,
         "variant": variant,
         "configuration": configuration,
-        "command": ["python", "-m", "experiments.run", *sys.argv[1:]],
+        "command": ["python", "-m", _program(), *sys.argv[1:]],
         "started": now(),
         "finished": None,
         "seconds": 0.0,
         **environment(),
         "changes": [],
     }
+
+
+def _program() -> str:
+    """The module that was started: a theory card has a command line of its own."""
+    name = pathlib.Path(sys.argv[0]).stem
+    return "experiments.card" if name == "card" else "experiments.run"
 
 
 def environment() -> dict[str, Any]:

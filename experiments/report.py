@@ -133,7 +133,7 @@ def report_run(run_dir: pathlib.Path) -> page.Report:
     """
     config, manifest, data, recorded = read_run(run_dir)
     study = import_study(manifest["study"])
-    computed = contract.claims(study, _of_study(run_dir, study, "claims", data))
+    computed = contract.claims(study, _of_study(run_dir, study, "claims", data), data)
     figures = contract.figures(study, _of_study(run_dir, study, "figures", data))
     report = page.Report(
         title=data.attrs.get("title", study.TITLE),

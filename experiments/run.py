@@ -207,7 +207,7 @@ def run(
                 data = _train(study, config, session)
         else:
             print(f"{path} is finished: nothing is left to train", file=sys.stderr)
-        judged = contract.claims(study, contract.called(study, "claims", data))
+        judged = contract.claims(study, contract.called(study, "claims", data), data)
         rundir.write_text(path / "claims.json", claims.to_json(judged))
     return path
 

@@ -95,3 +95,7 @@ __all__ = [
     "susceptibilities",
     "symmetry",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

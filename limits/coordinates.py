@@ -88,8 +88,9 @@ def layer_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Array]
         if "features" not in str(error):
             raise
         raise ValueError(
-            "the model does not return its layers' outputs when called with features=True: give a"
-            " function features(net, params, inputs), or limits.captured_outputs."
+            "the model does not return its layers' outputs when called with features=True: give "
+            "features=limits.captured_outputs, which reads them off any model, or a function of yours, "
+            "features(net, params, inputs)"
         ) from error
 
 
@@ -204,7 +205,8 @@ def coordinate_check(
             default maximal update (mup): outputs start at n^-1/2 or zero, all else at order one, and every
             layer's update acts at order one.
         features: `features(net, params, inputs)`, layer outputs by name from the input to the readout.
-            `layer_outputs` (for `features=True`) or `captured_outputs` (any linen module).
+            `layer_outputs` (of a model that returns them when called with `features=True`) or `captured_outputs`
+            (of any model).
         tolerance: largest deviation of an exponent that counts as right.
         confidence: coverage of the intervals.
 

@@ -206,7 +206,7 @@ def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Fi
         return _RIGHT if stage.may_vanish else _Finding(True, "is exactly zero")
     exponent, (low, high) = stage.exponent[l], stage.interval[l]
     deviation, half = abs(exponent - expected), (high - low) / 2
-    text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected:g}"
+    text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected or 0:g}"
     bend = _bend(widths, measured.base, stage.order)
     if widths.max() < 2 * widths.min():
         return _Finding(False, text, _deciding(widths, bend, half, tolerance))

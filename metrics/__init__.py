@@ -83,3 +83,7 @@ __all__ = [
     "stability",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

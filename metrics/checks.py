@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -363,6 +364,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
+def _named(value: Any) -> str:
+    """`_shown`, after a preposition."""
+    return re.sub("^of type ", "a ", _shown(value))
+
+
 def check_params(params: PyTree) -> int:
     """Counts the parameters.
 
@@ -396,7 +402,7 @@ def explained(name: str, *arguments: PyTree) -> Iterator[None]:
         shapes = [jax.tree.map(_kind, argument) for argument in arguments]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{name} cannot be evaluated on {', '.join(map(_shown, shapes))}: {type(error).__name__}: {reason}"
+            f"{name} cannot be evaluated on {', '.join(map(_named, shapes))}: {type(error).__name__}: {reason}"
         ) from error
 
 

@@ -68,3 +68,7 @@ def family(name: str, **fields: Any) -> Callable[[int], nn.Module]:
 
 def _at_width(architecture: Callable, fields: dict[str, Any], width: int) -> nn.Module:
     return architecture(width=width, **fields)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -74,10 +74,12 @@ def neural_collapse(collapse: Collapse | Mapping[str, Collapse], *, caption: str
     if all(c.nc3 is not None for c in every):
         panels["NC3: weights against means"] = _fields([c.nc3 for c in every])
     missed = of("ncc_accuracy")
-    panels["NC4: nearest class mean"] = {"wrong": missed._replace(value=1 - missed.value)}
+    panels["NC4: error of the nearest class mean"] = {
+        "wrong": missed._replace(value=1 - missed.value)
+    }
     if all(c.nc4 is not None for c in every):
         other = of("nc4")
-        panels["NC4: nearest class mean"]["not the network's"] = other._replace(
+        panels["NC4: error of the nearest class mean"]["not the network's"] = other._replace(
             value=1 - other.value
         )
     return _panels(panels, list(layers), caption, logarithmic=len(panels) - 1)

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import xarray as xr
 
-import ntk
 from experiments import checks, families, grid, losses, tasks
 from experiments.grid import Axis, Variable, train_grid
 from experiments.loop import Session
@@ -97,12 +96,11 @@ def check(config: Any, task: tasks.Task) -> None:
     if "coordinates" in config.parts:
         widths |= {config.coordinates.base_width, *config.coordinates.widths}
     for width in sorted(widths):
-        net = checks.context("model", ntk.network, made.family, width, made.x[:1], call=made.call)
+        net = checks.context("model", card_model.at_width, made, width)
         shapes = checks.context("model", jax.eval_shape, net.init, jax.random.key(0))
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         checks.memory(f"config.widths: training at {width}", 4 * size * len(config.seeds))
-        if not made.state:
-            checks.context("model", jax.eval_shape, net.apply, shapes, made.x[:2])
+        checks.context("model", jax.eval_shape, net.apply, shapes, made.x[:2])
 
 
 def total_steps(config: Any) -> int:

@@ -84,8 +84,9 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
             "every run", np.isfinite(off).all(), "a layer's change is not finite"
         )
         worst = int(np.argmax(np.nan_to_num(off, nan=-1)))
-        ends = np.abs(line.coordinate_interval.values[worst]).tolist()
-        low, high = sorted(ends) if np.isfinite(ends).all() else (np.nan, np.nan)
+        ends = line.coordinate_interval.values[worst].tolist()
+        low, high = sorted(map(abs, ends)) if np.isfinite(ends).all() else (np.nan, np.nan)
+        low = 0.0 if ends[0] < 0 < ends[1] else low
         control = rule != "mup"
         layer = str(data.coordinate_layer.values[worst])
         made.append(

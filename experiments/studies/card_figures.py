@@ -25,9 +25,10 @@ def coordinates(data: xr.Dataset) -> Figure:
 def signals(data: xr.Dataset) -> Figure:
     """Variance, growth of a difference, and correlation through depth."""
     caption = (
-        "Signals through the layers that grow with the width, at initialisation and the largest width; each relative "
-        "to the first. Flat lines are criticality; straight sloping ones grow or fade exponentially. Bands span the "
-        "seeds; dashed: the control, each layer's weights 1.5 times the one before."
+        "Signals through the layers that grow with the width, at initialisation and the largest width; mean squares "
+        "relative to the first. Flat lines are criticality; straight sloping ones grow or fade exponentially. Bands "
+        "span the seeds; dashed: the control, each layer's weights "
+        f"{float(data.signal_factor):.2g} times those of the one before."
     )
     titles = ("mean square", "squared difference", "cosine of two inputs")
     made, axes = figure(titles, caption=caption, sharey=False, panel=(3.3, 3.0))

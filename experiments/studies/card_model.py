@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.errors import FlaxError
@@ -53,12 +54,45 @@ class Model(NamedTuple):
 
 def tried(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
     """(shapes of the outputs, whether the model keeps more than parameters), if the model runs on these inputs."""
+    net, state = network(family, width, x, call)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    return jax.eval_shape(net.apply, params, x), state
+
+
+def network(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
+    """(the model at a width, whether it keeps more than parameters), with what it keeps as it starts."""
     net = ntk.network(family, width, x[:1], call=call)
+    state = _started(lambda key: ntk.initial_state(family, width, x[:1], key, call=call))
+    if not state:
+        return net, False
+    return net._replace(apply=functools.partial(net.apply, state=state)), True
+
+
+def _started(state: Callable) -> dict:
+    """What a model keeps besides parameters, as it starts; nothing is computed where there is nothing."""
     key = jax.random.key(0)
-    params = jax.eval_shape(net.init, key)
-    state = jax.eval_shape(lambda key: ntk.initial_state(family, width, x[:1], key, call=call), key)
-    kept = {"state": state} if jax.tree.leaves(state) else {}
-    return jax.eval_shape(net.apply, params, x, **kept), bool(kept)
+    return state(key) if jax.tree.leaves(jax.eval_shape(state, key)) else {}
+
+
+def at_width(model: Model, width: int) -> Any:
+    """The model's own network at a width."""
+    return network(model.family, width, model.x, model.call)[0]
+
+
+def _with_state(net: limits.Parametrized) -> limits.Parametrized:
+    """The network with what the model keeps besides parameters as it starts, so that no call asks for it."""
+    state = _started(net.state)
+    if not state:
+        return net
+
+    def held(net: limits.Parametrized) -> limits.Parametrized:
+        return net._replace(
+            apply=functools.partial(net.apply, state=state),
+            state=lambda key: {},
+            with_factors=lambda factors: held(net.with_factors(factors)),
+        )
+
+    return held(net)
 
 
 def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, found: Any) -> Model:
@@ -89,7 +123,7 @@ def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callab
 
     Where they are had neither way, `limits.layer_outputs`, which says so.
     """
-    net = ntk.network(family, width, x[:1], call=call)
+    net, _ = network(family, width, x, call)
     params = jax.eval_shape(net.init, jax.random.key(0))
     for features in (limits.layer_outputs, limits.captured_outputs):
         try:
@@ -109,7 +143,7 @@ def sentence(error: Exception) -> str:
 def parametrized(model: Model, rule: str, width: int, base: int | None) -> limits.Parametrized:
     """The model at a width under a rule."""
     options = {"example": model.x[:1], "call": model.call, "base_width": base}
-    return limits.parametrize(model.family, rule, width=width, **options)
+    return _with_state(limits.parametrize(model.family, rule, width=width, **options))
 
 
 def check_loss(model: Model) -> None:
@@ -202,15 +236,23 @@ def as_matrix(kernel: Any) -> Any:
     return kernel.transpose(order).reshape(rows, -1)
 
 
+def moved(params: Any) -> Any:
+    """Parameters after a step in a fixed random direction, which a readout that starts at zero leaves there."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    steps = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    return jax.tree.unflatten(structure, [p + s.astype(p.dtype) for p, s in zip(leaves, steps)])
+
+
 def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
-    """Names of the layers whose outputs grow with the width, from the input on.
+    """Names of the layers whose outputs grow with the width, each fed by the one before: the longest such chain.
 
     Raises:
         ValueError: there are fewer than ``least``.
     """
     shapes = []
     for width in (widths[0], widths[-1]):
-        net = ntk.network(model.family, width, model.x[:1], call=model.call)
+        net = at_width(model, width)
         params, found = jax.eval_shape(net.init, jax.random.key(0)), {}
 
         def record(params, net=net, found=found):
@@ -219,12 +261,47 @@ def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
         jax.eval_shape(record, params)
         shapes.append(found)
     names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
+    names = _longest_chain(model, widths[0], names)
     if len(names) < least:
         needs = "signals through depth need two" if least > 1 else "one is needed"
         raise ValueError(
-            f"{len(names)} layers grow with the width ({', '.join(names) or 'none'}); {needs}"
+            f"{len(names)} layers grow with the width one after the other ({', '.join(names) or 'none'}); {needs}"
         )
     return names
+
+
+def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
+    """The longest chain of layers of which each depends on the parameters of the one before.
+
+    Layers beside one another, such as queries and keys or the heads of an actor and a critic, are no chain.
+    """
+    net = at_width(model, width)
+
+    @functools.partial(jax.jit, compiler_options=ONCE)
+    def dependence(key):
+        def sizes(params):
+            found = model.features(net, params, model.x[:2])
+            return jnp.stack([jnp.sum(jnp.square(found[name])) for name in names])
+
+        # Apart from its start, at which what follows a matrix of zeros depends on nothing before it.
+        slopes = jax.jacrev(sizes)(moved(net.init(key)))
+        largest = [jnp.abs(v).reshape(len(names), -1).max(1) for v in jax.tree.leaves(slopes)]
+        return jnp.stack(largest, 1) > 0
+
+    if not names:
+        return []
+    paths = ntk.named_leaves(jax.eval_shape(net.init, jax.random.key(0)))
+    owners = [
+        max((n for n in names if f"{path}/".startswith(f"{n}/")), key=len, default=None)
+        for path in paths
+    ]
+    reads = np.asarray(dependence(jax.random.key(0)))
+    chains: dict[str, list[str]] = {}
+    for name, row in zip(names, reads):
+        if name in owners:  # others, such as a dropout, are no layers
+            before = [chains[n] for n, used in zip(owners, row) if used and n in chains]
+            chains[name] = [*max(before, key=len, default=[]), name]
+    return max(reversed(chains.values()), key=len, default=[])
 
 
 class Limit(NamedTuple):
@@ -250,7 +327,8 @@ def limit(config: Any, model: Model) -> Limit:
         options["base_width"] = config.base_width
         kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
 
-    def at_width(width):
-        return limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
+    def finite(width):
+        net = limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
+        return _with_state(net)
 
-    return Limit(kernel_fn, at_width, options)
+    return Limit(kernel_fn, finite, options)

@@ -16,7 +16,9 @@ from experiments.studies.card_model import (
     NOT_HERE,
     Model,
     as_matrix,
+    at_width,
     limit,
+    moved,
     one_hot,
     parametrized,
     sentence,
@@ -34,11 +36,11 @@ def axes(config: Any, model: Model) -> dict[str, Any]:
     off = np.zeros((len(config.seeds), 2))
     for end, width in enumerate(widths):
         net = parametrized(model, "mup", width, config.base_width)
-        plain = ntk.network(model.family, width, x[:1], call=model.call)
+        plain = at_width(model, width)
 
         @functools.partial(jax.jit, compiler_options=ONCE)
         def difference(key, net=net, plain=plain):
-            pair = net.apply(_moved(net.init(key)), x), plain.apply(_moved(plain.init(key)), x)
+            pair = net.apply(moved(net.init(key)), x), plain.apply(moved(plain.init(key)), x)
             off = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), *pair)
             return jnp.stack(jax.tree.leaves(off)).max()
 
@@ -54,21 +56,13 @@ def axes(config: Any, model: Model) -> dict[str, Any]:
     }
 
 
-def _moved(params: Any) -> Any:
-    """Parameters after a step in a fixed random direction, which a readout that starts at zero leaves there."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    steps = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return jax.tree.unflatten(structure, [p + s.astype(p.dtype) for p, s in zip(leaves, steps)])
-
-
 def signals(config: Any, model: Model) -> dict[str, Any]:
     """Variance and correlation of two inputs through depth, and growth of a small difference, at initialisation."""
     width, x = config.widths[-1], model.x[: config.signals.examples]
     if x.dtype.kind in "iu":
         raise ValueError("the inputs are tokens, and a small difference of two inputs is none")
     names = wide_layers(model, config.widths)
-    net = ntk.network(model.family, width, x[:1], call=model.call)
+    net = at_width(model, width)
     axes = ntk.width_axes(model.family, x[:1], call=model.call)
     named = ntk.named_leaves(axes, is_leaf=lambda leaf: isinstance(leaf, ntk.ParamAxes))
     hidden = [name for name, leaf in named.items() if leaf.role == "hidden"]
@@ -155,7 +149,7 @@ def _own_variance(explained: Any) -> float:
 def _recursion(config, model, activation, C_W) -> tuple[np.ndarray, np.ndarray]:
     """Variance of the last hidden layer over the one before, predicted at C_W and at 2 C_W; and measured."""
     width, x = config.widths[-1], model.x[: config.signals.examples]
-    net = ntk.network(model.family, width, x[:1], call=model.call)
+    net = at_width(model, width)
     names = wide_layers(model, config.widths)[-2:]
 
     @functools.partial(jax.jit, compiler_options=ONCE)
@@ -178,13 +172,13 @@ def _recursion(config, model, activation, C_W) -> tuple[np.ndarray, np.ndarray]:
 def kernel(config: Any, model: Model) -> dict[str, Any]:
     """The kernels of infinite width with their derivation, against those of finite networks."""
     part, x = config.kernel, model.x[: config.kernel.examples]
-    kernel_fn, at_width, options = limit(config, model)
+    kernel_fn, finite_at, options = limit(config, model)
     exact = kernel_fn(x, None, ("nngp", "ntk"))
     theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
     off = np.full((2, part.seeds, len(config.widths)), np.nan)
     level = off.copy()
     for column, width in enumerate(config.widths):
-        net = at_width(width)
+        net = finite_at(width)
 
         @functools.partial(jax.jit, compiler_options=ONCE)
         def finite(key, net=net):

@@ -211,9 +211,12 @@ def _short(line: str) -> str:
 def _approximation(traced: Traced, step: Step, steep: bool) -> str | None:
     """What is not exact in a step, and by how much."""
     if isinstance(step.op, Attend):
+        heads = step.op.heads
+        few = f"; the model has {heads} head{'s' * (heads > 1)} at every width, so that its own kernels stay random"
         return (
             f"averages over random scores of attention, by {step.op.draws} draws (error of the order of "
-            f"{step.op.draws**-0.5:.1g} of what depends on them; ntk.attention_error measures it)"
+            f"{step.op.draws**-0.5:.1g} of what depends on them; ntk.attention_error measures it), as of infinitely "
+            f"many heads{few if heads else ''}"
         )
     if isinstance(step.op, Several):
         return (

@@ -70,6 +70,15 @@ class NNX(nnx.Module):
         return self.out(x)
 
 
+class Normed(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x)))
+        return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
+
+
 class Three(nn.Module):
     width: int
 
@@ -328,3 +337,16 @@ def test_tables_that_are_none_are_refused():
 def test_the_card_has_its_place_on_disk():
     words = command.options(["/a/b/mine.py:Net:hidden", "--data", "digits"])
     assert f"--workdir={pathlib.Path('runs/card-mine-Net-hidden-digits-cpu')}" in words
+
+
+def test_layers_beside_one_another_are_no_chain(file):
+    _, model = made(f"{file}:ActorCritic")
+    assert card_model.wide_layers(model, (16, 32), least=1) == ["Dense_0"]
+
+
+def test_a_model_that_keeps_statistics_has_a_card(file):
+    config, model = made(f"{file}:Normed", ("call", "train=False"))
+    assert model.state
+    found = card_parts.PARTS["axes"].measure(config, model)
+    assert not np.asarray(found["plain_difference"])[:, 0].any()
+    assert card_parts.PARTS["signals"].measure(config, model)["signal_layer"][-1] == "Dense_2"

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiments import claims, judges
+from experiments import claims, contract, judges
 from experiments.claims import Claim
 
 TEXTS = ("P1", "Noci et al. 2024, Fig. 1", "the optimum does not move")
@@ -421,3 +422,21 @@ def test_a_precondition_that_numpy_judged_is_written_and_read():
     claim = claims.at_most("n", "s", "t", 1.0, 2.0, preconditions=(need,))
     (read,) = claims.from_json(claims.to_json([claim]))
     assert read.preconditions[-1] == ("fitted", True, "loss 0")
+
+
+def test_a_claim_of_ones_own_study_that_does_not_say_what_it_reads_is_not_measured_beside_nan():
+    """xarray's maximum passes over nan."""
+    data = xr.Dataset({"off": ("width", [0.0, np.nan, 0.0])}, {"width": [2, 4, 8]})
+    off = float(data["off"].max())
+    found = [
+        claims.at_most("silent", "nobody", "the largest", off, 1e-6),
+        claims.at_most("silent control", "nobody", "the largest", off, -1.0, control=True),
+    ]
+    for claim in contract.claims(types.ModuleType("mine"), found, data):
+        assert judges.verdict(claim) == "NOT MEASURED"
+        assert (
+            "off is nan at width 4 (1 of 3), and the claim does not say what it reads"
+            in judges.reason(claim)
+        )
+    assert contract.claims(types.ModuleType("mine"), found, data.fillna(0.0)) == found
+    assert contract.claims(types.ModuleType("experiments.studies.ours"), found, data) == found

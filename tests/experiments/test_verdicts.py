@@ -730,7 +730,7 @@ SCHEMAS = {
             "coordinate_rule": ["standard", "mup"],
             "layer": 3,
             "signal_seed": [0, 1, 2],
-            "weights": ["own", "growing"],
+            "weights": ["own", "mistuned"],
             "signal_depth": 3,
             "critical_seed": [0, 1, 2],
             "assumed": ["own", "twice"],
@@ -1012,6 +1012,7 @@ def whole_card(data):
     data = data.assign(
         coordinate_layer=("layer", ["one", "two", "out"]), collapse_layer="two", no_chain=""
     )
+    data = data.assign(signal_factor=1.5, limit_nngp=("kernel_row", [1.0, 2.0]))
     data = data.assign(transfer_loss=data.transfer_loss**0.01 * valley)
     return data.assign(collapse_accuracy=1 + 0 * data.collapse_accuracy)
 

@@ -141,7 +141,7 @@ def test_a_deep_transformer_runs_its_blocks_as_a_loop():
     rows = [row for row in out.steps if row.operation == "attention"]
     assert len(rows) == 2
     assert rows[1].step.endswith("(x 23)")
-    assert "the number of heads grows too" in rows[0].what
+    assert "as of infinitely many (2 here)" in rows[0].what
     assert "256 draws" in rows[0].what
     assert "scores" in {row.operation for row in out.steps}
 

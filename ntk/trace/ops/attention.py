@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ntk.primitives import TABLE
@@ -290,6 +291,12 @@ def _draws(context: Context, value: Value) -> Value:
     return Value(value.dims, NumberArray(parts[-1]))
 
 
+def _fixed_heads(weights: Value, dims: Dims) -> int:
+    """The number of heads, one if no axis tells them apart; 0 where it grows."""
+    heads = [a for a in ax.units(dims) if a in ax.units(weights.dims)]
+    return 0 if any(a.infinite for a in heads) else math.prod(a.size[0] for a in heads)
+
+
 def attend(context: Context, equation: Any, operands: list[Value], place: int, dims: Dims) -> Value:
     """Values averaged over positions with weights that are a function of random scores.
 
@@ -338,6 +345,7 @@ def attend(context: Context, equation: Any, operands: list[Value], place: int, d
         tuple(a.size[0] for a in out),
         tuple(range(1, 1 + len(fields))),
         context.attention_samples,
+        _fixed_heads(weights, dims),
     )
     note = Note("mean over heads", axes=ax.sizes_text(out))
     index = program.add(op, inputs, note, averages=True)

@@ -86,6 +86,7 @@ class Attend(NamedTuple):
         out: sizes of all of r, a, e.
         fields: places of the scores among the inputs.
         draws: number of draws of scores for each pair of samples.
+        heads: how many there are at every width; 0 where their number grows.
     """
 
     zeta: tuple
@@ -96,6 +97,7 @@ class Attend(NamedTuple):
     out: tuple[int, ...]
     fields: tuple[int, ...]
     draws: int
+    heads: int
 
 
 class QueriesKeys(NamedTuple):
@@ -361,10 +363,8 @@ def attend_means(step: Step, asked: bool) -> Sequence:
 
 def attend_words(op: Attend, note: Note) -> tuple[str, str]:
     """What is averaged over."""
-    what = (
-        f"values averaged with weights W of random scores; the number of heads grows too: mean over heads, by "
-        f"{op.draws} draws"
-    )
+    number = f"as of infinitely many ({op.heads} here)" if op.heads else "whose number grows too"
+    what = f"values averaged with weights W of random scores: mean over heads, {number}, by {op.draws} draws"
     return what, "E[W K W']"
 
 
