@@ -17,7 +17,7 @@ import models
 from experiments import tasks
 from limits.optimizers import multiply
 
-KEY = jax.random.key(0, impl="rbg")
+KEY = jax.random.key(0)
 SEEDS, STEPS = 8, 3
 
 
@@ -69,7 +69,7 @@ class Model(NamedTuple):
 
 
 SHIFTS = (("init", 1 / 2), ("rate", -1 / 2))
-VECTORS, IMAGES, TOKENS = (8, (64, 256, 1024)), (2, (16, 32, 64, 128)), (4, (32, 64, 128, 256))
+VECTORS, IMAGES, TOKENS = (8, (64, 256, 1024)), (2, (16, 64, 128)), (4, (32, 128, 256))
 attention = {"depth": 1, "heads": 2, "attention_scale": "1/d"}
 MODELS = {
     "MLP": Model(models.family("MLP", depth=2, outputs=10), vectors, *VECTORS),
@@ -175,9 +175,14 @@ def check(name, optimizer, field="init", layer=None, power=0.0):
     )
 
 
+DECIDED = [
+    *[("MLP", "sgd"), ("CNN, flatten", "sgd"), ("CNN, average", "adam"), ("ResNet", "adam")],
+    *[("Transformer", "adam"), ("ViT", "adam"), ("LinearAttention", "adam")],
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "optimizer"), DECIDED)
 def test_right_networks_pass_and_a_wrong_layer_is_named(name, optimizer):
     right = check(name, optimizer)
     assert right.passed, right.verdict
