@@ -206,7 +206,7 @@ def edge_of_stability(
     """
     sharpness = checks.real("sharpness", sharpness)
     threshold = checks.positive("threshold", threshold)
-    tolerance = checks.scalar("tolerance", checks.positive("tolerance", tolerance))
+    most = checks.scalar("tolerance", checks.positive("tolerance", tolerance))
     if sharpness.ndim == 0:
         raise ValueError("sharpness is one number; it must be (..., T), time last")
     checks.broadcasts("threshold", threshold, sharpness.shape)
@@ -229,5 +229,5 @@ def edge_of_stability(
     blocks = last.reshape(*last.shape[:-1], 8, -1).mean(-1)
     error = jnp.std(blocks, -1, ddof=1) / jnp.sqrt(8)
     above = jnp.where(jnp.isnan(mean), jnp.nan, over[..., -late:].mean(-1))
-    at_edge = (crossed >= 0) & (jnp.abs(mean - 1) <= tolerance)
+    at_edge = (crossed >= 0) & (jnp.abs(mean - 1) <= most)
     return EdgeReport(ratio, crossed, mean, error, above, at_edge)
