@@ -121,7 +121,7 @@ class Clock:
         self.steps, self.reported, self.inside = 0, 0, False  # of the unit that is at work
         self.here, self.there = np.zeros(2), np.zeros(2)  # (training, compiling) of what was done
         self.taken: dict[str, list[np.ndarray]] = {"": [np.zeros(2)]}
-        self.whole = True
+        self.whole, self.loaded = True, False
 
     def grid(self, name: str, units: int, alone: bool = True) -> None:
         """A grid begins; ``alone`` where its units are done one after another, in this process."""
@@ -146,6 +146,7 @@ class Clock:
         self.taken[self.name].append(self.taken[self.name][-1] + now)
         before = self._there(self.ended, self.ended)
         self.ended, self.reported, self.inside = self.ended + 1, 0, False
+        self.loaded = loaded
         if not loaded:
             self.here = self.here + now
             self.there = self.there + self._there(self.ended, self.ended) - before
@@ -158,7 +159,9 @@ class Clock:
         """Steps a second and the time left, in words, after steps of the unit of a name."""
         self.reported += steps * self.inside
         rate, left = self.stated.pace(steps, name, loss)
-        if self.name in self.profile and not np.isnan(loss):
+        # Of what was loaded the loss is nan; of a unit that was computed here it may be.
+        loaded = np.isnan(loss) and (self.inside or self.loaded)
+        if self.name in self.profile and not loaded:
             left = self._left()
         words = [f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s"] if rate else []
         words += [] if left is None else [f"{left:.0f} s left"]

@@ -336,7 +336,8 @@ def _timely() -> Iterator[None]:
 def _wait() -> None:
     """From now on, PATIENCE seconds."""
     if threading.current_thread() is threading.main_thread():
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        # Again and again: Python drops what is raised in a garbage collector's callback.
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, 5.0)
 
 
 def _counts(devices: int) -> list[int]:

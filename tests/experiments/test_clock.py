@@ -107,6 +107,16 @@ def test_the_time_left_is_what_it_took_before_at_the_pace_of_now(now, machine, c
     assert np.all(told[:-1] > 0.5 * true[:-1])
 
 
+def test_a_unit_that_measured_nan_was_not_loaded(now):
+    clock = Clock(2, None, {"g": Curve(2, [10.0, 20.0], [0.0, 0.0])})
+    clock.grid("g", 2)
+    for loaded, words in ((False, "10 s left, "), (True, "")):
+        clock.begins(1)
+        now.seconds += 0 if loaded else 10
+        clock.ends(loaded)
+        assert clock.pace(1, "g-1", NAN) == words
+
+
 def test_without_measurements_the_same_run_is_far_off(now):
     """The control: steps that are alike."""
     _, found = follow(now)
@@ -150,3 +160,16 @@ def test_a_grid_tells_the_clock_what_begins_and_ends(tmp_path):
     again = Clock(6)
     train_grid(axes, None, program, loop.Session(path=tmp_path, clock=again))
     assert again.result() is None
+
+
+def test_the_costs_that_come_along_are_of_studies_and_grow():
+    table = json.loads(clocks.FILE.read_text())
+    assert table
+    for study, presets in table.items():
+        assert (clocks.FILE.parent / "configs" / f"{study}.py").exists()
+        for found in presets.values():
+            assert found["steps"] > 0
+            for units, training, compiling in found["grids"].values():
+                assert len(training) == len(compiling) == min(units, clocks.POINTS)
+                assert (np.diff([0.0, *training]) >= 0).all()
+                assert (np.diff([0.0, *compiling]) >= 0).all()
