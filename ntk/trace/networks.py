@@ -160,11 +160,15 @@ def readout(net: Finite, weights: dict, x: PyTree) -> tuple[str, ...]:
         slopes = [(whole - points[0]) / 2, whole - points[1], points[2] - whole]
         return all(np.abs(s - slopes[0]).max() < small for s in slopes)
 
-    chosen: tuple[str, ...] = ()
-    for name in names:
-        if net.variances[name] is not None and is_affine((*chosen, name)):
-            chosen = (*chosen, name)
-    return chosen if chosen and np.abs(along(chosen, 0.0)).max() < small else ()
+    able = [name for name in names if net.variances[name] is not None and is_affine((name,))]
+    for start in able:  # one beside a skip connection leads to no such set
+        chosen: tuple[str, ...] = (start,)
+        for name in able:
+            if name not in chosen and is_affine((*chosen, name)):
+                chosen = (*chosen, name)
+        if np.abs(along(chosen, 0.0)).max() < small:
+            return chosen
+    return ()
 
 
 def kernels(

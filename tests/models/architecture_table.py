@@ -271,11 +271,13 @@ REASONS = {
 HEAD = """# Architectures
 
 {count} public architectures as they are written, ten lines of Flax each (`tests/models/architectures*.py`), in the
-order of their files. Of the {known} that are measured here {rules} have kernels by rule, {draws} by rules with means
-over draws, and {refused} are refused.
+order of their files. {refused} are refused; the others have kernels. {known} of these were compared with finite
+networks for this page, {rules} by rule and {draws} by rules with means over draws (of attention scores, of functions of
+several activations, of first-layer weights that are not normal), and {checked} parametrizations were checked. What is
+not filled in was not measured.
 
-- *kernel*: by rule; by draws, with the standard error of one evaluation; or why it is refused, and the standard error
-  that `otherwise="sample"` states instead.
+- *kernel*: by rule; by draws, with the standard error of one evaluation; or refused, why, and the standard error that
+  `otherwise="sample"` states instead.
 - *NNGP*, *NTK*: deviation of the kernel from means over finite networks of three widths, carried on to infinite width
   by a line in 1/width, in standard errors of both: the largest of all entries, told as the deviation of one number
   that is as unlikely. Above 3 would be wrong. A kernel by `otherwise="sample"` is compared with one by other networks,
@@ -293,13 +295,14 @@ over draws, and {refused} are refused.
 
 def page(found: dict[str, dict]) -> str:
     """The page of what was found, in Markdown."""
-    kinds = [record["kernel"]["kernel"] for record in found.values() if "kernel" in record]
+    kinds = [r["kernel"]["kernel"] for n, r in found.items() if "kernel" in r and n not in REASONS]
     head = HEAD.format(
         count=len(ARCHITECTURES),
+        refused=len(REASONS),
         known=len(kinds),
         rules=kinds.count("rule"),
         draws=kinds.count("draws"),
-        refused=kinds.count("refused"),
+        checked=sum("coordinates" in record for record in found.values()),
     )
     return head + "".join(_row(name, found.get(name, {})) for name in ARCHITECTURES)
 
@@ -321,13 +324,13 @@ def _percent(share: float) -> str:
 
 
 def _kernel(name: str, known: dict) -> str:
-    kind = known.get("kernel")
-    if kind == "draws":
+    if name in REASONS:
+        sampled = f"; sampled, {_percent(known['error'])}" if "error" in known else ""
+        sampled = "; networks have no limit either" if "sampled" in known else sampled
+        return f"refused: {REASONS[name]}{sampled}"
+    if known.get("kernel") == "draws":
         return f"draws, {_percent(known['error'])}"
-    if kind != "refused":
-        return kind or ""
-    sampled = f"; sampled, {_percent(known['error'])}" if "error" in known else ""
-    return REASONS[name] + sampled
+    return known.get("kernel", "yes")
 
 
 def _coordinates(checked: dict) -> tuple[str, str]:

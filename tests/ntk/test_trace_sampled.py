@@ -141,11 +141,20 @@ def test_the_stated_error_is_the_spread_over_repeats():
     assert 0.9 < np.sqrt(np.mean(np.square(errors))) / np.std(limits) < 1.4
 
 
+def beside_a_skip(module, x, n):
+    """The layer of the branch, which comes first, is one in which the outputs are affine as well."""
+    h = module.param("A", nn.initializers.normal(1.0), (x.shape[-1], n))
+    w = module.param("B", nn.initializers.normal(n**-0.5), (n, n))
+    h = x @ h
+    return dense(1, use_bias=False)(h + nn.tanh(h) @ w)
+
+
 def test_the_readout_is_found_by_its_linearity():
     x = inputs()
     for forward, expected in (
         (plain, {"Dense_0/bias", "Dense_0/kernel"}),
         (squared_readout, set()),
+        (beside_a_skip, {"Dense_0/kernel"}),
     ):
         net = networks.finite(linen(forward), 64, (x,), NOTHING)
         assert set(networks.readout(net, net.draw(jax.random.key(0)), x)) == expected
