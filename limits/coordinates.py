@@ -106,16 +106,14 @@ def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Arr
     Raises:
         ValueError: the model is not of linen, and no product of inputs and parameters is found in it.
     """
-    mutable = ["intermediates", *_kept(net)]
+    kept, state = _kept(net), {}
+    mutable = ["intermediates", *kept]
     try:
         _, state = _outputs(net, params, inputs, capture_intermediates=True, mutable=mutable)
     except TypeError as error:
         if "capture_intermediates" not in str(error):
             raise
-        given, kept = inputs if isinstance(inputs, tuple) else (inputs,), _kept(net)
-        apply = functools.partial(net.apply, state=kept) if kept else net.apply
-        return weighted_outputs(apply, params, given)
-    found = {}
+    found: dict[str, jax.Array] = {}
 
     def collect(path: tuple[str, ...], tree: dict) -> None:
         for name, value in tree.items():
@@ -124,8 +122,13 @@ def captured_outputs(net: Any, params: PyTree, inputs: Any) -> dict[str, jax.Arr
             elif name != "__call__":
                 collect((*path, name), value)
 
-    collect((), state["intermediates"])
-    return found
+    collect((), state.get("intermediates", {}))
+    if found:
+        return found
+    # Another library, or modules under an nn.vmap that drops what they record.
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    apply = functools.partial(net.apply, state=kept) if kept else net.apply
+    return weighted_outputs(apply, params, given)
 
 
 def _kept(net: Any) -> dict:

@@ -460,3 +460,25 @@ def test_biases_that_are_drawn_do_not_hide_how_a_readout_shrinks():
     )
     assert found.size_scaling.exponent[0, 1] == pytest.approx(-0.5, abs=0.2)
     assert "Dense_1" not in found.wrong
+
+
+def test_layers_under_a_vmap_that_drops_what_they_record():
+    class Critic(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(nn.tanh(nn.Dense(self.width)(x)))
+
+    class Twin(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            several = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            return nn.vmap(Critic, in_axes=None, out_axes=0, axis_size=2, **several)(self.width)(x)
+
+    net = parametrize(Twin, "mup", width=16, base_width=8, example=X[:1])
+    found = captured_outputs(net, net.init(KEY), X)
+    assert [name.rpartition("/")[2] for name in found] == ["Dense_1", "Dense_0"]  # as they are called
+    assert all(len(values) == len(X) for values in found.values())
