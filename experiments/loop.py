@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -360,10 +361,9 @@ def _plain_progress(total_steps: int, title: str, clock: Clock, every: float = 1
         if now - last < every and done < total_steps:
             return
         last = now
+        shown = "" if math.isnan(loss) else f", loss {loss:.3g}"
         print(
-            f"{title}: {done}/{total_steps} steps, {pace}{name}, loss {loss:.3g}",
-            file=sys.stderr,
-            flush=True,
+            f"{title}: {done}/{total_steps} steps, {pace}{name}{shown}", file=sys.stderr, flush=True
         )
 
     return report

@@ -38,7 +38,7 @@ def test_what_was_loaded_gives_no_estimate(now, capsys):
         now.seconds = seconds
         report(steps, name, loss)
     assert capsys.readouterr().err.splitlines() == [
-        "t: 2/1000000 steps, loaded, loss nan",
+        "t: 2/1000000 steps, loaded",
         "t: 22/1000000 steps, compiled, loss 0.5",
         "t: 32/1000000 steps, 0.5/s, 1999936 s left, trained, loss 0.5",
     ]

@@ -480,5 +480,8 @@ def test_layers_under_a_vmap_that_drops_what_they_record():
 
     net = parametrize(Twin, "mup", width=16, base_width=8, example=X[:1])
     found = captured_outputs(net, net.init(KEY), X)
-    assert [name.rpartition("/")[2] for name in found] == ["Dense_1", "Dense_0"]  # as they are called
+    assert [name.rpartition("/")[2] for name in found] == [
+        "Dense_1",
+        "Dense_0",
+    ]  # as they are called
     assert all(len(values) == len(X) for values in found.values())
