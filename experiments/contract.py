@@ -52,11 +52,15 @@ def called(study: ModuleType, function: str, *arguments: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:
         refusal = isinstance(error, ValueError) and str(error)
-        ours = study.__name__.startswith("experiments.studies.")
-        if refusal or ours or "RESOURCE_EXHAUSTED" in str(error):
+        if refusal or _ours(study) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         file = pathlib.Path(study.__file__ or study.__name__)
         raise ValueError(told(error, file, function)) from error
+
+
+def _ours(study: ModuleType) -> bool:
+    """Whether a study is of this package."""
+    return study.__name__.startswith("experiments.studies.")
 
 
 def told(error: BaseException, path: pathlib.Path, doing: str = "") -> str:
@@ -131,7 +135,7 @@ def claims(study: ModuleType, found: Any, data: xr.Dataset) -> Sequence[Claim]:
     names = [claim.name for claim in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         _refuse(study, "claims", f"several claims of the name {twice[0]!r}", "a name for each")
-    if study.__name__.startswith("experiments.studies."):
+    if _ours(study):
         return found
     lost = every_run(*data.data_vars.values(), infinite="anything")
     return [claim if lost.met or _reads(claim) else _unread(claim, lost.found) for claim in found]

@@ -76,6 +76,8 @@ def weighted_outputs(apply: Any, params: PyTree, inputs: tuple) -> dict[str, jax
 def _flat(run: Any, *args: Any) -> jaxprs.Program:
     """The program of a function with the calls in it written out, and the last round of each loop."""
     program = jaxprs.flatten(run, *args)
+    if not jaxprs.contains(program.jaxpr, ("scan",)):
+        return program
     return jaxprs.flatten(lambda *xs: jaxprs.evaluate(program, xs, _last_round), *args)
 
 
