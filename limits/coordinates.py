@@ -238,6 +238,7 @@ def coordinate_check(
         raise TypeError(f"key is {key!r}; it must be a key: jax.random.key(0)")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError("batch must be a pair (inputs, targets).")
+    _check_finite(batch)
     for name, value in {"net_at_width": net_at_width, "loss": loss, "features": features}.items():
         if not callable(value):
             raise TypeError(f"{name} is {value!r}; it must be a function.")
@@ -279,6 +280,16 @@ def coordinate_check(
         passed=passed,
         verdict=verdict,
     )
+
+
+def _check_finite(batch: Any) -> None:
+    """A loss of nan moves nothing that could be fitted."""
+    for name, part in zip(("inputs", "targets"), batch):
+        for leaf in jax.tree.leaves(part):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not jnp.isfinite(leaf).all():
+                raise ValueError(
+                    f"the {name} of batch have entries that are not finite; drop those examples"
+                )
 
 
 def _check_network(net: Any, width: int) -> None:

@@ -154,13 +154,13 @@ def judge(
             doubts.append(f"{name} is undecided {stage.when}: {stage.what} {finding.text}")
             widths = max(widths, finding.widths, key=lambda w: w[-1:])
             if stage is stages[0] and finding.deviates and not wrong:
-                return (), False, f"{doubts[-1]}. {_advice(measured.widths, widths)}"
+                return (), False, f"{doubts[-1]}. {_advice(measured, widths)}"
         if wrong:
             named = tuple(wrong)[:1] if stage.inherited else tuple(wrong)
             text = "; ".join(wrong[name] for name in named)
             return named, False, f"{text}. Later deviations can follow from this."
     if doubts:
-        return (), False, f"{'; '.join(doubts)}. {_advice(measured.widths, widths)}"
+        return (), False, f"{'; '.join(doubts)}. {_advice(measured, widths)}"
     right = f"{', '.join(names)} scale as predicted ({predicted.kind}), within {tolerance}."
     return (), True, right
 
@@ -240,10 +240,15 @@ def _deciding(
     return tuple(low * 2 ** round(octaves * k / (count - 1)) for k in range(count))
 
 
-def _advice(tried: np.ndarray, widths: tuple[int, ...]) -> str:
+def _advice(measured: Measured, widths: tuple[int, ...]) -> str:
     text = f"Widths {', '.join(map(str, widths))} would decide it"
-    factor = widths[0] // int(tried.min())
+    factor = widths[0] // int(measured.widths.min())
     if factor > 1:
         smaller = ", ".join(str(width // factor) for width in widths)
         text += f", or {smaller} with a base width {factor} times smaller"
-    return f"{text}; more seeds narrow the intervals."
+    text += "; more seeds narrow the intervals."
+    lost = ~np.isfinite(measured.values[1]).all(axis=(1, 3))  # (widths, steps)
+    if lost.any():
+        step, width = lost.any(0).argmax() + 1, measured.widths[lost.any(1)].min()
+        text += f" Outputs are not finite from step {step}, at width {width}: lower the learning rate."
+    return text

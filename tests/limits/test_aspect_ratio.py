@@ -23,6 +23,9 @@ def test_the_optimum_is_that_of_the_series_and_the_exact_information_has_none():
     for outputs in (2, 10):
         best = v[mutual_information(v, 1, outputs - 1).argmax()]
         assert optimal_aspect_ratio(1.0, outputs) == pytest.approx(best, abs=1e-3)
+        end = 6 / (20 + 3 * outputs)
+        np.testing.assert_allclose(mutual_information(end, 1, outputs - 1), 0, atol=1e-15)
+        assert mutual_information(1.01 * end, 1, outputs - 1) < 0
     exact = mutual_information(np.array([0.1, 0.3, 1, 3, 10]), 5, 5, order="lognormal")
     assert (np.diff(exact) > 0).all()
     assert optimal_aspect_ratio(2 / 3, 1) == pytest.approx(0.2609, abs=1e-4)

@@ -103,6 +103,13 @@ def test_measured_exponents_up_to_width_2048(name):
     compare_with_prediction(name, [128, 256, 512, 1024, 2048], seeds=6)
 
 
+def test_a_divergence_is_told_beside_what_is_undecided():
+    net = by_hand(*abc("ntk", 2))
+    told = [check(net, [16, 24, 32], seeds=2, learning_rate=r).verdict for r in (0.5, 1e30)]
+    assert all("undecided" in verdict for verdict in told), told
+    assert ["Outputs are not finite from step" in verdict for verdict in told] == [False, True]
+
+
 def shifted(layer, **shifts):
     """mup with a wrong exponent in one layer, counted from 1."""
     exponents = abc("mup", 2)._asdict()

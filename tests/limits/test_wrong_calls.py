@@ -86,6 +86,9 @@ def machine(gram=EYE, targets=EYE, layers=LINEAR_LAYERS, **options):
 
 # what is called, and a part of what is said
 WRONG = [
+    # coordinate checks
+    (lambda: check(batch=(X * np.nan, X)), "the inputs of batch have entries that are not finite"),
+    (lambda: check(batch=(X, X * np.inf)), "the targets of batch have entries that are not finite"),
     # deep kernel machines
     (lambda: machine(np.ones((4, 3))), r"inputs_gram has the shape \(4, 3\); it must be square"),
     (lambda: machine(EYE + np.eye(4, k=1)), "inputs_gram is not symmetric"),
