@@ -2,12 +2,14 @@
 
 ``session``: four networks, six sizes from 5 to 64 samples, three kernels each ("ntk", "nngp", both), as a person tries
 them, imports included. ``first_*``: the first kernel of one network of 20 samples after the import, the import not
-counted. neural-tangents is imported through `ntk.reference`, without TensorFlow.
+counted; of ``traced``, a Flax model here and the same network of theirs, reading the model is. neural-tangents is
+imported through `ntk.reference`, without TensorFlow.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import subprocess
 import sys
@@ -35,11 +37,35 @@ def _convolutional(s: Any) -> Any:
     return s.serial(*layers * 2, s.Flatten(), s.Dense(1))
 
 
+def _relu(s: Any) -> Any:
+    layers = [s.Dense(512, 2**0.5), s.Relu()]
+    return s.serial(*layers * 3, s.Dense(1))
+
+
+def _flax() -> Any:
+    """The network of `_relu`, read from its code."""
+    from flax import linen as nn
+
+    import ntk
+
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for _ in range(3):
+                x = nn.relu(nn.Dense(self.width, kernel_init=nn.initializers.he_normal())(x))
+            return nn.Dense(1)(x)
+
+    return lambda x: ntk.infinite_width(lambda width: Net(width), x[:1])
+
+
 NETWORKS = {
     "relu": (_deep("Relu"), VECTOR),
     "gelu": (_deep("Gelu"), VECTOR),
     "erf": (_deep("Erf"), VECTOR),
     "convolution": (_convolutional, IMAGE),
+    "traced": (_relu, (16,)),
 }
 
 
@@ -58,7 +84,8 @@ def session(library: str) -> None:
     import jax
 
     stax = _stax(library)
-    for net, shape in NETWORKS.values():
+    for name in ("relu", "gelu", "erf", "convolution"):
+        net, shape = NETWORKS[name]
         kernel_fn = net(stax)[2]
         x = jax.random.normal(jax.random.key(0), (max(SIZES), *shape))
         for size in SIZES:
@@ -72,15 +99,18 @@ def first(library: str, name: str) -> None:
 
     net, shape = NETWORKS[name]
     stax = _stax(library)
+    read = _flax() if (library, name) == ("ours", "traced") else lambda x: net(stax)[2]
     x = harness.block(jax.random.normal(jax.random.key(0), (20, *shape)))
     start = time.perf_counter()
-    harness.block(net(stax)[2](x, None, "ntk"))
+    harness.block(read(x)(x, None, "ntk"))
     print(time.perf_counter() - start)
 
 
 def _fresh(*command: str) -> str:
     words = [sys.executable, "-m", "benchmarks.first_call", *command]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    # As users have it: the bytecode of both libraries is there, whatever this shell says of writing it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout
 
 
 def _session_row(runs: int) -> harness.Comparison:

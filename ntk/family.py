@@ -106,7 +106,7 @@ def initialised(
     family: Family, width: int, example: Any, call: Mapping[str, Any] | None = None
 ) -> Initialised:
     """The family at one width as `Initialised`; arguments as of `network`."""
-    made, key = _model(family, width, example, call), jax.random.key(0)
+    made, key = _model(family, width, example, call), jax.eval_shape(jax.random.key, 0)
     whole, (shapes, state) = sharing.jaxpr_of(made.variables, key, return_shape=True)
     jaxpr, consts = jaxprs.program_of(whole)
     outvars = jaxpr.outvars[: len(jax.tree.leaves(shapes))]

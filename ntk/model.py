@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntk import jaxprs, show
 from ntk.arguments import is_key
@@ -104,11 +105,15 @@ def read(model: Any, width: int, example: Any) -> Model:
     named = _keywords(model)
     if "key" in named and "rngs" not in named:
         return _from_equinox(model, call)
-    from flax import linen, nnx
+    from flax import linen
 
     if isinstance(model, linen.Module):
         return _from_linen(model, example, call)
-    if callable(model) and not isinstance(model, nnx.Module) and not _is_equinox(model):
+    if (
+        callable(model)
+        and not _is_module_of("flax.nnx", model)
+        and not _is_module_of("equinox", model)
+    ):
         return _from_nnx(model, call)
     raise ValueError(
         f"family({width}) returned {type(model).__name__}; it must return a linen module, a pair (init, apply), "
@@ -213,9 +218,10 @@ def _from_nnx(factory: Callable, call: dict) -> Model:
     return Model(Network(init, apply), state, variables)
 
 
-def _is_equinox(model: Any) -> bool:
+def _is_module_of(library: str, model: Any) -> bool:
+    """By the names of its classes: importing flax.nnx (IPython among it) takes longer than reading a linen model."""
     return any(
-        c.__name__ == "Module" and c.__module__.startswith("equinox") for c in type(model).__mro__
+        c.__name__ == "Module" and c.__module__.startswith(library) for c in type(model).__mro__
     )
 
 
@@ -228,7 +234,7 @@ def _from_equinox(factory: Callable, call: dict) -> Model:
 
     def build(key: PRNGKey) -> Any:
         model = factory(key=key)
-        if not _is_equinox(model):
+        if not _is_module_of("equinox", model):
             raise ValueError(
                 f"an Equinox family must give an eqx.Module when called with key; got {type(model).__name__}"
             )
@@ -312,7 +318,7 @@ def _filled(x: Any) -> Any:
         return x
     if is_key(x):
         return jax.random.split(jax.random.key(0), x.shape) if x.shape else jax.random.key(0)
-    return jnp.zeros(x.shape, x.dtype)
+    return jax.device_put(np.zeros(x.shape, x.dtype))  # jnp.zeros is compiled for every shape
 
 
 def path_name(path: tuple) -> str:

@@ -25,6 +25,7 @@ from ntk.infinite.inputs import (
     Plan,
     check_axes,
     check_pair,
+    check_samples,
     checked,
     coincident_batches,
     inputs_to_kernel,
@@ -105,6 +106,7 @@ class KernelFn:
         area: with `pair`, maps what is needed of the output to the entries (pairs of positions) that one pair of
             samples takes at most.
         reads: which of the options "pattern" and "attention_seed" its layers read.
+        samples: with `pair`, shape and type of one sample of each input.
     """
 
     rule: Callable[..., Any]
@@ -115,6 +117,7 @@ class KernelFn:
     pair: Callable[..., Kernel] | None = None
     area: Callable[[Need], int] | None = None
     reads: frozenset[str] = frozenset()
+    samples: tuple[jax.ShapeDtypeStruct, ...] = ()
 
     @overload
     def __call__(
@@ -217,6 +220,9 @@ class KernelFn:
         if chained and self.pair is None:
             return _select(self.rule(x1_or_kernel, pattern=pattern), get)
         least = 2 if self.pair is None else 1
+        for name, x in (("x1", x1_or_kernel), ("x2", x2)):
+            if self.samples and x is not None:
+                check_samples(x, self.samples, name)
         x1, mask1 = checked(x1_or_kernel, mask_constant, "x1", least)
         symmetric = x2 is None
         x2, mask2 = (x1, mask1) if symmetric else checked(x2, mask_constant, "x2", least)
@@ -293,7 +299,7 @@ class KernelFn:
         # Means over draws of weights or scores cost per pair of samples, not per equation.
         apart, draws = _of_pairs(plan, data), "attention_seed" in self.reads
         expanded = draws and not self._drawn
-        tile = _small_tile(sizes, entries) if apart and not draws else sizes
+        tile = _small_tile(sizes, entries) if apart and (expanded or not draws) else sizes
         try:
             program = self._program(plan, data, batch, tile, both, expanded)
         except jax.errors.UnexpectedTracerError:
@@ -313,17 +319,17 @@ class KernelFn:
         if cost + spent > program.limit:
             return None
         self._spent[id(program), sizes] = spent + cost
-        arguments_at = functools.partial(_at, plan, data, batch, tile)
-        if expanded:
-            out, needed = program.arrays(*jax.tree.leaves(arguments_at(0, 0)))
-            if not needed:
-                return jax.device_put(out)
-            self._drawn.append(True)
-            return self._at_once(plan, data)
-        if tile == sizes:
-            return program(*jax.tree.leaves(arguments_at(0, 0)))
-        parts = {at: program.arrays(*jax.tree.leaves(arguments_at(*at))) for at in places}
-        return jax.device_put(_put_together(plan, sizes, parts))
+        parts = {}
+        for at in places:
+            leaves = jax.tree.leaves(_at(plan, data, batch, tile, *at))
+            parts[at] = program(*leaves)
+            if expanded:
+                parts[at], needed = parts[at]
+                if needed:
+                    self._drawn.append(True)
+                    return self._at_once(plan, data)
+        # jnp.asarray would compile a copy for every shape.
+        return jax.device_put(parts[0, 0] if tile == sizes else _put_together(plan, sizes, parts))
 
     def _program(
         self,

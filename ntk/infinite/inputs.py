@@ -111,6 +111,27 @@ def check_axes(x: Any, batch: int, channel: int) -> None:
             )
 
 
+def check_samples(x: Any, samples: tuple[jax.ShapeDtypeStruct, ...], name: str) -> None:
+    """Raises a ValueError unless x is batches of samples of the shapes with which a model was read."""
+    parts = x if isinstance(x, list | tuple) else (x,)
+    if len(parts) != len(samples):
+        raise ValueError(f"the network takes {len(samples)} inputs, and {name} holds {len(parts)}")
+    for k, (part, sample) in enumerate(zip(parts, samples)):
+        which = f"{name}[{k}]" if len(samples) > 1 else name
+        if not isinstance(part, jax.Array | np.ndarray):
+            continue  # `checked` says what it is
+        if part.shape[1:] != sample.shape or not part.ndim:
+            raise ValueError(
+                f"{which} has the shape {part.shape}; the network was read with samples of shape {sample.shape}: give "
+                "a batch of those, or call ntk.infinite_width again with such an example"
+            )
+        whole = not jnp.issubdtype(sample.dtype, jnp.floating)
+        if whole and _truth(lambda xp, x: (x == xp.floor(x)).all(), part) is False:
+            raise ValueError(
+                f"{which} has entries that are no integers; the network was read with {sample.dtype}"
+            )
+
+
 def check_pair(x1: Any, x2: Any, axes: tuple[int, int] | None) -> None:
     """Raises a ValueError if samples of the two batches differ in shape."""
     if isinstance(x1, tuple) or isinstance(x2, tuple):
@@ -137,7 +158,7 @@ def coincident_batches(x1: Any, x2: Any) -> bool:
     return same and _truth(lambda xp, one, two: xp.array_equal(one, two), x1, x2) is True
 
 
-def _truth(fn: Callable[..., Any], *xs: Array) -> bool | None:
+def _truth(fn: Callable[..., Any], *xs: Any) -> bool | None:
     """fn(module, *xs), or None where it is not known before the run; by numpy on a CPU, which compiles nothing."""
     if any(isinstance(x, jax.core.Tracer) for x in xs):
         return None

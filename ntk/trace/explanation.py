@@ -173,7 +173,7 @@ def _reads(traced: Traced, index: int, numbers: dict[int, int]) -> list[str]:
     for source in traced.steps[index].inputs:
         if not isinstance(source, int):
             if source[0] == "input":
-                found["data" if len(traced.dtypes) == 1 else f"data {source[1]}"] = None
+                found["data" if len(traced.samples) == 1 else f"data {source[1]}"] = None
         elif isinstance(traced.steps[source].op, Numbers):
             found |= dict.fromkeys(_reads(traced, source, numbers))
         else:

@@ -187,7 +187,7 @@ def _references() -> dict[str, tuple[np.ndarray, float]]:
     """Entries of the known laws on the grid, and their exact variances (mean zero)."""
 
     def values(draw: Callable) -> np.ndarray:
-        program = jaxprs.program_of(jax.make_jaxpr(lambda key: draw(key))(jax.random.key(0)))
+        program = jaxprs.program_of(jax.make_jaxpr(draw)(jax.eval_shape(random.key, 0)))
         (out,) = _values(program, (True,))
         return np.asarray(out.grid, np.float64)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk.infinite import pixels, repeated
 from ntk.infinite.evaluate import KernelFn
@@ -76,7 +75,13 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
     scored = any(isinstance(step.op, Attend | Several) for step in traced.steps)
     reads = frozenset({"attention_seed"} if scored or _has_entries(traced.steps) else ())
     return KernelFn(
-        refuse, lambda need: need, ("traced", id(traced)), None, None, pair, area, reads
+        refuse,
+        lambda need: need,
+        ("traced", id(traced)),
+        pair=pair,
+        area=area,
+        reads=reads,
+        samples=traced.samples,
     )
 
 
@@ -87,15 +92,13 @@ def _has_entries(steps: Sequence[Step]) -> bool:
 
 def _evaluated(traced: Traced, x1: Any, x2: Any, coincident: Any, plan: Plan) -> Kernel:
     firsts, seconds = (x if isinstance(x, tuple) else (x,) for x in (x1, x2))
-    if len(firsts) != len(traced.dtypes):
-        raise ValueError(f"the network takes {len(traced.dtypes)} inputs, and got {len(firsts)}")
     dtype = next((x.dtype for x in firsts if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
     samples = firsts[0].shape[0], seconds[0].shape[0]
     setting = Setting(samples, dtype, plan, coincident, _has_entries(traced.steps))
     needs = needs_of(traced.steps, len(traced.steps) - 1, plan.need)
     values: dict[Any, Any] = {}
-    for k, (one, two, dtype_of) in enumerate(zip(firsts, seconds, traced.dtypes)):
-        if not np.issubdtype(dtype_of, np.floating):
+    for k, (one, two, sample) in enumerate(zip(firsts, seconds, traced.samples)):
+        if not jnp.issubdtype(sample.dtype, jnp.floating):
             one, two = one.astype(jnp.int32), two.astype(jnp.int32)
         values["input", k] = Sides(one, two)
     for k, array in enumerate(traced.constants):

@@ -14,7 +14,6 @@ from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk import family as families
 from ntk.arguments import refuse_unknown, strict
@@ -399,7 +398,7 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     last = ref.process.index
     order = tuple(ref.axes.index(a) for a in axes if a in ref.axes)
     steps, notes = pruned(context.program, last, not tied)
-    dtypes = tuple(np.dtype(x.dtype) for x in inputs)
+    samples = tuple(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in inputs)
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
@@ -409,7 +408,7 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
             "layers side by side or split, or tables of positions: correlations of its uses are not followed there. "
             'Give each use its own parameter, or take means over finite networks: otherwise="sample"'
         )
-    return Traced(steps, notes, constants, order, dtypes, facts, () if tied else loops(steps))
+    return Traced(steps, notes, constants, order, samples, facts, () if tied else loops(steps))
 
 
 def _joined(context: Context) -> bool:

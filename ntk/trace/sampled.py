@@ -23,6 +23,7 @@ import numpy as np
 from ntk import arguments
 from ntk import family as families
 from ntk.family import named_leaves
+from ntk.infinite.inputs import check_samples
 from ntk.trace import networks
 from ntk.trace.parameters import Assumed
 
@@ -112,6 +113,11 @@ class SampledKernelFn:
                     f"{name!r} is not sampled; get may be 'nngp', 'ntk' or a tuple of both: the kernel is a mean over "
                     "finite networks"
                 )
+        start = 1 if self.batched else 0
+        samples = tuple(jax.ShapeDtypeStruct(x.shape[start:], x.dtype) for x in self.first)
+        for name, x in (("x1", x1), ("x2", x2)):
+            if x is not None:
+                check_samples(x, samples, name)
         x1, x2 = (None if x is None else jax.tree.map(jnp.asarray, x) for x in (x1, x2))
         self._check_apart(x1)
         means: dict[str, list] = {name: [] for name in get}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ntk.infinite.weight_laws import NORMAL
@@ -43,7 +44,7 @@ class Traced(NamedTuple):
         notes: what a reader is told of each.
         constants: arrays of the model.
         order: for each axis of positions of the output, its place among those of the last step.
-        dtypes: of the inputs of the model.
+        samples: shape and type of one sample of each input.
         parameters: what was found of each parameter, by its path.
         loops: runs of equal blocks of steps.
     """
@@ -52,7 +53,7 @@ class Traced(NamedTuple):
     notes: tuple[Note, ...]
     constants: tuple[np.ndarray, ...]
     order: tuple[int, ...]
-    dtypes: tuple[Any, ...]
+    samples: tuple[jax.ShapeDtypeStruct, ...]
     parameters: dict[str, dict]
     loops: tuple[Loop, ...]
 

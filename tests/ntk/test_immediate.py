@@ -1,6 +1,8 @@
 """Small kernels at once: numpy's walk through a program is the program."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -211,9 +213,20 @@ def test_batches_of_other_sizes_are_evaluated_by_one_program(name, sizes, sides,
     assert len(kernel_fn._small) == 2
 
 
-def test_another_size_of_a_known_network_is_not_read_anew():
-    kernel_fn = net(stax.Gelu)
-    x = np.random.default_rng(0).normal(size=(33, 4))
+class Traced(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.gelu(nn.Dense(self.width)(x)))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_another_size_of_a_known_network_is_not_read_anew(traced):
+    x = np.random.default_rng(0).normal(
+        size=(33, 40)
+    )  # of fewer inputs a traced network would draw its weights
+    kernel_fn = ntk.infinite_width(lambda n: Traced(n), x) if traced else net(stax.Gelu)
     whole = kernel_fn(x, None, "ntk")
     found = []
     known = readings(lambda: found.extend(kernel_fn(x[:n], None, "ntk") for n in (1, 7, 20)))
@@ -221,7 +234,17 @@ def test_another_size_of_a_known_network_is_not_read_anew():
     assert len(kernel_fn._small) == 1
     for n, part in zip((1, 7, 20), found):
         np.testing.assert_array_equal(part, whole[:n, :n])
-    assert readings(lambda: kernel_fn(x[:, :3], None, "ntk")) > 0  # the count counts
+    assert readings(lambda: kernel_fn(x, x[:2], "ntk")) > 0  # the count counts
+
+
+def test_linen_models_are_read_without_nnx():
+    """Importing it takes longer than reading the model."""
+    code = (
+        "import sys, jax.numpy as jnp; from flax import linen as nn; import ntk\n"
+        "ntk.infinite_width(lambda n: nn.Sequential([nn.Dense(n), nn.relu, nn.Dense(1)]), jnp.ones((1, 2)))\n"
+        "sys.exit('flax.nnx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_costly_programs_are_read_for_the_size_that_is_asked_for(monkeypatch):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import limits
 import models
@@ -38,6 +39,23 @@ def concatenated(axis):
     )
 
 
+def traced(otherwise=None):
+    """Of a model with a kernel, or of one without: it sorts its units."""
+
+    def family(n):
+        return nn.Sequential([nn.Dense(n), jnp.sort if otherwise else jnp.tanh, nn.Dense(1)])
+
+    return ntk.infinite_width(family, X, **({"otherwise": otherwise} if otherwise else {}))
+
+
+def tokens():
+    def family(n):
+        table = nn.Embed(9, n, embedding_init=nn.initializers.normal(1.0))
+        return nn.Sequential([table, nn.Dense(1)])
+
+    return ntk.infinite_width(family, jnp.ones((2, 2), int))
+
+
 def check(net_at_width):
     settings = {"widths": [8, 16, 32], "batch": (X, Y), "loss": lambda f, y: jnp.mean((f - y) ** 2)}
     return limits.coordinate_check(
@@ -47,6 +65,13 @@ def check(net_at_width):
 
 # what is called, the error, and a part of what is said
 WRONG = [
+    # a traced network reads samples of the shape of its example, and no other
+    (lambda: traced()(X[:, :2]), ValueError, r"x1 has the shape \(4, 2\); .* shape \(3,\)"),
+    (lambda: traced()(X[0]), ValueError, r"x1 has the shape \(3,\); .* a batch of those"),
+    (lambda: traced()(X, X[..., None]), ValueError, r"x2 has the shape \(4, 3, 1\)"),
+    (lambda: traced()((X, X)), ValueError, "the network takes 1 inputs, and x1 holds 2"),
+    (lambda: traced("sample")(X[:, :2]), ValueError, r"x1 has the shape \(4, 2\)"),
+    (lambda: tokens()(X[:2, :2] / 2), ValueError, "entries that are no integers"),
     (lambda: ntk.infinite_width(FAMILY, X[:0]), ValueError, r"shape \(0, 3\), an empty axis"),
     (lambda: ntk.infinite_width(FAMILY, X + 1j), ValueError, "example is complex"),
     (lambda: ntk.infinite_width(FAMILY, WORDS), TypeError, "it must be of numbers"),
