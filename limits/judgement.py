@@ -250,5 +250,7 @@ def _advice(measured: Measured, widths: tuple[int, ...]) -> str:
     lost = ~np.isfinite(measured.values[1]).all(axis=(1, 3))  # (widths, steps)
     if lost.any():
         step, width = lost.any(0).argmax() + 1, measured.widths[lost.any(1)].min()
-        text += f" Outputs are not finite from step {step}, at width {width}: lower the learning rate."
+        text += (
+            f" Outputs are not finite from step {step}, at width {width}: lower the learning rate."
+        )
     return text

@@ -15,7 +15,16 @@ from typing import Any
 import ml_collections
 
 from experiments import checks
-from experiments.tasks import digits, images, mixture, modular, polynomials, teachers, text
+from experiments.tasks import (
+    digits,
+    images,
+    mixture,
+    mnist1d,
+    modular,
+    polynomials,
+    teachers,
+    text,
+)
 from experiments.tasks.arrays import Data, Task, check_task
 
 __all__ = ["IMAGES", "NAMES", "Data", "Task", "default_config", "load"]
@@ -23,6 +32,7 @@ __all__ = ["IMAGES", "NAMES", "Data", "Task", "default_config", "load"]
 IMAGES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "npz", "image_folder")
 MODULES = {
     "digits": digits,
+    "mnist1d": mnist1d,
     "teacher": teachers,
     "text": text,
     "modular": modular,
@@ -54,7 +64,7 @@ RULES = {
 
 
 def default_config(name: str) -> ml_collections.ConfigDict:
-    """Every key of a task with its default; digits and the image tasks share theirs.
+    """Every key of a task with its default; digits, MNIST-1D and the image tasks share theirs.
 
     Raises:
         ValueError: an unknown name.

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import sys
 import types
 
 import jax
@@ -48,9 +49,28 @@ def test_embedded_tasks_have_the_declared_shapes_and_repeat(name):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_another_seed_gives_other_examples(name):
-    extra = {"num_train": 100} if name in ("digits", "text") else {}
+    extra = {"num_train": 100} if name in ("digits", "text", "mnist1d") else {}
     first, second = (load(config_of(name, seed=seed, **extra)) for seed in (0, 1))
     assert not np.array_equal(first.train.x, second.train.x)
+
+
+def test_mnist1d_is_that_of_its_authors_and_leaves_the_generators_alone(monkeypatch):
+    np.random.seed(7)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    task = load(config_of("mnist1d", flatten=False))
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert (len(task.train.x), len(task.test.x), task.input_shape) == (4000, 1000, (40, 1, 1))
+    both = np.concatenate([task.train.y, task.test.y])
+    np.testing.assert_array_equal(np.bincount(both), 500)
+    few = load(config_of("mnist1d", num_train=30, num_test=20, seed=3))
+    assert (len(few.train.x), len(few.test.x), few.input_shape) == (30, 20, (40,))
+    with pytest.raises(ValueError, match=r"task\.num_train is 4001, but there are 4000"):
+        load(config_of("mnist1d", num_train=4001))
+    with pytest.raises(ValueError, match="leave it empty"):
+        load(config_of("mnist1d", data_dir="here"))
+    monkeypatch.setitem(sys.modules, "mnist1d", None)
+    with pytest.raises(ValueError, match="pip install mnist1d"):
+        load(default_config("mnist1d"))
 
 
 def test_digits_are_standardised_disjoint_and_keep_their_shape():
