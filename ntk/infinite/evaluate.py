@@ -299,7 +299,8 @@ class KernelFn:
         # Means over draws of weights or scores cost per pair of samples, not per equation.
         apart, draws = _of_pairs(plan, data), "attention_seed" in self.reads
         expanded = draws and not self._drawn
-        tile = _small_tile(sizes, entries) if apart and (expanded or not draws) else sizes
+        shared = apart and (not draws or (expanded and entries == 1))
+        tile = _small_tile(sizes, entries) if shared else sizes
         try:
             program = self._program(plan, data, batch, tile, both, expanded)
         except jax.errors.UnexpectedTracerError:
