@@ -86,3 +86,20 @@ def test_results_of_other_machines_stay(tmp_path, monkeypatch):
 def test_a_page_without_its_table_is_refused():
     with pytest.raises(ValueError, match="one table"):
         ratios.renewed("no marks", str)
+
+
+def test_iterations_on_the_page_are_those_of_the_results():
+    body = json.loads((ratios.RESULTS / "regression_scale.json").read_text())
+    found = {(r["road"], r["samples"]): r.get("iterations") for r in body["rows"]}
+    page = (ROOT / "docs" / "speed.md").read_text()
+    both = re.findall(r"^\| ([\d,]+) \| (\d+|not run), (\d+|not run) \|", page, re.MULTILINE)
+    assert len(both) == 5
+    for samples, *stated in both:
+        n = int(samples.replace(",", ""))
+        plain = found.get(("plain", n), found.get(("kept_plain", n)))
+        expected = found.get(("cg", n)), plain
+        assert [str(k or "not run") for k in expected] == stated
+    kept = re.findall(r"^\| ([\d,]+) \| [^|]*GiB \| [^|]*\| [^|]*\| (\d+) \|", page, re.MULTILINE)
+    assert len(kept) == 4
+    for samples, stated in kept:
+        assert found["kept", int(samples.replace(",", ""))] == int(stated)
