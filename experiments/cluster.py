@@ -11,9 +11,12 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import inspect
+import logging
 import os
 import pathlib
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -56,7 +59,9 @@ def connected(address: str | None) -> Iterator[Any]:
     kind, options = parsed(address)
     dask = settings.optional("dask", "cluster")
     chosen = {
-        "logging": {"distributed": "critical"},  # a death of a worker is no news
+        # A death of a worker is no news; workers read this when they are imported.
+        "logging": {"distributed": "critical"},
+        "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
         "distributed.scheduler.allowed-failures": DEATHS,
         # Else a process that takes 15 s to start anew, on a busy machine, is given up.
         "distributed.deploy.lost-worker-timeout": "1 day",
@@ -64,6 +69,7 @@ def connected(address: str | None) -> Iterator[Any]:
     }
     with dask.config.set(chosen), contextlib.ExitStack() as stack:
         distributed = settings.optional("distributed", "cluster")
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if kind == "local":
             made = stack.enter_context(_local_cluster(distributed, **options))
         elif kind == "slurm":
@@ -88,6 +94,65 @@ def parsed(address: str) -> tuple[str, dict[str, Any]]:
             f"--cluster is {address!r}; it must be local:N, slurm:cores=1,memory=4GB,jobs=8 or tcp://HOST:PORT"
         )
     return kind, _local(rest) if kind == "local" else _slurm(rest) if kind == "slurm" else {}
+
+
+def check(address: str) -> None:
+    """Refuses an address before anything is made: what it asks for, packages, Slurm's command, who answers there.
+
+    Raises:
+        ValueError: another address or option; a package or a command that is not installed.
+        OSError: no scheduler answers at tcp://HOST:PORT.
+    """
+    kind, options = parsed(address)
+    settings.optional("distributed", "cluster")
+    if kind == "slurm":
+        settings.optional("dask_jobqueue", "cluster")
+        unknown = set(options) - _slurm_options()
+        if unknown:
+            name = min(unknown)
+            raise ValueError(
+                f"--cluster=slurm: has {name!r}{settings.nearest(name, _slurm_options())}; it may have "
+                f"{', '.join(sorted(_slurm_options() | {'jobs', 'gpus'}))}"
+            )
+        if shutil.which("sbatch") is None:
+            raise ValueError(
+                "--cluster=slurm: needs the command sbatch, which is not on the path of this machine; start the study "
+                "where jobs are submitted, or take local:N"
+            )
+    if kind in ("tcp", "tls"):
+        host, _, port = address.partition("://")[2].rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError(f"--cluster is {address!r}; it must be {kind}://HOST:PORT")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise OSError(
+                f"no scheduler answers at {address} ({error}): start one with `dask scheduler`, and workers with "
+                f"`dask worker {address}`"
+            ) from None
+
+
+def script(address: str) -> str:
+    """The script of the jobs that a ``slurm:`` address submits, which submits none."""
+    from dask_jobqueue import slurm
+
+    _, options = parsed(address)
+    del options["jobs"]
+    return slurm.SLURMJob(
+        scheduler="tcp://SCHEDULER:PORT", name="widelimit", **options
+    ).job_script()
+
+
+@functools.cache
+def _slurm_options() -> frozenset[str]:
+    """Names that the classes of dask-jobqueue declare."""
+    from dask_jobqueue import core, slurm
+
+    kinds = (core.JobQueueCluster, slurm.SLURMJob, core.Job)
+    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    return frozenset(
+        names - {"self", "job_kwargs", "base_class_kwargs", "scheduler", "job_cls", "loop"}
+    ) | {"jobs"}
 
 
 def units(
@@ -234,7 +299,7 @@ def _local_cluster(distributed: Any, workers: int, starts: int = STARTS) -> Any:
             "options": {
                 "nthreads": 1,
                 "host": HERE,
-                "env": {"CUDA_VISIBLE_DEVICES": str(i), "DASK_LOGGING__DISTRIBUTED": "critical"},
+                "env": {"CUDA_VISIBLE_DEVICES": str(i)},
             },
         }
         for i in range(workers)

@@ -79,6 +79,7 @@ class Plan:
         self.profile = profile or {}
         self.work, self.parts, self.reported, self.at = work, [], 0, ""
         self.outside, self.since = 0.0, time.monotonic()
+        self.waited = 0.0  # for a unit that did not end
 
     def progress(self, steps: int, name: str, loss: float) -> None:
         """Steps that a study reports itself, in units or between grids."""
@@ -212,7 +213,7 @@ def text(
             f"{config.study} cannot be planned: {rest or 'it has no grid of units (experiments.grid.train_grid)'}"
         )
     lines = [f"plan of {config.study}, nothing is kept; (a) marks what is only arithmetic"]
-    lines += _sizes(config, plan, total, work, checked)
+    lines += _sizes(config, plan, total, checked, rest)
     kind = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores of the host"
     lines += [
         f"measured  {p.label}: {p.words}" + f"; {p.units:,} such units" * (p.units > 1)
@@ -220,10 +221,13 @@ def text(
     ]
     lines.append(f"          on {kind}; between the grids {plan.outside:.3g} s")
     known = sum(p.units * p.steps for p in plan.parts) + plan.reported
-    # Only of what reports steps: a grid that reports none is not a share of them.
-    share = total / known if known and total else 1.0
+    # Only of what reports steps: a grid that reports none is not a share of them. What was not met may cost anything,
+    # so that the hours are then those of what was met and of the wait for the rest: at least.
+    share = total / known if known and total and not rest else 1.0
     seconds = sum(p.total * (share if p.steps else 1.0) for p in plan.parts)
     longest = max(p.longest for p in plan.parts)
+    if rest:
+        seconds, longest = seconds + plan.waited, max(longest, plan.waited)
     compiled, shapes = sum(p.compiled for p in plan.parts), sum(p.shapes for p in plan.parts)
     units = sum(p.units for p in plan.parts)
     told = [
@@ -231,7 +235,8 @@ def text(
         for n in _counts(devices)
     ]
     lines.append(
-        f"hours     (a) on devices of this kind, {', '.join(told)}; longest unit {_hours(longest)}"
+        f"hours     (a) {'at least, ' if rest else ''}on devices of this kind, {', '.join(told)}; longest unit "
+        f"{_hours(longest)}"
     )
     lines.append(
         f"          (a) with {_hours(compiled)} of compiling for {shapes:,} shapes, each taken to need what the first "
@@ -258,15 +263,31 @@ def text(
         lines.append(
             f"          (a) the units that were met are {known:,} of {total:,} steps; the rest at their mean cost"
         )
+    if rest:
+        lines.append(
+            f"          (a) of {total:,} steps the units that were met are {known:,}, which alone are counted"
+        )
+    rate = f"{loop.FLOPS:.0e} a second"
+    if work:
+        flops = loop.FLOPS * sum(steps * cost for steps, cost in work.values())
+        lines.append(
+            f"flops     (a) at most {flops:.2g}: the seconds that the study states, at {rate}"
+        )
+    else:
+        flops = loop.FLOPS * seconds
+        lines.append(f"flops     (a) some {flops:.2g}: the seconds above, on one device, at {rate}")
     if units < max(_counts(devices)):
-        lines.append(f"          (a) {units:,} units share no more than so many devices")
+        lines.append(
+            f"          (a) of more than {units:,} devices, the number of units, the others are idle"
+        )
     return "\n".join(lines + ([f"not met   {rest}"] if rest else []))
 
 
-def _sizes(config: Any, plan: Plan, total: int, work: clock.Work, checked: Any) -> list[str]:
+def _sizes(config: Any, plan: Plan, total: int, checked: Any, rest: str) -> list[str]:
     grids = ", ".join(f"{p.name} {p.units:,}" for p in plan.parts)
+    unmet = ", and those that were not met" if rest else ""
     lines = [
-        f"units     {sum(p.units for p in plan.parts):,} ({grids})",
+        f"units     {sum(p.units for p in plan.parts):,} ({grids}){unmet}",
         f"steps     {total:,}",
     ]
     held = []
@@ -280,17 +301,7 @@ def _sizes(config: Any, plan: Plan, total: int, work: clock.Work, checked: Any) 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
     held.append(f"this process, with the units it measured, held {_bytes(peak)}")
-    lines.append(f"memory    {'; '.join(held)}")
-    if work:
-        flops = loop.FLOPS * sum(steps * cost for steps, cost in work.values())
-        lines.append(
-            f"flops     (a) at most {flops:.2g}: the seconds that the study states, at {loop.FLOPS:.0e} a second"
-        )
-    else:
-        lines.append(
-            "flops     not known: the study does not say what its steps cost (work(config))"
-        )
-    return lines
+    return [*lines, f"memory    {'; '.join(held)}"]
 
 
 def _follow(study: ModuleType, config: Any, plan: Plan) -> str:
@@ -300,6 +311,7 @@ def _follow(study: ModuleType, config: Any, plan: Plan) -> str:
             session = loop.Session(plan=plan, progress=plan.progress)
             contract.called(study, "run", config, session)
         except _Late:
+            plan.waited = PATIENCE
             where = f"a unit of {plan.at}" if plan.at else "what stands between its grids"
             return (
                 f"{where} does not end within {PATIENCE:g} s here; what comes after it is not known"

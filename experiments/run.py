@@ -97,6 +97,8 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
         check(config, **limits)
     if options.check:
         print(f"{config.study}: nothing is wrong with this configuration; nothing was trained")
+        if (options.cluster or "").startswith("slurm:"):
+            print(f"its jobs:\n{clusters.script(options.cluster)}")
         return 0
     programs.keep()
     with _sinks(options, config, _folder(config, preset, options.workdir)) as sinks:
@@ -108,7 +110,7 @@ def _start(config: Any, preset: str, options: settings.Options) -> int:
 def _check_services(options: settings.Options) -> None:
     """Refuses an address that is none, packages that are not there, a folder for TensorBoard that cannot be made."""
     if options.cluster is not None:
-        clusters.parsed(options.cluster)
+        clusters.check(options.cluster)
     if options.tensorboard:
         settings.optional("tensorboardX", "tracking")
         _check_folder(files.expanded(options.tensorboard), "tensorboard")
@@ -185,7 +187,7 @@ def run(
     folder = _folder(config, preset, workdir)
     _check_folder(folder)
     if cluster is not None:
-        clusters.parsed(cluster)
+        clusters.check(cluster)
     study = check(config, devices=devices, checkpoint_seconds=checkpoint_seconds)
     asked = _asked(config)
     configuration = seals.digest(asked)

@@ -391,8 +391,10 @@ def _names(get: str | tuple[str, ...] | None) -> tuple[str, ...]:
     names = () if get is None else (get,) if isinstance(get, str) else tuple(get)
     for name in names:
         if name not in NAMES:
+            rest = ", ".join(sorted({*NAMES} - {"nngp", "ntk"}))
             raise ValueError(
-                f"{name!r} is not a kernel; get may be None or any of {', '.join(sorted(NAMES))}"
+                f"{name!r} is not a kernel; get may be 'nngp', 'ntk', a tuple of names, None, or a field of Kernel: "
+                f"{rest}"
             )
     return names
 

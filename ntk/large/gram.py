@@ -237,6 +237,7 @@ def product(
                 out[job.span(1, j)] += mirrored[:, : job.kept(1, j)].T
         return processes.total(out, job.share).astype(dtype).reshape(n1, *v.shape[1:])
 
+    matvec.shape = (n1, n2)  # type: ignore[attr-defined]  # as a matrix has it, for messages
     return matvec
 
 

@@ -54,7 +54,19 @@ def share(devices: tuple[jax.Device, ...]) -> tuple[Share, tuple[jax.Device, ...
             "(jax.devices()) to share the work, or this process's own (jax.local_devices())"
         )
     local = tuple(device for device in devices if device.process_index == here)
-    return Share(here, len(owners)), local
+    found = Share(here, len(owners))
+    _meet(found)
+    return found, local
+
+
+@functools.cache
+def _meet(share: Share) -> None:
+    """Connects the processes at the first call of a job, where they come together.
+
+    For that the transport waits 30 s alone, for what is exchanged afterwards as long as it takes: without this a
+    process whose first tile takes half a minute longer counted as lost.
+    """
+    wait("widelimit", share)
 
 
 @contextlib.contextmanager
@@ -69,10 +81,16 @@ def together(share: Share) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if share.size == 1 or not _LOST.search(str(error)):
             raise
+        late = "GetKeyValue() timed out" in str(error)
+        what = (
+            "waited 30 s for another process of the job to begin, which is slower than that or has ended: let all call "
+            "jax.devices(), which waits for minutes, where what each does alone is done"
+            if late
+            else "lost another process of the job, which has ended: its own messages say why"
+        )
         raise RuntimeError(
-            f"process {share.rank} of {share.size} lost another process of the job, which has ended: its own messages "
-            "say why. Start the job again, with any number of processes; it goes on from what is kept on disk "
-            f"({str(error).splitlines()[0]})"
+            f"process {share.rank} of {share.size} {what}. Start the job again, with any number of processes; it goes "
+            f"on from what is kept on disk ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -232,7 +232,7 @@ def keep_arrays(file: pathlib.Path, mark: str, arrays: dict[str, Any]) -> None:
     """
     if jax.process_index() == 0:
         fresh = file.with_name(file.name + ".new")
-        with fresh.open("wb") as handle:
+        with _named_errors(file, "the step before is kept"), fresh.open("wb") as handle:
             np.savez(handle, mark=mark, **arrays)
             handle.flush()
             os.fsync(handle.fileno())
@@ -263,12 +263,12 @@ def kept_arrays(file: pathlib.Path, mark: str) -> dict[str, np.ndarray] | None:
 
 
 @contextlib.contextmanager
-def _named_errors(file: pathlib.Path) -> Iterator[None]:
+def _named_errors(file: pathlib.Path, kept: str = "finished tiles are kept") -> Iterator[None]:
     """An error of the system, which does not say which file could not be written, with its name."""
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror}; finished tiles are kept, the same call goes on"
+        reason = f"{error.strerror}; {kept}, the same call goes on"
         raise OSError(error.errno, reason, str(file)) from error
 
 

@@ -86,6 +86,12 @@ def inducing(
     """
     arguments.refuse_unread("inducing", inducing, kernel_fn, kwargs)
     n, m = tiles.samples(x_train, "x_train"), tiles.samples(points, "points")
+    for one, sample in zip(jax.tree.leaves(points), jax.tree.leaves(x_train)):
+        if one.shape[1:] != sample.shape[1:]:
+            raise ValueError(
+                f"points has shape {one.shape}; it must be samples as x_train has them, (m, *{sample.shape[1:]}): of "
+                "indices give x_train[indices]"
+            )
     y = np.asarray(y_train)
     if y.shape[:1] != (n,):
         raise ValueError(f"y_train has shape {y.shape}; with {n} samples it must be ({n}, ...)")

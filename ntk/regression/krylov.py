@@ -159,18 +159,37 @@ def host_loop(goes_on: Callable, body: Callable, state: Any) -> Any:
     return state
 
 
-def kept_loop(file: pathlib.Path, mark: str) -> Callable:
-    """`host_loop` that keeps every state of the iteration in a file, and goes on from there.
+class Kept(NamedTuple):
+    """Where the states of an iteration are kept: by the first process of a job, after each step; read by all.
 
-    Args:
-        file: written by the first process of a job, after each step; read by all.
+    Attributes:
+        file: an npz file.
         mark: what the states belong to; those of another are not gone on with.
     """
-    there = storage.kept_arrays(file, mark)
+
+    file: pathlib.Path
+    mark: str
+
+
+def _kept_loop(kept: Kept, times: Matvec, b: Array, shift: Array) -> Callable:
+    """`host_loop` that keeps every state of the iteration in a file, and goes on from there.
+
+    Raises:
+        ValueError: what the file holds is no state of A x = b. A residual that the recurrence has carried is that of
+            its x up to a rounding of about eps times the condition number; with another A it is not.
+    """
+    there = storage.kept_arrays(*kept)
     saved = None
     if there is not None:
         state = _State(*(jnp.asarray(there[name]) for name in _State._fields))
         saved = int(there["number"]), state
+        drift = jnp.linalg.norm(b - times(state.x) - state.r, axis=0)
+        rounding = jnp.finfo(b.dtype).eps * state.top / shift
+        if not (drift <= (0.01 + rounding) * jnp.linalg.norm(b, axis=0)).all():
+            raise ValueError(
+                f"{kept.file} holds steps with another kernel: the residual there is not that of this one; give "
+                "another path, or remove the file"
+            )
     rounds = itertools.count()
 
     def loop(goes_on: Callable, body: Callable, state: Any) -> Any:
@@ -183,8 +202,7 @@ def kept_loop(file: pathlib.Path, mark: str) -> Callable:
             state = saved[1]
         while goes_on(state):
             state = body(state)
-            kept = {"number": number, **jax.device_get(state)._asdict()}
-            storage.keep_arrays(file, mark, kept)
+            storage.keep_arrays(*kept, {"number": number, **jax.device_get(state)._asdict()})
         return state
 
     return loop
@@ -255,7 +273,7 @@ def solve_function(
     max_steps: int,
     loop: Any,
 ) -> tuple[Array, Result]:
-    """The same of a function v -> K v; by a loop in Python where values are known."""
+    """The same of a function v -> K v; by a loop in Python where values are known, or one that is `Kept`."""
 
     def kernel_times(v: Array) -> Array:
         out = jnp.asarray(apply(v))
@@ -263,15 +281,13 @@ def solve_function(
             raise ValueError(f"kernel maps vectors {v.shape} to {out.shape}; the shapes must agree")
         return out.astype(v.dtype)
 
+    def times(v: Array) -> Array:
+        return kernel_times(v) + shift * v
+
+    if isinstance(loop, Kept):
+        loop = _kept_loop(loop, times, b, shift)
     pre = nystrom(kernel_times, b.shape[0], rank, shift, key)
-    found = conjugate_gradient(
-        lambda v: kernel_times(v) + shift * v,
-        b,
-        pre,
-        tolerance,
-        max_steps,
-        loop,
-    )
+    found = conjugate_gradient(times, b, pre, tolerance, max_steps, loop)
     return found.x, found
 
 

@@ -264,7 +264,8 @@ def conjugate_gradient(
             `Solution.leave_one_out` holds them in this order.
         key: PRNG key of the preconditioner; ``jax.random.key(0)`` by default.
         path: file that keeps the iteration after every step, for a matrix on disk or a function: the same call
-            goes on there after a kill, with other max_steps or tolerance too. The preconditioner is made again.
+            goes on there after a kill, with other max_steps or tolerance too. One more product tells whether it is the
+            same kernel, and the preconditioner is made again.
         dtype: as in `cholesky`; a function is given arrays of this dtype, or of that of y.
 
     Returns:
@@ -304,7 +305,7 @@ def conjugate_gradient(
                 "the diagonal of a function is not known: give diag_reg in absolute units, such as "
                 "1e-3 * ntk.gram.diagonal(...).mean(), with diag_reg_absolute_scale=True"
             )
-        _check((n, n), y, diag_reg, positive=True)
+        _check(getattr(kernel, "shape", (n, n)), y, diag_reg, positive=True)
     else:
         matrix = kernel if isinstance(kernel, np.memmap) else _floating(kernel, dtype)
         y = jnp.asarray(y).astype(dtype or matrix.dtype)
@@ -325,19 +326,21 @@ def conjugate_gradient(
     else:
         on_disk = isinstance(matrix, np.memmap)
         times = functools.partial(krylov.rows_times, matrix) if on_disk else matrix
-        loop = jax.lax.while_loop if tiles.is_traced(y) else krylov.host_loop
+        loop: Any = jax.lax.while_loop if tiles.is_traced(y) else krylov.host_loop
         if path is not None:
-            loop = krylov.kept_loop(*_kept(path, y, shift, key, rank))
+            loop = _kept(path, y, shift, key, rank)
         x, found = krylov.solve_function(times, *arguments, loop)
     return _reported(y, left, x, found, shift, tolerance)
 
 
-def _kept(path: Any, y: Array, shift: Array, key: PRNGKey, rank: int) -> tuple[pathlib.Path, str]:
-    """The file of an iteration, and what tells it from others."""
+def _kept(path: Any, y: Array, shift: Array, key: PRNGKey, rank: int) -> krylov.Kept:
+    """The file of an iteration, whose folder is made, and what tells it from others."""
     mark = hashlib.blake2b(digest_size=16)
     for part in (y, shift, jax.random.key_data(key)):
         mark.update(f"{part.dtype}{part.shape}".encode() + np.asarray(part).tobytes())
-    return pathlib.Path(path), f"{mark.hexdigest()} {rank}"
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return krylov.Kept(file, f"{mark.hexdigest()} {rank}")
 
 
 def _reported(
