@@ -298,6 +298,7 @@ class KernelFn:
             plan = both
         # Means over draws of weights or scores cost per pair of samples, not per equation.
         apart, draws = _of_pairs(plan, data), "attention_seed" in self.reads
+        # First by cumulants alone; what needs means over weights once is evaluated with them from then on.
         expanded = draws and not self._drawn
         shared = apart and (not draws or (expanded and entries == 1))
         tile = _small_tile(sizes, entries) if shared else sizes
@@ -421,6 +422,7 @@ def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
     arrays = {name: getattr(kernel, name) for name in names or _FIELDS if name not in _STATIC}
     empty: dict[str, Any] = dict.fromkeys(_FIELDS)
     if kernel.coincident is not None:
+        # Whether it is None is all that `x1_is_x2` of the frame reads.
         empty["coincident"] = jnp.ones((), bool)
     return _Result(dataclasses.replace(kernel, **empty), arrays)
 
@@ -612,6 +614,7 @@ def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, 
     side = max(math.isqrt(target // entries), least)
     rows = _even(sizes[0], side)
     columns = rows if plan.coincident else _even(sizes[1], max(target // entries // rows, least))
+    # None is one tile, which needs no loop and no copies.
     return None if (rows, columns) == sizes else (rows, columns)
 
 
@@ -649,6 +652,7 @@ def _tiled(
 
     def one(i: Array, j: Array) -> Any:
         graphs = None if pattern is None else (cut(graph1, i, rows, 0), cut(graph2, j, columns, 0))
+        # The last tile overlaps the one before it: samples coincide by number, not by their place in a tile.
         coincident = None
         if plan.coincident:
             coincident = (i + jnp.arange(rows))[:, None] == (j + jnp.arange(columns))[None]
@@ -721,6 +725,7 @@ def _written(
     rest = (jnp.zeros((), i.dtype),) * (out.ndim - 2)
     out = jax.lax.dynamic_update_slice(out, new, (i, j, *rest))
     if upper:
+        # Of a tile on the diagonal its own transpose is written over it, equal up to rounding.
         mirror = jax.lax.dynamic_update_slice(out, _mirror(new, kernel), (j, i, *rest))
         out = mirror
     return out
@@ -729,5 +734,6 @@ def _written(
 def _mirror(x: Array, kernel: Kernel) -> Array:
     order = [1, 0]
     for axis in range(2, x.ndim):
+        # K(j, i; p', p) = K(i, j; p, p'): pixels of a pair stand side by side, at an even axis and the next.
         order.append(axis if kernel.diagonal_spatial else axis ^ 1)
     return x.transpose(order)

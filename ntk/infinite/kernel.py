@@ -200,6 +200,7 @@ class Kernel:
 
     def dot_general(self, other1: Any, other2: Any, is_lhs: bool, dimension_numbers: Any) -> Kernel:
         """The kernel of `jax.lax.dot_general` of the activations and a constant, the same for both batches."""
+        # Layers are built on kernels: an import on top would be a circle.
         from ntk.stax.fixed import DotGeneral
 
         if other1 is None and other2 is None:
@@ -210,6 +211,7 @@ class Kernel:
         axes = {"batch_axis": self.batch_axis, "channel_axis": self.channel_axis}
         return DotGeneral(**side, dimension_numbers=dimension_numbers, **axes).kernel_fn.rule(self)
 
+    # Second moments and J J^T are quadratic in the activations.
     def __mul__(self, number: Any) -> Kernel:
         return self._moved(lambda x: number**2 * x, lambda x: number**2 * x)
 
@@ -218,11 +220,13 @@ class Kernel:
     def __truediv__(self, number: Any) -> Kernel:
         return self * (1 / number)
 
+    # What is added is not trained: J J^T stays.
     def __add__(self, number: Any) -> Kernel:
         return self._moved(lambda x: number**2 + x, lambda x: x)
 
     __sub__ = __add__
 
+    # Signs of activations leave second moments as they are.
     def __neg__(self) -> Kernel:
         return self
 

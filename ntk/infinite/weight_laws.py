@@ -37,6 +37,7 @@ class Standard(NamedTuple):
 NORMAL = Standard("normal")
 _MASS = math.erf(math.sqrt(2))  # of a normal between -2 and 2
 _DENSITY = math.exp(-2) / math.sqrt(2 * math.pi)
+# By parts E w^2 = 1 - 2 a phi(a) / mass, a = 2.
 _VARIANCE = 1 - 4 * _DENSITY / _MASS
 
 
@@ -113,6 +114,7 @@ def points(
 
     start = jnp.broadcast_to(jnp.asarray(shift)[None], (index.shape[0], len(shift)))
     bits = jax.lax.scan(flip, start, table)[0]
+    # In the middle of its cell: never 0 or 1, whose normal quantiles are infinite.
     u = (bits.astype(dtype) + 0.5) / 2**_BITS
     parts, at = [], 0
     for law, count in laws:
