@@ -162,6 +162,7 @@ def _estimate(moments: _Moments) -> Estimate:
     n = moments.number
 
     def error(q: jax.Array) -> jax.Array:
+        # Of the mean: unbiased variance q / (n - 1) of one network, over n.
         return jnp.sqrt(q / (n * (n - 1))) if n > 1 else jnp.full_like(q, jnp.nan)
 
     return Estimate(moments.mean, jax.tree.map(error, moments.squares))

@@ -92,6 +92,7 @@ class _Joint:
 
     def covariance(self, i: int, j: int, a: int, b: int) -> Array:
         """E[z_i z_j] with samples of batch a and of batch b, (N_a T_i, N_b T_j)."""
+        # Covariances are symmetric: each is computed in one order only.
         if (i, a) > (j, b):
             return self.covariance(j, i, b, a).T
         return self._once("moment", "cov", i, j, a, b)
@@ -273,6 +274,7 @@ class _Joint:
             same = (rows[0][:, None] == rows[1][None]).astype(zero.dtype)
             return (one.rate if what == "ntk" else one.variance) * same
         sources = inputs1[0], inputs2[0]
+        # One matrix on two activations: E z z' = total E x x'; tangents add the derivatives by it at both of its uses.
         inner = self._flattened(self.covariance(*sources, a, b), i, j, a, b)
         if what == "cov":
             return one.total * inner
@@ -380,6 +382,7 @@ class _Joint:
         total: Scalar = 0.0
         for one, two in itertools.product(first, second):
             total = total + self._product(what, one, two, a, b)
+        # Gains of constant value are trained too, and may stand in both functions: E df/dp df'/dp times their rate.
         if what == "ntk":
             for place, other in self._shared_parameters(i, j):
                 changed = self._terms(i, a, place), self._terms(j, b, other)

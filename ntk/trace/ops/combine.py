@@ -295,6 +295,7 @@ def scaled(law: Law, piece: Piece, sizes: tuple, operands: list, need: Need) -> 
     ]
     if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
         kernel = broadcast(kernel, (shapes[0][0], shapes[1][0]))
+    # `scale` takes sizes, which leave correlations; signs turn them, and covariances and tangents with them.
     out = channels.scale(kernel, *(jnp.abs(f) for f in factors))
     one, two = (jnp.sign(f) for f in factors)
     one, two = kernels.views(one, two, kernel.diagonal_spatial)
@@ -343,6 +344,7 @@ def sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
         diagonal, whole = base.diagonal_spatial, means
 
         def cross(views: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
+            # E (sum a)(sum b) = sum E a b plus the products of means of different terms, which are independent.
             one, two = views(*whole)
             return one * two - add([a * b for a, b in (views(*m) for m in known_means)])
 

@@ -217,6 +217,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     def box(x: Array, lead: int, axes: int) -> Array:
         return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
 
+    # Weights of a rate other than their variance: the own part of the NTK is the rate times the mean over windows.
     mean = kernels.mapped(box, kernel)
     out = weighted(kernel, mean, total, rate, None)
     return Law(_resized(out, gone, jnp.squeeze), entries=made)

@@ -219,6 +219,7 @@ def of_a_sum(
         return *context.zero(weight, count, grows), 0.0
     if power + grows:
         context.scales.append(_scale_text(weight.name, variance, power, grows))
+    # Var z = count width^grows times variance width^power: its size is width^((power + grows) / 2).
     total = snapped(variance * count)
     return total, total * rate, (power + grows) / 2
 
@@ -277,6 +278,7 @@ def weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any)
     )
     if mean.ntk is None:
         return out
+    # T' = total T + rate K + the rate of the bias; with rate = total the own part is the new NNGP, which is there.
     own = out.nngp if b_std is None and rate == total else rate * mean.nngp
     return out.replace(ntk=total * mean.ntk + own + (bias[1] if bias else 0.0))
 

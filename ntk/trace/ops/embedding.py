@@ -147,6 +147,7 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
     rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
     diagonal = bool(sizes) and not need.pairs
     a, b = kernels.views(rows[0], rows[1], diagonal)
+    # Rows are independent: K is the variance where both indices are equal, else zero.
     same = (a == b).astype(setting.dtype)
     within: list[Array | None] = [None, None]
     if need.variance == 2 and sizes:

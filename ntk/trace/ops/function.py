@@ -382,6 +382,7 @@ def _single(step: Step, laws: list, need: Need, means: bool, setting: Setting) -
         f = Function(step.op.terms[0].factors[0].tree)
         seed = dict(setting.plan.context).get("attention_seed", 0)
         return Law(*true_moments.of_function(f, dual, kernel, made, means, seed))
+    # Of a Gaussian of mean zero all follows from its variance.
     mean = two_of(map(expectation(dual), (kernel.var1, kernel.var2))) if means else None
     return Law(channels.elementwise(kernel, dual), mean)
 

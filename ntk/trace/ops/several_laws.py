@@ -241,6 +241,7 @@ def _expectations(
         for b, slope1, slope2 in zip(inside, one.get("slopes", ()), two.get("slopes", ())):
             if b.tangent is None:
                 continue
+            # E dF/dg Theta dF'/dg', over positions i, j of the process.
             half = einsum("nmij,snjmb->snimb", b.tangent, slope2)
             more = einsum("sina,snimb->nmab", slope1, half)
             total = more if total is None else total + more

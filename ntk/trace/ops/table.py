@@ -101,6 +101,7 @@ def limit(table: Table, dims: Dims) -> tuple[np.ndarray, np.ndarray, float]:
         means.append(x.mean(1).reshape(sizes))
 
     def carried(values: list) -> np.ndarray:
+        # v_n = v + a / n at both widths: n v_n is a line in n, whose slope is v.
         return (counts[1] * values[1] - counts[0] * values[0]) / (counts[1] - counts[0])
 
     second, mean = carried(seconds), carried(means)

@@ -92,6 +92,7 @@ def as_random(context: Context, value: Value) -> Value:
 def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a parameter that acts on each unit alone."""
     variance, rate, sizes, law = step.op
+    # Entries at different positions are independent, and the same for every sample.
     same = jnp.ones((1, 1), setting.dtype)
     for size in sizes:
         eye = jnp.eye(size, dtype=setting.dtype) if need.pairs else jnp.ones(size, setting.dtype)
