@@ -215,6 +215,7 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
     journal, fresh = folder.path / "tiles.txt", folder.path / "tiles.new"
     with _named_errors(journal):
         fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
+        # One journal again, before the others go: a kill in between loses none of them.
         os.replace(fresh, journal)
         for other in journals:
             if other != journal:

@@ -89,6 +89,7 @@ class Job(NamedTuple):
         every = list(itertools.product(range(rows), range(columns)))
         if not self.symmetric:
             return every
+        # The diagonal first: how a tile is mirrored is found on one of them.
         return sorted(
             (ij for ij in every if ij[0] <= ij[1] or self.traced), key=lambda ij: ij[0] != ij[1]
         )

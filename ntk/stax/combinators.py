@@ -193,6 +193,7 @@ def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: in
     out = repeated.shortcut(kernel, dual, W_std, b_std, count)
     if out is None:
         return None
+    # The shortcut knows moments alone; shapes are those after one block.
     after = jax.eval_shape(once, kernel)
     return out.replace(shape1=after.shape1, shape2=after.shape2)
 
@@ -236,6 +237,7 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
+        # The keys that `serial` would split off: both forms draw the same parameters.
         _, keys = jax.lax.scan(split, key, None, n)  # as serial
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 

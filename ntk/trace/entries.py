@@ -93,6 +93,7 @@ def added(parts: Sequence[Entries | None]) -> Entries | None:
         sides.append(
             jnp.concatenate([jnp.broadcast_to(a, (*shape, a.shape[-1])) for a in arrays], -1)
         )
+    # Parts without entries are Gaussian: their variance counts in z, and their cumulants are none.
     rest = len(known) < len(parts) or any(p.rest for p in known)
     shared = any(p.shared and not p.normal for p in known)
     if rest and shared:

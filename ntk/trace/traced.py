@@ -104,6 +104,7 @@ def _fused(program: Program, last: int) -> tuple[list[Step], list[Note]]:
             and pieces[0].where == tuple(range(len(pieces[0].where)))
         )
         if fits and layer is not None:
+            # W K + b as one step: the affine map that all front ends share.
             bias = vectors[0].op.variance, vectors[0].op.rate
             steps[index] = Step(layer.op._replace(bias=bias), layer.inputs)
             names = notes[first].parameters + notes[step.inputs[1]].parameters
@@ -161,6 +162,7 @@ def _alike(one: Any, two: Any, start: int, length: int) -> bool:
     """Whether the references of two blocks are to the same thing before them, or to the same place in them."""
     if not (isinstance(one, int) and isinstance(two, int)):
         return one == two
+    # The same place of the block before, or the same step before all blocks.
     return two - one == length or one == two < start
 
 

@@ -141,6 +141,7 @@ def inner(
     left, right = process_of(context, one), process_of(context, two)
     axes = ax.positions(dims)
     units = ax.units(dims)
+    # n products of mean zero: their sum is n^(1/2) times a Gaussian, see above.
     number, power = ax.growth(gone)
     note = Note("scores", axes=ax.sizes_text(axes))
     where = two_of(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))

@@ -177,6 +177,7 @@ def _sum_of_products(context: Context, body: Terms, gone: list[Axis]) -> Linear:
         index, ref.axes, units, gaussian=True, bases=bases_of(ref) | {(index, ())}
     )
     context.sums.add(index)
+    # n terms of mean zero sum to n^(1/2) times a Gaussian with the second moments of one of them.
     scale = Coefficient(1.0, power / 2 + term.coefficient.power)
     return Linear(((Ref(process, (), ref.axes, units), scale),))
 
