@@ -4,6 +4,13 @@ Arc functions are polynomials around the branch point, so that compilers vectori
 error about 2e-7 in single and 1e-14 in double precision. Where the true derivative is infinite
 (at correlation 1 and -1, at variance 0) the derivative here is zero, so that gradients of kernels
 stay finite at coincident points.
+
+    half_space(cos theta) = (pi - theta) / 2 pi, (sin theta + (pi - theta) cos theta) / 2 pi
+    arccos(1 - w) = sqrt(w) P(w),    arctan(t) = t Q(t^2),    0 <= w, t <= 1
+
+with P and Q the interpolants at Chebyshev's points.
+
+Source: Cho & Saul 2009, equations 3-6, for the half space.
 """
 
 import math

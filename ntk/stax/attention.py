@@ -1,4 +1,13 @@
-"""Self-attention over all pixels, with positional embeddings."""
+"""Self-attention over all pixels, with positional embeddings.
+
+With weights in the NTK parametrization, for every head h::
+
+    y = W_out concat_h[zeta(Q_h K_h^T / n^a) V_h] + b,    a = 1 and Q_h = K_h, or a = 1/2
+
+and what it does to a kernel in `ntk.infinite.attention`.
+
+Source: Hron et al. (2020), "Infinite attention".
+"""
 
 from __future__ import annotations
 

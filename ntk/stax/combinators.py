@@ -1,4 +1,9 @@
-"""What combines layers: in sequence, side by side, and branches that part and meet."""
+"""What combines layers: in sequence, side by side, and branches that part and meet.
+
+    FanInSum K_1 + K_2,    FanInProd K_1 K_2,    FanInConcat (n_1 K_1 + n_2 K_2) / (n_1 + n_2) along n channels
+
+One file: a block that repeats is found in `serial`, evaluated by `iterate` and `shortcut`, and the same in `repeat`.
+"""
 
 from __future__ import annotations
 

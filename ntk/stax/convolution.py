@@ -1,4 +1,11 @@
-"""Convolutions with random weights: shared, transposed, or of their own at every position."""
+"""Convolutions with random weights: shared, transposed, or of their own at every position.
+
+    y(p) = W_std / sqrt(channels x window) sum_d W(d) x(p + d) + b_std b,    d over the window
+
+and what it does to a kernel in `ntk.infinite.pixels.convolve`.
+
+Source: Novak et al. (2019); Xiao et al. (2018).
+"""
 
 from __future__ import annotations
 

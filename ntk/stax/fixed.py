@@ -1,4 +1,9 @@
-"""Fixed linear maps: indexing, products with constants, sums over the neighbours in a graph."""
+"""Fixed linear maps: indexing, products with constants, sums over the neighbours in a graph.
+
+    y = L x,    K' = L K L^T over pairs of positions (`ntk.infinite.pixels.linear`); of a graph L = A^T
+
+Source: Du et al. (2019), for graphs.
+"""
 
 from __future__ import annotations
 

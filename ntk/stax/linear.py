@@ -1,4 +1,12 @@
-"""Layers without pixels: Dense, normalisation, dropout, flattening."""
+"""Layers without pixels: Dense, normalisation, dropout, flattening.
+
+    Dense        y = W_std / sqrt(fan_in) W x + b_std b
+    LayerNorm    y = (x - mean x) / sqrt(var x + eps)
+
+and what they do to a kernel in `ntk.infinite.channels`.
+
+Source: Jacot et al. (2018); Sohl-Dickstein et al. (2020) for the standard parametrization.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Pooling and resizing: fixed linear maps of the pixels."""
+"""Pooling and resizing: fixed linear maps of the pixels.
+
+    y = L x,    K' = L K L^T over pairs of pixels (`ntk.infinite.pixels.linear`)
+
+Source: Novak et al. (2019).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Second moments and tangent kernels of functions of several independent processes."""
+"""Second moments and tangent kernels of functions of several independent processes.
+
+    E[prod_r f_r(u_r) prod_r g_r(v_r)] = prod_r E[f_r(u_r) g_r(v_r)]
+    T = sum_r E[f_r' g_r'] T_r prod_{s != r} E[f_s g_s] + sum over trained gains p of rate_p E[dF/dp dG/dp]
+
+Source: Yang (2019), Tensor Programs I, theorem 5.4; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 A weight of standard deviation s is s times a parameter that is trained at unit rate; what is constant at initialisation
 is trained as it stands.
+
+    T = sum over parameters w of rate_w (df/dw)(df/dw)^T
+
+with the rate s^2 of a weight w = s p, so that p is trained at unit rate.
 """
 
 from __future__ import annotations

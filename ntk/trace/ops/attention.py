@@ -1,4 +1,11 @@
-"""Products of two arrays without weights: queries and keys, and what attention makes of them."""
+"""Products of two arrays without weights: queries and keys, and what attention makes of them.
+
+Of queries and keys with n units, and weights of their own::
+
+    scores q . k = n^(1/2) g,    g Gaussian of covariance K_q K_k
+
+Source: Hron et al. (2020), "Infinite attention", section 3.
+"""
 
 from __future__ import annotations
 

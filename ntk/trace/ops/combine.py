@@ -1,4 +1,9 @@
-"""Sums of processes, each after a linear map of its positions and times numbers."""
+"""Sums of processes, each after a linear map of its positions and times numbers.
+
+    z = sum_k M_k z_k,    K = sum_k M_k K_k M_k^T
+
+for independent z_k of mean zero, M_k a sum of maps of positions times numbers.
+"""
 
 from __future__ import annotations
 

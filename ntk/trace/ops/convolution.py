@@ -1,4 +1,9 @@
-"""Convolutions with fresh weights."""
+"""Convolutions with fresh weights.
+
+    K'(p, p') = total mean_d K(p + d, p' + d),    d over the window;    T' alike, plus rate / total K'
+
+Source: Novak et al. (2019), equation 6.
+"""
 
 from __future__ import annotations
 

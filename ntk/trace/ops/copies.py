@@ -1,4 +1,9 @@
-"""A fixed number of units told apart: independent copies of one law, as positions."""
+"""A fixed number of units told apart: independent copies of one law, as positions.
+
+Of the copies i, j::
+
+    K'(i, j) = K for i = j, else E f E f'
+"""
 
 from __future__ import annotations
 

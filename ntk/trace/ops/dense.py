@@ -1,4 +1,11 @@
-"""Layers of weights: sums over units, or over data, with a fresh matrix."""
+"""Layers of weights: sums over units, or over data, with a fresh matrix.
+
+With K the mean of the inputs' covariance over what is summed, total = number x variance of a weight::
+
+    K' = total K + b,    T' = total T + rate K + rate_b
+
+Source: Jacot et al. (2018), theorem 1; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 

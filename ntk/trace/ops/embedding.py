@@ -1,4 +1,9 @@
-"""Rows of a table of weights, looked up by numbers."""
+"""Rows of a table of weights, looked up by numbers.
+
+Of the indices i, j::
+
+    K(i, j) = variance 1(i = j),    T(i, j) = rate 1(i = j)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Functions of processes: activations as processes of their own, whose moments are E[f(u) f(v)]."""
+"""Functions of processes: activations as processes of their own, whose moments are E[f(u) f(v)].
+
+    K' = E[f(u) f(v)],    T' = T E[f'(u) f'(v)]
+
+and the same of sums of products (`ntk.trace.moments`). One file: what a body of functions is, independent of one
+another or not, is decided where it is read, by the same terms that the step holds and evaluates.
+
+Source: Jacot et al. (2018), theorem 1; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Layers side by side along their units, and parts of a layer's units."""
+"""Layers side by side along their units, and parts of a layer's units.
+
+With s_k the share of layer k in all units::
+
+    K = sum_k s_k K_k
+"""
 
 from __future__ import annotations
 

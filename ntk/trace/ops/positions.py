@@ -1,4 +1,9 @@
-"""Linear maps of positions: pooling, padding, concatenation, entries picked and added up."""
+"""Linear maps of positions: pooling, padding, concatenation, entries picked and added up.
+
+Over pairs of positions (`ntk.infinite.pixels.linear`)::
+
+    K' = L K L^T
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Sums over units, positions and numbers; means over units."""
+"""Sums over units, positions and numbers; means over units.
+
+    sum_i f(u_i) = n E f(u) over n units; where E f = 0, n^(1/2) times a Gaussian of covariance E[f(u) f(v)]
+
+Source: Yang (2019), Tensor Programs I.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ E[G(x)[a, e] G(x')[c, f]] = K_q(x, x')[a, c] K_k(x, x')[e, f]. With L_q and L_k 
 keys over the positions of both samples, G = L_q Z L_k^T with Z standard normal has just that covariance; no matrix
 over pairs of positions is formed. A score that sums over a fixed number of units, the size of a head, is no Gaussian:
 its queries and keys are drawn themselves.
+
+Source: Hron et al. (2020), "Infinite attention", theorem 3; the roots and directions are derived here.
 """
 
 from __future__ import annotations

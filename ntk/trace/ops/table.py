@@ -2,6 +2,10 @@
 
 A layer of weights, and a norm, read such constants through their means over units. These are sums over a grid that
 gets finer with the width; from two widths they are carried on to infinite width by a line in 1/width.
+
+With K_n = (1 / n) sum_i c_i c_i^T the mean over n units, at two widths::
+
+    K = (n_2 K_2 - n_1 K_1) / (n_2 - n_1)
 """
 
 from __future__ import annotations

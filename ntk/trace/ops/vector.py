@@ -1,4 +1,9 @@
-"""Parameters that act on each unit alone: biases, gains, positions that are learnt."""
+"""Parameters that act on each unit alone: biases, gains, positions that are learnt.
+
+Of the positions p, p'::
+
+    K(p, p') = variance 1(p = p'),    T(p, p') = rate 1(p = p')
+"""
 
 from __future__ import annotations
 
