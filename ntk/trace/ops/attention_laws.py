@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel, pixel_diagonal
+from ntk.infinite.tiled import TILE, TILE_ELSEWHERE
 from ntk.trace.laws import Law, Setting, Sides, broadcast, fitted
 from ntk.trace.ops.numbers import from_axes, run_numbers, to_axes
 from ntk.trace.ops.score_draws import (

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
 from ntk.infinite.kernel import Array
+from ntk.infinite.tiled import TILE, TILE_ELSEWHERE
 from ntk.infinite.weight_laws import quantile
 from ntk.trace import algebra, entries
 from ntk.trace.laws import Law, Setting, broadcast, fitted, spread
