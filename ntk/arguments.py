@@ -1,4 +1,7 @@
-"""How kernels take their arguments: keywords, axes of examples, parameters."""
+"""How kernels take their arguments: keywords, axes of examples, parameters.
+
+One file: what every function of this package asks of its arguments, a function each, none of them long.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ beforehand is the order, the number of quadrature nodes and the kinks, all found
 of f in double precision, for variances up to `max_variance`; the error falls with the variance
 and grows beyond it, and `Dual.error` tells how large it is at any variance.
 
+One file: the study of f fixes the plan that the series reads, and states the error that the series then has.
+
 Source: Daniely, Frostig & Singer 2016, lemma 11; the products with kinks are derived here.
 """
 

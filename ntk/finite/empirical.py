@@ -3,6 +3,8 @@
 For a function ``f(params, x)`` the NTK is ``sum_w (d f(x1) / d w) (d f(x2) / d w)^T`` over all
 parameters w, and the NNGP is ``f(x1) f(x2)^T``. Any JAX function and any parameter pytree will do.
 
+One file: four functions of the same arguments, mostly documentation; `ntk.finite.contraction` does the work.
+
 Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720) for its computation.
 """
 

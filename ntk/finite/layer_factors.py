@@ -7,6 +7,8 @@ smaller than their product, and the kernel ``J J^T`` can be had from Gram matric
 that enter in any other way (twice, inside a loop, through an unknown operation) are found too, and
 left to their plain Jacobian.
 
+One file: of each known operation how it is found, what it reads and what it writes must agree.
+
 Source: Novak, Sohl-Dickstein, Schoenholz 2022, "Fast Finite Width Neural Tangent Kernel"
 (arXiv 2206.08720), sections 3.3 and 3.4.
 """

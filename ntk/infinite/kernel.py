@@ -5,6 +5,8 @@ is the normalised correlation, not the covariance: a coincident pair has correla
 float32 loses nothing where a covariance would cancel.
 
     correlation = K(x1, x2) / sqrt(K(x1, x1) K(x2, x2)),    nngp = correlation sqrt(var1 var2)
+
+One file: the fields, neural-tangents's names for them, and the layout of pairs of pixels in which both are kept.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ E_G f^(a) g^(b) is a series in the correlation whose terms are Hermite coefficie
 taken, and kinks count as distributions. Where the kurtosis of z is large the mean is taken over weights at points of a
 scrambled Sobol sequence instead.
 
+One file: the three roads to one expectation (Gaussian, cumulants, means over weights) share layouts and entries.
+
 Source: McCullagh (1987), Tensor Methods in Statistics, chapter 5, for the expansion.
 """
 

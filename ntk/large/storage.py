@@ -7,6 +7,8 @@
     tiles-1.txt    those of a job's second process, and so on
 
 This is the only module of ntk that touches files.
+
+One file: what is written in which order, and what a kill in between leaves, is one argument for all files of a folder.
 """
 
 from __future__ import annotations

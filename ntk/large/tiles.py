@@ -2,6 +2,8 @@
 
 One compiled program serves all tiles away from the diagonal and one those on it: the last tile of
 a side is filled up with other samples, whose entries the caller drops.
+
+One file: a job holds what its tiles are cut from, and each step from arguments to tiles reads most of its fields.
 """
 
 from __future__ import annotations

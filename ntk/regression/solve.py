@@ -8,6 +8,8 @@ A matrix that is singular to working precision is made regular by jitter, as Gau
 regression does. `ntk.predict` asks for the limit of gradient descent instead, which moves nothing
 along the directions that a kernel does not see: there it takes the pseudo-inverse.
 
+One file: both solvers take, refuse and report the same, and half of it says what.
+
 Source: Rasmussen & Williams (2006), algorithm 2.1; Frangella, Tropp & Udell (2021), arXiv:2110.02820.
 """
 

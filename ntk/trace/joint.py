@@ -4,6 +4,8 @@ Uses of one matrix on different activations are jointly Gaussian, with the covar
 they depend on the matrix themselves, as long as its transpose is not used; the tangent kernel follows as for matrices
 of their own, with all pairs of uses. Covariances of any two processes are computed when they are asked for.
 
+One file: for every kind of step covariances, tangents and means ask for one another.
+
 Source: Yang (2019), Tensor Programs I, theorem 5.4 (NETSOR); Yang (2020), Tensor Programs II; Alemohammad, Wang,
 Balestriero & Baraniuk (2021), "The recurrent neural tangent kernel".
 """

@@ -4,6 +4,8 @@ Of queries and keys with n units, and weights of their own::
 
     scores q . k = n^(1/2) g,    g Gaussian of covariance K_q K_k
 
+One file: which product of two arrays is one of scores, of attention or a fixed map is one decision.
+
 Source: Hron et al. (2020), "Infinite attention", section 3.
 """
 

@@ -1,4 +1,7 @@
-"""Primitives that act on each entry alone: what makes sums and functions of processes."""
+"""Primitives that act on each entry alone: what makes sums and functions of processes.
+
+One file: by which rule such a primitive is read depends on what its operands are, and is one decision.
+"""
 
 from __future__ import annotations
 
