@@ -243,7 +243,7 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
         # The keys that `serial` would split off: both forms draw the same parameters.
-        _, keys = jax.lax.scan(split, key, None, n)  # as serial
+        _, keys = jax.lax.scan(split, key, None, n)
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
     @arguments.strict

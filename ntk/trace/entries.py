@@ -146,6 +146,7 @@ def copied(entries: Entries | None, size: int) -> Entries | None:
         return None
     sides = []
     for x in (entries.one, entries.two):
+        # Copy i reads weights of block i alone: d entries become size x d, with zeros elsewhere.
         eye = jnp.eye(size, dtype=x.dtype)
         eye = eye.reshape((1,) * (x.ndim - 1) + (size, size, 1))
         sides.append((x[..., None, None, :] * eye).reshape(*x.shape[:-1], size, -1))

@@ -241,6 +241,7 @@ def _keeps(name: str, values: list[Value]) -> bool:
     """Whether scores stay a Gaussian that need not be drawn yet."""
     if _only_shapes(name) or (TABLE[name].identity and name != "stop_gradient"):
         return True
+    # A Gaussian times a number is one; added to something, or in a function, it is drawn.
     others = [v for v in values[1:] if not isinstance(v.body, Number)]
     plain = name in ("mul", "neg") or (name == "div" and isinstance(values[1].body, Number))
     if name == "mul" and isinstance(values[0].body, Number):
@@ -279,6 +280,7 @@ def _draws(context: Context, value: Value) -> Value:
     """Scores as an array of numbers that depends on their draw."""
     parts: list[int] = []
     for ref, c in value.body.terms:
+        # Of order width^power: nothing is left of it beside scores of order one.
         if c.power < 0:
             continue
         if c.arrays or any(item[0] != "reshape" for item in ref.maps):

@@ -75,6 +75,7 @@ def sealed(program: Program, body: Any, whole: bool = False) -> Any:
         return body
     number = 1.0 if whole else random[0][1].number
     if number != 1:
+        # 2 (h + x) and h + x are one process then, whose functions have a joint law.
         random = tuple((r, c._replace(number=_digits(c.number / number))) for r, c in random)
     ref = random[0][0]
     if len(random) > 1 or random[0][1] != Coefficient() or ref.maps:

@@ -109,6 +109,7 @@ def _process_of(context: Context, body: Any) -> Ref:
         return _by_draws(context, body)
     summands, inputs, axes, units, parts = summands_of(context.program, body)
     key = ("function", summands, tuple(inputs), axes, units)
+    # The same function of the same processes is one process: its products with itself are squares, not independent.
     if key in context.sources:
         return context.sources[key]
     _check_heads(context, algebra.as_terms(body))

@@ -169,6 +169,7 @@ def _by_weights(one: Array, two: Array, laws: tuple, z: Array) -> tuple[Array, A
     """Sums over weights of laws that are not normal."""
     ends = itertools.accumulate(count for _, count in laws[:-1])
     parts = jnp.split(jax.scipy.special.ndtr(z), list(ends), 1)
+    # Phi(z) is uniform, and a quantile of it has the law of the weight: the same normals serve every law.
     w = jnp.concatenate([quantile(law, u) for (law, _), u in zip(laws, parts)], 1)
     here, there = (jnp.einsum("nad,sd->sna", x, w, precision="highest") for x in (one, two))
     samples, count, size = there.shape
