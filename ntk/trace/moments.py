@@ -160,6 +160,7 @@ def _sum(
         (number1, factors1, alone1), (number2, factors2, alone2) = one, two
         if not number1 * number2 * alone1 * alone2:
             continue  # a parameter that is zero: its derivative comes with that of the others
+        # Numbers of either side, which depend on its sample, stand outside of the expectation.
         c = number1 * number2 * alone1 * alone2 * coefficients[0][i] * coefficients[1][j]
         parts = []
         for place in {**factors1, **factors2}:

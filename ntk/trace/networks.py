@@ -174,6 +174,7 @@ def readout(net: Finite, weights: dict, x: PyTree) -> tuple[str, ...]:
         for name in able:
             if name not in chosen and is_affine((*chosen, name)):
                 chosen = (*chosen, name)
+        # A readout is all that the outputs are made of: without it they vanish.
         if np.abs(along(chosen, 0.0)).max() < small:
             return chosen
     return ()

@@ -175,6 +175,7 @@ def _live(steps: Sequence[Step], loop: Loop) -> tuple[int, ...] | None:
         for source in steps[index].inputs:
             if isinstance(source, int) and source >= start:
                 back = block - (source - start) // length
+                # A loop carries one block to the next: what is read two blocks later is not carried.
                 if back > 1:
                     return None
                 if back == 1:
@@ -183,6 +184,7 @@ def _live(steps: Sequence[Step], loop: Loop) -> tuple[int, ...] | None:
     for step in steps[loop.stop :]:
         for source in step.inputs:
             if isinstance(source, int) and start <= source < loop.stop:
+                # After the loop only the last block is there.
                 if source < last:
                     return None
                 live.add(source - last)

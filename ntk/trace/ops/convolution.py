@@ -215,6 +215,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     kernel = _resized(kernel, single, jnp.expand_dims)
     gone = [k for k, size in enumerate(sizes) if size == 1]
     made = _windows(operands[0], step.op, gone)
+    # The NTK parametrization: its own part is the new NNGP, as in `channels.trained`.
     if rate == total:
         out = pixels.convolve(kernel, window, strides, padding, total**0.5, dilation=dilation)
         return Law(_resized(out, gone, jnp.squeeze), entries=made)

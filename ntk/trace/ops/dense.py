@@ -199,6 +199,7 @@ def _affine(
     missing = tuple(a.size[0] for a in unshared if a not in kept)
     if missing:
         raise Refusal(f"{weight.name} differs between positions of a constant")
+    # Sums over infinitely many units are Gaussian whatever the law of a weight.
     law = NORMAL if is_random(value.body) else context.standard(weight)
     if apart and law != NORMAL:
         raise Refusal(
@@ -267,6 +268,7 @@ def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entri
     raw = data.entries
     if raw is None or not data.kernel.is_input:
         return None
+    # total is variance times number: the standard deviation of one weight.
     scale = (total / raw.one.shape[-1]) ** 0.5
     out = entries.of_weights(raw.one, raw.two, law, scale)
     if not bias or not bias[0]:

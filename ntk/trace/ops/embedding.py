@@ -163,6 +163,7 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
     ntk = rate * same if setting.plan.ntk else None
     kernel = gaussian(variance * same, var1, var2, ntk, tuple(within), diagonal)
     table = None
+    # A look-up is a sum over one-hot entries, of which all but one are zero.
     if setting.entries and (law != NORMAL or count <= _ROWS):
         one, two = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
         table = entries.of_weights(one, two, law, variance**0.5)

@@ -236,6 +236,7 @@ def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Set
     for side in (1, 2):
         seed = dict(setting.plan.context).get("attention_seed", 0)
         value = moments.mean_law(terms, sizes, laws, sides_of(operands, side - 1), side, seed)
+        # The sum is number times width^power times the mean; the power is kept beside the array.
         value = jnp.broadcast_to(number * value, (value.shape[0], *sizes))
         if any(present):
             value = jnp.broadcast_to(value, (setting.samples[side - 1], *sizes))

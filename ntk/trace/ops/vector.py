@@ -71,6 +71,7 @@ def as_random(context: Context, value: Value) -> Value:
     variance, rate, mean, power = context.sources[of]
     axes = ax.positions(weight.own)
     sizes = tuple(a.size[0] for a in axes)
+    # Rates count per standard normal: a constant has none, and is trained as it stands.
     factor = rate if not variance else rate * variance
     law = context.standard(weight) if variance else NORMAL
     key = (of, sizes)
