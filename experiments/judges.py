@@ -14,6 +14,8 @@ Preconditions say when a number is about the paper at all: every run that the cl
 is fitted, the optimum lies inside its grid, the interval leaves no doubt. A claim that counts a diverged run as
 something says so in its statement; elsewhere a nan in what it reads leaves it NOT MEASURED, and so does an infinity,
 unless the claim says in words how infinity counts (``infinite``). `passed` is then false, for a control too.
+
+One file: how a claim is judged, what it needs before that, and the words for both.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A study is named by its configuration: one of ours by name, as ``learning_rate_transfer:cpu``, anyone's by file, as
 ``my_config.py:PRESET``. Its ``get_config(preset)`` gives an ml_collections ConfigDict whose key ``study`` names a
 module of experiments.studies, or a Python file (relative to the configuration's) with the same functions.
+
+One file: every refusal of a command line (a path, a preset, a key, a value) names what was near in the same words.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 With h_l the output of layer l, Delta h_l(t) its change after t steps and that by the layer's own update alone, each is
 fitted as RMS = C n^s over the widths n, and s compared with what the abc-parametrization says (`limits.regimes`).
 
+One file: which layers are read, how they are trained and where they stand in a regime is fixed by one network.
+
 Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1; the separation by updates and the verdict are derived.
 """
 

@@ -16,6 +16,8 @@ others along, G_ti = A G_ii, diag G_tt = diag(K_tt - A K_it + A G_ii A^T), and t
 
 a lower bound of the objective, which it equals where all points are inducing.
 
+One file: the objective, its gradient and the machine that is fitted share one parametrization of the Gram matrices.
+
 Source: Yang, Robeyns, Milsom, Anson, Schoots & Aitchison (2023), arXiv:2108.13097; the output bound is that of Titsias
 (2009); unequal nu of linear layers (`linear_solution`) are derived here.
 """

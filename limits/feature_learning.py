@@ -11,6 +11,8 @@ limit itself where phi is the identity: then only second moments of (u, v) are u
 have those of infinitely many Gaussian ones. Both train with the same functions, and `.sample(key, width)` draws
 from either, trained or not, a finite network that converges to it.
 
+One file: particles, the linear and the kernel limit are trained, adapted and sampled by the same functions.
+
 Source: Yang & Hu 2021, arXiv:2011.14522, the limits of one hidden layer; MAML: Finn et al. 2017, arXiv:1703.03400.
 """
 

@@ -13,6 +13,8 @@ lie half a power away. Therefore a layer is
   tolerance and is undecided, nothing after it is called wrong: it can follow from that size;
 - undecided otherwise, and whatever was fitted where the largest width is less than twice the smallest: seeds that
   happen to agree are no evidence there.
+
+Source: derived.
 """
 
 import math

@@ -4,6 +4,8 @@ A parameter of growth m (its fan relative to the base width) is used as m^-a w, 
 deviation at the base width times m^-b, and learns at eta m^-c. At the base width every factor is one and the
 network is the plain Flax network, bit for bit.
 
+One file: factors of use, initialisation and rate come of one reading of how each parameter grows.
+
 Source: Yang & Hu (2021), arXiv:2011.14522; Yang et al. (2022), arXiv:2203.03466; Jacot et al. (2018).
 """
 

@@ -1,4 +1,9 @@
-"""Diagonal blocks of curvature matrices: one layer, or any part of the parameters, at its own cost."""
+"""Diagonal blocks of curvature matrices: one layer, or any part of the parameters, at its own cost.
+
+    P^T H P v,    P the embedding of a part into all parameters
+
+which is the Hessian of the loss with the rest held.
+"""
 
 from __future__ import annotations
 

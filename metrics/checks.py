@@ -2,6 +2,8 @@
 
 Arguments first: what a user gives, made an array in single precision at least, an integer, a key or a
 function; then what the curvature functions ask of losses and parameters.
+
+One file: many short refusals, of one wording, that all other modules look up here.
 """
 
 from __future__ import annotations

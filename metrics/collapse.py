@@ -9,6 +9,8 @@ With K class means mu_k and their mean mu_G, Sigma_W the mean of (h - mu)(h - mu
 
 NC2 and NC3, of the means and the classifier's rows, are in `metrics.geometry`.
 
+One file: all measures are of the same class means, taken once for each layer.
+
 Source: Papyan, Han & Donoho 2020; Galanti, Gyorgy & Hutter 2022 (CDNV).
 """
 

@@ -2,6 +2,8 @@
 
 Squares of numbers beyond 1e19 overflow in single precision, and below 1e-19 they vanish: norms and
 standard errors are taken in units of a power of two near the largest entry, which rounds nothing.
+
+    mean +- sqrt(sum (x - mean)^2 / (n (n - 1))) of n independent samples
 """
 
 from __future__ import annotations

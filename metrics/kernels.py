@@ -3,6 +3,8 @@
     alignment <K, L> / (|K| |L|),    distance 1 - alignment,    CKA HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
     HSIC(K, L) = [tr KL + 1'K1 1'L1 / ((N-1)(N-2)) - 2 1'KL1 / (N-2)] / (N (N-3)),    diagonals set to zero
 
+One file: all are quotients of inner products of kernels, with one way to centre, pair and check them.
+
 Source: Cristianini et al. 2001; Song et al. 2012, equation 5; Nguyen, Raghu & Kornblith 2021; Fort et al. 2020.
 """
 

@@ -10,6 +10,8 @@ and of a batch of B the largest eigenvalue of the Hessian is, to second order in
 
 with 1/b = (N - B) / (B (N - 1)), u the eigenvector of lambda_1, and H_i the Hessian of one example.
 
+One file: gradient noise and the sharpness of batches are the first and second order in the same sampling of examples.
+
 Source: McCandlish et al. (2018), arXiv:1812.06162; the second order is perturbation theory, derived here.
 """
 

@@ -13,6 +13,8 @@ the batch, never in a closure, so one compiled program serves every step, run an
 
 A batch sharded over devices needs nothing: under ``jit`` its mean becomes a sum over devices. For
 Kronecker-factored approximations see curvlinops (PyTorch); to solve, `jax.scipy.sparse.linalg.cg`.
+
+    hessian H v = d/de grad L(w + e v),    gauss_newton G v = J^T l'' J v,    fisher F v = E[g (g . v)]
 """
 
 from __future__ import annotations

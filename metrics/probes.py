@@ -1,6 +1,11 @@
 """Linear probes of features: naive Bayes and logistic regression, and the exact error of a linear rule.
 
 Computed on the host in double precision; features are those of any layer of any network, or the inputs themselves.
+
+    naive Bayes    log p_k + sum_i (x_i m_ki - m_ki^2 / 2) / v_i
+    logistic       min over W, b of sum_n cross-entropy(W x_n + b) + decay / 2 |W|^2
+
+Source: Ng & Jordan 2001.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A mask is a pytree like params with 1 where a weight stays and 0 where it is gone. A pruned network is the network at
 `masked(params, mask)`, for training too: gradients of that function with respect to params vanish where the mask does,
 and so do the steps of every optimizer that acts on entries alone.
+
+Source: Frankle & Carbin 2019, arXiv:1803.03635.
 """
 
 from __future__ import annotations

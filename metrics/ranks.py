@@ -1,6 +1,10 @@
 """What scores of examples are good for: which examples to keep, how far two scores agree, how many networks one needs.
 
 `metrics.examples` has the scores and these functions.
+
+    reliability of means over n networks = n r / (1 + (n - 1) r),    r the mean correlation of two networks' ranks
+
+Source: Spearman 1910; Brown 1910.
 """
 
 from __future__ import annotations

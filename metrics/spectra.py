@@ -8,6 +8,8 @@ and differentiable functions of matrices); use it where the matrix is a closure 
 
 for random signs z, and nodes theta_j and weights w_j of the Lanczos matrix that starts from z / |z|.
 
+One file: trace, diagonal and density take the same probes, programs and errors.
+
 Source: Hutchinson (1989); Bekas, Kokiopoulou & Saad (2007); Ubaru, Chen & Saad (2017); Meyer et al. (2021).
 """
 

@@ -1,4 +1,7 @@
-"""How kernels take their arguments: keywords, axes of examples, parameters."""
+"""How kernels take their arguments: keywords, axes of examples, parameters.
+
+One file: what every function of this package asks of its arguments, a function each, none of them long.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,7 @@ def map_axes(vmap_axes: Any, x: PyTree, kwargs: dict) -> MapAxes:
     for axis in jax.tree.leaves(vmap_axes):
         if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
             raise TypeError(f"vmap_axes has {axis!r}; axes are integers, or None")
+    # neural-tangents's (inputs, outputs, kwargs); a tuple of another length is one axis for each input.
     triple = isinstance(vmap_axes, tuple) and len(vmap_axes) == 3
     x_axes, out_axes, kw_axes = vmap_axes if triple else (vmap_axes, vmap_axes, {})
     kw_axes = {} if kw_axes is None else kw_axes
@@ -154,6 +158,7 @@ def split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
         if isinstance(value, tuple) and len(value) == 2:
             first[name], second[name] = value
         elif name == "rng" and value is not None and x2 is not None:
+            # Two batches are two calls of the network, with noise of their own; x2 = None is one batch, and one noise.
             first[name], second[name] = jax.random.split(value)
         else:
             first[name] = second[name] = value
@@ -278,6 +283,7 @@ def hashable(f: Callable) -> Callable:
     try:
         hash(f)
     except TypeError:
+        # A new function each time, which JAX's caches tell apart by itself.
         return lambda *args, **kwargs: f(*args, **kwargs)
     return f
 
@@ -291,6 +297,7 @@ def spread(f: Callable, x: PyTree, kwargs: dict) -> Callable:
         return f
     try:
         signature = inspect.signature(f)
+        # Only whether the call would fit: a TypeError of the call itself could come from inside f.
         signature.bind(None, *x, **kwargs)
     except (TypeError, ValueError):
         return f

@@ -261,6 +261,7 @@ def _param_axes(
 ) -> ParamAxes:
     sizes = shapes[name]
     infinite = tuple(k for k, along in enumerate(zip(*sizes, strict=True)) if len(set(along)) > 1)
+    # The first axis of a stack counts layers, and is in neither fan.
     axes = tuple(range(name in stacked, len(sizes[0])))
     pattern = match(name, roles)
     given = roles[pattern] if pattern is not None else None
@@ -286,6 +287,7 @@ def _fans_of_role(name: str, role: str, axes: Axes, infinite: Axes) -> tuple[Axe
         raise ValueError(
             f"roles: {name} has {len(infinite)} axes that grow with the width; {role!r} needs at least {needed}"
         )
+    # With several growing axes the last is the fan-out, as in (..., in, out).
     if role == "hidden":
         return tuple(k for k in axes if k != infinite[-1]), infinite[-1:]
     return (infinite, finite) if role == "output" else (finite, infinite)

@@ -212,6 +212,7 @@ def wanted_of_loop(equation: Any, outs: Sequence[bool]) -> tuple[bool, ...]:
     while True:
         inputs = alive(body_of(equation).jaxpr, wanted).inputs
         more = tuple(w or inputs[fixed + k] for k, w in enumerate(wanted[:carry]))
+        # What one round reads the round before it must carry: until nothing is added.
         if more == wanted[:carry]:
             return wanted
         wanted = (*more, *wanted[carry:])
@@ -269,6 +270,7 @@ def bind(primitive: Any, params: dict, args: Sequence[Any]) -> np.ndarray:
 
 def _by_jax(eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     """One equation run by JAX, in the types that it was traced in."""
+    # Traced in double precision, an equation needs it where it is run, whatever the caller's setting.
     wide = any(v.aval.dtype.itemsize == 8 for v in (*eqn.invars, *eqn.outvars))
     double = jnp.result_type(float) == jnp.float64
     with jax.ensure_compile_time_eval(), jax.enable_x64(wide or double):
@@ -304,6 +306,7 @@ def _while(equation: Any, args: list[np.ndarray]) -> list[np.ndarray]:
 
 def _cond(equation: Any, args: list[np.ndarray]) -> list[np.ndarray]:
     params = equation.params
+    # XLA clips the index of a branch, too.
     which = int(np.clip(args[0], 0, len(params["branches"]) - 1))
     branch = params["branches"][which]
     return on_numpy(branch, args[1:])

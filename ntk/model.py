@@ -287,6 +287,7 @@ def _equinox_fans(model: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...
             continue
         for name, leaf in named_leaves(layer).items():
             rank, space = leaf.ndim, getattr(layer, "num_spatial_dims", 0)
+            # Axes of one layer; what there is before them was put there by a vmap.
             own = 1 if isinstance(layer, vectors) else 2
             if isinstance(layer, matrices):
                 own = _LEADING_OUTPUTS[name] + space

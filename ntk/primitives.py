@@ -154,6 +154,7 @@ def _largest_slope(sign: float) -> Callable:
     def slope(own: tuple, x: tuple, other: tuple, custom: bool) -> tuple:
         gap = _plus(x, -other[1])  # positive where x is chosen, times the sign
         gap = gap if sign == 1 else _times(sign, gap)
+        # At a tie JAX gives each operand of `max` half of the derivative; rules such as that of `jax.nn.relu` are zero.
         if custom:
             return ("sign", (), ("max", (), gap, ("number", 0.0)))
         return _plus(_times(0.5, ("sign", (), gap)), 0.5)

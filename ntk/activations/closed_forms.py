@@ -84,6 +84,7 @@ def _mehler(t1: Array, t2: Array, rho: Array) -> tuple[Array, Array, Array, Arra
     of positive terms, so that it keeps its digits when t is large and rho is near 1. (t1 and t2
     have the same sign; a negative one has to be above -1/2.)
     """
+    # s + d = 1, so that (d1 + s1 d2) + s1 s2 = 1: the gap below is 1 - s1 s2 rho^2.
     d1, d2 = 1 / (1 + t1), 1 / (1 + t2)
     s1, s2 = t1 * d1, t2 * d2
     gap = (d1 + s1 * d2) + (s1 * s2) * one_minus_square(rho)
@@ -94,6 +95,7 @@ def abrelu(a: float, b: float) -> Dual:
     """a min(x, 0) + b max(x, 0). Source: Cho & Saul 2009; Tsuchida et al. 2018 for the slopes."""
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
+        # f = a x + (b - a) relu(x) and E u relu(v) = rho / 2: the terms linear in rho add up to a b rho.
         step, ramp = half_space(rho)
         k = (b - a) ** 2 * ramp + (a * b) * rho
         return (root(q1) * root(q2)) * k, (b - a) ** 2 * step + (a * b)
@@ -102,6 +104,8 @@ def abrelu(a: float, b: float) -> Dual:
 
     def gap(below: Array, reflects: bool) -> tuple[Array, Array]:
         # After a layer whose two slopes do not have one sign no correlation is negative.
+        # Where rho >= 0 the terms linear in rho add up to size rho, and 1 - k / size = below - (step / size) integral.
+        # Where rho < 0, E relu relu is the integral alone, and k / size = (a b / size) rho + (step / size) integral.
         angle, integral, negative = half_space_gap(below, reflects or a * b > 0)
         gap, slope = below, 1 - (step / size) * angle
         if negative is not None:
@@ -124,6 +128,7 @@ def sign() -> Dual:
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         k = 2 / math.pi * arcsin(rho, 0.5 * root(one_minus_square(rho)))
+        # sign(0) = 0. The norm is read off at rho = 1, where a vanishing input would have E f^2 = 1.
         k = jnp.where((q1 > 0) & (q2 > 0), k, 0)
         return k, jnp.zeros_like(k)
 
@@ -137,6 +142,7 @@ def erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
         x, gap, m1, m2 = _mehler(2 * b * b * q1, 2 * b * b * q2, rho)
         half = 0.5 * jnp.sqrt(gap)
         k = 2 / math.pi * a * a * arcsin(x, half) + c * c
+        # Price: (2 a^2 / pi) darcsin(x) / dcov with dx / dcov = 2 b^2 m1 m2 and darcsin(x) / dx = 1 / sqrt(gap).
         kdot = (2 / math.pi * (a * b) ** 2) * (m1 * m2) / half
         return k, kdot
 
@@ -157,6 +163,8 @@ def gelu(approximate: bool = False) -> Dual:
         x, gap, m1, m2 = _mehler(q1, q2, rho)
         half = 0.5 * jnp.sqrt(gap)
         inverse = 0.5 * (1 / half)
+        # E Phi(u) Phi(v) = 1/4 + arcsin(x) / (2 pi): both u - z and v - z' are positive, z and z' independent of unit
+        # variance. E phi(u) phi(v) = m1 m2 density. By parts (Stein's lemma in u and v) k is made of these two.
         angle = arcsin(x, half) / (2 * math.pi)
         covariance = (root(q1) * root(q2)) * rho
         density = inverse / (2 * math.pi)
@@ -174,6 +182,8 @@ def gelu(approximate: bool = False) -> Dual:
 
 def sine(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Dual:
     """a sin(b x + c)."""
+    # sin A sin B = (cos(A - B) - cos(A + B)) / 2: with A - B = b (u - v) the phase c is in the second term alone.
+    # cos(pi / 2) is 6e-17 in floating point: at c = pi / 4 it is zero, and k a Gaussian of the distance (`rbf`).
     cos2c = _of("cos", 2 * c)
     if not isinstance(c, jax.Array) and abs(cos2c) < 1e-15:
         cos2c = 0.0
@@ -203,6 +213,7 @@ def rbf(gamma: float = 1.0) -> Dual:
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         r1, r2 = root(q1), root(q2)
+        # q1 + q2 - 2 cov as a sum of terms that are not negative, exactly zero at coincident points.
         distance = (r1 - r2) ** 2 + 2 * (r1 * r2) * (1 - rho)
         k = jnp.exp(-gamma * distance)
         return k, (2 * gamma) * k
@@ -220,6 +231,8 @@ def gaussian(a: float = 1.0, b: float = -1.0) -> Dual:
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
         x, gap, m1, m2 = _mehler(-2 * b * q1, -2 * b * q2, rho)
+        # k = a^2 det(1 - 2 b S)^(-1/2). For b > 0 the pair's integral exists up to larger variances than E f(u)^2 of
+        # either (1 - 4 b q > 0) where rho < 1: f has a kernel only where its norms exist.
         valid = (gap > 0) & (1 - 4 * b * q1 > 0) & (1 - 4 * b * q2 > 0)
         inverse = jax.lax.rsqrt(jnp.where(valid, gap, 1))
         k = a * a * (m1 * m2) * inverse
@@ -237,6 +250,8 @@ def gabor() -> Dual:
     """exp(-x^2) sin(x)."""
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
+        # E exp(-u^2 - v^2) cos(u + v) = sqrt(scale) left, 1 / scale = det(1 + 2 S), since by Cayley and Hamilton
+        # (S^-1 + 2)^-1 = scale (S + 2 det(S) 1); for cos(u - v) it is left (1 + rise). gap is 4 det(S).
         product = q1 * q2
         covariance = (root(q1) * root(q2)) * rho
         total = q1 + q2
@@ -257,6 +272,7 @@ def exponential(a: float = 1.0, b: float = 1.0) -> Dual:
     """a exp(b x)."""
 
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
+        # u + v is Gaussian of variance q1 + q2 + 2 cov, and E exp(b w) = exp(b^2 var(w) / 2).
         covariance = (root(q1) * root(q2)) * rho
         k = a * a * jnp.exp(b * b * (0.5 * (q1 + q2) + covariance))
         return k, b * b * k

@@ -4,6 +4,13 @@ Arc functions are polynomials around the branch point, so that compilers vectori
 error about 2e-7 in single and 1e-14 in double precision. Where the true derivative is infinite
 (at correlation 1 and -1, at variance 0) the derivative here is zero, so that gradients of kernels
 stay finite at coincident points.
+
+    half_space(cos theta) = (pi - theta) / 2 pi, (sin theta + (pi - theta) cos theta) / 2 pi
+    arccos(1 - w) = sqrt(w) P(w),    arctan(t) = t Q(t^2),    0 <= w, t <= 1
+
+with P and Q the interpolants at Chebyshev's points.
+
+Source: Cho & Saul 2009, equations 3-6, for the half space.
 """
 
 import math
@@ -63,6 +70,8 @@ def _arctan_over_argument(y: np.ndarray) -> np.ndarray:
 
 # arccos(1 - w) = sqrt(w) P(w) on 0 <= w <= 1, and its integral w^{3/2} G(w), which is
 # sqrt(1 - x^2) - x arccos(x) at x = 1 - w; arctan(t) = t Q(t^2) on 0 <= t <= 1.
+# Degrees 6 and 7 leave relative errors of 1.3e-7 and 1.2e-7, the spacing of single precision; 20 and 19 leave 4e-15 and
+# 2e-15. More would not help: monomials on [0, 1] round the more the higher the degree (arccos by 22: 2e-14).
 _ARCCOS = {4: _fit(_arccos_over_root, 1, 6), 8: _fit(_arccos_over_root, 1, 20)}
 _ARCCOS_INTEGRAL = {
     size: tuple(c / (k + 1.5) for k, c in enumerate(p)) for size, p in _ARCCOS.items()
@@ -82,6 +91,8 @@ def half_space(rho: Array) -> tuple[Array, Array]:
 
     Source: Cho & Saul 2009, equations 3-6.
     """
+    # All is computed at |rho|, from the angle to the nearer branch point: near rho = -1 the step and the ramp are of
+    # the order of this angle and of its cube, which pi - theta would lose to cancellation.
     negative = rho < 0
     x = jnp.where(negative, -rho, rho)
     angle, integral = _angle_and_integral(jnp.where(x < 1, 1 - x, 0))
@@ -124,11 +135,13 @@ def arccos(rho: Array) -> Array:
 
 def arcsin(x: Array, half_cosine: Array) -> Array:
     """arcsin(x), given also sqrt(1 - x^2) / 2, which decides the accuracy near |x| = 1."""
+    # tan of half the angle is sin / (1 + cos), in [-1, 1]: a series without a branch, and arcsin is twice its arctan.
     t = 0.5 * (x / (0.5 + half_cosine))
     return t * polynomial([2 * c for c in _ARCTAN[_size(x)]], t * t)
 
 
 def one_minus_square(rho: Array) -> Array:
     """1 - rho^2, not negative where rounding has left |rho| slightly above 1."""
+    # The factors keep the digits of 1 - |rho|, which rho^2 rounds.
     square = (1 - rho) * (1 + rho)
     return jnp.where(square >= 0, square, 0)

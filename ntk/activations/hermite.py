@@ -13,6 +13,8 @@ beforehand is the order, the number of quadrature nodes and the kinks, all found
 of f in double precision, for variances up to `max_variance`; the error falls with the variance
 and grows beyond it, and `Dual.error` tells how large it is at any variance.
 
+One file: the study of f fixes the plan that the series reads, and states the error that the series then has.
+
 Source: Daniely, Frostig & Singer 2016, lemma 11; the products with kinks are derived here.
 """
 
@@ -103,6 +105,7 @@ def dual(
     if order is not None and order < 1:
         raise ValueError(f"order is {order}; it must be at least 1")
     check_shape(fn)
+    # E u_+^2 v_+^n has a closed form at thresholds 0 alone (`kinks._at_zero`).
     kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
     if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks or ()):
         raise ValueError(
@@ -164,6 +167,7 @@ def _basis(order: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     rows = [np.exp(-(z**2) / 4), z * np.exp(-(z**2) / 4)]
     for k in range(1, order):
         rows.append((z * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1))
+    # The rows are h_k exp(-z^2 / 4), half of the density's exponent; the other half is here.
     weight = np.exp(-(z**2) / 4) / math.sqrt(2 * math.pi) * (2 * _REACH / nodes)
     return z, np.stack(rows[: order + 1]) * weight
 
@@ -210,6 +214,7 @@ def cross(
     max_variance: float = 4.0,
 ) -> tuple[Array, Array]:
     """E[f(u) g(v)] and E[f'(u) g'(v)] of two activations; arguments as in `dual` and `Dual.moments`."""
+    # Coefficients of both are multiplied order by order: they need the same orders, though their kinks may differ.
     plans = [_study(fn, None, tolerance, max_variance, None) for fn in (one, two)]
     even, odd = max(p.even for p in plans), max(p.odd for p in plans)
     nodes = max(p.nodes for p in plans)
@@ -275,6 +280,7 @@ def _square(fn: Elementwise, plan: Plan, q: Array) -> Array:
     s, r, j = _coefficients(fn, plan, q)
     order = np.arange(len(s)).reshape((-1,) + (1,) * q.ndim)
     kept = (order == 0) | (order <= np.where(order % 2, plan.odd, plan.even))
+    # Of (s + r + j)^2 all but (r + j)^2, which is in closed form; s and r are per sqrt(q) from order 1 on, j is not.
     size = jnp.where(order == 0, 1, root(q)[None])
     terms = (s * size) * ((s + 2 * r) * size + 2 * j)
     return jnp.where(kept, terms, 0).sum(0) + kinks_.square(plan.kinks, _deviation(q))
@@ -286,6 +292,7 @@ def _product(pairs: Pairs, k: int) -> Array:
 
 def _evaluate(plan: Plan, pairs: Pairs, rho: Array) -> tuple[Array, Array]:
     """sum_k p_k rho^k without p_0, and its derivative; even and odd orders apart."""
+    # Of an odd or even function one of the two is left out; and the two parities converge at different orders.
     y = rho * rho
     zero = jnp.zeros_like(_product(pairs, 0) * rho)
     value, slope = zero, zero
@@ -375,6 +382,7 @@ def _study(
     kinks = kinks_.find(f) if kinks is None else kinks
     even = odd = -1 if order is None else order
     worst = beyond = cancels = 0.0
+    # Parts cancel most at small variances: near 0 a hard tanh is a ramp from -1 less a constant, each of size one.
     for q in max_variance * np.array([1, 0.1, 0.01]):
         tails = _tails(f, kinks, q)
         beyond, cancels = max(beyond, tails.missing), max(cancels, tails.cancels)
@@ -403,6 +411,7 @@ def _study(
 def _check_values(f: HostFunction, max_variance: float) -> None:
     x = math.sqrt(max_variance) * np.linspace(-_REACH, _REACH, 1025)
     values = f(x)
+    # Square-integrable: f^2 times the density has to have vanished at the ends of the quadrature.
     z = x / math.sqrt(max_variance)
     with np.errstate(over="ignore", invalid="ignore"):
         mass = values**2 * np.exp(-(z**2) / 2)
@@ -470,6 +479,7 @@ def _tails(f: HostFunction, kinks: tuple[Kink, ...], q: float) -> _Tails:
     values = f(x)
     rest = values - sum(parts, np.zeros_like(x))
     edges = f(edge * deviation) - kinks_.ramps(kinks, edge * deviation)
+    # f' almost everywhere by differences on the fine grid: of the rest, which is continuous, plus that of the ramps.
     bend = np.diff(edges) / (edge[1] - edge[0])
     ramp = sum(
         (
@@ -495,6 +505,7 @@ def _share(missing: float, total: float) -> float:
 
 def _orders(tails: _Tails, tolerance: float) -> tuple[int, int, float]:
     """Orders from which on both relative tails are small, for even and odd; the error there."""
+    # kdot, whose terms are those of k times their order, is allowed a hundred times the tolerance.
     size = np.maximum(tails.terms / tails.total, 0.01 * tails.slopes / tails.total_slope)
     kept = []
     for parity in (0, 1):

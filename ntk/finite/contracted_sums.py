@@ -76,6 +76,7 @@ def _contraction(x: jax.Array, y: jax.Array, axes: set[int]) -> jax.Array | None
     varying = [{a for a, n in enumerate(shape) if n > 1} for shape in shapes]
     either, both = varying[0] | varying[1], varying[0] & varying[1]
     summed, kept = either & axes, sorted(either - axes)
+    # Without a kept axis that one factor alone has, the sum is elementwise, and a product of matrices saves nothing.
     if not summed or not summed <= both or both.issuperset(kept):
         return None
     x_name, y_name, name = (

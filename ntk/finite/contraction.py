@@ -118,6 +118,7 @@ def by_jacobians(
     for i, axis in enumerate(axes):
         f1, f2 = first[i], None if second is None else second[i]
         if axis.single:
+            # Examples meet themselves alone: kernels of one example each, n = m = 1.
             f1, f2 = jax.tree.map(lambda v: jnp.expand_dims(v, 1), (f1, f2))
             kernels.append(jax.vmap(contract)(f1, f2))
         else:
@@ -159,6 +160,7 @@ def by_products(one: Network, two: Network | None, axes: Sequence[OutputAxes]) -
             tangents = pullback(cotangents)[0]
             return pushforward(lambda p: one.example(p, arrays1), one.params, tangents)[1][index]
 
+        # J1 J2^T e for every unit vector e of the second output: one pass back, one forward.
         columns = jax.vmap(column)(basis.reshape(-1, *outputs[index].shape))
         columns = columns.reshape(*basis.shape[:3], *columns.shape[1:])
         order = axes[index].example_order
@@ -204,6 +206,7 @@ def jacobian_factors(
             args[i] = value
         return layer_factors.run(program, layers, args, shifts)
 
+    # The derivative by what a layer writes is that by a shift added to it, at shift zero.
     shifts = [
         jnp.zeros(s.shape, s.dtype)
         for s in (layer_factors.written_shape(program, l) for l in layers)
@@ -212,6 +215,7 @@ def jacobian_factors(
     factors = []
     for index, axis in enumerate(axes):
         writes, jacobians = _pull_back(pullback, outputs, index, axis)
+        # Parameters that are no layer's add their inner products: one matrix for all of them.
         lead = writes[0].shape[:3] if writes else jacobians[0].shape[:3] if jacobians else ()
         writes = [layer_factors.written_as_matrix(program, l, d) for l, d in zip(layers, writes)]
         rows = [j.reshape(*lead, -1).transpose(1, 2, 0, 3) for j in jacobians]
@@ -322,10 +326,12 @@ def _costs(
 def _by_gram(a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array) -> jax.Array:
     """sum_bsu (a1 a2^T)[n, m, b, s, u] (d1 d2^T)[n, r, m, q, g, b, s, u]."""
     if a1.ndim == 2:
+        # Rows of a look-up are unit vectors, whose inner products are 1 where the numbers agree; -1 has read nothing.
         same = (a1[:, :, None, None] == a2[None, None, :, :]) & (a1 >= 0)[:, :, None, None]
         gram = jnp.expand_dims(same.astype(d1.dtype), 0)
     else:
         gram = dot("nbsc,mbuc->bnsmu", a1, a2)
+    # One group and one position: the Gram matrix of what is read does not depend on what the other one sums over.
     if d1.shape[4] == d1.shape[5] == d2.shape[5] == 1:
         return gram[:, :, :, :, :] * dot("ntgrbsf,mtgqbuf->gnrmq", d1, d2)
     both = dot("ntgrbsf,mtgqbuf->gbnrsmqu", d1, d2)
@@ -343,6 +349,7 @@ def _sums(a: jax.Array, d: jax.Array, product: Product) -> tuple[jax.Array, jax.
     n, t, g, r, b, s, f = d.shape
     outputs = jnp.broadcast_to(product.outputs, (n, t, g, r, b, 1, f))
     width = product.positions.shape[6]
+    # With d = p q, p without positions: sum_s a d = p (sum_s a q), and the sum is one for all outputs.
     positions = jnp.broadcast_to(product.positions, (n, 1, 1, 1, b, s, width))
     return outputs[:, :, :, :, :, 0], dot("nbsc,nbsf->nbfc", a, positions[:, 0, 0, 0])
 

@@ -3,6 +3,8 @@
 For a function ``f(params, x)`` the NTK is ``sum_w (d f(x1) / d w) (d f(x2) / d w)^T`` over all
 parameters w, and the NNGP is ``f(x1) f(x2)^T``. Any JAX function and any parameter pytree will do.
 
+One file: four functions of the same arguments, mostly documentation; `ntk.finite.contraction` does the work.
+
 Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720) for its computation.
 """
 
@@ -178,6 +180,7 @@ def empirical_nngp_fn(
             axes = output_axes(y1.shape, y2.shape, trace_axes, diagonal_axes, None)
             order = axes.trace + axes.diagonal + axes.rest
             sizes = [math.prod(y1.shape[a] for a in group) for group in axes[:2]]
+            # f f^T, as sums over traced axes of products of entries, for each diagonal entry.
             rows, columns = (y.transpose(order).reshape(*sizes, -1) for y in (y1, y2))
             kernel = contraction.dot("tgr,tgq->grq", rows, columns)
             return arrange(kernel, y1.shape, y2.shape, axes)
@@ -269,6 +272,7 @@ def empirical_ntk_vp_fn(
         x2_ = x1 if x2 is None else x2
         outputs, pullback = jax.vjp(lambda p: f(rebuild(p), x2_, **kwargs2), floats)
         _check_cotangents(cotangents, outputs)
+        # J1 (J2^T v): the kernel itself is never there.
         tangents = pullback(cotangents)[0]
         return pushforward(lambda p: f(rebuild(p), x1, **kwargs1), floats, tangents)[1]
 
@@ -330,6 +334,7 @@ def _interaction(
                 f"f gives outputs of shape {y.shape} for examples together and {z.shape} for each: name the axis of "
                 "the examples in vmap_axes, or use vmap_axes=None"
             )
+        # Room for sums in another order: ten thousand roundings, and a tenth in half precision.
         eps = min(0.1, 1e4 * float(jnp.finfo(y.dtype).eps))
         return jnp.max(jnp.abs(y - z)) / (eps * jnp.max(jnp.abs(y)) + jnp.finfo(y.dtype).tiny)
 

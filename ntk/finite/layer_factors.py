@@ -7,6 +7,8 @@ smaller than their product, and the kernel ``J J^T`` can be had from Gram matric
 that enter in any other way (twice, inside a loop, through an unknown operation) are found too, and
 left to their plain Jacobian.
 
+One file: of each known operation how it is found, what it reads and what it writes must agree.
+
 Source: Novak, Sohl-Dickstein, Schoenholz 2022, "Fast Finite Width Neural Tangent Kernel"
 (arXiv 2206.08720), sections 3.3 and 3.4.
 """
@@ -62,6 +64,7 @@ class _Graph(NamedTuple):
     def only_use(self, var: Any) -> tuple[Any, int, int] | None:
         """The one equation that consumes the variable, its number and operand; None for more."""
         uses = self.consumers[var]
+        # A weight that enters twice has a Jacobian that is a sum of products, not one product of two factors.
         if len(uses) != 1:
             return None
         index, operand = uses[0]
@@ -232,6 +235,7 @@ def _scaled(env: dict, layer: Layer, a: jax.Array) -> jax.Array:
         a = a * _product(env, layer.scales, a.dtype)
     if layer.bias is None:
         return a
+    # d z / d b = 1 at every position: a bias is one more weight, of a channel that reads one.
     ones = jnp.full((*a.shape[:-1], 1), _product(env, layer.bias_scales, a.dtype))
     return jnp.concatenate([a, ones], axis=-1)
 
@@ -290,6 +294,7 @@ def _dot_writes(equation: Any, operand: int, d: jax.Array) -> jax.Array:
 
 
 def _conv_known(equation: Any, operand: int, scales: tuple) -> bool:
+    # Groups of examples would have filters of their own.
     return operand == 1 and equation.params["batch_group_count"] == 1
 
 
@@ -332,6 +337,7 @@ def _conv_writes(equation: Any, operand: int, d: jax.Array) -> jax.Array:
 
 def _gather_known(equation: Any, operand: int, scales: tuple) -> bool:
     """Whole rows, by their number, as ``jnp.take(table, ids, axis=0)`` makes them."""
+    # Scales are taken into what is read, which row numbers cannot hold.
     if operand != 0 or scales:
         return False
     table, indices = (v.aval.shape for v in equation.invars)

@@ -85,6 +85,7 @@ def layer_features(
         for number, (s, tau) in enumerate(atoms.items()):
             shift = 1.0 if b is None else jnp.exp(1j * s * jnp.asarray(b))[..., None]
             p = complex(tau) * shift * one(number, w)
+            # Re (phi psi) = Re phi Re psi - Im phi Im psi: real features side by side.
             parts += [p.real, -p.imag]
         return jnp.concatenate(parts, -1)
 
@@ -93,6 +94,8 @@ def layer_features(
         inner = x @ w.T
         norms = jnp.sum(x**2, -1, keepdims=True) + jnp.sum(w**2, -1)[None]
         shift = jnp.zeros((1, len(w))) if b is None else jnp.asarray(b)[None]
+        # Z = tau e^(i s b) phi(x) phi(w): E |Z|^2 = |tau|^2 e^(s |x + w|^2), and with a = i s, E g g^T = 1,
+        # E Z^2 = tau^2 e^(2 i s b) e^(2 a |x + w|^2 - a (|x|^2 + |w|^2)).
         total = jnp.zeros_like(inner)
         for s, tau in atoms.items():
             # Re Z has the variance (E |Z|^2 + Re E Z^2) / 2 - (Re E Z)^2.

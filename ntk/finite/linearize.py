@@ -122,6 +122,7 @@ def _derivatives(curve: Callable[[jax.Array], PyTree], degree: int) -> Callable:
     lower = _derivatives(curve, degree - 1)
 
     def derivatives(s: jax.Array) -> tuple:
+        # lower gives orders 0 to n - 1, and its derivative orders 1 to n: the last one is new.
         values, rates = jax.jvp(lower, (s,), (jnp.ones_like(s),))
         return (*values, rates[-1])
 

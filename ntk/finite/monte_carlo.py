@@ -1,4 +1,9 @@
-"""NNGP and NTK of wide networks as averages over random finite networks."""
+"""NNGP and NTK of wide networks as averages over random finite networks.
+
+    K = E[f(x1) f(x2)^T],    T = E[J(x1) J(x2)^T],    standard error sqrt(sum (k - mean)^2 / (n (n - 1))) over n draws
+
+Source: Novak et al. 2019 (arXiv 1810.05148), for the NNGP; Welford 1962, for running means and squares.
+"""
 
 from __future__ import annotations
 
@@ -162,6 +167,7 @@ def _estimate(moments: _Moments) -> Estimate:
     n = moments.number
 
     def error(q: jax.Array) -> jax.Array:
+        # Of the mean: unbiased variance q / (n - 1) of one network, over n.
         return jnp.sqrt(q / (n * (n - 1))) if n > 1 else jnp.full_like(q, jnp.nan)
 
     return Estimate(moments.mean, jax.tree.map(error, moments.squares))

@@ -68,6 +68,7 @@ def _reshape(equation: Any, operands: list, factors: list) -> Factors | None:
     for factor in factors[0]:
         shape = [1] * len(new)
         for before, after in _groups(old, new):
+            # A factor that varies along some of the dimensions that are merged, not all, would have to be written out.
             sizes = {factor.shape[d] == old[d] for d in before if old[d] > 1}
             if len(sizes) > 1:
                 return None

@@ -1,4 +1,7 @@
-"""Axes of a network's output by what becomes of them in its empirical kernel: traced, diagonal or paired."""
+"""Axes of a network's output by what becomes of them in its empirical kernel: traced, diagonal or paired.
+
+Of a kernel K[n, k, m, l] a traced axis k leaves the mean over k of K[n, k, m, k], a diagonal one K[n, k, m, k].
+"""
 
 from __future__ import annotations
 

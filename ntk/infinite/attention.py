@@ -80,6 +80,8 @@ def attend(
     within2 = ov_std**2 * _weigh(seen2 if values else raw2, weight2, weight2) + bias
     mean = ov_std**2 * _weigh(nngp, weight1, weight2)
     if ntk is not None:
+        # Value and output weights are trained, and each adds what it multiplies: G_1 N G_2^T twice. Scores are
+        # constants in the limit, so that queries and keys add nothing.
         ntk = ov_std**2 * (_weigh(ntk, weight1, weight2) if ntk.ndim else ntk) + bias + 2 * mean
     return _gaussian(kernel, mean + bias, ntk, within1, within2)
 
@@ -109,6 +111,8 @@ def attend_identity(
     seen1, seen2 = _mix(raw1, pos1, embedding), _mix(raw2, pos2, embedding)
     seen = _mix(kernel.nngp, pos12, embedding)
     bias = 0.0 if b_std is None else b_std**2
+    # Scores S of independent queries and keys have E S(p, q) S'(p', q') = N(p, p') N(q, q'), and values N(q, q'):
+    # N'(p, p') = N(p, p') sum_qq' N(q, q')^2.
     dot = inner(seen, kernel.nngp, 2)
     ntk = kernel.ntk
     if ntk is not None:
@@ -120,6 +124,8 @@ def attend_identity(
             cross = jnp.sum(seen * ntk, axes, keepdims=True) + jnp.sum(
                 kernel.nngp * mixed, axes, keepdims=True
             )
+        # The input is read by queries at p (dot T) and by keys and values at q (cross N); 4 N dot are query, key,
+        # value and output weights.
         ntk = std**2 * (cross * seen + dot * (mixed + 4 * seen)) + bias
     within1 = std**2 * inner(seen1, raw1, 1) * seen1 + bias
     within2 = std**2 * inner(seen2, raw2, 1) * seen2 + bias
@@ -184,6 +190,7 @@ def _weights(
     seen = _seen(kernel, mask)
     scores = qk_std * cov
     if seen is not None:
+        # Hidden pixels are not attended to, but attend like others.
         key = kernels.views_within(seen)[1]
         scores = jnp.where(key, scores, hidden)
     return score(scores, tuple(range(2, cov.ndim, 2)))

@@ -51,10 +51,12 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
     q = kernels.views(kernel.var1, kernel.var2, kernel.diagonal_spatial)
     n = kernels.views(norm1, norm2, kernel.diagonal_spatial)
     correlation, slope = _dual(dual, kernel.correlation, *q, *n)
+    # Before the first trainable layer the NTK is the number zero, which slopes leave as it is.
     ntk = kernel.ntk
     if ntk is not None and ntk.ndim:
         ntk = ntk * slope
     within = []
+    # Within a sample covariances are carried, not correlations: a pixel's variance is needed beside them.
     for cov, var, norm in (
         (kernel.within1, kernel.var1, norm1),
         (kernel.within2, kernel.var2, norm2),
@@ -78,6 +80,7 @@ def elementwise(kernel: Kernel, dual: Dual) -> Kernel:
 def _norms(dual: Dual, q1: Array, q2: Array) -> list[Array]:
     """E f(u)^2 at variances q1 and q2, by one program for both."""
     if dual.homogeneous is not None:
+        # f(c z) = c^d f(z) for c > 0: E f(u)^2 = q^d E f(z)^2.
         one = dual.norm(jnp.ones((), q1.dtype))
         return [one * q**dual.homogeneous for q in (q1, q2)]
     both = dual.norm(jnp.concatenate([q1.ravel(), q2.ravel()]))
@@ -92,6 +95,7 @@ def _dual(
     if dual.homogeneous is None:
         k, slope = dual.moments(q1, q2, rho)
         return k * (kernels.inverse_sqrt(n1) * kernels.inverse_sqrt(n2)), slope
+    # For f of degree d the variances cancel in the correlation; f' is of degree d - 1.
     one = jnp.ones((), rho.dtype)
     k, slope = dual.moments(one, one, rho)
     power = (dual.homogeneous - 1) / 2
@@ -111,6 +115,7 @@ def snap(rho: Array, width: int = 0) -> Array:
         rho: correlations.
         width: terms of the inner product that they come from; its rounding grows with their number.
     """
+    # Rounding errors of `width` terms add up like a random walk.
     top = 1 - float((4 + width**0.5 / 4) * jnp.finfo(rho.dtype).eps)
     return jnp.where(rho > top, 1, jnp.maximum(rho, -1))
 
@@ -166,6 +171,8 @@ def gaussian(
         b_std: standard deviation of the biases, or None.
         normalised: whether k is divided by the root of its variances.
     """
+    # Normalised, rho' = u1 u2 rho + v1 v2 with u = W_std sqrt(var / var') and v = b_std / sqrt(var'), u^2 + v^2 = 1: no
+    # covariance is formed, so that samples which coincide keep the correlation 1 up to rounding.
     bias = 0.0 if b_std is None else b_std
     new, scales, shifts = [], [], []
     for var in (var1, var2):
@@ -195,6 +202,8 @@ def trained(
     out: Kernel, nngp: Array, ntk: Array, W_std: float, b_std: float | None, fan_in: float | None
 ) -> Array:
     """NTK after an affine map with trained weights: the part of the layers below, plus its own (see `affine`)."""
+    # T' = W_std^2 T + own. NTK parametrization: a weight is W_std fan_in^-1/2 w with w trained, and its own part is the
+    # new NNGP. Standard: the weights are trained as they stand, with derivatives x_i, whose squares sum up to fan_in K.
     below = W_std**2 * ntk
     if fan_in is None:
         return out.nngp + below
@@ -227,6 +236,7 @@ def multiply(kernels_in: Sequence[Kernel]) -> Kernel:
     """
     first = _same_shapes(kernels_in, "FanInProd")
     out = _combined(kernels_in, functools.partial(functools.reduce, operator.mul))
+    # d (f g) = g df + f dg, and the factors are independent: E f f' E g g' at every step of the product.
     ntk: Array | None = None
     tangents = [k.ntk for k in kernels_in if k.ntk is not None]
     if len(tangents) == len(kernels_in):
@@ -312,6 +322,8 @@ def normalise(kernel: Kernel, axes: tuple[int, ...] = (), eps: float = 1e-12) ->
         raise ValueError(
             "LayerNorm needs Gaussian activations: put a layer with random weights before it"
         )
+    # Over infinitely many channels the mean is zero and the mean square the variance: a norm divides by numbers, which
+    # scale the moments and leave correlations.
     factors = []
     for var, mask in ((kernel.var1, kernel.mask1), (kernel.var2, kernel.mask2)):
         over = tuple(1 + axis for axis in axes)
@@ -321,6 +333,7 @@ def normalise(kernel: Kernel, axes: tuple[int, ...] = (), eps: float = 1e-12) ->
             seen = ~jnp.broadcast_to(kernels.pixel_mask(kernel, mask), var.shape)
             count = jnp.maximum(jnp.sum(seen, over, keepdims=True), 1)
             mean = jnp.sum(jnp.where(seen, eps + var, 0), over, keepdims=True) / count
+            # Where all pixels are hidden, and variances are zero whatever divides them.
             mean = jnp.where(mean > 0, mean, 1)
         factors.append(1 / jnp.sqrt(mean))
     return scale(kernel, *factors)
@@ -343,6 +356,7 @@ def drop(kernel: Kernel, keep: float) -> Kernel:
         raise ValueError(
             "Dropout cannot be applied to the data: put a layer with random weights before it"
         )
+    # E (m / keep)^2 = 1 / keep for a mask m of mean keep, and E m m' / keep^2 = 1 for independent masks.
     factor = 1 / keep
     nngp, ntk = kernel.nngp, kernel.ntk
     if kernel.coincident is not None:
@@ -378,6 +392,7 @@ def hide(kernel: Kernel, mask1: Array | None, mask2: Array | None) -> Kernel:
             if mask is None
             else jnp.broadcast_to(~kernels.pixel_mask(kernel, mask), var.shape).astype(var.dtype)
         )
+    # A zero has no direction: its correlation is set, too, which `scale` leaves alone.
     out = scale(kernel, *factors)
     one, two = kernels.views(factors[0], factors[1], kernel.diagonal_spatial)
     return out.replace(correlation=kernel.correlation * (one * two))

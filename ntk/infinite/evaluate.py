@@ -1,7 +1,9 @@
-"""The kernel function of a network of rules: inputs checked, one triangle where both batches are the same, tiles.
+"""The kernel function of a network of rules: inputs checked, evaluated at once or compiled, and what was asked for.
 
-A kernel entry depends on its two samples alone, so that the pairs of samples are cut into tiles that fit the
-caches, and everything between the layers stays there.
+A small kernel is evaluated by numpy (`ntk.infinite.immediate`), a larger one compiled, in tiles (`ntk.infinite.tiled`);
+samples that nearly coincide in double precision (`ntk.infinite.precision`).
+
+One file: the larger part of it is what a call takes, refuses and promises, and by what road it is answered.
 """
 
 from __future__ import annotations
@@ -9,17 +11,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk import arguments
-from ntk.infinite import immediate, precision, true_law
+from ntk.infinite import immediate, precision, tiled, true_law
 from ntk.infinite.inputs import Need as Need
 from ntk.infinite.inputs import (
     Plan,
@@ -34,24 +34,10 @@ from ntk.infinite.inputs import (
 from ntk.infinite.inputs import join as join
 from ntk.infinite.kernel import Array, Kernel
 from ntk.regression import spectra
-from ntk.types import PyTree
 
 OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
 
-TILE = {"cpu": 3 * 2**16}
-"""Entries (pairs of samples times pairs of pixels) of one tile, by platform; on a CPU what its caches hold."""
-TILE_ELSEWHERE = 2**24
-
-SMALL, SMALL_IMAGES = 2**15, 2**18
-"""Entries up to which a kernel is evaluated in double precision whatever the samples, or images, are."""
-
-SMALL_TILE, SMALL_SIDES = 2**14, (4, 64)
-"""Entries of a tile of such a kernel, which numpy evaluates little slower than one entry; least and most samples."""
-
-_BETWEEN = ("correlation", "nngp", "ntk", "coincident")
-_FIRST = ("var1", "cov1", "within1", "mask1")
-_SECOND = ("var2", "cov2", "within2", "mask2")
 _STATIC = (
     "x1_is_x2",
     "is_gaussian",
@@ -64,7 +50,7 @@ _STATIC = (
     "batch_axis",
     "channel_axis",
 )
-NAMES = (*_BETWEEN, *_FIRST, *_SECOND, *_STATIC)
+NAMES = (*tiled.BETWEEN, *tiled.FIRST, *tiled.SECOND, *_STATIC)
 _FIELDS = (
     "correlation",
     "ntk",
@@ -287,8 +273,8 @@ class KernelFn:
         first, second = (jax.tree.leaves(x)[0] for x in data[:2])
         batch = plan.batch_axis % first.ndim
         sizes = first.shape[batch], second.shape[batch]
-        entries = _entries(first, batch, plan, self.area)
-        small = _is_small(sizes, entries)
+        entries = tiled.entries_of(first, batch, plan, self.area)
+        small = tiled.is_small(sizes, entries)
         # JAX adds its options by name, which no checker sees.
         if not small or jax.config.jax_disable_jit:  # type: ignore[attr-defined, unused-ignore]
             return None
@@ -297,10 +283,11 @@ class KernelFn:
         if set(plan.names) in ({"ntk"}, {"nngp", "ntk"}):
             plan = both
         # Means over draws of weights or scores cost per pair of samples, not per equation.
-        apart, draws = _of_pairs(plan, data), "attention_seed" in self.reads
+        apart, draws = tiled.of_pairs(plan, data), "attention_seed" in self.reads
+        # First by cumulants alone; what needs means over weights once is evaluated with them from then on.
         expanded = draws and not self._drawn
         shared = apart and (not draws or (expanded and entries == 1))
-        tile = _small_tile(sizes, entries) if shared else sizes
+        tile = tiled.small_sizes(sizes, entries) if shared else sizes
         try:
             program = self._program(plan, data, batch, tile, both, expanded)
         except jax.errors.UnexpectedTracerError:
@@ -314,7 +301,7 @@ class KernelFn:
         if tile != sizes and immediate.READING < program.cost < math.inf:
             tile = sizes
             program = self._program(plan, data, batch, tile, both, expanded)
-        places = _places(plan, sizes, tile)
+        places = tiled.places(plan, sizes, tile)
         cost = len(places) * program.cost
         spent = self._spent.get((id(program), sizes), 0.0)
         if cost + spent > program.limit:
@@ -322,7 +309,7 @@ class KernelFn:
         self._spent[id(program), sizes] = spent + cost
         parts = {}
         for at in places:
-            leaves = jax.tree.leaves(_at(plan, data, batch, tile, *at))
+            leaves = jax.tree.leaves(tiled.cut_at(plan, data, batch, tile, *at))
             parts[at] = program(*leaves)
             if expanded:
                 parts[at], needed = parts[at]
@@ -330,7 +317,9 @@ class KernelFn:
                     self._drawn.append(True)
                     return self._at_once(plan, data)
         # jnp.asarray would compile a copy for every shape.
-        return jax.device_put(parts[0, 0] if tile == sizes else _put_together(plan, sizes, parts))
+        return jax.device_put(
+            parts[0, 0] if tile == sizes else tiled.put_together(plan, sizes, parts)
+        )
 
     def _program(
         self,
@@ -342,7 +331,7 @@ class KernelFn:
         expanded: bool,
     ) -> immediate.Program:
         """For so many samples of such data; that of both kernels, where there is one. See `true_law.without_means`."""
-        shapes, tree = jax.tree.flatten(_at(plan, data, batch, tile, 0, 0))
+        shapes, tree = jax.tree.flatten(tiled.cut_at(plan, data, batch, tile, 0, 0))
         # JAX adds its options by name, which no checker sees.
         double = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
         rest = tree, *((x.shape, x.dtype) for x in shapes), double, expanded
@@ -410,25 +399,19 @@ def _select(out: Any, get: str | tuple[str, ...] | None) -> Any:
     return collections.namedtuple("AnalyticKernel", get)(*(getattr(out, name) for name in get))
 
 
-class _Result(NamedTuple):
-    """A kernel without its arrays, and the arrays that were asked for."""
-
-    kernel: Kernel
-    arrays: dict[str, Array | None]
-
-
-def _result(kernel: Kernel, names: tuple[str, ...]) -> _Result:
+def _result(kernel: Kernel, names: tuple[str, ...]) -> tiled.Result:
     if kernel.ntk is not None and kernel.ntk.ndim == 0:  # nothing was trained
         kernel = kernel.replace(ntk=jnp.zeros_like(kernel.correlation))
     arrays = {name: getattr(kernel, name) for name in names or _FIELDS if name not in _STATIC}
     empty: dict[str, Any] = dict.fromkeys(_FIELDS)
     if kernel.coincident is not None:
+        # Whether it is None is all that `x1_is_x2` of the frame reads.
         empty["coincident"] = jnp.ones((), bool)
-    return _Result(dataclasses.replace(kernel, **empty), arrays)
+    return tiled.Result(dataclasses.replace(kernel, **empty), arrays)
 
 
 def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
-    if not isinstance(out, _Result):
+    if not isinstance(out, tiled.Result):
         return type(out)(_chosen(part, get) for part in out)
     if get is None:
         arrays: dict[str, Any] = out.arrays
@@ -507,12 +490,12 @@ def _evaluate(
     first, second = (jax.tree.leaves(x)[0] for x in (x1, x2))
     batch = plan.batch_axis % first.ndim
     sizes = first.shape[batch], second.shape[batch]
-    entries = _entries(first, batch, plan, fn.area)
-    tile = _tile_sizes(sizes, entries, plan)
+    entries = tiled.entries_of(first, batch, plan, fn.area)
+    tile = tiled.sizes_of(sizes, entries, plan)
     data = (x1, x2, mask1, mask2, pattern)
     values: Callable[..., Any] = network
     if all(x.dtype == jnp.float32 for x in jax.tree.leaves((x1, x2))):
-        if _is_small(sizes, entries):
+        if tiled.is_small(sizes, entries):
             values = precision.doubled(network)
         else:
             values = unless_near
@@ -523,213 +506,4 @@ def _evaluate(
         if plan.coincident and same is None:
             same = jnp.eye(sizes[0], dtype=bool)
         return values(*data, same)
-    return _tiled(values, plan, batch, sizes, tile, data)
-
-
-def _entries(x: Array, batch: int, plan: Plan, area: Callable[[Need], int] | None) -> int:
-    """Pairs of pixels of one pair of samples."""
-    if area is not None:
-        return area(plan.need)
-    channel = plan.channel_axis % x.ndim
-    pixels = math.prod(size for axis, size in enumerate(x.shape) if axis not in (batch, channel))
-    return pixels**2 if plan.need.pairs else pixels
-
-
-def _is_small(sizes: tuple[int, int], entries: int) -> bool:
-    return math.prod(sizes) * entries <= (SMALL if entries == 1 else SMALL_IMAGES)
-
-
-def _of_pairs(plan: Plan, data: tuple) -> bool:
-    """Whether the result is matrices, each entry of which depends on its two samples alone."""
-    matrices = {*plan.names} in ({"nngp"}, {"nngp", "ntk"})
-    return matrices and not plan.need.whole and data[4] is None
-
-
-def _small_tile(sizes: tuple[int, int], entries: int) -> tuple[int, int]:
-    """Samples of a tile by which matrices of any size are evaluated, so that they are traced once; else all."""
-    least, most = SMALL_SIDES
-    side = min(max(math.isqrt(SMALL_TILE // entries), least), most)
-    return (side, side) if side**2 * entries <= 4 * SMALL_TILE else sizes
-
-
-def _places(plan: Plan, sizes: tuple[int, int], tile: tuple[int, int]) -> list[tuple[int, int]]:
-    """First samples of the tiles; of one triangle where both batches are the same."""
-    starts = itertools.product(*(range(0, size, side) for size, side in zip(sizes, tile)))
-    return [(i, j) for i, j in starts if not plan.coincident or j >= i]
-
-
-def _at(
-    plan: Plan, data: tuple, batch: int, tile: tuple[int, int], i: int, j: int
-) -> tuple[Any, ...]:
-    """Arguments of `_evaluate` for the tile at samples i, j; after the last samples come some of zeros."""
-
-    def cut(tree: Any, start: int, size: int) -> Any:
-        return jax.tree.map(lambda x: _cut(np.asarray(x), start, size, batch), tree)
-
-    x1, x2, mask1, mask2, pattern = data
-    (x1, mask1), (x2, mask2) = cut((x1, mask1), i, tile[0]), cut((x2, mask2), j, tile[1])
-    same = None
-    if plan.coincident:
-        same = (i + np.arange(tile[0]))[:, None] == (j + np.arange(tile[1]))[None]
-    return x1, x2, mask1, mask2, pattern, same
-
-
-def _cut(x: np.ndarray, start: int, size: int, axis: int) -> np.ndarray:
-    part = x[(slice(None),) * axis + (slice(start, start + size),)]
-    missing = size - part.shape[axis]
-    widths = [(0, missing if k == axis else 0) for k in range(x.ndim)]
-    return np.pad(part, widths) if missing else part
-
-
-def _put_together(plan: Plan, sizes: tuple[int, int], parts: dict[tuple[int, int], Any]) -> Any:
-    """The matrices of all samples from those of tiles, as `_tiled` does in a program."""
-    trees = {
-        at: jax.tree.flatten(part, is_leaf=functools.partial(_is, _Result))
-        for at, part in parts.items()
-    }
-    (frames, structure) = trees[0, 0]
-    outs: list[dict[str, Any]] = [
-        {name: np.zeros((*sizes, *a.shape[2:]), a.dtype) for name, a in frame.arrays.items()}
-        for frame in frames
-    ]
-    for (i, j), (results, _) in trees.items():
-        for out, result in zip(outs, results):
-            for name, new in result.arrays.items():
-                new = new[: sizes[0] - i, : sizes[1] - j]
-                rows, columns = (slice(k, k + n) for k, n in zip((i, j), new.shape))
-                out[name][rows, columns] = new
-                if plan.coincident and i != j:
-                    out[name][columns, rows] = _mirror(new, result.kernel)
-    filled = [_Result(frame.kernel, out) for frame, out in zip(frames, outs)]
-    return jax.tree.unflatten(structure, filled)
-
-
-def _tile_sizes(sizes: tuple[int, int], entries: int, plan: Plan) -> tuple[int, int] | None:
-    """Samples of each batch in a tile; None if everything is one tile."""
-    target = TILE.get(jax.default_backend(), TILE_ELSEWHERE)
-    if plan.need.whole or sizes[0] * sizes[1] * entries <= target:
-        return None
-    # With pixel pairs within each sample a tile of one pair would do three times the work.
-    least = 4 if plan.need.variance == 2 else 1
-    side = max(math.isqrt(target // entries), least)
-    rows = _even(sizes[0], side)
-    columns = rows if plan.coincident else _even(sizes[1], max(target // entries // rows, least))
-    return None if (rows, columns) == sizes else (rows, columns)
-
-
-def _even(size: int, most: int) -> int:
-    """Largest of equal parts of at most `most` that cover `size`: nearly equal ones overlap least."""
-    most = min(most, size)
-    return -(-size // -(-size // most))
-
-
-def _tiled(
-    network: Callable,
-    plan: Plan,
-    batch: int,
-    sizes: tuple[int, int],
-    tile: tuple[int, int],
-    data: tuple,
-) -> Any:
-    """Runs `network` on tiles of samples and puts the results together.
-
-    The last tile of a row starts earlier instead of being smaller, so that all have one shape.
-    """
-    rows, columns = tile
-    counts = [-(-size // side) for size, side in zip(sizes, tile)]
-    starts = [
-        [min(i * side, size - side) for i in range(n)] for size, side, n in zip(sizes, tile, counts)
-    ]
-    upper = plan.symmetric or plan.coincident
-    order = [(i, j) for i in range(counts[0]) for j in range(counts[1]) if not upper or j >= i]
-    where = jnp.array([(starts[0][i], starts[1][j]) for i, j in order], jnp.int32)
-    x1, x2, mask1, mask2, pattern = data
-    graph1, graph2 = (None, None) if pattern is None else pattern
-
-    def cut(tree: PyTree, start: Array, size: int, axis: int) -> Any:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), tree)
-
-    def one(i: Array, j: Array) -> Any:
-        graphs = None if pattern is None else (cut(graph1, i, rows, 0), cut(graph2, j, columns, 0))
-        coincident = None
-        if plan.coincident:
-            coincident = (i + jnp.arange(rows))[:, None] == (j + jnp.arange(columns))[None]
-        return network(
-            cut(x1, i, rows, batch),
-            cut(x2, j, columns, batch),
-            cut(mask1, i, rows, batch),
-            cut(mask2, j, columns, batch),
-            graphs,
-            coincident,
-        )
-
-    whole = jax.eval_shape(
-        network,
-        *data,
-        jax.ShapeDtypeStruct(sizes, bool) if plan.coincident else None,
-    )
-    is_result = functools.partial(_is, _Result)
-    frames = jax.tree.leaves(whole, is_leaf=is_result)
-
-    def write(outs: list, tiles: list, at: tuple[Array, Array]) -> list[dict[str, Array | None]]:
-        return [
-            {name: _written(out[name], new[name], name, *at, frame.kernel, upper) for name in out}
-            for out, new, frame in zip(outs, tiles, frames)
-        ]
-
-    def tile_at(step: Array) -> tuple[list, tuple[Array, Array]]:
-        at = where[step, 0], where[step, 1]
-        return [t.arrays for t in jax.tree.leaves(one(*at), is_leaf=is_result)], at
-
-    def at_once(step: Array, outs: list) -> list:
-        return write(outs, *tile_at(step))
-
-    def in_turn(step: Array, state: tuple) -> tuple:
-        return write(*state), *tile_at(step)
-
-    zeros = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.arrays) for frame in frames]
-    if len(jax.tree.leaves(zeros)) == 1:
-        outs = jax.lax.fori_loop(0, len(order), at_once, zeros)
-    else:
-        # Several matrices of a tile are written a round later, from what the loop carries, which is in memory: in the
-        # round that computes them, what they share is computed anew for each (2000 x 2000, 5 ReLU layers, NNGP and NTK:
-        # 104 ms in place of 90). Of one matrix the copy that is carried costs more (41 ms in place of 40).
-        at = where[0, 0], where[0, 1]
-        shapes = jax.tree.leaves(jax.eval_shape(one, *at), is_leaf=is_result)
-        nothing = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), t.arrays) for t in shapes]
-        outs = write(*jax.lax.fori_loop(0, len(order), in_turn, (zeros, nothing, at)))
-    filled = [
-        _Result(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), frame.kernel), out)
-        for frame, out in zip(frames, outs)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(whole, is_leaf=is_result), filled)
-
-
-def _is(kind: type, x: Any) -> bool:
-    return isinstance(x, kind)
-
-
-def _written(
-    out: Array | None, new: Array | None, name: str, i: Array, j: Array, kernel: Kernel, upper: bool
-) -> Array | None:
-    """`out` with a tile at samples i, j; with `upper` also its mirror image at j, i."""
-    if out is None or new is None:
-        return None
-    if out.ndim == 0:
-        return new
-    if name not in _BETWEEN:
-        axis = kernel.batch_axis if name.startswith("mask") else 0
-        return jax.lax.dynamic_update_slice_in_dim(out, new, i if name in _FIRST else j, axis)
-    rest = (jnp.zeros((), i.dtype),) * (out.ndim - 2)
-    out = jax.lax.dynamic_update_slice(out, new, (i, j, *rest))
-    if upper:
-        mirror = jax.lax.dynamic_update_slice(out, _mirror(new, kernel), (j, i, *rest))
-        out = mirror
-    return out
-
-
-def _mirror(x: Array, kernel: Kernel) -> Array:
-    order = [1, 0]
-    for axis in range(2, x.ndim):
-        order.append(axis if kernel.diagonal_spatial else axis ^ 1)
-    return x.transpose(order)
+    return tiled.run(values, plan, batch, sizes, tile, data)

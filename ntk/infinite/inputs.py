@@ -89,6 +89,7 @@ def checked(x: Any, mask_constant: float | None, name: str, least: int = 2) -> t
         x = x.astype(jnp.float32)
     mask = None
     if mask_constant is not None:
+        # nan is equal to nothing, itself included.
         mask = jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
         x = jnp.where(mask, 0, x)
     if _truth(lambda xp, x: xp.isfinite(x).all(), x) is False:
@@ -194,6 +195,7 @@ def inputs_to_kernel(
     """
     batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
     masks = [None if m is None else jnp.all(m, channel, keepdims=True) for m in (mask1, mask2)]
+    # K = |x1| |x2| cos / channels: the mean over channels of their products.
     units, norms = _units(x1, x2, plan)
     width, pixels = x1.shape[channel], x1.ndim - 2
     spread = plan.need.pairs and pixels > 0
@@ -233,6 +235,7 @@ def _units(x1: Array, x2: Array, plan: Plan) -> tuple[list[Array], list[Array]]:
     """Both batches with the norm of their channels divided out, channels last; and the squares of the norms."""
     batch, channel = plan.batch_axis % x1.ndim, plan.channel_axis % x1.ndim
     sides = [jnp.moveaxis(x, (batch, channel), (0, -1)) for x in (x1, x2)]
+    # Unit vectors, whose products are correlations: of equal samples 1 up to rounding, whatever their norms.
     norms = [jnp.sum(x * x, -1) for x in sides]
     if plan.differentiated:
         norms = _positive(norms)

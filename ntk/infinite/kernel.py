@@ -5,6 +5,8 @@ is the normalised correlation, not the covariance: a coincident pair has correla
 float32 loses nothing where a covariance would cancel.
 
     correlation = K(x1, x2) / sqrt(K(x1, x1) K(x2, x2)),    nngp = correlation sqrt(var1 var2)
+
+One file: the fields, neural-tangents's names for them, and the layout of pairs of pixels in which both are kept.
 """
 
 from __future__ import annotations
@@ -200,6 +202,7 @@ class Kernel:
 
     def dot_general(self, other1: Any, other2: Any, is_lhs: bool, dimension_numbers: Any) -> Kernel:
         """The kernel of `jax.lax.dot_general` of the activations and a constant, the same for both batches."""
+        # Layers are built on kernels: an import on top would be a circle.
         from ntk.stax.fixed import DotGeneral
 
         if other1 is None and other2 is None:
@@ -210,6 +213,7 @@ class Kernel:
         axes = {"batch_axis": self.batch_axis, "channel_axis": self.channel_axis}
         return DotGeneral(**side, dimension_numbers=dimension_numbers, **axes).kernel_fn.rule(self)
 
+    # Second moments and J J^T are quadratic in the activations.
     def __mul__(self, number: Any) -> Kernel:
         return self._moved(lambda x: number**2 * x, lambda x: number**2 * x)
 
@@ -218,11 +222,13 @@ class Kernel:
     def __truediv__(self, number: Any) -> Kernel:
         return self * (1 / number)
 
+    # What is added is not trained: J J^T stays.
     def __add__(self, number: Any) -> Kernel:
         return self._moved(lambda x: number**2 + x, lambda x: x)
 
     __sub__ = __add__
 
+    # Signs of activations leave second moments as they are.
     def __neg__(self) -> Kernel:
         return self
 

@@ -48,6 +48,7 @@ def linear(
             "pooling and other mixtures of pixels need covariances of all pixel pairs: "
             "leave diagonal_spatial unset or False"
         )
+    # Covariances, not correlations: a mixture of pixels weighs them by their size.
     nngp = _two_sided(kernel, kernel.nngp, map1, map2)
     ntk = kernel.ntk
     if ntk is not None and ntk.ndim:
@@ -84,6 +85,7 @@ def both_sides(x: Array, map1: Callable, map2: Callable, lead: int) -> Array:
     swap = tuple(range(lead))[::-1]
     batch = tuple(range(lead))
     first, second = tuple(range(lead, x.ndim, 2)), tuple(range(lead + 1, x.ndim, 2))
+    # L1 acts on first pixels, for which samples of the other batch and second pixels are copies; then L2 on the others.
     x = jnp.transpose(x, batch + second + first)
     y = map1(x.reshape(x.shape[0], -1, *x.shape[lead + pairs :]))
     x = y.reshape(*x.shape[: lead + pairs], *y.shape[2:])
@@ -191,6 +193,7 @@ def window_mean(
     spread = [((0, 0), 0)] * lead + [
         (pad, inside) for pad, inside in zip(pads, interior) for _ in range(axes)
     ]
+    # A pair of pixels (p, p') moves by (d, d): the weight at d meets both, and those at other places are independent.
     if axes == 2:
         x = materialised(x)
     if padding == "CIRCULAR" and not transpose:
@@ -203,6 +206,7 @@ def window_mean(
         if padding == "CIRCULAR" and transpose:
             for axis in over[i]:
                 x = wrap(x, axis, size * stride)
+    # At the border, too: weights have the variance W_std^2 / (channels times window), and padded zeros are inputs.
     return x / math.prod(window)
 
 
@@ -225,6 +229,7 @@ def _window_sum(
     for d in range(width):
         start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
         for axis in over:
+            # First entries of the windows that fit.
             count = (x.shape[axis] - (width - 1) * dilation - 1) // stride + 1
             first = d * dilation
             start[axis], stop[axis], step[axis] = first, first + (count - 1) * stride + 1, stride
@@ -261,6 +266,7 @@ def flatten(kernel: Kernel) -> Kernel:
         x = kernels.pixel_diagonal(x, lead) if axes == 2 else x
         return jnp.mean(x, tuple(range(lead, x.ndim)))
 
+    # A layer above has other weights at every pixel, which are independent: pairs of different pixels do not meet.
     out = kernels.mapped(mean, kernel.replace(within1=None, within2=None))
     return out.replace(mask1=None, mask2=None, diagonal_spatial=False, is_gaussian=False)
 
@@ -328,6 +334,7 @@ def concatenate(parts: Sequence[Kernel], axis: int) -> Kernel:
         rows = []
         for i, x in enumerate(arrays):
             pads = [(0, 0)] * x.ndim
+            # Independent and of mean zero: covariances between branches are zeros.
             pads[one + 1] = (sum(sizes[:i]), sum(sizes[i + 1 :]))
             rows.append(jnp.pad(x, pads))
         return jnp.concatenate(rows, one)

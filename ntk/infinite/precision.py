@@ -78,6 +78,7 @@ def near_samples(x1: Any, x2: Any, same: Array | None, batch_axis: int) -> Array
     These are a contraction, so that no pair is missed, and some are taken that are twice as far apart.
     """
     one, two = (_folded(_directions(x, batch_axis)) for x in (x1, x2))
+    # x . x' = y . y' + z . z' with z the part that the sums lose, and z . z' <= (|z|^2 + |z'|^2) / 2.
     lost = [(1 - jnp.sum(y * y, 1)) / 2 for y in (one, two)]
     bound = abs(jnp.matmul(one, two.T, precision="highest")) + (lost[0][:, None] + lost[1][None])
     return near(bound, same)
@@ -94,6 +95,7 @@ def _folded(x: Array) -> Array:
     if x.shape[1] < 64:
         return x
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % 4)])
+    # Entries of +-1/2 in fours: the rows of the map are orthonormal, and it is a projection.
     signs = np.random.default_rng(0).choice([-0.5, 0.5], x.shape[1])
     return jnp.sum((x * jnp.asarray(signs, x.dtype)[None]).reshape(x.shape[0], 4, -1), 1)
 

@@ -97,6 +97,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
     if gap_map is None:
         raise ValueError("the activation has no map of gaps: evaluate layer by layer")
     norm = float(dual.norm(1.0))  # type: ignore[arg-type]  # a Python number keeps double precision
+    # u and v are divided by sqrt(2) here: squares of their differences need no factor 1/2, and u_1 u_2 has one of 2.
     unit = (W_std**2, W_std * 2**-0.5, b_std * 2**-0.5)
 
     def affine(gap: Array, ntk: Array | None, var: Array, start: Array | None = None) -> _State:
@@ -106,6 +107,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
         factor = 2 * _outer(kernel, u)
         gap = factor * gap + (_difference(kernel, u) ** 2 + _difference(kernel, v) ** 2)
         if start is not None:
+            # In units of the norms the layer's own part, its new NNGP, is the correlation.
             ntk = 1 - gap
             if start.ndim:
                 ntk = ntk + start * _outer(kernel, W_std * inverse)
@@ -115,6 +117,7 @@ def _recursion(kernel: Kernel, dual: Dual, W_std: float, b_std: float, depth: in
 
     def nonlinear(gap: Array, ntk: Array | None, var: Array, first: bool = False) -> _State:
         gap, slope = gap_map(gap, first)
+        # The slope is E f' f' over E f^2: the norms of the activations are divided out at the same time.
         return gap, None if ntk is None else ntk * slope, norm * var
 
     state = affine(1 - snap(kernel.correlation), None, _variances(kernel), kernel.ntk)

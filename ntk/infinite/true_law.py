@@ -10,6 +10,8 @@ E_G f^(a) g^(b) is a series in the correlation whose terms are Hermite coefficie
 taken, and kinks count as distributions. Where the kurtosis of z is large the mean is taken over weights at points of a
 scrambled Sobol sequence instead.
 
+One file: the three roads to one expectation (Gaussian, cumulants, means over weights) share layouts and entries.
+
 Source: McCullagh (1987), Tensor Methods in Statistics, chapter 5, for the expansion.
 """
 
@@ -142,11 +144,13 @@ def coefficients(f: Callable, q: Array, order: int) -> Array:
 
 def at_one(f: Callable, q: Array, kurtosis: Array) -> Array:
     """What the fourth cumulant adds to E f(z): kurtosis / 24 E_G f(z) He_4(z)."""
+    # He_4 = sqrt(4!) h_4.
     return kurtosis / math.sqrt(24) * coefficients(f, q, 4)[4]
 
 
 def _shifted(c: Array, a: int, terms: int) -> Array:
     """Coefficients of q^(a/2) f^(a) from those of f."""
+    # By parts E f' h_n = sqrt(n + 1) E f h_(n+1) of z of unit variance, a times.
     n = np.arange(terms, dtype=float)
     factor = np.ones(terms)
     for j in range(1, a + 1):
@@ -183,6 +187,7 @@ def series(
     """
     c1, c2 = (coefficients(f, v, terms + 5) for f, v in zip(fs, q))
 
+    # C(4, a) times the cumulants; those at the ends, which only one side has, are in the rows of the fourth derivative.
     shifts = (0, 1) if tangent else (0,)
     factors = (None, *(f * p for f, p in zip((4, 6, 4), cumulant.pairs)), None)
 
@@ -275,6 +280,7 @@ def rectified(rho: Array, k: Array, slope: Array, rise: Array, c: Cumulants, lay
         c: cumulants.
         layout: of rho.
     """
+    # The powers -1/2 and -3/2 diverge at coincident entries; `apart` takes the correction away before they do.
     square = jnp.maximum(1 - rho * rho, 1e-6)
     first = rise * jax.lax.rsqrt(square)
     second = rho * first / square

@@ -112,6 +112,7 @@ def _layout(job: tiles.Job) -> dict[str, _Leaf]:
     def axis(pairs: list, *sizes: tuple[int, int]) -> int | None:
         return next((axis for axis, pair in enumerate(pairs) if pair in sizes), None)
 
+    # Four different sizes: an axis that grows from 2 to 5 counts rows, one that grows from 3 to 7 columns.
     pairs = growing(False, (2, 3), (5, 7))
     found = {path: _Leaf(axis(p, (2, 5)), axis(p, (3, 7))) for path, p in pairs.items()}
     if job.symmetric:

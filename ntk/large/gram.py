@@ -161,6 +161,7 @@ def _told(
     count = job.share.size
     entries = None
     for start in range(0, len(todo), count):
+        # Gathering takes all processes, every round.
         *_, entries = next(own, (0, 0, entries))  # who has none left repeats its last
         if entries is None:
             found = tiles.shape_of(job, job.tile, job.symmetric)
@@ -373,6 +374,7 @@ def _store(put: Callable, entries: np.ndarray, i: int, j: int, job: tiles.Job, o
     if job.symmetric and i == j:
         upper = np.triu(np.ones(entries.shape[:2], bool))
         upper = upper.reshape(upper.shape + (1,) * (entries.ndim - 2))
+        # Both triangles were computed, and may differ by rounding: the matrix is symmetric to the bit.
         entries = np.where(upper, entries, entries.transpose(order))
     put((rows, columns), entries)
     if job.symmetric and i != j:

@@ -145,6 +145,7 @@ def total(values: np.ndarray, share: Share) -> np.ndarray:
         return values
     flat = values.reshape(-1)
     starts = range(0, max(flat.size, 1), PART)
+    # Sums of floating-point numbers depend on their order: one order, that of the processes.
     parts = [functools.reduce(np.add, gathered(flat[s : s + PART], share)) for s in starts]
     return np.concatenate(parts).reshape(values.shape)
 
@@ -162,6 +163,7 @@ def first(make: Callable[[], Any], share: Share) -> Any:
     if share.rank == 0:
         try:
             answer = {"value": make()}
+        # Told, not raised: the others wait in the gather below, and would for ever.
         except (OSError, TypeError, ValueError) as error:
             answer = {"error": str(error), "kind": type(error).__name__}
     text = _told(json.dumps(answer).encode(), share)
@@ -181,6 +183,7 @@ def wait(name: str, share: Share) -> None:
 
 def _told(text: bytes, share: Share) -> bytes:
     """The bytes of process 0."""
+    # What is gathered must have one size in all processes: that of process 0 is told first.
     size = int(gathered(np.array(len(text)), share)[0])
     padded = np.frombuffer(text.ljust(size, b" ")[:size], np.uint8)
     return gathered(padded, share)[0].tobytes()

@@ -7,6 +7,8 @@
     tiles-1.txt    those of a job's second process, and so on
 
 This is the only module of ntk that touches files.
+
+One file: what is written in which order, and what a kill in between leaves, is one argument for all files of a folder.
 """
 
 from __future__ import annotations
@@ -215,6 +217,7 @@ def _verified(folder: Folder, job: tiles.Job) -> list[tuple[int, int]]:
     journal, fresh = folder.path / "tiles.txt", folder.path / "tiles.new"
     with _named_errors(journal):
         fresh.write_text("".join(f"{i} {j} {d}\n" for (i, j), d in good.items()))
+        # One journal again, before the others go: a kill in between loses none of them.
         os.replace(fresh, journal)
         for other in journals:
             if other != journal:

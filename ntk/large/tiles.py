@@ -2,6 +2,8 @@
 
 One compiled program serves all tiles away from the diagonal and one those on it: the last tile of
 a side is filled up with other samples, whose entries the caller drops.
+
+One file: a job holds what its tiles are cut from, and each step from arguments to tiles reads most of its fields.
 """
 
 from __future__ import annotations
@@ -89,6 +91,7 @@ class Job(NamedTuple):
         every = list(itertools.product(range(rows), range(columns)))
         if not self.symmetric:
             return every
+        # The diagonal first: how a tile is mirrored is found on one of them.
         return sorted(
             (ij for ij in every if ij[0] <= ij[1] or self.traced), key=lambda ij: ij[0] != ij[1]
         )

@@ -65,6 +65,7 @@ def solve(matrix: Array, b: Array, shift: Array, limit: Array, leave_one_out: bo
 
     x, left = solved(b), None
     if leave_one_out:
+        # y_i - f_(-i)(x_i) = x_i / (A^-1)_ii: no sample is fitted again.
         left = x / jnp.diagonal(solved(jnp.eye(b.shape[0], dtype=b.dtype)))[:, None]
     size = jnp.linalg.norm(b, axis=0)
     residual = jnp.linalg.norm(b - times(x), axis=0) / jnp.where(size > 0, size, 1)
@@ -80,6 +81,7 @@ def decompose(matrix: Array, shift: Array, limit: Array) -> tuple[Array, Array, 
     """
     n = matrix.shape[0]
     scale = jnp.sqrt(n).astype(matrix.dtype) * jnp.abs(matrix).max()
+    # Entries of random rounding errors eps K make a matrix of norm sqrt(n) eps K.
     least = scale * jnp.finfo(matrix.dtype).eps
     most = jnp.maximum(scale * limit, 4 * least).astype(matrix.dtype)
     where = jnp.arange(n)

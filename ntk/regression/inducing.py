@@ -121,6 +121,7 @@ def inducing(
         squares, sides, trace = np.zeros((m, m)), np.zeros((m, columns.shape[1])), np.zeros(2)
         for start in starts:
             b, diagonal = rows(start)
+            # Rows of B are the features L^-1 k(Z, x): |b|^2 is what the points span of k(x, x).
             squares += b.T @ b
             sides += b.T @ columns[start : start + block]
             trace += [diagonal.sum(dtype=np.float64), np.square(b).sum()]
@@ -144,6 +145,7 @@ def inducing(
             kept = dict(zip(SUMS, (squares, sides, trace)))
             storage.keep_arrays(file, mark, {"done": done, **kept})
     shifted = squares + diag_reg * scale * np.eye(m)
+    # The solution of least norm: without regularisation B^T B is singular where samples are fewer than points.
     coefficients = linalg.lstsq(shifted, sides)[0]
     norm = np.square(columns).sum(0)
     # |y - B b|^2 from sums that are there already: no second pass over the samples.

@@ -95,6 +95,7 @@ def _nystrom(probe: Array, image: Array, shift: Array) -> Preconditioner:
     # Rounding makes a singular sketch indefinite; a multiple of the identity is lent, and returned.
     lent = jnp.sqrt(probe.shape[0]) * eps * jnp.linalg.norm(image)
     image = image + lent * probe
+    # K is about Y (P^T Y)^-1 Y^T = F F^T with Y = K P and F = Y (P^T Y)^(-1/2): singular values of F are roots of l.
     core = _mm(probe.T, image)
     values, vectors = jnp.linalg.eigh((core + core.T) / 2)
     kept = values > eps * values[-1]
@@ -102,6 +103,7 @@ def _nystrom(probe: Array, image: Array, shift: Array) -> Preconditioner:
     q, r = jnp.linalg.qr(_mm(image, vectors * roots[None]))
     u, s, _ = jnp.linalg.svd(r)
     eigenvalues = jnp.maximum(s**2 - lent, 0)
+    # On the span of U the eigenvalues l + s of K + s become l_r + s, which those of the rest do not exceed by much.
     weights = (eigenvalues[-1] + shift) / (eigenvalues + shift) - 1
     return Preconditioner(_mm(q, u), weights, eigenvalues[0] + shift)
 
@@ -196,6 +198,7 @@ def _kept_loop(kept: Kept, times: Matvec, b: Array, shift: Array) -> Callable:
         if not isinstance(state, _State):
             return host_loop(goes_on, body, state)
         number = next(rounds)
+        # This round was finished before the kill; the next one goes on from the state that was kept.
         if saved is not None and number < saved[0]:
             return saved[1]
         if saved is not None and number == saved[0]:
@@ -228,6 +231,7 @@ def _step(state: _State, image: Array, preconditioner: Preconditioner, target: A
     alpha = jnp.where(forward, state.rz / jnp.where(forward, curvature, 1), 0)
     x = state.x + alpha[None] * state.p
     r = state.r - alpha[None] * image
+    # A column that has arrived has alpha = beta = 0: its iterate stays, while the others use the product.
     z = _precondition(preconditioner, r)
     rz = jnp.sum(r * z, 0)
     beta = jnp.where(forward, rz / jnp.where(forward, state.rz, 1), 0)

@@ -162,6 +162,7 @@ def _backward(
         size = jnp.where(moved, new.time - s.time, 0)
 
         def once(y: PyTree, c: Sequence[jax.Array]) -> PyTree:
+            # The step that was taken, with its size as a constant; the error estimate decides sizes alone.
             first = rate(y, *c)
             plain = _combine(y, size, (1.0,), [first])
             return _where(new.euler, plain, _stages(rate, y, first, size, c)[0])
@@ -181,6 +182,7 @@ def _backward(
     last = (count + stride - 1) // stride - 1
     _, (state_bar, constants_bar) = lax.while_loop(lambda c: c[0] >= 0, segment, (last, zeros))
     states = jax.tree.map(lambda v: jnp.where(_rows(path.reached, v), v, 0), path.states)
+    # d state(t) / dt is the rate there; a fixed point does not move with its time.
     rates = jax.vmap(lambda y: rate(y, *constants))(states)
     speed = jax.tree.map(lambda g, r: (g * r).reshape(len(times), -1).sum(1), given, rates)
     speed = jnp.where(jnp.isinf(times), 0, sum(jax.tree.leaves(speed)))
@@ -199,6 +201,7 @@ def _first(
 ) -> _Step:
     first = rate(state, *constants)
     speed = _norm(settings, first, state)
+    # In it the state moves by .01 tolerances; from there sizes grow up to fivefold a step.
     size = jnp.where(speed > 0, 0.01 / jnp.where(speed > 0, speed, 1.0), 1.0).astype(times.dtype)
     zero, count = jnp.zeros((), times.dtype), jnp.zeros((), jnp.int32)
     # At its initial speed the state would have moved by 500 tolerances at the first mark.
@@ -261,6 +264,7 @@ def _advance(
     grown = jnp.where(rough, least, jnp.where(probe, size / 5, grown))
     time = jnp.where(accept, jnp.where(size < s.size, end, s.time + size), s.time)
     moved, last = _where(accept, (moved, last), (s.state, s.rate))
+    # Still: from mark to twice its time the state moved by less than ten tolerances.
     due = time >= 2 * s.mark_time
     change = _norm(settings, jax.tree.map(jnp.subtract, moved, s.mark), moved)
     return _Step(
@@ -283,6 +287,7 @@ def _jumps(s: _Step, size: jax.Array, error: jax.Array) -> jax.Array:
     """Whether the error falls with the size like the first power, as across a jump, not like the fifth."""
     old_size, old_error = s.refused
     known = (old_size > size) & (old_error > 0) & (error > 0)
+    # An error of order size^p falls by ratio^p: p = 1 across a jump, 5 of a smooth rate; 2 lies between.
     drop = jnp.where(known, old_error / jnp.where(known, error, 1.0), 1.0)
     ratio = jnp.where(known, old_size / jnp.where(size > 0, size, 1.0), 1.0)
     return known & (drop < ratio**2)
@@ -315,6 +320,7 @@ def _euler(
 
 
 def _norm(settings: _Settings, tree: PyTree, y: PyTree) -> jax.Array:
+    # Mean square of the errors in units of their tolerances: at most 1 is accepted.
     scale = lambda v: settings.atol + settings.rtol * jnp.abs(v)  # noqa: E731
     scaled = jax.tree.map(lambda e, v: (e / scale(v)) ** 2, tree, y)
     total = sum(s.sum() for s in jax.tree.leaves(scaled))
@@ -322,6 +328,7 @@ def _norm(settings: _Settings, tree: PyTree, y: PyTree) -> jax.Array:
 
 
 def _stride(settings: _Settings, times: jax.Array) -> int:
+    # So many states are kept, and so many steps between two of them computed again: memory of both is least.
     return math.isqrt(settings.max_steps + len(times)) + 1
 
 

@@ -117,10 +117,12 @@ def _posterior(
         return mean
     prior = "ntk" if get == "ntkgp" else "nngp"
     covariance = spectra.as_matrix(_named(k_tt, prior))
+    # A K_dt with A = T_td T_dd^-1 (of "ntkgp" with T in place of K, and of "nngp" with K in place of T).
     reduction = cross @ spectra.solve(factors[name](), spectra.as_matrix(_named(k_td, prior)).T)
     if get == "ntk":
         weights = spectra.solve(factors[name](), cross.T)
         spread = spectra.as_matrix(_named(kernels, "nngp"))
+        # The networks start at random outputs of covariance K, of which training leaves f_t - A f_d: all four terms.
         covariance += weights.T @ spread @ weights - reduction.T
     return Gaussian(mean, spectra.as_kernel(covariance - reduction, rows))
 
@@ -211,6 +213,7 @@ def gradient_descent_mse_ensemble(
                 factors = {n: v[1] for n, v in found.items()}
                 results = [_posterior(layout, y, kernels, factors, g, k_td, k_tt) for g in names]
             else:
+                # The loss is a mean over all entries of y, and so is its gradient.
                 tau = spectra.times(t, first.dtype) * (learning_rate / y.size)
                 results = [
                     _ensemble_at(layout, y, kernels, found[g][2](), g, k_td, k_tt, tau)
@@ -247,14 +250,17 @@ def _ensemble_at(
     if k_tt is None:
         return mean
     if get == "nngp" and k_td is None:
+        # exp(-K t) K exp(-K t): what is left of the initial outputs.
         covariance = spectra.in_basis(
             vectors, values[None] * (1.0 - spectra.relaxation(values, 2 * times)), project
         )
     elif get == "nngp":
+        # K_tt - 2 K_td (E / K) K_dt + K_td (E / K) K (E / K) K_dt with E = 1 - exp(-K t): 2 E - E^2 = 1 - exp(-2 K t).
         covariance = spectra.as_matrix(k_tt)[None] - spectra.in_basis(
             read, spectra.integrated_decay(values, 2 * times), read.T
         )
     elif k_td is None:
+        # exp(-T t) K exp(-T t), K and T with eigenvectors of their own.
         covariance = _spread(vectors, 1.0 - response, project, _named(kernels, "nngp"))
     else:
         initial = project @ spectra.as_matrix(_named(k_td, "nngp")).T
@@ -282,6 +288,7 @@ class _Kernels(NamedTuple):
 def _kernels(kernel: Any) -> _Kernels:
     """The kernels that an array (any of the two) or an object with attributes holds."""
     if spectra.is_array(kernel):
+        # One array serves any name, but not both kernels at once, see `_check_both`.
         kernel = spectra.floating(kernel)
         return _Kernels(kernel, kernel)
     kernels = _Kernels(*(getattr(kernel, name, None) for name in _Kernels._fields))
@@ -323,6 +330,7 @@ def _merge(train: dict, test: dict) -> tuple[dict, dict]:
         old: Any = train.get(name)
         pairs = all(isinstance(v, tuple) and len(v) == 2 for v in (old, value))
         test_test[name] = value
+        # (first, second batch): test points come first against training points.
         test_train[name] = (value[0], old[0]) if pairs else value
         arrays = all(spectra.is_array(v) for v in jax.tree.leaves((old, value)))
         if not arrays and old != value:

@@ -100,10 +100,12 @@ def gradient_descent_mse(
         start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
         start = layout.flatten(jnp.broadcast_to(start, layout.shape))
         lead = () if t is None else jnp.shape(t)
+        # At infinity all targets are met, and test outputs move by K_td K_dd^-1 (y - f_0).
         train = weights = y
         if t is None and fx_test_0 is not None:
             weights = spectra.solve(factor(), y - start)
         elif t is not None:
+            # The gradient of 1/2 mean (f - y)^2 is (f - y) / y.size.
             tau = spectra.times(t, y.dtype).reshape(-1) * (learning_rate / y.size)
             values, vectors = spectrum()
             modes = vectors.T @ (y - start)
@@ -189,6 +191,8 @@ def gradient_descent(
     k_dd = spectra.as_matrix(spectra.floating(k_train_train))
     eps = float(jnp.finfo(k_dd.dtype).eps)
     rtol, atol = max(rtol, 4 * eps), max(atol, 4 * eps)
+    # v_(k+1) = m v_k - g and theta_(k+1) = theta_k + lr v_(k+1), in time steps dt = lr^(1/2) with q = dt v, are
+    # dq/dt = (m - 1) / dt q - g: friction, and units of time of lr^(1/2). Without momentum dt = lr.
     pace = learning_rate if momentum is None else learning_rate**0.5
     friction = None if momentum is None else (momentum - 1.0) / pace
 
@@ -217,6 +221,7 @@ def gradient_descent(
         path = ode.integrate(
             rate, start, end.reshape(-1)[order] * pace, rtol=rtol, atol=atol, max_steps=max_steps
         )
+        # The integrator wants times in order.
         back = jnp.argsort(order)
         states = ODEState(
             *(

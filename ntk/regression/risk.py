@@ -204,11 +204,12 @@ def _at(
 ) -> Risk:
     """The risks where gamma solves the equation of the ridge."""
     share, rest = _shares(gamma, l)
+    # sum L (1 - L), not a difference of sums that may be nearly n each.
     z, z_q = share @ w, (share * rest) @ w  # z - q
     strength = np.divide(delta, gamma, out=np.zeros_like(gamma), where=gamma > 0)
     c, d = _gaps(n, k, strength, z, pool)
     c, d = np.where(gamma > 0, c, k - z), np.where(gamma > 0, d, n - z)
-    infinite = np.isinf(k)
+    infinite = np.isinf(k)  # a kernel: c, k -> infinity, rho = 1
     rho = np.where(
         infinite, 1.0, _ratio(np.where(infinite, 1.0, c), np.where(infinite, 1.0, c + z_q))
     )
@@ -247,6 +248,7 @@ def _gaps(n: _Real, k: _Real, strength: _Real, z: _Real, pool: float) -> tuple[_
     )  # its square root is beyond every n
     k = np.where(infinite, n, k)
     apart = k - n
+    # x (x + |k - n|) = k strength, its positive root in the form that does not cancel; the other gap is x + |k - n|.
     small = _ratio(2 * k * strength, abs(apart) + np.hypot(apart, 2 * np.sqrt(k * strength)))
     large = small + abs(apart)
     c, d = np.where(apart < 0, small, large), np.where(apart < 0, large, small)
@@ -260,6 +262,7 @@ def _gamma(l: np.ndarray, w: np.ndarray, n: float, k: float, delta: float, pool:
         return 0.0
 
     def excess(x: float) -> float:
+        # The root is looked for in log gamma, over all that double precision holds.
         gamma = math.exp(min(max(x, -700.0), 709.0))
         z = float(w @ (l / (l + gamma)))
         return z + float(_gaps(n, k, delta / gamma, z, pool)[1]) - n
@@ -284,6 +287,7 @@ def _best(
     def along(x: ArrayLike) -> tuple[Risk, np.ndarray]:
         gamma = np.exp(np.atleast_1d(x))
         z = _shares(gamma, l)[0] @ w
+        # c d = k delta / gamma solved for the ridge, delta = gamma (1 - z / k) (n - z): explicit in gamma.
         share = np.ones_like(z) if math.isinf(k) else np.maximum(1 - z / k, 0)
         delta = gamma * share * np.maximum(n - z, 0)
         return _at(
@@ -303,6 +307,8 @@ def _best(
     positive = l[l > 0]
     if not positive.size:
         return 0.0, float(bare.test), float(bare.train)
+    # Without a gamma of no ridge (all modes determined): from where all are learnt but for e^-14 of them. At the upper
+    # end, e^9 above the kernel's trace, none is learnt: L < 2e-4.
     first = math.log(start) if start > 0 else math.log(positive.min()) - 14
     grid = np.linspace(first, math.log(w @ l) + 9, _GRID)
     values = along(grid)[0].test

@@ -8,6 +8,8 @@ A matrix that is singular to working precision is made regular by jitter, as Gau
 regression does. `ntk.predict` asks for the limit of gradient descent instead, which moves nothing
 along the directions that a kernel does not see: there it takes the pseudo-inverse.
 
+One file: both solvers take, refuse and report the same, and half of it says what.
+
 Source: Rasmussen & Williams (2006), algorithm 2.1; Frangella, Tropp & Udell (2021), arXiv:2110.02820.
 """
 
@@ -207,6 +209,7 @@ def cholesky(
     _check(matrix.shape, y, diag_reg)
     _check_values(matrix, y)
     given = kernel.dtype if jnp.issubdtype(kernel.dtype, jnp.floating) else matrix.dtype
+    # Of the type that the kernel came in: one computed in single and solved in double has errors of single precision.
     limit = 100 * jnp.finfo(given).eps
     shift = _shift(matrix, diag_reg, diag_reg_absolute_scale, matrix.dtype)
     n = y.shape[0]
@@ -314,6 +317,7 @@ def conjugate_gradient(
             _check_values(matrix, y)
     left = _left_out(leave_one_out, n)
     shift = _shift(matrix, diag_reg, diag_reg_absolute_scale, y.dtype)
+    # Leaving out sample i takes (A^-1)_ii, an entry of the solution for the unit vector i.
     sides = [y.reshape(n, -1), (jnp.arange(n)[:, None] == left[None]).astype(y.dtype)]
     key = jax.random.key(0) if key is None else key
     arguments = (jnp.concatenate(sides, 1), shift, key, min(rank, n // 2), tolerance, max_steps)
@@ -355,11 +359,13 @@ def _reported(
     outputs = x.shape[1] - left.size
     c, inverse = x[:, :outputs], x[:, outputs:]
     residual = found.residual[:outputs]
+    # Eigenvalues of the kernel begin at zero or above: the smallest of all is the shift, or more.
     condition = jax.lax.stop_gradient(found.top / shift)
     leave_one_out = None
     if left.size:
         diagonal = inverse[left, jnp.arange(left.size)]
         leave_one_out = (c[left] / diagonal[:, None]).reshape(left.size, *y.shape[1:])
+    # Of the unit vectors, too: leave-one-out residuals are no better than these.
     converged = jnp.all(found.residual <= tolerance)
     if _is(jnp.all(jnp.isfinite(found.residual)) & ~found.indefinite, False):
         raise ValueError(
@@ -458,6 +464,7 @@ def _check_values(matrix: Array, y: Array) -> None:
     size, gap = _largest(matrix)
     if _is(jnp.isfinite(size) & jnp.isfinite(gap), False):
         raise ValueError("the kernel has entries that are not finite; compute it in float64")
+    # Tiles of one matrix by different programs differ by a few units in the last place, not by half of the digits.
     if _is(gap > jnp.sqrt(jnp.finfo(matrix.dtype).eps) * size, True):
         raise ValueError(
             f"the kernel is not symmetric: it differs from its transpose by up to {float(gap):.3g}, "

@@ -193,6 +193,7 @@ def spectrum(matrix: jax.Array) -> Spectrum:
     values, vectors = jnp.linalg.eigh(matrix)
     if is_concrete(values):
         _check_semidefinite(values)
+    # Eigenvalues below zero are rounding here, and exp(-l t) of them would grow without bound.
     return Spectrum(jnp.maximum(values, 0.0), vectors)
 
 
@@ -203,6 +204,7 @@ def factorise(matrix: jax.Array) -> Factor:
         ValueError: the matrix is not a tracer, and indefinite or not finite.
     """
     lower = jnp.linalg.cholesky(matrix)
+    # NaN pivots of a decomposition that failed are not above it either.
     pivots = jnp.diagonal(lower) ** 2
     accurate = jnp.all(pivots > _tolerance(matrix) * pivots.max())
     if is_concrete(accurate) and not accurate:
@@ -226,6 +228,7 @@ def solve(factor: Factor, b: jax.Array) -> jax.Array:
 
     def on_range(b: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh(factor.matrix)
+        # Gradient flow from 0 stays in the range of the matrix: its limit is the pseudo-inverse.
         kept = values > _tolerance(factor.matrix) * values[-1]
         inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
         return vectors @ (inverse[:, None] * (vectors.T @ b))
@@ -247,10 +250,12 @@ def integrated_decay(values: jax.Array, tau: jax.Array) -> jax.Array:
     """
     x = _exponent(values, tau)
     tau = tau[:, None]
+    # (1 - e^-x) / x by its series, of which derivatives do not cancel; the term left out is x^4 / 120, below 1e-18.
     small = x < 1e-4
-    limit = jnp.where(jnp.isinf(tau), 0.0, tau) * (1.0 - x / 2.0)
+    near = jnp.where(small, x, 0.0)
+    limit = jnp.where(jnp.isinf(tau), 0.0, tau) * (1 - near / 2 * (1 - near / 3 * (1 - near / 4)))
     safe = jnp.where(values[None, :] > 0.0, values[None, :], 1.0)
-    return jnp.where(small, jnp.where(jnp.isinf(tau), 0.0, limit), -jnp.expm1(-x) / safe)
+    return jnp.where(small, limit, -jnp.expm1(-x) / safe)
 
 
 def _exponent(values: jax.Array, tau: jax.Array) -> jax.Array:

@@ -1,4 +1,13 @@
-"""Self-attention over all pixels, with positional embeddings."""
+"""Self-attention over all pixels, with positional embeddings.
+
+With weights in the NTK parametrization, for every head h::
+
+    y = W_out concat_h[zeta(Q_h K_h^T / n^a) V_h] + b,    a = 1 and Q_h = K_h, or a = 1/2
+
+and what it does to a kernel in `ntk.infinite.attention`.
+
+Source: Hron et al. (2020), "Infinite attention".
+"""
 
 from __future__ import annotations
 
@@ -140,6 +149,7 @@ def GlobalSelfAttention(
             factor = jnp.linalg.cholesky(
                 covariance(spatial, pos_emb_p_norm, pos_emb_decay_fn, False)
             )
+            # L z of covariance L L^T over pixels, each channel drawn by itself.
             embedding = factor.astype(embedding.dtype)[None] @ embedding
         if mask is not None:
             embedding = jnp.where(mask[:, :, None], 0, embedding)
@@ -167,6 +177,7 @@ def GlobalSelfAttention(
         query = key if linear_scaling else jnp.einsum("npc,hck->nhpk", seen, queries)
         power = 1 if linear_scaling else 0.5
         scores = jnp.einsum("nhpk,nhqk->nhpq", query, key)
+        # Weights of queries and keys are std channels^(-1/2) times normals; the power is of the number of key channels.
         scores = scores * (qk_std / (seen.shape[-1] * n_chan_key**power))
         if mask is not None:
             scores = jnp.where(mask[:, None, None], hidden, scores)
@@ -182,6 +193,7 @@ def GlobalSelfAttention(
         if pos_emb_type == "NONE":
             return None
         width = kernel.shape1[channel_axis]
+        # Side by side, the covariance is the mean over all channels: each part counts by its number of them.
         share = width / (width + extra(width)) if beside else 1.0
         other = 1 - share if beside else 1.0
         sizes = kernel.var1.shape[1:]

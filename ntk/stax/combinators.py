@@ -1,4 +1,9 @@
-"""What combines layers: in sequence, side by side, and branches that part and meet."""
+"""What combines layers: in sequence, side by side, and branches that part and meet.
+
+    FanInSum K_1 + K_2,    FanInProd K_1 K_2,    FanInConcat (n_1 K_1 + n_2 K_2) / (n_1 + n_2) along n channels
+
+One file: a block that repeats is found in `serial`, evaluated by `iterate` and `shortcut`, and the same in `repeat`.
+"""
 
 from __future__ import annotations
 
@@ -193,6 +198,7 @@ def shortcut(block: tuple[KernelFn, ...], once: Callable, kernel: Any, count: in
     out = repeated.shortcut(kernel, dual, W_std, b_std, count)
     if out is None:
         return None
+    # The shortcut knows moments alone; shapes are those after one block.
     after = jax.eval_shape(once, kernel)
     return out.replace(shape1=after.shape1, shape2=after.shape2)
 
@@ -236,7 +242,8 @@ def repeat(layer: Layer, n: int) -> Layer:
                 f"a repeated layer must keep the shape of its input, and this one maps {tuple(input_shape)} to "
                 f"{tuple(output_shape)}; put the first layer before the repeat"
             )
-        _, keys = jax.lax.scan(split, key, None, n)  # as serial
+        # The keys that `serial` would split off: both forms draw the same parameters.
+        _, keys = jax.lax.scan(split, key, None, n)
         return output_shape, jax.vmap(lambda k: one.init_fn(k, input_shape)[1])(keys)
 
     @arguments.strict

@@ -1,4 +1,11 @@
-"""Convolutions with random weights: shared, transposed, or of their own at every position."""
+"""Convolutions with random weights: shared, transposed, or of their own at every position.
+
+    y(p) = W_std / sqrt(channels x window) sum_d W(d) x(p + d) + b_std b,    d over the window
+
+and what it does to a kernel in `ntk.infinite.pixels.convolve`.
+
+Source: Novak et al. (2019); Xiao et al. (2018).
+"""
 
 from __future__ import annotations
 
@@ -210,6 +217,7 @@ def _conv(
                 pixels.window_mean(reached, 2, 1, kernel_window, kernel_strides, pads, True) > 0
             )
         else:
+            # As neural-tangents has it: a window is as visible as the pixel in its middle.
             hidden = centres(hidden, kernel_window, kernel_strides, padding)
         names = [c for c in out_spec if c not in "NC"]
         hidden = jnp.transpose(hidden, (0, 1, *(2 + spatial.index(c) for c in names)))
@@ -246,5 +254,6 @@ def _pad_around(
     pads = [(0, 0)] * x.ndim
     sizes = tuple(x.shape[a] for a in axes)
     for axis, pad in zip(axes, jax.lax.padtype_to_pads(sizes, window, strides, "SAME")):
+        # The padding that "SAME" would have filled with zeros.
         pads[axis] = pad
     return jnp.pad(x, pads, "wrap")

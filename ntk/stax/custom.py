@@ -202,6 +202,7 @@ def _kernel_fn(init_fn: Callable, kernel_fn: Callable) -> KernelFn:
             "diagonal_spatial"
         ):
             return out._replace(variance=max(out.variance, 1))
+        # What a layer of one's own reads is not known: all that there is.
         return Need(True, 2, out.whole)
 
     batch, channel = requirements.get("batch_axis"), requirements.get("channel_axis")

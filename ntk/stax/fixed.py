@@ -1,4 +1,9 @@
-"""Fixed linear maps: indexing, products with constants, sums over the neighbours in a graph."""
+"""Fixed linear maps: indexing, products with constants, sums over the neighbours in a graph.
+
+    y = L x,    K' = L K L^T over pairs of positions (`ntk.infinite.pixels.linear`); of a graph L = A^T
+
+Source: Du et al. (2019), for graphs.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +87,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         def pick(x: Array) -> Array:
             return x[(slice(None), slice(None), *rest)]
 
+        # Every output is one pixel: equal pixels stay equal, and variances are picked as they are.
         out = pixels.linear(kernel, pick, pick, selects=True)
         before = [
             sum(not isinstance(e, int) for e in index[:a])
@@ -162,6 +168,7 @@ def DotGeneral(
         return before + (other.ndim - len(contracted[0]) - len(batched[0]) if left else 0)
 
     def rule(kernel: Kernel, **_: Any) -> Kernel:
+        # A number: signs leave second moments alone.
         if other.ndim == 0:
             return channels.scale(kernel, jnp.abs(other), jnp.abs(other))
         ndim = len(kernel.shape1)
@@ -203,6 +210,7 @@ def DotGeneral(
 
 def mixes_pixels(out: Need) -> Need:
     """What a layer needs whose outputs mix pixels: all pixel pairs, within samples only if a variance is used."""
+    # The variance of a mixture takes the covariances between its parts.
     return Need(True, 2 if out.variance else 0, out.whole)
 
 
@@ -242,6 +250,7 @@ def Aggregate(
         flat = x.reshape(x.shape[0], -1, math.prod(x.shape[last[0] :]))
         if implementation == "DENSE":
             graph = to_dense(pattern).astype(x.dtype)
+            # Row s of the adjacency sends to its columns: x A, so that K' = A^T K A.
             y = flat @ graph.reshape(graph.shape[0], flat.shape[-1], flat.shape[-1])
         else:
             y = jax.vmap(_pass_messages)(flat, *_edges(pattern, x.shape[last[0] :]))
@@ -302,6 +311,7 @@ def _edges(pattern: Array, sizes: tuple[int, ...]) -> tuple[Array, Array]:
     number = jnp.zeros((*pattern.shape[:2], 2), jnp.int32)
     for axis, size in enumerate(sizes):
         number = number * size + pattern[:, :, axis]
+    # One negative coordinate marks the whole edge as padding.
     number = jnp.where(jnp.all(pattern >= 0, 2), number, -1)
     return number[..., 0], number[..., 1]
 

@@ -144,6 +144,7 @@ def layer(
         parts = [kernel] if single else list(kernel)
         out = rule(kernel, **context)  # first, because a rule may know better what is wrong
         for part in parts if axes is not None else ():
+            # Moments have no channel axis, so that no shape shows which one it was.
             given = _check_axes(axes, len(part.shape1))
             if given != (part.batch_axis, part.channel_axis):
                 name = spec[0] if isinstance(spec, tuple) else spec

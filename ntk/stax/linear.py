@@ -1,4 +1,12 @@
-"""Layers without pixels: Dense, normalisation, dropout, flattening."""
+"""Layers without pixels: Dense, normalisation, dropout, flattening.
+
+    Dense        y = W_std / sqrt(fan_in) W x + b_std b
+    LayerNorm    y = (x - mean x) / sqrt(var x + eps)
+
+and what they do to a kernel in `ntk.infinite.channels`.
+
+Source: Jacot et al. (2018); Sohl-Dickstein et al. (2020) for the standard parametrization.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +86,8 @@ def Dense(
         bias_shape[channel_axis] = width
         b = None if b_std is None else jax.random.normal(key_b, bias_shape)
         if standard:
+            # Drawn as in the narrowest network, of fan-in / s, and outputs are divided by sqrt(s): their variance is
+            # that of the NTK parametrization, and x / sqrt(s) the derivative by a weight.
             W = W * (W_std / math.sqrt(fan_in / s[0]))
             b = None if b is None or b_std is None else b * b_std
         return W, b
@@ -248,6 +258,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
         rule,
         ("Flatten", batch_axis, batch_axis_out),
         shape=shape,
+        # The mean over equal pixels reads no pairs of pixels.
         needs=lambda out: Need(False, min(out.variance, 1), out.whole),
         mask=lambda mask, input_shape: flat(jnp.broadcast_to(mask, input_shape)),
         remask=False,

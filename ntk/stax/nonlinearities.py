@@ -3,6 +3,8 @@
 Each one returns (init_fn, apply_fn, kernel_fn). Its input has to be Gaussian, the output of a
 layer with random weights. Kernels are exact in closed form (`ntk.activations.closed_forms`) or, where there is none,
 Hermite series whose error is known (`ntk.hermite`).
+
+    K' = E[f(u) f(v)],    T' = T E[f'(u) f'(v)],    (u, v) Gaussian of covariance K
 """
 
 import math

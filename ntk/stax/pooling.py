@@ -1,4 +1,9 @@
-"""Pooling and resizing: fixed linear maps of the pixels."""
+"""Pooling and resizing: fixed linear maps of the pixels.
+
+    y = L x,    K' = L K L^T over pairs of pixels (`ntk.infinite.pixels.linear`)
+
+Source: Novak et al. (2019).
+"""
 
 from __future__ import annotations
 
@@ -91,6 +96,7 @@ def _pool(
         if not mean:
             return y * math.prod(window)
         if edges and padding == "SAME":
+            # The mean over windows of ones is the share of each window that lies inside.
             y = y / pixels.window_mean(
                 jnp.ones((1, 1, *x.shape[2:]), x.dtype), 2, 1, window, strides, padding
             )
@@ -111,6 +117,7 @@ def _pool(
 
     return layer(
         lambda params, x, **_: on_pixels(x),
+        # A pool is one linear map of the pixels for all channels: L K L^T.
         lambda kernel, **_: pixels.linear(kernel, pool, pool),
         ("Pool", window, strides, padding, mean, edges, batch_axis, channel_axis),
         shape=lambda s: (
@@ -215,6 +222,7 @@ def ImageResize(
 
     def mask_fn(mask: Array, input_shape: Shape) -> Array:
         mask = spread_mask(mask, input_shape, channel_axis)
+        # Hidden is what no visible pixel reaches.
         return resize((~mask).astype(jnp.float32), full(mask.shape)) == 0
 
     return layer(

@@ -47,6 +47,7 @@ class Function:
         value = algebra.parameters(self.tree)[self.parameter]
         f = algebra.function(self.tree, self.parameter)
         p = jnp.full_like(z, value)
+        # d/dp of f(z, p) at the initial value, a function of z again.
         return jax.jvp(lambda q: f(z, q), (p,), (jnp.ones_like(p),))[1]
 
     def on_host(self, z: np.ndarray) -> np.ndarray:
@@ -147,6 +148,7 @@ def _two_sided(low: float, high: float, degree: int, x: np.ndarray) -> np.ndarra
 
 
 def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
+    # f(c x) = c^d f(x) for c > 0: two values and the degree are all of f.
     low, high = (float(v) for v in f(np.array([-1.0, 1.0])))
     low, high = (round(v, 12) if abs(v - round(v, 8)) < 1e-12 else v for v in (low, high))
     for degree in (0, 1, 2, 3):
@@ -158,6 +160,7 @@ def _homogeneous(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
                 name = "relu" if high == 1 else f"{high:.4g} relu"
             else:
                 name = f"{-low:.4g} min(x, 0) + {high:.4g} max(x, 0)"
+            # a min(x, 0) is -a at -1.
             return Known(closed_forms.abrelu(-low, high), name)
         if degree == 0 and math.isclose(low, -high):
             return Known(scaled(closed_forms.sign(), high), f"{high:.4g} sign")
@@ -184,6 +187,7 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
             )
         top, bottom = (float(v) for v in f(np.array([60.0, -60.0])))
         a, c = (top - bottom) / 2, (top + bottom) / 2
+        # (f(1/2) - c) / a = erf(b / 2), a and c from both ends.
         share = (float(f(np.full(1, 0.5))[0]) - c) / a if a else 1.0
         b = 2 * float(special.erfinv(share)) if abs(share) < 1 else 0.0
         if b and _same(y, a * special.erf(b * _X) + c):
@@ -191,6 +195,7 @@ def _closed(f: Callable, y: np.ndarray, tree: Any) -> Known | None:
     if _uses(tree, ("sin", "cos")):
         return _wave(f, y)
     if _uses(tree, ("exp", "exp2")):
+        # f(1) / f(0) = e^b of a exp(b x) and of a exp(b x^2) alike; the values elsewhere tell which it is.
         one, zero = (float(v) for v in f(np.array([1.0, 0.0])))
         if zero and one / zero > 0:
             b = math.log(one / zero)
@@ -207,6 +212,7 @@ def _wave(f: Callable, y: np.ndarray) -> Known | None:
     minus, zero, plus, one, two, three = (
         float(v) for v in f(np.array([-h, 0.0, h, 1.0, 1.0 + h, 1.0 - h]))
     )
+    # At 0 or at 1, whichever is not near a zero of f: the quotient is 2 cos(b h).
     sums = ((zero, plus + minus), (one, two + three))
     value, total = max(sums, key=lambda pair: abs(pair[0]))
     if not value or abs(total / (2 * value)) > 1:
@@ -215,6 +221,7 @@ def _wave(f: Callable, y: np.ndarray) -> Known | None:
     b = round(b, 9)
     if not b:
         return None
+    # a cos c, from f(h) - f(-h) = 2 a cos(c) sin(b h), and a sin c = f(0).
     along, across = (plus - minus) / (2 * math.sin(b * h)), zero
     a, c = math.hypot(along, across), math.atan2(across, along)
     a, c = round(a, 10), round(c, 10)

@@ -53,6 +53,7 @@ def is_linear(tree: Tree) -> bool:
         return True
     if tree[0] == "mul":
         left, right = tree[2:]
+        # Parameters are constant at initialisation: a product with one is linear in z.
         fixed = ("number", "parameter")
         return (left[0] in fixed and is_linear(right)) or (right[0] in fixed and is_linear(left))
     return False
@@ -357,6 +358,7 @@ def applied_beside_zero(primitive: Any, params: tuple, args: list, custom: bool)
     value = applied(
         primitive, params, [Terms(tuple(rest)) if k == places[0] else a for k, a in enumerate(args)]
     )
+    # f(u + p h) = f(u) + f'(u) p h at p = 0, where the network is taken and differentiated.
     moved = Terms((Term(Coefficient(), ((ref, slope),)),))
     return added(value, multiplied(moved, Terms(tuple(zeros))))
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ntk.types import two_of
 
+# Sizes a n + b with b >= 0 grow by 4 at most between these widths, and by 5 with the batch below: what counts samples
+# is never taken for units.
 WIDTHS = (64, 256)
 
 
@@ -90,6 +92,7 @@ def growth(axes: Iterable[Axis]) -> tuple[float, float]:
         if low == high:
             number *= low
         else:
+            # a n + b is a n to leading order.
             number *= (high - low) / (WIDTHS[1] - WIDTHS[0])
             power += 1
     return number, power

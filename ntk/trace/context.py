@@ -100,6 +100,7 @@ class Context:
             (size, *ax.growth([Axis("unit", size)])) for size in self.sizes if size[0] != size[1]
         ]
         for size, slope, _ in candidates:
+            # The power whose factor is the same at both widths.
             for power in (1, -1, 0.5, -0.5, 0.25, -0.25, 1.5, -1.5, 2, -2):
                 a, b = one / size[0] ** power, two / size[1] ** power
                 if math.isclose(a, b, rel_tol=1e-5):
@@ -304,6 +305,7 @@ def snapped(x: float) -> float:
     """The nearest simple fraction, if single precision cannot tell it from x."""
     if x == 0 or not math.isfinite(x):
         return x
+    # 720 = 6!: halves to sixths and their multiples, and these over 1024, as widths of powers of two make them.
     for scale in (1, 2**10):
         top = round(x * scale * 720)
         if top and math.isclose(top / (720 * scale), x, rel_tol=5e-7):

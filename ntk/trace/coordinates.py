@@ -274,5 +274,6 @@ def _renamed_ref(ref: Ref, splits: Splits) -> Ref:
     maps = ref.maps
     if len(axes) != len(ref.axes):
         shape = tuple(axis.size[0] for axis in axes)
+        # Maps before it act on the axes as they were: the split comes after them.
         maps = (*maps, ("reshape", shape))
     return ref._replace(maps=maps, axes=axes, units=units)

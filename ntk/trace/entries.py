@@ -93,6 +93,7 @@ def added(parts: Sequence[Entries | None]) -> Entries | None:
         sides.append(
             jnp.concatenate([jnp.broadcast_to(a, (*shape, a.shape[-1])) for a in arrays], -1)
         )
+    # Parts without entries are Gaussian: their variance counts in z, and their cumulants are none.
     rest = len(known) < len(parts) or any(p.rest for p in known)
     shared = any(p.shared and not p.normal for p in known)
     if rest and shared:
@@ -145,6 +146,7 @@ def copied(entries: Entries | None, size: int) -> Entries | None:
         return None
     sides = []
     for x in (entries.one, entries.two):
+        # Copy i reads weights of block i alone: d entries become size x d, with zeros elsewhere.
         eye = jnp.eye(size, dtype=x.dtype)
         eye = eye.reshape((1,) * (x.ndim - 1) + (size, size, 1))
         sides.append((x[..., None, None, :] * eye).reshape(*x.shape[:-1], size, -1))

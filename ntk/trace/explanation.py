@@ -162,6 +162,7 @@ def _shown(loops: Sequence[Loop], count: int) -> dict[int, int]:
     while index < count:
         loop = starts.get(index)
         length, times = (loop.length, loop.count) if loop else (1, 1)
+        # The blocks of a loop are equal steps with equal references: the first stands for all.
         shown |= dict.fromkeys(range(index, index + length), times)
         index += length * times
     return shown
@@ -332,4 +333,5 @@ def _own_law(steps: Sequence[Step], source: Any) -> float:
         return sum(_own_law(steps, one) for one in inputs)
     if not isinstance(op, Dense | Convolution):
         return 0.0
+    # K' = total K, with K = 1 of inputs of unit mean square.
     return 0.0 if op.law == NORMAL else float(op.total)

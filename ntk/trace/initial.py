@@ -170,6 +170,7 @@ def _entry(value: Any) -> Any:
 @functools.cache
 def _bits(width: int, count: int) -> np.ndarray:
     """Equally likely random bits, in order."""
+    # Middles of `count` equal parts of all integers: every value is as likely as any other.
     steps = (2 * np.arange(count) + 1).astype(object) * 2**width // (2 * count)
     return np.array(steps.tolist(), f"uint{width}")
 
@@ -223,6 +224,7 @@ _LAWS: dict = {}
 def _fitted(value: np.ndarray) -> Law | None:
     """Law of a grid, by comparison with the known ones."""
     for kind, (reference, variance) in _references().items():
+        # An initializer that shifts and scales a known law gives a straight line against it, entry by entry.
         scale, shift = np.polyfit(reference, value, 1)
         if np.abs(value - shift - scale * reference).max() <= 1e-5 * abs(scale):
             mean = 0.0 if abs(shift) < 1e-5 * abs(scale) else float(shift)
@@ -284,6 +286,7 @@ def _is_orthogonal(draw: np.ndarray) -> bool:
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = matrix @ matrix.T
     size = np.trace(gram) / len(gram)
+    # The fourth moment over the square of the second is 3 of entries that tend to Gaussians.
     spread = np.mean(draw**4) / np.mean(draw**2) ** 2 if size else math.inf
     return bool(np.abs(gram - size * np.eye(len(gram))).max() < 1e-4 * size and spread < 6)
 

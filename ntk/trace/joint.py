@@ -4,6 +4,8 @@ Uses of one matrix on different activations are jointly Gaussian, with the covar
 they depend on the matrix themselves, as long as its transpose is not used; the tangent kernel follows as for matrices
 of their own, with all pairs of uses. Covariances of any two processes are computed when they are asked for.
 
+One file: for every kind of step covariances, tangents and means ask for one another.
+
 Source: Yang (2019), Tensor Programs I, theorem 5.4 (NETSOR); Yang (2020), Tensor Programs II; Alemohammad, Wang,
 Balestriero & Baraniuk (2021), "The recurrent neural tangent kernel".
 """
@@ -92,6 +94,7 @@ class _Joint:
 
     def covariance(self, i: int, j: int, a: int, b: int) -> Array:
         """E[z_i z_j] with samples of batch a and of batch b, (N_a T_i, N_b T_j)."""
+        # Covariances are symmetric: each is computed in one order only.
         if (i, a) > (j, b):
             return self.covariance(j, i, b, a).T
         return self._once("moment", "cov", i, j, a, b)
@@ -273,6 +276,7 @@ class _Joint:
             same = (rows[0][:, None] == rows[1][None]).astype(zero.dtype)
             return (one.rate if what == "ntk" else one.variance) * same
         sources = inputs1[0], inputs2[0]
+        # One matrix on two activations: E z z' = total E x x'; tangents add the derivatives by it at both of its uses.
         inner = self._flattened(self.covariance(*sources, a, b), i, j, a, b)
         if what == "cov":
             return one.total * inner
@@ -380,6 +384,7 @@ class _Joint:
         total: Scalar = 0.0
         for one, two in itertools.product(first, second):
             total = total + self._product(what, one, two, a, b)
+        # Gains of constant value are trained too, and may stand in both functions: E df/dp df'/dp times their rate.
         if what == "ntk":
             for place, other in self._shared_parameters(i, j):
                 changed = self._terms(i, a, place), self._terms(j, b, other)

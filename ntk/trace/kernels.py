@@ -140,6 +140,7 @@ def needs_of(steps: Sequence[Step], output: int, need: Need) -> dict[int, Need]:
         given = kind(step).needs(step.op, own)
         for source in step.inputs:
             if isinstance(source, int) and kind(steps[source]).is_process:
+                # A process that several steps read must be known as well as the one of them that needs most.
                 needs[source] = join(needs.get(source, nothing), given)
     return needs
 
@@ -173,6 +174,7 @@ def run(
 
     done = 0
     for loop in loops:
+        # The first and last blocks may have to be known otherwise than those between, as the last before a pool.
         first, count = _alike_blocks(loop, needs, means)
         if count < 3:
             continue

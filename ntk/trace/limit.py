@@ -3,6 +3,9 @@
 `infinite_width(family, example)` gives the NNGP and the NTK of the limit of `limits.parametrize(family, "ntk")`: every
 weight is its initial standard deviation times a standard normal and is trained at unit rate. `explain` shows the
 derivation step by step.
+
+One file: half of it is what `infinite_width` takes and promises; `explain`, `nonlinearities` and `attention_error`
+take the same, and read the same trace.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Second moments and tangent kernels of functions of several independent processes."""
+"""Second moments and tangent kernels of functions of several independent processes.
+
+    E[prod_r f_r(u_r) prod_r g_r(v_r)] = prod_r E[f_r(u_r) g_r(v_r)]
+    T = sum_r E[f_r' g_r'] T_r prod_{s != r} E[f_s g_s] + sum over trained gains p of rate_p E[dF/dp dG/dp]
+
+Source: Yang (2019), Tensor Programs I, theorem 5.4; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 
@@ -103,6 +109,7 @@ def _pair(one: Function, two: Function, b: _Block) -> tuple[Any, Any]:
 
 def _affine_pair(first: Known, second: Known, b: _Block) -> tuple[Any, Any]:
     (c1, a1), (c2, a2) = (_line(f) for f in (first, second))
+    # E (c1 + a1 u)(c2 + a2 v) needs means and second moments alone, whatever the law.
     raw = b.rho * (jnp.sqrt(b.q1) * jnp.sqrt(b.q2))
     k = a1 * a2 * raw + c1 * c2
     if (c1 or c2) and b.m1 is not None and b.m2 is not None:
@@ -133,6 +140,7 @@ def mean_of(f: Function, b: _Block, side: int) -> Any:
         own = b.view.q[side - 1]
         end = true_moments.mean(f, expected(own), b.view, side - 1)
         return true_law.viewed(end, end, b.view.layout)[side - 1]
+    # Up to degree 2 the mean follows from the first and second moment of any law.
     c = (*(one.polynomial or _line(one)), 0.0, 0.0)
     if any(c[3:]):
         _line(one)
@@ -152,10 +160,12 @@ def _sum(
         (number1, factors1, alone1), (number2, factors2, alone2) = one, two
         if not number1 * number2 * alone1 * alone2:
             continue  # a parameter that is zero: its derivative comes with that of the others
+        # Numbers of either side, which depend on its sample, stand outside of the expectation.
         c = number1 * number2 * alone1 * alone2 * coefficients[0][i] * coefficients[1][j]
         parts = []
         for place in {**factors1, **factors2}:
             b = blocks[place]
+            # Independent processes: moments of a product multiply; one that stands on one side only enters by its mean.
             if place in factors1 and place in factors2:
                 k, slope = _pair(factors1[place], factors2[place], b)
             elif place in factors1:
@@ -170,6 +180,7 @@ def _sum(
         if not tangent:
             continue
         for n, (_, slope, own) in enumerate(parts):
+            # The product rule: E of the rest times E f' g' Theta of one process.
             if slope is None or own is None or own.ndim == 0:
                 continue
             rest = c
@@ -272,6 +283,7 @@ def function_law(
         scale = views(block)
         k, theta = _sum(plain, plain, blocks, scale, tangent)
         if tangent:
+            # A gain p that is trained adds E df/dp df'/dp, with the rate that its own law carries as an NTK.
             for place in sorted(learned):
                 changed, kept = derivatives(terms, place)
                 own = tuple([s[i] for i in kept] for s in scale)

@@ -2,6 +2,10 @@
 
 A weight of standard deviation s is s times a parameter that is trained at unit rate; what is constant at initialisation
 is trained as it stands.
+
+    T = sum over parameters w of rate_w (df/dw)(df/dw)^T
+
+with the rate s^2 of a weight w = s p, so that p is trained at unit rate.
 """
 
 from __future__ import annotations
@@ -81,6 +85,7 @@ def finite(
         return jax.vmap(lambda *one: net.apply(params, *one, **kept))(*inputs)
 
     fans = _fans_of_zeros(family, width, first, laws, net, assumed[3])
+    # A unit rate is of a parameter of unit variance; a matrix of zeros is fan^-1/2 times one.
     rates = {
         name: p.rate * (laws[name].variance or (p.fan or 1) / fans.get(name, p.fan or 1))
         for name, p in parameters.items()
@@ -115,6 +120,7 @@ def _fans_of_zeros(
 
 def tangent(net: Finite, weights: dict, x1: PyTree, x2: PyTree | None, rates: dict) -> jax.Array:
     """sum over parameters of their rate times J J^T, averaged over the outputs: (N1, N2, pairs of positions)."""
+    # w = scale p with p trained at unit rate: d/dp (d/dp)^T has the factor rate = scale^2.
     scales = {name: rate**0.5 for name, rate in rates.items() if rate > 0}
     moved = {name: weights[name] / scale for name, scale in scales.items()}
 
@@ -138,6 +144,7 @@ def readout(net: Finite, weights: dict, x: PyTree) -> tuple[str, ...]:
     whose spread is smaller by the root of the width. () where there is no such set.
     """
     names = list(weights)
+    # What is zero at initialisation hides how outputs depend on the rest: all parameters are moved.
     noise = np.random.default_rng(0)
     moved = [
         np.asarray(w) + np.asarray(0.3 * noise.normal(size=w.shape), w.dtype)
@@ -156,6 +163,7 @@ def readout(net: Finite, weights: dict, x: PyTree) -> tuple[str, ...]:
     small = 1e-4 * max(np.abs(whole).max(), 1e-30)
 
     def is_affine(chosen: tuple) -> bool:
+        # Affine in the factor t if its slopes over [-1, 1], [0, 1] and [1, 2] are one.
         points = [along(chosen, t) for t in (-1.0, 0.0, 2.0)]
         slopes = [(whole - points[0]) / 2, whole - points[1], points[2] - whole]
         return all(np.abs(s - slopes[0]).max() < small for s in slopes)
@@ -166,6 +174,7 @@ def readout(net: Finite, weights: dict, x: PyTree) -> tuple[str, ...]:
         for name in able:
             if name not in chosen and is_affine((*chosen, name)):
                 chosen = (*chosen, name)
+        # A readout is all that the outputs are made of: without it they vanish.
         if np.abs(along(chosen, 0.0)).max() < small:
             return chosen
     return ()

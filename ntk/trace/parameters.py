@@ -81,6 +81,7 @@ def read_parameters(
         base = initial.laws(families.network(family, base_width, first).init)[0]
         base |= dict.fromkeys(biases, normal)
         pairs, fans = _at_base(base, family, first, base_width, roles, widths)
+        # A weight w = s p that is trained at unit rate as it stands is p trained at rate 1 / s^2.
         factors = {name: r / (base[name].variance or 1.0) for name, r in factors.items()}
     elif roles is not None:
         families.width_axes(family, first, widths=widths, roles=roles)

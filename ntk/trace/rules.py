@@ -81,8 +81,10 @@ def read(context: Context, one: Any, two: Any, values: list[Value]) -> list[Valu
     name = one.primitive.name
     algebra.register(one.primitive)
     if any(isinstance(v.body, Table) for v in values):
+        # Read here and not where they arise: constants that only meet constants stay arrays at both widths.
         values = [table.as_process(context, v) for v in values]
     if context.fluctuations:
+        # Scores that stay random are drawn where the first function needs more than their covariance.
         values = drawn(context, one, values)
         if name == "stop_gradient" and is_drawn(context, values[0]):
             return [_stopped(context, values[0])]

@@ -188,6 +188,7 @@ def extrapolated(widths: tuple[int, ...], means: np.ndarray, errors: np.ndarray)
     t = 1.0 / np.asarray(widths, np.float64)
 
     def weights(kept: np.ndarray) -> np.ndarray:
+        # The intercept of least squares through (1/n, mean) is linear in the means: these are its weights.
         design = np.stack([np.ones_like(kept), kept], 1)
         out = np.zeros_like(t)
         out[-len(kept) :] = np.linalg.pinv(design)[0]
@@ -198,6 +199,7 @@ def extrapolated(widths: tuple[int, ...], means: np.ndarray, errors: np.ndarray)
     variance = np.tensordot(whole**2, errors**2, 1)
     contrast = np.tensordot(last - whole, means, 1)
     chance = np.tensordot((last - whole) ** 2, errors**2, 1)
+    # Where both fits differ by more than chance the line is bent, and the limit as uncertain as it is.
     bend = max(0.0, float(np.mean(contrast**2 - chance)))
     return Estimate(jnp.asarray(limit), jnp.asarray(np.sqrt(variance + bend)))
 
@@ -210,6 +212,7 @@ def _check_size(name: str, widths: tuple[int, ...], means: list, errors: list) -
     )
     if not max(sizes) or min(sizes) == 0:
         return
+    # A limit that is neither zero nor infinite has power 0; three standard errors are granted.
     power = np.polyfit(np.log(widths), np.log(sizes), 1)[0]
     if not math.isfinite(power) or abs(power) > _MOST_DRIFT + 3 * noise:
         raise ValueError(

@@ -149,6 +149,7 @@ class Program:
         return frozenset().union(*(self.drawn.get(i, ()) for i in inputs))
 
     def constant(self, array: Any) -> tuple[str, int]:
+        # By content: constants that a model writes twice are one.
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = len(self.constants)

@@ -104,6 +104,7 @@ def _fused(program: Program, last: int) -> tuple[list[Step], list[Note]]:
             and pieces[0].where == tuple(range(len(pieces[0].where)))
         )
         if fits and layer is not None:
+            # W K + b as one step: the affine map that all front ends share.
             bias = vectors[0].op.variance, vectors[0].op.rate
             steps[index] = Step(layer.op._replace(bias=bias), layer.inputs)
             names = notes[first].parameters + notes[step.inputs[1]].parameters
@@ -161,6 +162,7 @@ def _alike(one: Any, two: Any, start: int, length: int) -> bool:
     """Whether the references of two blocks are to the same thing before them, or to the same place in them."""
     if not (isinstance(one, int) and isinstance(two, int)):
         return one == two
+    # The same place of the block before, or the same step before all blocks.
     return two - one == length or one == two < start
 
 
@@ -173,6 +175,7 @@ def _live(steps: Sequence[Step], loop: Loop) -> tuple[int, ...] | None:
         for source in steps[index].inputs:
             if isinstance(source, int) and source >= start:
                 back = block - (source - start) // length
+                # A loop carries one block to the next: what is read two blocks later is not carried.
                 if back > 1:
                     return None
                 if back == 1:
@@ -181,6 +184,7 @@ def _live(steps: Sequence[Step], loop: Loop) -> tuple[int, ...] | None:
     for step in steps[loop.stop :]:
         for source in step.inputs:
             if isinstance(source, int) and start <= source < loop.stop:
+                # After the loop only the last block is there.
                 if source < last:
                     return None
                 live.add(source - last)

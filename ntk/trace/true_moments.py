@@ -151,6 +151,7 @@ def _expanded(
     base = channels.elementwise(kernel.replace(ntk=asked), dual)
     q = (kernel.var1, kernel.var2)
     kurtosis = [_fourth(x, made.kurtosis, v) for x, v in zip(sides, q)]
+    # For a min(z, 0) + b max(z, 0) the correction is in closed form, where a series converges slowly.
     closed = dual.homogeneous == 1
     more = [true_law.at_one(_squared(f), v, k) for v, k in zip(q, kurtosis)]
     norms = (base.var1, base.var2)
@@ -163,6 +164,7 @@ def _expanded(
         c = true_law.cumulants(Sides(sides[u], sides[v], layout), made.kurtosis, q[u], q[v])
         if closed:
             unit = jnp.ones((), rho.dtype)
+            # s(1) - s(-1) = (b - a)^2 / 2, which over pi is the factor (b - a)^2 / (2 pi) of s'.
             norm, ends = dual.norm(unit), [dual.moments(unit, unit, r * unit)[1] for r in (1, -1)]
             ratio, own = dual.moments(unit, unit, jnp.clip(rho, -1, 1))
             change = true_law.rectified(rho, ratio, own, (ends[0] - ends[1]) / np.pi, c, layout)
@@ -183,6 +185,7 @@ def _expanded(
             return new, slope + near * change.slope
         ends = [true_law.at_one(_squared(slope_of(f)), q[k], kurtosis[k]) for k in (u, v)]
         one, two = true_law.viewed(ends[0], ends[1], layout)
+        # Coincident entries get the correction of E f'(z)^2, which is that of one variable.
         mean = (one + two) / 2
         return new, slope + near * change.slope + (1 - near) * mean
 

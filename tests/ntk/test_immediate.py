@@ -14,7 +14,7 @@ from jax import lax
 import models
 import ntk
 from ntk import stax
-from ntk.infinite import evaluate, immediate, true_law
+from ntk.infinite import immediate, tiled, true_law
 
 UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 X = np.random.default_rng(0).normal(size=(3, 4))
@@ -192,7 +192,7 @@ NETWORKS = {
 @pytest.mark.parametrize("sides", [(4, 64), (2, 2)])  # one tile, or several
 @pytest.mark.parametrize("sizes", [(3, None), (5, 2)])
 def test_batches_of_other_sizes_are_evaluated_by_one_program(name, sizes, sides, monkeypatch):
-    monkeypatch.setattr(evaluate, "SMALL_SIDES", sides)
+    monkeypatch.setattr(tiled, "SMALL_SIDES", sides)
     kernel_fn, shape, options = NETWORKS[name]
     kernel_fn = dataclasses.replace(kernel_fn)  # without its programs
     draw = np.random.default_rng(1).normal
@@ -267,7 +267,7 @@ def test_what_is_asked_for_often_is_compiled():
 
 
 def test_large_kernels_are_compiled(monkeypatch):
-    monkeypatch.setattr(evaluate, "SMALL", 8)
+    monkeypatch.setattr(tiled, "SMALL", 8)
     kernel_fn = net()
     kernel_fn(jnp.asarray(X), None, "ntk")
     assert not kernel_fn._small

@@ -11,7 +11,7 @@ import pytest
 
 import ntk
 from ntk import stax
-from ntk.infinite import evaluate, precision
+from ntk.infinite import precision, tiled
 
 UNIT = 2.0**-24
 """Roundoff of single precision."""
@@ -78,7 +78,7 @@ def test_close_inputs_in_single_precision(name):
 
 @pytest.mark.parametrize("name", ["relu_2", "pooled"])
 def test_large_batches_are_in_double_precision_where_they_are_close(name, monkeypatch):
-    monkeypatch.setattr(evaluate, "SMALL", 0)
+    monkeypatch.setattr(tiled, "SMALL", 0)
     net, shape = NETS[name]
     assert_close_to_double(stax.serial(net).kernel_fn, pairs(shape))
 

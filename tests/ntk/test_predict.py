@@ -283,6 +283,18 @@ def test_relaxation_and_its_integral_have_their_limits(x64):
     np.testing.assert_allclose(spectra.relaxation(values, tau)[3], [0.0, 0.0, 1.0, 1.0])
 
 
+def test_the_integral_of_slow_modes_keeps_its_digits_and_its_slope(x64):
+    for value in (9e-5, 1.1e-4):  # on both sides of the place where the series ends
+
+        def integral(l):
+            return spectra.integrated_decay(l[None], jnp.ones(1))[0, 0]
+
+        x = jnp.float64(value)
+        np.testing.assert_allclose(integral(x), -np.expm1(-value) / value, rtol=1e-15)
+        slope = -1 / 2 + value / 3 - value**2 / 8 + value**3 / 30
+        np.testing.assert_allclose(jax.grad(integral)(x), slope, rtol=1e-7)
+
+
 def test_max_learning_rate_is_the_border_of_stability(x64):
     p = Problem((5, 2), (-1,))
     border = predict.max_learning_rate(p.dd, y_train_size=p.y.size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ntk import stax
-from ntk.infinite import channels, evaluate
+from ntk.infinite import channels, tiled
 from ntk.stax import combinators
 
 
@@ -23,7 +23,7 @@ def cnn(pool):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setitem(evaluate.TILE, "cpu", 16)
+    monkeypatch.setitem(tiled.TILE, "cpu", 16)
 
 
 NETS = {

@@ -1,4 +1,13 @@
-"""Products of two arrays without weights: queries and keys, and what attention makes of them."""
+"""Products of two arrays without weights: queries and keys, and what attention makes of them.
+
+Of queries and keys with n units, and weights of their own::
+
+    scores q . k = n^(1/2) g,    g Gaussian of covariance K_q K_k
+
+One file: which product of two arrays is one of scores, of attention or a fixed map is one decision.
+
+Source: Hron et al. (2020), "Infinite attention", section 3.
+"""
 
 from __future__ import annotations
 
@@ -141,6 +150,7 @@ def inner(
     left, right = process_of(context, one), process_of(context, two)
     axes = ax.positions(dims)
     units = ax.units(dims)
+    # n products of mean zero: their sum is n^(1/2) times a Gaussian, see above.
     number, power = ax.growth(gone)
     note = Note("scores", axes=ax.sizes_text(axes))
     where = two_of(tuple(axes.index(a) for a in ref.axes) for ref in (left, right))
@@ -231,6 +241,7 @@ def _keeps(name: str, values: list[Value]) -> bool:
     """Whether scores stay a Gaussian that need not be drawn yet."""
     if _only_shapes(name) or (TABLE[name].identity and name != "stop_gradient"):
         return True
+    # A Gaussian times a number is one; added to something, or in a function, it is drawn.
     others = [v for v in values[1:] if not isinstance(v.body, Number)]
     plain = name in ("mul", "neg") or (name == "div" and isinstance(values[1].body, Number))
     if name == "mul" and isinstance(values[0].body, Number):
@@ -269,6 +280,7 @@ def _draws(context: Context, value: Value) -> Value:
     """Scores as an array of numbers that depends on their draw."""
     parts: list[int] = []
     for ref, c in value.body.terms:
+        # Of order width^power: nothing is left of it beside scores of order one.
         if c.power < 0:
             continue
         if c.arrays or any(item[0] != "reshape" for item in ref.maps):

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
 from ntk.infinite.inputs import Need
 from ntk.infinite.kernel import Array, Kernel, pixel_diagonal
+from ntk.infinite.tiled import TILE, TILE_ELSEWHERE
 from ntk.trace.laws import Law, Setting, Sides, broadcast, fitted
 from ntk.trace.ops.numbers import from_axes, run_numbers, to_axes
 from ntk.trace.ops.score_draws import (
@@ -142,6 +142,7 @@ def attend_law(step: Step, need: Need, means: bool, operands: list, setting: Set
         lambda data: _expectations(attend, data, few, seed, setting.dtype),
         [_data(attend, kernel, operands, side, setting) for side in (0, 1)],
     )
+    # Draws are made at one sample and carried to the other: the mean of both orders is symmetric.
     nngp = (one["nngp"] + _exchanged(two["nngp"])) / 2
     ntk = one.get("ntk")
     if ntk is not None:
@@ -241,6 +242,7 @@ def mean_of_draws(part: Callable, count: int, chunk: int, size: int, seed: int) 
         return jax.tree.map(lambda x: x / count, part(points(0)))
 
     def body(total: dict, start: Array) -> tuple[dict, None]:
+        # In reverse mode a chunk is drawn again, since all that chunks hold at once is too much.
         new = jax.checkpoint(lambda start: part(points(start)))(start)
         return jax.tree.map(jnp.add, total, new), None
 

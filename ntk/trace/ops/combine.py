@@ -1,4 +1,9 @@
-"""Sums of processes, each after a linear map of its positions and times numbers."""
+"""Sums of processes, each after a linear map of its positions and times numbers.
+
+    z = sum_k M_k z_k,    K = sum_k M_k K_k M_k^T
+
+for independent z_k of mean zero, M_k a sum of maps of positions times numbers.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +75,7 @@ def sealed(program: Program, body: Any, whole: bool = False) -> Any:
         return body
     number = 1.0 if whole else random[0][1].number
     if number != 1:
+        # 2 (h + x) and h + x are one process then, whose functions have a joint law.
         random = tuple((r, c._replace(number=_digits(c.number / number))) for r, c in random)
     ref = random[0][0]
     if len(random) > 1 or random[0][1] != Coefficient() or ref.maps:
@@ -295,6 +301,7 @@ def scaled(law: Law, piece: Piece, sizes: tuple, operands: list, need: Need) -> 
     ]
     if any(s[0] != v.shape[0] for s, v in zip(shapes, (kernel.var1, kernel.var2))):
         kernel = broadcast(kernel, (shapes[0][0], shapes[1][0]))
+    # `scale` takes sizes, which leave correlations; signs turn them, and covariances and tangents with them.
     out = channels.scale(kernel, *(jnp.abs(f) for f in factors))
     one, two = (jnp.sign(f) for f in factors)
     one, two = kernels.views(one, two, kernel.diagonal_spatial)
@@ -343,6 +350,7 @@ def sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
         diagonal, whole = base.diagonal_spatial, means
 
         def cross(views: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
+            # E (sum a)(sum b) = sum E a b plus the products of means of different terms, which are independent.
             one, two = views(*whole)
             return one * two - add([a * b for a, b in (views(*m) for m in known_means)])
 

@@ -1,4 +1,9 @@
-"""Convolutions with fresh weights."""
+"""Convolutions with fresh weights.
+
+    K'(p, p') = total mean_d K(p + d, p' + d),    d over the window;    T' alike, plus rate / total K'
+
+Source: Novak et al. (2019), equation 6.
+"""
 
 from __future__ import annotations
 
@@ -210,6 +215,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     kernel = _resized(kernel, single, jnp.expand_dims)
     gone = [k for k, size in enumerate(sizes) if size == 1]
     made = _windows(operands[0], step.op, gone)
+    # The NTK parametrization: its own part is the new NNGP, as in `channels.trained`.
     if rate == total:
         out = pixels.convolve(kernel, window, strides, padding, total**0.5, dilation=dilation)
         return Law(_resized(out, gone, jnp.squeeze), entries=made)
@@ -217,6 +223,7 @@ def convolve_law(step: Step, need: Need, means: bool, operands: list, setting: S
     def box(x: Array, lead: int, axes: int) -> Array:
         return pixels.window_mean(x, lead, axes, window, strides, padding, dilation=dilation)
 
+    # Weights of a rate other than their variance: the own part of the NTK is the rate times the mean over windows.
     mean = kernels.mapped(box, kernel)
     out = weighted(kernel, mean, total, rate, None)
     return Law(_resized(out, gone, jnp.squeeze), entries=made)

@@ -1,4 +1,9 @@
-"""A fixed number of units told apart: independent copies of one law, as positions."""
+"""A fixed number of units told apart: independent copies of one law, as positions.
+
+Of the copies i, j::
+
+    K'(i, j) = K for i = j, else E f E f'
+"""
 
 from __future__ import annotations
 
@@ -99,6 +104,7 @@ def copies_law(step: Step, need: Need, means: bool, operands: list, setting: Set
         return jnp.broadcast_to(x[..., None], (*x.shape, size))
 
     def two(x: Array, apart: Array | float) -> Array:
+        # E f(u_i) f(v_j) of different copies i, j is the product of means; their derivatives have no weights in common.
         same = eye.reshape((1,) * x.ndim + eye.shape)
         return x[..., None, None] * same + jnp.asarray(apart)[..., None, None] * (1 - same)
 

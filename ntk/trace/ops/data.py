@@ -1,4 +1,9 @@
-"""The data, or numbers that follow from it, as a layer of weights reads them: their inner products."""
+"""The data, or numbers that follow from it, as a layer of weights reads them: their inner products.
+
+Over the D entries that a layer sums over::
+
+    K(p, p') = sum_c x_c(p) x'_c(p') / D
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Layers of weights: sums over units, or over data, with a fresh matrix."""
+"""Layers of weights: sums over units, or over data, with a fresh matrix.
+
+With K the mean of the inputs' covariance over what is summed, total = number x variance of a weight::
+
+    K' = total K + b,    T' = total T + rate K + rate_b
+
+Source: Jacot et al. (2018), theorem 1; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 
@@ -192,6 +199,7 @@ def _affine(
     missing = tuple(a.size[0] for a in unshared if a not in kept)
     if missing:
         raise Refusal(f"{weight.name} differs between positions of a constant")
+    # Sums over infinitely many units are Gaussian whatever the law of a weight.
     law = NORMAL if is_random(value.body) else context.standard(weight)
     if apart and law != NORMAL:
         raise Refusal(
@@ -219,6 +227,7 @@ def of_a_sum(
         return *context.zero(weight, count, grows), 0.0
     if power + grows:
         context.scales.append(_scale_text(weight.name, variance, power, grows))
+    # Var z = count width^grows times variance width^power: its size is width^((power + grows) / 2).
     total = snapped(variance * count)
     return total, total * rate, (power + grows) / 2
 
@@ -259,6 +268,7 @@ def _of_data(data: Law, total: float, bias: Any, law: Standard) -> entries.Entri
     raw = data.entries
     if raw is None or not data.kernel.is_input:
         return None
+    # total is variance times number: the standard deviation of one weight.
     scale = (total / raw.one.shape[-1]) ** 0.5
     out = entries.of_weights(raw.one, raw.two, law, scale)
     if not bias or not bias[0]:
@@ -277,6 +287,7 @@ def weighted(kernel: Kernel, mean: Kernel, total: float, rate: float, bias: Any)
     )
     if mean.ntk is None:
         return out
+    # T' = total T + rate K + the rate of the bias; with rate = total the own part is the new NNGP, which is there.
     own = out.nngp if b_std is None and rate == total else rate * mean.nngp
     return out.replace(ntk=total * mean.ntk + own + (bias[1] if bias else 0.0))
 

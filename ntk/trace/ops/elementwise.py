@@ -1,4 +1,7 @@
-"""Primitives that act on each entry alone: what makes sums and functions of processes."""
+"""Primitives that act on each entry alone: what makes sums and functions of processes.
+
+One file: by which rule such a primitive is read depends on what its operands are, and is one decision.
+"""
 
 from __future__ import annotations
 
@@ -235,6 +238,7 @@ def _random(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
     whole, args = args, [_absorbed(context, b) for b in args]
     if name in ("square", "integer_pow") and algebra.univariate(args[0]) is None:
         power = equation.params.get("y", 2)
+        # A power of a sum of processes is a sum of products, which have moments where one function of them has not.
         if 2 <= power <= 4:
             out = args[0]
             for _ in range(power - 1):
@@ -401,6 +405,7 @@ def _masked(context: Context, equation: Any, bodies: list, dims: Dims) -> Any:
             continue
         inputs = [bodies[0].index]
         index = numbers_step(context, Numbers("equals", (("value", k),), (codes,), codes), inputs)
+        # select(m, a, b) = (m = 0) a + (m = 1) b, linear in the cases.
         mask = Coefficient(1.0, 0.0, ((index, dims),))
         case = as_sum(case, dims)
         part = algebra.scaled(case, mask)

@@ -1,4 +1,9 @@
-"""Rows of a table of weights, looked up by numbers."""
+"""Rows of a table of weights, looked up by numbers.
+
+Of the indices i, j::
+
+    K(i, j) = variance 1(i = j),    T(i, j) = rate 1(i = j)
+"""
 
 from __future__ import annotations
 
@@ -147,6 +152,7 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
     rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
     diagonal = bool(sizes) and not need.pairs
     a, b = kernels.views(rows[0], rows[1], diagonal)
+    # Rows are independent: K is the variance where both indices are equal, else zero.
     same = (a == b).astype(setting.dtype)
     within: list[Array | None] = [None, None]
     if need.variance == 2 and sizes:
@@ -157,6 +163,7 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
     ntk = rate * same if setting.plan.ntk else None
     kernel = gaussian(variance * same, var1, var2, ntk, tuple(within), diagonal)
     table = None
+    # A look-up is a sum over one-hot entries, of which all but one are zero.
     if setting.entries and (law != NORMAL or count <= _ROWS):
         one, two = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
         table = entries.of_weights(one, two, law, variance**0.5)

@@ -1,4 +1,12 @@
-"""Functions of processes: activations as processes of their own, whose moments are E[f(u) f(v)]."""
+"""Functions of processes: activations as processes of their own, whose moments are E[f(u) f(v)].
+
+    K' = E[f(u) f(v)],    T' = T E[f'(u) f'(v)]
+
+and the same of sums of products (`ntk.trace.moments`). One file: what a body of functions is, independent of one
+another or not, is decided where it is read, by the same terms that the step holds and evaluates.
+
+Source: Jacot et al. (2018), theorem 1; Yang (2020), Tensor Programs II.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +109,7 @@ def _process_of(context: Context, body: Any) -> Ref:
         return _by_draws(context, body)
     summands, inputs, axes, units, parts = summands_of(context.program, body)
     key = ("function", summands, tuple(inputs), axes, units)
+    # The same function of the same processes is one process: its products with itself are squares, not independent.
     if key in context.sources:
         return context.sources[key]
     _check_heads(context, algebra.as_terms(body))
@@ -382,6 +391,7 @@ def _single(step: Step, laws: list, need: Need, means: bool, setting: Setting) -
         f = Function(step.op.terms[0].factors[0].tree)
         seed = dict(setting.plan.context).get("attention_seed", 0)
         return Law(*true_moments.of_function(f, dual, kernel, made, means, seed))
+    # Of a Gaussian of mean zero all follows from its variance.
     mean = two_of(map(expectation(dual), (kernel.var1, kernel.var2))) if means else None
     return Law(channels.elementwise(kernel, dual), mean)
 

@@ -1,4 +1,9 @@
-"""Layers side by side along their units, and parts of a layer's units."""
+"""Layers side by side along their units, and parts of a layer's units.
+
+With s_k the share of layer k in all units::
+
+    K = sum_k s_k K_k
+"""
 
 from __future__ import annotations
 
@@ -80,6 +85,7 @@ def mix_law(step: Step, need: Need, means: bool, operands: list, setting: Settin
     """Units of several layers side by side: moments averaged by their shares."""
     pieces, sizes = step.op
     laws = [
+        # Units of all layers average to sum_k share_k K_k: the moments of independent processes times share_k^(1/2).
         scaled(law, Piece(0, (), where, share**0.5, ()), sizes, operands, need)
         for law, (where, share) in zip(operands, pieces)
     ]

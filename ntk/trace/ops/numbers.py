@@ -124,6 +124,7 @@ def _power(name: str, equation: Any, bodies: list) -> tuple[float, list]:
     kept = {b.power for b in bodies if not (isinstance(b, Number) and b.number == 0)}
     if rule is not None and len(kept) == 1:
         return (0.0 if rule == "order" else kept.pop()), bare
+    # c n^p + d n^q goes like the larger power.
     if rule == "sum":
         top = max(powers)
         if top > 0:  # what is larger by a power of the width is all that is left

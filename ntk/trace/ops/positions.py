@@ -1,4 +1,9 @@
-"""Linear maps of positions: pooling, padding, concatenation, entries picked and added up."""
+"""Linear maps of positions: pooling, padding, concatenation, entries picked and added up.
+
+Over pairs of positions (`ntk.infinite.pixels.linear`)::
+
+    K' = L K L^T
+"""
 
 from __future__ import annotations
 
@@ -86,6 +91,7 @@ def mapped(
     )
     terms = []
     for ref, c in body.terms:
+        # Processes and arrays that lack an axis are constant along it; a linear map of positions needs it written out.
         maps = list(ref.maps)
         if ref.axes != axes:
             maps.append(("expand", sizes, tuple(axes.index(a) for a in ref.axes)))
@@ -232,6 +238,7 @@ def joined(context: Context, values: list[Value], axis: int, size: ax.Size) -> V
             raise Refusal("constants are concatenated to activations")
         params = (("padding_config", tuple(config)),)
         part = mapped(context, "pad", params, [value, zero], 0, dims)
+        # Side by side is a sum of padded parts.
         if total is not None:
             first, second = _aligned(total, part)
             part = Value(first.dims, algebra.added(*_alike(context, first.body, second.body)))
@@ -292,6 +299,7 @@ def _side_by_side(context: Context, values: list[Value], axis: int, shape: list)
             aligned = [(co.renamed_body(b, first), ax.substitute(d, first)) for b, d in aligned]
         aligned.append((co.renamed_body(body, second), ax.substitute(dims, second)))
     slopes = [ax.growth(dims[axis])[0] for _, dims in aligned]
+    # Of infinitely many units: parts of sizes a n + b have the shares of their a.
     shares = tuple(s / sum(slopes) for s in slopes)
     dims = (*aligned[0][1][:axis], (units,), *aligned[0][1][axis + 1 :])
     return Value(dims, Pieces(tuple(aligned), shares, units))

@@ -1,4 +1,9 @@
-"""Sums over units, positions and numbers; means over units."""
+"""Sums over units, positions and numbers; means over units.
+
+    sum_i f(u_i) = n E f(u) over n units; where E f = 0, n^(1/2) times a Gaussian of covariance E[f(u) f(v)]
+
+Source: Yang (2019), Tensor Programs I.
+"""
 
 from __future__ import annotations
 
@@ -177,6 +182,7 @@ def _sum_of_products(context: Context, body: Terms, gone: list[Axis]) -> Linear:
         index, ref.axes, units, gaussian=True, bases=bases_of(ref) | {(index, ())}
     )
     context.sums.add(index)
+    # n terms of mean zero sum to n^(1/2) times a Gaussian with the second moments of one of them.
     scale = Coefficient(1.0, power / 2 + term.coefficient.power)
     return Linear(((Ref(process, (), ref.axes, units), scale),))
 
@@ -230,6 +236,7 @@ def mean_sides(step: Step, need: Need, means: bool, operands: list, setting: Set
     for side in (1, 2):
         seed = dict(setting.plan.context).get("attention_seed", 0)
         value = moments.mean_law(terms, sizes, laws, sides_of(operands, side - 1), side, seed)
+        # The sum is number times width^power times the mean; the power is kept beside the array.
         value = jnp.broadcast_to(number * value, (value.shape[0], *sizes))
         if any(present):
             value = jnp.broadcast_to(value, (setting.samples[side - 1], *sizes))

@@ -5,6 +5,8 @@ E[G(x)[a, e] G(x')[c, f]] = K_q(x, x')[a, c] K_k(x, x')[e, f]. With L_q and L_k 
 keys over the positions of both samples, G = L_q Z L_k^T with Z standard normal has just that covariance; no matrix
 over pairs of positions is formed. A score that sums over a fixed number of units, the size of a head, is no Gaussian:
 its queries and keys are drawn themselves.
+
+Source: Hron et al. (2020), "Infinite attention", theorem 3; the roots and directions are derived here.
 """
 
 from __future__ import annotations
@@ -124,6 +126,7 @@ def _root(cov: Array) -> Array:
         root, left = state
         index, column = now
         own = jax.lax.dynamic_index_in_dim(root, index, -2)  # (..., 1, n)
+        # Cholesky, column by column: C_:k less what earlier columns account for, over the root of the pivot.
         column = column - jnp.sum(root * own, -1)
         pivot = jax.lax.dynamic_index_in_dim(left, index, -1)
         floor = jax.lax.dynamic_index_in_dim(least, index, -1)
@@ -175,6 +178,7 @@ class Field(NamedTuple):
     def normals(self) -> int:
         """Standard normals of one draw."""
         rows, columns = self.sizes
+        # Roots over two samples take 2 rows x 2 columns of them, and directions rows x columns of signs.
         return 3 * self.few * (rows + columns) if self.few else 5 * rows * columns
 
 
@@ -196,6 +200,8 @@ def draw(field: Field, points: Array) -> Draw:
     second = jnp.einsum("snmae,nmfe->snmaf", second, k_root.second)
     pairs = []
     if k.tangent is not None:
+        # Cov of dG: Theta_q K_k + K_q Theta_k, as G is a product. One side moves by random signs s, the other by
+        # A^T s B: entries (a, e) and (b, f) have the mean product A_ab B_ef over draws.
         pairs.append((q.cross, k.tangent))
     if q.tangent is not None:
         pairs.append((q.tangent, k.cross))

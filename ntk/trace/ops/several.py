@@ -167,6 +167,7 @@ def by_draws(context: Context, write: Callable, refs: list[Ref], axes: tuple, te
     if any(ref.units != units for ref in free):
         wide = [any(a.infinite for a in ref.units) for ref in free]
         raise Refusal(CORRELATED if all(wide) else FEW)
+    # Sums that share a process with another are taken apart into their terms, until the roots are independent.
     opened: frozenset = frozenset()
     while True:
         writer = _Writer(context, opened)

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk.infinite.evaluate import TILE, TILE_ELSEWHERE
 from ntk.infinite.kernel import Array
+from ntk.infinite.tiled import TILE, TILE_ELSEWHERE
 from ntk.infinite.weight_laws import quantile
 from ntk.trace import algebra, entries
 from ntk.trace.laws import Law, Setting, broadcast, fitted, spread
@@ -169,6 +169,7 @@ def _by_weights(one: Array, two: Array, laws: tuple, z: Array) -> tuple[Array, A
     """Sums over weights of laws that are not normal."""
     ends = itertools.accumulate(count for _, count in laws[:-1])
     parts = jnp.split(jax.scipy.special.ndtr(z), list(ends), 1)
+    # Phi(z) is uniform, and a quantile of it has the law of the weight: the same normals serve every law.
     w = jnp.concatenate([quantile(law, u) for (law, _), u in zip(laws, parts)], 1)
     here, there = (jnp.einsum("nad,sd->sna", x, w, precision="highest") for x in (one, two))
     samples, count, size = there.shape
@@ -241,6 +242,7 @@ def _expectations(
         for b, slope1, slope2 in zip(inside, one.get("slopes", ()), two.get("slopes", ())):
             if b.tangent is None:
                 continue
+            # E dF/dg Theta dF'/dg', over positions i, j of the process.
             half = einsum("nmij,snjmb->snimb", b.tangent, slope2)
             more = einsum("sina,snimb->nmab", slope1, half)
             total = more if total is None else total + more

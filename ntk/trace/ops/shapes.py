@@ -62,6 +62,7 @@ def _tile(context: Context, one: Any, two: Any, values: list[Value]) -> Value:
         return Value(context.fresh_dims(shape, "free"), value.body)
     if not is_random(value.body) and not isinstance(value.body, Weight):
         return on_numbers(context, one, two, values)
+    # Copies of one entry are equal, not independent: along the new axis the array is constant.
     new = context.fresh_dims(list(zip(one.params["reps"], two.params["reps"])), "free")
     return Value(tuple((*a, *b) for a, b in zip(new, value.dims)), value.body)
 

@@ -2,6 +2,10 @@
 
 A layer of weights, and a norm, read such constants through their means over units. These are sums over a grid that
 gets finer with the width; from two widths they are carried on to infinite width by a line in 1/width.
+
+With K_n = (1 / n) sum_i c_i c_i^T the mean over n units, at two widths::
+
+    K = (n_2 K_2 - n_1 K_1) / (n_2 - n_1)
 """
 
 from __future__ import annotations
@@ -101,6 +105,7 @@ def limit(table: Table, dims: Dims) -> tuple[np.ndarray, np.ndarray, float]:
         means.append(x.mean(1).reshape(sizes))
 
     def carried(values: list) -> np.ndarray:
+        # v_n = v + a / n at both widths: n v_n is a line in n, whose slope is v.
         return (counts[1] * values[1] - counts[0] * values[0]) / (counts[1] - counts[0])
 
     second, mean = carried(seconds), carried(means)

@@ -1,4 +1,9 @@
-"""Parameters that act on each unit alone: biases, gains, positions that are learnt."""
+"""Parameters that act on each unit alone: biases, gains, positions that are learnt.
+
+Of the positions p, p'::
+
+    K(p, p') = variance 1(p = p'),    T(p, p') = rate 1(p = p')
+"""
 
 from __future__ import annotations
 
@@ -66,6 +71,7 @@ def as_random(context: Context, value: Value) -> Value:
     variance, rate, mean, power = context.sources[of]
     axes = ax.positions(weight.own)
     sizes = tuple(a.size[0] for a in axes)
+    # Rates count per standard normal: a constant has none, and is trained as it stands.
     factor = rate if not variance else rate * variance
     law = context.standard(weight) if variance else NORMAL
     key = (of, sizes)
@@ -92,6 +98,7 @@ def as_random(context: Context, value: Value) -> Value:
 def vector_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of a parameter that acts on each unit alone."""
     variance, rate, sizes, law = step.op
+    # Entries at different positions are independent, and the same for every sample.
     same = jnp.ones((1, 1), setting.dtype)
     for size in sizes:
         eye = jnp.eye(size, dtype=setting.dtype) if need.pairs else jnp.ones(size, setting.dtype)
