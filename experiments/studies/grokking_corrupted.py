@@ -5,9 +5,9 @@ those too. Its neurons tell the two apart: periodic ones (high inverse participa
 the rule and follow the analytic solution, the others carry the wrong labels and can be pruned. Weight decay, dropout
 and BatchNorm make the network forget the wrong labels instead. The controls must fail: shuffled labels, pruning in
 random or reverse order, the phases of the neurons that memorise.
-
-One file: the task, the network and the dissection of its neurons serve every experiment.
 """
+
+# One file: the task, the network and the dissection of its neurons serve every experiment.
 
 from __future__ import annotations
 

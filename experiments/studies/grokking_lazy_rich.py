@@ -5,9 +5,9 @@ epsilon sets how far the initial ones are aligned with the target; then an MLP o
 two-layer network is followed through the exact closed dynamics of its weight moments (`limits.mean_field`), drawn over
 explicit networks of finite width. Controls: the lazy network, features aligned from the start, too few and too many
 examples, which must not grok; and a falling weight norm, which must not be the explanation.
-
-One file, read from top to bottom: the problem, its closed dynamics, the sweeps that follow it, and their figures.
 """
+
+# One file, read from top to bottom: the problem, its closed dynamics, the sweeps that follow it, and their figures.
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What the study of lazy and rich grokking claims: criteria G1-G9, fixed before the run, and their controls.
+"""What the study of lazy and rich grokking claims: criteria G1-G9, fixed before the run, and their controls."""
 
-One file: the criteria share the times and delays that they are read from.
-"""
+# One file: the criteria share the times and delays that they are read from.
 
 from __future__ import annotations
 

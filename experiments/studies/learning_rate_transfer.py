@@ -3,9 +3,9 @@
 Three experiments on one family: a sweep over parametrization x optimizer x width x learning rate x seed; sharpness
 along training at one learning rate; a coordinate check. The controls are the standard and the NTK parametrization,
 which must fail to transfer.
-
-One file: the three experiments train one family, with one setup and one grid.
 """
+
+# One file: the three experiments train one family, with one setup and one grid.
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ the exact frames; class sizes on both sides of the threshold of minority collaps
 two layers on frames of lower rank beat the simplex; ReLU networks on images; a simplex in the place of the learnt
 readout. Controls: no weight decay, frames of equal lengths or the simplex for imbalanced classes, the shallow threshold
 for deep networks, networks without weight decay, fixed vectors at random angles in a plane.
-
-One file: the five experiments share problem, objective, program and observables, which come first.
 """
+
+# One file: the five experiments share problem, objective, program and observables, which come first.
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What the study of neural collapse claims: criteria fixed before the run, and their controls.
+"""What the study of neural collapse claims: criteria fixed before the run, and their controls."""
 
-One file: the criteria of the five experiments share their measures of frames and their fits.
-"""
+# One file: the criteria of the five experiments share their measures of frames and their fits.
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 The experiments of the paper's section 6: a row of the kernel at initialisation and after training against the limit
 kernel; the Gaussian distribution of trained outputs; training along a principal component of the kernel. Controls: the
 limit of another kernel, a feature-learning parametrization, untrained outputs, another component.
-
-One file: the three experiments share the network, its limit and the circle of inputs.
 """
+
+# One file: the three experiments share the network, its limit and the circle of inputs.
 
 from __future__ import annotations
 

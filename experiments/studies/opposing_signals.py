@@ -7,9 +7,9 @@ groups that were there all along. Controls: outliers whose signal can be learnt,
 
 Taking the natural groups away brings calm for good in two seeds of eight; in the others other examples take their
 place, between 9 steps earlier and 12 later, so that the median delay (7.5 steps) falls short of ten.
-
-One file: what is predicted of the linear network is sought in the networks on images, by the same descent.
 """
+
+# One file: what is predicted of the linear network is sought in the networks on images, by the same descent.
 
 from __future__ import annotations
 

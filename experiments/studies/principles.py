@@ -5,9 +5,9 @@ and of the tangent kernel at first order in 1 / width (`limits.finite_width`) ag
 (`limits.ensembles`) and with them; the ratio of depth to width that they depend on; residual connections, learning
 rates that treat all layers alike, and what the optimal aspect ratio is worth. Controls: initialisations that are not
 critical, predictions without the correction in question, depth without width.
-
-One file: each experiment is a prediction, its simulation and the grid of both, on the same families.
 """
+
+# One file: each experiment is a prediction, its simulation and the grid of both, on the same families.
 
 from __future__ import annotations
 

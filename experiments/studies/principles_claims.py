@@ -1,7 +1,6 @@
-"""What the study of the principles claims: criteria fixed before the run, and their controls.
+"""What the study of the principles claims: criteria fixed before the run, and their controls."""
 
-One file: the criteria share the way in which deviations are pooled, fitted and carried on in 1 / width.
-"""
+# One file: the criteria share the way in which deviations are pooled, fitted and carried on in 1 / width.
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ Closed-form kernels at any depth, no training: the exponents of singular kernels
 authors' Dirichlet tasks and on stripes, against Bayes' rule, the Hilbert estimate, the nearest neighbour and the
 majority; the depth that NNGP and NTK need; handwritten digits. Errors are expected ones, given the test inputs,
 wherever the probability of the labels is known.
-
-One file: all experiments compare the same classifiers, on tasks that are defined beside them.
 """
+
+# One file: all experiments compare the same classifiers, on tasks that are defined beside them.
 
 from __future__ import annotations
 
