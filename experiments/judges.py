@@ -36,6 +36,7 @@ class Precondition(NamedTuple):
     found: str = ""
 
 
+@show.drawn
 class Claim(NamedTuple):
     """One line of the table of claims; make it with `at_most`, `at_least`, `within`, `near` or `equals`.
 

@@ -32,6 +32,7 @@ Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+@show.drawn
 class CoordinateCheck(NamedTuple):
     """What a coordinate check measured, and what it says.
 

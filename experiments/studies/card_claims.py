@@ -14,6 +14,7 @@ from experiments.claims import (
     at_least,
     at_most,
     equals,
+    listed,
     near,
     over_seeds,
     within,
@@ -31,6 +32,7 @@ PAPYAN = "Papyan, Han & Donoho 2020, arXiv:2008.08186"
 TP5 = "Yang et al. 2022, arXiv:2203.03466"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the parts that apply; the others have none, and the card says why."""
     data = as_lost(data)
