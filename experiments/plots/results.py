@@ -326,6 +326,7 @@ def claims(found: Claim | Sequence[Claim], *, caption: str = "") -> Figure:
             size = max(abs(claim.margin) + abs(claim.measured), 1e-300)  # 0 <= 0 lies on the line
             share = claim.margin / size if np.isfinite(claim.margin) else np.nan
         color = PALETTE[2] if claim.passed else PALETTE[1]
+        color = drawing.MUTED if verdict(claim) == "NOT MEASURED" else color
         fill = "white" if claim.control else color
         ax.plot(share, place, "o", color=color, markerfacecolor=fill, markersize=6)
         ax.annotate(verdict(claim), (1.02, place), xycoords=("axes fraction", "data"), va="center")

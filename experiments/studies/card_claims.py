@@ -100,6 +100,7 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
                 float(off[worst]),
                 0.15,
                 interval=(min(low, off[worst]), max(high, off[worst])) if missing.met else None,
+                resolve=missing.met,
                 control=control,
                 preconditions=(missing,) if control else (missing, decided),
             )
@@ -177,6 +178,7 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
                 -0.65,
                 -0.35,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=found.kernel_distance,
                 preconditions=(exists,),
@@ -242,6 +244,7 @@ def _prediction(data: xr.Dataset) -> list[Claim]:
                 fitted.exponent,
                 -0.25,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=values,
             )
@@ -263,6 +266,7 @@ def _laziness(data: xr.Dataset) -> list[Claim]:
                 fitted.exponent,
                 -0.35,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=values,
             )
@@ -329,6 +333,7 @@ def _transfer(data: xr.Dataset) -> list[Claim]:
                 drift,
                 0.5,
                 interval=(max(drift - error, 0.0), drift + error) if error >= 0 else None,
+                resolve=True,
                 control=control,
                 preconditions=(inside,),
             )
