@@ -217,8 +217,9 @@ def kernel(found: Any, *, caption: str = "") -> Figure:
 def regime(found: limits.Regime, *, caption: str = "") -> Figure:
     """How everything scales with the width, layer by layer: initial size, change, the layer's own update."""
     caption = caption or (
-        f"Exponents of the width n of each layer's pre-activations, and of the outputs; 0 (dashed) keeps its size as "
-        f"the network widens, below it vanishes, above it blows up. {'; '.join(found.reasons)}."
+        "Exponents e of the size n^e of each layer's pre-activations, and of the outputs, at width n: at 0 (dashed) a "
+        "size stays as the network widens, below it vanishes, above it blows up. A layer whose change vanishes learns "
+        f"no features; r is by how much the hidden ones do. Here: {'; '.join(found.reasons)}."
     )
     names = [f"layer {l}" for l in range(1, len(found.layers))] + ["outputs"]
     lines = {
@@ -252,20 +253,25 @@ def rule(found: limits.Rule, *, caption: str = "") -> Figure:
     roles = (found.input, found.hidden, found.output)
     labels = {"a": "a, multiplier", "b": "b, initial deviation", "sgd": "c, SGD", "adam": "c, Adam"}
     lines = {label: [getattr(e, part) for e in roles] for part, label in labels.items()}
+    lines[labels["sgd"]] = [
+        e.sgd + e.sgd_out for e in roles
+    ]  # the readout's start is part of the rate, as in abc
     return _over_layers(["input", "hidden", "output"], lines, name, "exponent", caption)
 
 
 def _over_layers(names: Sequence[str], lines: Mapping, title: str, label: str, caption: str):
-    """Lines over the layers, moved apart a little where they coincide, with zero dashed."""
+    """Numbers of each layer beside one another, as far from zero (dashed) as they are large."""
     made, (ax,) = figure([title], caption=caption)
     ax.axhline(0, color=INK, linewidth=1, linestyle=DASHED)
     for number, ((name, values), color) in enumerate(zip(lines.items(), PALETTE)):
-        aside = 0.06 * (number - (len(lines) - 1) / 2)
-        ax.plot(np.arange(len(names)) + aside, values, label=name, **drawing.stroke(ax, color))
+        places = np.arange(len(names)) + 0.18 * (number - (len(lines) - 1) / 2)
+        ax.vlines(places, 0, values, color=color, linewidth=2)
+        how = drawing.stroke(ax, color)
+        ax.plot(places, values, label=name, linestyle="none", markersize=6.5, **how)
     ax.set_xticks(range(len(names)), names)
-    ax.set(ylabel=label)
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, -0.25), max(high, 0.25))
+    ax.grid(False, axis="x")
+    every = np.concatenate([np.asarray(values, float) for values in lines.values()])
+    ax.set(ylabel=label, ylim=(min(every.min(), 0) - 0.25, max(every.max(), 0) + 0.25))
     drawing.legend(ax)
     return made
 
