@@ -455,7 +455,7 @@ def _resolved(measured, interval, bounds) -> Precondition:
     times, bound = max((_times(measured, interval, bound), bound) for bound in inside)
     found = f"{_number(bound)} lies in [{low:.3g}, {high:.3g}]"
     decide = (
-        f"{math.ceil(times)} times the runs"
+        f"{math.ceil(round(times, 6))} times the runs"
         if times <= MOST_RUNS
         else f"no {MOST_RUNS} times the runs"
     )

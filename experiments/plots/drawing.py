@@ -219,6 +219,9 @@ def over_names(ax: Axes, names: Sequence[str], values, errors, color, label: str
     places = np.arange(len(names))
     ax.errorbar(places, values, yerr=errors, capsize=2, label=label, **stroke(ax, color))
     crowded = sum(map(len, names)) > 30
+    if list(names) == [""]:  # one alone, which has no name
+        ax.set_xticks([])
+        return
     ax.set_xticks(
         places, list(names), rotation=30 if crowded else 0, ha="right" if crowded else "center"
     )

@@ -138,7 +138,7 @@ def _dots(ax: Any, values: Mapping[str, float], errors: Sequence[Any] = ()) -> N
         at = (number if np.isfinite(number) else 0, place)
         ax.annotate(f"{number:.4g}", at, (0, 5), textcoords="offset points", ha="center")
     ax.set_yticks(places, [name.replace("_", " ") for name in values])
-    ax.set_ylim(-0.6, len(values) - 0.2)
+    ax.set(ylim=(-0.6, len(values) - 0.2), xlabel="value")
     ax.margins(x=0.2)
 
 
@@ -310,7 +310,7 @@ def parametrized(net: limits.Parametrized, *, caption: str = "") -> Figure:
         values = [net.factors[field][name] for name in names]
         ax.axvline(1, color=INK, linewidth=1, linestyle=DASHED)
         ax.plot(values, places, "o", color=PALETTE[0])
-        ax.set(xscale="log")
+        ax.set(xscale="log", xlabel="factor")
         drawing.log_ticks(ax.xaxis)
     axes[0].set_yticks(places, names)
     return made
@@ -353,10 +353,16 @@ def _estimate(found: Any, **options: Any) -> Figure:
     return curvature.diagonal(found, **options)
 
 
+def _indices(found: Any, **options: Any) -> Figure:
+    """What holds numbers of axes, which no figure says better than their table."""
+    raise TypeError(f"{type(found).__name__} holds no numbers that could be drawn: {found!r}")
+
+
 FIGURES: dict[type, Callable[..., Figure]] = {
     Claim: claims,
     ntk.Dual: dual,
     ntk.Kernel: kernel,
+    ntk.ParamAxes: _indices,
     limits.ABC: exponents,
     limits.CoordinateCheck: coordinate_check,
     limits.Parametrized: parametrized,

@@ -164,7 +164,9 @@ def test_differences_name_the_claim_and_both_values():
 
 
 def test_the_summary_counts_claims_and_controls_apart():
-    assert claims.summary(EXAMPLES) == "2 of 5 claims hold; 1 of 1 controls fail, as they must"
+    assert claims.summary(EXAMPLES) == (
+        "2 of 5 claims hold, 2 not measured; 1 of 1 controls fail, as they must"
+    )
     assert claims.summary([]) == "no claims"
 
 
