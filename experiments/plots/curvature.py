@@ -187,7 +187,7 @@ def edge_of_stability(
     labels = []
     for number, (ratio, crossed, mean, error, at_edge) in enumerate(zip(ratios, *rest)):
         color = PALETTE[number % len(PALETTE)]
-        ax.plot(probes, ratio, **drawing.stroke(ax, color, ratio))
+        ax.plot(probes, ratio, color=color, linestyle=drawing.DASHES[number % 4])
         above = probes[ratio > top]
         ax.plot(above, np.full(len(above), top), "^", color=color, clip_on=False)
         if crossed >= 0 and ratio[crossed] <= top:

@@ -23,6 +23,8 @@ RULES = {"mup": PALETTE[0], "ntk": PALETTE[1], "standard": PALETTE[3], "mean_fie
 NAMES = {"mup": "muP", "ntk": "NTK", "nngp": "NNGP", "mean_field": "mean field"}
 """What a reader calls it that a configuration names."""
 DASHED = (0, (4, 2))
+DASHES = ("-", DASHED, ":", "-.")
+"""Of curves on which marks mean something else."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
