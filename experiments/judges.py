@@ -457,7 +457,7 @@ def _resolved(measured, interval, bounds) -> Precondition:
     decide = (
         f"{math.ceil(round(times, 6))} times the runs"
         if times <= MOST_RUNS
-        else f"no {MOST_RUNS} times the runs"
+        else f"not even {MOST_RUNS} times the runs"
     )
     return Precondition(CLEAR, False, f"{found}; {decide} would decide")
 

@@ -377,7 +377,7 @@ def test_an_interval_across_the_criterion_leaves_it_open():
         "clear of the criterion: 0.5 lies in [0.2, 0.6]; 4 times the runs would decide"
     )
     near = claims.at_most(*TEXTS, 0.4999, 0.5, interval=(0.2, 0.6), resolve=True)
-    assert claims.reason(near).endswith("; no 100 times the runs would decide")
+    assert claims.reason(near).endswith("; not even 100 times the runs would decide")
     below = claims.within(*TEXTS, 0.5, 0.4, 0.9, interval=(0.2, 0.91), resolve=True)
     assert claims.reason(below).endswith("0.4 lies in [0.2, 0.91]; 9 times the runs would decide")
     for control in (False, True):
