@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import TextIO
 
+import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +33,11 @@ from experiments.judges import (
     verdict,
     within,
 )
+from ntk import show
 
 __all__ = [
     "Claim",
+    "Claims",
     "Precondition",
     "absent",
     "at_least",
@@ -42,6 +47,7 @@ __all__ = [
     "equals",
     "every_run",
     "from_json",
+    "listed",
     "near",
     "over_seeds",
     "plain_table",
@@ -54,6 +60,32 @@ __all__ = [
     "verdict",
     "within",
 ]
+
+
+@show.drawn
+class Claims(list[Claim]):
+    """Several claims: their summary as `repr`, their table in a notebook, ``.plot()`` how far inside each lies."""
+
+    def __repr__(self) -> str:
+        return f"Claims({summary(self)})"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("claim", "measured", "criterion", "verdict"))
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{'</td><td>'.join(map(escape, _cells(claim)))}</td></tr>"
+            for claim in self
+        )
+        return f"<table><caption>{escape(summary(self))}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def listed(judge: Callable[[xr.Dataset], Sequence[Claim]]) -> Callable[[xr.Dataset], Claims]:
+    """A decorator of a study's ``claims``: they come as `Claims`."""
+
+    @functools.wraps(judge)
+    def claims(data: xr.Dataset) -> Claims:
+        return Claims(judge(data))
+
+    return claims
 
 
 def value_text(claim: Claim) -> str:
@@ -91,7 +123,7 @@ def to_json(claims: Sequence[Claim]) -> str:
     )
 
 
-def from_json(text: str) -> list[Claim]:
+def from_json(text: str) -> Claims:
     """The claims that `to_json` wrote.
 
     Raises:
@@ -100,7 +132,7 @@ def from_json(text: str) -> list[Claim]:
     rows = json.loads(text)
     if not isinstance(rows, list):
         raise ValueError(f"expected a list of claims, found {type(rows).__name__}")
-    return [_claim(number, row) for number, row in enumerate(rows)]
+    return Claims(_claim(number, row) for number, row in enumerate(rows))
 
 
 def differences(
@@ -165,6 +197,11 @@ def plain_table(claims: Sequence[Claim], title: str = "") -> str:
         for body in (f"{claim.statement} [{claim.source}]", reason(claim)):
             lines += textwrap.wrap(body, 100, initial_indent=" " * 19, subsequent_indent=" " * 19)
     return "\n".join([*lines, summary(claims)]) + "\n"
+
+
+def _cells(claim: Claim) -> tuple[str, str, str, str]:
+    name = f"{claim.name}: {claim.statement}"
+    return name, value_text(claim), criterion_text(claim), verdict(claim)
 
 
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")

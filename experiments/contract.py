@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from experiments import seals
+from experiments.claims import Claims
 from experiments.judges import Claim, Precondition, every_run
 
 
@@ -115,7 +116,7 @@ def result(study: ModuleType, data: Any) -> xr.Dataset:
     return data
 
 
-def claims(study: ModuleType, found: Any, data: xr.Dataset) -> Sequence[Claim]:
+def claims(study: ModuleType, found: Any, data: xr.Dataset) -> Claims:
     """What ``study.claims`` gave back of the data: a list of claims.
 
     One of a study of one's own that does not say what it reads is not measured where anything is nan, which reductions
@@ -136,9 +137,9 @@ def claims(study: ModuleType, found: Any, data: xr.Dataset) -> Sequence[Claim]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         _refuse(study, "claims", f"several claims of the name {twice[0]!r}", "a name for each")
     if _ours(study):
-        return found
+        return Claims(found)
     lost = every_run(*data.data_vars.values(), infinite="anything")
-    return [claim if lost.met or _reads(claim) else _unread(claim, lost.found) for claim in found]
+    return Claims(c if lost.met or _reads(c) else _unread(c, lost.found) for c in found)
 
 
 def _reads(claim: Claim) -> bool:

@@ -38,6 +38,7 @@ class Precondition(NamedTuple):
     found: str = ""
 
 
+@show.drawn
 class Claim(NamedTuple):
     """One line of the table of claims; make it with `at_most`, `at_least`, `within`, `near` or `equals`.
 
@@ -299,13 +300,15 @@ def verdict(claim: Claim) -> str:
 
 
 def summary(claims: Sequence[Claim]) -> str:
-    """One line: how many claims hold, how many controls fail as they must, and what became of other controls."""
+    """One line: how many claims hold or are open, how many controls fail as they must, what became of the others."""
     for claim in claims:
         _check_claim(claim)
     proper, controls = ([c for c in claims if c.control == kind] for kind in (False, True))
     parts = []
     if proper:
-        parts.append(f"{sum(c.passed for c in proper)} of {len(proper)} claims hold")
+        lost = sum(verdict(claim) == "NOT MEASURED" for claim in proper)
+        words = f"{sum(c.passed for c in proper)} of {len(proper)} claims hold"
+        parts.append(words + f", {lost} not measured" * bool(lost))
     if controls:
         parts.append(_controls(controls))
     return "; ".join(parts) or "no claims"
@@ -351,7 +354,7 @@ def _judge(
         found = f"({interval[0]:g}, {interval[1]:g}) is not two numbers in order"
         needs += (Precondition("interval", False, found),)
     if resolve and math.isfinite(measured):
-        needs += (_resolved(interval, bounds),)
+        needs += (_resolved(measured, interval, bounds),)
     if not math.isfinite(measured) and all(need.met for need in needs):
         needs += (Precondition("finite", False, f"the measured number is {measured}"),)
     met = low <= measured <= high
@@ -435,15 +438,40 @@ def _wordless(measured) -> bool:
         return not isinstance(measured, str) or not measured.strip()
 
 
-def _resolved(interval, bounds) -> Precondition:
-    """That the interval of a measurement's error lies on one side of every end of the criterion."""
-    name = "interval narrower than the distance to the criterion"
+CLEAR = "clear of the criterion"
+"""The precondition that the interval of a measurement's error leaves no doubt about the verdict."""
+
+
+def _resolved(measured, interval, bounds) -> Precondition:
+    """That the interval of a measurement's error lies on one side of every end of the criterion.
+
+    Else how many times the runs would narrow it to the distance from the criterion: it goes as the inverse root of
+    their number.
+    """
     if interval is None or not all(map(math.isfinite, interval)):
-        return Precondition(name, False, "one run gives no interval")
-    inside = [bound for bound in bounds if interval[0] < bound < interval[1]]
+        return Precondition(CLEAR, False, "one run gives no interval")
     low, high = interval
-    found = "".join(f"{_number(bound)} lies in [{low:.3g}, {high:.3g}]" for bound in inside[:1])
-    return Precondition(name, not inside, found)
+    inside = [bound for bound in bounds if low < bound < high]
+    if not inside:
+        return Precondition(CLEAR, True)
+    times, bound = max((_times(measured, interval, bound), bound) for bound in inside)
+    found = f"{_number(bound)} lies in [{low:.3g}, {high:.3g}]"
+    decide = (
+        f"{math.ceil(round(times, 6))} times the runs"
+        if times <= MOST_RUNS
+        else f"not even {MOST_RUNS} times the runs"
+    )
+    return Precondition(CLEAR, False, f"{found}; {decide} would decide")
+
+
+MOST_RUNS = 100
+"""Times the runs that a sentence advises."""
+
+
+def _times(measured, interval, bound) -> float:
+    """The square of how far the interval reaches towards a bound, over the distance from it."""
+    reach = interval[1] - measured if bound > measured else measured - interval[0]
+    return (reach / abs(bound - measured)) ** 2 if bound != measured else math.inf
 
 
 def _two_errors(values: np.ndarray) -> tuple[float, float]:

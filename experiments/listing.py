@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import pathlib
+import re
 import shlex
 import textwrap
 import tokenize
+from collections.abc import Sequence
 from typing import Any
 
 import limits
@@ -34,7 +37,10 @@ OPTIONS = (
     ("--checkpoint_seconds=S", "seconds between checkpoints of what is in training; 20 by default"),
     ("--tensorboard=FOLDER", "also write metrics for TensorBoard"),
     ("--wandb=PROJECT", "also send metrics to Weights & Biases"),
-    ("--list", "studies, presets, keys, tasks, models, rules; with --config, those of one study"),
+    (
+        "--list [WORD]",
+        "studies, presets, keys, tasks, models, rules: all, or what the word is in, as --list grokking",
+    ),
     ("--help", "this text"),
 )
 MODELS = (
@@ -67,23 +73,63 @@ def usage() -> str:
     )
 
 
-def everything(config: str | None = None) -> str:
-    """The text of --list: all studies, or the one that ``config`` names.
+def everything(config: str | None = None, word: str = "") -> str:
+    """The text of --list: all studies, or the one that ``config`` names; of these what a word is in.
+
+    Args:
+        config: as --config takes it.
+        word: part of the name of a study, which is then listed with all its keys; else of its title, or of keys, tasks,
+            models and rules, which are listed alone. Upper case counts as lower case.
 
     Raises:
-        ValueError: no such study, or its file is not a configuration.
+        ValueError: no such study, its file is not a configuration, or nothing has the word in it: the nearest names.
     """
     chosen = [config] if config else settings.studies()
-    parts = [_study(name) for name in chosen]
-    return "\n\n".join([*parts, _others()])
+    word = word.lower()
+    if not word:
+        return "\n\n".join([*map(_study, chosen), _others()])
+    heads = {name: _head(name) for name in chosen}
+    for parts in (lambda name: name.partition(":")[0], heads.get):
+        if found := [name for name in chosen if word in parts(name).lower()]:
+            return "\n\n".join(filter(None, [*map(_study, found), _others(word)]))
+    found = [_study(name, word) for name in chosen]
+    found = list(filter(None, [*found, _others(word)]))
+    if not found:
+        raise ValueError(f"nothing has {word!r} in it; {_near(word, chosen)}")
+    return "\n\n".join(found)
 
 
-def _study(config: str) -> str:
+def _near(word: str, chosen: Sequence[str]) -> str:
+    """The names that are most like a word, of studies, their keys, tasks, models and rules."""
+    names = [*chosen, *task_list.NAMES, *(m.__name__ for m in MODELS), *limits.exponents.RULES]
+    for config in chosen:
+        names += checks.flatten(settings.load(config)[0])
+    # A name of several words is as near as its nearest word.
+    words: dict[str, str] = {}
+    for name in names:
+        for part in (name, *re.split(r"[._]", name)):
+            words.setdefault(part.lower(), name)
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    near = list(dict.fromkeys(words[part] for part in close))
+    return f"the nearest are {', '.join(near)}" if near else "--list alone says what there is"
+
+
+def _head(config: str) -> str:
+    """Name and title of a study."""
+    path, _ = settings.find_config(config)
+    module = settings.load_file(path)
+    return f"{path.stem}: {(module.__doc__ or path.stem).strip().splitlines()[0]}"
+
+
+def _study(config: str, word: str = "") -> str:
+    """A study with its presets and keys: all, or those with a word in them, and nothing where there are none."""
     path, _ = settings.find_config(config)
     module = settings.load_file(path)
     values, preset = settings.load(config)
     said, lines, groups = comments(path), [], set()
     for key, value in checks.flatten(values).items():
+        if word not in key.lower():
+            continue
         parts = key.split(".")
         for group in (".".join(parts[:n]) for n in range(1, len(parts))):
             if group in said and group not in groups:
@@ -92,19 +138,31 @@ def _study(config: str) -> str:
         text = value if isinstance(value, str) else repr(value)
         option = shlex.quote(f"--config.{key}={text}")
         lines.append(f"    {option}" + (f"    # {said[key]}" if key in said else ""))
-    title = (module.__doc__ or path.stem).strip().splitlines()[0]
+    if word and not lines:
+        return ""
     presets = ", ".join(getattr(module, "PRESETS", (preset,)))
-    return f"{path.stem}: {title}\n  presets: {presets}\n  keys, as in {preset}:\n" + "\n".join(
-        lines
-    )
+    keys = f"keys with {word!r}" if word else "keys"
+    return f"{_head(config)}\n  presets: {presets}\n  {keys}, as in {preset}:\n" + "\n".join(lines)
 
 
-def _others() -> str:
-    architectures = [f"  {m.__name__}: {_first(m.__doc__)}" for m in MODELS]
+def _others(word: str = "") -> str:
+    """Tasks, models and rules: all, or those with a word in their name."""
+    architectures = [
+        f"  {m.__name__}: {_first(m.__doc__)}" for m in MODELS if word in m.__name__.lower()
+    ]
     kinds = []
     for name in task_list.NAMES:
         own = [f"{k}={v!r}" for k, v in task_list.default_config(name).items() if k != "name"]
-        kinds.append(f"  {name}: {', '.join(own)}")
+        if word in name:
+            kinds.append(f"  {name}: {', '.join(own)}")
+    if word:
+        rules = [f"  {name}" for name in limits.exponents.RULES if word in name]
+        heads = {
+            "tasks (--config.task.name) and their keys:": kinds,
+            "models (--config.model.name):": architectures,
+            "rules (parametrizations):": rules,
+        }
+        return "\n\n".join("\n".join([head, *rows]) for head, rows in heads.items() if rows)
     return "\n".join(
         [
             "tasks (--config.task.name) and their keys:",

@@ -337,14 +337,14 @@ def progress(
         rich.progress.TextColumn("[bold]{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[pace]}loss {task.fields[loss]}"),
+        rich.progress.TextColumn("{task.fields[pace]}{task.fields[loss]}"),
     )
     with rich.progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total_steps, pace="", loss="-")
+        task = bar.add_task(title, total=total_steps, pace="", loss="")
 
         def report(steps: int, name: str, loss: float) -> None:
             pace = clock.pace(steps, name, loss)
-            bar.update(task, advance=steps, description=name, pace=pace, loss=f"{loss:.3g}")
+            bar.update(task, advance=steps, description=name, pace=pace, loss=_loss(loss))
 
         yield report
 
@@ -361,9 +361,12 @@ def _plain_progress(total_steps: int, title: str, clock: Clock, every: float = 1
         if now - last < every and done < total_steps:
             return
         last = now
-        shown = "" if math.isnan(loss) else f", loss {loss:.3g}"
-        print(
-            f"{title}: {done}/{total_steps} steps, {pace}{name}{shown}", file=sys.stderr, flush=True
-        )
+        words = ", ".join(filter(None, [name, _loss(loss)]))
+        print(f"{title}: {done}/{total_steps} steps, {pace}{words}", file=sys.stderr, flush=True)
 
     return report
+
+
+def _loss(loss: float) -> str:
+    """A loss in words; nothing for a unit that trains nothing, or that was loaded."""
+    return "" if math.isnan(loss) else f"loss {loss:.3g}"

@@ -11,6 +11,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from experiments.claims import Claim, criterion_text, reason, summary, value_text, verdict
+from experiments.judges import CLEAR
 
 CSS = """
 :root { --ink: #1b1d20; --muted: #5d6369; --line: #dfe2e6; --paper: #fff; --soft: #f5f6f8;
@@ -40,6 +41,7 @@ td small { display: block; font-size: .85rem; }
   white-space: nowrap; }
 .good { color: var(--good); background: var(--good-soft); }
 .bad { color: var(--bad); background: var(--bad-soft); }
+.open { color: var(--muted); background: var(--soft); }
 figure { margin: 1.8rem 0 2.4rem; }
 .scroll { overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; }
 .scroll img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -299,12 +301,20 @@ def _claims(claims: Sequence[Claim]) -> str:
             "<p class=muted>A control is a setting that must miss the criterion. If it met it, the experiment could "
             "not tell right from wrong.</p>"
         )
+    if any(need.name == CLEAR and not need.met for claim in claims for need in claim.preconditions):
+        note += (
+            "<p class=muted>A number that is not clear of its criterion, because an end of the criterion lies in the "
+            "interval of its error, decides nothing. The interval narrows as the inverse root of the number of runs "
+            "(seeds); so many would decide if the number stayed what it is.</p>"
+        )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
 
 
 def _row(claim: Claim) -> str:
     criterion = criterion_text(claim).replace("<=", "≤").replace(">=", "≥")
     mark, kind = ("✓", "good") if claim.passed else ("✗", "bad")
+    if verdict(claim) == "NOT MEASURED":
+        mark, kind = "–", "open"
     why = f"<small>Not measured: {escape(reason(claim))}</small>" if reason(claim) else ""
     return (
         f"<tr><td><strong>{escape(claim.name)}</strong> {escape(claim.statement)}"

@@ -59,12 +59,12 @@ def main(arguments: list[str]) -> int:
         if options.help:
             print(listing.usage())
             return 0
-        if options.list:
+        if options.list is not None:
             if options.changes:
                 raise ValueError(
                     f"--list changes nothing; leave --config.{options.changes[0][0]} out"
                 )
-            print(listing.everything(options.config))
+            print(listing.everything(options.config, options.list))
             return 0
         if options.config is None:
             raise ValueError(f"give --config=STUDY:PRESET; {listing.hint()}")

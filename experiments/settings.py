@@ -31,7 +31,7 @@ WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no":
 
 
 class Options(NamedTuple):
-    """A command line. ``changes`` are (dotted key, text), in their order."""
+    """A command line. ``changes`` are (dotted key, text), in their order; ``list`` is a word, "" for everything."""
 
     config: str | None = None
     workdir: str | None = None
@@ -42,7 +42,7 @@ class Options(NamedTuple):
     wandb: str | None = None
     check: bool = False
     plan: bool = False
-    list: bool = False
+    list: str | None = None
     help: bool = False
     changes: tuple[tuple[str, str], ...] = ()
 
@@ -73,6 +73,11 @@ def parse(arguments: Sequence[str]) -> Options:
             if given:
                 raise ValueError(f"--{name} takes no value, not {text!r}")
             fields[name] = True
+            continue
+        if name == "list":  # its word may be left out
+            word = text or (rest.pop(0) if rest and not rest[0].startswith("-") else "")
+            _check_text(word)
+            fields[name] = word
             continue
         if not given:
             if not rest or rest[0].startswith("--"):

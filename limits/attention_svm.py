@@ -23,8 +23,10 @@ from scipy import special
 
 from limits import perceptron
 from limits.arguments import array, count, number, takes
+from ntk import show
 
 
+@show.readable
 class Separator(NamedTuple):
     """The solution of an attention SVM.
 
@@ -41,6 +43,7 @@ class Separator(NamedTuple):
     gap: float
 
 
+@show.readable
 class Path(NamedTuple):
     """A descent on the attention of one layer.
 

@@ -34,6 +34,7 @@ Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 IN_ORDER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+@show.drawn
 class CoordinateCheck(NamedTuple):
     """What a coordinate check measured, and what it says.
 
@@ -198,7 +199,8 @@ def coordinate_check(
             has the sign of a gradient over all of them, of which the output at one keeps B^-1/2, while n units add
             noise n^-1/2. A layer's own change is then (1 + (pi/2) B/n)^1/2 times its limit: at widths 32 to 256, B = 32
             independent examples take .18 from its exponent, and 8 take .07.
-        loss: `loss(outputs, targets)`, a scalar.
+        loss: `loss(outputs, targets)`, a scalar; `outputs` is all that the model returns. Of a model of two outputs
+            take `lambda outputs, targets: policy_loss(outputs[0], targets[0]) + value_loss(outputs[1], targets[1])`.
         key: PRNG key of the initialisations.
         learning_rate: at the base width; large enough to change the activations visibly in a few steps.
         optimizer: an optax factory, such as optax.sgd or optax.adam.
@@ -225,7 +227,8 @@ def coordinate_check(
     Raises:
         TypeError: arguments of another type, named.
         ValueError: fewer than three widths, two seeds or one step; a prediction with another number of
-            layers; layers that differ between widths.
+            layers; layers that differ between widths; a loss that does not take what the model returns, or gives more
+            than one number.
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1, which reads the exponents off a plot by eye.
     """
@@ -251,6 +254,8 @@ def coordinate_check(
     for width in tried:
         net = net_at_width(int(width))
         _check_network(net, width)
+        if not sizes:
+            _check_loss(net, batch, loss, keys[0])
         base = getattr(net, "base_width", None) or 1
         found, shapes, *values = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
@@ -299,6 +304,39 @@ def _check_network(net: Any, width: int) -> None:
         raise TypeError(
             f"net_at_width({width}) is of type {type(net).__name__}; it must have init, apply and optimizer, such as "
             'lambda n: limits.parametrize(family, "mup", width=n, base_width=8, example=inputs).'
+        )
+
+
+def _check_loss(net: Any, batch: tuple, loss: Callable, key: PRNGKey) -> None:
+    """Refuses a loss that is none of the model's outputs, before anything is compiled."""
+    inputs, targets = (jax.tree.map(_as_array, part) for part in batch)
+    params = jax.eval_shape(net.init, key)
+    outputs = jax.eval_shape(lambda p: _outputs(net, p, inputs), params)
+    leaves = jax.tree.leaves(outputs)
+    alone = len(leaves) == 1 and outputs is leaves[0]
+    shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+    example = "loss=lambda outputs, targets: ((outputs - targets) ** 2).mean()"
+    if not alone:
+        place = next((f"[{k!r}]" for k in outputs), "[0]") if isinstance(outputs, dict) else "[0]"
+        example = (
+            "a number of all of them, or of the one that training is about, such as loss=lambda outputs, targets: "
+            f"((outputs{place} - targets) ** 2).mean()"
+        )
+    try:
+        found = jax.eval_shape(loss, outputs, targets)
+    except Exception as error:  # a loss raises nearly anything
+        if alone:
+            raise
+        raise ValueError(
+            f"the model returns {len(leaves)} arrays ({shapes}), and loss(outputs, targets), which is given all that "
+            f"the model returns, raised {type(error).__name__}: {error}. Give {example}"
+        ) from error
+    given = jax.tree.leaves(found)
+    if len(given) != 1 or given[0] is not found or found.shape != ():
+        said = ", ".join(str(leaf.shape) for leaf in given)
+        raise ValueError(
+            f"loss(outputs, targets) gives {len(given)} array{'s' * (len(given) != 1)} ({said}) of outputs {shapes}; "
+            f"it must be one number. Give {example}"
         )
 
 

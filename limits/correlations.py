@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from limits import quadrature
-from ntk import hermite
+from ntk import hermite, show
 from ntk.activations import closed_forms, kinks
 from ntk.types import Array, Elementwise, HostFunction, Numbers
 
@@ -32,6 +32,7 @@ _ORDERS = 60  # of the power series, used for |xi| <= 1/2: 2^-60 is below roundi
 _BLOCK = 1 << 16  # pairs a compiled call takes, so that all numbers of examples share one program
 
 
+@show.readable
 class DualMap(NamedTuple):
     """The dual as series: phi^ = xi^order g, phi^' = xi^(order - 1) h, 1 - phi^ = (1 - xi) ratio.
 

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import optimize
 
 from limits.arguments import count, number, takes
+from ntk import show
 from ntk.regression.risk import Optimum, Risk, kernel_regression, optimal_ridge, random_features
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@show.readable
 class Modes(NamedTuple):
     """A spectrum whose tail is binned.
 

@@ -11,9 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ntk import show
 from ntk.arguments import is_integer, shown
 
 
+@show.readable
 class Exponents(NamedTuple):
     """Exponents of one role, as powers of the inverse growth of the fan that grows.
 
@@ -36,6 +38,7 @@ class Exponents(NamedTuple):
     gradient_out: float = 0.0
 
 
+@show.readable
 class Rule(NamedTuple):
     """An abc-parametrization: exponents by role. Biases and norm gains are input-like; scalars have none."""
 

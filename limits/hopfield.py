@@ -22,11 +22,13 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from limits.arguments import array, count, number, takes
+from ntk import show
 from ntk.types import Array
 
 _STATE = {"state": array(), "patterns": array(2), "beta": number(positive=True)}
 
 
+@show.readable
 class Retrieval(NamedTuple):
     """Where the updates end.
 

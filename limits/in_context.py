@@ -32,10 +32,12 @@ from scipy import special
 
 from limits.arguments import array, count, function, number, takes
 from limits.quadrature import panels
+from ntk import show
 from ntk.activations import kinks
 from ntk.types import Array, HostFunction
 
 
+@show.readable
 class OneStep(NamedTuple):
     """The best step.
 

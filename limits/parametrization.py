@@ -32,6 +32,7 @@ from limits.optimizers import multiply
 from limits.readout import check_readout
 from limits.summary import Summary, summarise
 from ntk import family as families
+from ntk import show
 from ntk.arguments import strict
 from ntk.family import ParamAxes, named_leaves
 from ntk.options import drawn_biases, rate_factors
@@ -51,6 +52,7 @@ class Factors(NamedTuple):
     gradient: float
 
 
+@show.drawn
 class Parametrized(NamedTuple):
     """A network at one width under a rule: pure functions, and the trees of factors that they apply.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntk import show
 from ntk.family import ParamAxes, named_leaves
 from ntk.types import PRNGKey, PyTree
 
@@ -28,11 +29,15 @@ class Row(NamedTuple):
     lr_adam: float
 
 
+@show.drawn
 class Summary(NamedTuple):
     """A table of all parameters, for the terminal (str) and the notebook (HTML)."""
 
     title: str
     rows: list[Row]
+
+    def __repr__(self) -> str:
+        return f"Summary({self.title}, {len(self.rows)} parameters; print it)"
 
     def __str__(self) -> str:
         cells = [Row._fields, *(self._cells(row) for row in self.rows)]

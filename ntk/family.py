@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntk import conventions, jaxprs, model
+from ntk import conventions, jaxprs, model, show
 from ntk.arguments import is_integer, is_key
 from ntk.model import Network as Network
 from ntk.model import called as called
@@ -32,6 +32,7 @@ from ntk.trace import sharing
 from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
+@show.readable
 class ParamAxes(NamedTuple):
     """What the axes of one parameter do as the width grows.
 

@@ -1,4 +1,4 @@
-"""What a result says of itself: one line for a terminal, a table for a notebook.
+"""What a result says of itself: one line for a terminal, a table for a notebook, and how it is drawn.
 
 ::
 
@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections import namedtuple
 from collections.abc import Mapping
 from html import escape
 from typing import Any, TypeVar
@@ -22,12 +25,52 @@ Result = TypeVar("Result")
 LONGEST = 6
 """Entries of an array that are written out."""
 
+FIGURES = "experiments.plots"
+"""The module whose function `plot` draws a result; it is asked for by name, and only when a figure is."""
+
 
 def readable(kind: type[Result]) -> type[Result]:
-    """A decorator of a NamedTuple: its `repr` is `text`, and in a notebook `html`."""
+    """A decorator of a NamedTuple: its `repr` is `text`, in a notebook `html`, and `.plot()` is its figure."""
     for name, method in (("__repr__", text), ("_repr_html_", html)):
         setattr(kind, name, method)
+    return drawn(kind)
+
+
+def drawn(kind: type[Result]) -> type[Result]:
+    """A decorator of a result that says itself in its own words: `.plot()` is its figure."""
+    kind.plot = plot  # type: ignore[attr-defined]
     return kind
+
+
+@functools.cache
+def bundle(kind: str, names: tuple[str, ...]) -> type:
+    """The readable NamedTuple of these fields: one class per set of names, as pytrees of two classes do not match."""
+    return readable(namedtuple(kind, names))
+
+
+def plot(result: Any, **options: Any) -> Any:
+    """The figure of a result, which a notebook shows: ``result.plot()`` is ``experiments.plots.plot(result)``.
+
+    Args:
+        result: of ntk, limits, metrics or experiments.
+        **options: of the figure that its type has, such as caption.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        TypeError: nothing in it can be drawn, or an option that its figure does not have.
+        ModuleNotFoundError: what draws is not installed; it says what to install.
+    """
+    try:
+        figures = importlib.import_module(FIGURES)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{type(result).__name__}.plot() needs {FIGURES}, and {error.name} is not installed: pip install widelimit "
+            "brings both; where only ntk, limits or metrics were copied, draw the fields of the result yourself",
+            name=error.name,
+        ) from error
+    return figures.plot(result, **options)
 
 
 def text(result: Any) -> str:
@@ -69,9 +112,12 @@ def brief(value: Any) -> str:
         return _array(value)
     if callable(value):
         return "a function"
-    if isinstance(value, tuple | list) and all(isinstance(v, str | int | float) for v in value):
+    if isinstance(value, tuple | list) and all(
+        isinstance(v, str | int | float | tuple) for v in value
+    ):
         words = ", ".join(brief(v) for v in value[:LONGEST])
-        return f"({words}{', ...' * (len(value) > LONGEST)})"
+        more = ", ..." if len(value) > LONGEST else "," * (len(value) == 1)
+        return f"({words}{more})"
     leaves = jax.tree.leaves(value)
     arrays = [leaf for leaf in leaves if hasattr(leaf, "shape")]
     if len(leaves) == len(arrays) and leaves:

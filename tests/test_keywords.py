@@ -74,6 +74,7 @@ OPEN = {
     ),
     "experiments.families.load": lambda **k: families.load("MLP", outputs=1, **k),
     "experiments.plots.results.plot": lambda **k: plots.plot(collapse.Estimate(1.0, 0.1), **k),
+    "ntk.show.plot": lambda **k: limits.abc("mup", 2).plot(**k),
     "experiments.judges.at_least": lambda **k: judges.at_least("n", "s", "t", 1.0, 0.0, **k),
     "experiments.judges.at_most": lambda **k: judges.at_most("n", "s", "t", 1.0, 2.0, **k),
     "experiments.judges.near": lambda **k: judges.near("n", "s", "t", 1.0, 1.0, 0.1, **k),

@@ -1,8 +1,9 @@
 """The figures of studies and results: labelled arrays or a result in, a matplotlib Figure out; nothing is global.
 
-Colours can be told apart with any colour vision (Okabe & Ito 2008; the sequential scale is viridis, wider is darker).
+Colours can be told apart with any colour vision (Okabe & Ito 2008, two of them darkened to a contrast of 3 to 1; the
+sequential scale is viridis, wider is darker), and curves by their marks as well (`drawing.stroke`).
 A figure carries its caption, what to look at, in its label: ``figure.get_label()``; `experiments.report` prints it.
-`plot` draws any result by its type.
+`plot` draws any result by its type; ``result.plot()`` is the same.
 """
 
 from __future__ import annotations

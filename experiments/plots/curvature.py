@@ -87,7 +87,8 @@ def eigenpairs(pairs: Sharpness | Mapping[str, Sharpness], *, caption: str = "")
     for (name, p), color in zip(groups.items(), drawing.sequential(groups).values()):
         value, residual = (np.asarray(part, float) for part in (p.value, p.residual))
         rank = 1 + np.arange(value.size)
-        ax.errorbar(rank, value, yerr=residual, fmt="o-", color=color, capsize=2, label=name)
+        how = drawing.stroke(ax, color)
+        ax.errorbar(rank, value, yerr=residual, capsize=2, label=name, **how)
     if drawing.spans_decades(values):
         ax.set_yscale("log")
         drawing.log_ticks(ax.yaxis)
@@ -132,7 +133,7 @@ def spectral_density(
     lines = split(density, "width")
     for (title, line), color in zip(lines, drawing.sequential(range(len(lines))).values()):
         x, low, high = line["eigenvalue"].values, 0, line.values
-        ax.plot(x, line.values, color=color, label=title or "estimate")
+        ax.plot(x, line.values, label=title or "estimate", **drawing.stroke(ax, color, line))
         if error is not None:
             low, high = np.maximum(line.values - error, 1e-9 * peak), line.values + error
         shade = 0.15 / len(lines) if error is None else 0.3
@@ -186,7 +187,7 @@ def edge_of_stability(
     labels = []
     for number, (ratio, crossed, mean, error, at_edge) in enumerate(zip(ratios, *rest)):
         color = PALETTE[number % len(PALETTE)]
-        ax.plot(probes, ratio, color=color)
+        ax.plot(probes, ratio, color=color, linestyle=drawing.DASHES[number % 4])
         above = probes[ratio > top]
         ax.plot(above, np.full(len(above), top), "^", color=color, clip_on=False)
         if crossed >= 0 and ratio[crossed] <= top:
@@ -316,7 +317,7 @@ def opposing_signals(result: Opposing, losses: Any, *, caption: str = "") -> Fig
     ax.set_title(text, fontsize="medium", fontweight="normal")
     groups = {"rises": np.asarray(result.up), "falls": np.asarray(result.down)}
     for (name, ids), color in zip(groups.items(), (PALETTE[1], PALETTE[0])):
-        ax.plot(steps, losses[steps][:, ids].mean(1), "o-", color=color, markersize=3, label=name)
+        ax.plot(steps, losses[steps][:, ids].mean(1), label=name, **drawing.stroke(ax, color))
     ax.plot(steps, losses[steps].mean(1), color=INK, linewidth=1, label="all")
     ax.axvline(step, color=INK, linewidth=1, linestyle=":")
     ax.set(xlabel="step", ylabel="loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,11 +16,15 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 INK, MUTED, FAINT = "#1a1a1a", "#5f6368", "#dadce0"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07700", "#3B8EC6", "#7A5195")
+MARKS = "osD^vP<*>"
+"""Of a figure's colours, in the order in which they are used: no curve is told from another by colour alone."""
 RULES = {"mup": PALETTE[0], "ntk": PALETTE[1], "standard": PALETTE[3], "mean_field": PALETTE[2]}
 NAMES = {"mup": "muP", "ntk": "NTK", "nngp": "NNGP", "mean_field": "mean field"}
 """What a reader calls it that a configuration names."""
 DASHED = (0, (4, 2))
+DASHES = ("-", DASHED, ":", "-.")
+"""Of curves on which marks mean something else."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -146,13 +151,40 @@ def median(data: xr.DataArray) -> xr.DataArray:
     return data.median("seed", skipna=False) if "seed" in data.dims else data
 
 
+def stroke(ax: Axes, color, values: Any = ()) -> dict[str, Any]:
+    """How a curve of this colour is drawn: with the marker that the colour has in the whole figure.
+
+    Args:
+        ax: the panel.
+        color: of the curve.
+        values: of the curve; where they are many, a few marks are spread along it.
+
+    Returns:
+        Keywords of ``ax.plot`` and ``ax.errorbar``.
+    """
+    marks = vars(ax.figure).setdefault("marks", {})
+    place = marks.setdefault(matplotlib.colors.to_hex(color), len(marks))
+    # Curves that lie on one another have their marks at other places, in fractions of the panel's diagonal.
+    many = np.isfinite(np.asarray(values, float)).sum() > 16
+    every = (0.03 + 0.05 * (place % 4), 0.2) if many else None
+    return {"color": color, "marker": MARKS[place % len(MARKS)], "markevery": every}
+
+
 def curve(
-    ax: Axes, line: xr.DataArray, dim: str, color, *, label: str = "", minimum: bool = False
+    ax: Axes,
+    line: xr.DataArray,
+    dim: str,
+    color,
+    *,
+    label: str = "",
+    minimum: bool = False,
+    linestyle: Any = "-",
 ) -> None:
     """Draws the median over seeds, a band from the smallest to the largest, and a cross before divergence."""
     x, y = line[dim].values, median(line).values
     finite = np.isfinite(y)
-    ax.plot(x[finite], y[finite], color=color, label=label or None)
+    how = stroke(ax, color, y)
+    ax.plot(x[finite], y[finite], linestyle=linestyle, label=label or None, **how)
     if "seed" in line.dims:
         ends = line.min("seed", skipna=False).values, line.max("seed", skipna=False).values
         ax.fill_between(x, *ends, where=np.isfinite(ends[1]), color=color, alpha=0.15, linewidth=0)
@@ -163,10 +195,10 @@ def curve(
         ax.plot(
             x[lowest],
             y[lowest],
-            "o",
+            how["marker"],
             color=color,
-            markeredgecolor="white",
-            markersize=6.5,
+            markeredgecolor=INK,
+            markersize=8,
             zorder=5,
         )
     last = int(np.flatnonzero(finite)[-1])
@@ -187,8 +219,11 @@ def intervals(
 def over_names(ax: Axes, names: Sequence[str], values, errors, color, label: str = "") -> None:
     """A line over named places in their order (layers), with bars where there are errors."""
     places = np.arange(len(names))
-    ax.errorbar(places, values, yerr=errors, fmt="o-", color=color, capsize=2, label=label)
+    ax.errorbar(places, values, yerr=errors, capsize=2, label=label, **stroke(ax, color))
     crowded = sum(map(len, names)) > 30
+    if list(names) == [""]:  # one alone, which has no name
+        ax.set_xticks([])
+        return
     ax.set_xticks(
         places, list(names), rotation=30 if crowded else 0, ha="right" if crowded else "center"
     )
@@ -286,6 +321,7 @@ def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:
 def legend(ax: Axes, title: str = "") -> None:
     """The names of the lines right of a panel, the last on top."""
     handles, texts = ax.get_legend_handles_labels()
+    texts = [NAMES.get(text, text) for text in texts]
     if texts:
         ax.legend(
             handles[::-1], texts[::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5)

@@ -195,10 +195,11 @@ def kernel_spectrum(spectrum: Spectrum | Mapping[str, Spectrum], *, caption: str
         values = np.asarray(s.eigenvalues, float)
         rank = 1 + np.arange(values.size)
         positive = values > values.size * np.finfo(s.eigenvalues.dtype).eps * values[0]
-        axes[0].plot(rank[positive], values[positive], color=color, label=name)
-        axes[1].plot(rank, s.cumulative_power, color=color, label=name)
-    axes[0].set(xscale="log", yscale="log", xlabel="mode")
-    axes[1].set(xscale="log", xlabel="mode", ylim=(0, 1.03))
+        how = drawing.stroke(axes[0], color, values[positive])
+        axes[0].plot(rank[positive], values[positive], label=name, **how)
+        axes[1].plot(rank, s.cumulative_power, label=name, **how)
+    axes[0].set(xscale="log", yscale="log", xlabel="mode", ylabel="eigenvalue")
+    axes[1].set(xscale="log", xlabel="top modes", ylabel="share of the target", ylim=(0, 1.03))
     for axis in (axes[0].xaxis, axes[0].yaxis, axes[1].xaxis):
         drawing.log_ticks(axis)
     drawing.legend(axes[1])

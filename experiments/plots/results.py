@@ -1,6 +1,7 @@
 """One line draws a result: `plot` finds the figure by the result's type, and has one for every NamedTuple of arrays.
 
-The results themselves know no figures: ntk, limits and metrics do not import matplotlib.
+The results themselves know no figures: ntk, limits and metrics do not import matplotlib. Their method `.plot()` asks
+for this function by its name (`ntk.show.plot`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -46,7 +48,12 @@ def plot(result: Any, **options: Any) -> Figure:
     if draw is not None:
         return draw(result, **options)
     if result is one and hasattr(result, "_fields"):
-        return fields(result, **options)
+        return (kernel if _is_kernel(result) else fields)(result, **options)
+    if callable(result) and hasattr(result, "plot"):
+        raise TypeError(
+            f"{type(result).__name__} is a function and has no figure of its own; what it gives has one: "
+            "kernel_fn(x).plot()"
+        )
     raise TypeError(
         f"{type(result).__name__} has no figure; plot takes results of ntk, limits and metrics, such as "
         f"{', '.join(sorted({kind.__name__ for kind in FIGURES})[:6])}"
@@ -81,13 +88,28 @@ def fields(result: Any, *, caption: str = "") -> Figure:
         if array.ndim == 2 and min(array.shape) > 4:
             image = ax.imshow(array, aspect="auto", cmap=drawing.cell_colors(False))
             made.colorbar(image, ax=ax)
+            ax.set(xlabel="column", ylabel="row")
             ax.grid(False)
             continue
-        for row, color in zip(rows[:8], drawing.sequential(range(min(len(rows), 8))).values()):
-            ax.plot(row, "o-", color=color, markersize=3)
+        shown = drawing.sequential(range(min(len(rows), LINES)))
+        for (number, color), row in zip(shown.items(), rows):
+            ax.plot(row, label=str(number), **drawing.stroke(ax, color, row))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="index")
+        if len(rows) > 1:
+            more = f", {LINES} of {len(rows)}" if len(rows) > LINES else ""
+            drawing.legend(ax, f"row{more}")
     return made
+
+
+LINES = 6
+"""Rows of an array that are drawn in one panel."""
+
+
+def _is_kernel(result: Any) -> bool:
+    """Whether it is a NamedTuple of kernels, as ``kernel_fn(x, None, ("nngp", "ntk"))`` gives."""
+    matrices = [getattr(result, name) for name in ("nngp", "ntk") if name in result._fields]
+    return bool(matrices) and all(getattr(m, "ndim", 0) >= 2 for m in matrices)
 
 
 def _numbers(value: Any) -> np.ndarray | None:
@@ -116,7 +138,7 @@ def _dots(ax: Any, values: Mapping[str, float], errors: Sequence[Any] = ()) -> N
         at = (number if np.isfinite(number) else 0, place)
         ax.annotate(f"{number:.4g}", at, (0, 5), textcoords="offset points", ha="center")
     ax.set_yticks(places, [name.replace("_", " ") for name in values])
-    ax.set_ylim(-0.6, len(values) - 0.2)
+    ax.set(ylim=(-0.6, len(values) - 0.2), xlabel="value")
     ax.margins(x=0.2)
 
 
@@ -171,9 +193,14 @@ def coordinate_check(check: limits.CoordinateCheck, *, caption: str = "") -> Fig
 
 
 @style()
-def kernel(found: ntk.Kernel, *, caption: str = "") -> Figure:
-    """NNGP and NTK of two batches as maps; of outputs at several positions their mean."""
-    parts = {"NNGP": found.nngp, "NTK": found.ntk}
+def kernel(found: Any, *, caption: str = "") -> Figure:
+    """NNGP and NTK of two batches as maps; of outputs at several positions their mean.
+
+    Args:
+        found: an `ntk.Kernel`, or what has one of its fields or both.
+        caption: replaces the default one.
+    """
+    parts = {name.upper(): getattr(found, name, None) for name in ("nngp", "ntk")}
     arrays = {k: np.asarray(v, float) for k, v in parts.items() if np.ndim(v) >= 2}
     caption = caption or "Kernels of two batches of inputs; rows and columns are examples."
     made, axes = figure(list(arrays), caption=caption, sharey=False)
@@ -183,6 +210,88 @@ def kernel(found: ntk.Kernel, *, caption: str = "") -> Figure:
         made.colorbar(image, ax=ax, shrink=0.8)
         ax.set(xlabel="example of x2", ylabel="example of x1")
         ax.grid(False)
+    return made
+
+
+@style()
+def regime(found: limits.Regime, *, caption: str = "") -> Figure:
+    """How everything scales with the width, layer by layer: initial size, change, the layer's own update."""
+    caption = caption or (
+        "Exponents e of the size n^e of each layer's pre-activations, and of the outputs, at width n: at 0 (dashed) a "
+        "size stays as the network widens, below it vanishes, above it blows up. A layer whose change vanishes learns "
+        f"no features; r is by how much the hidden ones do. Here: {'; '.join(found.reasons)}."
+    )
+    names = [f"layer {l}" for l in range(1, len(found.layers))] + ["outputs"]
+    lines = {
+        "at initialisation": found.initial,
+        "change in training": found.change,
+        "change by the layer's own update": [0.0 - r for r in found.layers],
+    }
+    return _over_layers(names, lines, f"regime: {found.kind}", "exponent of the width", caption)
+
+
+@style()
+def exponents(found: limits.ABC, *, caption: str = "") -> Figure:
+    """Exponents of multiplier, initial deviation and learning rate over the layers."""
+    caption = caption or (
+        "An abc-parametrization at width n: layer l uses n^-a times its weights, which start with deviation n^-b and "
+        "learn at a rate that goes as n^-c."
+    )
+    names = [f"layer {l}" for l in range(1, len(found.a))] + ["readout"]
+    lines = {"a, multiplier": found.a, "b, initial deviation": found.b, "c, learning rate": found.c}
+    return _over_layers(names, lines, "", "exponent", caption)
+
+
+@style()
+def rule(found: limits.Rule, *, caption: str = "") -> Figure:
+    """Exponents of a rule for input, hidden and output weights."""
+    name = drawing.NAMES.get(found.name, found.name)
+    caption = caption or (
+        f"{name} at width n: weights of each role are used times n^-a, start with deviation n^-b, and learn at rates "
+        "that go as n^-c with SGD and with Adam."
+    )
+    roles = (found.input, found.hidden, found.output)
+    labels = {"a": "a, multiplier", "b": "b, initial deviation", "sgd": "c, SGD", "adam": "c, Adam"}
+    lines = {label: [getattr(e, part) for e in roles] for part, label in labels.items()}
+    lines[labels["sgd"]] = [
+        e.sgd + e.sgd_out for e in roles
+    ]  # the readout's start is part of the rate, as in abc
+    return _over_layers(["input", "hidden", "output"], lines, name, "exponent", caption)
+
+
+def _over_layers(names: Sequence[str], lines: Mapping, title: str, label: str, caption: str):
+    """Numbers of each layer beside one another, as far from zero (dashed) as they are large."""
+    made, (ax,) = figure([title], caption=caption)
+    ax.axhline(0, color=INK, linewidth=1, linestyle=DASHED)
+    for number, ((name, values), color) in enumerate(zip(lines.items(), PALETTE)):
+        places = np.arange(len(names)) + 0.18 * (number - (len(lines) - 1) / 2)
+        ax.vlines(places, 0, values, color=color, linewidth=2)
+        how = drawing.stroke(ax, color)
+        ax.plot(places, values, label=name, linestyle="none", markersize=6.5, **how)
+    ax.set_xticks(range(len(names)), names)
+    ax.grid(False, axis="x")
+    every = np.concatenate([np.asarray(values, float) for values in lines.values()])
+    ax.set(ylabel=label, ylim=(min(every.min(), 0) - 0.25, max(every.max(), 0) + 0.25))
+    drawing.legend(ax)
+    return made
+
+
+@style()
+def dual(found: ntk.Dual, *, caption: str = "") -> Figure:
+    """Kernel of an activation against the correlation of its inputs, over its value at coincident ones."""
+    caption = caption or (
+        "Dual activation at unit variance: E[f(u) f(v)] of correlated standard Gaussians u, v over E[f(u)²], and "
+        "E[f'(u) f'(v)], which carries the NTK, over its value at correlation 1."
+    )
+    rho = np.linspace(-1, 1, 101)
+    one = jnp.ones(rho.size)
+    made, (ax,) = figure(caption=caption)
+    names = ("E[f(u) f(v)]", "E[f'(u) f'(v)]")
+    for name, color, values in zip(names, PALETTE, found.moments(one, one, jnp.asarray(rho))):
+        line = np.asarray(values, float) / float(values[-1])
+        ax.plot(rho, line, label=name, **drawing.stroke(ax, color, line))
+    ax.set(xlabel="correlation of u and v", ylabel="over the value at 1")
+    drawing.legend(ax)
     return made
 
 
@@ -201,7 +310,7 @@ def parametrized(net: limits.Parametrized, *, caption: str = "") -> Figure:
         values = [net.factors[field][name] for name in names]
         ax.axvline(1, color=INK, linewidth=1, linestyle=DASHED)
         ax.plot(values, places, "o", color=PALETTE[0])
-        ax.set(xscale="log")
+        ax.set(xscale="log", xlabel="factor")
         drawing.log_ticks(ax.xaxis)
     axes[0].set_yticks(places, names)
     return made
@@ -223,6 +332,7 @@ def claims(found: Claim | Sequence[Claim], *, caption: str = "") -> Figure:
             size = max(abs(claim.margin) + abs(claim.measured), 1e-300)  # 0 <= 0 lies on the line
             share = claim.margin / size if np.isfinite(claim.margin) else np.nan
         color = PALETTE[2] if claim.passed else PALETTE[1]
+        color = drawing.MUTED if verdict(claim) == "NOT MEASURED" else color
         fill = "white" if claim.control else color
         ax.plot(share, place, "o", color=color, markerfacecolor=fill, markersize=6)
         ax.annotate(verdict(claim), (1.02, place), xycoords=("axes fraction", "data"), va="center")
@@ -237,17 +347,27 @@ def _estimate(found: Any, **options: Any) -> Figure:
     if isinstance(found, Mapping):
         return curvature.estimates(found, "value", **options)
     if all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(found)):
-        return curvature.estimates({"": found}, "value", **options)
+        return curvature.estimates({"estimate": found}, "value", **options)
     if hasattr(found[0], "shape"):
         return fields(found, **options)
     return curvature.diagonal(found, **options)
 
 
+def _indices(found: Any, **options: Any) -> Figure:
+    """What holds numbers of axes, which no figure says better than their table."""
+    raise TypeError(f"{type(found).__name__} holds no numbers that could be drawn: {found!r}")
+
+
 FIGURES: dict[type, Callable[..., Figure]] = {
     Claim: claims,
+    ntk.Dual: dual,
     ntk.Kernel: kernel,
+    ntk.ParamAxes: _indices,
+    limits.ABC: exponents,
     limits.CoordinateCheck: coordinate_check,
     limits.Parametrized: parametrized,
+    limits.Regime: regime,
+    limits.Rule: rule,
     metrics.Collapse: of_features.neural_collapse,
     metrics.Estimate: _estimate,
     metrics.Optimum: optimum,

@@ -19,7 +19,7 @@ def loss_curves(losses: xr.DataArray, *, caption: str = "") -> Figure:
         caption: replaces the default one.
     """
     caption = caption or (
-        "Final loss against learning rate. Look at the dots, the best learning rate of each width: where it "
+        "Final loss against learning rate. Look at the large marks, the best learning rate of each width: where it "
         "transfers they stand above one another; where it does not they drift sideways. A cross ends a curve "
         "whose next learning rate diverged; bands span the seeds."
     )
@@ -73,7 +73,7 @@ def optimum_against_width(
         color, width = drawing.rule_color(title, number), line["width"].values
         ends = [end if end is None else drawing.pick(end, title) for end in (low, high)]
         drawing.intervals(ax, line, *ends, color)
-        ax.plot(width, line.values, "o-", color=color)
+        ax.plot(width, line.values, **drawing.stroke(ax, color))
         labels.append((line.values[-1], title, color))
     ax.set_yscale("log", base=2)
     drawing.width_ticks(ax, optimum["width"].values)
@@ -164,7 +164,8 @@ def coordinate_check(
                 float(drawing.pick(drawing.pick(slope, title), layer, "layer"))
                 for slope in (fitted, predicted)
             )
-            ax.plot(width, line.values, "o", color=color)
+            how = drawing.stroke(ax, color)
+            ax.plot(width, line.values, **how, linestyle="none")
             fit = drawing.slope_line(width, line.values, measured)
             ax.plot(width, fit, color=color)
             ax.plot(width, drawing.slope_line(width, line.values, expected), ":", color=color)

@@ -7,13 +7,14 @@ import math
 
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 TRAINED = ("W", "K, Q", "K, Q, no decay")
 SOURCE = "Tarzanagh et al. 2023"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(completed(as_lost(data), "feasible_dim", (1, 2, 8)), "trained", TRAINED)

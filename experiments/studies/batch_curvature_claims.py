@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
+from experiments.claims import Claim, absent, at_least, at_most, listed, near, over_seeds, within
 from experiments.judges import as_lost
 
 GZR = "Granziol, Zohren & Roberts 2022"
@@ -27,6 +27,7 @@ RATES = "exponent in the batch size of the largest learning rate that trains, ba
 RATIO = "largest rate of SGD over 2 / lambda(B) early in training, batches from 16 on: largest over smallest"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -14,6 +14,7 @@ from experiments.claims import (
     at_least,
     at_most,
     equals,
+    listed,
     near,
     over_seeds,
     within,
@@ -31,6 +32,7 @@ PAPYAN = "Papyan, Han & Donoho 2020, arXiv:2008.08186"
 TP5 = "Yang et al. 2022, arXiv:2203.03466"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the parts that apply; the others have none, and the card says why."""
     data = as_lost(data)
@@ -98,6 +100,7 @@ def _coordinates(data: xr.Dataset) -> list[Claim]:
                 float(off[worst]),
                 0.15,
                 interval=(min(low, off[worst]), max(high, off[worst])) if missing.met else None,
+                resolve=missing.met,
                 control=control,
                 preconditions=(missing,) if control else (missing, decided),
             )
@@ -175,6 +178,7 @@ def _kernel(data: xr.Dataset) -> list[Claim]:
                 -0.65,
                 -0.35,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=found.kernel_distance,
                 preconditions=(exists,),
@@ -240,6 +244,7 @@ def _prediction(data: xr.Dataset) -> list[Claim]:
                 fitted.exponent,
                 -0.25,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=values,
             )
@@ -261,6 +266,7 @@ def _laziness(data: xr.Dataset) -> list[Claim]:
                 fitted.exponent,
                 -0.35,
                 interval=tuple(fitted.exponent_interval),
+                resolve=True,
                 control=control,
                 reads=values,
             )
@@ -327,6 +333,7 @@ def _transfer(data: xr.Dataset) -> list[Claim]:
                 drift,
                 0.5,
                 interval=(max(drift - error, 0.0), drift + error) if error >= 0 else None,
+                resolve=True,
                 control=control,
                 preconditions=(inside,),
             )

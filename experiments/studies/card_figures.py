@@ -41,8 +41,8 @@ def signals(data: xr.Dataset) -> Figure:
         for weights, color in zip(("own", "mistuned"), PALETTE):
             line = values.sel(weights=weights).rename(signal_seed="seed")
             line = line.assign_coords(signal_depth=places)
-            drawing.curve(ax, line, "signal_depth", color, label=weights)
-            ax.lines[-1].set_linestyle("-" if weights == "own" else DASHED)
+            dash = "-" if weights == "own" else DASHED
+            drawing.curve(ax, line, "signal_depth", color, label=weights, linestyle=dash)
         ax.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
         drawing.log_ticks(ax.yaxis)
     drawing.legend(axes[-1], "weights")
@@ -64,7 +64,6 @@ def kernel(data: xr.Dataset) -> Figure:
     for name, color in zip(("ntk", "nngp"), PALETTE):
         line = data.kernel_distance.sel(kernel_of=name).rename(kernel_seed="seed")
         drawing.curve(left, line, "kernel_width", color, label=name.upper())
-        left.plot(widths, drawing.median(line), "o", color=color)
         level = data.kernel_level.sel(kernel_of=name)
         if name == "ntk":
             middle = drawing.median(line).values
@@ -74,10 +73,9 @@ def kernel(data: xr.Dataset) -> Figure:
             widths,
             level.mean("kernel_seed"),
             error,
-            fmt="o-",
-            color=color,
             capsize=2,
             label=name.upper(),
+            **drawing.stroke(right, color),
         )
     right.axhline(1, color=INK, linewidth=1, linestyle=DASHED)
     left.set(yscale="log", ylabel="relative distance", xlabel="width")
@@ -118,8 +116,7 @@ def _against_width(data, values, groups, names, caption, label):
     seed = next(dim for dim in values.dims if dim.endswith("_seed"))
     for name, color in zip(names, PALETTE):
         line = values.sel({groups: name}).rename({seed: "seed"})
-        drawing.curve(ax, line, width, color, label=drawing.NAMES.get(name, name))
-        ax.plot(line[width], drawing.median(line), "o", color=color)
+        drawing.curve(ax, line, width, color, label=name)
     ax.set(yscale="log", xlabel="width", ylabel=label)
     drawing.width_ticks(ax, values[width].values)
     drawing.log_ticks(ax.yaxis)
@@ -205,8 +202,8 @@ def collapse(data: xr.Dataset) -> Figure:
         for labels, color in zip(("own", "redrawn"), PALETTE):
             line = data.collapse.sel(collapse_measure=name, collapse_labels=labels)
             line = line.rename(collapse_seed="seed")
-            drawing.curve(ax, line, "collapse_step", color, label=labels)
-            ax.lines[-1].set_linestyle("-" if labels == "own" else DASHED)
+            dash = "-" if labels == "own" else DASHED
+            drawing.curve(ax, line, "collapse_step", color, label=labels, linestyle=dash)
         ax.set(xlabel="step", yscale="linear" if name == "ncc_accuracy" else "log")
         drawing.log_ticks(ax.yaxis)
     drawing.legend(axes[-1], "labels")

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, absent, at_least, at_most, listed, near, over_seeds
 from experiments.fits import power_law
 from experiments.judges import as_lost
 from limits import eigenlearning
@@ -27,6 +27,7 @@ CASES = {
 SMOOTHNESS = {"ntk": 0.5, "nngp": 1.5}
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from experiments.claims import Claim, at_least, at_most, over_seeds
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds
 from experiments.judges import as_lost, completed
 from limits import linear_rank
 
@@ -14,6 +14,7 @@ RANKS = (1, 2, 5, 10, 20)
 PAPER, OURS = "Liu et al. 2023", "derived here (limits.linear_rank)"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data; rows with "control" in their names must fail."""
     data = completed(as_lost(data), "rank", RANKS)

@@ -7,7 +7,7 @@ import functools
 import xarray as xr
 
 from experiments import fits
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost
 
 COMPARED = 6  # settings, the first, of which the theory is compared with simulations
@@ -36,6 +36,7 @@ THEORY = {
 }  # fmt: skip
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

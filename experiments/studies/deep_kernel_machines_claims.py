@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, at_least, at_most, listed, near, over_seeds
 from experiments.judges import as_lost
 
 YANG, DERIVED = "Yang et al. 2023", "derived, limits.deep_kernel_machine"
@@ -13,6 +13,7 @@ NUS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 TARGETS = ("one direction", "radial")
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

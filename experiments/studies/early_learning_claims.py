@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 LIU, OURS = "Liu et al. 2020", "derived here (limits.early_learning)"
@@ -32,6 +32,7 @@ def best(data: xr.Dataset, part: str, key: str) -> xr.DataArray:
     return data[f"{part}_{key}"].isel({step: at}).where(test.notnull().all(step)).drop_vars(step)
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(completed(as_lost(data), "strength", (0.0, 3.0)), "linear_dim", (20, 400))

@@ -7,7 +7,16 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, near, over_seeds
+from experiments.claims import (
+    Claim,
+    Precondition,
+    absent,
+    at_least,
+    at_most,
+    listed,
+    near,
+    over_seeds,
+)
 from experiments.judges import as_lost, completed
 
 YANG, PI = "Yang & Hu 2021", "Yang, Santacroce, Hu 2022"
@@ -15,6 +24,7 @@ SYSTEMS = ("linear", "tanh", "linear, ntk")
 LEARNS, KERNEL, UNKNOWN = "feature learning", "kernel", "diverged"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(as_lost(data), "background", (0.0, 1.0))

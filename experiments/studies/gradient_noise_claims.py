@@ -7,7 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, over_seeds, within
+from experiments.claims import Claim, at_least, listed, over_seeds, within
 from experiments.judges import as_lost
 
 LONGER, ADDED = "Hoffer, Hubara & Soudry 2017", "Neelakantan et al. 2015"
@@ -15,6 +15,7 @@ OURS = "derived here: a random walk from the initial variance"
 TRAINED = 0.5  # a network is trained if its final loss is below this share of the loss of chance
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data, made = as_lost(data), []

@@ -7,7 +7,16 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, near, over_seeds
+from experiments.claims import (
+    Claim,
+    Precondition,
+    absent,
+    at_least,
+    at_most,
+    listed,
+    near,
+    over_seeds,
+)
 from experiments.judges import as_lost
 
 DOSHI, GROMOV = "Doshi et al. 2023", "Gromov 2023"
@@ -31,6 +40,7 @@ def phase(test: float, corrupted: float) -> str:
     return "memorisation" if corrupted > 0.5 else "forgetting"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data; of several seeds the worst counts."""
     data = as_lost(data)

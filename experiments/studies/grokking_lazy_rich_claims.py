@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, over_seeds
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, listed, over_seeds
 from experiments.judges import as_lost
 from experiments.studies.grokking_theory_claims import KUMAR, theory_claims
 
@@ -55,6 +55,7 @@ def at_time(curve: xr.DataArray, time: xr.DataArray) -> xr.DataArray:
     return curve.sel(sweep_step=time.fillna(last).clip(max=last), method="nearest")
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data, lambda name: name.endswith("_time"))

@@ -7,13 +7,14 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 PATTERNS = ("clustered", "unclustered")
 RAMSAUER, OURS = "Ramsauer et al. 2021", "derived here, after Lucibello & Mezard 2024"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

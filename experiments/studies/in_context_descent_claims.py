@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, absent, at_least, at_most, listed, near, over_seeds
 from experiments.judges import as_lost, completed
 
 SETTINGS = ("isotropic", "anisotropic", "whitened", "ReLU", "sign", "random start")
@@ -17,6 +17,7 @@ MAHANKALI, OSWALD = "Mahankali et al. 2023", "von Oswald et al. 2023"
 SQUARE = ("row", "column")
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(completed(as_lost(data), "setting", SETTINGS), "descent_steps", (1, 2))

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 PLANE, BOUNDS = "arXiv:1703.00810", "arXiv:2404.03176"
@@ -97,6 +97,7 @@ ROWS = (
 )  # fmt: skip
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data, made = completed(as_lost(data), "rule", (0, 1)), []

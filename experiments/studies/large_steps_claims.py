@@ -7,13 +7,14 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 SOURCE, OURS = "arXiv:2412.08424", "derived here (limits.perceptron)"
 PLAIN, AT_N, NORMALISED = range(3)
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(completed(as_lost(data), "pair", ("3 vs 8",)), "examples", (1000,))

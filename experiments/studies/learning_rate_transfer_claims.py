@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, within
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, listed, within
 from experiments.judges import as_lost, completed
 
 NOCI, YANG = "Noci et al. 2024", "Yang & Hu 2021"
@@ -46,6 +46,7 @@ def optima(data: xr.Dataset) -> xr.Dataset:
     )
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

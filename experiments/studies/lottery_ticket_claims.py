@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-from experiments.claims import Claim, at_least, over_seeds
+from experiments.claims import Claim, at_least, listed, over_seeds
 from experiments.judges import as_lost, completed
 
 ROUNDS = (0, 6, 12, 16)
@@ -13,6 +13,7 @@ MASKS = (*NETS[:2], "random masks", "other random masks")
 PAPER, OURS = "Frankle & Carbin 2019", "ours"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data: paired differences of means over seeds, two standard errors.
 

@@ -6,13 +6,14 @@ import numpy as np
 import xarray as xr
 
 from experiments import fits
-from experiments.claims import Claim, at_least, at_most, over_seeds
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds
 from experiments.judges import as_lost
 
 SETTINGS = ("mild correlation", "strong correlation", "no correlation")
 PAPER, OURS = "Zheng et al. 2023", "derived here (limits.surrogate)"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, absent, at_least, at_most, over_seeds
+from experiments.claims import Claim, Precondition, absent, at_least, at_most, listed, over_seeds
 from experiments.judges import as_lost
 from metrics import frames
 
@@ -20,6 +20,7 @@ GRAMS = ("weight_gram", "mean_gram", "product")
 CLASSIFIERS = ("learnt", "equiangular", "in a plane")
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

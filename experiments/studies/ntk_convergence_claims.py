@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 import metrics
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds, within
+from experiments.claims import Claim, absent, at_least, at_most, listed, near, over_seeds, within
 from experiments.fits import power_law
 from experiments.judges import as_lost, completed
 
@@ -17,6 +17,7 @@ JACOT = "Jacot et al. 2018"
 ALIGNED = 0.5  # size of the target along the principal component
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(as_lost(data), "start_inputs", ("circle", "digits"))

@@ -6,7 +6,16 @@ from functools import partial
 
 import xarray as xr
 
-from experiments.claims import Claim, Precondition, at_least, at_most, near, over_seeds, within
+from experiments.claims import (
+    Claim,
+    Precondition,
+    at_least,
+    at_most,
+    listed,
+    near,
+    over_seeds,
+    within,
+)
 from experiments.judges import as_lost, completed
 
 ROSENFELD = "Rosenfeld & Risteski 2024"
@@ -16,6 +25,7 @@ CALM, CONSISTENT, ADAM = "below the edge", "consistent", "Adam"
 FLOWS = ["α = 20", "α = 40"]
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(as_lost(data), "setting", [*EDGES, CALM, CONSISTENT, ADAM])

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, near, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, near, over_seeds, within
 from experiments.judges import as_lost, completed
 
 PDLT = "Roberts, Yaida & Hanin 2022"
@@ -28,6 +28,7 @@ SHAPES = {  # name -> width and depth; one ratio, then one width
 ONE_RATIO, ONE_WIDTH = ["32 x 8", "64 x 16", "128 x 32"], ["64 x 8", "64 x 16", "64 x 32"]
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(as_lost(data), "sampled_width", [25, 100]).sortby("sampled_width")

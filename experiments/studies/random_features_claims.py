@@ -7,13 +7,14 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, at_least, at_most, listed, near, over_seeds
 from experiments.judges import as_lost
 
 SIMON = "Simon et al. 2024"
 SNNK = "Sehanobish et al. 2024"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import fits
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 LEVELS = (0.3, 1.0)
@@ -16,6 +16,7 @@ RISKS = ("images seen", "other images", "best linear, other images")
 SCORES, IMAGES, STEIN = "arXiv:2401.15604", "arXiv:2310.02557", "Stein 1981"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = completed(as_lost(data), "noise", LEVELS)

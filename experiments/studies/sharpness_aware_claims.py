@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, at_least, at_most, over_seeds, within
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds, within
 from experiments.judges import as_lost, completed
 
 EDGE, CHEN = "Long & Bartlett 2023", "Chen, Hsieh & Gong 2022"
@@ -34,6 +34,7 @@ def exponent(values: xr.DataArray, radius: str) -> xr.DataArray:
     return (np.log(values) * log).sum(radius, skipna=False) / (log**2).sum()
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

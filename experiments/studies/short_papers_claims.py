@@ -6,13 +6,14 @@ import numpy as np
 import xarray as xr
 
 from experiments import fits
-from experiments.claims import Claim, at_least, at_most, over_seeds
+from experiments.claims import Claim, at_least, at_most, listed, over_seeds
 from experiments.judges import as_lost, completed
 
 KINDS = ("as learnt", "centred")
 TILT, CONTRAST, MATCH = "arXiv:1608.07690", "arXiv:2012.09740", "arXiv:1511.07543"
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import xarray as xr
 
-from experiments.claims import Claim, absent, at_least, at_most, near, over_seeds
+from experiments.claims import Claim, absent, at_least, at_most, listed, near, over_seeds
 from experiments.judges import as_lost
 
 RBU = "Radhakrishnan et al. 2022"
@@ -15,6 +15,7 @@ FLIPPED, STRIPES = 0.2, 16
 CLASSIFIERS = ("Bayes", "deep network", "Hilbert", "1-NN", "majority")
 
 
+@listed
 def claims(data: xr.Dataset) -> list[Claim]:
     """The criteria of the study, judged on its data."""
     data = as_lost(data)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ntk import show
 from ntk.activations.elementary import arcsin, half_space, half_space_gap, one_minus_square, root
 from ntk.types import Array, Elementwise
 
@@ -26,6 +27,7 @@ Moments: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Array]]
 Number = TypeVar("Number", float, Array)
 
 
+@show.readable
 class Dual(NamedTuple):
     """An activation together with its Gaussian moments.
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections import namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.finite import contraction
 from ntk.finite.linearize import pushforward
 from ntk.finite.output_axes import arrange, output_axes
@@ -235,15 +234,9 @@ def empirical_kernel_fn(
         kernels = [fns[name](x1, x2, params, **kwargs) for name in names]
         if isinstance(get, str):
             return kernels[0]
-        return jax.tree.map(lambda *k: _bundle(names)(*k), *kernels)
+        return jax.tree.map(lambda *k: show.bundle("EmpiricalKernel", tuple(names))(*k), *kernels)
 
     return kernel_fn
-
-
-@functools.cache
-def _bundle(names: tuple[str, ...]) -> type:
-    """One class per set of names: pytrees of two classes do not match."""
-    return namedtuple("EmpiricalKernel", names)
 
 
 def empirical_ntk_vp_fn(

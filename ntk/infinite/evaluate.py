@@ -8,7 +8,6 @@ One file: the larger part of it is what a call takes, refuses and promises, and 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.infinite import immediate, precision, tiled, true_law
 from ntk.infinite.inputs import Need as Need
 from ntk.infinite.inputs import (
@@ -76,6 +75,7 @@ class Options(TypedDict, total=False):
     attention_seed: int | None
 
 
+@show.drawn
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelFn:
     """Kernel of an infinitely wide network; a function of inputs, or of a `Kernel` of the activations below it.
@@ -104,6 +104,17 @@ class KernelFn:
     area: Callable[[Need], int] | None = None
     reads: frozenset[str] = frozenset()
     samples: tuple[jax.ShapeDtypeStruct, ...] = ()
+
+    def __repr__(self) -> str:
+        return show.line("KernelFn", self._shown())
+
+    def _repr_html_(self) -> str:
+        return show.table("KernelFn", self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        """How it is called, and what it asks for besides."""
+        asked = {"options_of_its_layers": tuple(sorted(self.reads))} if self.reads else {}
+        return {"call": "kernel_fn(x1, x2=None, get='ntk')"} | asked
 
     @overload
     def __call__(
@@ -396,7 +407,7 @@ def _select(out: Any, get: str | tuple[str, ...] | None) -> Any:
         return type(out)(_select(k, get) for k in out)
     if isinstance(get, str):
         return getattr(out, get)
-    return collections.namedtuple("AnalyticKernel", get)(*(getattr(out, name) for name in get))
+    return show.bundle("AnalyticKernel", tuple(get))(*(getattr(out, name) for name in get))
 
 
 def _result(kernel: Kernel, names: tuple[str, ...]) -> tiled.Result:
@@ -422,7 +433,7 @@ def _chosen(out: Any, get: str | tuple[str, ...] | None) -> Any:
 
     if isinstance(get, str):
         return field(get)
-    return collections.namedtuple("AnalyticKernel", get)(*map(field, get))
+    return show.bundle("AnalyticKernel", tuple(get))(*map(field, get))
 
 
 def _evaluate(

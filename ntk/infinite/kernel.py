@@ -27,6 +27,7 @@ def _static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
+@show.drawn
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Kernel:

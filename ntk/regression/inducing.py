@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.large import gram, processes, storage, tiles
 
 KEPT = 16
@@ -27,6 +27,7 @@ KEPT = 16
 SUMS = ("squares", "sides", "trace")
 
 
+@show.readable
 class Inducing(NamedTuple):
     """A kernel machine on inducing points.
 

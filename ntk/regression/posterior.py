@@ -13,7 +13,6 @@ Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019 (arXiv 1902.06720), 
 from __future__ import annotations
 
 import functools
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk.regression import spectra
 from ntk.regression.predictors import Ensemble, Gaussian, Posterior
 from ntk.types import Data
@@ -350,10 +349,4 @@ def _names(get: str | tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[s
 
 
 def _collect(get: Any, names: tuple[str, ...], results: list) -> Any:
-    return results[0] if isinstance(get, str) else _bundle(names)(*results)
-
-
-@functools.cache
-def _bundle(names: tuple[str, ...]) -> type:
-    """One class per set of names: pytrees of two classes do not match."""
-    return namedtuple("Gaussians", names)
+    return results[0] if isinstance(get, str) else show.bundle("Gaussians", tuple(names))(*results)

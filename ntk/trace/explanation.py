@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from ntk import show
 from ntk.infinite import true_law, weight_laws
 from ntk.infinite.weight_laws import NORMAL
 from ntk.trace import algebra, networks
@@ -65,6 +66,7 @@ class ParameterRow(NamedTuple):
     rate: float
 
 
+@show.drawn
 class Explanation(NamedTuple):
     """A derivation as two tables and what in it is not exact; prints in a terminal and renders in a notebook.
 
@@ -77,6 +79,10 @@ class Explanation(NamedTuple):
     steps: list[StepRow]
     parameters: list[ParameterRow]
     approximations: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        how = f"{len(self.approximations)} approximated" if self.approximations else "exact"
+        return f"Explanation({len(self.steps)} steps, {len(self.parameters)} parameters, {how}; print it)"
 
     def __str__(self) -> str:
         tables = _table(self.steps, StepRow), _table(self.parameters, ParameterRow)

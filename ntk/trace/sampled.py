@@ -9,7 +9,6 @@ of wide networks from Feynman diagrams" (the powers of 1/n).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk import arguments
+from ntk import arguments, show
 from ntk import family as families
 from ntk.family import named_leaves
 from ntk.infinite.inputs import check_samples
@@ -33,6 +32,7 @@ _LEAST = 64
 _MOST_DRIFT = 0.25
 
 
+@show.readable
 class Estimate(NamedTuple):
     """A kernel and its standard error, arrays of one shape."""
 
@@ -40,6 +40,7 @@ class Estimate(NamedTuple):
     standard_error: Any
 
 
+@show.drawn
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledKernelFn:
     """Kernel of a family by finite networks; takes and returns what `ntk.infinite.evaluate.KernelFn` does.
@@ -59,6 +60,16 @@ class SampledKernelFn:
     counts: tuple[int, ...]
     reason: str
     reads: frozenset[str] = frozenset({"attention_seed"})
+
+    def __repr__(self) -> str:
+        return show.line("SampledKernelFn", self._shown())
+
+    def _repr_html_(self) -> str:
+        return show.table("SampledKernelFn", self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        call = "kernel_fn(x1, x2=None, get='ntk')"
+        return {"call": call, "widths": self.widths, "counts": self.counts, "reason": self.reason}
 
     @arguments.strict
     def __call__(
@@ -88,7 +99,7 @@ class SampledKernelFn:
         found = self.estimate(x1, x2, names, seed=attention_seed or 0)
         if isinstance(get, str):
             return found[get].mean
-        return collections.namedtuple("SampledKernel", names)(*(found[n].mean for n in names))
+        return show.bundle("SampledKernel", names)(*(found[n].mean for n in names))
 
     def estimate(
         self, x1: Any, x2: Any = None, get: tuple[str, ...] = ("nngp", "ntk"), *, seed: int = 0

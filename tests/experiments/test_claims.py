@@ -164,7 +164,9 @@ def test_differences_name_the_claim_and_both_values():
 
 
 def test_the_summary_counts_claims_and_controls_apart():
-    assert claims.summary(EXAMPLES) == "2 of 5 claims hold; 1 of 1 controls fail, as they must"
+    assert claims.summary(EXAMPLES) == (
+        "2 of 5 claims hold, 2 not measured; 1 of 1 controls fail, as they must"
+    )
     assert claims.summary([]) == "no claims"
 
 
@@ -371,7 +373,13 @@ def test_seeds_that_decide_nothing_are_refused():
 def test_an_interval_across_the_criterion_leaves_it_open():
     open_ = claims.at_most(*TEXTS, 0.4, 0.5, interval=(0.2, 0.6), resolve=True)
     assert claims.verdict(open_) == "NOT MEASURED"
-    assert "0.5 lies in [0.2, 0.6]" in claims.reason(open_)
+    assert claims.reason(open_) == (  # from .4 it reaches .2 up, and .5 is .1 away: (.2 / .1)^2
+        "clear of the criterion: 0.5 lies in [0.2, 0.6]; 4 times the runs would decide"
+    )
+    near = claims.at_most(*TEXTS, 0.4999, 0.5, interval=(0.2, 0.6), resolve=True)
+    assert claims.reason(near).endswith("; not even 100 times the runs would decide")
+    below = claims.within(*TEXTS, 0.5, 0.4, 0.9, interval=(0.2, 0.91), resolve=True)
+    assert claims.reason(below).endswith("0.4 lies in [0.2, 0.91]; 9 times the runs would decide")
     for control in (False, True):
         far = claims.at_most(*TEXTS, 0.7, 0.5, interval=(0.6, 0.8), resolve=True, control=control)
         assert claims.verdict(far) == ("fails, as it must" if control else "FAILS")

@@ -525,6 +525,53 @@ def test_help_and_list(capsys):
             assert f"--config.{key}=" in out or f"'--config.{key}=" in out, key
 
 
+def test_a_list_is_narrowed_by_a_word(capsys):
+    status, out, _ = outcome(capsys, "--list", "Hopfield")
+    assert status == 0
+    assert out.startswith("hopfield_retrieval: Modern Hopfield networks")
+    assert "  presets: smoke, cpu, paper" in out
+    for key, _ in keys("hopfield_retrieval"):
+        assert f"--config.{key}=" in out or f"'--config.{key}=" in out, key
+    assert "learning_rate_transfer" not in out
+    assert "tasks" not in out
+    # A key: the studies that have it, with these keys alone.
+    status, out, _ = outcome(capsys, "--list=weight_decay")
+    assert status == 0
+    found = [line for line in out.splitlines() if "--config." in line]
+    assert found
+    assert all("weight_decay" in line.partition("=")[0] for line in found)
+    # A title, a task, a rule.
+    for word, line in {
+        "doshi": "grokking_corrupted: ",
+        "image_folder": "  image_folder: ",
+        "mean_field": "  mean_field",
+    }.items():
+        status, out, _ = outcome(capsys, "--list", word)
+        assert status == 0
+        assert any(row.startswith(line) for row in out.splitlines()), out
+    status, out, _ = outcome(capsys, "--list", "batch_size", "--config=grokking_corrupted:smoke")
+    assert status == 0
+    assert "as in smoke" in out
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [
+        line for line in out.splitlines() if line.startswith("grokking_corrupted")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    {
+        "grooking": "the nearest are grokking_",
+        "learning_rate_transfr": "the nearest are learning_rate_transfer",
+        "Transfomer": "the nearest are Transformer",
+        "qqqqqqq": "--list alone says what there is",
+    }.items(),
+)
+def test_a_word_that_is_nowhere_is_answered_with_the_nearest(word, near, capsys):
+    status, _, said = outcome(capsys, "--list", word)
+    assert status == 2
+    assert f"error: nothing has {word.lower()!r} in it; {near}" in said
+
+
 def test_comments_of_keys_are_those_of_their_lines(tmp_path):
     path = tmp_path / "c.py"
     path.write_text(

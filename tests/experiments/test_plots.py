@@ -152,7 +152,7 @@ def test_loss_curves_have_a_panel_a_rule_a_line_a_width_and_a_cross_before_diver
     ntk, mup = figure.axes
     for ax in (ntk, mup):
         assert {line.get_label() for line in ax.lines} >= {"64", "128", "256"}
-        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        dots = [line for line in ax.lines if line.get_markersize() == 8]
         assert [float(dot.get_xdata()[0]) for dot in dots] == [RATES[2]] * 3
     crosses = [line for line in ntk.lines if line.get_marker() == "x"]
     assert [float(cross.get_xdata()[0]) for cross in crosses] == [RATES[2]]

@@ -124,7 +124,7 @@ def test_one_run_gives_a_table_figures_and_a_page_of_its_own(tmp_path, capsys, s
             "jax 0.10.2",
             "--config=experiments/configs/tiny.py",
         ),
-        "Look at the dots",
+        "Look at the large marks",
     ):
         assert words in text
 

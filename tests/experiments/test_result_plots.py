@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import io
+import itertools
 import pkgutil
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 import limits
@@ -20,16 +22,21 @@ import ntk
 from experiments import claims, plots
 from experiments.plots import drawing
 from limits import (
+    attention_svm,
     boundary_tilting,
     cbow,
+    correlations,
     deep_kernel_machine,
     depth,
     dmft,
     early_learning,
+    eigenlearning,
     ensembles,
     feature_learning,
     finite_width,
     generalization,
+    hopfield,
+    in_context,
     judgement,
     linear_rank,
     mean_field,
@@ -38,6 +45,7 @@ from limits import (
     pi_net,
     pruning,
     regimes,
+    summary,
 )
 from limits.criticality import Susceptibilities
 from metrics import (
@@ -60,10 +68,12 @@ from metrics import (
     spectra,
     stability,
 )
-from ntk import model, predict, solve
+from ntk import model, predict, show, solve
+from ntk.activations import closed_forms
 from ntk.finite import monte_carlo
-from ntk.infinite import depth_map
-from ntk.regression import posterior, risk
+from ntk.infinite import depth_map, evaluate
+from ntk.regression import inducing, posterior, risk
+from ntk.trace import explanation, sampled
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 Y = np.arange(20) % 2
@@ -73,6 +83,19 @@ PARAMS = {"w": jnp.ones((4, 2)), "b": jnp.zeros(2)}
 def loss(params, batch):
     outputs = batch[0] @ params["w"] + params["b"][None]
     return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1]).mean()
+
+
+OWN_NET = ntk.stax.serial(ntk.stax.Dense(8), ntk.stax.Relu(), ntk.stax.Dense(1))
+
+
+class Sorted(nn.Module):
+    """A model without a rule."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(jnp.sort(nn.Dense(self.width)(x), axis=-1))
 
 
 def net(width=16):
@@ -133,11 +156,22 @@ OWN = {
     Susceptibilities: lambda: limits.susceptibilities(jnp.tanh, 1.0, C_W=1.0),
     regimes.Regime: lambda: limits.classify(*limits.abc("mup", 2)),
     regimes.ABC: lambda: limits.abc("mup", 2),
+    limits.Rule: lambda: limits.RULES["mup"],
+    ntk.Dual: lambda: closed_forms.erf(),
     depth.Taxonomy: lambda: depth.taxonomy(jnp.tanh),
 }
-# Functions have no figure.
-WITHOUT = {model.Network: lambda: ntk.network(nn.Dense, 4, X[:1])}
+# Functions, words and tables have no figure.
+WITHOUT = {
+    model.Network: lambda: ntk.network(nn.Dense, 4, X[:1]),
+    ntk.ParamAxes: lambda: ntk.width_axes(nn.Dense, X[:1])["kernel"],
+    explanation.Explanation: lambda: ntk.explain(models.family("MLP", depth=1, outputs=2), X[:1]),
+    summary.Summary: lambda: net().summary(),
+    evaluate.KernelFn: lambda: ntk.stax.Dense(8).kernel_fn,
+    sampled.SampledKernelFn: lambda: ntk.infinite_width(Sorted, X[:2], otherwise="sample"),
+}
 FILLED = [
+    sampled.Estimate, inducing.Inducing, attention_svm.Separator, attention_svm.Path, correlations.DualMap,
+    eigenlearning.Modes, limits.Exponents, hopfield.Retrieval, in_context.OneStep,
     risk.Risk, risk.Optimum, learning.SpectrumLaws, deep_kernel_machine.Machine,
     deep_kernel_machine.Prediction,
     posterior.Gaussian, solve.Solution, solve.Regression, depth_map.DepthMap, predict.ODEState,
@@ -155,6 +189,15 @@ FILLED = [
     information.Information, information.Bounds,
     information.Curve, generalization.Gap, generalization.Layers, generalization.Gibbs,
 ]  # fmt: skip
+BUNDLES = {
+    "AnalyticKernel": lambda: OWN_NET.kernel_fn(X[:3], None, ("nngp", "ntk")),
+    "EmpiricalKernel": lambda: ntk.empirical_kernel_fn(OWN_NET.apply_fn)(
+        X[:3], None, ("nngp", "ntk"), OWN_NET.init_fn(jax.random.key(0), X.shape)[1]
+    ),
+    "Claims": lambda: claims.Claims(
+        [claims.at_most("a claim", "a paper", "a number", 0.2, 0.5)],
+    ),
+}
 RESULTS = OWN | {kind: (lambda kind=kind: filled(kind)) for kind in FILLED}
 
 
@@ -171,32 +214,91 @@ def shown_types():
 
 
 def test_every_type_is_in_the_table():
-    tables = {"Explanation", "Summary"}
-    assert {k for k in shown_types() if k.__name__ not in tables} == {
-        *RESULTS, *WITHOUT
-    } - {claims.Claim}  # fmt: skip
+    assert shown_types() == {*RESULTS, *WITHOUT} - {claims.Claim}
 
 
-@pytest.mark.parametrize("kind", [*RESULTS, *WITHOUT], ids=lambda k: f"{k.__module__}.{k.__name__}")
+def name_of(kind):
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*RESULTS, *WITHOUT, *BUNDLES],
+    ids=lambda k: k if isinstance(k, str) else f"{k.__module__}.{k.__name__}",
+)
 def test_a_result_says_itself_and_is_drawn_in_one_line(kind):
-    result = (RESULTS | WITHOUT)[kind]()
+    result = (RESULTS | WITHOUT | BUNDLES)[kind]()
     text = repr(result)
-    assert kind.__name__ in text
+    assert name_of(kind) in text
     assert "\n" not in text
     assert len(text) < 700, text
     table = result._repr_html_()
     assert table.startswith("<table>")
-    assert table.endswith("</table>")
+    assert table.endswith(("</table>", "</p>"))
     if kind in WITHOUT:
-        with pytest.raises(TypeError, match=f"{kind.__name__} holds no numbers"):
-            plots.plot(result)
+        with pytest.raises(TypeError, match=f"{kind.__name__} (holds no numbers|is a function)"):
+            result.plot()
         return
-    figure = plots.plot(result)
+    figure = result.plot(caption="a caption")
+    assert figure.get_label() == "a caption"
+    figure = result.plot()
     assert isinstance(figure, Figure)
-    assert figure.get_label(), "no caption"
+    assert len(figure.get_label()) > 30, "no caption"
     drawn = [ax for ax in figure.axes if ax.has_data()]
     assert drawn, "nothing is drawn"
     figure.savefig(io.BytesIO(), dpi=30)
+    for ax in drawn:
+        assert_is_read_without_colour(ax)
+        assert is_labelled(ax), f"panel {ax.get_title(loc='left')!r} does not say what its axes are"
+        legend = ax.get_legend()
+        texts = [*ax.texts, *(legend.get_texts() if legend else [])]
+        for words in (ax.get_title(loc="left"), *(text.get_text() for text in texts)):
+            assert words not in drawing.NAMES, words
+
+
+def assert_is_read_without_colour(ax):
+    """Every curve is dark enough on white, and two of different colours have other marks or dashes."""
+    strokes: dict = {}
+    for line in ax.lines:
+        if np.size(line.get_xdata()) < 2:
+            continue
+        color = to_hex(line.get_color())
+        if color == drawing.FAINT:  # lines to hold on to, not to read
+            continue
+        assert contrast(color) >= 3, f"{color} on white has a contrast of {contrast(color):.2f}"
+        strokes.setdefault(color, set()).add((str(line.get_linestyle()), line.get_marker()))
+    for one, other in itertools.combinations(strokes, 2):
+        assert strokes[one] != strokes[other], f"{one} and {other} are told apart by colour alone"
+
+
+def contrast(color):
+    """Of a colour on white, as WCAG 2 defines it."""
+    parts = np.array(to_rgb(color))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def is_labelled(ax):
+    """Whether a panel says what is across and what is up: in a label, in a title, or in names at its ticks."""
+    named = [
+        any(c.isalpha() for t in a.get_ticklabels() for c in t.get_text())
+        for a in (ax.xaxis, ax.yaxis)
+    ]
+    across = ax.get_xlabel() or named[0] or not len(ax.get_xticks())
+    up = ax.get_ylabel() or named[1] or ax.get_title(loc="left")
+    return bool((across or named[1]) and up) or ax.get_label() == "<colorbar>"
+
+
+def test_all_colours_of_the_house_have_contrast():
+    for color in (*drawing.PALETTE, *drawing.sequential(range(8)).values()):
+        assert contrast(to_hex(color)) >= 3, color
+    assert contrast("#56B4E9") < 3
+
+
+def test_a_figure_that_cannot_be_drawn_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(show, "FIGURES", "no_such_package.plots")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package is not installed: pip install"):
+        limits.abc("mup", 2).plot()
 
 
 def test_several_results_are_drawn_by_name_and_claims_in_a_list():

@@ -255,6 +255,45 @@ def test_mistakes_are_named(call, message):
         call()
 
 
+class TwoOutputs(nn.Module):
+    """An actor-critic: what it returns is (policy, value), or a dict of them."""
+
+    width: int
+    named: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Dense(self.width, name="hidden")(x))
+        policy, value = nn.Dense(3, name="policy")(h), nn.Dense(1, name="value")(h)
+        return {"policy": policy, "value": value} if self.named else (policy, value)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_loss_of_several_outputs_is_asked_for_before_training(named):
+    started = []
+
+    def at_width(n):
+        made = parametrize(
+            lambda width: TwoOutputs(width, named), "mup", width=n, base_width=4, example=X
+        )
+        return made._replace(init=lambda key: started.append(n) or made.init(key))
+
+    def checked(loss, **options):
+        options |= {"steps": 1, "seeds": 2, "features": captured_outputs}
+        return check(at_width, [8, 16, 32], loss=loss, **options)
+
+    example = r"loss=lambda outputs, targets: \(\(outputs\[" + ("'policy'" if named else "0")
+    with pytest.raises(ValueError, match=rf"returns 2 arrays .*raised TypeError.*{example}"):
+        checked(lambda f, y: jnp.mean((f - y) ** 2))
+    with pytest.raises(ValueError, match=r"gives 1 array \(\(\d+, 3\)\).*it must be one number"):
+        checked(lambda f, y: jax.tree.leaves(f)[0] ** 2)
+    with pytest.raises(ValueError, match=r"gives 2 arrays \(\(\), \(\)\)"):
+        checked(lambda f, y: (jnp.zeros(()), jnp.zeros(())))
+    assert started == [8] * len(started)  # asked for its shapes alone
+    right = checked(lambda f, y: sum(jnp.mean(part**2) for part in jax.tree.leaves(f)))
+    assert {"policy", "value"} < set(right.layers)
+
+
 def test_the_interval_is_that_of_the_spread_over_repeats():
     """4000 repeats: the half-widths, over Student's quantile, against the spread of the exponents themselves."""
     draws = np.random.default_rng(0).standard_normal((3, 2, 4000, 1))

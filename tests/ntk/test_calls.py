@@ -302,7 +302,7 @@ def test_biases_that_shrink_with_the_width_add_nothing():
     (family, with_biases), (_, without) = kernels(True), kernels(False)
     np.testing.assert_allclose(with_biases.nngp, without.nngp, rtol=1e-6)
     np.testing.assert_allclose(with_biases.ntk, without.ntk, rtol=1e-6)
-    assert "width^-1: nothing beside terms" in repr(ntk.explain(family, X))
+    assert "width^-1: nothing beside terms" in str(ntk.explain(family, X))
 
     class Token(nn.Module):
         width: int
