@@ -40,8 +40,8 @@ class Scaling(NamedTuple):
         interval: (steps, layers, 2), its confidence interval from the spread over seeds.
     """
 
-    exponent: Float[np.ndarray, "_steps layers"]
-    interval: Float[np.ndarray, "_steps layers 2"]
+    exponent: Float[np.ndarray, "..."]
+    interval: Float[np.ndarray, "... 2"]
 
 
 class Measured(NamedTuple):

@@ -29,6 +29,7 @@ from limits import (
     generalization,
     hopfield,
     in_context,
+    judgement,
     linear_rank,
     mean_field,
     opposing,
@@ -91,14 +92,6 @@ def loss(params, batch):
 
 def one_loss(params, x, y):
     return ((x @ params["w"] - y) ** 2).mean()
-
-
-def family(width):
-    return models.MLP(width, depth=1, outputs=2)
-
-
-def net(width=16):
-    return limits.parametrize(family, "mup", width=width, base_width=8, example=X[:1])
 
 
 KERNEL = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))[2]
@@ -191,16 +184,7 @@ CALLS = [
     lambda: pi_net.train(pi_net.limit(KEY, 3, 2, rank=2, hidden_layers=1), BATCHES, 0.1),
     lambda: surrogate.largest_regret([0.1, 0.2]),
     lambda: surrogate.logistic_gap([0.1, 0.2]),
-    lambda: limits.coordinate_check(
-        net,
-        [16, 24, 32],
-        (X, Y),
-        lambda f, y: (f**2).mean(),
-        KEY,
-        learning_rate=0.1,
-        steps=1,
-        seeds=2,
-    ),
+    lambda: judgement.fit(np.array([8, 16, 32]), np.abs(normal(3, 4, 2, 5)), 0.95),
     # metrics
     lambda: metrics.collapse_by_layer({"one": IMAGES, "two": X}, LABELS, 3),
     lambda: metrics.generalized_collapse(X, LABELS, 3, weights=normal(3, 3), num_steps=2),
@@ -296,6 +280,9 @@ CALLS = [
     lambda: solve.regression(KERNEL, X, Y, diag_reg=0.1),
 ]
 
+# Called in tests of their own, which compile networks of several widths.
+ELSEWHERE = {"limits.coordinates.coordinate_check"}
+
 
 def test_shapes_hold_at_a_call_of_every_function_that_has_them(shapes):
     """Traced where a function allows it, which knows the shapes as well; else called."""
@@ -308,7 +295,7 @@ def test_shapes_hold_at_a_call_of_every_function_that_has_them(shapes):
             jax.eval_shape(lambda call=call: jax.tree.leaves(call()) and None)
         except Exception:
             call()
-    assert shapes.annotated == shapes.exercised
+    assert shapes.annotated - shapes.exercised == ELSEWHERE
     assert len(shapes.annotated) > 150
 
 
