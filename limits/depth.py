@@ -33,7 +33,7 @@ from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, DualMap, descend, dual_map, log_shrinkage, near
 from ntk import show
 from ntk.activations import closed_forms, polynomials
-from ntk.types import Float, Real, Rows
+from ntk.types import Float, Real, Rows, Shaped
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
@@ -261,7 +261,7 @@ def deep_classifier(
     activation: Activation,
     depth: int,
     train: Real[Rows, "n d"],
-    labels: Real[Rows, "n *classes"],
+    labels: Shaped[Rows, "n *classes"],
     test: Real[Rows, "m d"],
     *,
     kernel: str = "nngp",
@@ -306,7 +306,7 @@ def deep_classifier(
 def singular_classifier(
     activation: Activation,
     train: Real[Rows, "n d"],
-    labels: Real[Rows, "n *classes"],
+    labels: Shaped[Rows, "n *classes"],
     test: Real[Rows, "m d"],
 ) -> Float[np.ndarray, "m *classes"]:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
@@ -319,7 +319,7 @@ def singular_classifier(
 @takes(train=_examples, labels=array(), test=_examples, exponent=real)
 def hilbert_estimate(
     train: Real[Rows, "n d"],
-    labels: Real[Rows, "n *classes"],
+    labels: Shaped[Rows, "n *classes"],
     test: Real[Rows, "m d"],
     exponent: float,
 ) -> Float[np.ndarray, "m *classes"]:
@@ -345,7 +345,7 @@ def hilbert_estimate(
 
 @takes(train=_examples, labels=array(), test=_examples)
 def nearest_neighbor(
-    train: Real[Rows, "n d"], labels: Real[Rows, "n *classes"], test: Real[Rows, "m d"]
+    train: Real[Rows, "n d"], labels: Shaped[Rows, "n *classes"], test: Real[Rows, "m d"]
 ) -> Float[np.ndarray, "m *classes"]:
     """The label of the nearest example, (m,) or (m, classes); of the first, if several are."""
     labels = _labels(labels, len(train))
@@ -355,7 +355,7 @@ def nearest_neighbor(
 
 @takes(labels=array(), count=counts(0))
 def majority_vote(
-    labels: Real[Rows, "n *classes"], count: int
+    labels: Shaped[Rows, "n *classes"], count: int
 ) -> Float[np.ndarray, "count *classes"]:
     """The sum of the labels, for each of `count` examples."""
     labels = np.asarray(labels, np.float64)

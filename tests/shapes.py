@@ -48,7 +48,8 @@ class ArrayOf:
     def __getitem__(self, what):
         kind, axes = what
         arrays = self.dtype[jax.Array, axes], self.dtype[np.ndarray, axes]
-        kind = kind if self.result else object
+        # numpy gives a number of its own where an array would have no axes
+        kind = kind | np.generic if self.result else object
         return Annotated[kind, Is[lambda value: isinstance(_array(value), arrays)]]
 
 
