@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from limits.arguments import array, count, number, takes
+from ntk.types import Float, Real
 
 
 @takes(nu=number(positive=True), outputs=count())
@@ -39,7 +40,9 @@ def optimal_aspect_ratio(nu: float, outputs: int) -> float:
 
 
 @takes(v=array(), m1=count(), m2=count())
-def mutual_information(v: ArrayLike, m1: int, m2: int, *, order: int | str = 3) -> np.ndarray:
+def mutual_information(
+    v: Real[ArrayLike, "*shape"], m1: int, m2: int, *, order: int | str = 3
+) -> Float[np.ndarray, "*shape"]:
     """Information in nats between two groups of outputs at initialisation.
 
     Args:

@@ -24,6 +24,7 @@ from scipy import special
 from limits import perceptron
 from limits.arguments import array, count, number, takes
 from ntk import show
+from ntk.types import Float, Integer, Real
 
 
 @show.readable
@@ -37,7 +38,7 @@ class Separator(NamedTuple):
         gap: (norm - dual bound) / norm.
     """
 
-    matrix: np.ndarray
+    matrix: Float[np.ndarray, "d d"]
     margin: float
     norm: float
     gap: float
@@ -54,14 +55,18 @@ class Path(NamedTuple):
         selected: the token of largest weight, (n,).
     """
 
-    matrices: np.ndarray
-    losses: np.ndarray
-    weights: np.ndarray
-    selected: np.ndarray
+    matrices: Float[np.ndarray, "k d d"]
+    losses: Float[np.ndarray, "k"]
+    weights: Float[np.ndarray, "n T"]
+    selected: Integer[np.ndarray, "n"]
 
 
 @takes(tokens=array(3), queries=array(2), selected=array(1, integers=True))
-def constraints(tokens: ArrayLike, queries: ArrayLike, selected: ArrayLike) -> np.ndarray:
+def constraints(
+    tokens: Real[ArrayLike, "n T d"],
+    queries: Real[ArrayLike, "n d"],
+    selected: Integer[ArrayLike, "n"],
+) -> Float[np.ndarray, "m d d"]:
     """Matrices C with <C, W> = (x_i,opt - x_it)^T W z_i, (n (T - 1), d, d).
 
     Args:
@@ -87,7 +92,7 @@ def constraints(tokens: ArrayLike, queries: ArrayLike, selected: ArrayLike) -> n
 
 
 @takes(constraints=array(3))
-def solve(constraints: ArrayLike, norm: str = "frobenius") -> Separator:
+def solve(constraints: Real[ArrayLike, "m d d"], norm: str = "frobenius") -> Separator:
     """The matrix of least norm with every <C, W> at least 1, with the gap to its dual bound.
 
     The Frobenius norm is the widest margin of the C as vectors (`limits.perceptron.margin`). For the nuclear norm the
@@ -166,13 +171,13 @@ def _nuclear(c: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
     decay=number(),
 )
 def descend(
-    tokens: ArrayLike,
-    queries: ArrayLike,
-    values: ArrayLike,
-    labels: ArrayLike,
+    tokens: Real[ArrayLike, "n T d"],
+    queries: Real[ArrayLike, "n d"],
+    values: Real[ArrayLike, "d"],
+    labels: Real[ArrayLike, "n"],
     steps: int,
     *,
-    start: ArrayLike | tuple[ArrayLike, ArrayLike],
+    start: Real[ArrayLike, "d d"] | tuple[Real[ArrayLike, "d m"], Real[ArrayLike, "d m"]],
     step_size: float = 0.1,
     decay: float = 0.0,
     every: int | None = None,
@@ -260,7 +265,7 @@ def _gradient(
 
 
 @takes(matrix=array(2), other=array(2))
-def correlation(matrix: ArrayLike, other: ArrayLike) -> float:
+def correlation(matrix: Real[ArrayLike, "*shape"], other: Real[ArrayLike, "*shape"]) -> float:
     """<A, B> / (|A| |B|): 1 where a trained matrix has the direction of its bias.
 
     Raises:

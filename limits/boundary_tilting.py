@@ -32,6 +32,7 @@ from scipy import special
 
 from limits.arguments import array, count, number, same_columns, takes
 from ntk import show
+from ntk.types import Float, Real
 
 
 @show.readable
@@ -63,7 +64,7 @@ class Fitted(NamedTuple):
 
 
 @takes(weights=array(1), means=array(2))
-def tilt(weights: ArrayLike, means: ArrayLike) -> Tilt:
+def tilt(weights: Real[ArrayLike, "d"], means: Real[ArrayLike, "2 d"]) -> Tilt:
     """Tilt and adversarial strength of a linear classifier: of a readout, say, on the features below it.
 
     Args:
@@ -93,7 +94,10 @@ def tilt(weights: ArrayLike, means: ArrayLike) -> Tilt:
 
 @takes(weights=array(1), half=array(1), covariance=array(2), radius=number())
 def attacked_error(
-    weights: ArrayLike, half: ArrayLike, covariance: ArrayLike, radius: float = 0.0
+    weights: Real[ArrayLike, "d"],
+    half: Real[ArrayLike, "d"],
+    covariance: Real[ArrayLike, "d d"],
+    radius: float = 0.0,
 ) -> float:
     """Share of wrong examples of normal classes after the worst step of a given length; exact.
 
@@ -123,7 +127,9 @@ def attacked_error(
 
 
 @takes(half=array(1), covariance=array(2), ridge=number())
-def discriminant(half: ArrayLike, covariance: ArrayLike, ridge: float = 0.0) -> np.ndarray:
+def discriminant(
+    half: Real[ArrayLike, "d"], covariance: Real[ArrayLike, "d d"], ridge: float = 0.0
+) -> Float[np.ndarray, "d"]:
     """The direction (S + ridge I)^-1 a: the best without ridge, the nearest centroid's with much of it.
 
     Args:
@@ -144,7 +150,9 @@ def discriminant(half: ArrayLike, covariance: ArrayLike, ridge: float = 0.0) -> 
 
 
 @takes(half=array(1), covariance=array(2), num_examples=count(3))
-def fitted(half: ArrayLike, covariance: ArrayLike, num_examples: int) -> Fitted:
+def fitted(
+    half: Real[ArrayLike, "d"], covariance: Real[ArrayLike, "d d"], num_examples: int
+) -> Fitted:
     """Expected tilt and error of a discriminant fitted on n examples (see the top of this file).
 
     The error of the formulas is O(1/d). Where only k directions are flat, the strength of one fit differs from the

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from limits.arguments import array, instance, integer, key, number, real_dtype, takes
 from ntk import show
 from ntk.options import check_entries
-from ntk.types import Data, P, PRNGKey, R, jitted
+from ntk.types import Data, Float, Integer, P, PRNGKey, R, Real, Shaped, jitted
 
 
 @show.readable
@@ -39,8 +39,8 @@ class Embeddings(NamedTuple):
         target: (words, n), u.
     """
 
-    context: jax.Array
-    target: jax.Array
+    context: Float[jax.Array, "words n"]
+    target: Float[jax.Array, "words n"]
 
     def sample(self, key: PRNGKey, width: int) -> Embeddings:
         """A model of this width that converges to this one, before, during and after training.
@@ -61,9 +61,9 @@ class Windows(NamedTuple):
         mask: (N, C), 1 where there is a word, 0 where the window has run over an end.
     """
 
-    target: jax.Array
-    context: jax.Array
-    mask: jax.Array
+    target: Integer[jax.Array, "N"]
+    context: Integer[jax.Array, "N C"]
+    mask: Shaped[jax.Array, "N C"]
 
 
 @takes(words=integer, dtype=real_dtype)
@@ -88,14 +88,14 @@ def limit(words: int, dtype: DTypeLike = jnp.float32) -> Embeddings:
 def train(
     embeddings: Embeddings,
     windows: Windows,
-    noise: Data,
+    noise: Real[Data, "words"],
     key: PRNGKey,
     *,
     learning_rate: float = 0.05,
     weight_decay: float = 0.001,
     negatives: int = 25,
     batch_size: int = 1,
-) -> tuple[Embeddings, jax.Array]:
+) -> tuple[Embeddings, Float[jax.Array, "steps"]]:
     """One pass over the windows by stochastic gradient descent; finite models and the limit alike.
 
     The positive target and each negative one contribute g = label - sigmoid(u . h); u moves by g h and each
@@ -218,7 +218,7 @@ def _update(
 
 @takes(vectors=array(2))
 @jitted()
-def cosines(vectors: jax.Array) -> jax.Array:
+def cosines(vectors: Real[jax.Array, "words n"]) -> Float[jax.Array, "words words"]:
     """Cosines (words, words) of the vectors (words, n), by which `neighbour_rank` and `analogies` judge."""
     unit = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     return unit @ unit.T
@@ -249,7 +249,9 @@ def _of_words(function: Callable[P, R]) -> Callable[P, R]:
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
 @_of_words
 @jitted()
-def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
+def neighbour_rank(
+    near: Real[jax.Array, "words words"], pairs: Integer[jax.Array, "P 2"]
+) -> Float[jax.Array, "P"]:
     """Share of the other words that are nearer to a word than its partner is: 0 is nearest, 1/2 is chance.
 
     Words exactly as near count half.
@@ -271,7 +273,9 @@ def neighbour_rank(near: jax.Array, pairs: jax.Array) -> jax.Array:
 @takes(near=array(2), pairs=array(2, integers=True, columns=2))
 @_of_words
 @jitted()
-def analogies(near: jax.Array, pairs: jax.Array) -> jax.Array:
+def analogies(
+    near: Real[jax.Array, "words words"], pairs: Integer[jax.Array, "P 2"]
+) -> Float[jax.Array, "P P-1"]:
     """Whether b - a + c is nearest to d, for all ordered pairs (a, b), (c, d) of different pairs.
 
     The vectors are unit vectors, a, b and c are left out of the answers, and k words exactly as near as

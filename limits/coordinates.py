@@ -8,6 +8,8 @@ One file: which layers are read, how they are trained and where they stand in a 
 Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1; the separation by updates and the verdict are derived.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -25,7 +27,7 @@ from ntk import show
 from ntk.arguments import is_key, shown, strict
 from ntk.family import check_width, named_leaves, path_name
 from ntk.options import check_count, check_real
-from ntk.types import PRNGKey, PyTree, Shape
+from ntk.types import Float, Integer, PRNGKey, PyTree, Shape
 
 Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 
@@ -56,10 +58,10 @@ class CoordinateCheck(NamedTuple):
     """
 
     layers: tuple[str, ...]
-    widths: np.ndarray
-    size: np.ndarray
-    change: np.ndarray
-    own: np.ndarray
+    widths: Integer[np.ndarray, "widths"]
+    size: Float[np.ndarray, "widths seeds steps+1 layers"]
+    change: Float[np.ndarray, "widths seeds steps layers"]
+    own: Float[np.ndarray, "widths seeds steps layers"]
     size_scaling: Scaling
     change_scaling: Scaling
     own_scaling: Scaling

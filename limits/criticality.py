@@ -25,7 +25,7 @@ from limits.arguments import boolean, count, instance, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
 from ntk.activations import closed_forms
-from ntk.types import Elementwise
+from ntk.types import Elementwise, Float
 
 _VARIANCES = np.geomspace(1e-2, 1e4, 61)  # where a half-stable point is looked for
 
@@ -205,7 +205,9 @@ def _or_nan(function: Callable[[float], float], at: float) -> float:
 
 
 @takes(critical=instance(Criticality, remedy=": criticality(activation)"), depth=count())
-def learning_rates(critical: Criticality, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def learning_rates(
+    critical: Criticality, depth: int
+) -> tuple[Float[np.ndarray, "L"], Float[np.ndarray, "L"]]:
     """Learning rates of biases and weights with which every layer contributes alike to the tangent kernel.
 
     Args:

@@ -41,7 +41,7 @@ from limits import gram_layers
 from limits.arguments import array, count, instance, number, takes
 from limits.gram_layers import Kernel, Layer
 from ntk import show
-from ntk.types import Array, Rows
+from ntk.types import Array, Float, Integer, Real, Rows
 
 _Given: TypeAlias = dict[str, Any]
 """What the objective is of, by name, besides the variables."""
@@ -67,14 +67,14 @@ class Machine(NamedTuple):
     """
 
     layers: tuple[Layer, ...]
-    inputs_gram: np.ndarray
-    grams: tuple[np.ndarray, ...]
-    weights: np.ndarray
-    precision: np.ndarray
+    inputs_gram: Float[np.ndarray, "M M"]
+    grams: tuple[Float[np.ndarray, "M M"], ...]
+    weights: Float[np.ndarray, "M C"]
+    precision: Float[np.ndarray, "M M"]
     jitter: float
     objective: float
     log_likelihood: float
-    divergences: np.ndarray
+    divergences: Float[np.ndarray, "L"]
     steps: int
     gradient: float
     converged: bool
@@ -84,8 +84,8 @@ class Machine(NamedTuple):
 class Prediction(NamedTuple):
     """Mean (T, C) and variance (T,) of the outputs at other points; add the noise for those of targets."""
 
-    mean: np.ndarray
-    variance: np.ndarray
+    mean: Float[np.ndarray, "T C"]
+    variance: Float[np.ndarray, "T"]
 
 
 @takes(
@@ -97,12 +97,12 @@ class Prediction(NamedTuple):
     max_steps=count(),
 )
 def fit(
-    inputs_gram: ArrayLike,
-    targets: ArrayLike,
+    inputs_gram: Real[ArrayLike, "P P"],
+    targets: Real[ArrayLike, "P C"],
     layers: Sequence[Layer],
     *,
     noise: float,
-    inducing: Rows | None = None,
+    inducing: Integer[Rows, "M"] | None = None,
     jitter: float = 1e-6,
     tolerance: float = 1e-6,
     max_steps: int = 3000,
@@ -220,7 +220,9 @@ def _fit(
 
 
 @takes(machine=instance(Machine), cross_gram=array(2), diagonal=array(1))
-def predict(machine: Machine, cross_gram: ArrayLike, diagonal: ArrayLike) -> Prediction:
+def predict(
+    machine: Machine, cross_gram: Real[ArrayLike, "T M"], diagonal: Real[ArrayLike, "T"]
+) -> Prediction:
     """The posterior of the outputs at other points.
 
     Args:
@@ -257,7 +259,9 @@ def predict(machine: Machine, cross_gram: ArrayLike, diagonal: ArrayLike) -> Pre
 
 
 @takes(inputs_gram=array(2))
-def nngp(inputs_gram: ArrayLike, layers: Sequence[Layer]) -> list[np.ndarray]:
+def nngp(
+    inputs_gram: Real[ArrayLike, "P P"], layers: Sequence[Layer]
+) -> list[Float[np.ndarray, "P P"]]:
     """The kernels of the layers, the output's too, where none of them learns: G_l = K(G_{l-1}).
 
     Args:
@@ -287,8 +291,11 @@ def nngp(inputs_gram: ArrayLike, layers: Sequence[Layer]) -> list[np.ndarray]:
     output_nu=number(positive=True),
 )
 def linear_solution(
-    inputs_gram: ArrayLike, targets_gram: ArrayLike, nus: Rows, output_nu: float
-) -> list[np.ndarray]:
+    inputs_gram: Real[ArrayLike, "P P"],
+    targets_gram: Real[ArrayLike, "P P"],
+    nus: Real[Rows, "L"],
+    output_nu: float,
+) -> list[Float[np.ndarray, "P P"]]:
     """The Gram matrices of the hidden layers where all kernels are linear and targets have no noise.
 
     G_l = G_0 R_1 .. R_l with R_l = 1 + S / nu_l, and S has the eigenvectors of G_0^-1 G_y and, for each eigenvalue w,

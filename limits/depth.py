@@ -33,7 +33,7 @@ from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, DualMap, descend, dual_map, log_shrinkage, near
 from ntk import show
 from ntk.activations import closed_forms, polynomials
-from ntk.types import Rows
+from ntk.types import Float, Real, Rows, Shaped
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
 
@@ -144,7 +144,9 @@ def _examples(name: str, value: Any) -> None:
 
 
 @takes(xi=array())
-def dual_curve(activation: Activation, xi: ArrayLike) -> np.ndarray:
+def dual_curve(
+    activation: Activation, xi: Real[ArrayLike, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
     """The normalised dual phi^ at correlations xi in [-1, 1], of any shape."""
     found = dual_map(activation)
     gap = 1 - np.asarray(xi, np.float64)
@@ -159,7 +161,7 @@ def dual_curve(activation: Activation, xi: ArrayLike) -> np.ndarray:
 
 
 @takes(x1=_examples, x2=_examples)
-def gaps(x1: Rows, x2: Rows) -> np.ndarray:
+def gaps(x1: Real[Rows, "n1 d"], x2: Real[Rows, "n2 d"]) -> Float[np.ndarray, "n1 n2"]:
     """1 - <x1, x2> of unit vectors, exact to rounding also where they nearly coincide.
 
     Args:
@@ -258,12 +260,12 @@ def singular_kernel(activation: Activation) -> Callable[[ArrayLike], LogKernel]:
 def deep_classifier(
     activation: Activation,
     depth: int,
-    train: Rows,
-    labels: Rows,
-    test: Rows,
+    train: Real[Rows, "n d"],
+    labels: Shaped[Rows, "n *classes"],
+    test: Real[Rows, "m d"],
     *,
     kernel: str = "nngp",
-) -> np.ndarray:
+) -> Float[np.ndarray, "m *classes"]:
     """Kernel regression with the kernel of a network of this depth: y K^{-1} K(., x).
 
     Args:
@@ -302,8 +304,11 @@ def deep_classifier(
 
 @takes(train=_examples, labels=array(), test=_examples)
 def singular_classifier(
-    activation: Activation, train: Rows, labels: Rows, test: Rows
-) -> np.ndarray:
+    activation: Activation,
+    train: Real[Rows, "n d"],
+    labels: Shaped[Rows, "n *classes"],
+    test: Real[Rows, "m d"],
+) -> Float[np.ndarray, "m *classes"]:
     """The limit of infinite depth for kind "singular kernel": sum_i y_i psi(x, x_i).
 
     Arguments and scores as in `deep_classifier`. Source: RBU's singular kernels.
@@ -312,7 +317,12 @@ def singular_classifier(
 
 
 @takes(train=_examples, labels=array(), test=_examples, exponent=real)
-def hilbert_estimate(train: Rows, labels: Rows, test: Rows, exponent: float) -> np.ndarray:
+def hilbert_estimate(
+    train: Real[Rows, "n d"],
+    labels: Shaped[Rows, "n *classes"],
+    test: Real[Rows, "m d"],
+    exponent: float,
+) -> Float[np.ndarray, "m *classes"]:
     """The Hilbert estimate sum_i y_i / |x - x_i|^exponent, consistent if exponent = d.
 
     Arguments and scores as in `deep_classifier`; exponent is positive.
@@ -334,7 +344,9 @@ def hilbert_estimate(train: Rows, labels: Rows, test: Rows, exponent: float) -> 
 
 
 @takes(train=_examples, labels=array(), test=_examples)
-def nearest_neighbor(train: Rows, labels: Rows, test: Rows) -> np.ndarray:
+def nearest_neighbor(
+    train: Real[Rows, "n d"], labels: Shaped[Rows, "n *classes"], test: Real[Rows, "m d"]
+) -> Float[np.ndarray, "m *classes"]:
     """The label of the nearest example, (m,) or (m, classes); of the first, if several are."""
     labels = _labels(labels, len(train))
     nearest = [gaps(rows, train).argmin(axis=1) for rows in _row_blocks(test, len(train))]
@@ -342,7 +354,9 @@ def nearest_neighbor(train: Rows, labels: Rows, test: Rows) -> np.ndarray:
 
 
 @takes(labels=array(), count=counts(0))
-def majority_vote(labels: Rows, count: int) -> np.ndarray:
+def majority_vote(
+    labels: Shaped[Rows, "n *classes"], count: int
+) -> Float[np.ndarray, "count *classes"]:
     """The sum of the labels, for each of `count` examples."""
     labels = np.asarray(labels, np.float64)
     return np.broadcast_to(labels.sum(axis=0), (count, *labels.shape[1:]))

@@ -27,17 +27,17 @@ import scipy.special
 
 from limits.arguments import array, integer, key, number, real, takes
 from ntk import show
-from ntk.types import PRNGKey
+from ntk.types import Float, PRNGKey
 
 
 @show.readable
 class Dynamics(NamedTuple):
     """Order parameters at steps 0 to T."""
 
-    train_loss: np.ndarray  # (T + 1,) mean squared error on the training set
-    test_loss: np.ndarray  # (T + 1,) on fresh inputs
-    overlap: np.ndarray  # (T + 1, N) of every neuron with the direction, w . b / D
-    correlation: np.ndarray  # (T + 1, N, N) of the neurons' weights, w_i . w_j / D
+    train_loss: Float[np.ndarray, "times"]  # mean squared error on the training set
+    test_loss: Float[np.ndarray, "times"]  # on fresh inputs
+    overlap: Float[np.ndarray, "times N"]  # of every neuron with the direction, w . b / D
+    correlation: Float[np.ndarray, "times N N"]  # of the neurons' weights, w_i . w_j / D
 
 
 @takes(

@@ -24,6 +24,7 @@ from scipy import optimize
 from limits.arguments import count, number, takes
 from ntk import show
 from ntk.regression.risk import Optimum, Risk, kernel_regression, optimal_ridge, random_features
+from ntk.types import Float
 
 __all__ = [
     "Modes",
@@ -49,8 +50,8 @@ class Modes(NamedTuple):
         multiplicity: (m,), how many modes each stands for.
     """
 
-    values: np.ndarray
-    multiplicity: np.ndarray
+    values: Float[np.ndarray, "m"]
+    multiplicity: Float[np.ndarray, "m"]
 
 
 @takes(exponent=number(positive=True), count=number(positive=True), exact=count(), bins=count())
@@ -84,7 +85,7 @@ def power_law(exponent: float, count: float, *, exact: int = 4000, bins: int = 4
 @takes(exponent=number(positive=True), count=number(positive=True), exact=count(), bins=count())
 def power_law_target(
     exponent: float, count: float, *, exact: int = 4000, bins: int = 4000
-) -> np.ndarray:
+) -> Float[np.ndarray, "m"]:
     """(m,), squared coefficients i^-exponent of a target, in each bin of `power_law` with the same other arguments."""
     i, low, high = _ranks(count, exact, bins)
     return np.concatenate([i**-exponent, _sums(exponent, low, high)])

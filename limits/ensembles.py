@@ -21,7 +21,7 @@ from limits.arguments import array, count, function, key, number, takes
 from limits.finite_width import covariance_of
 from limits.quadrature import Activation
 from ntk import show
-from ntk.types import Elementwise, PRNGKey
+from ntk.types import Elementwise, Float, PRNGKey, Real
 
 _BLOCK = 1 << 21  # normal variables drawn at a time
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -34,12 +34,12 @@ def sample_metrics(
     activation: Activation,
     width: int,
     depth: int,
-    gram: np.ndarray,
+    gram: Real[np.ndarray, "N N"],
     *,
     C_W: float,
     networks: int,
     C_b: float = 0.0,
-) -> np.ndarray:
+) -> Float[np.ndarray, "networks L pairs"]:
     """Metrics of random networks of finite width, without their weights: exact in law at any width and depth.
 
     Given a layer's metric its neurons are independent, z ~ N(0, Ghat), and the next one is
@@ -117,9 +117,9 @@ def _root(metric: jax.Array) -> jax.Array:
 class PairMoments(NamedTuple):
     """Averages over the neurons of one network, each (networks, depth): of z_i^2, z_i^2 z_j^2 and z_i z_j^2, i != j."""
 
-    square: np.ndarray
-    squares: np.ndarray
-    skew: np.ndarray
+    square: Float[np.ndarray, "networks depth"]
+    squares: Float[np.ndarray, "networks depth"]
+    skew: Float[np.ndarray, "networks depth"]
 
 
 @takes(

@@ -42,7 +42,7 @@ from limits.arguments import (
 from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
-from ntk.types import Elementwise, PRNGKey, jitted
+from ntk.types import Elementwise, Float, Integer, PRNGKey, Real, jitted
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -262,12 +262,14 @@ class Trained(NamedTuple):
     """
 
     net: Net
-    losses: jax.Array
+    losses: Float[jax.Array, "steps"]
     outputs: jax.Array | tuple
 
 
 @takes(outputs=array(), targets=array())
-def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def squared_error(
+    outputs: Real[jax.Array, "*shape"], targets: Real[jax.Array, "*shape"]
+) -> Float[jax.Array, ""]:
     """Half the squared error, summed over outputs, mean over examples."""
     if jnp.shape(outputs) != jnp.shape(targets):
         raise ValueError(
@@ -277,7 +279,9 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 @takes(outputs=array(), labels=array(integers=True))
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(
+    outputs: Real[jax.Array, "*examples k"], labels: Integer[jax.Array, "*examples"]
+) -> Float[jax.Array, ""]:
     """Mean softmax cross-entropy in nats, for integer labels."""
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
@@ -285,14 +289,14 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 @takes(net=_network, batch=batch, activation=function, loss=function)
 def gradient(
     net: N, batch: tuple, *, activation: Elementwise = identity, loss: Loss = squared_error
-) -> tuple[jax.Array, N]:
+) -> tuple[Float[jax.Array, ""], N]:
     """(loss, gradient in units of the limit): what one SGD step subtracts per learning rate, free of the width."""
     value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0], activation), batch[1]))(net)
     return value, jax.tree.map(lambda g: g / net.scale, slope)
 
 
 @takes(net=_network, slope=_network)
-def norm(net: Net, slope: Net) -> jax.Array:
+def norm(net: Net, slope: Net) -> Float[jax.Array, ""]:
     """Norm of such a gradient, free of the width: the root of the mean over units of the squared entries."""
     squares = jax.tree.map(lambda g: jnp.square(g).sum(), slope)
     return jnp.sqrt(net.scale * sum(jax.tree.leaves(squares)))
@@ -307,7 +311,7 @@ def train(
     *,
     activation: Elementwise = identity,
     loss: Loss = squared_error,
-    inputs: jax.Array | None = None,
+    inputs: Real[jax.Array, "N d"] | None = None,
 ) -> Trained:
     """Stochastic gradient descent, one step a batch; finite networks and limits alike. Compiled once per shape.
 
@@ -354,10 +358,10 @@ class Episodes(NamedTuple):
         query_labels: (..., Q).
     """
 
-    support: jax.Array
-    support_labels: jax.Array
-    query: jax.Array
-    query_labels: jax.Array
+    support: Integer[jax.Array, "*tasks S"]
+    support_labels: Integer[jax.Array, "*tasks S"]
+    query: Integer[jax.Array, "*tasks Q"]
+    query_labels: Integer[jax.Array, "*tasks Q"]
 
 
 @takes(net=_network, batch=batch, rate=number(), steps=count(0), activation=function)
@@ -386,7 +390,7 @@ def adapt(
 @jitted(static_argnames=("inner_steps", "activation"))
 def meta_train(
     net: N,
-    inputs: jax.Array,
+    inputs: Real[jax.Array, "P d"],
     episodes: Episodes,
     *,
     inner_rate: float = 0.4,
@@ -394,7 +398,7 @@ def meta_train(
     clip: float = 0.5,
     inner_steps: int = 1,
     activation: Elementwise = identity,
-) -> tuple[N, jax.Array]:
+) -> tuple[N, Float[jax.Array, "steps"]]:
     """First-order MAML: each outer step adapts to its tasks and follows their gradients at the adapted networks.
 
     The gradients are summed over the tasks and clipped in the norm that is free of the width.
@@ -442,13 +446,13 @@ def meta_train(
 @jitted(static_argnames=("inner_steps", "activation"))
 def adapted_outputs(
     net: Net,
-    inputs: jax.Array,
+    inputs: Real[jax.Array, "P d"],
     episodes: Episodes,
     *,
     inner_rate: float = 0.4,
     inner_steps: int = 20,
     activation: Elementwise = identity,
-) -> jax.Array:
+) -> Float[jax.Array, "tasks Q k"]:
     """Outputs (tasks, Q, k) at the queries of each task, after adaptation to its support.
 
     Args:

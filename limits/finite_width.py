@@ -25,6 +25,7 @@ from limits import quadrature
 from limits.arguments import array, boolean, count, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
+from ntk.types import Float, Real
 
 
 @show.readable
@@ -34,17 +35,17 @@ class Vertices(NamedTuple):
     T is that of E[z_i z_j^2] = T/n, zero without skip connections. P and Q need s = 0 where s' jumps.
     """
 
-    K: np.ndarray
-    Theta: np.ndarray | None
-    V: np.ndarray
-    G1: np.ndarray | None
-    F: np.ndarray | None
-    B: np.ndarray | None
-    D: np.ndarray | None
-    A: np.ndarray | None
-    P: np.ndarray | None
-    Q: np.ndarray | None
-    T: np.ndarray
+    K: Float[np.ndarray, "depth"]
+    Theta: Float[np.ndarray, "depth"] | None
+    V: Float[np.ndarray, "depth"]
+    G1: Float[np.ndarray, "depth"] | None
+    F: Float[np.ndarray, "depth"] | None
+    B: Float[np.ndarray, "depth"] | None
+    D: Float[np.ndarray, "depth"] | None
+    A: Float[np.ndarray, "depth"] | None
+    P: Float[np.ndarray, "depth"] | None
+    Q: Float[np.ndarray, "depth"] | None
+    T: Float[np.ndarray, "depth"]
 
 
 _SCALES = {"C_W": number(positive=True), "C_b": number()}
@@ -189,14 +190,19 @@ class MetricCovariance(NamedTuple):
     At width n, Ghat_p has mean G_p + mean_shift[p] / n and Cov(Ghat_p, Ghat_q) = covariance[p, q] / n.
     """
 
-    gram: np.ndarray
-    covariance: np.ndarray
-    mean_shift: np.ndarray
+    gram: Float[np.ndarray, "L N N"]
+    covariance: Float[np.ndarray, "L pairs pairs"]
+    mean_shift: Float[np.ndarray, "L pairs"]
 
 
 @takes(depth=count(), gram=array(2), **_SCALES)
 def metric_covariance(
-    activation: Activation, depth: int, gram: np.ndarray, *, C_W: float, C_b: float = 0.0
+    activation: Activation,
+    depth: int,
+    gram: Real[np.ndarray, "N N"],
+    *,
+    C_W: float,
+    C_b: float = 0.0,
 ) -> MetricCovariance:
     """Fluctuations of the metric of one or two inputs: V = J V J^T + C_W^2 (Q - M M^T), layer by layer.
 
@@ -236,7 +242,7 @@ def metric_covariance(
     return MetricCovariance(*(np.array(part) for part in zip(*layers)))
 
 
-def covariance_of(gram: np.ndarray, most: int) -> np.ndarray:
+def covariance_of(gram: Real[np.ndarray, "N N"], most: int) -> Float[np.ndarray, "N N"]:
     """The covariance matrix of at most so many inputs in double precision; refuses what is none."""
     gram = np.asarray(gram, np.float64)
     if gram.shape[0] != gram.shape[1] or not 1 <= len(gram) <= most:

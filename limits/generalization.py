@@ -27,6 +27,7 @@ from scipy import special
 
 from limits.arguments import array, count, number, takes
 from ntk import show
+from ntk.types import Float, Integer, Real
 
 
 @show.readable
@@ -48,10 +49,10 @@ class Layers(NamedTuple):
         bound: (L + 1,), the distance times the Lipschitz constant of the layers after it; the last is the smallest.
     """
 
-    ranks: np.ndarray
-    information: np.ndarray
-    distance: np.ndarray
-    bound: np.ndarray
+    ranks: Integer[np.ndarray, "levels"]
+    information: Float[np.ndarray, "levels"]
+    distance: Float[np.ndarray, "levels"]
+    bound: Float[np.ndarray, "levels"]
 
 
 @show.readable
@@ -145,7 +146,9 @@ def gap_bound(information: float, num_examples: int = 1) -> float:
 
 
 @takes(scale=number(positive=True), num_examples=count(2))
-def deep_linear(layers: Sequence[ArrayLike], scale: float, num_examples: int) -> Layers:
+def deep_linear(
+    layers: Sequence[Real[ArrayLike, "_units _before"]], scale: float, num_examples: int
+) -> Layers:
     """Bounds of every layer of a deep linear network on the Gaussian problem.
 
     E W_2^2 = s^2 |A|_F^2 (1/n + (1 - sqrt(1 - 1/n))^2) with A = A_l .. A_1. The information falls with the rank, so its
@@ -189,12 +192,12 @@ def deep_linear(layers: Sequence[ArrayLike], scale: float, num_examples: int) ->
     inverse_temperature=number(positive=True),
 )  # fmt: skip
 def gibbs(
-    losses: ArrayLike,
-    probabilities: ArrayLike,
+    losses: Real[ArrayLike, "H K"],
+    probabilities: Real[ArrayLike, "K"],
     num_examples: int,
     inverse_temperature: float,
     *,
-    prior: ArrayLike | None = None,
+    prior: Real[ArrayLike, "H"] | None = None,
 ) -> Gibbs:
     """The Gibbs algorithm on finitely many hypotheses and kinds of examples, over all data sets.
 

@@ -23,7 +23,7 @@ from scipy import special
 
 from limits.arguments import array, count, number, takes
 from ntk import show
-from ntk.types import Array
+from ntk.types import Array, Bool, Float, Integer, Real
 
 _STATE = {"state": array(), "patterns": array(2), "beta": number(positive=True)}
 
@@ -39,14 +39,16 @@ class Retrieval(NamedTuple):
         converged: (...), whether the last update moved the state by less than the tolerance.
     """
 
-    state: jax.Array
-    weights: jax.Array
-    steps: jax.Array
-    converged: jax.Array
+    state: Float[jax.Array, "*batch d"]
+    weights: Float[jax.Array, "*batch N"]
+    steps: Integer[jax.Array, ""]
+    converged: Bool[jax.Array, "*batch"]
 
 
 @takes(**_STATE)
-def update(state: ArrayLike, patterns: ArrayLike, beta: float) -> jax.Array:
+def update(
+    state: Real[ArrayLike, "*batch d"], patterns: Real[ArrayLike, "N d"], beta: float
+) -> Float[jax.Array, "*batch d"]:
     """One update, X^T softmax(beta X xi).
 
     Args:
@@ -63,7 +65,9 @@ def update(state: ArrayLike, patterns: ArrayLike, beta: float) -> jax.Array:
 
 
 @takes(**_STATE)
-def energy(state: ArrayLike, patterns: ArrayLike, beta: float) -> jax.Array:
+def energy(
+    state: Real[ArrayLike, "*batch d"], patterns: Real[ArrayLike, "N d"], beta: float
+) -> Float[jax.Array, "*batch"]:
     """E of each state, (...); not negative, and its gradient is the state less its update. Arguments as in `update`."""
     state, patterns = _arrays(state, patterns)
     lse = jax.nn.logsumexp(beta * state @ patterns.T, axis=-1) / beta
@@ -73,8 +77,8 @@ def energy(state: ArrayLike, patterns: ArrayLike, beta: float) -> jax.Array:
 
 @takes(**_STATE, tolerance=number(positive=True), max_steps=count())
 def retrieve(
-    state: ArrayLike,
-    patterns: ArrayLike,
+    state: Real[ArrayLike, "*batch d"],
+    patterns: Real[ArrayLike, "N d"],
     beta: float,
     *,
     tolerance: float = 1e-4,
@@ -114,7 +118,7 @@ def retrieve(
 
 
 @takes(patterns=array(2))
-def separation(patterns: ArrayLike) -> jax.Array:
+def separation(patterns: Real[ArrayLike, "N d"]) -> Float[jax.Array, "N"]:
     """D_i = min over j != i of x_i . x_i - x_i . x_j, (N,): how far a pattern stands out; infinite for one alone.
 
     Args:
@@ -132,7 +136,9 @@ def separation(patterns: ArrayLike) -> jax.Array:
 
 
 @takes(patterns=array(2), beta=number(positive=True), distance=array())
-def retrieval_bound(patterns: ArrayLike, beta: float, distance: ArrayLike = 0.0) -> jax.Array:
+def retrieval_bound(
+    patterns: Real[ArrayLike, "N d"], beta: float, distance: ArrayLike = 0.0
+) -> Float[jax.Array, "... N"]:
     """What |update(xi) - x_i| cannot exceed for any xi within a distance of pattern i.
 
         2 M (N - 1) exp(-beta (D_i - 2 M distance))

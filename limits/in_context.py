@@ -34,7 +34,7 @@ from limits.arguments import array, count, function, number, takes
 from limits.quadrature import panels
 from ntk import show
 from ntk.activations import kinks
-from ntk.types import Array, HostFunction
+from ntk.types import Array, Float, HostFunction, Real
 
 
 @show.readable
@@ -47,17 +47,17 @@ class OneStep(NamedTuple):
         baseline: R(0) = tr(Lam S), of the prediction 0.
     """
 
-    matrix: np.ndarray
+    matrix: Float[np.ndarray, "d d"]
     risk: float
     baseline: float
 
 
 @takes(covariance=array(2), num_examples=count(), noise=number())
 def one_step(
-    covariance: HostArray,
+    covariance: Real[HostArray, "d d"],
     num_examples: int,
     *,
-    weight_covariance: HostArray | None = None,
+    weight_covariance: Real[HostArray, "d d"] | None = None,
     noise: float = 0.0,
 ) -> OneStep:
     """The matrix with which one step of descent predicts best, and its risk: what linear attention learns.
@@ -91,11 +91,11 @@ def one_step(
 
 @takes(matrix=array(2), covariance=array(2), num_examples=count(), noise=number())
 def risk(
-    matrix: HostArray,
-    covariance: HostArray,
+    matrix: Real[HostArray, "d d"],
+    covariance: Real[HostArray, "d d"],
     num_examples: int,
     *,
-    weight_covariance: HostArray | None = None,
+    weight_covariance: Real[HostArray, "d d"] | None = None,
     noise: float = 0.0,
 ) -> float:
     """R(G) of any matrix, exact for Gaussian inputs; the other arguments as in `one_step`.
@@ -224,14 +224,14 @@ def _chi(dim: int, order: int) -> tuple[np.ndarray, np.ndarray]:
 
 @takes(x=array(3), y=array(2), query=array(2), rate=array(), steps=count(0), correction=number())
 def descend(
-    x: ArrayLike,
-    y: ArrayLike,
-    query: ArrayLike,
-    rate: ArrayLike,
+    x: Real[ArrayLike, "B n d"],
+    y: Real[ArrayLike, "B n"],
+    query: Real[ArrayLike, "B d"],
+    rate: Real[ArrayLike, ""] | Real[ArrayLike, "d d"],
     steps: int,
     *,
-    correction: ArrayLike = 0.0,
-) -> jax.Array:
+    correction: Real[ArrayLike, ""] = 0.0,
+) -> Float[jax.Array, "B"]:
     """Predictions for the queries after steps of gradient descent from zero on half the summed squared error.
 
     Each step y <- y - X w, w = rate X^T y, leaves the residuals as targets of the next. With a correction gamma,
@@ -273,13 +273,13 @@ def descend(
 
 @takes(x=array(3), y=array(2), query=array(2), noise=number())
 def ridge(
-    x: ArrayLike,
-    y: ArrayLike,
-    query: ArrayLike,
+    x: Real[ArrayLike, "B n d"],
+    y: Real[ArrayLike, "B n"],
+    query: Real[ArrayLike, "B d"],
     noise: float,
     *,
-    weight_covariance: ArrayLike | None = None,
-) -> jax.Array:
+    weight_covariance: Real[ArrayLike, "d d"] | None = None,
+) -> Float[jax.Array, "B"]:
     """Bayes predictions: the mean of w . query given the prompt, ridge regression with the penalty s^2.
 
     Args:

@@ -17,6 +17,8 @@ lie half a power away. Therefore a layer is
 Source: derived.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from scipy import stats
 
 from limits.regimes import Regime
 from ntk import show
+from ntk.types import Float
 
 
 @show.readable
@@ -37,8 +40,8 @@ class Scaling(NamedTuple):
         interval: (steps, layers, 2), its confidence interval from the spread over seeds.
     """
 
-    exponent: np.ndarray
-    interval: np.ndarray
+    exponent: Float[np.ndarray, "..."]
+    interval: Float[np.ndarray, "... 2"]
 
 
 class Measured(NamedTuple):

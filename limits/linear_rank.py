@@ -33,7 +33,7 @@ from scipy import special
 
 from limits.arguments import array, broadcast, count, number, takes
 from ntk import show
-from ntk.types import Array, Scalar
+from ntk.types import Array, Real, Scalar
 
 
 @show.readable
@@ -134,9 +134,9 @@ def laziness(
     max_steps=count(),
 )
 def descend(
-    weights: ArrayLike,
-    readout: ArrayLike,
-    target: ArrayLike,
+    weights: Real[ArrayLike, "*batch N d"],
+    readout: Real[ArrayLike, "*batch N"],
+    target: Real[ArrayLike, "*batch d"],
     *,
     step_size: float = 0.02,
     max_steps: int = 200_000,

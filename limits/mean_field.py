@@ -39,22 +39,22 @@ from limits.arguments import (
     takes,
 )
 from ntk import show
-from ntk.types import Scalar
+from ntk.types import Float, Real, Scalar
 
 
 @show.readable
 class Moments(NamedTuple):
     """First and second moment of the neurons' weights; may carry leading axes (recorded steps, runs)."""
 
-    mean: jax.Array  # (..., D)
-    second: jax.Array  # (..., D, D)
+    mean: Float[jax.Array, "... D"]
+    second: Float[jax.Array, "... D D"]
 
 
 class Target(NamedTuple):
     """A quadratic function y(x) = linear . x + x^T hessian x / 2."""
 
-    linear: jax.Array  # (D,)
-    hessian: jax.Array  # (D, D)
+    linear: Float[jax.Array, "D"]
+    hessian: Float[jax.Array, "D D"]
 
 
 @show.readable
@@ -72,7 +72,9 @@ class Loss(NamedTuple):
 
 
 @takes(weights=array(2), x=array(2), alpha=real, epsilon=real)
-def apply(weights: jax.Array, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -> jax.Array:
+def apply(
+    weights: Real[jax.Array, "N D"], x: Real[jax.Array, "P D"], *, alpha: Scalar, epsilon: Scalar
+) -> Float[jax.Array, "P"]:
     """The finite network (alpha / N) sum_i phi(w_i . x), phi(h) = h + (epsilon / 2) h^2.
 
     Args:
@@ -90,7 +92,7 @@ def apply(weights: jax.Array, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -
 
 
 @takes(weights=array(2))
-def moments(weights: jax.Array) -> Moments:
+def moments(weights: Real[jax.Array, "N D"]) -> Moments:
     """Moments of the weights (N, D) of a finite network: where its closed dynamics start."""
     return Moments(jnp.mean(weights, axis=0), weights.T @ weights / weights.shape[0])
 
@@ -110,7 +112,9 @@ def subtract(one: Moments, other: Moments) -> Moments:
 
 
 @takes(moments=instance(Moments), x=array(2), alpha=real, epsilon=real)
-def predict(moments: Moments, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -> jax.Array:
+def predict(
+    moments: Moments, x: Real[jax.Array, "P D"], *, alpha: Scalar, epsilon: Scalar
+) -> Float[jax.Array, "... P"]:
     """Outputs alpha mean . x + (alpha epsilon / 2) x^T second x, (P,), of inputs (P, D)."""
     same_columns(moments=moments.mean, x=x)
     quadratic = jnp.sum((x @ moments.second) * x, axis=1)
@@ -119,8 +123,12 @@ def predict(moments: Moments, x: jax.Array, *, alpha: Scalar, epsilon: Scalar) -
 
 @takes(moments=instance(Moments), x1=array(2), epsilon=real)
 def tangent_kernel(
-    moments: Moments, x1: jax.Array, x2: jax.Array | None = None, *, epsilon: Scalar
-) -> jax.Array:
+    moments: Moments,
+    x1: Real[jax.Array, "P1 D"],
+    x2: Real[jax.Array, "P2 D"] | None = None,
+    *,
+    epsilon: Scalar,
+) -> Float[jax.Array, "... P1 P2"]:
     """Neural tangent kernel of the weights, times N / alpha^2: x.x' [1 + eps m.(x + x') + eps^2 x^T M x'].
 
     Args:
@@ -150,7 +158,7 @@ def tangent_kernel(
 )
 def gradient_descent(
     start: Moments,
-    train: tuple[jax.Array, jax.Array],
+    train: tuple[Real[jax.Array, "P D"], Real[jax.Array, "P"]],
     steps: Sequence[int],
     *,
     alpha: Scalar,
@@ -230,7 +238,7 @@ def _descend(
 @takes(start=instance(Moments), train=pair, epsilon=real, learning_rate=number())
 def lazy_descent(
     start: Moments,
-    train: tuple[jax.Array, jax.Array],
+    train: tuple[Real[jax.Array, "P D"], Real[jax.Array, "P"]],
     steps: Sequence[float],
     *,
     epsilon: Scalar,
@@ -314,7 +322,7 @@ def population_loss(moments: Moments, target: Target, *, alpha: Scalar, epsilon:
 
 
 @takes(start=instance(Moments), direction=array(1), strength=real)
-def aligned(start: Moments, direction: jax.Array, strength: Scalar) -> Moments:
+def aligned(start: Moments, direction: Real[jax.Array, "D"], strength: Scalar) -> Moments:
     """A start whose features know a direction: weights w + strength g b / |b|, g ~ N(0, 1) for each neuron.
 
     Args:

@@ -26,17 +26,17 @@ from numpy.typing import ArrayLike
 
 from limits.arguments import array, boolean, count, integer, key, number, takes
 from ntk import show
-from ntk.types import PRNGKey
+from ntk.types import Float, Integer, PRNGKey, Real
 
 
 @show.readable
 class Outliers(NamedTuple):
     """Examples of the setting above; the ids of the two opposing groups are equally many."""
 
-    inputs: jax.Array  # (n, d + 1), x_o last
-    targets: jax.Array  # (n,)
-    positive: np.ndarray  # ids with x_o > 0
-    negative: np.ndarray  # ids with x_o < 0
+    inputs: Float[jax.Array, "n d"]  # x_o last
+    targets: Float[jax.Array, "n"]
+    positive: Integer[np.ndarray, "half"]  # ids with x_o > 0
+    negative: Integer[np.ndarray, "half"]  # ids with x_o < 0
 
 
 @takes(
@@ -45,7 +45,9 @@ class Outliers(NamedTuple):
     start=number(positive=True),
     times=array(),
 )
-def sharpness_path(alpha: float, signal: float, start: float, times: ArrayLike) -> np.ndarray:
+def sharpness_path(
+    alpha: float, signal: float, start: float, times: Real[ArrayLike, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
     """Curvature alpha u(t) along the outliers' weights under gradient flow.
 
     Args:

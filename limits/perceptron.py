@@ -29,6 +29,7 @@ from scipy import optimize, special
 
 from limits.arguments import array, boolean, count, number, takes
 from ntk import show
+from ntk.types import Float, Real
 
 CORRELATION = float(special.lambertw(math.exp(-1)).real)
 """max over m of m sigma(-m): what a step can gain from examples on the right side."""
@@ -47,9 +48,9 @@ class Path(NamedTuple):
     """
 
     steps: int
-    losses: np.ndarray
-    misclassified: np.ndarray
-    weights: np.ndarray
+    losses: Float[np.ndarray, "T"]
+    misclassified: Float[np.ndarray, "T"]
+    weights: Float[np.ndarray, "d"]
     separated: bool
 
 
@@ -64,18 +65,18 @@ class Margin(NamedTuple):
     """
 
     value: float
-    direction: np.ndarray
+    direction: Float[np.ndarray, "d"]
     gap: float
 
 
 @takes(signed=array(2), normalised=boolean, max_steps=count())
 def descend(
-    signed: ArrayLike,
+    signed: Real[ArrayLike, "n d"],
     step_size: float,
     *,
     normalised: bool = False,
     max_steps: int = 100_000,
-    start: ArrayLike | None = None,
+    start: Real[ArrayLike, "d"] | None = None,
 ) -> Path:
     """Full-batch gradient descent on the logistic loss until the examples are separated, in double precision.
 
@@ -112,7 +113,7 @@ def descend(
 
 
 @takes(signed=array(2))
-def margin(signed: ArrayLike) -> Margin:
+def margin(signed: Real[ArrayLike, "n d"]) -> Margin:
     """The widest margin of a hyperplane through the origin, with the gap to its dual bound.
 
     The dual is min |sum_i a_i b_i| over the simplex. Non-negative least squares on the same sum with one more row of

@@ -28,11 +28,11 @@ from jax.typing import DTypeLike
 from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
 from ntk import show
-from ntk.types import PRNGKey, Scalar
+from ntk.types import Float, PRNGKey, Real, Scalar
 
 
 @jax.custom_jvp
-def relu_dual(c: jax.Array) -> jax.Array:
+def relu_dual(c: Real[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """V(c) = (sqrt(1 - c^2) + c arccos(-c)) / 2 pi: E relu(u) relu(v) for unit normals of correlation c."""
     c = jnp.clip(c, -1, 1)
     return (jnp.sqrt(1 - c * c) + c * jnp.arccos(-c)) / (2 * jnp.pi)
@@ -177,7 +177,7 @@ def _forward(
 )
 def train(
     net: PiLimit | PiNet, batches: tuple, learning_rate: float, *, loss: Callable = squared_error
-) -> tuple[PiLimit | PiNet, jax.Array]:
+) -> tuple[PiLimit | PiNet, Float[jax.Array, "steps"]]:
     """Stochastic gradient descent, one step a batch; pi-nets and their limit alike. Compiled once per shape.
 
     Each step adds one row per example to every layer of the limit: after s steps with batches of B a layer has

@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from limits.arguments import array, takes
+from ntk.types import Float, Real
 
 
 @takes(regret=array())
-def logistic_gap(regret: ArrayLike) -> np.ndarray | float:
+def logistic_gap(regret: Real[ArrayLike, "*shape"]) -> Float[np.ndarray, "*shape"] | float:
     """Psi: the least excess cross-entropy, in nats, of scores whose excess error is ``regret``.
 
     Args:
@@ -44,7 +45,7 @@ def logistic_gap(regret: ArrayLike) -> np.ndarray | float:
 
 
 @takes(excess=array())
-def largest_regret(excess: ArrayLike) -> np.ndarray | float:
+def largest_regret(excess: Real[ArrayLike, "*shape"]) -> Float[np.ndarray, "*shape"] | float:
     """The inverse of `logistic_gap`: the largest excess error of scores with so much excess cross-entropy.
 
     Args:

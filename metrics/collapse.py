@@ -50,7 +50,7 @@ from metrics.scatter import (
     within_class,
 )
 from ntk import show
-from ntk.types import Data, PyTree
+from ntk.types import Data, Integer, PyTree, Real
 
 
 @show.readable
@@ -72,13 +72,13 @@ class Collapse(NamedTuple):
 
 
 def neural_collapse(
-    features: Data,
-    labels: Data,
+    features: Real[Data, "N ..."],
+    labels: Integer[Data, "N"],
     num_classes: int,
     *,
-    weights: Data | None = None,
-    bias: Data | None = None,
-    predictions: Data | None = None,
+    weights: Real[Data, "K d"] | None = None,
+    bias: Real[Data, "K"] | None = None,
+    predictions: Integer[Data, "N"] | None = None,
     frame: str = "simplex",
     center: str = "classes",
     rtol: float | None = None,
@@ -149,7 +149,10 @@ def _neural_collapse(
 
 
 def collapse_by_layer(
-    features: Mapping[str, Data], labels: Data, num_classes: int, **options: Any
+    features: Mapping[str, Real[Data, "N ..."]],
+    labels: Integer[Data, "N"],
+    num_classes: int,
+    **options: Any,
 ) -> dict[str, Collapse]:
     """`neural_collapse` of every entry of a dict of features, as a model's features=True returns.
 
@@ -186,8 +189,8 @@ def collapse_report(
     centers: Centers,
     within: WithinClass,
     *,
-    weights: Data | None = None,
-    bias: Data | None = None,
+    weights: Real[Data, "K d"] | None = None,
+    bias: Real[Data, "K"] | None = None,
     frame: str = "simplex",
 ) -> Collapse:
     """The numbers, from the two passes.
@@ -301,11 +304,11 @@ def _generalized(
 
 
 def generalized_collapse(
-    features: Data,
-    labels: Data,
+    features: Real[Data, "N ..."],
+    labels: Integer[Data, "N"],
     num_classes: int,
     *,
-    weights: Data,
+    weights: Real[Data, "K d"],
     num_steps: int = 300,
 ) -> Generalized:
     """Generalised neural collapse (GNC1-GNC3 and nearest-centre accuracy) for many classes.
@@ -332,7 +335,7 @@ def generalized_collapse(
     return report
 
 
-def ood_orthogonality(means: Data, outside: Data) -> Estimate:
+def ood_orthogonality(means: Real[Data, "K d"], outside: Real[Data, "N ..."]) -> Estimate:
     """NC5: mean over classes of |cos(mu_c, mu_out)|, 0 where other data are orthogonal to every class.
 
     Args:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from metrics import checks
 from metrics.estimate import power_of_two
 from ntk import show
-from ntk.types import Scalar
+from ntk.types import Float, Real, Scalar
 
 
 @show.readable
@@ -40,13 +40,13 @@ class Hardness(NamedTuple):
         freezing: T_c of the same, the mean over anchors: at lower temperatures a few hardest negatives take all.
     """
 
-    weights: jax.Array
-    entropy: jax.Array
-    normal: jax.Array
-    freezing: jax.Array
+    weights: Float[jax.Array, "N N"]
+    entropy: Float[jax.Array, "N"]
+    normal: Float[jax.Array, ""]
+    freezing: Float[jax.Array, ""]
 
 
-def hardness(similarities: jax.Array, temperature: Scalar) -> Hardness:
+def hardness(similarities: Real[jax.Array, "N N"], temperature: Scalar) -> Hardness:
     """Shares of negatives in the gradient of a contrastive loss, their entropy, and what chance alone would make it.
 
     Args:
@@ -79,7 +79,9 @@ def hardness(similarities: jax.Array, temperature: Scalar) -> Hardness:
     return Hardness(weights, entropy, normal, jnp.mean(spread) / jnp.sqrt(2 * jnp.log(count)))
 
 
-def normal_entropy(count: int, spread: jax.Array, temperature: Scalar) -> jax.Array:
+def normal_entropy(
+    count: int, spread: Real[jax.Array, "*shape"], temperature: Scalar
+) -> Float[jax.Array, "*shape"]:
     """Entropy in nats of the weights of n normal negatives: log n - a^2 / (2 T^2), 0 below the freezing temperature.
 
     Exact as log n grows at fixed T / T_c; finite n rounds the corner at T_c.

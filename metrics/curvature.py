@@ -22,7 +22,7 @@ from metrics import checks, operators, programs
 from metrics.estimate import norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import PRNGKey, PyTree
+from ntk.types import Float, PRNGKey, PyTree
 
 Index: TypeAlias = int | jax.Array
 
@@ -31,10 +31,10 @@ Index: TypeAlias = int | jax.Array
 class Sharpness(NamedTuple):
     """Ritz pairs of a symmetric operator, the wanted end of the spectrum first."""
 
-    value: jax.Array  # (k,)
+    value: Float[jax.Array, "k"]
     # (k,): some eigenvalue lies within it; the error is <= residual^2 / gap, down to what rounding costs, which the
     # residual includes: eps |A|, eps of the coarsest arithmetic in the product.
-    residual: jax.Array
+    residual: Float[jax.Array, "k"]
     vector: Any  # a pytree like params, every leaf with a leading axis of length k
 
 

@@ -24,7 +24,7 @@ from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import Array, PRNGKey, PyTree, Scalar
+from ntk.types import Array, Float, PRNGKey, PyTree, Real, Scalar
 
 
 @show.readable
@@ -39,14 +39,16 @@ class JacobianSpectrum(NamedTuple):
         homogeneity: (N,), |J y - f(y)| / |f(y)|, 0 up to rounding for networks without biases.
     """
 
-    shrinkage: jax.Array
-    basis: jax.Array
-    degrees: jax.Array
-    asymmetry: jax.Array
-    homogeneity: jax.Array
+    shrinkage: Float[jax.Array, "N d"]
+    basis: Float[jax.Array, "N d d"]
+    degrees: Float[jax.Array, "N"]
+    asymmetry: Float[jax.Array, "N"]
+    homogeneity: Float[jax.Array, "N"]
 
 
-def jacobian_spectrum(apply: Callable, params: PyTree, noisy: jax.Array) -> JacobianSpectrum:
+def jacobian_spectrum(
+    apply: Callable, params: PyTree, noisy: Real[jax.Array, "N ..."]
+) -> JacobianSpectrum:
     """Eigenvalues and eigenvectors of a denoiser's Jacobian at noisy examples, and what makes them a shrinkage.
 
     Holds N d^2 numbers; give a few examples at a time where d is large.
@@ -81,7 +83,7 @@ def _spectrum(apply: Callable, params: PyTree, noisy: Array) -> JacobianSpectrum
 def sure(
     apply: Callable,
     params: PyTree,
-    noisy: jax.Array,
+    noisy: Real[jax.Array, "N ..."],
     noise: Scalar,
     *,
     key: PRNGKey | None = None,

@@ -21,7 +21,7 @@ from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate, norm, power_of_two
 from metrics.ranks import keep, rank_correlation, reliability
 from ntk import show
-from ntk.types import Data, PyTree
+from ntk.types import Bool, Data, Float, Integer, PyTree, Real, Shaped
 
 __all__ = [
     "Forgetting",
@@ -44,25 +44,27 @@ __all__ = [
 class Forgetting(NamedTuple):
     """Running counts of every example, (N,) each."""
 
-    correct: jax.Array  # at its last look
-    events: jax.Array  # looks at which it went from correct to wrong
-    learned: jax.Array  # was ever correct
+    correct: Bool[jax.Array, "N"]  # at its last look
+    events: Integer[jax.Array, "N"]  # looks at which it went from correct to wrong
+    learned: Bool[jax.Array, "N"]  # was ever correct
 
 
 @show.readable
 class Opposing(NamedTuple):
     """Two groups of examples whose losses move against each other up to one step."""
 
-    step: jax.Array  # t with the largest, or the first, rise of the mean loss from t to t+1
-    rise: jax.Array  # of the mean loss at that step; not positive: it never rose
-    up: jax.Array  # (m,) ids with the largest rise, largest first
-    down: jax.Array  # (m,) ids with the largest fall, largest first
-    correlation: jax.Array  # over steps, of the two groups' mean loss changes: -1 when opposing
-    autocorrelation: jax.Array  # lag one, of the first group's change: -1 when oscillating
-    share: jax.Array  # of sum |change| at the step that the two groups carry
-    oscillates: (
-        jax.Array
-    )  # whether the rise is more than rounding of the mean loss; else correlations are no evidence
+    # t with the largest, or the first, rise of the mean loss from t to t+1
+    step: Integer[jax.Array, ""]
+    rise: Float[jax.Array, ""]  # of the mean loss at that step; not positive: it never rose
+    up: Integer[jax.Array, "m"]  # ids with the largest rise, largest first
+    down: Integer[jax.Array, "m"]  # ids with the largest fall, largest first
+    # over steps, of the two groups' mean loss changes: -1 when opposing
+    correlation: Float[jax.Array, ""]
+    # lag one, of the first group's change: -1 when oscillating
+    autocorrelation: Float[jax.Array, ""]
+    share: Float[jax.Array, ""]  # of sum |change| at the step that the two groups carry
+    # whether the rise is more than rounding of the mean loss; else correlations are no evidence
+    oscillates: Bool[jax.Array, ""]
 
 
 @show.readable
@@ -119,7 +121,9 @@ def memorised(predictions: jax.Array, labels: jax.Array, clean: jax.Array) -> Me
     )
 
 
-def el2n(logits: Data, targets: Data) -> jax.Array:
+def el2n(
+    logits: Real[Data, "*runs N K"], targets: Integer[Data, "N"] | Real[Data, "N K"]
+) -> Float[jax.Array, "*runs N"]:
     """EL2N: |softmax(f(x)) - y| of each example.
 
     The score is an expectation over networks early in training: average several with `over_runs`.
@@ -161,11 +165,11 @@ def el2n(logits: Data, targets: Data) -> jax.Array:
 def grand(
     loss: Callable[..., jax.Array],
     params: PyTree,
-    inputs: Data,
-    targets: Data,
+    inputs: Shaped[Data, "N ..."],
+    targets: Shaped[Data, "N ..."],
     *,
     batch_size: int = 64,
-) -> jax.Array:
+) -> Float[jax.Array, "N"]:
     """GraNd: norm of the gradient of each example's loss with respect to all parameters.
 
     batch_size gradients are held at once (each as large as params). An expectation over networks
@@ -212,7 +216,7 @@ def grand(
     return jax.lax.map(score, (inputs, targets), batch_size=min(batch_size, inputs.shape[0]))
 
 
-def over_runs(scores: Data) -> Estimate:
+def over_runs(scores: Real[Data, "R ..."]) -> Estimate:
     """Mean over R networks (seeds) and its standard error, of scores (R, ...), R >= 2."""
     scores = checks.real("scores", scores)
     runs = scores.shape[0] if scores.ndim else 1
@@ -227,7 +231,9 @@ def no_forgetting(num_examples: int) -> Forgetting:
     return Forgetting(*(jnp.zeros(num_examples, kind) for kind in (bool, jnp.int32, bool)))
 
 
-def update_forgetting(state: Forgetting, ids: Data, correct: Data) -> Forgetting:
+def update_forgetting(
+    state: Forgetting, ids: Integer[Data, "B"], correct: Bool[Data, "B"]
+) -> Forgetting:
     """Counts after one minibatch; usable in a scan.
 
     Args:
@@ -265,7 +271,7 @@ def update_forgetting(state: Forgetting, ids: Data, correct: Data) -> Forgetting
     )
 
 
-def forgetting_scores(state: Forgetting) -> jax.Array:
+def forgetting_scores(state: Forgetting) -> Float[jax.Array, "N"]:
     """Forgetting events per example (N,); inf for an example that was never correct."""
     _check_state(state)
     return jnp.where(state.learned, state.events.astype(jnp.float32), jnp.inf)
@@ -279,7 +285,7 @@ def _check_state(state: Any) -> None:
 
 
 def opposing_signals(
-    losses: Data,
+    losses: Real[Data, "T N"],
     group_size: int,
     *,
     window: int = 10,
@@ -363,7 +369,7 @@ def _opposing(losses: jax.Array, group_size: int, window: int, until: str) -> Op
 
 def gradient_cosine(
     loss: Callable[..., jax.Array], params: PyTree, one: Any, other: Any
-) -> jax.Array:
+) -> Float[jax.Array, ""]:
     """Cosine of the gradients on two groups of examples; near -1 for opposing signals.
 
     Args:

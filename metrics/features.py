@@ -21,16 +21,16 @@ from scipy import optimize
 from metrics import checks
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from ntk import show
-from ntk.types import Data
+from ntk.types import Bool, Data, Float, Integer, Real
 
 
 @show.readable
 class Rank(NamedTuple):
     """Three soft ranks of one matrix, all between 1 and min(N, d); from singular values s_j."""
 
-    entropy: jax.Array  # exp of the entropy of s_j / sum s (Roy & Vetterli 2007)
-    participation: jax.Array  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
-    stable: jax.Array  # sum s^2 / max s^2
+    entropy: Float[jax.Array, ""]  # exp of the entropy of s_j / sum s (Roy & Vetterli 2007)
+    participation: Float[jax.Array, ""]  # (sum s^2)^2 / sum s^4, of covariance eigenvalues s^2
+    stable: Float[jax.Array, ""]  # sum s^2 / max s^2
 
 
 @show.readable
@@ -54,12 +54,12 @@ class Matching(NamedTuple):
         semi: (d,), of each unit with the other that is most like it, which several units may share.
     """
 
-    correlation: np.ndarray
-    partner: np.ndarray
-    semi: np.ndarray
+    correlation: Float[np.ndarray, "d"]
+    partner: Integer[np.ndarray, "d"]
+    semi: Float[np.ndarray, "d"]
 
 
-def effective_rank(matrix: Data, *, centered: bool = False) -> Rank:
+def effective_rank(matrix: Real[Data, "N ..."], *, centered: bool = False) -> Rank:
     """Effective ranks of a weight matrix or of features.
 
     Args:
@@ -153,14 +153,14 @@ def _axis(axis: int, shape: tuple[int, ...]) -> int:
 class Tuning(NamedTuple):
     """The frequency that carries most of each neuron's weights, over n neurons."""
 
-    frequency: jax.Array  # (n,), 1..p/2
-    phase: (
-        jax.Array
-    )  # (j, n), in radians: weight vector j is about cos(2 pi frequency x / p + phase)
-    share: jax.Array  # (n,): part of the squared weights at this frequency, mean over the vectors
+    frequency: Integer[jax.Array, "n"]  # 1..p/2
+    # in radians: weight vector j is about cos(2 pi frequency x / p + phase)
+    phase: Float[jax.Array, "j n"]
+    # part of the squared weights at this frequency, mean over the vectors
+    share: Float[jax.Array, "n"]
 
 
-def fourier_tuning(weights: Data) -> Tuning:
+def fourier_tuning(weights: Real[Data, "j n p"]) -> Tuning:
     """Frequency and phases of neurons on Z_p, to compare with the analytic solution of modular addition.
 
     There the three weight vectors of a neuron (both inputs, readout) have one frequency, and phases s, t and s + t.
@@ -192,7 +192,9 @@ def fourier_tuning(weights: Data) -> Tuning:
     return Tuning(best + 1, phase[..., 0], jnp.max(share, axis=-1))
 
 
-def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = False) -> jax.Array:
+def pruning_mask(
+    scores: Real[Data, "n"], share: jax.Array | float, *, highest: bool = False
+) -> Bool[jax.Array, "n"]:
     """Which neurons stay when a share of them is removed in the order of their scores.
 
     Args:
@@ -218,8 +220,13 @@ def pruning_mask(scores: Data, share: jax.Array | float, *, highest: bool = Fals
 
 
 def pruned_outputs(
-    hidden: Data, readout: Data, scores: Data, groups: int, *, highest: bool = False
-) -> jax.Array:
+    hidden: Real[Data, "N n"],
+    readout: Real[Data, "n outputs"],
+    scores: Real[Data, "n"],
+    groups: int,
+    *,
+    highest: bool = False,
+) -> Float[jax.Array, "steps N outputs"]:
     """Outputs hidden @ readout as more and more neurons are pruned, at the cost of one forward pass.
 
     The output is a sum over neurons: it is summed group by group, and the groups are accumulated from the last
@@ -255,7 +262,7 @@ def pruned_outputs(
     return jnp.concatenate([jnp.zeros_like(parts[:1]), jnp.cumsum(parts, axis=0)])[::-1]
 
 
-def feature_change(features: Data, initial: Data) -> Change:
+def feature_change(features: Real[Data, "N ..."], initial: Real[Data, "N ..."]) -> Change:
     """Change of features since initialisation, with standard errors over examples.
 
     Args:
@@ -288,7 +295,7 @@ def feature_change(features: Data, initial: Data) -> Change:
 
 
 def feature_change_by_layer(
-    features: Mapping[str, Data], initial: Mapping[str, Data]
+    features: Mapping[str, Real[Data, "N ..."]], initial: Mapping[str, Real[Data, "N ..."]]
 ) -> dict[str, Change]:
     """`feature_change` of every entry of two dicts, as a model's features=True returns.
 
@@ -311,7 +318,7 @@ def feature_change_by_layer(
     return {name: feature_change(features[name], initial[name]) for name in features}
 
 
-def matching(one: jax.Array, other: jax.Array) -> Matching:
+def matching(one: Real[jax.Array, "N d"], other: Real[jax.Array, "N e"]) -> Matching:
     """Pairs the units of two networks so that the sum of correlations is largest (bipartite), and each freely (semi).
 
     Chance finds large correlations among many units and few examples: compare with `matching` of examples in

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from metrics import checks
 from ntk import show
-from ntk.types import Rows
+from ntk.types import Float, Real, Rows
 
 
 @show.readable
@@ -42,14 +42,14 @@ class LinearOptimum(NamedTuple):
     """Global optimum for mean squared error; classes in the order given. Features collapse: NC1 = 0."""
 
     loss: float
-    beta: np.ndarray  # (r,) of each mode
-    x: np.ndarray  # (r,) lambda_i s_i^2 = kappa x for every layer's singular value s_i
-    z: np.ndarray  # (r,) singular values of the fitted outputs, 0 (collapsed) .. 1
+    beta: Float[np.ndarray, "r"]  # of each mode
+    x: Float[np.ndarray, "r"]  # lambda_i s_i^2 = kappa x for every layer's singular value s_i
+    z: Float[np.ndarray, "r"]  # singular values of the fitted outputs, 0 (collapsed) .. 1
     kappa: float
-    weight_gram: np.ndarray  # (K, K) W W^T, W = W_M ... W_1
-    mean_gram: np.ndarray  # (K, K) of the class means of H
-    outputs: np.ndarray  # (K, K) W times class means; column k belongs to class k
-    bias: np.ndarray  # (K,)
+    weight_gram: Float[np.ndarray, "K K"]  # W W^T, W = W_M ... W_1
+    mean_gram: Float[np.ndarray, "K K"]  # of the class means of H
+    outputs: Float[np.ndarray, "K K"]  # W times class means; column k belongs to class k
+    bias: Float[np.ndarray, "K"]
     unique: (
         bool  # False where classes of equal size tie for the last dimension, or at the threshold
     )
@@ -62,9 +62,9 @@ class CrossEntropyOptimum(NamedTuple):
     loss: float
     scale: float  # the logits are scale * pattern; 0 where collapse to zero is better
     rank: int  # of the logits
-    singular_values: np.ndarray  # (K,) of the logits
-    weight_gram: np.ndarray  # (K, K) W W^T
-    mean_gram: np.ndarray  # (K, K) of the class means of H
+    singular_values: Float[np.ndarray, "K"]  # of the logits
+    weight_gram: Float[np.ndarray, "K K"]  # W W^T
+    mean_gram: Float[np.ndarray, "K K"]  # of the class means of H
 
 
 def thresholds(depth: int) -> Thresholds:
@@ -89,7 +89,9 @@ def thresholds(depth: int) -> Thresholds:
     return Thresholds((depth - 1) ** power / depth, depth * q**power / (1 + q) ** 2, power)
 
 
-def mode(beta: ArrayLike, depth: int, *, branch: str = "global") -> np.ndarray:
+def mode(
+    beta: Real[ArrayLike, "*shape"], depth: int, *, branch: str = "global"
+) -> Float[np.ndarray, "*shape"]:
     """Strength x of a mode: the minimiser of 1/(x^M + 1) + beta x over x >= 0.
 
     Args:
@@ -193,26 +195,26 @@ def mse_optimum(
     )
 
 
-def simplex(num_classes: int) -> np.ndarray:
+def simplex(num_classes: int) -> Float[np.ndarray, "K K"]:
     """Logits of the simplex equiangular tight frame, rank K-1: I - 11^T/K."""
     checks.integer("num_classes", num_classes, 2)
     return np.eye(num_classes) - 1 / num_classes
 
 
-def orthoplex(num_classes: int) -> np.ndarray:
+def orthoplex(num_classes: int) -> Float[np.ndarray, "K K"]:
     """Logits of pairs of opposite orthogonal vectors, rank K/2: +1 own, -1 partner, 0 others; K even."""
     if checks.integer("num_classes", num_classes, 2) % 2:
         raise ValueError(f"num_classes is {num_classes}; opposite pairs need an even number")
     return np.kron(np.eye(num_classes // 2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
 
 
-def polygon(num_classes: int) -> np.ndarray:
+def polygon(num_classes: int) -> Float[np.ndarray, "K K"]:
     """Logits of K points on a circle, rank 2: cos(2 pi (i - j) / K)."""
     k = np.arange(checks.integer("num_classes", num_classes, 2))
     return np.cos(2 * np.pi * (k[:, None] - k[None]) / num_classes)
 
 
-def pair_subsets(num_points: int) -> np.ndarray:
+def pair_subsets(num_points: int) -> Float[np.ndarray, "K K"]:
     """Logits of the K = m(m-1)/2 pairs out of m points, rank m-1: e_i + e_j without its mean.
 
     m = 4 is `orthoplex` of K = 6 in another order; m = 5 lives on the Petersen graph.
@@ -224,7 +226,7 @@ def pair_subsets(num_points: int) -> np.ndarray:
     return members @ members.T
 
 
-def known_frames(num_classes: int) -> dict[str, np.ndarray]:
+def known_frames(num_classes: int) -> dict[str, Float[np.ndarray, "K K"]]:
     """Frames of logits that the simplex is to be compared with, by name, and the simplex itself.
 
     None need be the optimum: at K = 10 ten points on a sphere (rank 3, no symmetry) have lower loss from M = 3 on,
@@ -240,7 +242,10 @@ def known_frames(num_classes: int) -> dict[str, np.ndarray]:
 
 
 def cross_entropy_loss(
-    logits: np.ndarray, samples_per_class: int, weight_decays: Sequence[float], feature_decay: float
+    logits: Real[np.ndarray, "K K"],
+    samples_per_class: int,
+    weight_decays: Sequence[float],
+    feature_decay: float,
 ) -> float:
     """Least regularised cross-entropy of M linear layers on free features with the given logits.
 
@@ -274,7 +279,7 @@ def cross_entropy_loss(
 
 
 def cross_entropy_optimum(
-    pattern: np.ndarray,
+    pattern: Real[np.ndarray, "K K"],
     samples_per_class: int,
     weight_decays: Sequence[float],
     feature_decay: float,

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from ntk import show
-from ntk.types import Data
+from ntk.types import Bool, Data, Float, Integer, Real
 
 FRAMES = ("simplex", "orthogonal")
 # Accelerators multiply float32 matrices in fewer bits unless asked.
@@ -63,7 +63,7 @@ class Duality(NamedTuple):
     uniformity: jax.Array
 
 
-def frame_geometry(vectors: Data, *, frame: str = "simplex") -> Frame:
+def frame_geometry(vectors: Real[Data, "K d"], *, frame: str = "simplex") -> Frame:
     """NC2 of K vectors: equal norms, equal angles, distance to the predicted frame.
 
     Args:
@@ -105,7 +105,9 @@ def _frame_geometry(vectors: jax.Array, frame: str) -> Frame:
     )
 
 
-def self_duality(rows: Data, vectors: Data, *, frame: str = "simplex") -> Duality:
+def self_duality(
+    rows: Real[Data, "K d"], vectors: Real[Data, "K d"], *, frame: str = "simplex"
+) -> Duality:
     """NC3: classifier rows against class means.
 
     Args:
@@ -141,7 +143,7 @@ def _self_duality(rows: jax.Array, vectors: jax.Array, frame: str) -> Duality:
     )
 
 
-def gram_error(gram: Data, target: Data) -> jax.Array:
+def gram_error(gram: Real[Data, "K K"], target: Real[Data, "K K"]) -> Float[jax.Array, ""]:
     """|| G/||G||_F - T/||T||_F ||_F: distance to a frame up to scale, such as one of `metrics.frames`.
 
     Args:
@@ -157,7 +159,7 @@ def gram_error(gram: Data, target: Data) -> jax.Array:
     return jnp.linalg.norm(gram / norm(gram) - target / norm(target))
 
 
-def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> Float[jax.Array, "K K"]:
     """Gram matrix of the frame up to scale: I - 11^T/K ('simplex') or I ('orthogonal')."""
     checks.integer("count", count, 1)
     checks.choice("frame", frame, FRAMES)
@@ -166,7 +168,7 @@ def frame_gram(count: int, frame: str, dtype: DTypeLike = jnp.float32) -> jax.Ar
     return identity - 1 / count if frame == "simplex" else identity
 
 
-def squared_distances(vectors: Data) -> jax.Array:
+def squared_distances(vectors: Real[Data, "K d"]) -> Float[jax.Array, "K K"]:
     """|v_i - v_j|^2 of all pairs (K, K), from differences of rows: close vectors stay exact."""
     vectors = checks.real("vectors", vectors, "K", "d")
 
@@ -176,7 +178,7 @@ def squared_distances(vectors: Data) -> jax.Array:
     return jax.lax.map(row, vectors)
 
 
-def uniformity(vectors: Data, *, exponent: float = 0) -> Estimate:
+def uniformity(vectors: Real[Data, "K d"], *, exponent: float = 0) -> Estimate:
     """Hyperspherical uniformity: mean pair energy of normalised vectors, and its spread over pairs.
 
     Args:
@@ -214,7 +216,7 @@ def _uniformity(vectors: jax.Array, exponent: float) -> Estimate:
     return Estimate(mean, jnp.sqrt(jnp.sum((energy - mean) ** 2 * off) / pairs))
 
 
-def tolerance(vectors: jax.Array, labels: jax.Array) -> Estimate:
+def tolerance(vectors: Real[jax.Array, "K d"], labels: Integer[jax.Array, "K"]) -> Estimate:
     """Mean cosine of two vectors of one class, over all pairs, and its spread over pairs.
 
     The authors average over all pairs, those of two classes counted as 0: this number times the share of pairs of one
@@ -242,7 +244,7 @@ def tolerance(vectors: jax.Array, labels: jax.Array) -> Estimate:
     return Estimate(jnp.mean(cosine, where=same), jnp.std(cosine, where=same))
 
 
-def one_vs_rest_distance(vectors: Data, *, num_steps: int = 300) -> Estimate:
+def one_vs_rest_distance(vectors: Real[Data, "K d"], *, num_steps: int = 300) -> Estimate:
     """Distance of every vector to the convex hull of the others (generalised NC2: its minimum is maximal).
 
     K/(K-1) for the unit simplex frame. Accelerated projected gradient with restarts on the hull's
@@ -299,7 +301,7 @@ def _one_vs_rest_distance(vectors: jax.Array, num_steps: int) -> Estimate:
     return Estimate(jnp.sqrt(square), jnp.sqrt(square) - lower)
 
 
-def project_simplex(rows: Data, allowed: Data) -> jax.Array:
+def project_simplex(rows: Real[Data, "K n"], allowed: Bool[Data, "K n"]) -> Float[jax.Array, "K n"]:
     """Euclidean projection of each row onto the probability simplex over the allowed entries.
 
     Args:

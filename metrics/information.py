@@ -28,7 +28,7 @@ from scipy import special
 from metrics import checks
 from metrics.estimate import Estimate, concrete, mean_estimate
 from ntk import show
-from ntk.types import Array, Data, PRNGKey, Scalar
+from ntk.types import Array, Data, Float, PRNGKey, Real, Scalar
 
 
 @show.readable
@@ -48,8 +48,8 @@ class Information(NamedTuple):
 class Bounds(NamedTuple):
     """I(X;T') of noisy features lies between these, in bits."""
 
-    lower: jax.Array
-    upper: jax.Array
+    lower: Float[jax.Array, ""]
+    upper: Float[jax.Array, ""]
 
 
 @show.readable
@@ -62,13 +62,16 @@ class Curve(NamedTuple):
         label_bits: (m,), I(T;Y), the largest at that I(X;T).
     """
 
-    betas: np.ndarray
-    input_bits: np.ndarray
-    label_bits: np.ndarray
+    betas: Float[np.ndarray, "m"]
+    input_bits: Float[np.ndarray, "m"]
+    label_bits: Float[np.ndarray, "m"]
 
 
 def binned_information(
-    features: Data, edges: Data, *, label_probabilities: Data | None = None
+    features: Real[Data, "N ..."],
+    edges: Real[Data, "m"],
+    *,
+    label_probabilities: Real[Data, "N K"] | None = None,
 ) -> Information:
     """Information of features in cells: the entropy of the cell, and what the cell says of the label.
 
@@ -106,11 +109,11 @@ def binned_information(
 
 
 def noisy_information(
-    features: Data,
+    features: Real[Data, "N ..."],
     sigma: Scalar,
     key: PRNGKey,
     *,
-    label_probabilities: Data | None = None,
+    label_probabilities: Real[Data, "N K"] | None = None,
     draws: int = 500,
 ) -> Information:
     """Information of features with Gaussian noise added, by drawing from their exact mixture.
@@ -162,7 +165,7 @@ def _noisy(h: Array, sigma: Array, key: PRNGKey, y: Array | None, draws: int) ->
     return Information(of_input, Estimate(whole - bits.value[1], bits.error[1]))
 
 
-def information_bounds(features: Data, sigma: Scalar) -> Bounds:
+def information_bounds(features: Real[Data, "N ..."], sigma: Scalar) -> Bounds:
     """Bounds of `noisy_information` from all pairs of inputs, nothing drawn.
 
         -E_i log E_j exp(-|h_i - h_j|^2 / 8 sigma^2)  <=  I(X;T')  <=  -E_i log E_j exp(-|h_i - h_j|^2 / 2 sigma^2)
@@ -200,7 +203,11 @@ def _apart(x: Array, h: Array, sigma: Array) -> Array:
 
 
 def bottleneck_curve(
-    joint: Data, betas: Data, *, max_steps: int = 5000, tolerance: float = 1e-10
+    joint: Real[Data, "N K"],
+    betas: Real[Data, "m"],
+    *,
+    max_steps: int = 5000,
+    tolerance: float = 1e-10,
 ) -> Curve:
     """The largest I(T;Y) at each I(X;T) over all codes of the input, by Blahut-Arimoto from fine codes to coarse ones.
 

@@ -22,7 +22,7 @@ from metrics import checks
 from metrics.estimate import Estimate, concrete, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import Data, PyTree
+from ntk.types import Data, Float, PyTree, Real
 
 
 @show.readable
@@ -38,12 +38,12 @@ class Movement(NamedTuple):
 class Spectrum(NamedTuple):
     """Eigenvalues of a kernel, and how the target's power is spread over its eigenvectors."""
 
-    eigenvalues: jax.Array  # (N,) of K / N, descending
-    power: jax.Array  # (N,) share of |y|^2 along each eigenvector
-    cumulative_power: jax.Array  # (N,) C(rho): share explained by the top rho modes
+    eigenvalues: Float[jax.Array, "N"]  # of K / N, descending
+    power: Float[jax.Array, "N"]  # share of |y|^2 along each eigenvector
+    cumulative_power: Float[jax.Array, "N"]  # C(rho): share explained by the top rho modes
 
 
-def center(kernel: Data) -> jax.Array:
+def center(kernel: Real[Data, "N N"]) -> Float[jax.Array, "N N"]:
     """Kernel of features whose mean over the N examples is zero: H K H, H = I - 11^T/N."""
     kernel = _square("kernel", kernel)
     # One after the other: the sum of the three means would bring the size of the entries back, and its rounding.
@@ -51,7 +51,9 @@ def center(kernel: Data) -> jax.Array:
     return kernel - jnp.mean(kernel, axis=1, keepdims=True)
 
 
-def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
+def alignment(
+    one: Real[Data, "*shape"], other: Real[Data, "*shape"], *, centered: bool = False
+) -> Float[jax.Array, ""]:
     """Kernel alignment <K, L> / (|K| |L|), 1 for proportional kernels.
 
     With the initial network's kernel it says how lazy training was; centred it is linear CKA, biased
@@ -80,7 +82,9 @@ def alignment(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
     return jnp.sum(one * other) / (norm(one) * norm(other))
 
 
-def target_alignment(kernel: Data, targets: Data, *, centered: bool = True) -> jax.Array:
+def target_alignment(
+    kernel: Real[Data, "N N"], targets: Real[Data, "N *K"], *, centered: bool = True
+) -> Float[jax.Array, ""]:
     """Alignment of a kernel with the targets' own, <K, Y Y^T> / (|K| |Y Y^T|).
 
     Args:
@@ -103,18 +107,28 @@ def target_alignment(kernel: Data, targets: Data, *, centered: bool = True) -> j
     return inner / (jnp.linalg.norm(kernel) * jnp.linalg.norm(matmul(y.T, y)))
 
 
-def distance(one: Data, other: Data, *, centered: bool = False) -> jax.Array:
+def distance(
+    one: Real[Data, "*shape"], other: Real[Data, "*shape"], *, centered: bool = False
+) -> Float[jax.Array, ""]:
     """Kernel distance 1 - alignment: 0 when the kernel only grew (Fort et al. 2020)."""
     return 1 - alignment(one, other, centered=centered)
 
 
-def velocity(before: Data, after: Data, elapsed: ArrayLike, *, centered: bool = False) -> jax.Array:
+def velocity(
+    before: Real[Data, "*shape"],
+    after: Real[Data, "*shape"],
+    elapsed: ArrayLike,
+    *,
+    centered: bool = False,
+) -> jax.Array:
     """Kernel velocity: distance moved per unit of elapsed time (steps, or steps times learning rate), positive."""
     elapsed = checks.positive("elapsed", elapsed)
     return distance(before, after, centered=centered) / elapsed
 
 
-def relative_change(kernel: Data, initial: Data) -> jax.Array:
+def relative_change(
+    kernel: Real[Data, "*shape"], initial: Real[Data, "*shape"]
+) -> Float[jax.Array, ""]:
     """|K - K_0|_F / |K_0|_F: growth counts too, unlike `distance`.
 
     Args:
@@ -169,7 +183,9 @@ def _params(name: str, tree: PyTree) -> PyTree:
     )
 
 
-def representation_alignment(features: Data, initial: Data, *, centered: bool = False) -> jax.Array:
+def representation_alignment(
+    features: Real[Data, "N ..."], initial: Real[Data, "N ..."], *, centered: bool = False
+) -> Float[jax.Array, ""]:
     """<HH^T, H_0 H_0^T> / (|HH^T| |H_0 H_0^T|) of the same examples' features; 1 for a lazy network.
 
     Costs O(N d min(N, d)): the smaller of Gram and covariance matrices is formed.
@@ -195,7 +211,7 @@ def representation_alignment(features: Data, initial: Data, *, centered: bool = 
     return jnp.sum(matmul(x.T, y) ** 2) / norms
 
 
-def cka(features: Data, other: Data) -> Estimate:
+def cka(features: Real[Data, "N ..."], other: Real[Data, "N ..."]) -> Estimate:
     """Linear CKA of two sets of features, debiased, with its standard error. See `cka_kernels`."""
     # HSIC_1 does not depend on the means of the features, and their products would cancel against them.
     x, y = (a - jnp.mean(a, axis=0, keepdims=True) for a in _features(features, other))
@@ -203,7 +219,7 @@ def cka(features: Data, other: Data) -> Estimate:
     return cka_kernels(matmul(x, x.T), matmul(y, y.T))
 
 
-def cka_kernels(one: Data, other: Data) -> Estimate:
+def cka_kernels(one: Real[Data, "N N"], other: Real[Data, "N N"]) -> Estimate:
     """Debiased CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), HSIC_1 without bias.
 
     The biased ratio tends to 1 for unrelated features once d is of the order of N; this one to 0, and it
@@ -232,7 +248,9 @@ def cka_kernels(one: Data, other: Data) -> Estimate:
     return Estimate(value, _jackknife_error(left_out))
 
 
-def cka_by_layer(one: Mapping[str, Data], other: Mapping[str, Data]) -> Estimate:
+def cka_by_layer(
+    one: Mapping[str, Real[Data, "N ..."]], other: Mapping[str, Real[Data, "N ..."]]
+) -> Estimate:
     """Debiased linear CKA of every layer of one network with every layer of another.
 
     Args:
@@ -251,7 +269,7 @@ def cka_by_layer(one: Mapping[str, Data], other: Mapping[str, Data]) -> Estimate
     return jax.tree.map(lambda *parts: jnp.stack(parts).reshape(len(one), len(other)), *cells)
 
 
-def hsic(one: Data, other: Data) -> Estimate:
+def hsic(one: Real[Data, "N N"], other: Real[Data, "N N"]) -> Estimate:
     """Unbiased Hilbert-Schmidt independence criterion HSIC_1, with its jackknife error.
 
     Args:
@@ -274,7 +292,9 @@ def hsic(one: Data, other: Data) -> Estimate:
     )
 
 
-def cka_minibatch(joint: Data, first: Data, second: Data) -> Estimate:
+def cka_minibatch(
+    joint: Real[Data, "B"], first: Real[Data, "B"], second: Real[Data, "B"]
+) -> Estimate:
     """CKA of a whole data set from the HSIC_1 of B minibatches: ratio of their means.
 
     Args:
@@ -304,7 +324,9 @@ def cka_minibatch(joint: Data, first: Data, second: Data) -> Estimate:
     return Estimate(ratio(jnp.mean), _jackknife_error(left_out))
 
 
-def task_model_alignment(kernel: Data, targets: Data, *, centered: bool = False) -> Spectrum:
+def task_model_alignment(
+    kernel: Real[Data, "N N"], targets: Real[Data, "N *K"], *, centered: bool = False
+) -> Spectrum:
     """Cumulative power of the targets in a kernel's spectrum, C(rho).
 
     The faster C rises to 1, the fewer examples kernel regression needs. Eigenvectors of the kernel

@@ -26,7 +26,7 @@ from metrics.scaling import PowerLaw, fit_power_law
 from ntk import show
 from ntk.regression import risk
 from ntk.regression.risk import Risk
-from ntk.types import Data, PRNGKey, Rows
+from ntk.types import Data, PRNGKey, Real, Rows
 
 _ROUNDING = 8  # eigenvalues below so many eps of the largest are no numbers but rounding
 _POINTS = 12  # bins of ranks through which a power law is drawn
@@ -41,8 +41,8 @@ class SpectrumLaws(NamedTuple):
 
 
 def learning_curve(
-    kernel: Data,
-    targets: Data,
+    kernel: Real[Data, "N N"],
+    targets: Real[Data, "N *K"],
     samples: ArrayLike,
     *,
     ridge: ArrayLike = 0.0,
@@ -86,7 +86,9 @@ def learning_curve(
     return risk.kernel_regression(values, power, samples, ridge=ridge, noise=noise, pool=pool)
 
 
-def estimated_risk(kernel: Data, targets: Data, ridge: float | Rows) -> Estimate:
+def estimated_risk(
+    kernel: Real[Data, "n n"], targets: Real[Data, "n *K"], ridge: float | Rows
+) -> Estimate:
     """Test error of kernel ridge regression from its training set alone: generalised cross-validation.
 
     R_train / ((delta / n) tr (K + delta)^-1)^2: in `ntk.regression.risk` the training error is (d / n)^2 times the test
@@ -123,7 +125,11 @@ def estimated_risk(kernel: Data, targets: Data, ridge: float | Rows) -> Estimate
 
 
 def fit_spectrum(
-    kernel: Data, targets: Data, key: PRNGKey, *, ranks: tuple[int, int] | None = None
+    kernel: Real[Data, "N N"],
+    targets: Real[Data, "N *K"],
+    key: PRNGKey,
+    *,
+    ranks: tuple[int, int] | None = None,
 ) -> SpectrumLaws:
     """Exponents of a kernel's eigenvalues and of the target's power in them, on real data.
 
@@ -167,7 +173,7 @@ def fit_spectrum(
     return SpectrumLaws(*(fit_power_law(middle, y, key) for y in laws))
 
 
-def intrinsic_dimension(inputs: ArrayLike, *, neighbors: int = 10) -> Estimate:
+def intrinsic_dimension(inputs: Real[ArrayLike, "N ..."], *, neighbors: int = 10) -> Estimate:
     """Dimension of the manifold that the inputs fill, from the distances of nearest neighbours.
 
     The number that a learning curve is cursed by (`limits.eigenlearning.learning_exponent`), not that of coordinates.

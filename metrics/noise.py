@@ -31,19 +31,20 @@ from metrics import checks, curvature, operators
 from metrics.estimate import Estimate, mean_estimate, norm, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import PRNGKey, PyTree
+from ntk.types import Float, PRNGKey, PyTree
 
 
 @show.readable
 class NoiseScale(NamedTuple):
     """Gradient noise scale, in examples, with its jackknife standard error."""
 
-    value: jax.Array  # tr(Sigma) / |G|^2; infinite where |G|^2 is not seen above the noise
-    error: jax.Array
+    # tr(Sigma) / |G|^2; infinite where |G|^2 is not seen above the noise
+    value: Float[jax.Array, ""]
+    error: Float[jax.Array, ""]
     # tr(Sigma), the trace of the per-example gradient covariance, and |G|^2, unbiased: squares, NaN where single
     # precision cannot hold them (gradients beyond 1e19, or below 1e-19).
-    noise: jax.Array
-    signal: jax.Array
+    noise: Float[jax.Array, ""]
+    signal: Float[jax.Array, ""]
 
 
 def gradient_noise_scale(

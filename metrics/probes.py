@@ -18,7 +18,7 @@ from scipy import linalg, optimize, special
 
 from metrics import checks
 from ntk import show
-from ntk.types import Rows
+from ntk.types import Float, Integer, Real, Rows
 
 
 @show.readable
@@ -30,12 +30,16 @@ class Linear(NamedTuple):
         bias: (K,).
     """
 
-    weights: np.ndarray
-    bias: np.ndarray
+    weights: Float[np.ndarray, "d K"]
+    bias: Float[np.ndarray, "K"]
 
 
 def naive_bayes(
-    features: ArrayLike, labels: ArrayLike, num_classes: int, *, floor: float = 1e-9
+    features: Real[ArrayLike, "N d"],
+    labels: Integer[ArrayLike, "N"],
+    num_classes: int,
+    *,
+    floor: float = 1e-9,
 ) -> Linear:
     """Gaussian naive Bayes with one variance a feature: the generative classifier that is linear.
 
@@ -72,8 +76,8 @@ def naive_bayes(
 
 
 def logistic(
-    features: ArrayLike,
-    labels: ArrayLike,
+    features: Real[ArrayLike, "N d"],
+    labels: Integer[ArrayLike, "N"],
     num_classes: int,
     *,
     decay: float = 1.0,
@@ -137,7 +141,9 @@ def logistic(
     return Linear(w[:-1], w[-1] - center @ w[:-1])
 
 
-def accuracy(probe: Linear, features: ArrayLike, labels: ArrayLike) -> float:
+def accuracy(
+    probe: Linear, features: Real[ArrayLike, "N d"], labels: Integer[ArrayLike, "N"]
+) -> float:
     """Share of examples whose largest score is the label.
 
     Args:
@@ -157,7 +163,10 @@ def accuracy(probe: Linear, features: ArrayLike, labels: ArrayLike) -> float:
 
 
 def gaussian_error(
-    probe: Linear, means: ArrayLike, covariance: ArrayLike, shares: Rows = (0.5, 0.5)
+    probe: Linear,
+    means: Real[ArrayLike, "2 d"],
+    covariance: Real[ArrayLike, "d d"] | Real[ArrayLike, "d"],
+    shares: Real[Rows, "2"] = (0.5, 0.5),
 ) -> float:
     """Exact error of a linear rule on two Gaussian classes with one covariance: no test set, no noise.
 
@@ -188,7 +197,11 @@ def gaussian_error(
     return float(p @ special.ndtr(distance * [1, -1]))
 
 
-def bayes(means: ArrayLike, covariance: ArrayLike, shares: Rows = (0.5, 0.5)) -> Linear:
+def bayes(
+    means: Real[ArrayLike, "2 d"],
+    covariance: Real[ArrayLike, "d d"] | Real[ArrayLike, "d"],
+    shares: Real[Rows, "2"] = (0.5, 0.5),
+) -> Linear:
     """The best rule for two Gaussian classes with one covariance; arguments and errors as of `gaussian_error`."""
     m, s, p = _gaussians(means, covariance, shares)
     weights = m / s if s.ndim == 1 else linalg.solve(s, m.T, assume_a="pos").T

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from metrics import checks
 from metrics.checks import real
-from ntk.types import Data, Scalar
+from ntk.types import Data, Float, Scalar
 
 
 def full_mask(params: Any) -> Any:
@@ -102,7 +102,7 @@ def shuffled_mask(mask: Any, key: jax.Array) -> Any:
     return jax.tree.unflatten(structure, mixed)
 
 
-def density(mask: Any) -> jax.Array:
+def density(mask: Any) -> Float[jax.Array, ""]:
     """Share of the weights that are left.
 
     Args:

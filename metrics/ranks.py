@@ -18,18 +18,19 @@ from scipy import stats
 
 from metrics import checks
 from metrics.estimate import Estimate
+from ntk.types import Integer, Real
 
 _BLOCK = 2**22  # ranks held at once by the jackknife
 
 
 def keep(
-    scores: ArrayLike,
+    scores: Real[ArrayLike, "N"],
     share: float,
     *,
     order: Literal["hard", "easy", "random"] = "hard",
     skip: float = 0.0,
     key: jax.Array | None = None,
-) -> np.ndarray:
+) -> Integer[np.ndarray, "kept"]:
     """The examples to train on: a share with the highest scores, the lowest, or at random.
 
     With wrong labels the highest scores are theirs: ``skip`` leaves these out and keeps the next.
@@ -81,7 +82,7 @@ def keep(
     return hardest[:count]
 
 
-def rank_correlation(a: ArrayLike, b: ArrayLike) -> Estimate:
+def rank_correlation(a: Real[ArrayLike, "N"], b: Real[ArrayLike, "N"]) -> Estimate:
     """Spearman's correlation of two scores, equal ones with their mean rank, and its jackknife error over examples.
 
     The jackknife ranks again without each example: N^2 operations, in blocks.
@@ -111,7 +112,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> Estimate:
     return Estimate(value, np.sqrt(spread))
 
 
-def reliability(scores: ArrayLike, networks: int | None = None) -> Estimate:
+def reliability(scores: Real[ArrayLike, "R N"], networks: int | None = None) -> Estimate:
     """Spearman's correlation between a mean over so many networks and the same over as many others.
 
     From the mean correlation r of any two of the R networks, by n r / (1 + (n - 1) r) for means of n (Spearman and

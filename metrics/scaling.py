@@ -7,6 +7,8 @@ Plain numpy in double precision: the inputs are a handful of points from finishe
 Source: Hesterberg 2015, arXiv:1411.5279, for the expanded percentiles of the bootstrap.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from scipy import stats
 
 from metrics import checks
 from ntk import show
-from ntk.types import PRNGKey
+from ntk.types import Float, PRNGKey, Real
 
 # Exponents searched when there is an offset; steeper laws are not told from a step by few points.
 _LARGEST_EXPONENT = 5.0
@@ -39,11 +41,13 @@ class Optimum(NamedTuple):
     log2_rate: float
     log_loss: float
     standard_error: float
-    per_seed: np.ndarray
+    per_seed: Float[np.ndarray, "seeds"]
     edge: str
 
 
-def refined_optimum(learning_rates: ArrayLike, losses: ArrayLike) -> Optimum:
+def refined_optimum(
+    learning_rates: Real[ArrayLike, "rates"], losses: Real[ArrayLike, "*seeds rates"]
+) -> Optimum:
     """Best learning rate of a sweep, refined by a parabola through the grid minimum.
 
     The parabola passes through log loss at the best rate and its two neighbours, in log2 of the
@@ -120,14 +124,14 @@ class PowerLaw(NamedTuple):
     exponent: float
     prefactor: float
     offset: float
-    exponent_interval: np.ndarray
-    prefactor_interval: np.ndarray
-    offset_interval: np.ndarray
+    exponent_interval: Float[np.ndarray, "2"]
+    prefactor_interval: Float[np.ndarray, "2"]
+    offset_interval: Float[np.ndarray, "2"]
 
 
 def fit_power_law(
-    x: ArrayLike,
-    y: ArrayLike,
+    x: Real[ArrayLike, "points"],
+    y: Real[ArrayLike, "*seeds points"],
     key: PRNGKey,
     *,
     offset: bool = False,

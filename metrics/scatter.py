@@ -26,7 +26,7 @@ from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
 from ntk import show
 from ntk.options import check_entries
-from ntk.types import Data
+from ntk.types import Data, Float, Integer, Real, Shaped
 
 # Rows, and numbers in all, per step of the second pass on a CPU: 128 KB in float32 stay in a core's cache.
 ROWS, NUMBERS = 256, 2**15
@@ -38,16 +38,16 @@ class ClassMeans(NamedTuple):
     """First pass: samples (K,) and mean feature (K, d) of every class; a class not seen has count 0."""
 
     # A field hides the method of tuples that has its name; that is meant here and below.
-    count: jax.Array  # type: ignore[assignment]
-    mean: jax.Array
+    count: Shaped[jax.Array, "K"]  # type: ignore[assignment]
+    mean: Float[jax.Array, "K d"]
 
 
 @show.readable
 class Centers(NamedTuple):
     """Geometry of the class means that the second pass measures against."""
 
-    count: jax.Array  # type: ignore[assignment]  # (K,)
-    mean: jax.Array  # (K, d)
+    count: Shaped[jax.Array, "K"]  # type: ignore[assignment]
+    mean: Float[jax.Array, "K d"]
     global_mean: jax.Array  # (d,)
     basis: jax.Array  # (d, r): orthonormal directions of the centred means, r = min(d, K)
     coordinates: jax.Array  # (K, r): centred means in that basis
@@ -62,16 +62,18 @@ class Centers(NamedTuple):
 class WithinClass(NamedTuple):
     """Second pass: sums per class (K,), to be added over batches and devices field by field."""
 
-    count: jax.Array  # type: ignore[assignment]
-    distance: jax.Array  # of |h - mu|^2, in units of `Centers.unit`
-    distance_squared: jax.Array
-    whitened: jax.Array  # of |Sigma_B^{+1/2} (h - mu)|^2 / K
-    whitened_squared: jax.Array
-    nearest_is_label: jax.Array
-    nearest_is_prediction: jax.Array
+    count: Shaped[jax.Array, "K"]  # type: ignore[assignment]
+    distance: Float[jax.Array, "K"]  # of |h - mu|^2, in units of `Centers.unit`
+    distance_squared: Float[jax.Array, "K"]
+    whitened: Float[jax.Array, "K"]  # of |Sigma_B^{+1/2} (h - mu)|^2 / K
+    whitened_squared: Float[jax.Array, "K"]
+    nearest_is_label: Shaped[jax.Array, "K"]
+    nearest_is_prediction: Shaped[jax.Array, "K"]
 
 
-def class_means(features: Data, labels: Data, num_classes: int) -> ClassMeans:
+def class_means(
+    features: Real[Data, "N ..."], labels: Integer[Data, "N"], num_classes: int
+) -> ClassMeans:
     """First pass over one batch: count and mean of every class (a class may be missing).
 
     Args:
@@ -171,12 +173,12 @@ def _class_centers(means: ClassMeans, center: str, rtol: float | None) -> Center
 
 def within_class(
     centers: Centers,
-    features: Data,
-    labels: Data,
+    features: Real[Data, "N ..."],
+    labels: Integer[Data, "N"],
     *,
-    weights: Data | None = None,
-    bias: Data | None = None,
-    predictions: Data | None = None,
+    weights: Real[Data, "K d"] | None = None,
+    bias: Real[Data, "K"] | None = None,
+    predictions: Integer[Data, "N"] | None = None,
 ) -> WithinClass:
     """Second pass over one batch: what is left around the class means.
 
@@ -225,7 +227,7 @@ def _within_class(
     return WithinClass(*_class_sums(columns.T, y, num_classes).T)
 
 
-def feature_rows(features: Data) -> jax.Array:
+def feature_rows(features: Real[Data, "N ..."]) -> Float[jax.Array, "N d"]:
     """Features as a matrix (N, d), in float32 at least."""
     h = checks.real("features", features, "N", "d", "...")
     return h.reshape(h.shape[0], -1)

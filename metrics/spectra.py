@@ -29,15 +29,15 @@ from metrics import checks, curvature, operators, programs
 from metrics.estimate import Estimate, mean_estimate, power_of_two
 from metrics.geometry import matmul
 from ntk import show
-from ntk.types import Data, PRNGKey, PyTree
+from ntk.types import Data, Float, PRNGKey, PyTree, Real
 
 
 @show.readable
 class Spectrum(NamedTuple):
     """Quadrature nodes and weights of a spectral density, one row per probe; weights add up to 1."""
 
-    nodes: jax.Array  # (num_probes, num_steps): Ritz values
-    weights: jax.Array  # (num_probes, num_steps)
+    nodes: Float[jax.Array, "probes steps"]  # Ritz values
+    weights: Float[jax.Array, "probes steps"]
     size: int  # n, the dimension of the operator
 
 
@@ -185,7 +185,7 @@ def spectral_density(
     return Spectrum(jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]), n)
 
 
-def density(spectrum: Spectrum, grid: Data, width: float | jax.Array) -> Estimate:
+def density(spectrum: Spectrum, grid: Real[Data, "G"], width: float | jax.Array) -> Estimate:
     """The spectral density on a grid, every node widened to a Gaussian; it integrates to 1.
 
     Args:
@@ -267,7 +267,7 @@ def _dual_gram(
 
 def gauss_newton_spectrum(
     apply: Callable, criterion: Callable, params: PyTree, batch: PyTree
-) -> jax.Array:
+) -> Float[jax.Array, "N"]:
     """Every non-zero eigenvalue of the Gauss-Newton matrix, exactly, through the NTK.
 
     With C = R R^T the Hessian of the criterion in the N outputs, G = J^T C J shares its non-zero

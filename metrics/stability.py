@@ -17,7 +17,7 @@ import numpy as np
 from metrics import checks, curvature
 from metrics.estimate import Estimate, concrete
 from ntk import show
-from ntk.types import Data, Scalar
+from ntk.types import Bool, Data, Float, Integer, Real, Scalar
 
 RULES = ("gradient_descent", "momentum", "nesterov", "adam", "sam")
 
@@ -175,16 +175,17 @@ def _radius_over_norm(
 class EdgeReport(NamedTuple):
     """A trajectory of sharpness against the threshold of its optimizer."""
 
-    ratio: jax.Array  # (..., T): sharpness / threshold
-    crossed: jax.Array  # (...,): first probe at or above the threshold, -1 if none
-    mean: jax.Array  # (...,): mean ratio over the tail
-    error: jax.Array  # (...,): its standard error, from 8 block means (oscillations correlate)
-    above: jax.Array  # (...,): fraction of the tail above the threshold
-    at_edge: jax.Array  # (...,): crossed, and the mean is within tolerance of 1
+    ratio: Float[jax.Array, "*runs T"]  # sharpness / threshold
+    crossed: Integer[jax.Array, "*runs"]  # first probe at or above the threshold, -1 if none
+    mean: Float[jax.Array, "*runs"]  # mean ratio over the tail
+    # its standard error, from 8 block means (oscillations correlate)
+    error: Float[jax.Array, "*runs"]
+    above: Float[jax.Array, "*runs"]  # fraction of the tail above the threshold
+    at_edge: Bool[jax.Array, "*runs"]  # crossed, and the mean is within tolerance of 1
 
 
 def edge_of_stability(
-    sharpness: Data, threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
+    sharpness: Real[Data, "*runs T"], threshold: Any, *, tail: float = 0.5, tolerance: float = 0.1
 ) -> EdgeReport:
     """Whether training sits at the edge of stability.
 

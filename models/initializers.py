@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated as Float
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def low_rank(
     base: Initializer = LECUN,
     *,
     flat: bool = False,
-    directions: jax.Array | None = None,
+    directions: Float[jax.Array, "inputs k"] | None = None,
 ) -> Initializer:
     """An initializer of kernels of a rank at most: a draw's leading singular vectors, at the draw's Frobenius norm.
 

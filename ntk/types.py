@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated as Bool
+from typing import Annotated as Float
+from typing import Annotated as Integer
+from typing import Annotated as Real
+from typing import Annotated as Shaped
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import jax
 import numpy as np
+
+# Shapes, `Float[Array, "n d"]`: jaxtyping's names and words for axes. To a user they are `Annotated`, so a checker sees
+# an array and nothing is imported or checked; the tests put jaxtyping's own in their place (tests/shapes.py).
+__all__ = ["Bool", "Float", "Integer", "Real", "Shaped"]
 
 Array: TypeAlias = jax.Array
 Data: TypeAlias = jax.Array | np.ndarray

@@ -1,6 +1,7 @@
 """Strict settings for every test: implicit rank promotion, warnings and legacy PRNG keys are errors."""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import socket
@@ -26,6 +27,22 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
+
+# Before the first import of a package. A wheel's tests have pytest alone: what users get checks no shapes.
+SHAPES = None
+if importlib.util.find_spec("beartype"):
+    spec = importlib.util.spec_from_file_location(
+        "shapes", pathlib.Path(__file__).with_name("shapes.py")
+    )
+    SHAPES = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(SHAPES)
+    SHAPES.install()
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """The module that checks the shapes in annotations at every call."""
+    return SHAPES
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -37,7 +37,8 @@ def test_no_import_switches_x64_on_or_imports_heavy_peers():
     code = (
         "import sys, jax; before = jax.config.jax_enable_x64; import ntk, limits, models, metrics; "
         "assert jax.config.jax_enable_x64 == before; "
-        "assert not {'tensorflow', 'torch', 'neural_tangents', 'matplotlib', 'ml_collections'} & set(sys.modules)"
+        "assert not {'tensorflow', 'torch', 'neural_tangents', 'matplotlib', 'ml_collections'} & set(sys.modules); "
+        "assert not {'jaxtyping', 'beartype'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ntk import arguments
 from ntk.large import processes, storage, tiles
-from ntk.types import PyTree
+from ntk.types import PyTree, Shaped
 
 TILE = 1024
 """Samples along one side of a tile, unless told otherwise."""
@@ -35,7 +35,7 @@ def gram(
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
-) -> np.ndarray:
+) -> Shaped[np.ndarray, "n1 n2 ..."]:
     """Gram matrix of a kernel in the memory of the host, or in a file; never whole on a device.
 
     Args:
@@ -317,7 +317,7 @@ def diagonal(
     tile: int = 32,
     devices: Sequence[jax.Device] | None = None,
     **kwargs: Any,
-) -> np.ndarray:
+) -> Shaped[np.ndarray, "n ..."]:
     """Diagonal of a Gram matrix, (n,), from the tiles on it alone; see `gram` for the arguments."""
     arguments.refuse_unread("diagonal", diagonal, kernel_fn, kwargs)
     job = tiles.job(kernel_fn, x, None, (get,), kwargs, tile, devices)

@@ -25,7 +25,7 @@ from ntk import arguments
 from ntk.regression import ode, spectra
 from ntk.regression.posterior import gp_inference, gradient_descent_mse_ensemble
 from ntk.regression.predictors import Flow, Gaussian, ODEState, StateFlow
-from ntk.types import Data, PyTree
+from ntk.types import Data, Float, PyTree
 
 __all__ = [
     "Gaussian",
@@ -273,7 +273,7 @@ def max_learning_rate(
     y_train_size: int | None = None,
     momentum: float = 0.0,
     eps: float = 1e-12,
-) -> jax.Array:
+) -> Float[jax.Array, ""]:
     """Largest stable learning rate of gradient descent on the mean squared error.
 
     Args:

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from ntk import show
+from ntk.types import Float, Real
 
 _GRID = 400  # values of gamma among which the best ridge is looked for before it is refined
 
@@ -50,31 +51,31 @@ class Risk(NamedTuple):
         gamma: the same as kappa for a kernel; larger with random features.
     """
 
-    test: np.ndarray
-    train: np.ndarray
-    kappa: np.ndarray
-    learnability: np.ndarray
-    overfitting: np.ndarray
-    gamma: np.ndarray
+    test: Float[np.ndarray, "*S"]
+    train: Float[np.ndarray, "*S"]
+    kappa: Float[np.ndarray, "*S"]
+    learnability: Float[np.ndarray, "*S m"]
+    overfitting: Float[np.ndarray, "*S"]
+    gamma: Float[np.ndarray, "*S"]
 
 
 @show.readable
 class Optimum(NamedTuple):
     """The ridge at which the test risk is smallest, exactly 0 where none is best, and the risks there."""
 
-    ridge: np.ndarray
-    test: np.ndarray
-    train: np.ndarray
+    ridge: Float[np.ndarray, "*S"]
+    test: Float[np.ndarray, "*S"]
+    train: Float[np.ndarray, "*S"]
 
 
 def kernel_regression(
-    eigenvalues: ArrayLike,
-    power: ArrayLike,
+    eigenvalues: Real[ArrayLike, "m"],
+    power: Real[ArrayLike, "m"],
     samples: ArrayLike,
     *,
     ridge: ArrayLike = 0.0,
     noise: ArrayLike = 0.0,
-    multiplicity: ArrayLike | None = None,
+    multiplicity: Real[ArrayLike, "m"] | None = None,
     pool: float = math.inf,
 ) -> Risk:
     """Test and training risk of kernel ridge regression; a whole learning curve in one call.
@@ -102,14 +103,14 @@ def kernel_regression(
 
 
 def random_features(
-    eigenvalues: ArrayLike,
-    power: ArrayLike,
+    eigenvalues: Real[ArrayLike, "m"],
+    power: Real[ArrayLike, "m"],
     samples: ArrayLike,
     features: ArrayLike,
     *,
     ridge: ArrayLike = 0.0,
     noise: ArrayLike = 0.0,
-    multiplicity: ArrayLike | None = None,
+    multiplicity: Real[ArrayLike, "m"] | None = None,
 ) -> Risk:
     """Test and training risk of ridge regression on k random features, K = (1/k) sum_g phi_g phi_g.
 
@@ -133,13 +134,13 @@ def random_features(
 
 
 def optimal_ridge(
-    eigenvalues: ArrayLike,
-    power: ArrayLike,
+    eigenvalues: Real[ArrayLike, "m"],
+    power: Real[ArrayLike, "m"],
     samples: ArrayLike,
     *,
     features: ArrayLike = math.inf,
     noise: ArrayLike = 0.0,
-    multiplicity: ArrayLike | None = None,
+    multiplicity: Real[ArrayLike, "m"] | None = None,
 ) -> Optimum:
     """The ridge of smallest test risk.
 

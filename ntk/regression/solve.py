@@ -33,7 +33,7 @@ from ntk import arguments, show
 from ntk.large import gram, tiles
 from ntk.regression import factor, krylov, spectra
 from ntk.regression.inducing import Inducing, inducing
-from ntk.types import Array, Data, PRNGKey
+from ntk.types import Array, Bool, Data, Float, Integer, PRNGKey, Real
 
 __all__ = [
     "Inducing",
@@ -64,13 +64,13 @@ class Solution(NamedTuple):
         leave_one_out: y_i - f(x_i) with f fitted to all other samples; None if not asked for.
     """
 
-    coefficients: Array
-    residual: Array
-    iterations: Array
-    jitter: Array
-    condition: Array
-    converged: Array
-    leave_one_out: Array | None = None
+    coefficients: Float[Array, "n *outputs"]
+    residual: Float[Array, "*outputs"]
+    iterations: Integer[Array, ""]
+    jitter: Float[Array, ""]
+    condition: Float[Array, ""]
+    converged: Bool[Array, ""]
+    leave_one_out: Float[Array, "left *outputs"] | None = None
 
 
 @show.readable
@@ -89,7 +89,7 @@ class Regression(NamedTuple):
 def regression(
     kernel_fn: Callable[..., Any],
     x_train: Any,
-    y_train: Data,
+    y_train: Real[Data, "n *outputs"],
     get: str = "ntk",
     *,
     solver: Callable[[Any, Any], Solution] | None = None,
@@ -160,8 +160,8 @@ def regression(
 
 @arguments.strict
 def cholesky(
-    kernel: Array | np.ndarray,
-    y: Data,
+    kernel: Real[Array | np.ndarray, "n n"],
+    y: Real[Data, "n *outputs"],
     diag_reg: float | Array = 0.0,
     *,
     diag_reg_absolute_scale: bool = False,
@@ -237,8 +237,8 @@ def cholesky(
 
 @arguments.strict
 def conjugate_gradient(
-    kernel: Array | np.ndarray | np.memmap | Callable[[Array], Any],
-    y: Data,
+    kernel: Real[Array | np.ndarray | np.memmap, "n n"] | Callable[[Array], Any],
+    y: Real[Data, "n *outputs"],
     diag_reg: float | Array,
     *,
     diag_reg_absolute_scale: bool = False,
