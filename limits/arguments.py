@@ -28,8 +28,15 @@ _UNKNOWN = (
 )
 
 
+_ARRAYS: list[Check] = []
+"""Checks that `array` made."""
+
+
 def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest."""
+    """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest.
+
+    Lists that an `array` check admits are handed on as arrays, as functions index them.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
@@ -37,12 +44,15 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def checked(*args: P.args, **options: P.kwargs) -> R:
             refuse_unknown(function.__name__, options, keyword_names(function))
-            given = signature.bind(*args, **options).arguments
+            bound = signature.bind(*args, **options)
+            given = bound.arguments
             try:
                 for name, check in checks.items():
                     if name in given:
                         check(name, given[name])
-                return function(*args, **options)
+                        if check in _ARRAYS and isinstance(given[name], list | tuple):
+                            given[name] = np.asarray(given[name])
+                return function(*bound.args, **bound.kwargs)
             except _UNKNOWN as error:
                 refuse_traced(error, **given)
                 raise
@@ -111,6 +121,7 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
         if not traced and not np.isfinite(value.astype(float)).all():
             raise ValueError(f"{name} has entries that are not finite; drop them first")
 
+    _ARRAYS.append(check)
     return check
 
 

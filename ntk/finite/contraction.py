@@ -333,7 +333,7 @@ def _by_gram(a1: jax.Array, d1: jax.Array, a2: jax.Array, d2: jax.Array) -> jax.
         gram = dot("nbsc,mbuc->bnsmu", a1, a2)
     # One group and one position: the Gram matrix of what is read does not depend on what the other one sums over.
     if d1.shape[4] == d1.shape[5] == d2.shape[5] == 1:
-        return gram[:, :, :, :, :] * dot("ntgrbsf,mtgqbuf->gnrmq", d1, d2)
+        return gram * dot("ntgrbsf,mtgqbuf->gnrmq", d1, d2)
     both = dot("ntgrbsf,mtgqbuf->gbnrsmqu", d1, d2)
     return (both * gram[None, :, :, None, :, :, None, :]).sum((1, 4, 7))
 

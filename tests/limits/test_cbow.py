@@ -148,6 +148,13 @@ def test_rank_counts_the_words_between():
     np.testing.assert_allclose(cbow.neighbour_rank(near, np.array([[0, 1]])), (1 + 0.5) / 3)
 
 
+def test_lists_are_taken_as_the_arrays_that_they_hold():
+    near, pairs = np.random.default_rng(0).normal(size=(5, 5)), [(0, 1), (2, 3), (4, 0)]
+    for function in (cbow.analogies, cbow.neighbour_rank):
+        found = function(near.tolist(), pairs)
+        np.testing.assert_array_equal(found, function(near, np.array(pairs)))
+
+
 def test_mistakes_are_named():
     start, key = cbow.limit(WORDS), jax.random.key(0)
     with pytest.raises(ValueError, match="words=1 must be at least 2"):
