@@ -180,7 +180,6 @@ CALLS = [
     lambda: opposing.sharpness_path(40.0, 3.0, 0.1, [[1.0, 2.0]]),
     lambda: perceptron.descend(SEPARABLE, 1.0, start=X[0]),
     lambda: perceptron.margin(SEPARABLE),
-    lambda: pi_net.relu_dual(X / 9),
     lambda: pi_net.train(pi_net.limit(KEY, 3, 2, rank=2, hidden_layers=1), BATCHES, 0.1),
     lambda: surrogate.largest_regret([0.1, 0.2]),
     lambda: surrogate.logistic_gap([0.1, 0.2]),
