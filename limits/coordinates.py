@@ -59,7 +59,7 @@ class CoordinateCheck(NamedTuple):
 
     layers: tuple[str, ...]
     widths: Integer[np.ndarray, "widths"]
-    size: Float[np.ndarray, "widths seeds steps+1 layers"]
+    size: Float[np.ndarray, "widths seeds stages layers"]
     change: Float[np.ndarray, "widths seeds steps layers"]
     own: Float[np.ndarray, "widths seeds steps layers"]
     size_scaling: Scaling
