@@ -250,8 +250,8 @@ def _report(
         nc2_weights=None if rows is None else frame_geometry(rows, frame=frame),
         nc3=None if rows is None else self_duality(rows, vectors, frame=frame),
         offset=None if rows is None else _offset(rows, bias, centers.global_mean),
-        nc4=_share(within.nearest_is_prediction, total),
-        ncc_accuracy=_share(within.nearest_is_label, total),
+        nc4=_share(within.nearest_is_prediction, within.count),
+        ncc_accuracy=_share(within.nearest_is_label, within.count),
         rank=centers.rank,
     )
 
@@ -269,7 +269,9 @@ def _weighted(count: jax.Array, total: jax.Array, squares: jax.Array, scale: Arr
     return Estimate(jnp.sum(total * scale), norm(jnp.asarray(scale) * jnp.sqrt(variance)))
 
 
-def _share(hits: jax.Array, total: jax.Array) -> Estimate:
+def _share(hits: jax.Array, count: jax.Array) -> Estimate:
+    """Of all samples; nan where a class has none, whose mean is nobody's nearest."""
+    total = jnp.where((count > 0).all(), jnp.sum(count), jnp.nan)
     share = jnp.sum(hits) / total
     return Estimate(share, jnp.sqrt(share * (1 - share) / (total - 1)))
 

@@ -114,10 +114,13 @@ def _noise_scale(losses: operators.Loss, params: PyTree, batch: PyTree, chunk: i
     noise, signal, value = scale(total, mean, n)
     error = jnp.sqrt((n - 1) * jnp.mean((left - left.mean()) ** 2))
     error = jnp.where(jnp.isinf(left).any() | jnp.isinf(value), jnp.inf, error)
-    # The square of the unit is a number of its own only within the range of the precision.
-    square = unit[0] ** 2
-    square = jnp.where((square > 0) & jnp.isfinite(square), square, jnp.nan)
-    return NoiseScale(value, error, noise * square, signal * square)
+
+    def in_its_own_unit(x: jax.Array) -> jax.Array:
+        # Twice by the unit: its square may be out of the range of the precision where the product is not.
+        y = x * unit[0] * unit[0]
+        return jnp.where(jnp.isfinite(y) & ((y != 0) | (x == 0)), y, jnp.nan)
+
+    return NoiseScale(value, error, in_its_own_unit(noise), in_its_own_unit(signal))
 
 
 @show.readable

@@ -124,7 +124,9 @@ def check(module):
         function = inspect.unwrap(value) if callable(value) else None
         if key.startswith("_") or not isinstance(function, types.FunctionType):
             continue
-        if isinstance(value, jax.custom_jvp | jax.custom_vjp):  # no function, but an object with rules
+        if isinstance(
+            value, jax.custom_jvp | jax.custom_vjp
+        ):  # no function, but an object with rules
             continue
         if function.__module__ != module.__name__ or function.__name__ != key:
             continue

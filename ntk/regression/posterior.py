@@ -13,6 +13,7 @@ Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019 (arXiv 1902.06720), 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +124,23 @@ def _posterior(
         spread = spectra.as_matrix(_named(kernels, "nngp"))
         # The networks start at random outputs of covariance K, of which training leaves f_t - A f_d: all four terms.
         covariance += weights.T @ spread @ weights - reduction.T
-    return Gaussian(mean, spectra.as_kernel(covariance - reduction, rows))
+    covariance -= reduction
+    _warn_of_negative(covariance, spectra.as_matrix(_named(k_tt, prior)))
+    return Gaussian(mean, spectra.as_kernel(covariance, rows))
+
+
+def _warn_of_negative(covariance: jax.Array, prior: jax.Array) -> None:
+    """Says that variances are negative beyond rounding, where they are known."""
+    least, scale = jnp.diagonal(covariance).min(), jnp.abs(jnp.diagonal(prior)).max()
+    if not spectra.is_concrete(least) or least >= -(jnp.finfo(prior.dtype).eps ** 0.5) * scale:
+        return
+    warnings.warn(
+        f"variances are negative, down to {float(least):.3g} beside {float(scale):.3g}, the largest of the prior: the "
+        "kernels of training and test points are not blocks of one positive semi-definite matrix, or their rounding is "
+        "larger than diag_reg; compute them by one kernel function, or in float64",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def gradient_descent_mse_ensemble(

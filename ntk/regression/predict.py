@@ -286,11 +286,21 @@ def max_learning_rate(
     Returns:
         ``2 (1 + momentum) y_train_size / (largest eigenvalue + eps)``.
 
+    Raises:
+        ValueError: no target entries; a momentum below 0 or from 1 on, with which no rate is stable; a kernel with
+            entries that are not finite.
+
     Source: Lee et al. 2019, section 2.2; Goh 2017, "Why momentum really works".
     """
     ntk_train_train = spectra.floating(spectra.array("ntk_train_train", ntk_train_train))
     matrix = spectra.as_matrix(ntk_train_train)
     size = len(matrix) if y_train_size is None else y_train_size
+    if _is_false(jnp.asarray(size) > 0):
+        raise ValueError(f"y_train_size is {size}; it must be positive")
+    if _is_false((jnp.asarray(momentum) >= 0) & (jnp.asarray(momentum) < 1)):
+        raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
+    if _is_false(jnp.isfinite(matrix)):
+        raise ValueError("ntk_train_train has entries that are not finite; remove these samples")
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(matrix)[-1] + eps)
 
 

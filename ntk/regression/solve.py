@@ -434,6 +434,8 @@ def _check_arguments(y: Any, diag_reg: Any, dtype: DTypeLike | None) -> None:
         if not any(jnp.issubdtype(found, kind) for kind in (jnp.number, jnp.bool_)):
             what = "an array of numbers (n, ...)" if name == "y" else "a number, zero or positive"
             raise TypeError(f"{name} is {value!r}; it must be {what}")
+        if jnp.issubdtype(found, jnp.complexfloating):
+            raise ValueError(f"{name} is complex ({found}); kernels and targets must be real")
 
 
 def _check(shape: tuple[int, ...], y: Array, diag_reg: Any, positive: bool = False) -> None:

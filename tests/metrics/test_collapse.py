@@ -155,6 +155,15 @@ def test_invariant_to_order_rotation_scale_and_class_names(x64):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+def test_a_class_without_samples_leaves_no_number_under_jit():
+    h, y = jax.random.normal(jax.random.key(0), (12, 4)), jnp.arange(12) % 3
+    report = jax.jit(lambda y: collapse.neural_collapse(h, y, 3))
+    whole, lacking = report(y), report(jnp.where(y == 0, 1, y))
+    for name in ("nc1", "ncc_accuracy"):
+        assert jnp.isfinite(getattr(whole, name).value)
+        assert jnp.isnan(getattr(lacking, name).value)
+
+
 def test_jit_vmap_over_seeds_and_scan_agree():
     data = [sample(seed, (300, 200, 150), 16, 0.3) for seed in range(3)]
     h = jnp.asarray(np.stack([d[0] for d in data]), jnp.float32)

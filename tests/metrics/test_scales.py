@@ -152,6 +152,13 @@ def test_squares_that_single_precision_cannot_hold_are_nan_or_refused():
             noise.hessian_noise(losses, PARAMS, batch(scale), KEY)
 
 
+def test_squares_that_single_precision_holds_are_given_where_their_unit_is_beyond_it():
+    plain, large = (noise.gradient_noise_scale(losses, PARAMS, batch(s)) for s in (1.0, 1e18))
+    for name in ("noise", "signal"):
+        a, b = (np.float64(getattr(found, name)) for found in (plain, large))
+        np.testing.assert_allclose(b, 1e36 * a, rtol=2e-3)
+
+
 def half(tree):
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
 

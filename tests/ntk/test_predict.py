@@ -385,3 +385,13 @@ def test_complex_kernels_and_targets_are_refused():
         for make in (predict.gp_inference, predict.gradient_descent_mse):
             with pytest.raises(ValueError, match="is complex"):
                 make(*pair)
+
+
+def test_variances_of_kernels_that_do_not_fit_are_told():
+    """Blocks of no positive semi-definite matrix: training points explain more than test points vary."""
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    kernel = jnp.asarray(x @ x.T + np.eye(6, dtype=np.float32))
+    posterior = predict.gp_inference(kernel[:4, :4], jnp.ones((4, 1)), 0.1)
+    assert (jnp.diagonal(posterior("nngp", kernel[4:, :4], kernel[4:, 4:]).covariance) > 0).all()
+    with pytest.warns(RuntimeWarning, match="variances are negative, down to"):
+        posterior("nngp", 9 * kernel[4:, :4], kernel[4:, 4:])

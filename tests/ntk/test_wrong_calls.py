@@ -65,6 +65,11 @@ def check(net_at_width):
 
 # what is called, the error, and a part of what is said
 WRONG = [
+    (lambda: solve.cholesky(jnp.eye(4), Y + 1j), ValueError, "y is complex"),
+    (lambda: regression(Y * 1j), ValueError, "y is complex"),
+    (lambda: predict.max_learning_rate(jnp.eye(3), 0), ValueError, "y_train_size is 0"),
+    (lambda: predict.max_learning_rate(jnp.eye(3), momentum=1.5), ValueError, "momentum is 1.5"),
+    (lambda: predict.max_learning_rate(jnp.eye(3) * jnp.nan), ValueError, "not finite"),
     # a traced network reads samples of the shape of its example, and no other
     (lambda: traced()(X[:, :2]), ValueError, r"x1 has the shape \(4, 2\); .* shape \(3,\)"),
     (lambda: traced()(X[0]), ValueError, r"x1 has the shape \(3,\); .* a batch of those"),
