@@ -112,7 +112,7 @@ def check(address: str) -> None:
             name = min(unknown)
             raise ValueError(
                 f"--cluster=slurm: has {name!r}{settings.nearest(name, _slurm_options())}; it may have "
-                f"{', '.join(sorted(_slurm_options() | {'jobs', 'gpus'}))}"
+                f"{', '.join(sorted(_slurm_options() | {'gpus'}))}"
             )
         if shutil.which("sbatch") is None:
             raise ValueError(

@@ -28,10 +28,6 @@ _UNKNOWN = (
 )
 
 
-_ARRAYS: list[Check] = []
-"""Checks that `array` made."""
-
-
 def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that checks arguments by name; an unknown keyword is a TypeError that names the nearest.
 
@@ -50,7 +46,7 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 for name, check in checks.items():
                     if name in given:
                         check(name, given[name])
-                        if check in _ARRAYS and isinstance(given[name], list | tuple):
+                        if hasattr(check, "of_arrays") and isinstance(given[name], list | tuple):
                             given[name] = np.asarray(given[name])
                 return function(*bound.args, **bound.kwargs)
             except _UNKNOWN as error:
@@ -121,7 +117,7 @@ def array(ndim: int | None = None, *, integers: bool = False, columns: int | Non
         if not traced and not np.isfinite(value.astype(float)).all():
             raise ValueError(f"{name} has entries that are not finite; drop them first")
 
-    _ARRAYS.append(check)
+    check.of_arrays = True  # type: ignore[attr-defined]  # `takes` hands lists on as arrays
     return check
 
 
