@@ -132,7 +132,7 @@ def test_covariance_of_trained_networks_needs_both_kernels(x64):
     """Lee et al. 2019, equation 16, with the NNGP of training points and not their NTK."""
     k, k_td, y = small_problem()
     ntk, nngp = k + jnp.eye(3), k
-    t_td, n_td, n_tt = 1.5 * k_td, k_td, 3 * jnp.eye(2)
+    t_td, n_td, n_tt = 1.5 * k_td, k_td, 9 * jnp.eye(2)
     with pytest.raises(ValueError, match="takes the NNGP and the NTK"):
         predict.gp_inference(ntk, y)("ntk", t_td, n_tt)
     with pytest.raises(ValueError, match="takes the NNGP and the NTK"):
