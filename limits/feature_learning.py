@@ -282,8 +282,24 @@ def squared_error(
 def cross_entropy(
     outputs: Real[jax.Array, "*examples k"], labels: Integer[jax.Array, "*examples"]
 ) -> Float[jax.Array, ""]:
-    """Mean softmax cross-entropy in nats, for integer labels."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+    """Mean softmax cross-entropy in nats, for integer labels; NaN inside of a trace where a label is none of 0..k-1.
+
+    Raises:
+        ValueError: a label is none of 0..k-1, or there is not one for each example.
+    """
+    shape, classes = jnp.shape(outputs)[:-1], jnp.shape(outputs)[-1]
+    if jnp.shape(labels) != shape:
+        raise ValueError(
+            f"labels have the shape {jnp.shape(labels)}; it must be {shape}: one for each example"
+        )
+    known = (labels >= 0) & (labels < classes)
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}; they must be 0..{classes - 1}"
+        )
+    # Negative indices would count from the last class.
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.where(known, labels, 0))
+    return jnp.where(known, losses, jnp.nan).mean()
 
 
 @takes(net=_network, batch=batch, activation=function, loss=function)

@@ -78,7 +78,8 @@ def class_means(
 
     Args:
         features: (N, ...), flattened to (N, d).
-        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out. Others are refused, inside jit
+            they make the means NaN.
         num_classes: K.
 
     Returns:
@@ -99,7 +100,8 @@ def class_means(
 def _class_means(h: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
     y = _valid(labels, num_classes)
     count = jnp.bincount(y, length=num_classes + 1)[:num_classes].astype(h.dtype)
-    return ClassMeans(count, _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None])
+    mean = _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None]
+    return ClassMeans(count, mean + _nan_if_no_class(labels, y, num_classes))
 
 
 def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
@@ -185,10 +187,11 @@ def within_class(
     Args:
         centers: of the whole data set.
         features: (N, ...).
-        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out. Others are refused, inside jit
+            they make the sums NaN.
         weights: (K, d), or None.
         bias: (K,), or None.
-        predictions: (N,) integers as labels, or None; not with weights.
+        predictions: (N,) integers as labels, or None; not with weights. -1 agrees with no class.
 
     Returns:
         WithinClass; add two with `jax.tree.map(jnp.add, a, b)`, or over devices with psum.
@@ -220,11 +223,16 @@ def _within_class(
     y = _valid(labels, num_classes)
     rows = None if weights is None else weights.astype(h.dtype)
     offset = 0 if bias is None else bias.astype(h.dtype)[:, None]
-    guess = jnp.full_like(y, -1) if predictions is None else predictions.astype(y.dtype)
+    guess = jnp.full_like(y, -1) if predictions is None else _valid(predictions, num_classes)
     columns = jax.lax.platform_dependent(
         centers, rows, offset, h, y, guess, cpu=_residuals_blocked, default=_residuals
     )
-    return WithinClass(*_class_sums(columns.T, y, num_classes).T)
+    sums = _class_sums(columns.T, y, num_classes) + _nan_if_no_class(labels, y, num_classes)
+    within = WithinClass(*sums.T)
+    if predictions is None:
+        return within
+    unknown = _nan_if_no_class(predictions, guess, num_classes)
+    return within._replace(nearest_is_prediction=within.nearest_is_prediction + unknown)
 
 
 def feature_rows(features: Real[Data, "N ..."]) -> Float[jax.Array, "N d"]:
@@ -235,7 +243,20 @@ def feature_rows(features: Real[Data, "N ..."]) -> Float[jax.Array, "N d"]:
 
 def _valid(labels: jax.Array, num_classes: int) -> jax.Array:
     """Labels with everything outside 0..K-1 sent to K, a bin that is dropped."""
-    return jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    # No integer of few bits holds K, and the largest of 32 bits without a sign would read as -1.
+    most = min(jnp.iinfo(labels.dtype).max, checks.LARGEST)
+    y = jnp.minimum(labels, most).astype(int)
+    return jnp.where((y >= 0) & (y < num_classes), y, num_classes)
+
+
+def _nan_if_no_class(labels: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
+    """NaN where one of the labels, made y by `_valid`, is neither a class nor -1; else 0.
+
+    Outside of a trace such labels are refused; a compiled function cannot.
+    """
+    signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
+    padded = (labels == -1) if signed else jnp.zeros(labels.shape, bool)
+    return jnp.where(((y == num_classes) & ~padded).any(), jnp.nan, 0)
 
 
 def _class_sums(values: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
