@@ -48,6 +48,7 @@ from limits.exponents import (
 )
 from limits.parametrization import Parametrized, parametrize
 from limits.regimes import ABC, Regime, abc, classify
+from ntk.arguments import strict_package as _strict_package
 
 __all__ = [
     "ABC",
@@ -95,6 +96,8 @@ __all__ = [
     "susceptibilities",
     "symmetry",
 ]
+
+_strict_package(globals())
 
 
 def __dir__() -> list[str]:

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
-from ntk import show
+from ntk import arguments, show
 from ntk.options import check_entries
 from ntk.types import Data, Float, Integer, Real, Shaped
 
@@ -71,6 +71,7 @@ class WithinClass(NamedTuple):
     nearest_is_prediction: Shaped[jax.Array, "K"]
 
 
+@arguments.strict
 def class_means(
     features: Real[Data, "N ..."], labels: Integer[Data, "N"], num_classes: int
 ) -> ClassMeans:
@@ -104,6 +105,7 @@ def _class_means(h: jax.Array, labels: jax.Array, num_classes: int) -> ClassMean
     return ClassMeans(count, mean + _nan_if_no_class(labels, y, num_classes))
 
 
+@arguments.strict
 def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     """Means of two batches together (Chan, Golub & LeVeque 1979); associative up to rounding.
 
@@ -123,6 +125,7 @@ def _merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     return ClassMeans(count, one.mean + (other.mean - one.mean) * share[:, None])
 
 
+@arguments.strict
 def class_centers(
     means: ClassMeans, *, center: str = "classes", rtol: float | None = None
 ) -> Centers:
@@ -173,6 +176,7 @@ def _class_centers(means: ClassMeans, center: str, rtol: float | None) -> Center
     )
 
 
+@arguments.strict
 def within_class(
     centers: Centers,
     features: Real[Data, "N ..."],

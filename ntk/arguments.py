@@ -42,6 +42,19 @@ def strict_functions(names: dict[str, Any]) -> dict[str, Callable]:
     return {name: strict(fn) for name, fn in public.items() if inspect.isfunction(fn)}
 
 
+def strict_package(namespace: dict[str, Any]) -> None:
+    """Makes functions of a package `strict`, in place: those in its namespace, and those of its modules named there."""
+    public = [namespace.get(name) for name in namespace["__all__"]]
+    for module in filter(inspect.ismodule, public):
+        own = {k: v for k, v in vars(module).items() if _module_of(v) == module.__name__}
+        vars(module).update(strict_functions(own))
+    namespace.update(strict_functions(namespace))
+
+
+def _module_of(value: Any) -> str | None:
+    return getattr(value, "__module__", None)
+
+
 def keyword_names(fn: Callable) -> frozenset[str] | None:
     """Names of the keywords that a function reads; None if it takes any."""
     try:
