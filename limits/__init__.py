@@ -48,7 +48,7 @@ from limits.exponents import (
 )
 from limits.parametrization import Parametrized, parametrize
 from limits.regimes import ABC, Regime, abc, classify
-from ntk.arguments import strict_package as _strict_package
+from ntk.arguments import strict_functions as _strict_functions
 
 __all__ = [
     "ABC",
@@ -97,7 +97,7 @@ __all__ = [
     "symmetry",
 ]
 
-_strict_package(globals())
+globals().update(_strict_functions(globals()))
 
 
 def __dir__() -> list[str]:

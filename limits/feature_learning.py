@@ -42,6 +42,7 @@ from limits.arguments import (
 from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
+from ntk.arguments import scalar_loss
 from ntk.types import Elementwise, Float, Integer, PRNGKey, Real, jitted
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -307,7 +308,8 @@ def gradient(
     net: N, batch: tuple, *, activation: Elementwise = identity, loss: Loss = squared_error
 ) -> tuple[Float[jax.Array, ""], N]:
     """(loss, gradient in units of the limit): what one SGD step subtracts per learning rate, free of the width."""
-    value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0], activation), batch[1]))(net)
+    one = scalar_loss(loss)
+    value, slope = jax.value_and_grad(lambda p: one(p.apply(batch[0], activation), batch[1]))(net)
     return value, jax.tree.map(lambda g: g / net.scale, slope)
 
 

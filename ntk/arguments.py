@@ -297,7 +297,11 @@ def hashable(f: Callable) -> Callable:
         hash(f)
     except TypeError:
         # A new function each time, which JAX's caches tell apart by itself.
-        return lambda *args, **kwargs: f(*args, **kwargs)
+        @functools.wraps(f)
+        def new(*args: Any, **kwargs: Any) -> Any:
+            return f(*args, **kwargs)
+
+        return new
     return f
 
 
@@ -325,6 +329,31 @@ def spread(f: Callable, x: PyTree, kwargs: dict) -> Callable:
 def _spread(f: Callable) -> Callable:
     """The same function for the same f: what is compiled for it is found again."""
     return lambda params, x, **kwargs: f(params, *x, **kwargs)
+
+
+def scalar_loss(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """loss(outputs, targets), which says what it returned where that is not one number.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: (from the function returned) it is not one real number.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss is {shown(loss)}; it must be a function of outputs and targets")
+
+    @functools.wraps(loss)
+    def one_number(outputs: Any, targets: Any) -> Any:
+        value = loss(outputs, targets)
+        right = isinstance(value, float) or (is_array(value) and not np.ndim(value))
+        if not (right and jnp.issubdtype(jnp.result_type(value), jnp.floating)):
+            given = shown(value) if not is_array(value) else f"{value.dtype}{list(value.shape)}"
+            raise ValueError(
+                f"loss(outputs, targets) returns {given}; it must return one real number: the mean or the sum over "
+                "examples and outputs, and nothing beside it"
+            )
+        return value
+
+    return one_number
 
 
 @contextlib.contextmanager
