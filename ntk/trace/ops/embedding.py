@@ -185,7 +185,7 @@ def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: 
         p, q = views(known)
         return (a == b) * p * q
 
-    same = equal(lambda pair: kernels.views(*pair, diagonal))
+    same = equal(lambda pair: kernels.views(pair[0], pair[1], diagonal))
     within: list[Array | None] = [None, None]
     if need.variance == 2 and sizes:
         for k in range(2):
