@@ -178,6 +178,17 @@ def split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
     return first, second
 
 
+def per_sample(value: Any, n1: int, n2: int) -> bool:
+    """Whether an argument is a tuple (a, b) of arrays with leading axes n1 and n2."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return False
+    for side, n in zip(value, (n1, n2)):
+        leaves = jax.tree.leaves(side)
+        if not leaves or any(np.shape(v)[:1] != (n,) for v in leaves):
+            return False
+    return True
+
+
 def is_array(value: Any) -> bool:
     """Whether the value is an array, of JAX or NumPy."""
     return isinstance(value, jax.Array | np.ndarray | np.generic)
