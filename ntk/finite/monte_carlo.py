@@ -149,7 +149,7 @@ def _in_batches(
         _batches((x, {k: v[side] for k, v in pairs.items()}), size)
         for side, x in enumerate((x1, second))
     )
-    blocks = []
+    blocks: list[list[PyTree]] = []
     for i, (a, one) in enumerate(rows):
         blocks.append([])
         for j, (b, two) in enumerate(columns):
