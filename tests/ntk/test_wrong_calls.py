@@ -150,6 +150,11 @@ WRONG = [
             ("mse", TypeError, "loss is 'mse'; it must be a function"),
         )
     ],
+    (
+        lambda: stax.serial(stax.Dense(4), stax.Index(stax.Slice[..., 1]))[2](X),
+        ValueError,
+        "Index into the channels",
+    ),
     # a layer of stax is no family
     *[
         (lambda call=call, layer=layer: call(layer, X), ValueError, f"{what}.* kernel already")
