@@ -95,6 +95,7 @@ def monte_carlo_kernel_fn(
         x1: PyTree,
         x2: PyTree | None,
         key: PRNGKey,
+        block: tuple[int, int] | None,
         arrays: list,
         get: str | tuple[str, ...] | None,
         static: tuple,
@@ -102,6 +103,10 @@ def monte_carlo_kernel_fn(
         init_key, rng = jax.random.split(jax.random.fold_in(key, index))
         _, params = init_fn(init_key, jax.tree.map(jnp.shape, x1))
         kwargs = arguments.combine(arrays, static)
+        if block is not None:
+            # One noise for a batch in all blocks that it is in: the kernel is one of outputs, and symmetric.
+            one, two = (jax.random.fold_in(rng, number) for number in block)
+            rng = one if x2 is None else (one, two)
         return kernel_fn(x1, x2, get, params, rng=rng, **kwargs)
 
     def estimates(
@@ -111,9 +116,11 @@ def monte_carlo_kernel_fn(
         moments = None
         for index in range(counts[-1]):
 
-            def draw(a: PyTree, b: PyTree | None, given: dict, index: int = index) -> PyTree:
+            def draw(
+                a: PyTree, b: PyTree | None, given: dict, block: Any, n: int = index
+            ) -> PyTree:
                 arrays, static = arguments.partition(given)
-                return sample(index, a, b, key, arrays, get, static)
+                return sample(n, a, b, key, block, arrays, get, static)
 
             new = _in_batches(draw, x1, x2, kwargs, batch_size, store_on_device)
             moments = _add(moments, new)
@@ -141,7 +148,7 @@ def _in_batches(
     """
     keep = (lambda k: k) if on_device else jax.device_get
     if size == 0:
-        return keep(kernel(x1, x2, kwargs))
+        return keep(kernel(x1, x2, kwargs, None))
     second = x1 if x2 is None else x2
     n1, n2 = (jax.tree.leaves(x)[0].shape[0] for x in (x1, second))
     pairs = {k: v for k, v in kwargs.items() if arguments.per_sample(v, n1, n2)}
@@ -154,7 +161,8 @@ def _in_batches(
         blocks.append([])
         for j, (b, two) in enumerate(columns):
             given = kwargs | {k: (one[k], two[k]) for k in pairs}
-            blocks[i].append(keep(kernel(a, None if x2 is None and i == j else b, given)))
+            alone, block = x2 is None and i == j, (i, j) if x2 is None else (2 * i, 2 * j + 1)
+            blocks[i].append(keep(kernel(a, None if alone else b, given, block)))
     joined = [jax.tree.map(lambda *k: jnp.concatenate(k, 1), *row) for row in blocks]
     return jax.tree.map(lambda *k: jnp.concatenate(k, 0), *joined)
 

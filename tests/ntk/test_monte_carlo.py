@@ -97,6 +97,15 @@ def test_what_belongs_to_a_sample_is_divided_with_the_samples(x):
             np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+def test_noise_of_a_batch_is_one_in_all_its_blocks(x):
+    """Kernels of networks with dropout are Gram matrices, in batches too."""
+    net = stax.serial(stax.Dense(64), stax.Relu(), stax.Dropout(0.5), stax.Dense(1))
+    kernel_fn = monte_carlo_kernel_fn(net.init_fn, net.apply_fn, jax.random.key(1), 3, 2)
+    for kernel in kernel_fn(x, None, ("nngp", "ntk")):
+        np.testing.assert_allclose(kernel, kernel.T, rtol=1e-5)
+        assert np.linalg.eigvalsh(np.asarray(kernel, float)).min() > -1e-5 * np.abs(kernel).max()
+
+
 @pytest.mark.slow
 def test_networks_of_neural_tangents(x):
     theirs = reference.neural_tangents().stax
