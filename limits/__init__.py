@@ -48,6 +48,7 @@ from limits.exponents import (
 )
 from limits.parametrization import Parametrized, parametrize
 from limits.regimes import ABC, Regime, abc, classify
+from ntk.arguments import strict_functions as _strict_functions
 
 __all__ = [
     "ABC",
@@ -95,6 +96,8 @@ __all__ = [
     "susceptibilities",
     "symmetry",
 ]
+
+globals().update(_strict_functions(globals()))
 
 
 def __dir__() -> list[str]:

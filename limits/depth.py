@@ -33,6 +33,7 @@ from limits.arguments import count as counts
 from limits.correlations import EXACT, Activation, DualMap, descend, dual_map, log_shrinkage, near
 from ntk import show
 from ntk.activations import closed_forms, polynomials
+from ntk.arguments import strict
 from ntk.types import Float, Real, Rows, Shaped
 
 _SLOWEST = 10**6  # layers of a recursion that has no closed form at its end
@@ -75,6 +76,7 @@ class LogKernel(NamedTuple):
     offset: float = 0.0
 
 
+@strict
 def taxonomy(activation: Activation) -> Taxonomy:
     """Class and constants of an activation, by quadrature.
 
@@ -184,6 +186,7 @@ def gaps(x1: Real[Rows, "n1 d"], x2: Real[Rows, "n2 d"]) -> Float[np.ndarray, "n
     return total / 2
 
 
+@strict
 def deep_kernel(
     activation: Activation, depth: int, kernel: str = "ntk"
 ) -> Callable[[ArrayLike], LogKernel]:
@@ -226,6 +229,7 @@ def deep_kernel(
     return evaluate
 
 
+@strict
 def singular_kernel(activation: Activation) -> Callable[[ArrayLike], LogKernel]:
     """psi = lim Sigma_L / A'^(2L) = lim K_L / (L A'^(2L)) as L grows: the kernel of the limit.
 

@@ -42,6 +42,7 @@ from limits.arguments import (
 from limits.exponents import Rule, named_rule
 from limits.regimes import abc, classify
 from ntk import show
+from ntk.arguments import scalar_loss
 from ntk.types import Elementwise, Float, Integer, PRNGKey, Real, jitted
 
 Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -282,8 +283,24 @@ def squared_error(
 def cross_entropy(
     outputs: Real[jax.Array, "*examples k"], labels: Integer[jax.Array, "*examples"]
 ) -> Float[jax.Array, ""]:
-    """Mean softmax cross-entropy in nats, for integer labels."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+    """Mean softmax cross-entropy in nats, for integer labels; NaN inside of a trace where a label is none of 0..k-1.
+
+    Raises:
+        ValueError: a label is none of 0..k-1, or there is not one for each example.
+    """
+    shape, classes = jnp.shape(outputs)[:-1], jnp.shape(outputs)[-1]
+    if jnp.shape(labels) != shape:
+        raise ValueError(
+            f"labels have the shape {jnp.shape(labels)}; it must be {shape}: one for each example"
+        )
+    known = (labels >= 0) & (labels < classes)
+    if not isinstance(known, jax.core.Tracer) and not known.all():
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}; they must be 0..{classes - 1}"
+        )
+    # Negative indices would count from the last class.
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.where(known, labels, 0))
+    return jnp.where(known, losses, jnp.nan).mean()
 
 
 @takes(net=_network, batch=batch, activation=function, loss=function)
@@ -291,7 +308,8 @@ def gradient(
     net: N, batch: tuple, *, activation: Elementwise = identity, loss: Loss = squared_error
 ) -> tuple[Float[jax.Array, ""], N]:
     """(loss, gradient in units of the limit): what one SGD step subtracts per learning rate, free of the width."""
-    value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0], activation), batch[1]))(net)
+    one = scalar_loss(loss)
+    value, slope = jax.value_and_grad(lambda p: one(p.apply(batch[0], activation), batch[1]))(net)
     return value, jax.tree.map(lambda g: g / net.scale, slope)
 
 

@@ -25,6 +25,7 @@ from limits import quadrature
 from limits.arguments import array, boolean, count, number, takes
 from limits.quadrature import Activation, Pointwise, average, pointwise
 from ntk import show
+from ntk.arguments import strict
 from ntk.types import Float, Real
 
 
@@ -242,6 +243,7 @@ def metric_covariance(
     return MetricCovariance(*(np.array(part) for part in zip(*layers)))
 
 
+@strict
 def covariance_of(gram: Real[np.ndarray, "N N"], most: int) -> Float[np.ndarray, "N N"]:
     """The covariance matrix of at most so many inputs in double precision; refuses what is none."""
     gram = np.asarray(gram, np.float64)

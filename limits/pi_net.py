@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from limits.arguments import batch, function, instance, integer, key, number, real_dtype, takes
 from limits.feature_learning import squared_error
 from ntk import show
+from ntk.arguments import scalar_loss
 from ntk.types import Float, PRNGKey, Real, Scalar
 
 
@@ -203,8 +204,10 @@ def train(
 def _train_finite(
     net: PiNet, batches: tuple, learning_rate: Scalar, loss: Callable
 ) -> tuple[PiNet, jax.Array]:
+    one = scalar_loss(loss)
+
     def step(net: PiNet, batch: tuple) -> tuple[PiNet, jax.Array]:
-        value, slope = jax.value_and_grad(lambda p: loss(p.apply(batch[0]), batch[1]))(net)
+        value, slope = jax.value_and_grad(lambda p: one(p.apply(batch[0]), batch[1]))(net)
         w = tuple(w - learning_rate * len(w) * g for w, g in zip(net.w, slope.w))
         return PiNet(net.first - learning_rate * slope.first, net.omega, w), value
 
@@ -216,6 +219,7 @@ def _train_limit(
     net: PiLimit, batches: tuple, learning_rate: Scalar, loss: Callable
 ) -> tuple[PiLimit, jax.Array]:
     steps, size = batches[0].shape[:2]
+    one = scalar_loss(loss)
     start = [len(rows.b) for rows in net.rows]
     # Rows that are not there yet are zero, and add nothing.
     grown = jax.tree.map(lambda x: jnp.pad(x, ((0, steps * size), (0, 0))), net.rows)
@@ -229,7 +233,7 @@ def _train_limit(
             shifts: list[jax.Array],
         ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
             outputs, seen = _forward(net, x, shifts)
-            return loss(outputs, y), seen
+            return one(outputs, y), seen
 
         (value, seen), slopes = jax.value_and_grad(objective, has_aux=True)(shifts)
         rows = [

@@ -39,6 +39,7 @@ from metrics.learning import (
 from metrics.scaling import Optimum, PowerLaw, fit_power_law, refined_optimum
 from metrics.spectra import density, diagonal, spectral_density, trace
 from metrics.stability import edge_of_stability
+from ntk.arguments import strict_package as _strict_package
 
 __all__ = [
     "Collapse",
@@ -83,6 +84,8 @@ __all__ = [
     "stability",
     "trace",
 ]
+
+_strict_package(globals())
 
 
 def __dir__() -> list[str]:

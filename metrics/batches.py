@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from metrics import checks
 from metrics.programs import remembered
+from ntk import arguments
 from ntk.types import Array, PyTree
 
 
 @remembered
+@arguments.strict
 def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Callable:
     """The mean of a product over batches, one batch in memory at a time.
 
@@ -70,6 +72,7 @@ def accumulated(product: Callable, *, axes: Any = 0, unroll: bool = False) -> Ca
 
 
 @remembered
+@arguments.strict
 def streamed(product: Callable) -> Callable:
     """The mean of a product over a data loader: its batches need not fit in memory together.
 

@@ -91,17 +91,18 @@ def neural_collapse(
     fewer than three samples.
 
     Pure and compiled once per shape; may be called inside jit, scan and vmap (over seeds). There,
-    labels cannot be looked at, and a class without samples makes the numbers NaN. Data that do not
-    fit in memory: `class_means`, `merge_means`, `class_centers`, `within_class`, `collapse_report`.
+    labels cannot be looked at: a class without samples, or a label that is none, makes the numbers NaN.
+    Data that do not fit in memory: `class_means`, `merge_means`, `class_centers`, `within_class`, `collapse_report`.
 
     Args:
         features: (N, ...), floating point, flattened to (N, d); float32 at least is used inside, at any scale.
             What is not finite is refused, inside jit it makes the numbers NaN.
-        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out. No other is taken for padding.
         num_classes: K.
         weights: (K, d) rows of the classifier (a Flax kernel transposed), for NC2-NC4.
         bias: (K,) of the classifier.
-        predictions: (N,) integers, the network's classes, for NC4 of a layer without classifier.
+        predictions: (N,) integers, the network's classes, for NC4 of a layer without classifier; NC4 alone is NaN
+            where, inside jit, one is no class.
         frame: 'simplex' (means centred, cosines -1/(K-1): cross-entropy, or MSE with bias) or
             'orthogonal' (means as they are, cosines 0: MSE without bias).
         center: global mean as the mean of class means ('classes') or of all samples ('samples');

@@ -18,11 +18,13 @@ from scipy import stats
 
 from metrics import checks
 from metrics.estimate import Estimate
+from ntk import arguments
 from ntk.types import Integer, Real
 
 _BLOCK = 2**22  # ranks held at once by the jackknife
 
 
+@arguments.strict
 def keep(
     scores: Real[ArrayLike, "N"],
     share: float,
@@ -82,6 +84,7 @@ def keep(
     return hardest[:count]
 
 
+@arguments.strict
 def rank_correlation(a: Real[ArrayLike, "N"], b: Real[ArrayLike, "N"]) -> Estimate:
     """Spearman's correlation of two scores, equal ones with their mean rank, and its jackknife error over examples.
 
@@ -112,6 +115,7 @@ def rank_correlation(a: Real[ArrayLike, "N"], b: Real[ArrayLike, "N"]) -> Estima
     return Estimate(value, np.sqrt(spread))
 
 
+@arguments.strict
 def reliability(scores: Real[ArrayLike, "R N"], networks: int | None = None) -> Estimate:
     """Spearman's correlation between a mean over so many networks and the same over as many others.
 

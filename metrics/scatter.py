@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from metrics import checks
 from metrics.estimate import concrete, power_of_two
 from metrics.geometry import matmul
-from ntk import show
+from ntk import arguments, show
 from ntk.options import check_entries
 from ntk.types import Data, Float, Integer, Real, Shaped
 
@@ -71,6 +71,7 @@ class WithinClass(NamedTuple):
     nearest_is_prediction: Shaped[jax.Array, "K"]
 
 
+@arguments.strict
 def class_means(
     features: Real[Data, "N ..."], labels: Integer[Data, "N"], num_classes: int
 ) -> ClassMeans:
@@ -78,7 +79,8 @@ def class_means(
 
     Args:
         features: (N, ...), flattened to (N, d).
-        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out. Others are refused, inside jit
+            they make the means NaN.
         num_classes: K.
 
     Returns:
@@ -99,9 +101,11 @@ def class_means(
 def _class_means(h: jax.Array, labels: jax.Array, num_classes: int) -> ClassMeans:
     y = _valid(labels, num_classes)
     count = jnp.bincount(y, length=num_classes + 1)[:num_classes].astype(h.dtype)
-    return ClassMeans(count, _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None])
+    mean = _class_sums(h, y, num_classes) / jnp.maximum(count, 1)[:, None]
+    return ClassMeans(count, mean + _nan_if_no_class(labels, y, num_classes))
 
 
+@arguments.strict
 def merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     """Means of two batches together (Chan, Golub & LeVeque 1979); associative up to rounding.
 
@@ -121,6 +125,7 @@ def _merge_means(one: ClassMeans, other: ClassMeans) -> ClassMeans:
     return ClassMeans(count, one.mean + (other.mean - one.mean) * share[:, None])
 
 
+@arguments.strict
 def class_centers(
     means: ClassMeans, *, center: str = "classes", rtol: float | None = None
 ) -> Centers:
@@ -171,6 +176,7 @@ def _class_centers(means: ClassMeans, center: str, rtol: float | None) -> Center
     )
 
 
+@arguments.strict
 def within_class(
     centers: Centers,
     features: Real[Data, "N ..."],
@@ -185,10 +191,11 @@ def within_class(
     Args:
         centers: of the whole data set.
         features: (N, ...).
-        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out.
+        labels: (N,) integers 0..K-1; -1 marks a padded row, which is left out. Others are refused, inside jit
+            they make the sums NaN.
         weights: (K, d), or None.
         bias: (K,), or None.
-        predictions: (N,) integers as labels, or None; not with weights.
+        predictions: (N,) integers as labels, or None; not with weights. -1 agrees with no class.
 
     Returns:
         WithinClass; add two with `jax.tree.map(jnp.add, a, b)`, or over devices with psum.
@@ -220,11 +227,16 @@ def _within_class(
     y = _valid(labels, num_classes)
     rows = None if weights is None else weights.astype(h.dtype)
     offset = 0 if bias is None else bias.astype(h.dtype)[:, None]
-    guess = jnp.full_like(y, -1) if predictions is None else predictions.astype(y.dtype)
+    guess = jnp.full_like(y, -1) if predictions is None else _valid(predictions, num_classes)
     columns = jax.lax.platform_dependent(
         centers, rows, offset, h, y, guess, cpu=_residuals_blocked, default=_residuals
     )
-    return WithinClass(*_class_sums(columns.T, y, num_classes).T)
+    sums = _class_sums(columns.T, y, num_classes) + _nan_if_no_class(labels, y, num_classes)
+    within = WithinClass(*sums.T)
+    if predictions is None:
+        return within
+    unknown = _nan_if_no_class(predictions, guess, num_classes)
+    return within._replace(nearest_is_prediction=within.nearest_is_prediction + unknown)
 
 
 def feature_rows(features: Real[Data, "N ..."]) -> Float[jax.Array, "N d"]:
@@ -235,7 +247,20 @@ def feature_rows(features: Real[Data, "N ..."]) -> Float[jax.Array, "N d"]:
 
 def _valid(labels: jax.Array, num_classes: int) -> jax.Array:
     """Labels with everything outside 0..K-1 sent to K, a bin that is dropped."""
-    return jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    # No integer of few bits holds K, and the largest of 32 bits without a sign would read as -1.
+    most = min(jnp.iinfo(labels.dtype).max, checks.LARGEST)
+    y = jnp.minimum(labels, most).astype(int)
+    return jnp.where((y >= 0) & (y < num_classes), y, num_classes)
+
+
+def _nan_if_no_class(labels: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:
+    """NaN where one of the labels, made y by `_valid`, is neither a class nor -1; else 0.
+
+    Outside of a trace such labels are refused; a compiled function cannot.
+    """
+    signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
+    padded = (labels == -1) if signed else jnp.zeros(labels.shape, bool)
+    return jnp.where(((y == num_classes) & ~padded).any(), jnp.nan, 0)
 
 
 def _class_sums(values: jax.Array, y: jax.Array, num_classes: int) -> jax.Array:

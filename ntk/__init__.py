@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ntk import reference, stax
 from ntk.activations import hermite
 from ntk.activations.closed_forms import Dual
-from ntk.arguments import strict_functions as _strict_functions
+from ntk.arguments import strict_package as _strict_package
 from ntk.family import (
     Network,
     ParamAxes,
@@ -75,7 +75,7 @@ __all__ = [
     "width_axes",
 ]
 
-globals().update(_strict_functions(globals()))
+_strict_package(globals())
 
 # The tracer, with the parts of SciPy that it uses, is half of the time of an import: it waits until it is asked for.
 _TRACED = ("nonlinearities", "attention_error", "explain", "infinite_width")

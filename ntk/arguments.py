@@ -42,6 +42,19 @@ def strict_functions(names: dict[str, Any]) -> dict[str, Callable]:
     return {name: strict(fn) for name, fn in public.items() if inspect.isfunction(fn)}
 
 
+def strict_package(namespace: dict[str, Any]) -> None:
+    """Makes functions of a package `strict`, in place: those in its namespace, and those of its modules named there."""
+    public = [namespace.get(name) for name in namespace["__all__"]]
+    for module in filter(inspect.ismodule, public):
+        own = {k: v for k, v in vars(module).items() if _module_of(v) == module.__name__}
+        vars(module).update(strict_functions(own))
+    namespace.update(strict_functions(namespace))
+
+
+def _module_of(value: Any) -> str | None:
+    return getattr(value, "__module__", None)
+
+
 def keyword_names(fn: Callable) -> frozenset[str] | None:
     """Names of the keywords that a function reads; None if it takes any."""
     try:
@@ -165,6 +178,17 @@ def split_kwargs(kwargs: dict, x2: PyTree | None) -> tuple[dict, dict]:
     return first, second
 
 
+def per_sample(value: Any, n1: int, n2: int) -> bool:
+    """Whether an argument is a tuple (a, b) of arrays with leading axes n1 and n2."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return False
+    for side, n in zip(value, (n1, n2)):
+        leaves = jax.tree.leaves(side)
+        if not leaves or any(np.shape(v)[:1] != (n,) for v in leaves):
+            return False
+    return True
+
+
 def is_array(value: Any) -> bool:
     """Whether the value is an array, of JAX or NumPy."""
     return isinstance(value, jax.Array | np.ndarray | np.generic)
@@ -284,7 +308,11 @@ def hashable(f: Callable) -> Callable:
         hash(f)
     except TypeError:
         # A new function each time, which JAX's caches tell apart by itself.
-        return lambda *args, **kwargs: f(*args, **kwargs)
+        @functools.wraps(f)
+        def new(*args: Any, **kwargs: Any) -> Any:
+            return f(*args, **kwargs)
+
+        return new
     return f
 
 
@@ -312,6 +340,31 @@ def spread(f: Callable, x: PyTree, kwargs: dict) -> Callable:
 def _spread(f: Callable) -> Callable:
     """The same function for the same f: what is compiled for it is found again."""
     return lambda params, x, **kwargs: f(params, *x, **kwargs)
+
+
+def scalar_loss(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """loss(outputs, targets), which says what it returned where that is not one number.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: (from the function returned) it is not one real number.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss is {shown(loss)}; it must be a function of outputs and targets")
+
+    @functools.wraps(loss)
+    def one_number(outputs: Any, targets: Any) -> Any:
+        value = loss(outputs, targets)
+        right = isinstance(value, float) or (is_array(value) and not np.ndim(value))
+        if not (right and jnp.issubdtype(jnp.result_type(value), jnp.floating)):
+            given = shown(value) if not is_array(value) else f"{value.dtype}{list(value.shape)}"
+            raise ValueError(
+                f"loss(outputs, targets) returns {given}; it must return one real number: the mean or the sum over "
+                "examples and outputs, and nothing beside it"
+            )
+        return value
+
+    return one_number
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ What the three libraries do differently is here alone: where parameters and what
 initialisation is called with, and which axes of a matrix are summed over.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk import jaxprs, show
-from ntk.arguments import is_key
+from ntk.arguments import is_key, shown
 from ntk.types import Axes, Family, PRNGKey, PyTree
 
 
@@ -90,13 +91,26 @@ def check_family(family: Family) -> None:
             f"family is a module, {type(family).__name__} at one width; it must be a function of the width: "
             f"lambda width: {type(family).__name__}(width)"
         )
+    refuse_layer("family is", family)
     if not callable(family):
-        raise ValueError(f"family is {family!r}; it must be a function of the width")
+        raise ValueError(f"family is {shown(family)}; it must be a function of the width")
+
+
+def refuse_layer(words: str, value: Any) -> None:
+    """Refuses a triple of `stax` in place of a model or of a family, or its kernel."""
+    triple = isinstance(value, tuple) and len(value) == 3 and all(map(callable, value))
+    if triple or type(value).__name__ == "KernelFn":
+        raise ValueError(
+            f"{words} {'a layer of stax, (init_fn, apply_fn, kernel_fn)' if triple else 'a kernel_fn'}: it has its "
+            "infinite-width kernel already, kernel_fn(x1, x2, 'ntk'). A family is a function of the width that returns "
+            "a finite model: family = lambda width: MyModel(width)"
+        )
 
 
 def read(model: Any, width: int, example: Any) -> Model:
     """The functions of what a family returned at a width."""
     model, call = model if isinstance(model, Called) else (model, {})
+    refuse_layer(f"family({width}) returned", model)
     if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
         init, apply = model
         return Model(
@@ -125,7 +139,12 @@ def read(model: Any, width: int, example: Any) -> Model:
 def _with_keywords(apply: Callable, call: dict) -> Callable:
     if not call:
         return apply
-    return lambda *args, **kwargs: apply(*args, **{**call, **kwargs})
+
+    @functools.wraps(apply)  # its signature tells whether it takes several inputs as one tuple
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return apply(*args, **{**call, **kwargs})
+
+    return called
 
 
 def _keywords(model: Any) -> frozenset[str]:

@@ -10,6 +10,7 @@ import pytest
 from flax import linen
 
 import limits
+import metrics
 import models
 import ntk
 from experiments import families, judges, plots, tasks
@@ -197,11 +198,31 @@ def test_returned_functions_refuse_a_misspelt_keyword(name):
         (lambda: stax.Dense(1, Wstd=2), "W_std"),
         (lambda: stax.Conv(1, (3, 3), pading="SAME"), "padding"),
         (lambda: ntk.batch(NET.kernel_fn, batchsize=2), "batch_size"),
+        (lambda: collapse.neural_collapse(X, jnp.array([0, 1, 1]), 2, wieghts=X), "weights"),
+        (lambda: collapse.class_means(X, jnp.array([0, 1, 1]), classes=2), "num_classes"),
+        (lambda: limits.criticality(activatoin="relu"), "activation"),
     ],
 )
 def test_the_nearest_name_is_given(call, nearest):
     with pytest.raises(TypeError, match=f"did you mean {nearest!r}"):
         call()
+
+
+@pytest.mark.parametrize("package", [ntk, limits, metrics])
+def test_every_function_of_a_package_and_of_its_modules_tells_the_nearest_name(package):
+    told = 0
+    for module in (package, *filter(inspect.ismodule, map(package.__dict__.get, package.__all__))):
+        for key, value in vars(module).items():
+            if not inspect.isfunction(value) or arguments.keyword_names(value) is None:
+                continue
+            own = value.__module__ == module.__name__ and key[0] != "_"
+            if value is limits.feature_learning.identity:  # known by what it is
+                continue
+            if own or (module is package and key in package.__all__):
+                with pytest.raises(TypeError, match=r"did you mean|it reads none"):
+                    value(mispelt=1)
+                told += 1
+    assert told > 20
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def monte_carlo_kernel_fn(
         apply_fn: ``apply_fn(params, x, rng=key, **kwargs) -> outputs``.
         key: PRNG key; sample i uses ``fold_in(key, i)``, so more samples extend fewer.
         n_samples: number of networks; or numbers, for a generator of estimates after so many.
-        batch_size: examples of x1 and of x2 computed at once; 0 for all. Sizes need not divide.
+        batch_size: examples of x1 and of x2 computed at once; 0 for all. Sizes need not divide. Arguments (a, b) of
+            kernel_fn that are arrays with leading axes n1 and n2, such as ``pattern``, are divided as x1 and x2 are.
         device_count: kept for neural-tangents's notebooks; arrays stay where the inputs are.
         store_on_device: False moves each finished batch to the memory of the host.
         trace_axes: output axes over which the kernels are averaged.
@@ -94,6 +95,7 @@ def monte_carlo_kernel_fn(
         x1: PyTree,
         x2: PyTree | None,
         key: PRNGKey,
+        block: tuple[int, int] | None,
         arrays: list,
         get: str | tuple[str, ...] | None,
         static: tuple,
@@ -101,20 +103,27 @@ def monte_carlo_kernel_fn(
         init_key, rng = jax.random.split(jax.random.fold_in(key, index))
         _, params = init_fn(init_key, jax.tree.map(jnp.shape, x1))
         kwargs = arguments.combine(arrays, static)
+        if block is not None:
+            # One noise for a batch in all blocks that it is in: the kernel is one of outputs, and symmetric.
+            one, two = (jax.random.fold_in(rng, number) for number in block)
+            rng = one if x2 is None else (one, two)
         return kernel_fn(x1, x2, get, params, rng=rng, **kwargs)
 
     def estimates(
         x1: PyTree, x2: PyTree | None, get: str | tuple[str, ...] | None, kwargs: dict
     ) -> Iterator[PyTree]:
         get = arguments.lower(get)
-        arrays, static = arguments.partition(kwargs)
         moments = None
         for index in range(counts[-1]):
 
-            def draw(a: PyTree, b: PyTree | None, index: int = index) -> PyTree:
-                return sample(index, a, b, key, arrays, get, static)
+            def draw(
+                a: PyTree, b: PyTree | None, given: dict, block: Any, n: int = index
+            ) -> PyTree:
+                arrays, static = arguments.partition(given)
+                return sample(n, a, b, key, block, arrays, get, static)
 
-            moments = _add(moments, _in_batches(draw, x1, x2, batch_size, store_on_device))
+            new = _in_batches(draw, x1, x2, kwargs, batch_size, store_on_device)
+            moments = _add(moments, new)
             if index + 1 in counts:
                 yield _estimate(moments) if standard_error else moments.mean
 
@@ -131,19 +140,31 @@ def monte_carlo_kernel_fn(
 
 
 def _in_batches(
-    kernel: Callable, x1: PyTree, x2: PyTree | None, size: int, on_device: bool
+    kernel: Callable, x1: PyTree, x2: PyTree | None, kwargs: dict, size: int, on_device: bool
 ) -> PyTree:
-    """The kernel in blocks of at most ``size`` by ``size`` examples, put together again."""
+    """The kernel in blocks of at most ``size`` by ``size`` examples, put together again.
+
+    So are arguments (a, b) with an entry for each example of x1 and of x2, such as ``pattern``.
+    """
     keep = (lambda k: k) if on_device else jax.device_get
     if size == 0:
-        return keep(kernel(x1, x2))
-    rows, columns = _batches(x1, size), _batches(x1 if x2 is None else x2, size)
-    blocks = [
-        [keep(kernel(a, None if x2 is None and i == j else b)) for j, b in enumerate(columns)]
-        for i, a in enumerate(rows)
-    ]
-    rows = [jax.tree.map(lambda *k: jnp.concatenate(k, 1), *row) for row in blocks]
-    return jax.tree.map(lambda *k: jnp.concatenate(k, 0), *rows)
+        return keep(kernel(x1, x2, kwargs, None))
+    second = x1 if x2 is None else x2
+    n1, n2 = (jax.tree.leaves(x)[0].shape[0] for x in (x1, second))
+    pairs = {k: v for k, v in kwargs.items() if arguments.per_sample(v, n1, n2)}
+    rows, columns = (
+        _batches((x, {k: v[side] for k, v in pairs.items()}), size)
+        for side, x in enumerate((x1, second))
+    )
+    blocks: list[list[PyTree]] = []
+    for i, (a, one) in enumerate(rows):
+        blocks.append([])
+        for j, (b, two) in enumerate(columns):
+            given = kwargs | {k: (one[k], two[k]) for k in pairs}
+            alone, block = x2 is None and i == j, (i, j) if x2 is None else (2 * i, 2 * j + 1)
+            blocks[i].append(keep(kernel(a, None if alone else b, given, block)))
+    joined = [jax.tree.map(lambda *k: jnp.concatenate(k, 1), *row) for row in blocks]
+    return jax.tree.map(lambda *k: jnp.concatenate(k, 0), *joined)
 
 
 def _batches(x: PyTree, size: int) -> list[PyTree]:

@@ -131,7 +131,7 @@ def job(
     if kwargs.get("mask_constant") is None:
         _check_finite(x1, "x1")
         _check_finite(x2, "x2")
-    pairs = {key: v for key, v in kwargs.items() if _per_sample(v, n1, n2)}
+    pairs = {key: v for key, v in kwargs.items() if arguments.per_sample(v, n1, n2)}
     whole = {key: v for key, v in kwargs.items() if key not in pairs}
     arrays, static = arguments.partition((args, whole))
     tile = (min(tile[0], n1), min(tile[not symmetric], n2))
@@ -325,17 +325,6 @@ def _check_finite(x: PyTree, name: str) -> None:
                 raise ValueError(
                     f"{name} has entries that are not finite; remove these samples first"
                 )
-
-
-def _per_sample(value: Any, n1: int, n2: int) -> bool:
-    """Whether an argument is a tuple (a, b) of arrays with leading axes n1 and n2."""
-    if not (isinstance(value, tuple) and len(value) == 2):
-        return False
-    for side, n in zip(value, (n1, n2)):
-        leaves = jax.tree.leaves(side)
-        if not leaves or any(np.shape(v)[:1] != (n,) for v in leaves):
-            return False
-    return True
 
 
 def _rounds(positions: list, count: int) -> Iterator[list]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ntk import arguments, show
 from ntk.large import gram, processes, storage, tiles
+from ntk.regression import spectra
 
 KEPT = 16
 """Blocks of each process between two times that sums are kept in a file."""
@@ -96,8 +97,7 @@ def inducing(
     y = np.asarray(y_train)
     if y.shape[:1] != (n,):
         raise ValueError(f"y_train has shape {y.shape}; with {n} samples it must be ({n}, ...)")
-    if not np.isfinite(y).all():
-        raise ValueError("y_train has entries that are not finite; remove these samples")
+    spectra.check_finite("y_train", y)
     if not (np.ndim(diag_reg) == 0 and np.isfinite(diag_reg) and diag_reg >= 0):
         raise ValueError(f"diag_reg is {diag_reg}; it must be zero or positive, and finite")
     if not isinstance(block, int) or block < 1:

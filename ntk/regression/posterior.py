@@ -56,8 +56,8 @@ def gp_inference(
         :class:`Gaussian` where k_test_test is given. Without k_test_train: the targets themselves.
 
     Raises:
-        ValueError: shapes do not fit, an indefinite kernel, an unknown or missing kernel; arrays where
-            the covariance for "ntk" takes both kernels.
+        ValueError: shapes do not fit, entries that are not finite, an indefinite kernel, an unknown or missing kernel;
+            arrays where the covariance for "ntk" takes both kernels.
 
     Source: Lee et al. 2018 (arXiv 1711.00165); Lee et al. 2019, section 2.3.1; He, Lakshminarayanan,
     Teh 2020 (arXiv 2007.05864) for ntkgp.
@@ -71,8 +71,10 @@ def gp_inference(
         )
         return spectra.in_precision(make, dtype, _kernels(k_train_train), y_train)
     kernels = _kernels(k_train_train)
-    first = jax.tree.leaves(kernels)[0]
+    first, *others = jax.tree.leaves(kernels)
     layout = spectra.Layout.of(first, y_train, trace_axes)
+    for other in others:
+        spectra.check_finite("k_train_train", other)
     y = layout.flatten(spectra.floating(y_train).astype(first.dtype))
     factors = {
         name: spectra.decompositions(kernel, diag_reg, diag_reg_absolute_scale)[0]
@@ -116,6 +118,8 @@ def _posterior(
     if k_tt is None:
         return mean
     prior = "ntk" if get == "ntkgp" else "nngp"
+    spectra.check_finite("k_test_train", _named(k_td, prior))
+    spectra.check_finite("k_test_test", _named(k_tt, prior))
     covariance = spectra.as_matrix(_named(k_tt, prior))
     # A K_dt with A = T_td T_dd^-1 (of "ntkgp" with T in place of K, and of "nngp" with K in place of T).
     reduction = cross @ spectra.solve(factors[name](), spectra.as_matrix(_named(k_td, prior)).T)
@@ -196,6 +200,7 @@ def gradient_descent_mse_ensemble(
             new = _ask(kernel_fn, x_train, None, missing, kernel_fn_train_train_kwargs)
             for n, kernel in new.items():
                 kernel = spectra.floating(kernel) if dtype is None else kernel.astype(dtype)
+                spectra.check_finite("k_train_train", kernel)
                 found[n] = (kernel, *spectra.decompositions(kernel, *reg))
                 if spectra.is_concrete(kernel):
                     kept[n] = found[n]
@@ -225,6 +230,8 @@ def gradient_descent_mse_ensemble(
                 if compute_cov:
                     k_tt = _ask(kernel_fn, x_test, None, ("nngp",), test_kwargs)["nngp"]
                 k_td, k_tt = spectra.cast((k_td, k_tt), first.dtype)
+                for leaf in jax.tree.leaves((k_td, k_tt)):
+                    spectra.check_finite("the kernel of test points", leaf)
             if t is None:
                 factors = {n: v[1] for n, v in found.items()}
                 results = [_posterior(layout, y, kernels, factors, g, k_td, k_tt) for g in names]

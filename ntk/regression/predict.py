@@ -72,8 +72,10 @@ def gradient_descent_mse(
         RuntimeWarning says so, unless the kernel is a tracer.
 
     Raises:
-        ValueError: shapes do not fit, the learning rate is not positive, the kernel is indefinite, or is no
-            array, or (from predict_fn) nothing is asked for, test outputs without k_test_train, or a negative time.
+        ValueError: shapes do not fit (initial outputs are one number for all, or an array of their shape), the learning
+            rate is not positive, the kernel is indefinite, or is no array, entries of an array are not finite, or (from
+            predict_fn) nothing is asked for, test outputs without k_test_train, or a negative time. Inside of a trace
+            values cannot be looked at, and nan goes through.
 
     Source: Lee et al. 2019, equations 8 to 11.
     """
@@ -97,8 +99,8 @@ def gradient_descent_mse(
         t: Any = None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None
     ) -> Any:
         _check_request(layout, fx_train_0, fx_test_0, k_test_train)
-        start = jnp.asarray(0.0 if fx_train_0 is None else fx_train_0, y.dtype)
-        start = layout.flatten(jnp.broadcast_to(start, layout.shape))
+        start = layout.outputs("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0)
+        start = layout.flatten(start.astype(y.dtype))
         lead = () if t is None else jnp.shape(t)
         # At infinity all targets are met, and test outputs move by K_td K_dd^-1 (y - f_0).
         train = weights = y
@@ -117,7 +119,7 @@ def gradient_descent_mse(
             return train
         moved = spectra.as_matrix(k_test_train).astype(y.dtype) @ weights
         moved = layout.unflatten(moved, k_test_train.shape[::2])
-        first = jnp.broadcast_to(jnp.asarray(fx_test_0, y.dtype), moved.shape[len(lead) :])
+        first = layout.outputs("fx_test_0", fx_test_0, k_test_train.shape[::2]).astype(y.dtype)
         test = moved + jnp.expand_dims(first, tuple(range(len(lead))))
         return test if fx_train_0 is None else (train, test)
 
@@ -162,8 +164,9 @@ def gradient_descent(
         Along the kinks of a loss (hinge) steps are of 2 t / max_steps, and so is the error.
 
     Raises:
-        ValueError: shapes do not fit, max_steps is not positive, velocities without momentum, or as
-            in :func:`gradient_descent_mse`.
+        TypeError: loss is no function.
+        ValueError: shapes do not fit, loss returns anything but one number, max_steps is not positive, velocities
+            without momentum, or as in :func:`gradient_descent_mse`.
 
     Warns:
         RuntimeWarning: max_steps did not reach all times.
@@ -189,6 +192,8 @@ def gradient_descent(
         return spectra.in_precision(make, dtype, k_train_train, y_train)
     layout = spectra.Layout.of(k_train_train, y_train, trace_axes)
     k_dd = spectra.as_matrix(spectra.floating(k_train_train))
+    one_number = arguments.scalar_loss(loss)
+    jax.eval_shape(one_number, jax.ShapeDtypeStruct(layout.shape, k_dd.dtype), y_train)
     eps = float(jnp.finfo(k_dd.dtype).eps)
     rtol, atol = max(rtol, 4 * eps), max(atol, 4 * eps)
     # v_(k+1) = m v_k - g and theta_(k+1) = theta_k + lr v_(k+1), in time steps dt = lr^(1/2) with q = dt v, are
@@ -201,14 +206,12 @@ def gradient_descent(
         k_dd: jax.Array,
         y: jax.Array,
         k_td: jax.Array | None,
-        state: ODEState,
+        start: ODEState,
         end: jax.Array,
         rows: tuple[int, ...],
     ) -> tuple[ODEState, jax.Array]:
-        start = _start(layout, state, rows, k_dd.dtype, momentum is not None)
-
         def rate(s: PyTree) -> ODEState:
-            g = layout.flatten(jax.grad(loss)(layout.unflatten(s.fx_train), y))
+            g = layout.flatten(jax.grad(one_number)(layout.unflatten(s.fx_train), y))
             pull = ODEState(-k_dd @ g, None if k_td is None or s.fx_test is None else -k_td @ g)
             if friction is None:
                 return pull
@@ -250,7 +253,8 @@ def gradient_descent(
         if momentum is None and not (state.qx_train is None and state.qx_test is None):
             raise ValueError("the ODEState has velocities qx_..., and momentum is None")
         end = spectra.times(jnp.inf if t is None else t, k_dd.dtype)
-        result, reached = solution(k_dd, y_train, k_td, state, end, tuple(rows))
+        start = _start(layout, state, tuple(rows), k_dd.dtype, momentum is not None)
+        result, reached = solution(k_dd, y_train, k_td, start, end, tuple(rows))
         if _is_false(reached):
             warnings.warn(
                 f"{max_steps} steps did not reach all times, and results there are NaN; raise max_steps, "
@@ -299,8 +303,7 @@ def max_learning_rate(
         raise ValueError(f"y_train_size is {size}; it must be positive")
     if _is_false((jnp.asarray(momentum) >= 0) & (jnp.asarray(momentum) < 1)):
         raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
-    if _is_false(jnp.isfinite(matrix)):
-        raise ValueError("ntk_train_train has entries that are not finite; remove these samples")
+    spectra.check_finite("ntk_train_train", matrix)
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(matrix)[-1] + eps)
 
 
@@ -316,20 +319,18 @@ def _start(
     layout: spectra.Layout, state: ODEState, rows: tuple, dtype: DTypeLike | None, moving: bool
 ) -> ODEState:
     """The state at time 0 as matrices."""
-    test_shape = layout.unflatten(
-        jnp.zeros((int(np.prod(rows)), int(np.prod(layout.columns)))), rows
-    ).shape
 
-    def matrix(value: Any, shape: tuple[int, ...]) -> jax.Array:
-        value = jnp.asarray(0.0 if value is None else value, dtype)
-        return layout.flatten(jnp.broadcast_to(value, shape))
+    def matrix(name: str, rows: tuple[int, ...]) -> jax.Array:
+        value = getattr(state, name)
+        outputs = layout.outputs(name, 0.0 if value is None else value, rows)
+        return layout.flatten(outputs.astype(dtype))
 
     has_test = state.fx_test is not None
     return ODEState(
-        matrix(state.fx_train, layout.shape),
-        matrix(state.fx_test, test_shape) if has_test else None,
-        matrix(state.qx_train, layout.shape) if moving else None,
-        matrix(state.qx_test, test_shape) if moving and has_test else None,
+        matrix("fx_train", layout.rows),
+        matrix("fx_test", rows) if has_test else None,
+        matrix("qx_train", layout.rows) if moving else None,
+        matrix("qx_test", rows) if moving and has_test else None,
     )
 
 

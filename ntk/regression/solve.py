@@ -452,8 +452,7 @@ def _check(shape: tuple[int, ...], y: Array, diag_reg: Any, positive: bool = Fal
     if jnp.ndim(diag_reg) or _is(good & jnp.isfinite(diag_reg), False):
         need = "positive" if positive else "zero or positive"
         raise ValueError(f"diag_reg is {diag_reg}; it must be {need}, and finite")
-    if _is(jnp.all(jnp.isfinite(y)), False):
-        raise ValueError("y has entries that are not finite; remove these samples")
+    spectra.check_finite("y", y)
 
 
 @jax.jit

@@ -38,13 +38,15 @@ class Layout(NamedTuple):
         """Layout of targets y under a kernel; refuses shapes that do not fit.
 
         Raises:
-            ValueError: an axis is out of range, the kernel's shape is not that of y in pairs, or it is not symmetric.
+            ValueError: an axis is out of range, the kernel's shape is not that of y in pairs, it is not symmetric, or
+                an entry of either is not finite.
         """
         array("k_train_train", kernel)
+        check_finite("y_train", y)
         axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
         if any(not -y.ndim <= a < y.ndim for a in axes):
             raise ValueError(f"trace_axes is {axes}; the targets have shape {y.shape}")
-        layout = cls(tuple(y.shape), tuple(sorted(a % y.ndim for a in axes)))
+        layout = cls(tuple(y.shape), tuple(sorted({a % y.ndim for a in axes})))
         expected = tuple(n for n in layout.rows for _ in range(2))
         if tuple(kernel.shape) != expected:
             remedy = "; give the targets as y[:, None], or trace_axes=()" if y.ndim == 1 else ""
@@ -54,6 +56,7 @@ class Layout(NamedTuple):
             )
         matrix = as_matrix(floating(kernel))
         apart, size = jnp.abs(matrix - matrix.T).max(), jnp.abs(matrix).max()
+        check_finite("k_train_train", size)
         # Kernels of sampled networks or of few digits are symmetric up to their rounding.
         if is_concrete(apart) and apart > 1e-3 * size:
             raise ValueError(
@@ -66,14 +69,30 @@ class Layout(NamedTuple):
         """Refuses a kernel between test and training points that does not fit.
 
         Raises:
-            ValueError: not an array, or another shape.
+            ValueError: not an array, another shape, or entries that are not finite.
         """
         shape = array("k_test_train", kernel).shape
+        check_finite("k_test_train", kernel)
         if len(shape) != 2 * len(self.rows) or tuple(shape[1::2]) != self.rows:
             raise ValueError(
                 f"k_test_train has shape {tuple(shape)}; its axes come in pairs, of test and of training "
                 f"points, and those of training points are {self.rows}"
             )
+
+    def outputs(self, name: str, value: Any, rows: tuple[int, ...] | None = None) -> jax.Array:
+        """Outputs given by a user, at that many examples: one number for all, or an array of their shape.
+
+        Raises:
+            ValueError: another shape, as nothing else is broadcast, or entries that are not finite.
+        """
+        sizes = iter(self.rows if rows is None else rows)
+        shape = tuple(n if a in self.trace_axes else next(sizes) for a, n in enumerate(self.shape))
+        if np.shape(value) not in ((), shape):
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}; it must be {shape}, or one number for all outputs"
+            )
+        check_finite(name, value)
+        return jnp.broadcast_to(jnp.asarray(value), shape)
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -129,6 +148,17 @@ def floating(x: Any) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(float)
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+
+def check_finite(name: str, values: Any) -> None:
+    """Refuses what is not finite, where it can be looked at.
+
+    Raises:
+        ValueError: an entry is infinite or no number.
+    """
+    finite = jnp.isfinite(jnp.asarray(values)).all()
+    if is_concrete(finite) and not finite:
+        raise ValueError(f"{name} has entries that are not finite; remove these samples")
 
 
 def times(t: Any, dtype: DTypeLike | None) -> jax.Array:

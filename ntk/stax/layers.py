@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Hashable
@@ -56,7 +57,11 @@ def unmask_fn(fn: Callable) -> Callable:
             return x.masked_value if x.mask is None else jnp.where(x.mask, 0, x.masked_value)
         return type(x)(unmask(part) for part in x) if isinstance(x, list | tuple) else x
 
-    return lambda *args, **kwargs: unmask(fn(*args, **kwargs))
+    @functools.wraps(fn)  # its signature tells whether it takes several inputs as one tuple
+    def unmasked(*args: Any, **kwargs: Any) -> Any:
+        return unmask(fn(*args, **kwargs))
+
+    return unmasked
 
 
 def check_counts(**counts: Any) -> None:

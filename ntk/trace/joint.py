@@ -35,7 +35,7 @@ from ntk.trace.ops import data
 from ntk.trace.ops.combine import Combine, Piece
 from ntk.trace.ops.data import Data
 from ntk.trace.ops.dense import Dense
-from ntk.trace.ops.embedding import Embedding
+from ntk.trace.ops.embedding import Embedding, table_rows
 from ntk.trace.ops.function import Functions
 from ntk.trace.ops.numbers import apply_map, to_axes
 from ntk.trace.ops.vector import Vector
@@ -269,18 +269,25 @@ class _Joint:
             same = jnp.tile(jnp.eye(math.prod(one.sizes), dtype=zero.dtype), self._tiles(a, b))
             return (one.rate if what == "ntk" else one.variance) * same
         if isinstance(one, Embedding):
-            rows = []
-            for side in (a, b):
-                r = to_axes(self.values[inputs1[0]][side], one.code, one.sizes)
-                rows.append(jnp.broadcast_to(r, (self.setting.samples[side], *one.sizes)).ravel())
-            same = (rows[0][:, None] == rows[1][None]).astype(zero.dtype)
-            return (one.rate if what == "ntk" else one.variance) * same
+            (r, p), (s, q) = (
+                [
+                    self._every_sample(v, side)
+                    for v in table_rows(one, self.values[inputs1[0]][side])
+                ]
+                for side in (a, b)
+            )
+            same = (r[:, None] == s[None]) * p[:, None] * q[None]
+            return (one.rate if what == "ntk" else one.variance) * same.astype(zero.dtype)
         sources = inputs1[0], inputs2[0]
         # One matrix on two activations: E z z' = total E x x'; tangents add the derivatives by it at both of its uses.
         inner = self._flattened(self.covariance(*sources, a, b), i, j, a, b)
         if what == "cov":
             return one.total * inner
         return one.total * self._flattened(of(*sources), i, j, a, b) + one.rate * inner
+
+    def _every_sample(self, values: Array, a: int) -> Array:
+        """Values (N or 1, *sizes) of batch a, in a row."""
+        return jnp.broadcast_to(values, (self.setting.samples[a], *values.shape[1:])).ravel()
 
     def _tiles(self, a: int, b: int) -> tuple[int, int]:
         return self.setting.samples[a], self.setting.samples[b]

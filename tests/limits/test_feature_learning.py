@@ -146,6 +146,14 @@ def episode(rng, shape, classes=K):
     return fl.Episodes(support, labels, query, labels)
 
 
+@pytest.mark.parametrize("wrong", [-1, -5, 3, 100])
+def test_a_label_that_is_no_class_has_no_cross_entropy_inside_jit(wrong):
+    outputs = jnp.zeros((2, 3))
+    compiled = jax.jit(fl.cross_entropy)
+    np.testing.assert_allclose(compiled(outputs, jnp.array([0, 2])), np.log(3), rtol=1e-6)
+    assert np.isnan(compiled(outputs, jnp.array([0, wrong])))
+
+
 def test_first_order_maml_by_hand(x64):
     """One outer step: the sum of the gradients at the adapted networks, clipped in the norm free of the width."""
     rng = np.random.default_rng(2)

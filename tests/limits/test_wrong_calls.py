@@ -1,5 +1,6 @@
 """Wrong calls of every public function of limits and models: a message names the value and what is allowed."""
 
+import functools
 import inspect
 
 import jax
@@ -366,6 +367,9 @@ WRONG = [
     (lambda: feature_learning.weights(LINEAR), "net is .*; it must be Particles"),
     (lambda: feature_learning.squared_error(X, X[:, :1]), r"targets \(4, 1\); they must be equal"),
     (lambda: feature_learning.cross_entropy(X, jnp.ones(4)), "labels is .*array of integers"),
+    (lambda: feature_learning.cross_entropy(X, np.array([0, 1, 0, 7])), "labels run from 0 to 7"),
+    (lambda: feature_learning.cross_entropy(X, jnp.array([0, 1, 0, -1])), "labels run from -1"),
+    (lambda: feature_learning.cross_entropy(X, [0, 1]), r"labels have the shape \(2,\)"),
     (lambda: feature_learning.gradient(X, TRAIN), "net is .*; it must be Particles or"),
     (lambda: feature_learning.train(LINEAR, BATCHES[0], 0.1), "batches is .*; it must be a pair"),
     (lambda: feature_learning.train(LINEAR, BATCHES, "0.1"), "learning_rate is '0.1'"),
@@ -399,6 +403,18 @@ WRONG = [
     (lambda: pi_net.limit(KEY, 3, 1, rank=0, hidden_layers=1), "rank=0 must be at least 1"),
     (lambda: pi_net.train(LINEAR, BATCHES, 0.1), "net is .*; it must be PiLimit or PiNet"),
     (lambda: pi_net.train(PI, BATCHES, -0.1), "learning_rate is -0.1"),
+    *[
+        (
+            lambda call=call: call(loss=lambda f, y: (f - y) ** 2),
+            r"returns float32\[4, 1\]; it must",
+        )
+        for call in (
+            functools.partial(pi_net.train, PI, BATCHES, 0.1),
+            functools.partial(pi_net.train, PI.sample(KEY, 8), BATCHES, 0.1),
+            functools.partial(feature_learning.train, LINEAR, BATCHES, 0.1),
+            functools.partial(feature_learning.gradient, LINEAR, (X, jnp.ones((4, 1)))),
+        )
+    ],
     (lambda: dynamics(overlap=(2.0,)), r"overlap is \[2.\]; expected one number in"),
     (lambda: dynamics(key=1), "key is 1; it must be a key"),
     (lambda: dynamics(density=0.0), "density is 0.0; it must be positive"),

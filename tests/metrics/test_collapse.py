@@ -305,6 +305,37 @@ def test_a_missing_class_inside_jit_is_nan_not_a_number_that_looks_right():
     assert np.isnan(c.cdnv.value)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32])
+@pytest.mark.parametrize("wrong", [7, -5])
+def test_a_label_that_is_no_class_is_not_taken_for_padding_inside_jit(wrong, dtype):
+    y = Y.astype(dtype)
+    bad = y.copy()
+    bad[0] = np.array(wrong).astype(dtype)  # without a sign -5 is a large number, which is no class
+    one = jax.jit(lambda y: collapse.neural_collapse(H, y, 3, predictions=y))
+    assert np.isnan(one(bad).nc1.value)
+    assert np.isnan(one(bad).nc4.value)
+    guessed = jax.jit(lambda p: collapse.neural_collapse(H, y, 3, predictions=p))(bad)
+    assert np.isnan(guessed.nc4.value)
+    np.testing.assert_allclose(guessed.nc1.value, one(y).nc1.value, rtol=1e-5)
+    means = scatter.class_means(H, y, 3)
+    merged = jax.jit(lambda y: scatter.merge_means(means, scatter.class_means(H, y, 3)))(bad)
+    assert np.isnan(merged.mean).all()
+    if np.issubdtype(dtype, np.signedinteger):
+        bad[0] = -1
+        np.testing.assert_allclose(
+            one(bad).nc1.value, collapse.neural_collapse(H[1:], y[1:], 3).nc1.value, rtol=1e-5
+        )
+    else:  # -1 without a sign
+        bad[0] = np.iinfo(dtype).max
+        assert np.isnan(one(bad).nc1.value)
+
+
+def test_labels_of_few_bits_count_more_classes_than_they_hold():
+    y = jnp.asarray(np.arange(300) % 100, jnp.int8)
+    h = jnp.asarray(np.random.default_rng(0).standard_normal((300, 2)), jnp.float32)
+    assert scatter.class_means(h, y, 300).count.tolist() == 100 * [3] + 200 * [0]
+
+
 def test_other_data_orthogonal_to_every_class_and_the_error_of_the_measure(x64):
     rng = np.random.default_rng(30)
     means = np.eye(6)[:3] + 0.2

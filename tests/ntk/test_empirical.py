@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ntk import empirical, jaxprs, reference
+import ntk
+from ntk import empirical, jaxprs, reference, stax
 from ntk.finite import contraction, layer_factors
 from ntk.finite.empirical import empirical_ntk, empirical_ntk_fn
 
@@ -535,3 +536,37 @@ def test_loops_with_rectifiers_and_rules_for_reverse_mode_only(x64):
     vector = noise(4, 4, 2)
     product = empirical.empirical_ntk_vp_fn(f, x, None, params)(vector)
     close(product, jnp.einsum("aibj,bj->ai", expected.transpose(0, 2, 1, 3), vector))
+
+
+class Unhashable:
+    """A network that no cache of functions holds."""
+
+    __hash__ = None
+
+    def __init__(self, f):
+        self.f = f
+
+    def __call__(self, params, x):
+        return self.f(params, x)
+
+
+def test_what_wraps_a_network_passes_its_inputs_on_as_it_takes_them():
+    """A tuple of inputs is one argument of a stax network, and of a family's that is called with keywords."""
+    net = stax.serial(stax.parallel(stax.Dense(4), stax.Dense(4)), stax.FanInSum())
+    x = noise(0, 3, 2), noise(1, 3, 5)
+    params = net.init_fn(jax.random.key(0), ((3, 2), (3, 5)))[1]
+    expected = empirical_ntk(net.apply_fn, params, x)
+    for f in (stax.unmask_fn(net.apply_fn), Unhashable(net.apply_fn)):
+        np.testing.assert_array_equal(empirical_ntk(f, params, x), expected)
+
+    def family(width):
+        def init(key):
+            return params
+
+        def apply(params, x, train=True):
+            return net.apply_fn(params, x) * (2 if train else 1)
+
+        return init, apply
+
+    called = ntk.network(family, 4, x, call={"train": False})
+    np.testing.assert_array_equal(empirical_ntk(called.apply, params, x), expected)

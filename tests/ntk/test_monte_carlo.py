@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk import reference
+from ntk import reference, stax
 from ntk.finite.monte_carlo import Estimate, monte_carlo_kernel_fn
 
 WIDTH = 128
@@ -80,10 +80,36 @@ def test_batches_need_not_divide(x):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_what_belongs_to_a_sample_is_divided_with_the_samples(x):
+    net = stax.serial(stax.Dense(8), stax.Aggregate(), stax.GlobalAvgPool(), stax.Dense(1))
+    graphs, other = (
+        jnp.asarray(np.random.default_rng(i).normal(size=(n, 4, 3)), jnp.float32)
+        for i, n in enumerate((5, 3))
+    )
+    patterns = tuple(jnp.abs(g @ g.transpose(0, 2, 1)) for g in (graphs, other))
+    whole, tiles = (
+        monte_carlo_kernel_fn(net.init_fn, net.apply_fn, jax.random.key(1), 2, size)
+        for size in (0, 2)
+    )
+    for x2, pattern in ((None, (patterns[0], patterns[0])), (other, patterns)):
+        for get in ("nngp", "ntk"):
+            a, b = (f(graphs, x2, get, pattern=pattern) for f in (whole, tiles))
+            np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_noise_of_a_batch_is_one_in_all_its_blocks(x):
+    """Kernels of networks with dropout are Gram matrices, in batches too."""
+    net = stax.serial(stax.Dense(64), stax.Relu(), stax.Dropout(0.5), stax.Dense(1))
+    kernel_fn = monte_carlo_kernel_fn(net.init_fn, net.apply_fn, jax.random.key(1), 3, 2)
+    for kernel in kernel_fn(x, None, ("nngp", "ntk")):
+        np.testing.assert_allclose(kernel, kernel.T, rtol=1e-5)
+        assert np.linalg.eigvalsh(np.asarray(kernel, float)).min() > -1e-5 * np.abs(kernel).max()
+
+
 @pytest.mark.slow
 def test_networks_of_neural_tangents(x):
-    stax = reference.neural_tangents().stax
-    net = stax.serial(stax.Dense(128), stax.Relu(), stax.Dense(1))
+    theirs = reference.neural_tangents().stax
+    net = theirs.serial(theirs.Dense(128), theirs.Relu(), theirs.Dense(1))
     estimate = monte_carlo_kernel_fn(
         *net[:2], jax.random.key(0), 30, vmap_axes=0, standard_error=True
     )(x, None, "ntk")

@@ -59,6 +59,19 @@ def same(ours, theirs, rtol=1e-7):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
 
 
+def test_an_axis_named_twice_is_one_axis(x64):
+    p = Problem((2, 2, 3), (1,))
+    one, two = (
+        (
+            predict.gradient_descent_mse(p.dd, p.y, trace_axes=axes)(TIMES, p.f0),
+            predict.gp_inference(p.dd, p.y, trace_axes=axes)("ntk", p.td),
+        )
+        for axes in ((1,), (1, 1, -2))
+    )
+    for a, b in zip(one, two):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(("shape", "trace_axes"), SHAPES)
 def test_mse_flow_as_neural_tangents(nt, shape, trace_axes, x64):
     p = Problem(shape, trace_axes)

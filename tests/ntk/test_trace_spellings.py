@@ -210,6 +210,57 @@ def test_a_row_looked_up_by_a_constant_is_a_vector(x64):
         np.testing.assert_allclose(one, two, rtol=1e-12)
 
 
+def looked_up(again, **how):
+    """Rows of a table of three, read by the law of a process; or by those of pairs, where a layer is used again."""
+
+    def forward(module, x, n):
+        h = jnp.take(module.param("table", NORMAL, (3, n)), x, axis=0, **how)
+        if again:
+            layer = dense(n)
+            h = layer(nn.tanh(layer(h[:, 0])) + h[:, 1])
+        return readout(h)
+
+    return ntk.infinite_width(family(forward), jnp.array([[0, 1], [2, 1]]))
+
+
+OUTSIDE = jnp.array([[0, 7], [2, 1]])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_index_outside_of_a_table_reads_what_the_network_reads(x64, again):
+    """nan, as `nn.Embed` has it, or the nearest row."""
+    kernel_fn = looked_up(again)
+    unknown = np.array([True, False]) if again else np.array([[False, True], [False, False]])
+    expected = np.logical_or.outer(unknown, unknown)
+    expected = expected if again else expected.transpose(0, 2, 1, 3)
+    for kernel in kernel_fn(OUTSIDE, None, ("nngp", "ntk")):
+        np.testing.assert_array_equal(np.isnan(kernel), expected)
+    last = looked_up(again, mode="clip")(OUTSIDE, None, ("nngp", "ntk"))
+    held = kernel_fn(jnp.minimum(OUTSIDE, 2), None, ("nngp", "ntk"))
+    for one, two in zip(last, held):
+        assert np.isfinite(two).all()
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+
+
+def test_zeros_outside_of_a_table_are_no_row(x64):
+    def forward(fill):
+        def forward(module, x, n):
+            if fill:
+                h = jnp.take(module.param("table", NORMAL, (3, n)), x, axis=0, fill_value=0)
+            else:
+                h = jnp.take(module.param("table", NORMAL, (9, n)), x, axis=0)
+                h = h * (x < 3)[..., None]
+            return readout(dense(n)(h))
+
+        return ntk.infinite_width(family(forward), jnp.array([[0, 1], [2, 1]]))
+
+    one, two = (forward(f)(OUTSIDE, None, ("nngp", "ntk")) for f in (True, False))
+    np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-12)
+    np.testing.assert_allclose(one.ntk, two.ntk, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"table is 2\.0 at indices outside of it"):
+        looked_up(False, fill_value=2.0)
+
+
 def test_constants_that_the_model_draws(x64):
     def drawn(module, x, n):
         return readout(dense(n)(jnp.sin(x @ jax.random.normal(jax.random.key(7), (5, 6)))))

@@ -30,6 +30,52 @@ def descend(rate):
     return predict.gradient_descent_mse(jnp.eye(4), Y, learning_rate=rate)
 
 
+TWO = jnp.ones((4, 2))
+
+
+def squares(f, y):
+    return jnp.sum((f - y) ** 2)
+
+
+def not_finite(bad):
+    """Calls of `ntk.predict` with an array that holds the number, and the name of the array."""
+    eye, cross, y, start = jnp.eye(4), jnp.ones((3, 4)), TWO, jnp.ones((4, 2))
+    bad_eye, bad_cross, bad_y = eye.at[1, 1].set(bad), cross.at[0].set(bad), y.at[0].set(bad)
+    both = predict.gp_inference(eye, y)
+    for make in (
+        predict.gradient_descent_mse,
+        lambda k, y: predict.gradient_descent(squares, k, y),
+        predict.gp_inference,
+    ):
+        yield lambda make=make: make(bad_eye, y), "k_train_train"
+        yield lambda make=make: make(eye, bad_y), "y_train"
+    for make in (
+        predict.gradient_descent_mse,
+        lambda k, y: predict.gradient_descent(squares, k, y),
+    ):
+        yield lambda make=make: make(eye, y)(1.0, start.at[0].set(bad)), "fx_train"
+        yield lambda make=make: make(eye, y)(1.0, 0.0, bad, cross), "fx_test"
+        yield lambda make=make: make(eye, y)(1.0, 0.0, 0.0, bad_cross), "k_test_train"
+    kernels = KERNEL(X, None, ("nngp", "ntk"))
+    yield lambda: predict.gp_inference(kernels._replace(ntk=bad_eye), y), "k_train_train"
+    yield lambda: both("nngp", bad_cross), "k_test_train"
+    yield lambda: both("nngp", cross, jnp.eye(3) * bad), "k_test_test"
+    yield (
+        lambda: predict.gradient_descent_mse_ensemble(KERNEL, X, bad_y)(1.0),
+        "y_train",
+    )
+    yield (
+        lambda: predict.gradient_descent_mse_ensemble(lambda *_: bad_eye, X, y)(1.0, get="ntk"),
+        "k_train_train",
+    )
+    yield (
+        lambda: predict.gradient_descent_mse_ensemble(
+            lambda a, b, get: eye if b is None else bad_cross, X, y
+        )(None, X[:3], "ntk"),
+        "kernel of test points",
+    )
+
+
 IMAGES = jnp.ones((2, 3, 3, 1))
 
 
@@ -70,6 +116,56 @@ WRONG = [
     (lambda: predict.max_learning_rate(jnp.eye(3), 0), ValueError, "y_train_size is 0"),
     (lambda: predict.max_learning_rate(jnp.eye(3), momentum=1.5), ValueError, "momentum is 1.5"),
     (lambda: predict.max_learning_rate(jnp.eye(3) * jnp.nan), ValueError, "not finite"),
+    # entries of kernels, targets and initial outputs; nothing but one number is broadcast
+    *[
+        (call, ValueError, f"{name}.* has entries that are not finite")
+        for bad in (jnp.nan, jnp.inf)
+        for call, name in not_finite(bad)
+    ],
+    *[
+        (
+            lambda descent=descent, shapes=shapes: descent()(None, *shapes, jnp.ones((3, 4))),
+            ValueError,
+            message,
+        )
+        for descent in (
+            lambda: predict.gradient_descent_mse(jnp.eye(4), TWO),
+            lambda: predict.gradient_descent(squares, jnp.eye(4), TWO),
+        )
+        for shapes, message in (
+            ((0.0, jnp.ones((3, 1))), r"fx_test.* has shape \(3, 1\); it must be \(3, 2\), or one"),
+            ((0.0, jnp.ones(2)), r"fx_test.* has shape \(2,\); it must be \(3, 2\)"),
+            ((jnp.ones((4, 1)), 0.0), r"fx_train.* has shape \(4, 1\); it must be \(4, 2\)"),
+            ((jnp.ones((1, 2)), 0.0), r"fx_train.* has shape \(1, 2\); it must be \(4, 2\)"),
+        )
+    ],
+    # a loss is one real number
+    *[
+        (lambda loss=loss: predict.gradient_descent(loss, jnp.eye(4), TWO), error, message)
+        for loss, error, message in (
+            (lambda f, y: (f - y) ** 2, ValueError, r"returns float32\[4, 2\]; it must return one"),
+            (lambda f, y: (jnp.sum(f), f), ValueError, r"returns \(.*; it must return one real"),
+            (lambda f, y: jnp.argmax(f), ValueError, r"returns int32\[\]; it must return one real"),
+            (lambda f, y: 1, ValueError, "returns 1; it must return one real number"),
+            ("mse", TypeError, "loss is 'mse'; it must be a function"),
+        )
+    ],
+    (
+        lambda: stax.serial(stax.Dense(4), stax.Index(stax.Slice[..., 1]))[2](X),
+        ValueError,
+        "Index into the channels",
+    ),
+    # a layer of stax is no family
+    *[
+        (lambda call=call, layer=layer: call(layer, X), ValueError, f"{what}.* kernel already")
+        for call in (ntk.infinite_width, ntk.explain, ntk.width_axes)
+        for layer, what in (
+            (stax.Relu(), "family is a layer of stax"),
+            (tuple(stax.Relu()), "family is a layer of stax"),
+            (KERNEL, "family is a kernel_fn"),
+            (lambda n: stax.Dense(n), "returned a layer of stax"),
+        )
+    ],
     # a traced network reads samples of the shape of its example, and no other
     (lambda: traced()(X[:, :2]), ValueError, r"x1 has the shape \(4, 2\); .* shape \(3,\)"),
     (lambda: traced()(X[0]), ValueError, r"x1 has the shape \(3,\); .* a batch of those"),

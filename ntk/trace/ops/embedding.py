@@ -3,10 +3,13 @@
 Of the indices i, j::
 
     K(i, j) = variance 1(i = j),    T(i, j) = rate 1(i = j)
+
+An index outside of the table has the row that the program's look-up gives it: nan, zeros, or the nearest row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +51,7 @@ class Embedding(NamedTuple):
         sizes: of these.
         law: of an entry, in standard units.
         rows: of the table.
+        outside: what an index that is not in the table reads: 'nan', 'zero', or the 'nearest' row.
     """
 
     variance: float
@@ -56,6 +60,7 @@ class Embedding(NamedTuple):
     sizes: tuple[int, ...]
     law: Standard
     rows: int
+    outside: str
 
 
 _ROWS = 4096  # of a table of normal weights whose entries are kept
@@ -107,12 +112,34 @@ def _embedding(context: Context, one: Any, two: Any, table: Value, indices: Valu
     shape = tuple(a.size[0] for a in axes)
     count = ax.extent(table.dims[row])[0]
     law = context.standard(weight)
-    op = Embedding(variance, variance * rate, coded, shape, law, count)
+    op = Embedding(variance, variance * rate, coded, shape, law, count, _outside(one, weight))
     index = context.add_layer(weight.name, op, indices.body.index, axes, variance, role="table")
     new = tuple(a for dim in columns.values() for a in dim)
     process = context.program.process(index, axes, new, gaussian=True)
     ref = Ref(process, (), axes, new)
     return Value(tuple(dims), Linear(((ref, Coefficient()),)))
+
+
+def _outside(one: Any, weight: Weight) -> str:
+    """What an index that is not in the table reads."""
+    if one.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
+        return "nearest"  # and where the caller has promised that there is none, nothing is asked
+    fill = one.params["fill_value"]
+    if fill is None or np.isnan(fill):
+        return "nan"
+    if fill:
+        raise Refusal(f"{weight.name} is {fill} at indices outside of it; let it be nan or 0 there")
+    return "zero"
+
+
+def table_rows(op: Embedding, indices: jax.Array) -> tuple[Array, Array]:
+    """Of indices: which rows (N, *sizes) they read, and the factor of these: 1, and nan or 0 where there is none."""
+    rows = to_axes(indices, op.code, op.sizes)
+    rows = jnp.broadcast_to(rows, (rows.shape[0], *op.sizes))
+    if op.outside == "nearest":
+        rows = jnp.clip(rows, 0, op.rows - 1)
+    known = (rows >= 0) & (rows < op.rows)
+    return rows, jnp.where(known, 1.0, jnp.nan if op.outside == "nan" else 0.0)
 
 
 def _row_axis(one: Any, two: Any, table: Value) -> int | None:
@@ -147,25 +174,32 @@ def _column(context: Context, indices: Value, place: int) -> Value:
 
 def embedding_law(step: Step, need: Need, means: bool, operands: list, setting: Setting) -> Law:
     """Law of an embedding: rows are independent, equal indices have equal rows."""
-    variance, rate, coded, sizes, law, count = step.op
-    rows = [to_axes(a, coded, sizes) for a in operands[0]]
-    rows = [jnp.broadcast_to(r, (r.shape[0], *sizes)) for r in rows]
+    variance, rate, _, sizes, law, count, _ = step.op
+    rows, known = zip(*(table_rows(step.op, a) for a in operands[0]))
+    known = tuple(k.astype(setting.dtype) for k in known)
     diagonal = bool(sizes) and not need.pairs
-    a, b = kernels.views(rows[0], rows[1], diagonal)
-    # Rows are independent: K is the variance where both indices are equal, else zero.
-    same = (a == b).astype(setting.dtype)
+
+    def equal(views: Callable) -> Array:
+        """Rows are independent: K is the variance where both indices are equal, else zero."""
+        a, b = views(rows)
+        p, q = views(known)
+        return (a == b) * p * q
+
+    same = equal(lambda pair: kernels.views(pair[0], pair[1], diagonal))
     within: list[Array | None] = [None, None]
     if need.variance == 2 and sizes:
-        for k, r in enumerate(rows):
-            a, b = kernels.views_within(r)
-            within[k] = variance * (a == b).astype(setting.dtype)
-    var1, var2 = (jnp.full(r.shape, variance, setting.dtype) for r in rows)
+        for k in range(2):
+            within[k] = variance * equal(lambda pair, k=k: kernels.views_within(pair[k]))
+    var1, var2 = (variance * k * k for k in known)
     ntk = rate * same if setting.plan.ntk else None
     kernel = gaussian(variance * same, var1, var2, ntk, tuple(within), diagonal)
     table = None
     # A look-up is a sum over one-hot entries, of which all but one are zero.
     if setting.entries and (law != NORMAL or count <= _ROWS):
-        one, two = (jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) for r in rows)
+        one, two = (
+            jax.nn.one_hot(r.astype(jnp.int32), count, dtype=setting.dtype) * k[..., None]
+            for r, k in zip(rows, known)
+        )
         table = entries.of_weights(one, two, law, variance**0.5)
     return Law(kernel, entries=table)
 
