@@ -205,7 +205,8 @@ class Constant(NamedTuple):
 
     def apply(self, params, x, *, features=False):
         first = params["first"] * self.width**self.grow
-        return (params["last"], {"first": first, "last": params["last"]}) if features else first
+        out = first + params["last"]
+        return (out, {"first": first, "last": params["last"]}) if features else out
 
     def optimizer(self, factory, learning_rate):
         return factory(learning_rate)
@@ -224,11 +225,7 @@ def test_divergence_is_a_verdict_and_not_a_crash():
 
 
 class Frozen(Constant):
-    """Its last layer is read, and an optimizer leaves it where it is."""
-
-    def apply(self, params, x, *, features=False):
-        out = super().apply(params, x, features=features)
-        return out if features else out + params["last"]
+    """An optimizer leaves its last layer where it is."""
 
     def optimizer(self, factory, learning_rate):
         frozen = optax.stateless(lambda u, _: u | {"last": jnp.zeros_like(u["last"])})
