@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,17 @@ import ntk
 from experiments import loop, losses, tasks
 from experiments.train import INIT, ONCE, Probe, Program, Setup, compile_program, stream
 from metrics import stability
+from ntk.types import R
 
 NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
 """What the library, Flax or the model raises where a part does not apply."""
+
+
+class Shared(dict):
+    """What several parts need of a model, by name; it starts empty in a process that the model is sent to."""
+
+    def __reduce__(self) -> tuple[type[Shared], tuple[()]]:
+        return Shared, ()
 
 
 class Model(NamedTuple):
@@ -38,6 +46,7 @@ class Model(NamedTuple):
         features: ``(net, params, x) -> {layer: outputs}``.
         state: whether it keeps more than parameters.
         unfit: why its outputs have no loss; "" if they have one.
+        shared: what `once` has made.
     """
 
     family: Callable
@@ -50,6 +59,20 @@ class Model(NamedTuple):
     features: Callable
     state: bool
     unfit: str
+    shared: Shared
+
+
+def once(model: Model, name: Hashable, make: Callable[[], R]) -> R:
+    """What ``make`` returns, or why it refuses, for the first part that asks; the same for all others."""
+    if name not in model.shared:
+        try:
+            model.shared[name] = make(), None
+        except NOT_HERE as error:
+            model.shared[name] = None, error
+    found, refusal = model.shared[name]
+    if refusal is not None:
+        raise refusal
+    return found
 
 
 def tried(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
@@ -115,7 +138,7 @@ def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, fo
     test = task.test.x.reshape(len(task.test.x), *x.shape[1:]), task.test.y
     y = task.train.y
     features = _features(family, config.base_width, x[:2], call)
-    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit)
+    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit, Shared())
 
 
 def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callable:
@@ -143,7 +166,11 @@ def sentence(error: Exception) -> str:
 def parametrized(model: Model, rule: str, width: int, base: int | None) -> limits.Parametrized:
     """The model at a width under a rule."""
     options = {"example": model.x[:1], "call": model.call, "base_width": base}
-    return _with_state(limits.parametrize(model.family, rule, width=width, **options))
+
+    def make() -> limits.Parametrized:
+        return _with_state(limits.parametrize(model.family, rule, width=width, **options))
+
+    return once(model, (rule, width, base), make)
 
 
 def check_loss(model: Model) -> None:
@@ -156,6 +183,13 @@ def check_loss(model: Model) -> None:
         raise ValueError(model.unfit)
 
 
+def curved_loss(model: Model, apply: Callable) -> Callable:
+    """The loss whose curvature is taken: patches of images are matrix products, which loops of products can hold."""
+    return metrics.chunks.matrix_convolutions(
+        losses.supervised(model.loss, apply), overlapping=False
+    )
+
+
 def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndarray:
     """The largest stable rate of gradient descent before training, 2 over the sharpness, of the runs of these seeds.
 
@@ -163,7 +197,7 @@ def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndar
         ValueError: as `check_loss`.
     """
     check_loss(model)
-    loss, scale = losses.supervised(model.loss, net.apply), net.lr_scale("sgd")
+    loss, scale = curved_loss(model, net.apply), net.lr_scale("sgd")
 
     @functools.partial(jax.jit, compiler_options=ONCE)
     def rate(key):
@@ -250,6 +284,16 @@ def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
     Raises:
         ValueError: there are fewer than ``least``.
     """
+    names = once(model, ("layers", *widths), lambda: _wide_layers(model, widths))
+    if len(names) < least:
+        needs = "signals through depth need two" if least > 1 else "one is needed"
+        raise ValueError(
+            f"{len(names)} layers grow with the width one after the other ({', '.join(names) or 'none'}); {needs}"
+        )
+    return names
+
+
+def _wide_layers(model: Model, widths: tuple) -> list[str]:
     shapes = []
     for width in (widths[0], widths[-1]):
         net = at_width(model, width)
@@ -261,13 +305,7 @@ def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
         jax.eval_shape(record, params)
         shapes.append(found)
     names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
-    names = _longest_chain(model, widths[0], names)
-    if len(names) < least:
-        needs = "signals through depth need two" if least > 1 else "one is needed"
-        raise ValueError(
-            f"{len(names)} layers grow with the width one after the other ({', '.join(names) or 'none'}); {needs}"
-        )
-    return names
+    return _longest_chain(model, widths[0], names)
 
 
 def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
@@ -305,11 +343,10 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
 
 
 class Limit(NamedTuple):
-    """The limit of a family: its kernel function, the networks whose limit it is, and the options of both."""
+    """The limit of a family: its kernel function, and the networks whose limit it is."""
 
     kernel_fn: Callable
     at_width: Callable
-    options: dict[str, Any]
 
 
 def limit(config: Any, model: Model) -> Limit:
@@ -318,6 +355,10 @@ def limit(config: Any, model: Model) -> Limit:
     Raises:
         ValueError: as `ntk.infinite_width`.
     """
+    return once(model, "limit", lambda: _limit(config, model))
+
+
+def _limit(config: Any, model: Model) -> Limit:
     options: dict[str, Any] = {"call": model.call}
     try:
         kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
@@ -328,7 +369,6 @@ def limit(config: Any, model: Model) -> Limit:
         kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
 
     def finite(width):
-        net = limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
-        return _with_state(net)
+        return parametrized(model, "ntk", width, options.get("base_width"))
 
-    return Limit(kernel_fn, finite, options)
+    return Limit(kernel_fn, finite)

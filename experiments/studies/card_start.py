@@ -109,12 +109,11 @@ def _cosine(rows: jax.Array) -> jax.Array:
 
 def criticality(config: Any, model: Model) -> dict[str, Any]:
     """At which weights each nonlinearity is critical; in a chain of layers the variances that follow from its own."""
-    x = model.x[:1]
-    options = limit(config, model).options
-    nonlinearities = ntk.nonlinearities(model.family, x, **options)
+    kernel_fn = limit(config, model).kernel_fn
+    nonlinearities = ntk.nonlinearities(kernel_fn)
     if not nonlinearities:
         raise ValueError("the model has no nonlinearity of one preactivation")
-    explained = ntk.explain(model.family, x, **options)
+    explained = ntk.explain(kernel_fn)
     found = [limits.criticality(f) for f in nonlinearities.values()]
     C_W = [c.C_W or math.nan for c in found]
     own = _own_variance(explained)
@@ -172,7 +171,7 @@ def _recursion(config, model, activation, C_W) -> tuple[np.ndarray, np.ndarray]:
 def kernel(config: Any, model: Model) -> dict[str, Any]:
     """The kernels of infinite width with their derivation, against those of finite networks."""
     part, x = config.kernel, model.x[: config.kernel.examples]
-    kernel_fn, finite_at, options = limit(config, model)
+    kernel_fn, finite_at = limit(config, model)
     exact = kernel_fn(x, None, ("nngp", "ntk"))
     theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
     off = np.full((2, part.seeds, len(config.widths)), np.nan)
@@ -191,7 +190,7 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
                 if k.any():  # the NNGP is zero where the readout starts at zero
                     off[row, seed, column] = np.linalg.norm(found - k) / np.linalg.norm(k)
                     level[row, seed, column] = np.trace(found) / np.trace(k)
-    explained = ntk.explain(model.family, x[:1], **options)
+    explained = ntk.explain(kernel_fn)
     steps = explained.steps
     return {
         "kernel_distance": off,

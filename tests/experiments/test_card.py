@@ -1,6 +1,7 @@
 """The theory card: its command line, its parts on models of several kinds, what it says where a part does not apply."""
 
 import pathlib
+import pickle
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from experiments import contract, settings, tasks
 from experiments.configs import card as config_file
 from experiments.judges import verdict
 from experiments.studies import card, card_claims, card_figures, card_model, card_parts
+from ntk.trace import limit
 
 FILE = """
 import flax.linen as nn
@@ -253,6 +255,35 @@ def test_the_nngp_of_the_card_is_that_of_the_combinators(whole):
     dense, tanh = ntk.stax.Dense(1, 1.0, None), ntk.stax.Elementwise(jax.numpy.tanh)
     kernel_fn = ntk.stax.serial(dense, tanh, dense, tanh, dense)[2]
     np.testing.assert_allclose(whole.limit_nngp, kernel_fn(x, None, "nngp"), rtol=2e-2, atol=1e-4)
+
+
+def test_a_card_reads_its_model_once(file, monkeypatch):
+    reads, chains = [], []
+    trace, longest = limit._trace, card_model._longest_chain
+    monkeypatch.setattr(limit, "_trace", lambda *a: (reads.append(a), trace(*a))[1])
+    monkeypatch.setattr(card_model, "_longest_chain", lambda *a: (chains.append(a), longest(*a))[1])
+    config, model = made(f"{file}:Net:hidden", ("kernel.seeds", "2"), ("prediction.steps", "1"))
+    for part in ("signals", "criticality", "kernel", "spectrum", "prediction"):
+        card_parts.PARTS[part].measure(config, model)
+    assert (len(reads), len(chains)) == (1, 1)
+    other = pickle.loads(pickle.dumps(model._replace(family=None, features=None)))
+    assert model.shared
+    assert other.shared == {}
+    assert isinstance(other.shared, card_model.Shared)
+
+
+def test_what_refuses_is_asked_once(file):
+    calls = []
+
+    def refuse():
+        calls.append(1)
+        raise ValueError("no kernel")
+
+    model = made(f"{file}:Net:hidden")[1]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no kernel"):
+            card_model.once(model, "refused", refuse)
+    assert len(calls) == 1
 
 
 def test_two_outputs_are_refused_where_a_loss_is_needed(file):
