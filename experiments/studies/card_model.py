@@ -316,15 +316,14 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
     net = at_width(model, width)
 
     @functools.partial(jax.jit, compiler_options=ONCE)
-    def dependence(key):
-        def sizes(params):
+    def dependence(key, k):
+        def size(params):
             found = model.features(net, params, model.x[:2])
-            return jnp.stack([jnp.sum(jnp.square(found[name])) for name in names])
+            return jnp.stack([jnp.sum(jnp.square(found[name])) for name in names])[k]
 
         # Apart from its start, at which what follows a matrix of zeros depends on nothing before it.
-        slopes = jax.jacrev(sizes)(moved(net.init(key)))
-        largest = [jnp.abs(v).reshape(len(names), -1).max(1) for v in jax.tree.leaves(slopes)]
-        return jnp.stack(largest, 1) > 0
+        slopes = jax.grad(size)(moved(net.init(key)))
+        return jnp.stack([jnp.abs(v).max() for v in jax.tree.leaves(slopes)]) > 0
 
     if not names:
         return []
@@ -333,7 +332,8 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
         max((n for n in names if f"{path}/".startswith(f"{n}/")), key=len, default=None)
         for path in paths
     ]
-    reads = np.asarray(dependence(jax.random.key(0)))
+    # One layer at a time: a program of all their gradients takes several times as long to compile.
+    reads = np.array([dependence(jax.random.key(0), k) for k in range(len(names))])
     chains: dict[str, list[str]] = {}
     for name, row in zip(names, reads):
         if name in owners:  # others, such as a dropout, are no layers
@@ -372,3 +372,37 @@ def _limit(config: Any, model: Model) -> Limit:
         return parametrized(model, "ntk", width, options.get("base_width"))
 
     return Limit(kernel_fn, finite)
+
+
+class Gram(NamedTuple):
+    """The kernels of infinite width of the examples that parts ask for, {"ntk" or "nngp": (n, n, ...)}.
+
+    Attributes:
+        between: of the first training examples, so many as each part asks for, and then the test inputs.
+        train: how many training examples there are.
+    """
+
+    between: dict[str, np.ndarray]
+    train: int
+
+
+def gram(config: Any, model: Model) -> Gram:
+    """One evaluation for all parts: with random scores a program takes longer to compile than to run.
+
+    Raises:
+        ValueError: as `limit`, or the model has no tangent kernel.
+    """
+    return once(model, "gram", lambda: _gram(config, model))
+
+
+def _gram(config: Any, model: Model) -> Gram:
+    asked = [
+        config[part].examples
+        for part in ("kernel", "spectrum", "prediction")
+        if part in config.parts
+    ]
+    train = min(max(asked), len(model.x))
+    tested = model.test[0][: config.prediction.examples * ("prediction" in config.parts)]
+    x = np.concatenate([model.x[:train], tested])
+    found = limit(config, model).kernel_fn(x, None, ("ntk", "nngp"))
+    return Gram({name: np.asarray(k) for name, k in found._asdict().items()}, train)

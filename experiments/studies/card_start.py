@@ -17,6 +17,7 @@ from experiments.studies.card_model import (
     Model,
     as_matrix,
     at_width,
+    gram,
     limit,
     moved,
     one_hot,
@@ -172,8 +173,10 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
     """The kernels of infinite width with their derivation, against those of finite networks."""
     part, x = config.kernel, model.x[: config.kernel.examples]
     kernel_fn, finite_at = limit(config, model)
-    exact = kernel_fn(x, None, ("nngp", "ntk"))
-    theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
+    between = gram(config, model).between
+    theta, nngp = (
+        np.asarray(as_matrix(between[k][: len(x), : len(x)]), float) for k in ("ntk", "nngp")
+    )
     off = np.full((2, part.seeds, len(config.widths)), np.nan)
     level = off.copy()
     for column, width in enumerate(config.widths):
@@ -210,9 +213,9 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
 def spectrum(config: Any, model: Model) -> dict[str, Any]:
     """Eigenvalues of the kernel on the data, and the share of the targets that its top modes hold."""
     count = min(config.spectrum.examples, len(model.x))
-    x, y = model.x[:count], one_hot(model, model.y[:count])
-    kernel_fn = limit(config, model).kernel_fn
-    theta = np.asarray(as_matrix(kernel_fn(x, None, "ntk")), float)
+    y = one_hot(model, model.y[:count])
+    between = gram(config, model).between["ntk"]
+    theta = np.asarray(as_matrix(between[:count, :count]), float)
     y = y.reshape(len(theta), -1)
     if len(theta) != y.shape[0]:
         raise ValueError(f"the kernel has {len(theta)} rows and the targets {y.shape[0]}")

@@ -19,6 +19,7 @@ from experiments.studies.card_model import (
     check_loss,
     curved_loss,
     edges,
+    gram,
     limit,
     one_hot,
     parametrized,
@@ -76,9 +77,9 @@ def prediction(config: Any, model: Model) -> dict[str, Any]:
     part, count = config.prediction, len(config.seeds)
     x, y = model.x[: part.examples], one_hot(model, model.y[: part.examples])
     x_test = model.test[0][: part.examples]
-    kernel_fn, at_width = limit(config, model)
-    both = kernel_fn(x_test, x, ("ntk", "nngp")), kernel_fn(x, None, ("ntk", "nngp"))
-    between, within = ({k: np.asarray(v) for k, v in found._asdict().items()} for found in both)
+    at_width, (whole, n) = limit(config, model).at_width, gram(config, model)
+    within = {name: k[: len(x), : len(x)] for name, k in whole.items()}
+    between = {name: k[n : n + len(x_test), : len(x)] for name, k in whole.items()}
     theta = as_matrix(within["ntk"])
     largest = ntk.predict.max_learning_rate(theta, y_train_size=len(theta))
     rate = part.learning_rate * float(largest)
