@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.errors import FlaxError
@@ -19,6 +18,7 @@ import ntk
 from experiments import loop, losses, tasks
 from experiments.train import INIT, ONCE, Probe, Program, Setup, compile_program, stream
 from metrics import stability
+from ntk import jaxprs
 from ntk.types import R
 
 NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
@@ -313,27 +313,23 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
 
     Layers beside one another, such as queries and keys or the heads of an actor and a critic, are no chain.
     """
-    net = at_width(model, width)
-
-    @functools.partial(jax.jit, compiler_options=ONCE)
-    def dependence(key, k):
-        def size(params):
-            found = model.features(net, params, model.x[:2])
-            return jnp.stack([jnp.sum(jnp.square(found[name])) for name in names])[k]
-
-        # Apart from its start, at which what follows a matrix of zeros depends on nothing before it.
-        slopes = jax.grad(size)(moved(net.init(key)))
-        return jnp.stack([jnp.abs(v).max() for v in jax.tree.leaves(slopes)]) > 0
-
     if not names:
         return []
-    paths = ntk.named_leaves(jax.eval_shape(net.init, jax.random.key(0)))
+    net = at_width(model, width)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(params)
+
+    def outputs(*leaves):
+        found = model.features(net, jax.tree.unflatten(structure, leaves), model.x[:2])
+        return [found[name] for name in names]
+
     owners = [
         max((n for n in names if f"{path}/".startswith(f"{n}/")), key=len, default=None)
-        for path in paths
+        for path in ntk.named_leaves(params)
     ]
-    # One layer at a time: a program of all their gradients takes several times as long to compile.
-    reads = np.array([dependence(jax.random.key(0), k) for k in range(len(names))])
+    # Read off the program: gradients of all layers take longer to compile than a part of the card may.
+    jaxpr = jaxprs.flatten(outputs, *leaves).jaxpr
+    reads = [jaxprs.alive(jaxpr, [n == name for n in names]).inputs for name in names]
     chains: dict[str, list[str]] = {}
     for name, row in zip(names, reads):
         if name in owners:  # others, such as a dropout, are no layers

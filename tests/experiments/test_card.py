@@ -81,6 +81,17 @@ class Normed(nn.Module):
         return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
 
 
+class Deep(nn.Module):
+    width: int
+    depth: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(10)(x)
+
+
 class Three(nn.Module):
     width: int
 
@@ -270,6 +281,33 @@ def test_a_card_reads_its_model_once(file, monkeypatch):
     assert model.shared
     assert other.shared == {}
     assert isinstance(other.shared, card_model.Shared)
+
+
+def test_a_model_of_a_file_keeps_its_own_depth(file):
+    def layers(name, *changes):
+        return len(
+            jax.tree.leaves(
+                card_model.at_width(made(f"{file}:{name}", *changes)[1], 16).init(jax.random.key(0))
+            )
+        )
+
+    assert layers("Deep") == 2 * 2
+    assert layers("Deep", ("model.depth", "4")) == 2 * 5
+
+
+def test_verdicts_on_many_layers_are_brief():
+    clauses = [f"layer_{k} is undecided" for k in range(9)]
+    found = card._brief("; ".join(clauses) + ". Widths 1, 2, 3 would decide it")
+    assert found == (
+        "layer_0 is undecided; layer_1 is undecided; layer_2 is undecided; and 6 more (in data.nc). "
+        "Widths 1, 2, 3 would decide it"
+    )
+    assert [card._cell(value) for value in ("relu", np.float64(0.5), np.nan)] == [
+        "relu",
+        "0.5",
+        "-",
+    ]
+    assert card._brief("; ".join(clauses[:4])) == "; ".join(clauses[:4])
 
 
 def test_what_refuses_is_asked_once(file):
