@@ -28,7 +28,10 @@ from experiments.studies.card_model import (
 from experiments.train import ONCE
 from metrics import kernels
 
-NO_CHAIN = "the recursion of variances is of a chain of layers alike, with one nonlinearity and no biases drawn at random"
+NO_CHAIN = (
+    "the recursion of variances is of a chain of layers alike, with one nonlinearity and without "
+    "biases drawn at random"
+)
 
 
 def axes(config: Any, model: Model) -> dict[str, Any]:
