@@ -42,7 +42,8 @@ class CoordinateCheck(NamedTuple):
     """What a coordinate check measured, and what it says.
 
     Attributes:
-        layers: names of the layers, from the input to the readout.
+        layers: names of the layers, from the input to the readout, without those whose parameters the loss does not
+            depend on, such as a head that it leaves out.
         widths: (widths,).
         size: (widths, seeds, steps + 1, layers), RMS of each layer's output; step 0 is initialisation, but for biases
             that are drawn at random.
@@ -260,7 +261,7 @@ def coordinate_check(
         if not sizes:
             _check_loss(net, batch, loss, keys[0])
         base = getattr(net, "base_width", None) or 1
-        found, shapes, *values = _train(
+        found, shapes, unread, *values = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
         )
         if sizes and names != found:
@@ -276,6 +277,10 @@ def coordinate_check(
     fits = [judgement.fit(tried, each, confidence) for each in (size, change, own)]
     measured = judgement.Measured(names, places, tried, (size, change, own), fits, confidence, base)
     wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
+    if unread:
+        verdict += (
+            f" Not judged, as the loss does not depend on their parameters: {', '.join(unread)}."
+        )
     return CoordinateCheck(
         layers=names,
         widths=tried,
@@ -391,8 +396,8 @@ def _train(
     learning_rate: float,
     steps: int,
     features: Features,
-) -> tuple[tuple[str, ...], tuple[Shape, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Layer names, and RMS of size, change and own change as (seeds, steps, layers)."""
+) -> tuple[tuple[str, ...], tuple[Shape, ...], tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Layer names, shapes, layers that are left out, and RMS of size, change and own change, (seeds, steps, layers)."""
     inputs, targets = (jax.tree.map(_as_array, part) for part in batch)
     net = _with_kept(net)
 
@@ -422,10 +427,23 @@ def _train(
         change.append(moved)
         _, by_itself = alone(start, params, still, inputs, owned)
         own.append(np.where(masks.any(1), by_itself, np.nan))
+    used = _used(lambda p: loss(_outputs(net, p, inputs), targets), start)
+    read = [bool(used[mask].any()) or not mask.any() for mask in masks]
+    if not any(used):  # a loss of none of the parameters: every change is zero, and said to be
+        read = [True] * len(names)
     sizes, changes, owns = (
-        np.stack(values, axis=1).astype(float) for values in (size, change, own)
+        np.stack(values, axis=1).astype(float)[..., read] for values in (size, change, own)
     )
-    return names, tuple(layer.shape for layer in layers), sizes, changes, owns
+    left_out = tuple(name for name, kept in zip(names, read) if not kept)
+    names = tuple(name for name, kept in zip(names, read) if kept)
+    shapes = tuple(layer.shape for layer, kept in zip(layers, read) if kept)
+    return names, shapes, left_out, sizes, changes, owns
+
+
+def _used(loss: Callable, params: PyTree) -> np.ndarray:
+    """(leaves,), whether the loss depends on a parameter, of networks that are stacked."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return np.array(jaxprs.alive(jax.make_jaxpr(loss)(one).jaxpr, (True,)).inputs, bool)
 
 
 class _Network(NamedTuple):

@@ -208,7 +208,8 @@ def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Fi
         first = widths[~np.isfinite(values).all(axis=1)].min()
         return _Finding(True, f"is not finite from width {first} (lower the learning rate)")
     if (values == 0).any():
-        return _RIGHT if stage.may_vanish else _Finding(True, "is exactly zero")
+        unread = "is exactly zero: the loss does not depend on the layer, or it is frozen"
+        return _RIGHT if stage.may_vanish else _Finding(True, unread)
     exponent, (low, high) = stage.exponent[l], stage.interval[l]
     deviation, half = abs(exponent - expected), (high - low) / 2
     text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected or 0:g}"

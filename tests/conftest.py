@@ -19,6 +19,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# What one process compiled the next one finds: the workers of this run, the runs that a test starts, the next run.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Not in the user's folder; runs that a test starts share theirs.
 os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="widelimit-"))
 

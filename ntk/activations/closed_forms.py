@@ -96,7 +96,12 @@ def _mehler(t1: Array, t2: Array, rho: Array) -> tuple[Array, Array, Array, Arra
 def abrelu(a: float, b: float) -> Dual:
     """a min(x, 0) + b max(x, 0). Source: Cho & Saul 2009; Tsuchida et al. 2018 for the slopes."""
 
+    # Numbers that jit does not know may be equal in one call and not in the next.
+    line = not isinstance(a, jax.Array) and not isinstance(b, jax.Array) and bool(a == b)
+
     def moments(q1: Array, q2: Array, rho: Array) -> tuple[Array, Array]:
+        if line:  # a zero times an integral would be compiled, and computed
+            return (root(q1) * root(q2)) * ((a * a) * rho), jnp.full_like(rho, a * a)
         # f = a x + (b - a) relu(x) and E u relu(v) = rho / 2: the terms linear in rho add up to a b rho.
         step, ramp = half_space(rho)
         k = (b - a) ** 2 * ramp + (a * b) * rho
@@ -105,6 +110,8 @@ def abrelu(a: float, b: float) -> Dual:
     size, step = (a * a + b * b) / 2, (b - a) ** 2
 
     def gap(below: Array, reflects: bool) -> tuple[Array, Array]:
+        if line:
+            return below, jnp.ones_like(below)
         # After a layer whose two slopes do not have one sign no correlation is negative.
         # Where rho >= 0 the terms linear in rho add up to size rho, and 1 - k / size = below - (step / size) integral.
         # Where rho < 0, E relu relu is the integral alone, and k / size = (a b / size) rho + (step / size) integral.

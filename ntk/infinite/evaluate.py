@@ -36,6 +36,8 @@ from ntk.regression import spectra
 
 OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """Compiler options by platform: XLA uses half the vector registers of a CPU that has AVX-512, unless told."""
+_TOLD = 2**18
+"""Pairs of samples up to which it is told before compiling whether any are near: a product, and two programs' time."""
 
 _STATIC = (
     "x1_is_x2",
@@ -275,11 +277,30 @@ class KernelFn:
         try:
             if (out := self._at_once(plan, data)) is not None:
                 return out
-            return alone(plan, *data)
+            return alone(self._told(plan, data), *data)
         except ValueError as error:  # known inputs, inside a jit
             if "compiler_options" not in str(error):
                 raise
             return inside(plan, *data)
+
+    def _told(self, plan: Plan, data: tuple) -> Plan:
+        """The plan with `near` where telling costs little: one network is compiled then, in single or in double."""
+        x1, x2 = data[:2]
+        if isinstance(x1, tuple) or not x1.dtype == x2.dtype == jnp.float32:
+            return plan
+        batch = plan.batch_axis % x1.ndim
+        sizes = x1.shape[batch], x2.shape[batch]
+        entries = tiled.entries_of(x1, batch, plan, self.area)
+        unread = tiled.is_small(sizes, entries) or (entries == 1 and self.pair is None)
+        if unread or math.prod(sizes) > _TOLD:
+            return plan
+        same = jnp.eye(sizes[0], dtype=bool) if plan.coincident else None
+        near = bool(precision.any_near(x1, x2, same, batch))
+        if near and tiled.sizes_of(
+            sizes, entries, plan
+        ):  # of several tiles some are computed in single
+            return plan
+        return plan._replace(near=near)
 
     def _at_once(self, plan: Plan, data: tuple) -> Any:
         """A small kernel by `immediate`; None once it was asked for so often that compiling is worth it."""
@@ -485,6 +506,8 @@ def _evaluate(
         x1: Any, x2: Any, mask1: Any, mask2: Any, pattern: Any, coincident: Array | None
     ) -> Any:
         data = (x1, x2, mask1, mask2, pattern, coincident)
+        if plan.near is not None:
+            return (precision.doubled(network) if plan.near else network)(*data)
         if fn.pair is not None or isinstance(x1, tuple) or x1.ndim > 2:
             close = precision.near_samples(x1, x2, coincident, batch)
             return jax.lax.cond(close, precision.doubled(network), network, *data)

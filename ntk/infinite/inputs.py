@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     """What of an evaluation is known before it is compiled.
 
     `differentiated`: whether derivatives are taken of the result, not its values.
+    `near`: whether any samples lie close together, where that is known before.
     """
 
     names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     channel_axis: int
     context: tuple[tuple[str, Any], ...]
     differentiated: bool = False
+    near: bool | None = None
 
 
 def checked(x: Any, mask_constant: float | None, name: str, least: int = 2) -> tuple[Any, Any]:

@@ -84,6 +84,9 @@ def near_samples(x1: Any, x2: Any, same: Array | None, batch_axis: int) -> Array
     return near(bound, same)
 
 
+any_near = jax.jit(near_samples, static_argnums=3)
+
+
 def _directions(x: Any, batch_axis: int) -> Array:
     parts = [jnp.moveaxis(part, batch_axis, 0) for part in jax.tree.leaves(x)]
     x = jnp.concatenate([p.reshape(p.shape[0], -1) for p in parts], 1)

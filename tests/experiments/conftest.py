@@ -18,13 +18,11 @@ class CommandLine(NamedTuple):
 
     @property
     def settings(self):
-        """The tests' environment, with one device; what one process compiled the next one finds."""
+        """The tests' environment, with one device."""
         flags = os.environ["XLA_FLAGS"].split()
         return os.environ | {
             "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
             "PYTHONWARNINGS": "ignore",
-            "JAX_COMPILATION_CACHE_DIR": str(self.root / ".pytest_cache" / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
     def study(self, config, workdir, *options):

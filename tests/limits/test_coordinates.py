@@ -224,11 +224,45 @@ def test_divergence_is_a_verdict_and_not_a_crash():
     )
 
 
+class Frozen(Constant):
+    """Its last layer is read, and an optimizer leaves it where it is."""
+
+    def apply(self, params, x, *, features=False):
+        out = super().apply(params, x, features=features)
+        return out if features else out + params["last"]
+
+    def optimizer(self, factory, learning_rate):
+        frozen = optax.stateless(lambda u, _: u | {"last": jnp.zeros_like(u["last"])})
+        return optax.chain(factory(learning_rate), frozen)
+
+
 def test_a_layer_that_never_moves_is_named():
     regime = classify((0, 0), (0, 1 / 2), (-1 / 2, 1))
-    result = quick(predicted=regime)  # the loss does not know the last layer
+    result = quick(Frozen, predicted=regime)
     assert result.wrong == ("last",)
     assert "last is wrong at step 3: the change by its own update is exactly zero" in result.verdict
+
+
+class Aside(Constant):
+    """A third layer, such as a head that training leaves out."""
+
+    def init(self, key):
+        return super().init(key) | {"aside": jax.random.normal(key, (64,))}
+
+    def apply(self, params, x, *, features=False):
+        out = params["first"] + params["last"]
+        return (out, dict(params)) if features else out
+
+
+def test_a_layer_that_the_loss_does_not_read_is_not_judged():
+    result = quick(Aside)
+    assert result.layers == ("first", "last")
+    assert result.own.shape[-1] == result.size_scaling.exponent.shape[-1] == 2
+    left_out = "Not judged, as the loss does not depend on their parameters: aside."
+    assert result.verdict.endswith(left_out)
+    of_none = check(Aside, WIDTHS, loss=lambda f, y: jnp.sum(y))
+    assert len(of_none.layers) == 3
+    assert of_none.wrong
 
 
 @pytest.mark.parametrize(
@@ -293,6 +327,9 @@ def test_a_loss_of_several_outputs_is_asked_for_before_training(named):
     assert started == [8] * len(started)  # asked for its shapes alone
     right = checked(lambda f, y: sum(jnp.mean(part**2) for part in jax.tree.leaves(f)))
     assert {"policy", "value"} < set(right.layers)
+    one = checked(lambda f, y: jnp.mean(jax.tree.leaves(f)[0] ** 2))
+    assert "policy" in one.layers
+    assert "value" not in one.layers
 
 
 def test_the_interval_is_that_of_the_spread_over_repeats():

@@ -83,6 +83,18 @@ def test_large_batches_are_in_double_precision_where_they_are_close(name, monkey
     assert_close_to_double(stax.serial(net).kernel_fn, pairs(shape))
 
 
+def test_images_that_are_apart_compile_nothing_in_double_precision(monkeypatch):
+    net, shape = NETS["pooled"]
+    monkeypatch.setattr(tiled, "SMALL_IMAGES", 0)
+    doubled, asked = precision.doubled, []
+    monkeypatch.setattr(precision, "doubled", lambda f: asked.append(f) or doubled(f))
+    apart = jax.random.normal(jax.random.key(1), (6, *shape))
+    stax.serial(net).kernel_fn(apart, None, "ntk")
+    assert not asked
+    stax.serial(net).kernel_fn(pairs(shape), None, "ntk")
+    assert asked
+
+
 @pytest.mark.parametrize("size", [7, 70])
 def test_nearness_of_samples_misses_no_pair(size):
     x = jax.random.normal(jax.random.key(0), (20, size))

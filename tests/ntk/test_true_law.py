@@ -11,6 +11,7 @@ from scipy import integrate, stats
 
 import ntk
 from ntk.infinite import weight_laws
+from ntk.trace import true_moments
 
 DRAWS = 400_000
 NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -178,6 +179,31 @@ def test_deeper_layers_start_from_the_true_law():
     two = norm * np.sin(angle) / (2 * np.pi) + step * k
     assert_near(found[0], two, e, 2e-3)
     assert_near(found[1], two + step * t, d, 3e-3)
+
+
+def test_what_is_linear_in_a_first_layer_needs_no_more_than_its_variance(monkeypatch):
+    """A mean of squares and a scaled unit are the same for every law: nothing is corrected, nothing compiled for it."""
+
+    class Normed(nn.Module):
+        width: int
+        init: nn.initializers.Initializer
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(self.width, kernel_init=self.init)(x)
+            return nn.Dense(1)(nn.LayerNorm()(x) + 3 * x)
+
+    def corrected(*_):
+        raise AssertionError("corrected")
+
+    monkeypatch.setattr(true_moments, "pair", corrected)
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    uniform, normal = (
+        ntk.infinite_width(lambda n, init=init: Normed(n, init), x)(x, None, ("nngp", "ntk"))
+        for init in (nn.initializers.lecun_uniform(), NORMAL)
+    )
+    for one, other in zip(uniform, normal):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_windows_of_a_convolution_with_few_channels():
