@@ -10,6 +10,7 @@ Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1; the separation by upda
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -406,29 +407,26 @@ def _train(
     def initialise(key: PRNGKey) -> PyTree:
         return net.init(key)
 
-    advance, outputs = _programs(net, loss, optimizer, features)
+    advance, outputs, alone = _programs(net, loss, optimizer, features)
     start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, layers, masks = _layers(net, start, inputs, features)
-    every = np.ones(masks.shape[1], bool)
     nothing = [jnp.zeros((keys.size, *layer.shape), layer.dtype) for layer in layers]
-    before, initial, _ = outputs(start, start, nothing, inputs, every)
+    before, initial, _ = outputs(start, nothing, inputs)
     plain = _without_biases(start)
     if plain is not None:
-        _, initial, _ = outputs(plain, plain, nothing, inputs, every)
+        _, initial, _ = outputs(plain, nothing, inputs)
+    owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
+    # By the same program, so that what does not move has a change of exactly zero.
+    still, _ = alone(start, start, nothing, inputs, owned)
     size, change, own = [initial], [], []
     for _ in range(steps):
         params, state = advance(params, state, inputs, targets, learning_rate)
-        _, after, moved = outputs(start, params, before, inputs, every)
+        _, after, moved = outputs(params, before, inputs)
         size.append(after)
         change.append(moved)
-        alone = [
-            np.asarray(outputs(start, params, before, inputs, mask)[2])[:, l]
-            if mask.any()
-            else np.full(keys.size, np.nan)
-            for l, mask in enumerate(masks)
-        ]
-        own.append(np.stack(alone, axis=-1))
+        _, by_itself = alone(start, params, still, inputs, owned)
+        own.append(np.where(masks.any(1), by_itself, np.nan))
     used = _used(lambda p: loss(_outputs(net, p, inputs), targets), start)
     read = [bool(used[mask].any()) or not mask.any() for mask in masks]
     if not any(used):  # a loss of none of the parameters: every change is zero, and said to be
@@ -485,7 +483,8 @@ def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features)
 
 
 def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
-    """(advance, outputs): a step of training, and the outputs of layers, of many networks at once."""
+    """(advance, outputs, alone): a step of training, the outputs of layers, and those after the update of each layer
+    alone, of many networks at once."""
 
     # The data and the rate are arguments, mapped over by none of the seeds.
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
@@ -497,22 +496,52 @@ def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features)
 
         return jax.vmap(one)(params, state)
 
-    # One forward program: at initialisation, after a step, and after the update of one layer alone.
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    def outputs(
-        start: PyTree, params: PyTree, before: list[jax.Array], inputs: Any, trained: np.ndarray
+    def outputs(params: PyTree, before: list[jax.Array], inputs: Any) -> tuple:
+        def one(params: PyTree, before: list[jax.Array]) -> tuple:
+            found = list(features(net, params, inputs).values())
+            return found, _sizes(found), _differences(found, before)
+
+        return jax.vmap(one)(params, before)
+
+    @functools.partial(jax.jit, compiler_options=IN_ORDER, static_argnames="owned")
+    def alone(
+        start: PyTree, params: PyTree, before: list[jax.Array], inputs: Any, owned: tuple
     ) -> tuple:
         def one(start: PyTree, params: PyTree, before: list[jax.Array]) -> tuple:
             leaves, tree = jax.tree.flatten(start)
-            mixed = [
-                jnp.where(m, x, y) for m, x, y in zip(trained, jax.tree.leaves(params), leaves)
-            ]
-            found = list(features(net, tree.unflatten(mixed), inputs).values())
-            return found, _sizes(found), _sizes([x - y for x, y in zip(found, before)])
+
+            def run(*leaves: jax.Array) -> list[jax.Array]:
+                return list(features(net, tree.unflatten(leaves), inputs).values())
+
+            program = jaxprs.flatten(run, *leaves)
+            found = _moved_alone(program, leaves, jax.tree.leaves(params), owned)
+            return found, _differences(found, before)
 
         return jax.vmap(one)(start, params, before)
 
-    return advance, outputs
+    return advance, outputs, alone
+
+
+def _moved_alone(
+    program: jaxprs.Program, start: list, moved: list, owned: Sequence[Sequence[int]]
+) -> list[jax.Array]:
+    """Output l of a program with its own arguments moved, all others at the start.
+
+    What lies between them is evaluated anew, on the values of all else at the start: two passes for all layers.
+    """
+    jaxpr, found = program.jaxpr, []
+    at_start = jaxprs.values(program, start, lambda equation, operands: None)
+    for l, out in enumerate(jaxpr.outvars):
+        after = {jaxpr.invars[k]: moved[k] for k in owned[l]}
+        values = collections.ChainMap(after, at_start)
+        wanted = [k == l for k in range(len(jaxpr.outvars))]
+        for equation, _ in jaxprs.alive(jaxpr, wanted, whole_calls=True).equations:
+            if any(v in after for v in equation.invars if not hasattr(v, "val")):
+                operands = [jaxprs.read(values, v) for v in equation.invars]
+                after |= zip(equation.outvars, jaxprs.apply(jaxpr, equation, operands))
+        found.append(jaxprs.read(values, out))
+    return found
 
 
 _kept_programs = functools.lru_cache(maxsize=8)(_compiled)
@@ -520,6 +549,10 @@ _kept_programs = functools.lru_cache(maxsize=8)(_compiled)
 
 def _as_array(x: Any) -> Any:
     return x if is_key(x) else jnp.asarray(x)
+
+
+def _differences(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> jax.Array:
+    return _sizes([x - y for x, y in zip(one, other)])
 
 
 def _sizes(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -10,6 +10,7 @@ backend runs its own convolutions about 50 times slower.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -78,6 +79,8 @@ def _examples(batch: PyTree) -> int:
 @remembered
 def matrix_convolutions(
     function: Callable[[PyTree, PyTree], R],
+    *,
+    overlapping: bool = True,
 ) -> Callable[[PyTree, PyTree], R]:
     """The same function with its convolutions as matrix products of patches (im2col).
 
@@ -87,14 +90,18 @@ def matrix_convolutions(
 
     Args:
         function: ``function(params, batch)``, a loss or apply, for instance of a Flax model.
+        overlapping: False leaves those whose windows overlap: the others, such as the patches of a vision
+            transformer, hold each input once and take no more memory than it.
 
     Returns:
         ``function(params, batch)``, equal to rounding, for `operators.hessian` and its like.
 
     Raises:
-        TypeError: function is none of params and batch.
+        TypeError: function is none of params and batch, overlapping no boolean.
     """
     checks.function("function", function, "params", "batch")
+    checks.boolean("overlapping", overlapping)
+    rule = functools.partial(_as_product, overlapping=overlapping)
 
     def rewritten(*arguments: Any) -> PyTree:
         leaves, tree = jax.tree.flatten(arguments)
@@ -104,14 +111,14 @@ def matrix_convolutions(
 
         nested = jax.tree.structure(jax.eval_shape(flat, *leaves))
         program = jaxprs.flatten(lambda *leaves: jax.tree.leaves(flat(*leaves)), *leaves)
-        return jax.tree.unflatten(nested, jaxprs.evaluate(program, leaves, _as_product))
+        return jax.tree.unflatten(nested, jaxprs.evaluate(program, leaves, rule))
 
     return rewritten
 
 
-def _as_product(equation: Any, values: list[Array]) -> list[Array] | None:
+def _as_product(equation: Any, values: list[Array], overlapping: bool) -> list[Array] | None:
     """A convolution as a matrix product; None for what is left as it is."""
-    if not _is_plain_convolution(equation):
+    if not _is_plain_convolution(equation) or not (overlapping or _holds_each_once(equation)):
         return None
     return [_patch_product(values[0], values[1], equation.params)]
 
@@ -122,6 +129,15 @@ def _is_plain_convolution(equation: Any) -> bool:
     options = equation.params
     groups = (options["feature_group_count"], options["batch_group_count"])
     return groups == (1, 1) and set(options["lhs_dilation"]) <= {1}
+
+
+def _holds_each_once(equation: Any) -> bool:
+    """Whether no input is in two windows of a convolution."""
+    options = equation.params
+    _, kernels, _ = options["dimension_numbers"]
+    window = [equation.invars[1].aval.shape[axis] for axis in kernels[2:]]
+    spans = [(w - 1) * d + 1 for w, d in zip(window, options["rhs_dilation"])]
+    return all(span <= stride for span, stride in zip(spans, options["window_strides"]))
 
 
 def _patch_product(x: Array, kernel: Array, options: Mapping[str, Any]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +134,7 @@ def _last_uses(jaxpr: jex.Jaxpr) -> dict[int, list]:
     return free
 
 
-def read(env: dict, atom: Any) -> Any:
+def read(env: Mapping, atom: Any) -> Any:
     """Value of a variable or literal."""
     return atom.val if isinstance(atom, jex.Literal) else env[atom]
 

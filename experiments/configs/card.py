@@ -11,6 +11,7 @@ import ml_collections
 from experiments import tasks
 from experiments.configs import new_config
 
+DEPTH = 3
 PRESETS = ("smoke", "cpu", "paper")
 PARTS = (
     "axes",
@@ -37,8 +38,9 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     config.task = tasks.default_config("digits")
     config.task.flatten = False
     # An architecture of models, or FILE.py:NAME, or FILE.py:NAME:FIELD for a class whose width is FIELD. depth and
-    # other fields are given to an architecture of models; a model of a file gets what it has an argument for.
-    config.model = {"name": "MLP", "depth": 3}
+    # other fields are given to an architecture of models; a model of a file gets what it has an argument for, and
+    # keeps a depth of its own unless another than this one is asked for.
+    config.model = {"name": "MLP", "depth": DEPTH}
     config.call = ""  # keywords of every call of the model, such as train=False
     # "vectors", "as they are" (images, tokens), or "auto": vectors where the model takes them
     config.inputs = "auto"

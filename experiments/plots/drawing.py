@@ -318,6 +318,12 @@ def end_labels(ax: Axes, labels: Sequence[tuple]) -> None:
         )
 
 
+def short(path: str) -> str:
+    """The name of a layer deep inside others by the first and the last of them."""
+    first, *inside = path.split("/")
+    return f"{first}/…/{inside[-1]}" if len(inside) > 1 else path
+
+
 def legend(ax: Axes, title: str = "") -> None:
     """The names of the lines right of a panel, the last on top."""
     handles, texts = ax.get_legend_handles_labels()

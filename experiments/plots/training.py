@@ -128,6 +128,10 @@ def sharpness_over_training(
     return made
 
 
+NAMED = 10
+"""Layers whose names have room beside a panel."""
+
+
 @style()
 def coordinate_check(
     change: xr.DataArray,
@@ -151,6 +155,10 @@ def coordinate_check(
         "(dotted). Labels: fitted slope, predicted in brackets, bold where they differ by more than "
         f"{tolerance:g}. Transfer needs slope 0: a rising line blows up with width, a falling one freezes."
     )
+    if change.sizes["layer"] > NAMED:
+        caption += (
+            f" Of {change.sizes['layer']} layers the {NAMED} whose slopes differ most are named."
+        )
     panels = split(change, "parametrization")
     made, axes = figure(
         [title for title, _ in panels], caption=caption, panel=(4.2, 3.0), columns=2
@@ -169,12 +177,14 @@ def coordinate_check(
             fit = drawing.slope_line(width, line.values, measured)
             ax.plot(width, fit, color=color)
             ax.plot(width, drawing.slope_line(width, line.values, expected), ":", color=color)
-            text = f"{layer} {drawing.signed(measured)} ({drawing.signed(expected)})"
-            labels[-1].append((fit[-1], text, color, abs(measured - expected) > tolerance))
+            text = f"{drawing.short(str(layer))} {drawing.signed(measured)} ({drawing.signed(expected)})"
+            off = abs(measured - expected)
+            labels[-1].append((off, (fit[-1], text, color, off > tolerance)))
         ax.set(yscale="log", xlabel="width")
         drawing.width_ticks(ax, change["width"].values)
     for ax, ends in zip(axes, labels):  # the panels share their limits, which stand only now
-        drawing.end_labels(ax, ends)
+        most = sorted(ends, key=lambda end: -np.nan_to_num(end[0], nan=np.inf))[:NAMED]
+        drawing.end_labels(ax, [label for _, label in most])
     drawing.log_ticks(axes[0].yaxis)
     axes[0].set_ylabel(drawing.label_of(change, "RMS change"))
     return made

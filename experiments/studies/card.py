@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import checks, families, grid, losses, tasks
+from experiments.configs.card import DEPTH
 from experiments.grid import Axis, Variable, train_grid
 from experiments.loop import Session
 from experiments.studies import card_figures as drawn
@@ -116,7 +117,7 @@ def model(config: Any, task: tasks.Task) -> card_model.Model:
     """
     fields = config.model.to_dict()
     name = fields.pop("name")
-    family = families.for_task(name, task, **fields)
+    family = _family(name, task, fields)
     call, errors, ran = families.keywords(config.call), {}, []
     shapes = {"vectors": (len(task.train.x), -1), "as they are": task.train.x.shape}
     if task.train.x.dtype.kind in "iu" or task.train.x.ndim == 2:
@@ -137,6 +138,17 @@ def model(config: Any, task: tasks.Task) -> card_model.Model:
         for kind, error in errors.items()
     )
     raise ValueError(f"{name} at width {config.base_width} does not run on {task.name}. {said}")
+
+
+def _family(name: str, task: tasks.Task, fields: dict[str, Any]) -> Any:
+    """The family; one of a file keeps its own depth, unless it has none or another than the default is asked for."""
+    if families.is_file(name) and fields.get("depth") == DEPTH:
+        own = {field: value for field, value in fields.items() if field != "depth"}
+        try:
+            return families.for_task(name, task, **own)
+        except ValueError:  # it needs a depth, or is refused for another reason, below
+            pass
+    return families.for_task(name, task, **fields)
 
 
 def run(config: Any, session: Session | None = None) -> xr.Dataset:
@@ -229,4 +241,15 @@ def tables(data: xr.Dataset) -> dict[str, tuple]:
 
 
 def _cell(value: Any) -> str:
-    return str(value) if isinstance(value, str) else f"{value:.4g}"
+    if isinstance(value, str):
+        return _brief(value)
+    return "-" if np.isnan(value) else f"{value:.4g}"
+
+
+def _brief(text: str) -> str:
+    """A verdict on many layers: the first three of its clauses, and what it says last."""
+    first, *more = text.split("; ")
+    if len(more) < 4:
+        return text
+    _, _, advice = more[-1].partition(". ")
+    return "; ".join([first, *more[:2]]) + f"; and {len(more) - 2} more (in data.nc). {advice}"

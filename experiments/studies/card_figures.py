@@ -32,7 +32,8 @@ def signals(data: xr.Dataset) -> Figure:
     )
     titles = ("mean square", "squared difference", "cosine of two inputs")
     made, axes = figure(titles, caption=caption, sharey=False, panel=(3.3, 3.0))
-    names, places = data.signal_layer.values.tolist(), np.arange(data.sizes["signal_depth"])
+    names = [drawing.short(name) for name in data.signal_layer.values.tolist()]
+    places = np.arange(len(names))
     for ax, name in zip(axes, ("variance", "growth", "correlation")):
         values = data[f"signal_{name}"]
         if name != "correlation":

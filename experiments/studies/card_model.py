@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.errors import FlaxError
@@ -19,9 +18,18 @@ import ntk
 from experiments import loop, losses, tasks
 from experiments.train import INIT, ONCE, Probe, Program, Setup, compile_program, stream
 from metrics import stability
+from ntk import jaxprs
+from ntk.types import R
 
 NOT_HERE = (ValueError, TypeError, NotImplementedError, FlaxError)
 """What the library, Flax or the model raises where a part does not apply."""
+
+
+class Shared(dict):
+    """What several parts need of a model, by name; it starts empty in a process that the model is sent to."""
+
+    def __reduce__(self) -> tuple[type[Shared], tuple[()]]:
+        return Shared, ()
 
 
 class Model(NamedTuple):
@@ -38,6 +46,7 @@ class Model(NamedTuple):
         features: ``(net, params, x) -> {layer: outputs}``.
         state: whether it keeps more than parameters.
         unfit: why its outputs have no loss; "" if they have one.
+        shared: what `once` has made.
     """
 
     family: Callable
@@ -50,6 +59,20 @@ class Model(NamedTuple):
     features: Callable
     state: bool
     unfit: str
+    shared: Shared
+
+
+def once(model: Model, name: Hashable, make: Callable[[], R]) -> R:
+    """What ``make`` returns, or why it refuses, for the first part that asks; the same for all others."""
+    if name not in model.shared:
+        try:
+            model.shared[name] = make(), None
+        except NOT_HERE as error:
+            model.shared[name] = None, error
+    found, refusal = model.shared[name]
+    if refusal is not None:
+        raise refusal
+    return found
 
 
 def tried(family: Callable, width: int, x: np.ndarray, call: dict) -> tuple[Any, bool]:
@@ -115,7 +138,7 @@ def made(config: Any, task: tasks.Task, family: Callable, call: dict, x: Any, fo
     test = task.test.x.reshape(len(task.test.x), *x.shape[1:]), task.test.y
     y = task.train.y
     features = _features(family, config.base_width, x[:2], call)
-    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit)
+    return Model(family, x, y, test, task.outputs, loss, call, features, state, unfit, Shared())
 
 
 def _features(family: Callable, width: int, x: np.ndarray, call: dict) -> Callable:
@@ -143,7 +166,11 @@ def sentence(error: Exception) -> str:
 def parametrized(model: Model, rule: str, width: int, base: int | None) -> limits.Parametrized:
     """The model at a width under a rule."""
     options = {"example": model.x[:1], "call": model.call, "base_width": base}
-    return _with_state(limits.parametrize(model.family, rule, width=width, **options))
+
+    def make() -> limits.Parametrized:
+        return _with_state(limits.parametrize(model.family, rule, width=width, **options))
+
+    return once(model, (rule, width, base), make)
 
 
 def check_loss(model: Model) -> None:
@@ -156,6 +183,13 @@ def check_loss(model: Model) -> None:
         raise ValueError(model.unfit)
 
 
+def curved_loss(model: Model, apply: Callable) -> Callable:
+    """The loss whose curvature is taken: patches of images are matrix products, which loops of products can hold."""
+    return metrics.chunks.matrix_convolutions(
+        losses.supervised(model.loss, apply), overlapping=False
+    )
+
+
 def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndarray:
     """The largest stable rate of gradient descent before training, 2 over the sharpness, of the runs of these seeds.
 
@@ -163,7 +197,7 @@ def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndar
         ValueError: as `check_loss`.
     """
     check_loss(model)
-    loss, scale = losses.supervised(model.loss, net.apply), net.lr_scale("sgd")
+    loss, scale = curved_loss(model, net.apply), net.lr_scale("sgd")
 
     @functools.partial(jax.jit, compiler_options=ONCE)
     def rate(key):
@@ -250,6 +284,16 @@ def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
     Raises:
         ValueError: there are fewer than ``least``.
     """
+    names = once(model, ("layers", *widths), lambda: _wide_layers(model, widths))
+    if len(names) < least:
+        needs = "signals through depth need two" if least > 1 else "one is needed"
+        raise ValueError(
+            f"{len(names)} layers grow with the width one after the other ({', '.join(names) or 'none'}); {needs}"
+        )
+    return names
+
+
+def _wide_layers(model: Model, widths: tuple) -> list[str]:
     shapes = []
     for width in (widths[0], widths[-1]):
         net = at_width(model, width)
@@ -261,13 +305,7 @@ def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:
         jax.eval_shape(record, params)
         shapes.append(found)
     names = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
-    names = _longest_chain(model, widths[0], names)
-    if len(names) < least:
-        needs = "signals through depth need two" if least > 1 else "one is needed"
-        raise ValueError(
-            f"{len(names)} layers grow with the width one after the other ({', '.join(names) or 'none'}); {needs}"
-        )
-    return names
+    return _longest_chain(model, widths[0], names)
 
 
 def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
@@ -275,27 +313,23 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
 
     Layers beside one another, such as queries and keys or the heads of an actor and a critic, are no chain.
     """
-    net = at_width(model, width)
-
-    @functools.partial(jax.jit, compiler_options=ONCE)
-    def dependence(key):
-        def sizes(params):
-            found = model.features(net, params, model.x[:2])
-            return jnp.stack([jnp.sum(jnp.square(found[name])) for name in names])
-
-        # Apart from its start, at which what follows a matrix of zeros depends on nothing before it.
-        slopes = jax.jacrev(sizes)(moved(net.init(key)))
-        largest = [jnp.abs(v).reshape(len(names), -1).max(1) for v in jax.tree.leaves(slopes)]
-        return jnp.stack(largest, 1) > 0
-
     if not names:
         return []
-    paths = ntk.named_leaves(jax.eval_shape(net.init, jax.random.key(0)))
+    net = at_width(model, width)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(params)
+
+    def outputs(*leaves):
+        found = model.features(net, jax.tree.unflatten(structure, leaves), model.x[:2])
+        return [found[name] for name in names]
+
     owners = [
         max((n for n in names if f"{path}/".startswith(f"{n}/")), key=len, default=None)
-        for path in paths
+        for path in ntk.named_leaves(params)
     ]
-    reads = np.asarray(dependence(jax.random.key(0)))
+    # Read off the program: gradients of all layers take longer to compile than a part of the card may.
+    jaxpr = jaxprs.flatten(outputs, *leaves).jaxpr
+    reads = [jaxprs.alive(jaxpr, [n == name for n in names]).inputs for name in names]
     chains: dict[str, list[str]] = {}
     for name, row in zip(names, reads):
         if name in owners:  # others, such as a dropout, are no layers
@@ -305,11 +339,10 @@ def _longest_chain(model: Model, width: int, names: Sequence[str]) -> list[str]:
 
 
 class Limit(NamedTuple):
-    """The limit of a family: its kernel function, the networks whose limit it is, and the options of both."""
+    """The limit of a family: its kernel function, and the networks whose limit it is."""
 
     kernel_fn: Callable
     at_width: Callable
-    options: dict[str, Any]
 
 
 def limit(config: Any, model: Model) -> Limit:
@@ -318,6 +351,10 @@ def limit(config: Any, model: Model) -> Limit:
     Raises:
         ValueError: as `ntk.infinite_width`.
     """
+    return once(model, "limit", lambda: _limit(config, model))
+
+
+def _limit(config: Any, model: Model) -> Limit:
     options: dict[str, Any] = {"call": model.call}
     try:
         kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
@@ -328,7 +365,40 @@ def limit(config: Any, model: Model) -> Limit:
         kernel_fn = ntk.infinite_width(model.family, model.x[:1], **options)
 
     def finite(width):
-        net = limits.parametrize(model.family, "ntk", width=width, example=model.x[:1], **options)
-        return _with_state(net)
+        return parametrized(model, "ntk", width, options.get("base_width"))
 
-    return Limit(kernel_fn, finite, options)
+    return Limit(kernel_fn, finite)
+
+
+class Gram(NamedTuple):
+    """The kernels of infinite width of the examples that parts ask for, {"ntk" or "nngp": (n, n, ...)}.
+
+    Attributes:
+        between: of the first training examples, so many as each part asks for, and then the test inputs.
+        train: how many training examples there are.
+    """
+
+    between: dict[str, np.ndarray]
+    train: int
+
+
+def gram(config: Any, model: Model) -> Gram:
+    """One evaluation for all parts: with random scores a program takes longer to compile than to run.
+
+    Raises:
+        ValueError: as `limit`, or the model has no tangent kernel.
+    """
+    return once(model, "gram", lambda: _gram(config, model))
+
+
+def _gram(config: Any, model: Model) -> Gram:
+    asked = [
+        config[part].examples
+        for part in ("kernel", "spectrum", "prediction")
+        if part in config.parts
+    ]
+    train = min(max(asked), len(model.x))
+    tested = model.test[0][: config.prediction.examples * ("prediction" in config.parts)]
+    x = np.concatenate([model.x[:train], tested])
+    found = limit(config, model).kernel_fn(x, None, ("ntk", "nngp"))
+    return Gram({name: np.asarray(k) for name, k in found._asdict().items()}, train)

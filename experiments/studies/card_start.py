@@ -17,6 +17,7 @@ from experiments.studies.card_model import (
     Model,
     as_matrix,
     at_width,
+    gram,
     limit,
     moved,
     one_hot,
@@ -27,7 +28,10 @@ from experiments.studies.card_model import (
 from experiments.train import ONCE
 from metrics import kernels
 
-NO_CHAIN = "the recursion of variances is of a chain of layers alike, with one nonlinearity"
+NO_CHAIN = (
+    "the recursion of variances is of a chain of layers alike, with one nonlinearity and without "
+    "biases drawn at random"
+)
 
 
 def axes(config: Any, model: Model) -> dict[str, Any]:
@@ -109,12 +113,11 @@ def _cosine(rows: jax.Array) -> jax.Array:
 
 def criticality(config: Any, model: Model) -> dict[str, Any]:
     """At which weights each nonlinearity is critical; in a chain of layers the variances that follow from its own."""
-    x = model.x[:1]
-    options = limit(config, model).options
-    nonlinearities = ntk.nonlinearities(model.family, x, **options)
+    kernel_fn = limit(config, model).kernel_fn
+    nonlinearities = ntk.nonlinearities(kernel_fn)
     if not nonlinearities:
         raise ValueError("the model has no nonlinearity of one preactivation")
-    explained = ntk.explain(model.family, x, **options)
+    explained = ntk.explain(kernel_fn)
     found = [limits.criticality(f) for f in nonlinearities.values()]
     C_W = [c.C_W or math.nan for c in found]
     own = _own_variance(explained)
@@ -172,9 +175,11 @@ def _recursion(config, model, activation, C_W) -> tuple[np.ndarray, np.ndarray]:
 def kernel(config: Any, model: Model) -> dict[str, Any]:
     """The kernels of infinite width with their derivation, against those of finite networks."""
     part, x = config.kernel, model.x[: config.kernel.examples]
-    kernel_fn, finite_at, options = limit(config, model)
-    exact = kernel_fn(x, None, ("nngp", "ntk"))
-    theta, nngp = (np.asarray(as_matrix(k), float) for k in (exact.ntk, exact.nngp))
+    kernel_fn, finite_at = limit(config, model)
+    between = gram(config, model).between
+    theta, nngp = (
+        np.asarray(as_matrix(between[k][: len(x), : len(x)]), float) for k in ("ntk", "nngp")
+    )
     off = np.full((2, part.seeds, len(config.widths)), np.nan)
     level = off.copy()
     for column, width in enumerate(config.widths):
@@ -191,7 +196,7 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
                 if k.any():  # the NNGP is zero where the readout starts at zero
                     off[row, seed, column] = np.linalg.norm(found - k) / np.linalg.norm(k)
                     level[row, seed, column] = np.trace(found) / np.trace(k)
-    explained = ntk.explain(model.family, x[:1], **options)
+    explained = ntk.explain(kernel_fn)
     steps = explained.steps
     return {
         "kernel_distance": off,
@@ -211,9 +216,9 @@ def kernel(config: Any, model: Model) -> dict[str, Any]:
 def spectrum(config: Any, model: Model) -> dict[str, Any]:
     """Eigenvalues of the kernel on the data, and the share of the targets that its top modes hold."""
     count = min(config.spectrum.examples, len(model.x))
-    x, y = model.x[:count], one_hot(model, model.y[:count])
-    kernel_fn = limit(config, model).kernel_fn
-    theta = np.asarray(as_matrix(kernel_fn(x, None, "ntk")), float)
+    y = one_hot(model, model.y[:count])
+    between = gram(config, model).between["ntk"]
+    theta = np.asarray(as_matrix(between[:count, :count]), float)
     y = y.reshape(len(theta), -1)
     if len(theta) != y.shape[0]:
         raise ValueError(f"the kernel has {len(theta)} rows and the targets {y.shape[0]}")

@@ -17,7 +17,9 @@ from experiments.studies.card_model import (
     Model,
     as_matrix,
     check_loss,
+    curved_loss,
     edges,
+    gram,
     limit,
     one_hot,
     parametrized,
@@ -75,9 +77,9 @@ def prediction(config: Any, model: Model) -> dict[str, Any]:
     part, count = config.prediction, len(config.seeds)
     x, y = model.x[: part.examples], one_hot(model, model.y[: part.examples])
     x_test = model.test[0][: part.examples]
-    kernel_fn, at_width, _ = limit(config, model)
-    between = {k: np.asarray(kernel_fn(x_test, x, k)) for k in ("ntk", "nngp")}
-    within = {k: np.asarray(kernel_fn(x, None, k)) for k in ("ntk", "nngp")}
+    at_width, (whole, n) = limit(config, model).at_width, gram(config, model)
+    within = {name: k[: len(x), : len(x)] for name, k in whole.items()}
+    between = {name: k[n : n + len(x_test), : len(x)] for name, k in whole.items()}
     theta = as_matrix(within["ntk"])
     largest = ntk.predict.max_learning_rate(theta, y_train_size=len(theta))
     rate = part.learning_rate * float(largest)
@@ -153,7 +155,7 @@ def sharpness(config: Any, model: Model) -> dict[str, Any]:
     rates = [*(part.learning_rate * largest), *(TOO_LARGE * largest)]
 
     def top(net, params, data, start, steps):
-        loss = losses.supervised(model.loss, net.apply)
+        loss = curved_loss(model, net.apply)
         return metrics.sharpness(loss, params, data["train"], start=start, num_steps=steps)
 
     def begin(net, params, key, data):

@@ -95,6 +95,7 @@ class KernelFn:
             samples takes at most.
         reads: which of the options "pattern" and "attention_seed" its layers read.
         samples: with `pair`, shape and type of one sample of each input.
+        traced: with `pair`, the steps that were read from the family, for `ntk.explain` and `ntk.nonlinearities`.
     """
 
     rule: Callable[..., Any]
@@ -106,6 +107,7 @@ class KernelFn:
     area: Callable[[Need], int] | None = None
     reads: frozenset[str] = frozenset()
     samples: tuple[jax.ShapeDtypeStruct, ...] = ()
+    traced: Any = None
 
     def __repr__(self) -> str:
         return show.line("KernelFn", self._shown())

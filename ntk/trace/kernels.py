@@ -82,6 +82,7 @@ def kernel_function(traced: Traced, batched: bool = True) -> KernelFn:
         area=area,
         reads=reads,
         samples=traced.samples,
+        traced=traced,
     )
 
 

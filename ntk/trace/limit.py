@@ -190,17 +190,26 @@ def _ruled_or_sampled(
     return None, sampled(family, first, assumed, batched, networks, reason)
 
 
-def explain(family: Callable, example: Any, **options: Any) -> Explanation:
+def explain(family: Callable, example: Any = None, **options: Any) -> Explanation:
     """The derivation of `infinite_width(family, example, **options)`: its steps, and what is assumed of each parameter.
 
     Args:
-        family: as in `infinite_width`.
-        example: the same.
+        family: as in `infinite_width`; or, alone, the kernel function that it returned, which is not traced again.
+        example: as in `infinite_width`.
         **options: the same.
 
     Returns:
         Explanation(steps, parameters); prints as two tables in a terminal and in a notebook.
+
+    Raises:
+        TypeError: an unknown option; an example or options beside a kernel function.
+        ValueError: as in `infinite_width`; a kernel function that was read from no model.
     """
+    if isinstance(family, SampledKernelFn):
+        _check_alone("explain", example, options)
+        return sampling(family)
+    if isinstance(family, KernelFn):
+        return explanation(_read("explain", family, example, options))
     defaults = _defaults()
     refuse_unknown("explain", options, defaults)
     given = defaults | options
@@ -216,23 +225,50 @@ def explain(family: Callable, example: Any, **options: Any) -> Explanation:
     return sampling(kernel_fn) if traced is None else explanation(traced)
 
 
-def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, Callable]:
+def _read(name: str, kernel_fn: KernelFn, example: Any, options: dict[str, Any]) -> Traced:
+    """What a kernel function was made of."""
+    _check_alone(name, example, options)
+    if not isinstance(kernel_fn.traced, Traced):
+        raise ValueError(
+            f"{name} was given a kernel function that was read from no model; give one of ntk.infinite_width, or a "
+            "family with an example"
+        )
+    return kernel_fn.traced
+
+
+def _check_alone(name: str, example: Any, options: dict[str, Any]) -> None:
+    given = [*["example"] * (example is not None), *options]
+    if given:
+        raise TypeError(
+            f"{name} was given a kernel function with {', '.join(given)}, which it has settled; give it alone, or the "
+            "family in its place"
+        )
+
+
+def nonlinearities(family: Callable, example: Any = None, **options: Any) -> dict[str, Callable]:
     """The nonlinearities of a family, each a function of one preactivation, by name in the order of their use.
 
     What `limits.criticality` and `limits.susceptibilities` take. Products with gates and gains that are trained are
     left out: they are no functions of one Gaussian.
 
     Args:
-        family: as in `infinite_width`.
-        example: the same.
+        family: as in `infinite_width`; or, alone, the kernel function that it returned, which is not traced again.
+        example: as in `infinite_width`.
         **options: the same, but for `otherwise`, which must be "refuse".
 
     Returns:
         {name: elementwise function of an array}; empty for a linear network.
 
     Raises:
-        ValueError: as in `infinite_width`.
+        TypeError: an unknown option; an example or options beside a kernel function.
+        ValueError: as in `infinite_width`; a kernel function that was read from no model.
     """
+    if isinstance(family, SampledKernelFn):
+        raise ValueError(
+            "the kernel function is by finite networks: a model that is sampled is not read"
+        )
+    if isinstance(family, KernelFn):
+        return _functions_of(_read("nonlinearities", family, example, options))
     defaults = _defaults()
     refuse_unknown("nonlinearities", options, defaults)
     given = defaults | options
@@ -242,7 +278,11 @@ def nonlinearities(family: Callable, example: Any, **options: Any) -> dict[str, 
     if given.pop("otherwise") != "refuse":
         raise ValueError('otherwise must be "refuse": a model that is sampled is not read')
     given.pop("networks")
-    traced = _trace(family, example, tuple(given.values()), batched, samples)
+    return _functions_of(_trace(family, example, tuple(given.values()), batched, samples))
+
+
+def _functions_of(traced: Traced) -> dict[str, Callable]:
+    """The functions of one preactivation among the steps, by name."""
     terms = [t for s in traced.steps if isinstance(s.op, Functions) for t in s.op.terms]
     alone = [Function(f[0].tree) for _, arrays, f, _ in terms if len(f) == 1 and not arrays]
     found: dict[str, Callable] = {}

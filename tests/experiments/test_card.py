@@ -1,6 +1,7 @@
 """The theory card: its command line, its parts on models of several kinds, what it says where a part does not apply."""
 
 import pathlib
+import pickle
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from experiments import contract, settings, tasks
 from experiments.configs import card as config_file
 from experiments.judges import verdict
 from experiments.studies import card, card_claims, card_figures, card_model, card_parts
+from ntk.trace import limit
 
 FILE = """
 import flax.linen as nn
@@ -77,6 +79,17 @@ class Normed(nn.Module):
     def __call__(self, x, train=True):
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(self.width)(x)))
         return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
+
+
+class Deep(nn.Module):
+    width: int
+    depth: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(10)(x)
 
 
 class Three(nn.Module):
@@ -253,6 +266,62 @@ def test_the_nngp_of_the_card_is_that_of_the_combinators(whole):
     dense, tanh = ntk.stax.Dense(1, 1.0, None), ntk.stax.Elementwise(jax.numpy.tanh)
     kernel_fn = ntk.stax.serial(dense, tanh, dense, tanh, dense)[2]
     np.testing.assert_allclose(whole.limit_nngp, kernel_fn(x, None, "nngp"), rtol=2e-2, atol=1e-4)
+
+
+def test_a_card_reads_its_model_once(file, monkeypatch):
+    reads, chains = [], []
+    trace, longest = limit._trace, card_model._longest_chain
+    monkeypatch.setattr(limit, "_trace", lambda *a: (reads.append(a), trace(*a))[1])
+    monkeypatch.setattr(card_model, "_longest_chain", lambda *a: (chains.append(a), longest(*a))[1])
+    config, model = made(f"{file}:Net:hidden", ("kernel.seeds", "2"), ("prediction.steps", "1"))
+    for part in ("signals", "criticality", "kernel", "spectrum", "prediction"):
+        card_parts.PARTS[part].measure(config, model)
+    assert (len(reads), len(chains)) == (1, 1)
+    other = pickle.loads(pickle.dumps(model._replace(family=None, features=None)))
+    assert model.shared
+    assert other.shared == {}
+    assert isinstance(other.shared, card_model.Shared)
+
+
+def test_a_model_of_a_file_keeps_its_own_depth(file):
+    def layers(name, *changes):
+        return len(
+            jax.tree.leaves(
+                card_model.at_width(made(f"{file}:{name}", *changes)[1], 16).init(jax.random.key(0))
+            )
+        )
+
+    assert layers("Deep") == 2 * 2
+    assert layers("Deep", ("model.depth", "4")) == 2 * 5
+
+
+def test_verdicts_on_many_layers_are_brief():
+    clauses = [f"layer_{k} is undecided" for k in range(9)]
+    found = card._brief("; ".join(clauses) + ". Widths 1, 2, 3 would decide it")
+    assert found == (
+        "layer_0 is undecided; layer_1 is undecided; layer_2 is undecided; and 6 more (in data.nc). "
+        "Widths 1, 2, 3 would decide it"
+    )
+    assert [card._cell(value) for value in ("relu", np.float64(0.5), np.nan)] == [
+        "relu",
+        "0.5",
+        "-",
+    ]
+    assert card._brief("; ".join(clauses[:4])) == "; ".join(clauses[:4])
+
+
+def test_what_refuses_is_asked_once(file):
+    calls = []
+
+    def refuse():
+        calls.append(1)
+        raise ValueError("no kernel")
+
+    model = made(f"{file}:Net:hidden")[1]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no kernel"):
+            card_model.once(model, "refused", refuse)
+    assert len(calls) == 1
 
 
 def test_two_outputs_are_refused_where_a_loss_is_needed(file):

@@ -189,6 +189,18 @@ def test_sharpness_is_scaled_by_the_rate_of_each_rule():
     assert [float(ax.lines[-1].get_ydata()[0]) for ax in axes] == [2.0, 2.0]
 
 
+def test_of_many_layers_those_furthest_from_the_prediction_are_named():
+    layers = [f"Block_{k}/Attention_0/key" for k in range(14)]
+    off = xr.DataArray(np.arange(14) / 10, coords={"layer": layers})
+    change = xr.DataArray(
+        np.ones((14, 2)), dims=("layer", "width"), coords={"layer": layers, "width": [8, 16]}
+    )
+    made = plots.coordinate_check(change, off, xr.zeros_like(off))
+    found = {text.get_text() for text in made.axes[0].texts}
+    assert found == {f"Block_{k}/…/key +{k / 10:.2f} (0)" for k in range(4, 14)}
+    assert made.get_label().endswith("Of 14 layers the 10 whose slopes differ most are named.")
+
+
 def test_coordinate_check_prints_slopes_and_marks_the_wrong_layer():
     change = array(np.ones((2, 3)), layer=["hidden", "readout"], width=WIDTHS)
     fitted, predicted = (

@@ -8,7 +8,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from limits import judgement
+import ntk
+from limits import coordinates, judgement
 from limits.coordinates import captured_outputs, coordinate_check
 from limits.parametrization import parametrize
 from limits.regimes import abc, classify
@@ -515,6 +516,42 @@ def test_an_enclosing_module_is_as_its_outputs_are():
     assert not any("body" in name for name in result.wrong if "initialisation" in result.verdict)
     assert np.isnan(result.own[..., 2]).all()
     assert np.isfinite(result.own[..., :2]).all()
+
+
+def test_the_update_of_each_layer_alone_is_that_of_parameters_mixed_by_hand():
+    """Behind patches, norms, a branch, attention and a recurrent loop."""
+
+    class Mixed(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(self.width, (2, 2), strides=2)(x).reshape(len(x), -1, self.width)
+            x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            x = nn.RNN(nn.SimpleCell(self.width), name="loop")(x)
+            return nn.Dense(2)(jnp.tanh(x[:, -1]))
+
+    x = jax.random.normal(KEY, (3, 4, 4, 1))
+    net = ntk.network(Mixed, 4, x)
+    starts, moved = (jax.vmap(net.init)(jax.random.split(jax.random.key(k), 2)) for k in (0, 1))
+    names, layers, masks = coordinates._layers(net, starts, x, captured_outputs)
+    assert {"Conv_0", "LayerNorm_0", "loop", "MultiHeadDotProductAttention_0/query"} < set(names)
+    alone = coordinates._compiled(net, squares, optax.sgd, captured_outputs)[2]
+    owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
+    before = [jnp.zeros((2, *layer.shape), layer.dtype) for layer in layers]
+    still, _ = alone(starts, starts, before, x, owned)
+    found, sizes = alone(starts, moved, still, x, owned)
+    leaves, tree = jax.tree.flatten(starts)
+    each = jax.jit(jax.vmap(lambda p: captured_outputs(net, p, x)))
+    for l, name in enumerate(names):
+        pairs = zip(masks[l], leaves, jax.tree.leaves(moved))
+        mixed = tree.unflatten([new if own else old for own, old, new in pairs])
+        expected = each(mixed)[name]
+        np.testing.assert_allclose(found[l], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        change = jnp.sqrt(jnp.square(expected - still[l]).reshape(2, -1).mean(1))
+        np.testing.assert_allclose(sizes[:, l], change, rtol=1e-3, atol=1e-6, err_msg=name)
+    nothing = alone(starts, starts, still, x, owned)[1]
+    assert not nothing.any()
 
 
 def test_biases_that_are_drawn_do_not_hide_how_a_readout_shrinks():

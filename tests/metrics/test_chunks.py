@@ -99,6 +99,29 @@ def test_no_convolution_is_left_to_step_but_grouped_ones():
     np.testing.assert_allclose(kept(kernel, x), grouped(kernel, x), rtol=1e-6)
 
 
+def test_patches_alone_become_products_where_no_windows_may_overlap():
+    x, kernel = jnp.arange(64.0).reshape(1, 8, 8, 1), jnp.arange(9.0).reshape(3, 3, 1, 1)
+
+    def left(stride, dilation=1):
+        def convolve(kernel, x):
+            layout = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride, stride),
+                "VALID",
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=layout,
+            )
+
+        kept = chunks.matrix_convolutions(convolve, overlapping=False)
+        np.testing.assert_allclose(kept(kernel, x), convolve(kernel, x), rtol=1e-6)
+        return "conv_general_dilated" in str(jax.make_jaxpr(kept)(kernel, x))
+
+    assert [left(2), left(3), left(4)] == [True, False, False]
+    assert [left(4, dilation=2), left(5, dilation=2)] == [True, False]
+
+
 def test_memory_is_that_of_one_chunk():
     params, batch, vector = problem(samples=256)
 

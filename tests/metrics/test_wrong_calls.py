@@ -158,6 +158,10 @@ CALLS = [
     (call(chunks.chunked, HESSIAN, 2.0), "size is 2.0; it must be an integer"),
     (call(chunks.chunked, HESSIAN, -1), "size is -1; a chunk needs"),
     (call(chunks.matrix_convolutions, Dense()), "function is the module Dense"),
+    (
+        call(chunks.matrix_convolutions, lambda params, batch: 0.0, overlapping=1),
+        "overlapping is 1; it must be True or False",
+    ),
     # stability
     (call(stability.threshold, 0.0), "learning_rate is 0.0; it must be positive"),
     (call(stability.threshold, np.nan), "learning_rate is nan"),

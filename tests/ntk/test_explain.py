@@ -45,6 +45,31 @@ def line_with(text):
     return found
 
 
+def test_a_kernel_function_is_explained_without_reading_its_family_again():
+    calls = []
+
+    def family(width):
+        calls.append(width)
+        return Net(width)
+
+    kernel_fn = ntk.infinite_width(family, X)
+    calls.clear()
+    assert str(ntk.explain(kernel_fn)) == str(ntk.explain(Net, X))
+    assert list(ntk.nonlinearities(kernel_fn)) == list(ntk.nonlinearities(Net, X))
+    assert calls == []
+    sampled = ntk.infinite_width(Net, X, otherwise="sample", networks=2)
+    assert str(ntk.explain(sampled)) == str(ntk.explain(Net, X, otherwise="sample", networks=2))
+
+
+@pytest.mark.parametrize("function", [ntk.explain, ntk.nonlinearities])
+def test_what_a_kernel_function_has_settled_is_refused_beside_it(function):
+    kernel_fn = ntk.infinite_width(Net, X)
+    with pytest.raises(TypeError, match=r"kernel function with example, bias_std, which it has"):
+        function(kernel_fn, X, bias_std=0.1)
+    with pytest.raises(ValueError, match="was read from no model"):
+        function(ntk.stax.Dense(1)[2])
+
+
 def test_steps_are_named_by_modules_and_lines_and_say_what_they_read():
     found = ntk.explain(Net, X)
     rows = [(row.step, row.module, row.operation, row.reads) for row in found.steps]
