@@ -116,8 +116,15 @@ def _signals(data: xr.Dataset) -> list[Claim]:
             ("variance", "factor of the mean square of a layer's outputs"),
             ("growth", "factor of a small difference of two inputs, squared"),
         ):
-            values = data[f"signal_{name}"].sel(weights=weights)
-            factor = (values[:, -1] / values[:, 0]) ** (1 / depth)
+            both = data[f"signal_{name}"]
+            factors = (both[..., -1] / both[..., 0]) ** (1 / depth)
+            values, factor = both.sel(weights=weights), factors.sel(weights=weights)
+            own, other = factors.sel(weights="own"), factors.sel(weights="mistuned")
+            told = Precondition(
+                "told by the weights",
+                bool((abs(other / own - 1) > 0.02).all()),
+                "weights of another size change nothing: the last of these layers is normalised",
+            )
             control = weights == "mistuned"
             statement = f"{words} from layer to layer at initialisation, {depth + 1} layers"
             if control:
@@ -130,8 +137,9 @@ def _signals(data: xr.Dataset) -> list[Claim]:
                 statement,
                 low=0.8,
                 high=1.25,
+                preconditions=(told,),
             )
-            made.append(over_seeds(judge, factor, control=control, reads=values))
+            made.append(over_seeds(judge, factor, control=control, reads=both))
     return made
 
 

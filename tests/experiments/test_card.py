@@ -295,6 +295,23 @@ def test_a_model_of_a_file_keeps_its_own_depth(file):
     assert layers("Deep", ("model.depth", "4")) == 2 * 5
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_sizes_behind_a_normalisation_are_not_measured(normalised):
+    """Its outputs have variance one whatever the weights, so that no initialisation could fail."""
+    own, other = [1.0, 1.1, 0.9], [1.0, 1.0 if normalised else 1.5, 0.9 if normalised else 4.0]
+    axes = ("weights", "signal_seed", "signal_depth")
+    values = (axes, np.array([[own] * 3, [other] * 3]))
+    data = xr.Dataset(
+        {"signal_variance": values, "signal_growth": (axes, values[1] ** 2), "signal_factor": 2.0},
+        coords={"weights": ["own", "mistuned"]},
+    )
+    made = {claim.name: verdict(claim) for claim in card_claims._signals(data)}
+    assert made["signals: variance"] == ("NOT MEASURED" if normalised else "holds")
+    assert made["signals, control: variance"] == (
+        "NOT MEASURED" if normalised else "fails, as it must"
+    )
+
+
 def test_verdicts_on_many_layers_are_brief():
     clauses = [f"layer_{k} is undecided" for k in range(9)]
     found = card._brief("; ".join(clauses) + ". Widths 1, 2, 3 would decide it")
