@@ -118,7 +118,7 @@ def _signals(data: xr.Dataset) -> list[Claim]:
         ):
             both = data[f"signal_{name}"]
             factors = (both[..., -1] / both[..., 0]) ** (1 / depth)
-            values, factor = both.sel(weights=weights), factors.sel(weights=weights)
+            factor = factors.sel(weights=weights)
             own, other = factors.sel(weights="own"), factors.sel(weights="mistuned")
             told = Precondition(
                 "told by the weights",
