@@ -2,6 +2,10 @@
 
 The theory of `limits.pruning` against simulated max-margin classifiers, and networks on pruned images, trained for the
 same number of steps, with right labels and with some that are wrong.
+
+On 784 pixels of MNIST as many networks leave EL2N less certain (halves correlate by .88 of the .9 asked) and GraNd at
+the start more (.85, where digits have .46); leaving out the top gains 1.8 % of the 3 asked; with 5 % kept easy examples
+are neither better nor worse. Whatever the theory of perceptrons says, and all controls, are the same.
 """
 
 from __future__ import annotations

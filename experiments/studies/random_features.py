@@ -7,6 +7,9 @@ a layer's random features of Sehanobish et al., alone and bundled. No network is
 The largest of sixty distances in the training error misses its bound by the error of the measurement, not by theory:
 it is .20 +- .08 at n = k = 128 and ridge .001, where the training error is nearly zero, and .14 +- .08 in another cell
 on 64 other trials; over all cells the distances are as large as their standard errors (root mean squares 1.3 and 1.0).
+
+Least squares on 256 features reaches the .97 asked of it on digits; of 784 pixels of MNIST it classifies .80, from the
+pixels themselves .77. All other verdicts are the same there.
 """
 
 # One file: every experiment is a regression on features, by the same functions and draws.
