@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from experiments import claims, rundir
 from experiments.configs import principles as configs
 from experiments.studies import principles as study
-from experiments.studies.principles_claims import SHAPES, extrapolated, fit, pooled
+from experiments.studies.principles_claims import SHAPES, _expected, extrapolated, fit, pooled
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +176,16 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="smoke, cpu, paper"):
         configs.get_config("gpu")
     assert all(study.total_steps(configs.get_config(name)) > 0 for name in configs.PRESETS)
+
+
+def test_the_exponent_asked_for_is_that_of_the_exact_law():
+    """By hand at two widths: log2 of the ratio of ((1 + 5 / n)^10 - 1) n / 50 - 1."""
+
+    def expected(widths):
+        where = {"sampled_width": widths, "sampled_layer": [2, 11]}
+        return _expected(xr.Dataset(coords=where))
+
+    narrow, wide = (((1 + 5 / n) ** 10 - 1) * n / 50 - 1 for n in (100, 200))
+    assert expected([25, 100, 200]) == pytest.approx(np.log2(wide / narrow))
+    assert expected([50, 100, 200, 400]) == pytest.approx(-1.115, abs=5e-4)
+    assert expected([10_000, 20_000]) == pytest.approx(-1, abs=2e-3)
