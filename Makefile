@@ -43,7 +43,7 @@ reproduce-%: install
 	@$(BIN)/python -m experiments.run --config=experiments/configs/$*.py:$(PRESET) --workdir=$(RUNS)/$*-$(PRESET)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(TESTS)
 
 # The end-to-end runs that `make test` leaves out: smoke presets of the heavier studies. `make docs` runs the notebooks.
 test-studies: install
@@ -58,7 +58,7 @@ test-slow: install
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The same tests on Python 3.12 with the newest JAX, where a python3.12 is found.
+# The same tests on Python 3.12 with the newest JAX, where a python3.12 is found; TESTS="tests/ntk ..." some of them.
 test-newest:
 	@PYTHON312=$$(sh .ci/find-python312); \
 	if [ -z "$$PYTHON312" ]; then echo "no python3.12 here: the newest JAX is not tested"; \
