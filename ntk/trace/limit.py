@@ -208,7 +208,7 @@ def explain(family: Callable, example: Any = None, **options: Any) -> Explanatio
     if isinstance(family, SampledKernelFn):
         _check_alone("explain", example, options)
         return sampling(family)
-    if isinstance(family, KernelFn):
+    if isinstance(family, KernelFn) and (example is None or isinstance(family.traced, Traced)):
         return explanation(_read("explain", family, example, options))
     defaults = _defaults()
     refuse_unknown("explain", options, defaults)
@@ -267,7 +267,7 @@ def nonlinearities(family: Callable, example: Any = None, **options: Any) -> dic
         raise ValueError(
             "the kernel function is by finite networks: a model that is sampled is not read"
         )
-    if isinstance(family, KernelFn):
+    if isinstance(family, KernelFn) and (example is None or isinstance(family.traced, Traced)):
         return _functions_of(_read("nonlinearities", family, example, options))
     defaults = _defaults()
     refuse_unknown("nonlinearities", options, defaults)

@@ -186,11 +186,11 @@ def test_what_is_linear_in_a_first_layer_needs_no_more_than_its_variance(monkeyp
 
     class Normed(nn.Module):
         width: int
-        init: nn.initializers.Initializer
+        law: nn.initializers.Initializer
 
         @nn.compact
         def __call__(self, x):
-            x = nn.Dense(self.width, kernel_init=self.init)(x)
+            x = nn.Dense(self.width, kernel_init=self.law)(x)
             return nn.Dense(1)(nn.LayerNorm()(x) + 3 * x)
 
     def corrected(*_):
@@ -199,8 +199,8 @@ def test_what_is_linear_in_a_first_layer_needs_no_more_than_its_variance(monkeyp
     monkeypatch.setattr(true_moments, "pair", corrected)
     x = jax.random.normal(jax.random.key(0), (4, 2))
     uniform, normal = (
-        ntk.infinite_width(lambda n, init=init: Normed(n, init), x)(x, None, ("nngp", "ntk"))
-        for init in (nn.initializers.lecun_uniform(), NORMAL)
+        ntk.infinite_width(lambda n, law=law: Normed(n, law), x)(x, None, ("nngp", "ntk"))
+        for law in (nn.initializers.lecun_uniform(), NORMAL)
     )
     for one, other in zip(uniform, normal):
         np.testing.assert_allclose(one, other, rtol=1e-5)
