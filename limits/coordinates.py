@@ -148,8 +148,16 @@ def _with_kept(net: Any) -> Any:
     if not (hasattr(net, "state") and hasattr(net, "_replace")):
         return net
     kept = _kept(net)
-    apply = functools.partial(net.apply, state=kept) if kept else net.apply
-    return net._replace(apply=apply, state=lambda key: {})
+    if not kept:
+        return net._replace(state=lambda key: {})
+
+    def held(net: Any) -> Any:
+        own = {"apply": functools.partial(net.apply, state=kept), "state": lambda key: {}}
+        if hasattr(net, "with_factors"):
+            own["with_factors"] = lambda factors: held(net.with_factors(factors))
+        return net._replace(**own)
+
+    return held(net)
 
 
 def _outputs(net: Any, params: PyTree, inputs: Any, **options: Any) -> Any:
@@ -403,29 +411,30 @@ def _train(
 
     # It runs once: half optimised it compiles twice as fast.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-    @jax.vmap
-    def initialise(key: PRNGKey) -> PyTree:
-        return net.init(key)
+    def initialise(keys: PRNGKey, factors: Any) -> PyTree:
+        return jax.vmap(_under(net, factors).init)(keys)
 
+    # Factors are data: the programs of all rules are the same, of which a kept one is found.
+    factors = getattr(net, "factors", None)
     advance, outputs, alone = _programs(net, loss, optimizer, features)
-    start = params = initialise(keys)
+    start = params = initialise(keys, factors)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, layers, masks = _layers(net, start, inputs, features)
     nothing = [jnp.zeros((keys.size, *layer.shape), layer.dtype) for layer in layers]
-    before, initial, _ = outputs(start, nothing, inputs)
+    before, initial, _ = outputs(start, nothing, inputs, factors)
     plain = _without_biases(start)
     if plain is not None:
-        _, initial, _ = outputs(plain, nothing, inputs)
+        _, initial, _ = outputs(plain, nothing, inputs, factors)
     owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
     # By the same program, so that what does not move has a change of exactly zero.
-    still, _ = alone(start, start, nothing, inputs, owned)
+    still, _ = alone(start, start, nothing, inputs, factors, owned)
     size, change, own = [initial], [], []
     for _ in range(steps):
-        params, state = advance(params, state, inputs, targets, learning_rate)
-        _, after, moved = outputs(params, before, inputs)
+        params, state = advance(params, state, inputs, targets, factors, learning_rate)
+        _, after, moved = outputs(params, before, inputs, factors)
         size.append(after)
         change.append(moved)
-        _, by_itself = alone(start, params, still, inputs, owned)
+        _, by_itself = alone(start, params, still, inputs, factors, owned)
         own.append(np.where(masks.any(1), by_itself, np.nan))
     used = _used(lambda p: loss(_outputs(net, p, inputs), targets), start)
     read = [bool(used[mask].any()) or not mask.any() for mask in masks]
@@ -451,6 +460,12 @@ class _Network(NamedTuple):
 
     apply: Callable[..., Any]
     optimizer: Callable[..., Any]
+    with_factors: Callable[..., Any] | None
+
+
+def _under(net: Any, factors: Any) -> Any:
+    """The network with these factors, which may be traced; one that has none as it is."""
+    return net if factors is None else net.with_factors(factors)
 
 
 def _without_biases(params: PyTree) -> PyTree | None:
@@ -472,7 +487,8 @@ def _is_bias(name: str) -> bool:
 
 def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
     """The programs of `_compiled`; those of the last networks are kept, for other keys, rates and initialisations."""
-    parts = _Network(net.apply, net.optimizer), loss, optimizer, features
+    scale = getattr(net, "with_factors", None)
+    parts = _Network(net.apply, net.optimizer, scale), loss, optimizer, features
     try:
         hash(parts)
     except TypeError:
@@ -482,13 +498,17 @@ def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features)
     return _kept_programs(*parts)
 
 
-def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
+def _compiled(network: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
     """(advance, outputs, alone): a step of training, the outputs of layers, and those after the update of each layer
     alone, of many networks at once."""
 
-    # The data and the rate are arguments, mapped over by none of the seeds.
+    # Data, factors and the rate are arguments, mapped over by none of the seeds.
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    def advance(params: PyTree, state: PyTree, inputs: Any, targets: Any, rate: float) -> tuple:
+    def advance(
+        params: PyTree, state: PyTree, inputs: Any, targets: Any, factors: Any, rate: float
+    ) -> tuple:
+        net = _under(network, factors)
+
         def one(params: PyTree, state: PyTree) -> tuple:
             gradient = jax.grad(lambda p: loss(_outputs(net, p, inputs), targets))(params)
             updates, state = net.optimizer(optimizer, rate).update(gradient, state, params)
@@ -497,7 +517,9 @@ def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features)
         return jax.vmap(one)(params, state)
 
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    def outputs(params: PyTree, before: list[jax.Array], inputs: Any) -> tuple:
+    def outputs(params: PyTree, before: list[jax.Array], inputs: Any, factors: Any) -> tuple:
+        net = _under(network, factors)
+
         def one(params: PyTree, before: list[jax.Array]) -> tuple:
             found = list(features(net, params, inputs).values())
             return found, _sizes(found), _differences(found, before)
@@ -506,8 +528,15 @@ def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features)
 
     @functools.partial(jax.jit, compiler_options=IN_ORDER, static_argnames="owned")
     def alone(
-        start: PyTree, params: PyTree, before: list[jax.Array], inputs: Any, owned: tuple
+        start: PyTree,
+        params: PyTree,
+        before: list[jax.Array],
+        inputs: Any,
+        factors: Any,
+        owned: tuple,
     ) -> tuple:
+        net = _under(network, factors)
+
         def one(start: PyTree, params: PyTree, before: list[jax.Array]) -> tuple:
             leaves, tree = jax.tree.flatten(start)
 

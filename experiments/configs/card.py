@@ -75,10 +75,12 @@ def get_config(preset: str = "cpu") -> ml_collections.ConfigDict:
     if preset == "smoke":
         config.widths, config.seeds = (32, 64, 128), (0, 1)
         config.coordinates.rules, config.coordinates.seeds = ("standard", "mup"), 4
+        # Of the network and the batch of the laziness: one program says the largest stable rate of both.
+        config.base_width, config.coordinates.batch = config.coordinates.base_width, 16
         config.kernel.seeds, config.kernel.examples = 4, 4
         config.spectrum.examples = 40
         config.prediction.examples, config.prediction.steps = 16, 20
-        config.laziness.examples, config.laziness.steps = 8, 10
+        config.laziness.examples, config.laziness.steps = 16, 10
         config.sharpness.examples, config.sharpness.steps = 32, 80
         config.transfer.log2_rates, config.transfer.steps = (-10.0, -4.0, 4), 20
         config.collapse.steps = 40

@@ -200,11 +200,15 @@ def edges(model: Model, net: Any, batch: tuple, seeds: Sequence[int]) -> np.ndar
     loss, scale = curved_loss(model, net.apply), net.lr_scale("sgd")
 
     @functools.partial(jax.jit, compiler_options=ONCE)
-    def rate(key):
-        pairs = metrics.sharpness(loss, net.init(key), batch, num_steps=12, scale=scale)
+    def rate(params):
+        pairs = metrics.sharpness(loss, params, batch, num_steps=12, scale=scale)
         return stability.maximal_learning_rate(pairs).value
 
-    return np.array([float(rate(stream(seed, INIT))) for seed in seeds])
+    def make() -> np.ndarray:
+        init = jax.jit(net.init, compiler_options=ONCE)
+        return np.array([float(rate(init(stream(seed, INIT)))) for seed in seeds])
+
+    return once(model, ("edges", net.rule.name, net.width, net.base_width, len(batch[0])), make)
 
 
 def program(
@@ -245,7 +249,7 @@ def program(
         lambda params, key, data: start(scaled(data), params, key, data),
         lambda params, carry, rate, data: measure(scaled(data), params, carry, data),
     )
-    runs = count if jax.default_backend() != "cpu" or net.width < 128 else None
+    runs = None
     return compile_program(setup, data, steps=steps, batch_size=batch, probe=probe, runs=runs)
 
 
@@ -272,10 +276,10 @@ def as_matrix(kernel: Any) -> Any:
 
 def moved(params: Any) -> Any:
     """Parameters after a step in a fixed random direction, which a readout that starts at zero leaves there."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    steps = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return jax.tree.unflatten(structure, [p + s.astype(p.dtype) for p, s in zip(leaves, steps)])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda p: p + (0.1 * rng.standard_normal(p.shape, np.float32)).astype(p.dtype), params
+    )
 
 
 def wide_layers(model: Model, widths: tuple, least: int = 2) -> list[str]:

@@ -539,8 +539,8 @@ def test_the_update_of_each_layer_alone_is_that_of_parameters_mixed_by_hand():
     alone = coordinates._compiled(net, squares, optax.sgd, captured_outputs)[2]
     owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
     before = [jnp.zeros((2, *layer.shape), layer.dtype) for layer in layers]
-    still, _ = alone(starts, starts, before, x, owned)
-    found, sizes = alone(starts, moved, still, x, owned)
+    still, _ = alone(starts, starts, before, x, None, owned)
+    found, sizes = alone(starts, moved, still, x, None, owned)
     leaves, tree = jax.tree.flatten(starts)
     each = jax.jit(jax.vmap(lambda p: captured_outputs(net, p, x)))
     for l, name in enumerate(names):
@@ -550,7 +550,7 @@ def test_the_update_of_each_layer_alone_is_that_of_parameters_mixed_by_hand():
         np.testing.assert_allclose(found[l], expected, rtol=1e-4, atol=1e-5, err_msg=name)
         change = jnp.sqrt(jnp.square(expected - still[l]).reshape(2, -1).mean(1))
         np.testing.assert_allclose(sizes[:, l], change, rtol=1e-3, atol=1e-6, err_msg=name)
-    nothing = alone(starts, starts, still, x, owned)[1]
+    nothing = alone(starts, starts, still, x, None, owned)[1]
     assert not nothing.any()
 
 
