@@ -30,6 +30,9 @@ from ntk.family import check_width, named_leaves, path_name
 from ntk.options import check_count, check_real
 from ntk.types import Float, Integer, PRNGKey, PyTree, Shape
 
+# Exponent with which a loss's gradient at the outputs falls, from which on it is no loss of their size.
+_FALLS = 0.25
+
 Features: TypeAlias = Callable[[Any, PyTree, Any], dict[str, jax.Array]]
 
 # Before JAX 0.12, programs of several loops (two passes of a recurrent network) may wait for ever on CPUs if parts of
@@ -145,19 +148,12 @@ def _kept(net: Any) -> dict:
 
 def _with_kept(net: Any) -> Any:
     """The network with what it keeps written into it, so that no call computes that again."""
-    if not (hasattr(net, "state") and hasattr(net, "_replace")):
+    # Of the type: an object that hands on what it lacks would hand on the network inside instead of itself.
+    if not (hasattr(net, "state") and hasattr(type(net), "_replace")):
         return net
     kept = _kept(net)
-    if not kept:
-        return net._replace(state=lambda key: {})
-
-    def held(net: Any) -> Any:
-        own = {"apply": functools.partial(net.apply, state=kept), "state": lambda key: {}}
-        if hasattr(net, "with_factors"):
-            own["with_factors"] = lambda factors: held(net.with_factors(factors))
-        return net._replace(**own)
-
-    return held(net)
+    apply = functools.partial(net.apply, state=kept) if kept else net.apply
+    return net._replace(apply=apply, state=lambda key: {})
 
 
 def _outputs(net: Any, params: PyTree, inputs: Any, **options: Any) -> Any:
@@ -262,6 +258,7 @@ def coordinate_check(
     keys = jax.random.split(key, seeds)
     names: tuple[str, ...] = ()
     sizes: list[tuple[Shape, ...]] = []
+    pulls: list[list[tuple[Shape, float]]] = []
     recorded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for width in tried:
         net = net_at_width(int(width))
@@ -269,7 +266,7 @@ def coordinate_check(
         if not sizes:
             _check_loss(net, batch, loss, keys[0])
         base = getattr(net, "base_width", None) or 1
-        found, shapes, unread, *values = _train(
+        found, shapes, fed, pull, *values = _train(
             net, batch, loss, keys, optimizer, learning_rate, steps, features
         )
         if sizes and names != found:
@@ -278,17 +275,21 @@ def coordinate_check(
             )
         names = found
         sizes.append(shapes)
+        pulls.append(pull)
         recorded.append((values[0], values[1], values[2]))
+    keeps, falls, aside = _pulled(tried, pulls, fed, names)
+    names = tuple(np.array(names)[keeps].tolist())
+    sizes = [tuple(shape for shape, kept in zip(row, keeps) if kept) for row in sizes]
+    recorded = [(a[..., keeps], b[..., keeps], c[..., keeps]) for a, b, c in recorded]
     places = _places(sizes)
     predicted = _prediction(predicted, names, places)
     size, change, own = (np.stack(of_widths) for of_widths in zip(*recorded))
     fits = [judgement.fit(tried, each, confidence) for each in (size, change, own)]
     measured = judgement.Measured(names, places, tried, (size, change, own), fits, confidence, base)
     wrong, passed, verdict = judgement.judge(measured, predicted, tolerance)
-    if unread:
-        verdict += (
-            f" Not judged, as the loss does not depend on their parameters: {', '.join(unread)}."
-        )
+    if falls:
+        wrong, passed = (), False
+    verdict += aside
     return CoordinateCheck(
         layers=names,
         widths=tried,
@@ -404,55 +405,115 @@ def _train(
     learning_rate: float,
     steps: int,
     features: Features,
-) -> tuple[tuple[str, ...], tuple[Shape, ...], tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Layer names, shapes, layers that are left out, and RMS of size, change and own change, (seeds, steps, layers)."""
+) -> tuple[
+    tuple[str, ...], tuple[Shape, ...], np.ndarray, list, np.ndarray, np.ndarray, np.ndarray
+]:
+    """Layer names, shapes, (layers, outputs) which outputs a layer feeds, `_pull`, and RMS of size, change and own
+    change, (seeds, steps, layers)."""
     inputs, targets = (jax.tree.map(_as_array, part) for part in batch)
     net = _with_kept(net)
 
     # It runs once: half optimised it compiles twice as fast.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-    def initialise(keys: PRNGKey, factors: Any) -> PyTree:
-        return jax.vmap(_under(net, factors).init)(keys)
+    @jax.vmap
+    def initialise(key: PRNGKey) -> PyTree:
+        return net.init(key)
 
-    # Factors are data: the programs of all rules are the same, of which a kept one is found.
-    factors = getattr(net, "factors", None)
     advance, outputs, alone = _programs(net, loss, optimizer, features)
-    start = params = initialise(keys, factors)
+    start = params = initialise(keys)
     state = jax.vmap(net.optimizer(optimizer, learning_rate).init)(params)
     names, layers, masks = _layers(net, start, inputs, features)
     nothing = [jnp.zeros((keys.size, *layer.shape), layer.dtype) for layer in layers]
-    before, initial, _ = outputs(start, nothing, inputs, factors)
+    before, initial, _ = outputs(start, nothing, inputs)
     plain = _without_biases(start)
     if plain is not None:
-        _, initial, _ = outputs(plain, nothing, inputs, factors)
+        _, initial, _ = outputs(plain, nothing, inputs)
     owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
     # By the same program, so that what does not move has a change of exactly zero.
-    still, _ = alone(start, start, nothing, inputs, factors, owned)
+    still, _ = alone(start, start, nothing, inputs, owned)
     size, change, own = [initial], [], []
     for _ in range(steps):
-        params, state = advance(params, state, inputs, targets, factors, learning_rate)
-        _, after, moved = outputs(params, before, inputs, factors)
+        params, state = advance(params, state, inputs, targets, learning_rate)
+        _, after, moved = outputs(params, before, inputs)
         size.append(after)
         change.append(moved)
-        _, by_itself = alone(start, params, still, inputs, factors, owned)
+        _, by_itself = alone(start, params, still, inputs, owned)
         own.append(np.where(masks.any(1), by_itself, np.nan))
-    used = _used(lambda p: loss(_outputs(net, p, inputs), targets), start)
-    read = [bool(used[mask].any()) or not mask.any() for mask in masks]
-    if not any(used):  # a loss of none of the parameters: every change is zero, and said to be
-        read = [True] * len(names)
-    sizes, changes, owns = (
-        np.stack(values, axis=1).astype(float)[..., read] for values in (size, change, own)
-    )
-    left_out = tuple(name for name, kept in zip(names, read) if not kept)
-    names = tuple(name for name, kept in zip(names, read) if kept)
-    shapes = tuple(layer.shape for layer, kept in zip(layers, read) if kept)
-    return names, shapes, left_out, sizes, changes, owns
+    reads = _reads(lambda p: jax.tree.leaves(_outputs(net, p, inputs)), start)
+    fed = np.array([reads[mask].any(0) | ~mask.any() for mask in masks])
+    pull = _pull(net, loss, start, inputs, targets)
+    sizes, changes, owns = (np.stack(v, axis=1).astype(float) for v in (size, change, own))
+    return names, tuple(layer.shape for layer in layers), fed, pull, sizes, changes, owns
 
 
-def _used(loss: Callable, params: PyTree) -> np.ndarray:
-    """(leaves,), whether the loss depends on a parameter, of networks that are stacked."""
+def _reads(outputs: Callable, params: PyTree) -> np.ndarray:
+    """(parameters, outputs), whether an output depends on a parameter, of networks that are stacked."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
-    return np.array(jaxprs.alive(jax.make_jaxpr(loss)(one).jaxpr, (True,)).inputs, bool)
+    jaxpr = jax.make_jaxpr(outputs)(one).jaxpr
+    wanted = np.eye(len(jaxpr.outvars), dtype=bool)
+    return np.array([jaxprs.alive(jaxpr, row.tolist()).inputs for row in wanted], bool).T
+
+
+def _pull(
+    net: Any, loss: Callable, params: PyTree, inputs: Any, targets: Any
+) -> list[tuple[Shape, float]]:
+    """Of each array of outputs its shape, and the RMS of the loss's gradient there before training."""
+
+    @jax.jit
+    @jax.vmap
+    def gradient(params: PyTree) -> list[jax.Array]:
+        leaves, tree = jax.tree.flatten(_outputs(net, params, inputs))
+
+        def of_leaves(*leaves: jax.Array) -> jax.Array:
+            return loss(tree.unflatten(leaves), targets)
+
+        return jax.grad(of_leaves, tuple(range(len(leaves))), allow_int=True)(*leaves)
+
+    found = gradient(params)
+    return [
+        (g.shape[1:], 0.0 if g.dtype == jax.dtypes.float0 else float(_sizes([g])[0])) for g in found
+    ]
+
+
+def _pulled(
+    widths: np.ndarray,
+    pulls: Sequence[list[tuple[Shape, float]]],
+    fed: np.ndarray,
+    names: Sequence[str],
+) -> tuple[np.ndarray, bool, str]:
+    """Which layers can be judged by how they learn, (layers,); whether the loss is none to judge by; what to say.
+
+    A prediction is of a loss whose gradient at the outputs keeps its size. Outputs that it does not pull at, or less
+    and less (its square, where they start at n^-1/2), tell nothing of the layers that feed them alone.
+    """
+    shapes = [[shape for shape, _ in of_output] for of_output in zip(*pulls)]
+    size = np.array([[pull for _, pull in row] for row in pulls])
+    everything = np.ones(len(fed), bool)
+    if not size.any():  # a loss of none of the parameters: every change is zero, and said to be
+        return everything, False, ""
+    held, falls = (size > 0).all(0), np.zeros(size.shape[1], bool)
+    for k in np.flatnonzero(held):
+        if len(set(shapes[k])) == 1:  # of outputs that grow, the gradient of each falls as it must
+            falls[k] = np.polyfit(np.log(widths), np.log(size[:, k]), 1)[0] < -_FALLS
+    if not (held & ~falls).any():
+        return (
+            everything,
+            True,
+            " But the gradient of this loss at the outputs falls with the width, and with it every change: no rule "
+            "predicts that. Give targets that the outputs do not start at.",
+        )
+    keeps = np.array(fed[:, held & ~falls].any(1))
+    text = ""
+    for why, layers in (
+        ("the loss does not depend on their parameters", ~keeps & ~fed[:, held].any(1)),
+        (
+            "the loss's gradient at what they feed falls with the width",
+            ~keeps & fed[:, held].any(1),
+        ),
+    ):
+        if layers.any():
+            text += f" Not judged, as {why}: {', '.join(np.array(names)[layers])}."
+    return keeps, False, text
 
 
 class _Network(NamedTuple):
@@ -460,12 +521,6 @@ class _Network(NamedTuple):
 
     apply: Callable[..., Any]
     optimizer: Callable[..., Any]
-    with_factors: Callable[..., Any] | None
-
-
-def _under(net: Any, factors: Any) -> Any:
-    """The network with these factors, which may be traced; one that has none as it is."""
-    return net if factors is None else net.with_factors(factors)
 
 
 def _without_biases(params: PyTree) -> PyTree | None:
@@ -487,8 +542,7 @@ def _is_bias(name: str) -> bool:
 
 def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
     """The programs of `_compiled`; those of the last networks are kept, for other keys, rates and initialisations."""
-    scale = getattr(net, "with_factors", None)
-    parts = _Network(net.apply, net.optimizer, scale), loss, optimizer, features
+    parts = _Network(net.apply, net.optimizer), loss, optimizer, features
     try:
         hash(parts)
     except TypeError:
@@ -498,17 +552,13 @@ def _programs(net: Any, loss: Callable, optimizer: Callable, features: Features)
     return _kept_programs(*parts)
 
 
-def _compiled(network: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
+def _compiled(net: Any, loss: Callable, optimizer: Callable, features: Features) -> tuple:
     """(advance, outputs, alone): a step of training, the outputs of layers, and those after the update of each layer
     alone, of many networks at once."""
 
-    # Data, factors and the rate are arguments, mapped over by none of the seeds.
+    # The data and the rate are arguments, mapped over by none of the seeds.
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    def advance(
-        params: PyTree, state: PyTree, inputs: Any, targets: Any, factors: Any, rate: float
-    ) -> tuple:
-        net = _under(network, factors)
-
+    def advance(params: PyTree, state: PyTree, inputs: Any, targets: Any, rate: float) -> tuple:
         def one(params: PyTree, state: PyTree) -> tuple:
             gradient = jax.grad(lambda p: loss(_outputs(net, p, inputs), targets))(params)
             updates, state = net.optimizer(optimizer, rate).update(gradient, state, params)
@@ -517,9 +567,7 @@ def _compiled(network: Any, loss: Callable, optimizer: Callable, features: Featu
         return jax.vmap(one)(params, state)
 
     @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    def outputs(params: PyTree, before: list[jax.Array], inputs: Any, factors: Any) -> tuple:
-        net = _under(network, factors)
-
+    def outputs(params: PyTree, before: list[jax.Array], inputs: Any) -> tuple:
         def one(params: PyTree, before: list[jax.Array]) -> tuple:
             found = list(features(net, params, inputs).values())
             return found, _sizes(found), _differences(found, before)
@@ -528,15 +576,8 @@ def _compiled(network: Any, loss: Callable, optimizer: Callable, features: Featu
 
     @functools.partial(jax.jit, compiler_options=IN_ORDER, static_argnames="owned")
     def alone(
-        start: PyTree,
-        params: PyTree,
-        before: list[jax.Array],
-        inputs: Any,
-        factors: Any,
-        owned: tuple,
+        start: PyTree, params: PyTree, before: list[jax.Array], inputs: Any, owned: tuple
     ) -> tuple:
-        net = _under(network, factors)
-
         def one(start: PyTree, params: PyTree, before: list[jax.Array]) -> tuple:
             leaves, tree = jax.tree.flatten(start)
 

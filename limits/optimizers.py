@@ -29,6 +29,7 @@ import numpy as np
 import optax
 
 from ntk import family
+from ntk.arguments import keyword_names, refuse_unknown
 from ntk.types import Array, PyTree, Scalar
 
 KINDS = ("sgd", "adam", "entrywise")
@@ -64,7 +65,7 @@ def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) ->
         The kind.
 
     Raises:
-        TypeError: the factory is no function of a learning rate.
+        TypeError: the factory is no function of a learning rate, or reads no such hyperparameter.
         ValueError: an unknown kind; another kind than the one given; an optimizer of no kind, with what it does.
     """
     if kind not in (None, *KINDS):
@@ -74,6 +75,7 @@ def optimizer_kind(factory: Callable, kind: str | None = None, **kwargs: Any) ->
             f"factory is {factory!r}; it must be a function of the learning rate, such as optax.adam"
         )
     name = getattr(getattr(factory, "func", factory), "__name__", repr(factory))
+    refuse_unknown(name, kwargs, keyword_names(factory), ("kind",))
     found, why = _tried(factory, kwargs)
     if found is None:
         if kind and why.startswith(_UNTRIED):

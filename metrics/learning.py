@@ -57,7 +57,8 @@ def learning_curve(
     `random_features`). Beyond N / 4 modes are missing that act like a ridge, and a warning says so.
 
     Args:
-        kernel: (N, N), of all points, in the units of K (its eigenvalues are divided by N here).
+        kernel: (N, N), of all points, in the units of K (its eigenvalues are divided by N here). Those below the
+            rounding of its own dtype, float16 too, count as zero.
         targets: (N,) or (N, K); centre them if the regression does. Errors are sums over the K outputs.
         samples: n, any shape; samples, ridge and noise broadcast, and the fields of Risk have their shape.
         ridge: delta, added to the diagonal of the kernel of the n samples.
@@ -115,7 +116,7 @@ def estimated_risk(
         raise ValueError(f"ridge is {ridge}; it must not be negative")
     if (delta == 0).any() and values.min() <= floor:
         raise ValueError("the kernel is singular; give a positive ridge: without one it fits all")
-    inverse = 1 / (np.where(values > floor, values, 0) + delta[..., None])
+    inverse = 1 / (np.maximum(values, 0) + delta[..., None])
     residuals = np.einsum("nm,...m,mk->...nk", vectors, inverse, vectors.T @ y)
     squares = (residuals**2).sum(axis=-1) / inverse.mean(axis=-1)[..., None] ** 2
     error = np.asarray(np.nan)

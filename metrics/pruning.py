@@ -86,7 +86,7 @@ def shuffled_mask(mask: Any, key: jax.Array) -> Any:
 
     Raises:
         TypeError: key is none, or a leaf of mask no array.
-        ValueError: mask holds no arrays.
+        ValueError: mask holds no weights.
     """
     leaves, structure = jax.tree.flatten(mask)
     if not leaves:
@@ -110,11 +110,11 @@ def density(mask: Any) -> Float[jax.Array, ""]:
 
     Raises:
         TypeError: a leaf is no array of numbers.
-        ValueError: mask holds no arrays.
+        ValueError: mask holds no weights.
     """
     leaves = [real("mask", leaf) for leaf in jax.tree.leaves(mask)]
-    if not leaves:
-        raise ValueError("mask holds no arrays")
+    if not sum(leaf.size for leaf in leaves):
+        raise ValueError("mask holds no weights")
     first, *others = (jnp.sum(leaf) for leaf in leaves)
     return sum(others, first) / sum(leaf.size for leaf in leaves)
 

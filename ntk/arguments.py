@@ -86,21 +86,32 @@ def refuse_unknown(name: str, given: Iterable[str], *known: Iterable[str] | None
         read.update(more)
     names = sorted(read)
     for keyword in sorted(set(given) - read):
-        near = difflib.get_close_matches(keyword, names, 1, 0.0)
-        hint = f" (did you mean {near[0]!r}?)" if near else "; it reads none"
+        near = difflib.get_close_matches(keyword, names, 1, 0.4)
+        hint = (
+            f" (did you mean {near[0]!r}?)" if near else f"; it reads {', '.join(names) or 'none'}"
+        )
         raise TypeError(f"{name} got an unexpected keyword argument {keyword!r}{hint}")
 
 
 def refuse_unread(name: str, fn: Callable, inner: Callable, kwargs: dict[str, Any]) -> None:
     """Refuses keywords that `fn` passes on to `inner`, which does not read them either.
 
+    Of an ``inner`` that takes any, only those that resemble one of ``fn``'s own are refused.
+
     Raises:
-        TypeError: names the nearest that one of the two reads.
+        TypeError: names the nearest that one of the two reads; ``inner`` is no function.
     """
-    if kwargs and callable(inner):
-        parameters = inspect.signature(fn).parameters.values()
-        own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        refuse_unknown(name, kwargs, own, keyword_names(inner))
+    if not kwargs:
+        return
+    parameters = inspect.signature(fn).parameters.values()
+    own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known = keyword_names(inner) if callable(inner) else frozenset()
+    if known is None:
+        for keyword in kwargs:
+            if difflib.get_close_matches(keyword, own, 1, 0.8):
+                refuse_unknown(name, [keyword], own)
+        return
+    refuse_unknown(name, kwargs, own, known)
 
 
 def lower(get: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:

@@ -219,7 +219,7 @@ def test_every_function_of_a_package_and_of_its_modules_tells_the_nearest_name(p
             if value is limits.feature_learning.identity:  # known by what it is
                 continue
             if own or (module is package and key in package.__all__):
-                with pytest.raises(TypeError, match=r"did you mean|it reads none"):
+                with pytest.raises(TypeError, match=r"did you mean|it reads"):
                     value(mispelt=1)
                 told += 1
     assert told > 20
@@ -240,3 +240,14 @@ def test_an_option_that_would_change_nothing_is_refused(kernel_fn, option):
         kernel_fn(X, None, "ntk", **option)
     with pytest.raises(TypeError, match="mask_constant is given"):
         NET.kernel_fn(KERNEL, None, "ntk", mask_constant=1.0)
+
+
+def test_what_a_model_may_take_is_refused_where_it_resembles_an_option():
+    """A network takes any keyword: one that is nearly an option of the kernel is no keyword of the network."""
+    net = ntk.network(Perceptron, 4, X)
+    params = net.init(jax.random.key(0))
+    message = (
+        r"empirical_ntk got an unexpected keyword argument 'trace_axs' \(did you mean 'trace_axes'"
+    )
+    with pytest.raises(TypeError, match=message):
+        ntk.empirical_ntk(net.apply, params, X, trace_axs=(-1,))

@@ -106,7 +106,13 @@ def dual(
         raise ValueError(f"order is {order}; it must be at least 1")
     check_shape(fn)
     # E u_+^2 v_+^n has a closed form at thresholds 0 alone (`kinks._at_zero`).
-    kinks = kinks if kinks is None else tuple(Kink(*map(float, kink)) for kink in kinks)
+    if kinks is not None:
+        try:
+            kinks = tuple(Kink(*map(float, kink)) for kink in kinks)
+        except TypeError as error:
+            raise ValueError(
+                f"kinks is {kinks!r}; it must hold (at, jump, slope[, curvature]) of each, such as ((0.0, 0.0, 1.0),)"
+            ) from error
     if any(kink.curvature for kink in kinks or ()) and any(kink.at for kink in kinks or ()):
         raise ValueError(
             f"kinks are {kinks}; changes of curvature are split off only if all are at 0"
@@ -361,7 +367,7 @@ def _in_double(fn: Elementwise) -> HostFunction:
         except (jax.errors.TracerArrayConversionError, jax.errors.UnexpectedTracerError):
             raise ValueError(
                 "the activation closes over traced values, so its order and kinks cannot be "
-                "found: give order= and kinks= (() for a smooth function)"
+                "found: give order= and kinks= (() for a smooth function) to Elementwise or ntk.hermite.dual"
             ) from None
         return np.concatenate(out).astype(np.float64)[: x.size].reshape(x.shape)
 

@@ -96,6 +96,7 @@ def empirical_ntk(
 
     Source: Jacot et al. 2018 (arXiv 1806.07572), equation 3; Novak et al. 2022 (arXiv 2206.08720).
     """
+    arguments.refuse_unread("empirical_ntk", empirical_ntk, apply, kwargs)
     fn = empirical_ntk_fn(apply, trace_axes, diagonal_axes, vmap_axes, implementation)
     check_call(call)
     same = {name: (value, value) for name, value in (call or {}).items()}

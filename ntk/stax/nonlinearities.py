@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from ntk import arguments
 from ntk.activations import closed_forms, hermite, polynomials
-from ntk.large import tiles
 from ntk.regression import spectra
 from ntk.stax.combinators import Layer, elementwise
 
@@ -229,14 +228,36 @@ def Mish() -> Layer:
 
 def Elu(alpha: float = 1.0) -> Layer:
     """x for x > 0, else alpha (exp(x) - 1)."""
-    if isinstance(alpha, jax.Array) and tiles.is_traced(alpha):
-        raise ValueError(
-            "alpha is traced, and the series of Elu is found beforehand: give a number, or "
-            "Elementwise(fn, nngp_fn) with an integral of your own"
-        )
-    if alpha == 1:
+    if spectra.is_concrete(alpha) and alpha == 1:
         return Elementwise(jax.nn.elu)
-    return elementwise(hermite.dual(lambda x: jax.nn.elu(x, alpha)), spec=("Elu", alpha))
+    return elementwise(_elu(alpha), spec=("Elu", alpha))
+
+
+def _elu(alpha: float) -> closed_forms.Dual:
+    """alpha Elu(1) + (1 - alpha) relu, whose series are found without alpha."""
+    smooth, ramp, rest = (
+        hermite.dual(jax.nn.elu, tolerance=1e-8),
+        closed_forms.abrelu(0, 1),
+        1 - alpha,
+    )
+
+    def mean(q: jax.Array) -> jax.Array:
+        of_smooth, of_ramp = (dual.mean(q) for dual in (smooth, ramp) if dual.mean is not None)
+        return alpha * of_smooth + rest * of_ramp
+
+    def moments(q1: jax.Array, q2: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mixed = hermite.cross(jax.nn.elu, jax.nn.relu, q1, q2, rho, tolerance=1e-8)
+        other = hermite.cross(jax.nn.relu, jax.nn.elu, q1, q2, rho, tolerance=1e-8)
+        parts = zip(smooth.moments(q1, q2, rho), ramp.moments(q1, q2, rho), mixed, other)
+        k, kdot = (alpha**2 * s + rest**2 * r + alpha * rest * (m + o) for s, r, m, o in parts)
+        return k, kdot
+
+    return closed_forms.dual(
+        lambda x: jax.nn.elu(x, alpha),
+        moments,
+        mean=mean,
+        error=smooth.error,
+    )
 
 
 def Selu() -> Layer:

@@ -211,7 +211,7 @@ def explain(family: Callable, example: Any = None, **options: Any) -> Explanatio
     if isinstance(family, KernelFn) and (example is None or isinstance(family.traced, Traced)):
         return explanation(_read("explain", family, example, options))
     defaults = _defaults()
-    refuse_unknown("explain", options, defaults)
+    refuse_unknown("explain", options, defaults, ("family", "example"))
     given = defaults | options
     check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")
@@ -270,7 +270,7 @@ def nonlinearities(family: Callable, example: Any = None, **options: Any) -> dic
     if isinstance(family, KernelFn) and (example is None or isinstance(family.traced, Traced)):
         return _functions_of(_read("nonlinearities", family, example, options))
     defaults = _defaults()
-    refuse_unknown("nonlinearities", options, defaults)
+    refuse_unknown("nonlinearities", options, defaults, ("family", "example"))
     given = defaults | options
     check_parametrization(given.pop("parametrization"))
     batched, samples = given.pop("batched"), given.pop("attention_samples")

@@ -322,11 +322,57 @@ def test_a_loss_of_several_outputs_is_asked_for_before_training(named):
     with pytest.raises(ValueError, match=r"gives 2 arrays \(\(\), \(\)\)"):
         checked(lambda f, y: (jnp.zeros(()), jnp.zeros(())))
     assert started == [8] * len(started)  # asked for its shapes alone
-    right = checked(lambda f, y: sum(jnp.mean(part**2) for part in jax.tree.leaves(f)))
+    right = checked(lambda f, y: sum(jnp.mean((part - 1) ** 2) for part in jax.tree.leaves(f)))
     assert {"policy", "value"} < set(right.layers)
     one = checked(lambda f, y: jnp.mean(jax.tree.leaves(f)[0] ** 2))
     assert "policy" in one.layers
     assert "value" not in one.layers
+
+
+def test_an_output_at_which_the_loss_pulls_less_and_less_is_not_judged():
+    """Outputs start at n^-1/2, and so does the gradient of their square: right networks would be called wrong."""
+
+    def at_width(n):
+        return parametrize(TwoOutputs, "mup", width=n, base_width=4, example=X)
+
+    def checked(loss):
+        return check(at_width, [64, 256, 1024], loss=loss, features=captured_outputs, steps=1)
+
+    right = checked(lambda f, y: jnp.mean((f[0] - 1) ** 2) + jnp.mean(f[1] ** 2))
+    assert right.passed, right.verdict
+    assert right.layers == ("hidden", "policy")
+    reason = "as the loss's gradient at what they feed falls with the width: value."
+    assert right.verdict.endswith(reason)
+    none = checked(lambda f, y: jnp.mean((f[0] - 1) ** 2) + 0 * f[1].sum())
+    assert none.verdict.endswith("as the loss does not depend on their parameters: value.")
+    squares_alone = checked(lambda f, y: jnp.mean(f[0] ** 2) + jnp.mean(f[1] ** 2))
+    assert not squares_alone.passed
+    assert squares_alone.wrong == ()
+    assert "gradient of this loss at the outputs falls" in squares_alone.verdict
+
+
+class Handed:
+    """An object of a user that hands on what it lacks."""
+
+    def __init__(self, net, factor):
+        self._net, self._factor = net, factor
+
+    def __getattr__(self, name):
+        return getattr(self._net, name)
+
+    def init(self, key):
+        return jax.tree.map(lambda p: self._factor * p, self._net.init(key))
+
+
+def test_a_network_inside_an_object_is_not_judged_in_its_place():
+    def at_width(n):
+        return Handed(parametrize(TwoOutputs, "mup", width=n, base_width=4, example=X), n**0.5)
+
+    def loss(f, y):
+        return jnp.mean((f[0] - 1) ** 2)
+
+    found = check(at_width, [64, 256, 1024], loss=loss, features=captured_outputs, steps=1)
+    assert "hidden" in found.wrong, found.verdict
 
 
 def test_the_interval_is_that_of_the_spread_over_repeats():
@@ -539,8 +585,8 @@ def test_the_update_of_each_layer_alone_is_that_of_parameters_mixed_by_hand():
     alone = coordinates._compiled(net, squares, optax.sgd, captured_outputs)[2]
     owned = tuple(tuple(np.flatnonzero(mask).tolist()) for mask in masks)
     before = [jnp.zeros((2, *layer.shape), layer.dtype) for layer in layers]
-    still, _ = alone(starts, starts, before, x, None, owned)
-    found, sizes = alone(starts, moved, still, x, None, owned)
+    still, _ = alone(starts, starts, before, x, owned)
+    found, sizes = alone(starts, moved, still, x, owned)
     leaves, tree = jax.tree.flatten(starts)
     each = jax.jit(jax.vmap(lambda p: captured_outputs(net, p, x)))
     for l, name in enumerate(names):
@@ -550,7 +596,7 @@ def test_the_update_of_each_layer_alone_is_that_of_parameters_mixed_by_hand():
         np.testing.assert_allclose(found[l], expected, rtol=1e-4, atol=1e-5, err_msg=name)
         change = jnp.sqrt(jnp.square(expected - still[l]).reshape(2, -1).mean(1))
         np.testing.assert_allclose(sizes[:, l], change, rtol=1e-3, atol=1e-6, err_msg=name)
-    nothing = alone(starts, starts, still, x, None, owned)[1]
+    nothing = alone(starts, starts, still, x, owned)[1]
     assert not nothing.any()
 
 

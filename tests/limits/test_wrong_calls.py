@@ -265,6 +265,10 @@ WRONG = [
     (lambda: parametrize(learning_rate={}), "did you mean 'learning_rates'"),
     (lambda: parametrize().lr_scale("adamw"), "kind is 'adamw'; allowed are"),
     # optimizers
+    (
+        lambda: optimizer(optax.adam, 0.1, weight_decayy=1),
+        "adam got an unexpected keyword argument 'weight_decayy'",
+    ),
     (lambda: optimizer(optax.adafactor, 0.1), "adafactor is no optimizer of a kind"),
     (lambda: optimizer(optax.adafactor, 0.1, kind="adam"), "size of the parameters by more than"),
     (lambda: optimizer(optax.sgd, 0.1, kind="adam"), 'sgd is of the kind "sgd" and not "adam"'),

@@ -135,7 +135,7 @@ CALLS = [
     (call(pruning.shuffled_mask, W, 3), "key is 3; it must be a PRNG key"),
     (call(pruning.magnitude_mask, W, W, X), "shares has shape .* one number"),
     (call(pruning.shuffled_mask, 2**40, KEY), "mask holds 1099511627776; it must be a pytree"),
-    (call(pruning.density, {}), "mask holds no arrays"),
+    (call(pruning.density, {}), "mask holds no weights"),
     # operators
     (call(operators.hessian, [loss]), "it must be a function loss"),
     (call(operators.gauss_newton, apply, 1), "criterion is 1; it must be a function"),

@@ -150,6 +150,8 @@ def test_errors():
         nl.Elementwise()
     with pytest.raises(ValueError, match="tolerance"):
         nl.Elementwise(jnp.tanh, lambda c, a, b: c, tolerance=1e-3)
+    with pytest.raises(ValueError, match=r"kinks is \(0\.0,\); it must hold \(at, jump, slope"):
+        nl.Elementwise(jnp.tanh, kinks=(0.0,))
     with pytest.raises(ValueError, match="gamma is -1"):
         nl.Rbf(-1.0)
     with pytest.raises(ValueError, match="no apply_fn"):

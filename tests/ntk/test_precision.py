@@ -276,3 +276,21 @@ def test_hyperparameters_and_batches_of_inputs_in_single_precision():
     kernel_fn = dense(stax.Erf()).kernel_fn
     each = jax.vmap(lambda a: kernel_fn(a[None], y, "ntk")[0])(x)
     np.testing.assert_array_equal(each, kernel_fn(x, y, "ntk"))
+
+
+@pytest.mark.parametrize("b_std", [1e-1, 1e-3, 1e-4])
+def test_what_a_zero_sample_takes_from_derivatives_by_a_small_bias(b_std, x64):
+    """d/db E[relu(u) relu(v)], of variances b^2 and S + b^2, is S^1/2 / (2 pi) as b falls (docs/gotchas.md)."""
+    x = jnp.array([[1.0, 2.0, -1.0, 0.5], [0.0, 0.0, 0.0, 0.0]], jnp.float32)
+
+    def kernel(b, x):
+        network = stax.serial(stax.Dense(1, 1.2, b), stax.Relu(), stax.Dense(1))
+        return network[2](x, None, "nngp")[0, 1]
+
+    S = 1.44 * float((x[0] ** 2).sum()) / 4
+    single = jax.jacfwd(kernel)(jnp.float32(b_std), x)
+    double = jax.jacfwd(kernel)(b_std, x.astype(jnp.float64))
+    if b_std < 1e-2:
+        np.testing.assert_allclose(double, S**0.5 / (2 * np.pi), rtol=5e-3)
+    lost = (1 + float(jnp.finfo(jnp.float32).eps) * S / b_std**2) ** -0.5
+    np.testing.assert_allclose(single / double, lost, rtol=3e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ntk import stax
+from ntk.stax import nonlinearities
 
 GET = ("nngp", "ntk")
 
@@ -28,6 +29,7 @@ VECTORS = {
     "ABRelu a": lambda p: around(stax.ABRelu(p, 1.0)),
     "ABRelu b": lambda p: around(stax.ABRelu(0.2, p)),
     "LeakyRelu": lambda p: around(stax.LeakyRelu(p)),
+    "Elu": lambda p: around(stax.Elu(p)),
     "Erf a": lambda p: around(stax.Erf(p, 1.1, 0.2)),
     "Erf b": lambda p: around(stax.Erf(0.9, p, 0.2)),
     "Erf c": lambda p: around(stax.Erf(0.9, 1.1, p)),
@@ -119,7 +121,7 @@ def check(networks, x1, x2, at=0.7, step=1e-5):
             np.testing.assert_allclose((one + two) / 2, np.sum(weights * k), 1e-7, err_msg=name)
 
 
-LIGHT = ("LeakyRelu", "Rbf", "three layers")
+LIGHT = ("LeakyRelu", "Elu", "Rbf", "three layers")
 
 
 def test_hyperparameters(x64):
@@ -184,9 +186,30 @@ def test_gradients_in_the_inputs_are_finite_differences(names, x64):
             np.testing.assert_allclose(slope, (one - two) / (2 * step), 1e-6, 1e-8, err_msg=name)
 
 
-def test_a_traced_slope_of_elu_is_refused():
-    with pytest.raises(ValueError, match=r"alpha is traced.*nngp_fn"):
-        jax.jit(lambda a: stax.Elu(a)[2](noise(0, 2, 3), None, "nngp"))(0.5)
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.3, 1.0, 1.7])
+def test_elu_of_any_slope_is_its_double_integral(alpha, x64):
+    """Against quadrature, split at the kink of each factor."""
+    x, w = np.polynomial.legendre.leggauss(16)
+
+    def normal(a, b, count=15):
+        """Nodes and weights of a standard normal number between a and b."""
+        half = (b - a) / (2 * count)
+        t = np.concatenate([a + (2 * k + 1 + x) * half for k in range(count)])
+        return t, np.tile(w * half, count) * np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
+
+    def f(u):
+        return np.where(u > 0, u, alpha * np.expm1(np.minimum(u, 0)))
+
+    q1, q2, rho = 3.9, 2.0, 0.6
+    root, expected = np.sqrt(1 - rho**2), 0.0
+    for ends in ((-9, 0), (0, 9)):
+        for u, p in zip(*normal(*ends)):
+            kink = np.clip(-rho * u / root, -9, 9)
+            for t, weight in (normal(-9, kink), normal(kink, 9)):
+                values = f(np.sqrt(q2) * (rho * u + root * t))
+                expected += p * f(np.sqrt(q1) * u) * (weight * values).sum()
+    found = nonlinearities._elu(alpha).moments(*map(jnp.asarray, (q1, q2, rho)))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
 def test_mask_constant_may_be_traced():
