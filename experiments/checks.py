@@ -208,8 +208,9 @@ def six_digits(path: str, numbers_: Sequence[float]) -> None:
 def classes(task: Any) -> None:
     """Refuses a task whose targets are not the numbers of classes."""
     if task.train.y.dtype.kind not in "iu":
+        remedy = ": give config.task.kind=classification" * (task.name == "teacher")
         raise ValueError(
-            f"config.task.name is {task.name!r} with real targets; this study needs one with classes"
+            f"config.task.name is {task.name!r} with real targets; this study needs one with classes{remedy}"
         )
     if task.outputs < 2:
         raise ValueError(f"config.task: {task.name} has one class; this study needs two or more")

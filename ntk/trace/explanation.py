@@ -235,6 +235,11 @@ def _approximation(traced: Traced, step: Step, steep: bool) -> str | None:
     if steep:
         return "functions too steep for the law of the few weights below them, of unknown error"
     if isinstance(step.op, Functions) and _own_laws(traced.steps, step):
+        if any(_is_mixed(traced.steps, source) for source in step.inputs):
+            return (
+                "functions of sums of a few weights that are not normal and of a layer over units, by the fourth "
+                "cumulant (error of the order of its square: .01 at one input, below .003 from three on)"
+            )
         return (
             "functions of sums over few weights that are not normal, by means over weights (error below .001) or "
             "their fourth cumulant (below .003)"
@@ -320,6 +325,13 @@ def _own_laws(steps: Sequence[Step], step: Step) -> list[tuple[Any, float]]:
             if variance and not algebra.is_linear(tree):
                 found.append((tree, variance))
     return found
+
+
+def _is_mixed(steps: Sequence[Step], source: Any) -> bool:
+    """Whether a sum is of layers over few weights that are not normal and of others."""
+    if not isinstance(source, int) or not isinstance(steps[source].op, Combine):
+        return False
+    return len({_own_law(steps, one) > 0 for one in steps[source].inputs}) == 2
 
 
 def _is_steep(steps: Sequence[Step], step: Step) -> bool:

@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -138,6 +139,40 @@ def test_approximations_are_named_with_their_steps():
     assert draws.startswith(f"step {step}: averages over random scores of attention, by 1024 draws")
     sampled = ntk.explain(Attention, SEQUENCE, attention_samples=64).approximations[1]
     assert "64 draws (error of the order of 0.1 of" in sampled
+
+
+class AddedFirst(nn.Module):
+    """gelu(h + W relu(h)) of a first layer h."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.width, use_bias=False)(x)
+        h = nn.gelu(h + nn.Dense(self.width, use_bias=False)(nn.relu(h)))
+        return nn.Dense(1, use_bias=False)(h)
+
+
+def test_a_first_layer_beside_one_over_units_has_an_error_of_its_own():
+    """Against quadrature over the truncated normal weight w of h = w x and the Gaussian beside it."""
+    x = np.array([1.0, 0.5, -0.8, 2.0])
+    told = ntk.explain(AddedFirst, x[:, None], base_width=8).approximations
+    assert any("step 5" in line and ".01 at one input" in line for line in told), told
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    w = np.concatenate([nodes - 1, nodes + 1])  # to two deviations, in halves: relu has a kink at 0
+    p = np.tile(weights, 2) * np.exp(-(w**2) / 2)
+    h, p = w[:, None] * x / 0.87962566103423978, p / p.sum()
+    K = (np.maximum(h, 0) * p[:, None]).T @ np.maximum(h, 0)
+    z, u = np.polynomial.hermite_e.hermegauss(40)
+    expected = np.empty((4, 4))
+    for i, j in np.ndindex(4, 4):
+        L = np.linalg.cholesky(K[np.ix_([i, j], [i, j])] + 1e-12 * np.eye(2))
+        g = L[:, :1, None] * z[:, None] + L[:, 1:, None] * z  # (2, 40, 40)
+        f = [np.asarray(nn.gelu(h[:, k, None, None] + part)) for k, part in zip((i, j), g)]
+        expected[i, j] = np.einsum("q,qab,qab,a,b->", p, *f, u, u) / (2 * np.pi)
+    kernel = ntk.infinite_width(AddedFirst, x[:1, None], base_width=8)(x[:, None], None, "nngp")
+    size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    assert 1e-3 < np.abs((kernel - expected) / size).max() < 3e-3
 
 
 def test_what_is_sampled_is_approximated():
