@@ -159,9 +159,10 @@ def unify(one: Dims, two: Dims) -> tuple[Dims, dict, dict]:
     Raises:
         Mismatch: positions of one array are units of the other, or sizes cannot be refined.
     """
-    out = []
+    out: list[tuple[Axis, ...]] = []
     first: dict[Axis, tuple[Axis, ...]] = {}
     second: dict[Axis, tuple[Axis, ...]] = {}
+    two = _apart(one, two, second)
     for dim1, dim2 in zip(one, two, strict=True):
         if (not dim1 or not dim2) and (dim1 or dim2):
             out.append(dim1 or dim2)
@@ -195,6 +196,19 @@ def unify(one: Dims, two: Dims) -> tuple[Dims, dict, dict]:
             raise Mismatch(f"dimensions {dim1} and {dim2} differ")
         out.append(tuple(dim))
     return tuple(out), first, second
+
+
+def _apart(one: Dims, two: Dims, second: dict) -> Dims:
+    """The second dimensions, with a new axis for positions that lie along another dimension in the first.
+
+    Of x_i + x_j, the sum of an array over its positions and of itself over them across, the two are not the same.
+    """
+    places = {axis: place for place, dim in enumerate(one) for axis in dim}
+    for place, dim in enumerate(two):
+        for axis in dim:
+            if axis.kind == "position" and places.get(axis, place) != place:
+                second[axis] = (Axis(axis.kind, axis.size),)
+    return substitute(two, second)
 
 
 def _cut(splits: dict, axis: Axis, first: Size) -> tuple[Axis, Axis]:

@@ -537,3 +537,89 @@ def test_a_readout_of_zeros_is_used_times_the_root_of_its_fan_in(x64):
     found = ntk.empirical_ntk(net.apply, params, x)
     h = features(params)
     np.testing.assert_allclose(found[..., 0, 0], h @ h.T / 64, rtol=1e-5)
+
+
+def pairs_of(h):
+    """(B, N, N, k) twice: h_i and h_j of every pair."""
+    shape = (*h.shape[:2], h.shape[1], h.shape[2])
+    return jnp.broadcast_to(h[:, :, None], shape), jnp.broadcast_to(h[:, None], shape)
+
+
+def of_sums(n, x):
+    one, two = pairs_of(nn.Dense(n, use_bias=False)(x))
+    return one + two
+
+
+def of_differences_of_inputs(n, x):
+    return x[:, :, None] - x[:, None]
+
+
+def of_both(n, x):
+    return jnp.concatenate(pairs_of(nn.Dense(n)(x)), -1)
+
+
+@pytest.mark.parametrize(
+    ("pair", "alone"),
+    [
+        (of_sums, lambda n, x: nn.Dense(n, use_bias=False)(x[:, 0] + x[:, 1])),
+        (of_differences_of_inputs, lambda n, x: x[:, 0] - x[:, 1]),
+        (of_both, lambda n, x: nn.Dense(n)(jnp.concatenate([x[:, 0], x[:, 1]], -1))),
+    ],
+)
+def test_an_array_beside_itself_along_another_axis(pair, alone):
+    """As in a network on the edges of a graph: what happens at the pair (0, 1) is that of its two nodes alone."""
+
+    class Edges(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(self.width)(nn.relu(nn.Dense(self.width)(pair(self.width, x))))
+            return nn.Dense(1)(jnp.tanh(h)[:, 0, 1])
+
+    class Nodes(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(self.width)(nn.relu(nn.Dense(self.width)(alone(self.width, x))))
+            return nn.Dense(1)(jnp.tanh(h))
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 5)), jnp.float32)
+    found, expected = (
+        ntk.infinite_width(m, x[:2])(x, None, ("nngp", "ntk")) for m in (Edges, Nodes)
+    )
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=2e-5)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=2e-5)
+
+
+@jax.custom_vjp
+def own_tanh(x):
+    return jnp.tanh(x)
+
+
+own_tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+
+
+@jax.custom_vjp
+def reversal(x):
+    return x
+
+
+reversal.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+def test_a_backward_rule_is_followed_where_it_is_the_derivative():
+    def model(f):
+        return lambda net, x, n: dense(1)(f(dense(n)(x)))
+
+    for one, two in zip(kernels(model(own_tanh), VECTORS), kernels(model(jnp.tanh), VECTORS)):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"derivative rule of its own.*otherwise=\"sample\""):
+        kernels(model(reversal), VECTORS)
+    # The Jacobian of the first layer changes its sign, in both factors of the kernel.
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)), jnp.float32)
+    options = {"otherwise": "sample", "networks": 64}
+    found = ntk.infinite_width(family(model(reversal)), x, **options)(x, None, "ntk")
+    expected = ntk.infinite_width(family(model(lambda h: h)), x)(x, None, "ntk")
+    np.testing.assert_allclose(found, expected, atol=0.05 * float(expected.max()))

@@ -122,9 +122,10 @@ def _combined(program: Program, body: Linear) -> Ref:
     for ref, c in body.terms:
         if c.power:
             raise Refusal(
-                f"an activation of size width^{c.power:g} enters a nonlinearity: initial standard deviations or "
-                "multipliers do not keep it of order one, or it is a readout's weights (a derivative by the inputs). "
-                'base_width= keeps those of one width; otherwise="sample" takes means over finite networks'
+                f"what is of size width^{c.power:g} enters a nonlinearity: an activation that initial standard "
+                "deviations or multipliers do not keep of order one (base_width= keeps those of a width), a readout's "
+                "weights (a derivative by the inputs), or weights that a function acts on, such as tanh(W), which has "
+                'no rule. otherwise="sample" takes means over finite networks'
             )
         if any(a.infinite for a in units) and not any(a.infinite for a in ref.units):
             raise Refusal(FEW)
@@ -376,8 +377,11 @@ def sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
 
 
 def needs(op: Combine, own: Need) -> Need:
-    """All pairs of positions, where a map mixes them."""
-    if any(piece.maps for piece in op.pieces):
+    """All pairs of positions, where a map mixes them, or a process is added to itself along another axis."""
+    along: dict[int, set] = {}
+    for piece in op.pieces:
+        along.setdefault(piece.place, set()).add(tuple(piece.where))
+    if any(piece.maps for piece in op.pieces) or max(map(len, along.values()), default=0) > 1:
         return Need(True, 2 if own.variance else 0)
     return own
 

@@ -36,7 +36,9 @@ class Mix(NamedTuple):
 
 def side_by_side(context: Context, body: Pieces, refs: list[Ref]) -> Ref:
     """Layers side by side: the mean of their moments, weighted by their shares of the units."""
-    axes = max((r.axes for r in refs), key=len)
+    # A layer that is constant along an axis of another lacks it.
+    longest = max((r.axes for r in refs), key=len)
+    axes = tuple(dict.fromkeys((*longest, *(a for r in refs for a in r.axes))))
     kept = [(r, s) for r, s in zip(refs, body.shares) if s]
     pieces = tuple((tuple(axes.index(a) for a in r.axes), s) for r, s in kept)
     sizes = tuple(a.size[0] for a in axes)
