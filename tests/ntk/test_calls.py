@@ -316,7 +316,7 @@ def test_biases_that_shrink_with_the_width_add_nothing():
             )
             return nn.Dense(1)(nn.relu(nn.RMSNorm(epsilon=0.0)(h)).mean(1))
 
-    with pytest.raises(ValueError, match="what is of size width.*an activation that"):
+    with pytest.raises(ValueError, match=r"what is of size width.*an activation that"):
         ntk.infinite_width(Token, X)
 
 
