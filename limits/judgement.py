@@ -207,9 +207,15 @@ def _finding(stage: _Stage, l: int, measured: Measured, tolerance: float) -> _Fi
     if not np.isfinite(values).all():
         first = widths[~np.isfinite(values).all(axis=1)].min()
         return _Finding(True, f"is not finite from width {first} (lower the learning rate)")
-    if (values == 0).any():
-        unread = "is exactly zero: the loss does not depend on the layer, or it is frozen"
-        return _RIGHT if stage.may_vanish else _Finding(True, unread)
+    zero = values == 0
+    if zero.any():
+        if stage.may_vanish:
+            return _RIGHT
+        if zero.all(axis=1).any():
+            unread = "is exactly zero: the loss does not depend on the layer, or it is frozen"
+            return _Finding(True, unread)
+        undone = f"is exactly zero in {zero.sum()} of {zero.size} runs: steps of one length may undo one another"
+        return _Finding(False, undone, tuple(widths.tolist()))
     exponent, (low, high) = stage.exponent[l], stage.interval[l]
     deviation, half = abs(exponent - expected), (high - low) / 2
     text = f"scales as n^{exponent:.2f} [{low:.2f}, {high:.2f}], predicted n^{expected or 0:g}"
