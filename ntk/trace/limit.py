@@ -445,11 +445,18 @@ def _finished(context: Context, out: Any, inputs: tuple) -> Traced:
     constants = tuple(context.program.constants)
     laws = {name: context.parameters[name].laws[0].kind for name in context.facts}
     facts = {name: facts | {"law": laws[name]} for name, facts in context.facts.items()}
-    if tied and (context.program.cut or not all(kind(step).joint for step in steps)):
+    alone = [n for step, n in zip(steps, notes) if not kind(step).joint]
+    if tied and (context.program.cut or alone):
+        used = " and ".join(n for (n, *_), places in context.ties.items() if len(places) > 1)
+        where = (
+            f" ({alone[0].text or alone[0].module} at {alone[0].line})"
+            if alone and alone[0].line
+            else ""
+        )
         raise Refusal(
-            "no infinite-width kernel: a matrix is used more than once, in a network with convolutions, attention, "
-            "layers side by side or split, or tables of positions: correlations of its uses are not followed there. "
-            'Give each use its own parameter, or take means over finite networks: otherwise="sample"'
+            f"no infinite-width kernel: a matrix is used more than once ({used}), in a network with convolutions, "
+            f"attention, layers side by side or split, or tables of positions{where}: correlations of its uses are not "
+            'followed there. Give each use its own parameter, or take means over finite networks: otherwise="sample"'
         )
     return Traced(steps, notes, constants, order, samples, facts, () if tied else loops(steps))
 

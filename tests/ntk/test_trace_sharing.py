@@ -162,3 +162,20 @@ def test_modules_that_hand_out_results_by_the_way(x64):
     expected = ntk_of(scaled_blocks([1.0] * DEPTH))
     for outside in (None, []):
         np.testing.assert_allclose(ntk_of(family(outside)), expected, rtol=1e-12)
+
+
+def test_a_refusal_names_the_matrices_that_are_used_twice():
+    class Reversible(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            a, b = jnp.split(nn.Dense(2 * self.width)(x), 2, -1)
+            f, g = nn.Dense(self.width, name="f"), nn.Dense(self.width, name="g")
+            for _ in range(2):
+                a = a + jnp.tanh(f(b))
+                b = b + jnp.tanh(g(a))
+            return nn.Dense(1)(a + b)
+
+    with pytest.raises(ValueError, match=r"used more than once \(f/kernel and g/kernel\)"):
+        ntk.infinite_width(Reversible, jnp.ones((2, 4)))
