@@ -11,6 +11,11 @@ Shapes: TypeAlias = Mapping[str, tuple[Shape, ...]]
 """{path name: shape at each width}."""
 ROLES = ("input", "hidden", "output", "scalar", "tied")
 _VECTORS = re.compile(r"(bias|scale|b)_?\d*")
+# Vectors with a number for each unit, by name: as a readout of one output would be.
+_GAINS = re.compile(
+    r"(alpha|beta|gamma|delta|eps(ilon)?|gains?|shift|offset|(negative_)?slope|threshold|temperature|log_\w+|"
+    r"layer_?scale|(\w+_)?(scale|bias))_?\d*"
+)
 _KERNELS = {"kernel", "w", "W", "weight"}
 # Matrices that sum over their first axis, by name: a table with some numbers for each unit has the same shape.
 _READOUTS = re.compile(
@@ -54,8 +59,12 @@ def fans(
     *scope, leaf = name.split("/")
     if _VECTORS.fullmatch(leaf):
         return (), axes
-    if len(axes) == 1 and infinite and not _is_bias(name, shapes):
-        raise _ambiguous(name, shapes, "a bias and a readout of one output look alike")
+    if len(axes) == 1 and infinite and not (_GAINS.fullmatch(leaf) or _is_bias(name, shapes)):
+        raise _ambiguous(
+            name,
+            shapes,
+            "a bias or gain, of role 'input', and a readout of one output, of role 'output', look alike",
+        )
     if not flax and len(axes) > 1 and infinite and (len(infinite) > 1 or _is_matrix(name)):
         raise _ambiguous(
             name, shapes, "matrices may be (in, out) or, as Equinox has them, (out, in)"

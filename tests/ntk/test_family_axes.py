@@ -272,8 +272,14 @@ def test_a_readout_of_one_output_is_not_taken_for_a_bias():
     axes = table(pair(lambda n: {"w1": (7, n), "b1": (n,), "readout": {"kernel": (n, 1)}}))
     assert axes["b1"].role == "input"
     for shapes in (lambda n: {"w": (7, n), "v": (n,)}, lambda n: [(7, n), (n,)]):
-        with pytest.raises(ValueError, match="a bias and a readout of one output look alike"):
+        with pytest.raises(ValueError, match=r"a bias or gain.*and a readout of one output"):
             table(pair(shapes))
+
+
+@pytest.mark.parametrize("name", ["beta_0", "gamma", "negative_slope", "log_tau", "layer_scale_1"])
+def test_gains_by_the_names_that_models_give_them(name):
+    axes = table(pair(lambda n: {"w1": (7, n), name: (n,), "readout": {"kernel": (n, 1)}}))
+    assert axes[name].role == "input"
 
 
 def test_roles_can_be_named():
@@ -282,7 +288,7 @@ def test_roles_can_be_named():
 
     with pytest.raises(ValueError, match=r"mix of shapes .* is ambiguous.*roles=\{'mix': role\}"):
         table(pair(shapes))
-    with pytest.raises(ValueError, match=r"v of shapes .* is ambiguous: a bias and a readout"):
+    with pytest.raises(ValueError, match=r"v of shapes .* is ambiguous: a bias or gain"):
         table(pair(shapes), roles={"mix": "hidden"})
     roles = {"v": "output", "out": "output", "mix": ((0, 1), (-1,)), "in": "tied"}
     axes = table(pair(shapes), widths=WIDTHS, roles=roles)
