@@ -48,7 +48,7 @@ test: install
 # The end-to-end runs that `make test` leaves out: smoke presets of the heavier studies. `make docs` runs the notebooks.
 test-studies: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/experiments/test_studies.py tests/experiments/test_faults.py \
-	  tests/experiments/test_ntk_convergence.py tests/ntk/test_examples.py -m slow
+	  tests/experiments/test_ntk_convergence.py tests/experiments/test_card.py tests/ntk/test_examples.py -m slow
 
 # The slow tests of the packages: random networks, slopes, every derivative, Monte Carlo, several processes.
 test-slow: install

@@ -154,13 +154,15 @@ def sharpness(config: Any, model: Model) -> dict[str, Any]:
     largest = edges(model, net, batch, config.seeds)
     rates = [*(part.learning_rate * largest), *(TOO_LARGE * largest)]
 
-    # The gradient lies among the leading eigenvectors (Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754).
+    def top(net, params, data, start, steps):
+        loss = curved_loss(model, net.apply)
+        return metrics.sharpness(loss, params, data["train"], start=start, num_steps=steps)
+
     def begin(net, params, key, data):
-        return jax.grad(losses.supervised(model.loss, net.apply))(params, data["train"])
+        return top(net, params, data, key, 12).vector
 
     def measure(net, params, start, data):
-        curved = curved_loss(model, net.apply)
-        found = metrics.sharpness(curved, params, data["train"], start=start, num_steps=10)
+        found = top(net, params, data, start, 6)
         loss = losses.supervised(model.loss, net.apply)(params, data["train"])
         return found.vector, {"loss": loss, "sharpness": found.value[0]}
 
