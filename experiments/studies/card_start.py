@@ -42,13 +42,14 @@ def axes(config: Any, model: Model) -> dict[str, Any]:
         net = parametrized(model, "mup", width, config.base_width)
         plain = at_width(model, width)
 
-        starts, outputs = (  # separate programs, which the other parts share
-            [jax.jit(of, compiler_options=ONCE) for of in functions]
-            for functions in ((net.init, plain.init), (net.apply, plain.apply))
-        )
+        # Apart they compile faster than as one program.
+        programs = [
+            [jax.jit(f, compiler_options=ONCE) for f in (one.init, one.apply)]
+            for one in (net, plain)
+        ]
         for row, seed in enumerate(config.seeds):
             key = jax.random.key(seed)
-            pair = [apply(moved(init(key)), x) for init, apply in zip(starts, outputs)]
+            pair = [apply(moved(init(key)), x) for init, apply in programs]
             change = jax.tree.map(lambda a, b: np.abs(a - b).max(), *pair)
             off[row, end] = max(map(float, jax.tree.leaves(change)))
     rows = net.summary().rows

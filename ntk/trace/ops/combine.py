@@ -378,10 +378,9 @@ def sum_laws(laws: list[Law], need: Need, setting: Setting) -> Law:
 
 def needs(op: Combine, own: Need) -> Need:
     """All pairs of positions, where a map mixes them, or a process is added to itself along another axis."""
-    along: dict[int, set] = {}
-    for piece in op.pieces:
-        along.setdefault(piece.place, set()).add(tuple(piece.where))
-    if any(piece.maps for piece in op.pieces) or max(map(len, along.values()), default=0) > 1:
+    along = {(piece.place, tuple(piece.where)) for piece in op.pieces}
+    again = len(along) > len({place for place, _ in along})
+    if again or any(piece.maps for piece in op.pieces):
         return Need(True, 2 if own.variance else 0)
     return own
 
